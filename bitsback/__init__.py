@@ -1,0 +1,1 @@
+"""bitsback: train networks counted in bits."""

@@ -1,0 +1,115 @@
+"""Examples, split into what is described (training) and what only measures (test)."""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from bitsback.errors import DataError
+from bitsback.registry import Registry, Settings
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Inputs (n, ...) and targets (n, ...) of one split.
+
+    Raises:
+        DataError: when the split is empty, the lengths differ, or an input is not finite.
+
+    >>> len(Examples(torch.zeros(5, 2), torch.zeros(5)))
+    5
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    name: str = "training"
+
+    def __post_init__(self) -> None:
+        if len(self.inputs) != len(self.targets):
+            raise DataError(f"the {self.name} split has {len(self.inputs)} inputs but {len(self.targets)} targets")
+        if len(self.inputs) == 0:
+            raise DataError(f"the {self.name} split is empty; give at least one example")
+        for what, tensor in (("input", self.inputs), ("target", self.targets)):
+            finite = torch.isfinite(tensor).flatten(1).all(1) if tensor.ndim > 1 else torch.isfinite(tensor)
+            if not bool(finite.all()):
+                first = int((~finite).nonzero()[0])
+                raise DataError(f"{what} of {self.name} example {first} is NaN or infinite; clean the data first")
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "Examples":
+        """Both tensors on ``device``; floating-point ones in ``dtype``."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
+
+        return Examples(move(self.inputs), move(self.targets), self.name)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Training examples, test examples (never used to choose anything), and the number of classes where there are labels."""
+
+    name: str
+    train: Examples
+    test: Examples | None
+    classes: int | None = None
+
+
+class DataSettings(Settings):
+    """What every data source can be told."""
+
+    kind: str
+    limit: int | None = Field(None, ge=1, description="use only this many training examples, drawn by split_seed")
+    split_seed: int = Field(0, ge=0, description="seed of the draw behind limit and test_fraction")
+    scaling: Literal["unit", "standard", "none"] = Field(
+        "unit",
+        description="unit: inputs divided by their largest possible value; standard: every input feature shifted and "
+        "scaled to mean 0 and std 1 over the training inputs, which the receiver holds too; none: as stored",
+    )
+
+    @abstractmethod
+    def load(self) -> Dataset:
+        """Read the examples; raises DataError with the fix when that is not possible."""
+
+    def finish(self, name: str, train: Examples, test: Examples | None, classes: int | None, largest: float) -> Dataset:
+        """Apply ``limit`` and ``scaling`` to what was read."""
+        if self.limit is not None and self.limit < len(train):
+            kept = torch.from_numpy(np.random.default_rng(self.split_seed).permutation(len(train))[: self.limit]).sort().values
+            train = Examples(train.inputs[kept], train.targets[kept])
+        if self.scaling == "unit":
+            train, test = _affine(train, 0.0, largest), test and _affine(test, 0.0, largest)
+        elif self.scaling == "standard" and train.inputs.is_floating_point():
+            mean, std = train.inputs.mean(0), train.inputs.std(0, correction=0)
+            std = torch.where(std > 0, std, torch.ones_like(std))
+            train, test = _affine(train, mean, std), test and _affine(test, mean, std)
+        return Dataset(name, train, test, classes)
+
+
+def _affine(examples: Examples, shift: float | Tensor, scale: float | Tensor) -> Examples:
+    if not examples.inputs.is_floating_point():
+        return examples
+    return Examples((examples.inputs - shift) / scale, examples.targets, examples.name)
+
+
+def split(inputs: Tensor, targets: Tensor, test_fraction: float, seed: int) -> tuple[Examples, Examples | None]:
+    """Hold out ``test_fraction`` of the examples, drawn by ``seed``.
+
+    >>> train, test = split(torch.zeros(10, 1), torch.zeros(10), 0.2, seed=0)
+    >>> len(train), len(test)
+    (8, 2)
+    """
+    held_out = len(inputs) - int(len(inputs) * (1 - test_fraction) + 1e-9)
+    if held_out == 0:
+        return Examples(inputs, targets), None
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(inputs)))
+    test, train = order[:held_out].sort().values, order[held_out:].sort().values
+    return Examples(inputs[train], targets[train]), Examples(inputs[test], targets[test], "test")
+
+
+registry: Registry[type[DataSettings]] = Registry("data source")

@@ -1,0 +1,38 @@
+"""The 8 x 8 handwritten digits of the UCI repository, shipped inside the package.
+
+1,797 images with 17 grey levels (0 to 16): the test part of "Optical Recognition of Handwritten Digits" by E. Alpaydin and
+C. Kaynak (1998), UCI Machine Learning Repository, doi 10.24432/C50P49, licence CC BY 4.0.
+"""
+
+from importlib.resources import as_file, files
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from bitsback.data.dataset import Dataset, DataSettings, registry, split
+
+
+def read_digits() -> tuple[Tensor, Tensor]:
+    """Images (1797, 1, 8, 8) in 0..16 and labels (1797,).
+
+    >>> [tuple(tensor.shape) for tensor in read_digits()]
+    [(1797, 1, 8, 8), (1797,)]
+    """
+    with as_file(files("bitsback.data") / "digits.npz") as path, np.load(path, allow_pickle=False) as arrays:
+        images = torch.from_numpy(arrays["images"]).float().reshape(-1, 1, 8, 8)
+        return images, torch.from_numpy(arrays["labels"]).long()
+
+
+@registry.register("digits")
+class DigitsSettings(DataSettings):
+    """8 x 8 handwritten digits, 1,797 examples, in the package."""
+
+    kind: Literal["digits"] = "digits"
+    test_fraction: float = Field(0.2, ge=0, lt=1, description="share of examples held out")
+
+    def load(self) -> Dataset:
+        train, test = split(*read_digits(), self.test_fraction, self.split_seed)
+        return self.finish("digits", train, test, classes=10, largest=16.0)

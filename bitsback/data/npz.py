@@ -1,0 +1,71 @@
+"""NPZ: named numpy arrays in one file."""
+
+import zipfile
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from bitsback.data.dataset import Dataset, DataSettings, Examples, registry, split
+from bitsback.errors import DataError, near_miss
+
+
+@registry.register("npz")
+class NpzSettings(DataSettings):
+    """Arrays named ``inputs`` and ``targets`` (and, for a fixed test split, ``test_inputs`` and ``test_targets``).
+
+    Whole-number targets are labels, others are real numbers. A one-column target array is flattened.
+    """
+
+    kind: Literal["npz"] = "npz"
+    path: Path = Field(description="the .npz file")
+    inputs: str = Field("inputs", description="name of the array of inputs, (n, ...)")
+    targets: str = Field("targets", description="name of the array of targets, (n,) or (n, d)")
+    test_inputs: str = Field("test_inputs", description="name of the array of test inputs")
+    test_targets: str = Field("test_targets", description="name of the array of test targets")
+    test_fraction: float = Field(0.2, ge=0, lt=1, description="share held out when the file has no test arrays")
+
+    def load(self) -> Dataset:
+        arrays = self._arrays()
+        inputs, targets = self._tensor(arrays, self.inputs), self._tensor(arrays, self.targets)
+        train, test = split(*_same_length(inputs, targets, self.path), self.test_fraction, self.split_seed)
+        if self.test_inputs in arrays or self.test_targets in arrays:
+            train = Examples(inputs, targets)
+            test = Examples(self._tensor(arrays, self.test_inputs), self._tensor(arrays, self.test_targets), "test")
+        labels = not targets.is_floating_point() and targets.ndim == 1
+        return self.finish(self.path.stem, train, test, int(targets.max()) + 1 if labels else None, largest=self._peak(arrays))
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        try:
+            with np.load(self.path, allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
+        except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError) as fault:
+            raise DataError(f"cannot read {self.path} as NPZ: {fault}; write it with numpy.savez, without objects") from fault
+
+    def _tensor(self, arrays: dict[str, np.ndarray], name: str) -> Tensor:
+        if name not in arrays:
+            known = ", ".join(sorted(arrays)) or "none"
+            raise DataError(f"{self.path} has no array '{name}'{near_miss(name, arrays)}; arrays there: {known}")
+        array = arrays[name]
+        if array.dtype.kind not in "biuf":
+            raise DataError(f"array '{name}' in {self.path} has type {array.dtype}; numbers are needed")
+        if array.ndim == 0 or len(array) == 0:
+            raise DataError(f"array '{name}' in {self.path} is empty; give at least one example")
+        tensor = torch.from_numpy(array.astype(np.int64 if array.dtype.kind in "biu" else np.float32))
+        is_target = name in (self.targets, self.test_targets)
+        if is_target:
+            return tensor.flatten() if tensor.ndim == 2 and tensor.shape[1] == 1 else tensor
+        return tensor.float() if array.dtype != np.int64 else tensor
+
+    def _peak(self, arrays: dict[str, np.ndarray]) -> float:
+        dtype = arrays[self.inputs].dtype
+        return float(np.iinfo(dtype).max) if dtype == np.uint8 else 1.0
+
+
+def _same_length(inputs: Tensor, targets: Tensor, path: Path) -> tuple[Tensor, Tensor]:
+    if len(inputs) != len(targets):
+        raise DataError(f"{path} has {len(inputs)} inputs but {len(targets)} targets; give as many of each")
+    return inputs, targets

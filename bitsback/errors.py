@@ -1,0 +1,46 @@
+"""Named mistakes. Every message says what was given, what is allowed, and the fix."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class BitsbackError(Exception):
+    """Base of every error that ``bitsback`` raises on purpose; the command line shows it as one sentence."""
+
+
+class ConfigError(BitsbackError):
+    """A configuration that cannot be used; lists every fault with its file and line."""
+
+
+class DataError(BitsbackError):
+    """A data set that is missing, empty or holds values that no code can describe."""
+
+
+class PriorError(BitsbackError):
+    """A prior that is no code: improper, without the reals as support, or with a scale of zero or below."""
+
+
+class LedgerError(BitsbackError):
+    """A ledger that does not add up or does not cover the model."""
+
+
+class LayerError(BitsbackError):
+    """A module that cannot hold a posterior the way it was asked to."""
+
+
+class RunError(BitsbackError):
+    """A run directory that is missing, incomplete, or cannot be written."""
+
+
+class TrainingError(BitsbackError):
+    """Training that cannot go on, such as a loss that is not finite."""
+
+
+def near_miss(name: str, allowed: Iterable[str]) -> str:
+    """A hint such as `` (did you mean 'laplace'?)``, or nothing when no name is close.
+
+    >>> near_miss("laplas", ["gaussian", "laplace"])
+    " (did you mean 'laplace'?)"
+    """
+    close = difflib.get_close_matches(name, list(allowed), n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""

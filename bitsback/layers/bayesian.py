@@ -1,0 +1,205 @@
+"""The one rule: a torch layer stays what it is, and reading a weight reads its posterior.
+
+A Bayesian layer is the torch layer's own class with :class:`BayesianModule` in front. Its weights leave ``_parameters`` and
+live in ``posteriors``; when the layer's unchanged ``forward`` reads ``self.weight``, it is handed a draw. Nothing of a
+layer's forward is copied, so every constructor option and every future torch release keeps working.
+"""
+
+import math
+from functools import cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from bitsback.errors import LayerError
+from bitsback.posterior import GaussianPosteriorSettings, Posterior, PosteriorSettings, holding
+
+Estimator = Literal["auto", "weight", "output"]
+
+LINEAR_IN_WEIGHTS: tuple[type[nn.Module], ...] = (
+    nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+)  # fmt: skip
+"""Layers whose output is linear in their weights, so that its mean and variance under q are two plain forward passes."""
+
+OUTPUT_BY_DEFAULT: tuple[type[nn.Module], ...] = (nn.Linear, nn.Bilinear)
+"""Where ``auto`` takes output noise: exact per example, less noisy; in convolutions it is neither (fresh noise per pixel)."""
+
+
+class BayesianModule(nn.Module):
+    """A torch module whose own weights have posteriors (mix-in; made by :func:`make_bayesian`).
+
+    Attributes:
+        posteriors: weight name to posterior.
+        estimator: ``weight`` draws the weights once per call; ``output`` draws the outputs instead (local
+            reparameterisation, Kingma, Salimans & Welling 2015, section 2), for layers linear in their weights.
+
+    ``forward`` returns the layer's output alone.
+    """
+
+    posteriors: nn.ModuleDict
+    estimator: Literal["weight", "output"]
+
+    def __getattr__(self, name: str) -> Any:
+        posteriors = self.__dict__.get("_modules", {}).get("posteriors")
+        if posteriors is not None and name in posteriors:
+            return posteriors[name].value()
+        return super().__getattr__(name)
+
+    @property
+    def own_posteriors(self) -> list[Posterior]:
+        """The posteriors of this module's own weights, without those of its children."""
+        return list(self.posteriors.values())  # type: ignore[arg-type]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        own = self.own_posteriors
+        if self.estimator == "output" and not any(posterior.is_holding for posterior in own):
+            return self._draw_output(*args, **kwargs)
+        with holding(own):
+            return super().forward(*args, **kwargs)
+
+    def _draw_output(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Mean f(x; m), variance f(x^2; s^2); the variance in float32 or better, for squares underflow in half precision."""
+        own = self.own_posteriors
+        with holding(own, lambda q: q.mean):
+            mean = super().forward(*args, **kwargs)
+        kind = mean.device.type
+        with torch.autocast(kind, enabled=False), holding(own, _variance):
+            squares = [arg.to(own[0].mean.dtype).square() for arg in args if isinstance(arg, Tensor)]
+            rest = [arg for arg in args if not isinstance(arg, Tensor)]
+            named = {key: arg.to(own[0].mean.dtype).square() if isinstance(arg, Tensor) else arg for key, arg in kwargs.items()}
+            variance = super().forward(*squares, *rest, **named)
+        std = variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()
+        return mean + (std * torch.randn_like(std)).to(mean.dtype)
+
+
+def _variance(posterior: Posterior) -> Tensor:
+    std = posterior.std()
+    return torch.zeros_like(posterior.mean) if std is None else std.square()
+
+
+class _RecurrentWeights:
+    """Recurrent layers keep a private list of their weights; here it is always read afresh."""
+
+    _flat_weights_names: list[str]
+
+    @property
+    def _flat_weights(self) -> list[Tensor | None]:
+        return [getattr(self, name) if hasattr(self, name) else None for name in self._flat_weights_names]
+
+    @_flat_weights.setter
+    def _flat_weights(self, weights: list[Tensor]) -> None:
+        pass  # the names say where the weights are
+
+
+class _PaddedWeights:
+    """The padding row of an embedding is a constant, not a weight that is drawn."""
+
+    padding_idx: int | None
+    posteriors: nn.ModuleDict
+
+    def __getattr__(self, name: str) -> Any:
+        value = super().__getattr__(name)  # type: ignore[misc]
+        if name != "weight" or self.padding_idx is None or name not in self.posteriors:
+            return value
+        constant: Tensor = self.posteriors[name].mean[self.padding_idx]  # type: ignore[index, union-attr, assignment]
+        row = torch.arange(len(value), device=value.device) == self.padding_idx
+        return torch.where(row[:, None], constant, value)
+
+
+SPECIAL: dict[type[nn.Module], type] = {nn.RNNBase: _RecurrentWeights, nn.Embedding: _PaddedWeights}
+"""What a kind of layer needs beyond the rule."""
+
+
+@cache
+def bayesian_class(kind: type[nn.Module]) -> type[nn.Module]:
+    """The class that is ``kind`` with :class:`BayesianModule` in front; ``kind`` itself when it is one already.
+
+    >>> bayesian_class(nn.Linear).__mro__[-2].__name__, issubclass(bayesian_class(nn.Linear), nn.Linear)
+    ('Module', True)
+    """
+    if issubclass(kind, BayesianModule):
+        return kind
+    extra = [special for base, special in SPECIAL.items() if issubclass(kind, base)]
+    return type(f"Bayesian{kind.__name__}", (*extra, BayesianModule, kind), {"__doc__": f"{kind.__name__} with posteriors."})
+
+
+def fan_in(module: nn.Module, name: str) -> int:
+    """How many inputs feed one unit of the tensor ``name``; a bias takes its layer's, a norm's weight has one.
+
+    >>> fan_in(nn.Conv2d(3, 8, 5), "bias")
+    75
+    """
+    shapes = {local: p.shape for local, p in module._parameters.items() if p is not None}
+    if isinstance(module, BayesianModule):
+        shapes |= {local: q.mean.shape for local, q in module.posteriors.items()}  # type: ignore[union-attr]
+    matrices = [shapes[name], *shapes.values()]
+    shape = next((shape for shape in matrices if len(shape) >= 2), None)
+    if shape is None or isinstance(module, nn.Embedding):
+        return 1
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        return shape[0] // module.groups * math.prod(shape[2:])
+    return math.prod(shape[1:])
+
+
+def choose_estimator(module: nn.Module, wanted: Estimator) -> Literal["weight", "output"]:
+    """Resolve ``auto`` for one module, or refuse ``output`` with the reason."""
+    complete = all(parameter is None for parameter in module._parameters.values())
+    if wanted == "output":
+        if not isinstance(module, LINEAR_IN_WEIGHTS):
+            raise LayerError(
+                f"{type(module).__name__} is not linear in its weights, its output noise is not Gaussian; use estimator 'weight'"
+            )
+        if not complete:
+            raise LayerError("estimator 'output' needs a posterior on every weight of the layer; use estimator 'weight'")
+        return "output"
+    return "output" if wanted == "auto" and complete and isinstance(module, OUTPUT_BY_DEFAULT) else "weight"
+
+
+def make_bayesian(
+    module: nn.Module,
+    posterior: PosteriorSettings | None = None,
+    estimator: Estimator = "auto",
+    *,
+    names: tuple[str, ...] | None = None,
+    known: dict[int, Posterior] | None = None,
+) -> nn.Module:
+    """Give the module's own parameters posteriors, in place; children are left alone.
+
+    Args:
+        module: any module with parameters of its own; their values become the posterior means.
+        posterior: settings of the posteriors; a std relative to the prior starts relative to a prior of scale 1.
+        estimator: see :class:`BayesianModule`.
+        names: which of its parameters; default all.
+        known: posteriors by ``id`` of the parameter they replaced, so that tied weights share one.
+
+    Raises:
+        LayerError: for uninitialised lazy modules, parametrized modules, and ``output`` where it does not apply.
+
+    >>> layer = make_bayesian(nn.Linear(3, 2))
+    >>> layer(torch.ones(5, 3)).shape, isinstance(layer, nn.Linear)
+    (torch.Size([5, 2]), True)
+    """
+    settings = posterior or GaussianPosteriorSettings()
+    shared = known if known is not None else {}
+    chosen = [name for name, p in module._parameters.items() if p is not None and (names is None or name in names)]
+    for name in chosen:
+        if isinstance(module._parameters[name], nn.parameter.UninitializedParameter):
+            raise LayerError(f"'{name}' of {type(module).__name__} has no shape yet; run one batch through the network first")
+    if isinstance(module, nn.utils.parametrize.ParametrizationList | nn.Sequential | nn.ModuleList | nn.ModuleDict):
+        raise LayerError(f"{type(module).__name__} cannot hold posteriors itself; remove the parametrization, or exclude it")
+    inputs = {name: fan_in(module, name) for name in chosen}
+    posteriors = nn.ModuleDict()
+    for name in chosen:
+        parameter = module._parameters.pop(name)
+        assert parameter is not None
+        if id(parameter) not in shared:
+            shared[id(parameter)] = settings.build(parameter.data, inputs[name], prior_scale=1.0)
+        posteriors[name] = shared[id(parameter)]
+    if "posteriors" in module._modules:
+        module.posteriors.update(posteriors)  # type: ignore[union-attr, operator]
+    else:
+        module.posteriors = posteriors
+        module.__class__ = bayesian_class(type(module))
+    module.estimator = choose_estimator(module, estimator)
+    return module

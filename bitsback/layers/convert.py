@@ -1,0 +1,95 @@
+"""Make any ``nn.Module`` Bayesian, in place."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from bitsback.errors import LayerError, near_miss
+from bitsback.layers.bayesian import Estimator, make_bayesian
+from bitsback.posterior import Posterior, PosteriorSettings
+
+Estimators = Estimator | Mapping[str, Estimator]
+
+
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """True when a pattern fits the dotted weight name or the name of a module it lies in.
+
+    >>> matches("encoder.fc.weight", ["encoder"]), matches("encoder.fc.bias", ["*.weight"])
+    (True, False)
+    """
+    parts = name.split(".")
+    paths = [".".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
+    return any(fnmatchcase(path, pattern) for path in paths for pattern in patterns)
+
+
+def convert(
+    network: nn.Module,
+    posterior: PosteriorSettings | None = None,
+    *,
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+    estimator: Estimators = "auto",
+) -> nn.Module:
+    """Give every chosen weight of ``network`` a posterior, in place; the rest stays deterministic.
+
+    Args:
+        network: any module; its parameter values become posterior means. Layers that are Bayesian already are kept.
+        posterior: settings of the posteriors.
+        include, exclude: shell-style patterns over dotted weight names (``"encoder.fc.weight"``) or module names
+            (``"encoder"``); a weight is chosen when it matches ``include`` and not ``exclude``.
+        estimator: for all layers, or by layer kind: ``{"Conv2d": "weight", "Linear": "output"}``.
+
+    Tied weights get one posterior and are counted once; a weight that several modules read is drawn by the ``weight``
+    estimator, so that all of them see one value.
+
+    Raises:
+        LayerError: when a pattern fits nothing, or a layer refuses.
+
+    >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    >>> _ = convert(net, exclude=["2"])
+    >>> [name for name, _ in net.named_parameters()]
+    ['0.posteriors.weight.mean', '0.posteriors.weight.log_std', '0.posteriors.bias.mean', '0.posteriors.bias.log_std', '2.weight', '2.bias']
+    """  # noqa: E501
+    own = list(_own_parameters(network))
+    _check_patterns([*include, *exclude], [name for _, _, name in own])
+    readers: dict[int, int] = {}
+    for module, local, _ in own:
+        readers[id(module._parameters[local])] = readers.get(id(module._parameters[local]), 0) + 1
+    known: dict[int, Posterior] = {}
+    keep_alive = [module._parameters[local] for module, local, _ in own]  # ids stay unique while tensors live
+    for module in dict.fromkeys(module for module, _, _ in own):
+        names = [(local, name) for owner, local, name in own if owner is module]
+        chosen = tuple(local for local, name in names if matches(name, include) and not matches(name, exclude))
+        if chosen:
+            tied = any(readers[id(module._parameters[local])] > 1 for local in chosen)
+            attention = any(isinstance(m, nn.MultiheadAttention) and m.out_proj is module for m in network.modules())
+            wanted = "weight" if tied or attention else _estimator_of(module, estimator)
+            make_bayesian(module, posterior, wanted, names=chosen, known=known)
+    del keep_alive
+    return network
+
+
+def _own_parameters(network: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
+    """(module, local name, dotted name) of every parameter that has no posterior yet; tied ones at every place."""
+    inside = {id(m) for q in network.modules() if isinstance(q, Posterior) for m in q.modules()}
+    for path, module in network.named_modules():
+        if id(module) not in inside:
+            for local, parameter in module._parameters.items():
+                if parameter is not None:
+                    yield module, local, f"{path}.{local}" if path else local
+
+
+def _check_patterns(patterns: Sequence[str], names: Sequence[str]) -> None:
+    for pattern in patterns:
+        if pattern != "*" and not any(matches(name, [pattern]) for name in names):
+            raise LayerError(f"no weight matches '{pattern}'{near_miss(pattern, names)}; weights: {', '.join(names)}")
+
+
+def _estimator_of(module: nn.Module, estimator: Estimators) -> Estimator:
+    if isinstance(estimator, str):
+        return estimator
+    for kind in type(module).__mro__:
+        if kind.__name__ in estimator:
+            return estimator[kind.__name__]
+    return "auto"

@@ -1,0 +1,142 @@
+"""Learned numbers that are not weights: how they are written down, and what that costs.
+
+A receiver needs every number that was learned. Each is rounded to a grid with finitely many levels *before* the ledger is
+taken, so that what is charged is what is used.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from bitsback.errors import BitsbackError
+
+Learn = Literal["none", "gradient", "closed_form"]
+GradientLearn = Literal["none", "gradient"]
+
+
+class Grid(Protocol):
+    """A finite set of values with a fixed-length code."""
+
+    @property
+    def bits_each(self) -> float:
+        """Bits for one number."""
+
+    def round(self, values: Tensor) -> Tensor:
+        """The nearest value on the grid, elementwise."""
+
+
+@dataclass(frozen=True)
+class UniformGrid:
+    """The values ``low + k * step`` for ``k = 0 .. levels - 1``.
+
+    >>> grid = UniformGrid(low=-16.0, step=2**-5, levels=1024)
+    >>> grid.bits_each, grid.round(torch.tensor([0.02, 99.0])).tolist()
+    (10.0, [0.03125, 15.96875])
+    """
+
+    low: float
+    step: float
+    levels: int
+
+    @property
+    def bits_each(self) -> float:
+        return math.log2(self.levels)
+
+    def round(self, values: Tensor) -> Tensor:
+        level = ((values - self.low) / self.step).round().clamp(0, self.levels - 1)
+        return self.low + level * self.step
+
+
+@dataclass(frozen=True)
+class Bfloat16Grid:
+    """The brain floating-point numbers: 16 bits, eight of them mantissa, the range of float32.
+
+    >>> BFLOAT16.round(torch.tensor([1.001])).item()
+    1.0
+    """
+
+    bits_each: float = 16.0
+
+    def round(self, values: Tensor) -> Tensor:
+        return values.to(torch.bfloat16).to(values.dtype)
+
+
+LOG_SCALE = UniformGrid(low=-16.0, step=2**-5, levels=1024)
+"""Natural logarithms of scales: 10 bits for a scale between e^-16 and e^16, within 1.6 %."""
+
+LOGIT = UniformGrid(low=-16.0, step=2**-4, levels=512)
+"""Logits of mixture weights: 9 bits each."""
+
+BFLOAT16 = Bfloat16Grid()
+"""Locations and batch-norm statistics: 16 bits each."""
+
+
+@dataclass(frozen=True)
+class Charge:
+    """Bits paid for ``numbers`` learned numbers that are not weights.
+
+    >>> Charge("prior.log_scale", 2, 10.0).bits
+    20.0
+    """
+
+    name: str
+    numbers: int
+    bits_each: float
+
+    @property
+    def bits(self) -> float:
+        return self.numbers * self.bits_each
+
+
+class Learned(nn.Module):
+    """A module that charges the numbers it learns.
+
+    Each number is stored by :meth:`_store`: as a buffer when it is fixed or has a closed form, as a parameter when it is
+    learned by gradient; a learned one is charged on its stated grid.
+    """
+
+    kind: ClassVar[str]
+    family: ClassVar[str]
+    mistake: ClassVar[type[BitsbackError]] = BitsbackError
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._grids: dict[str, Grid] = {}
+
+    def _store(self, name: str, value: Any, learn: Learn, grid: Grid = LOG_SCALE) -> None:
+        tensor = torch.as_tensor(value, dtype=torch.get_default_dtype()).clone()
+        if not torch.isfinite(tensor).all():
+            raise self.mistake(f"{self.family} '{self.kind}' got {name} = {value}; every number must be finite")
+        if learn == "gradient":
+            self.register_parameter(name, nn.Parameter(tensor))
+        else:
+            self.register_buffer(name, tensor)
+        if learn != "none":
+            self._grids[name] = grid
+
+    def _store_scale(self, value: Any, learn: Learn, name: str = "scale") -> None:
+        """Store a positive number (or several) as its logarithm ``log_NAME``."""
+        scale = torch.as_tensor(value, dtype=torch.float64)
+        if not bool((scale > 0).all() and torch.isfinite(scale).all()):
+            raise self.mistake(
+                f"{self.family} '{self.kind}' needs a positive, finite {name}, got {value}; set {self.family}.{name} above zero"
+            )
+        self._store(f"log_{name}", scale.log(), learn)
+
+    def charges(self) -> list[Charge]:
+        """What every learned number costs."""
+        return [Charge(name, getattr(self, name).numel(), grid.bits_each) for name, grid in self._grids.items()]
+
+    def round_to_grid(self) -> None:
+        """Round every learned number to its grid, in place: what is charged is what is used."""
+        with torch.no_grad():
+            for name, grid in self._grids.items():
+                getattr(self, name).copy_(grid.round(getattr(self, name)))
+
+
+def plain(tensor: Tensor) -> Any:
+    """A tensor as float or nested list, in float64."""
+    return tensor.detach().double().cpu().tolist()

@@ -1,0 +1,7 @@
+"""What was paid: gross bits, the refund, the net. Knows nothing of networks."""
+
+from bitsback.ledger.entry import Entry
+from bitsback.ledger.ledger import Ledger
+from bitsback.ledger.table import render
+
+__all__ = ["Entry", "Ledger", "render"]

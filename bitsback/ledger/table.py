@@ -1,0 +1,45 @@
+"""The ledger as a text table that survives a pipe."""
+
+from bitsback.ledger.ledger import Ledger
+
+Row = tuple[str, str, str, str, str, str, str]
+
+
+def _money(net_bits: float, refund_bits: float) -> tuple[str, str, str]:
+    """Gross, refund and net to one decimal, so that gross - refund = net holds in the digits shown."""
+    net, refund = round(net_bits, 1), round(refund_bits, 1)
+    return f"{net + refund:,.1f}", f"{refund:,.1f}", f"{net:,.1f}"
+
+
+def _row(name: str, weights: str, net_bits: float, refund_bits: float, per_weight: str, method: str) -> Row:
+    return (name, weights, *_money(net_bits, refund_bits), per_weight, method)
+
+
+def render(ledger: Ledger) -> str:
+    """The ledger as aligned plain text: a line per weight tensor, the totals, what was not charged, one sentence."""
+    head: Row = ("weights of", "count", "gross bits", "refund", "net bits", "bits/weight", "method")
+    body = [
+        _row(e.name, f"{e.weights:,}", e.net_bits, e.refund_bits, f"{e.bits_per_weight:.3f}", e.method) for e in ledger.entries
+    ]
+    data = f"{ledger.samples} draw{'s' if ledger.samples != 1 else ''}, +- {ledger.data_bits_stderr:.1f}"
+    hyper_count = sum(charge.numbers for charge in ledger.charges)
+    hyper = ", ".join(charge.name for charge in ledger.charges[:3]) + (", ..." if len(ledger.charges) > 3 else "")
+    foot = [
+        _row("all weights", f"{ledger.weights:,}", ledger.net_weight_bits, ledger.refund_bits,
+             f"{ledger.bits_per_weight:.3f}", f"grid step {ledger.grid_step:g}"),
+        _row("hyper-parameters", f"{hyper_count:,}", ledger.hyperparameter_bits, 0.0, "", hyper),
+        _row("data (labels)", "", ledger.data_bits, 0.0, "", data),
+        _row("total", "", ledger.net_bits, ledger.refund_bits, "", f"{ledger.bits_per_example:.3f} bits per example"),
+        _row("uniform code", "", ledger.uniform_bits, 0.0, "", f"{ledger.examples:,} examples, no model"),
+    ]  # fmt: skip
+    widths = [max(len(row[column]) for row in [head, *body, *foot]) for column in range(7)]
+
+    def line(row: Row) -> str:
+        cells = [row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in range(1, 6)), row[6]]
+        return "  ".join(cells).rstrip()
+
+    rule = "-" * max(len(line(row)) for row in [head, *body, *foot])
+    lines = [line(head), rule, *map(line, body), rule, *map(line, foot)]
+    lines += [f"not charged: {what}" for what in ledger.not_charged]
+    lines += [f"note: {note}" for note in ledger.notes]
+    return "\n".join([*lines, "", ledger.sentence()])

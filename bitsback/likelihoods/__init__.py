@@ -1,0 +1,25 @@
+"""p(D given w): what the data cost once the weights are known."""
+
+from typing import Annotated, Union
+
+from pydantic import Field
+
+from bitsback.likelihoods import classes, counts, real  # noqa: F401
+from bitsback.likelihoods.base import Likelihood, LikelihoodSettings, registry
+from bitsback.likelihoods.classes import BernoulliLikelihood, CategoricalLikelihood
+from bitsback.likelihoods.counts import PoissonLikelihood
+from bitsback.likelihoods.real import GaussianLikelihood
+
+AnyLikelihoodSettings = Annotated[Union[tuple(registry.members())], Field(discriminator="kind")]  # noqa: UP007
+"""The settings of any registered likelihood, told apart by ``kind``."""
+
+__all__ = [
+    "AnyLikelihoodSettings",
+    "BernoulliLikelihood",
+    "CategoricalLikelihood",
+    "GaussianLikelihood",
+    "Likelihood",
+    "LikelihoodSettings",
+    "PoissonLikelihood",
+    "registry",
+]

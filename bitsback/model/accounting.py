@@ -1,0 +1,208 @@
+"""Taking the ledger of a model: exact weight bits, and data bits from whole-network draws that all examples share."""
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from bitsback.data import Examples
+from bitsback.errors import LedgerError
+from bitsback.kl import kl
+from bitsback.learned import Charge
+from bitsback.ledger import Entry, Ledger
+from bitsback.likelihoods import Likelihood
+from bitsback.model.model import BayesianModel, Weight
+from bitsback.posterior import GaussianPosterior, PointPosterior
+from bitsback.units import nats_to_bits
+
+FLOAT32_BITS = 32.0
+NO_REFUND = "a point estimate has no refund: q has no width, so choosing w carries no bits that could be given back"
+SHOWN_AFTER_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Data bits of each whole-network draw, the mean over draws with its standard error, and the averaged predictor's error."""
+
+    draws_bits: tuple[float, ...]
+    error: float
+    examples: int
+
+    @property
+    def data_bits(self) -> float:
+        """Mean data cost over the draws."""
+        return math.fsum(self.draws_bits) / len(self.draws_bits)
+
+    @property
+    def data_bits_stderr(self) -> float:
+        """Standard error of :attr:`data_bits`; 0 for a single draw, whose spread is unknown."""
+        count = len(self.draws_bits)
+        if count < 2:
+            return 0.0
+        variance = math.fsum((bits - self.data_bits) ** 2 for bits in self.draws_bits) / (count - 1)
+        return math.sqrt(variance / count)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Draw from ``seed`` inside, and leave the generators as they were."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _device(model: BayesianModel) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+@torch.no_grad()
+def evaluate(
+    model: BayesianModel,
+    likelihood: Likelihood,
+    examples: Examples,
+    *,
+    samples: int = 10,
+    seed: int = 0,
+    batch_size: int = 4096,
+    progress: bool = False,
+) -> Evaluation:
+    """Data bits of ``samples`` whole-network draws (``samples = 0``: of the posterior means), and the posterior-averaged error.
+
+    Each draw is one w that all examples share, because a code transmits one w. The model's mode and the random generators
+    are left as they were.
+    """
+    was_training, device = model.training, _device(model)
+    model.eval()
+    predicted: list[Tensor] = []
+    draws_bits = []
+    try:
+        with seeded(seed, device):
+            rounds = range(max(1, samples))
+            for _ in tqdm(rounds, desc="draws", leave=False, disable=not progress, delay=SHOWN_AFTER_SECONDS):
+                with model.sample() if samples > 0 else model.mean():
+                    total = 0.0
+                    for index, start in enumerate(range(0, len(examples), batch_size)):
+                        part = slice(start, start + batch_size)
+                        outputs = model(examples.inputs[part])
+                        total += float(likelihood.bits(outputs, examples.targets[part]).double().sum())
+                        prediction = likelihood.predict(outputs)
+                        if len(predicted) <= index:
+                            predicted.append(prediction)
+                        else:
+                            predicted[index] += prediction
+                draws_bits.append(total)
+    finally:
+        model.train(was_training)
+    average = torch.cat(predicted) / len(draws_bits)
+    error = likelihood.summary(float(likelihood.error(average, examples.targets).double().mean()))
+    return Evaluation(tuple(draws_bits), error, len(examples))
+
+
+def default_grid_step(model: BayesianModel) -> float:
+    """The largest power of two below the smallest posterior std; for points, below an eighth of the narrowest prior."""
+    smallest = model.smallest_std()
+    if smallest is not None:
+        limit = smallest
+    else:
+        chosen = [q.grid_step for q in model.posteriors() if isinstance(q, PointPosterior) and q.grid_step is not None]
+        if chosen:
+            return min(chosen)
+        limit = min((float(w.prior.width().detach().min()) for w in model.weights), default=1.0) / 8
+    return 2.0 ** (math.ceil(math.log2(limit)) - 1)
+
+
+def take_ledger(
+    model: BayesianModel,
+    likelihood: Likelihood,
+    examples: Examples,
+    *,
+    samples: int = 20,
+    grid_step: float | None = None,
+    seed: int = 0,
+    batch_size: int = 4096,
+    progress: bool = False,
+) -> Ledger:
+    """The ledger of a model on its training examples.
+
+    Learned numbers (and a point estimate's weights) are first rounded to their grids **in place**, so that what is charged
+    is what is used. Weight bits are closed form or quadrature in float64; data bits are averaged over ``samples``
+    whole-network draws.
+
+    Args:
+        model, likelihood, examples: what is described, and the training split it was fitted to.
+        samples: whole-network draws behind ``data_bits`` and its standard error.
+        grid_step: grid of the weights in gross bits and refund; default :func:`default_grid_step`. It cancels in the net.
+        seed: of the draws.
+
+    Raises:
+        LedgerError: when a grid step is too coarse for a point estimate's prior, or bits are not finite.
+    """
+    model.round_to_grid()
+    likelihood.round_to_grid()
+    step = grid_step if grid_step is not None else default_grid_step(model)
+    points = [weight for weight in model.weights if isinstance(weight.posterior, PointPosterior)]
+    for weight in points:
+        _round_point(weight, step)
+    samples = samples if len(points) < len(model.weights) else 0
+    paid = evaluate(model, likelihood, examples, samples=samples, seed=seed, batch_size=batch_size, progress=progress)
+    entries = [_entry(weight, step) for weight in model.weights]
+    for name, parameter in model.deterministic():
+        if parameter.requires_grad:
+            bits = FLOAT32_BITS * parameter.numel()
+            entries.append(Entry.of(name, weights=parameter.numel(), net_bits=bits, refund_bits=0.0, method="float32"))
+    frozen = sum(p.numel() for _, p in model.deterministic() if not p.requires_grad)
+    held = sum(p.numel() for p in model.network.parameters())
+    gaussians = sum(q.weights for q in model.posteriors() if isinstance(q, GaussianPosterior))
+    likelihood_charges = [Charge(f"likelihood.{c.name}", c.numbers, c.bits_each) for c in likelihood.charges()]
+    return Ledger(
+        entries=tuple(entries),
+        model_weights=held - frozen - gaussians,  # a Gaussian posterior stores two numbers for each weight
+        data_bits=paid.data_bits,
+        data_bits_stderr=paid.data_bits_stderr,
+        uniform_bits=likelihood.uniform_bits(examples.targets),
+        examples=len(examples),
+        charges=tuple(model.charges() + likelihood_charges),
+        grid_step=step,
+        samples=len(paid.draws_bits),
+        not_charged=("the configuration: architecture, fixed numbers of the prior, preprocessing", *model.not_charged()),
+        notes=(NO_REFUND,) if points else (),
+    )
+
+
+def _round_point(weight: Weight, step: float) -> None:
+    narrowest = float(weight.prior.width().detach().min())
+    if step > narrowest / 4:
+        raise LedgerError(
+            f"grid step {step:g} is too coarse for the prior of '{weight.name}', whose width is {narrowest:g}: density times "
+            f"step would not be a code; set posterior.grid_step to {narrowest / 8:.2g} or less"
+        )
+    assert isinstance(weight.posterior, PointPosterior)
+    weight.posterior.round_to(step)
+
+
+@torch.no_grad()
+def _entry(weight: Weight, step: float) -> Entry:
+    """The exact entry of one weight tensor, in float64 from the parameters as they are stored."""
+    prior = copy.deepcopy(weight.prior).double()
+    count, log_step = weight.posterior.weights, math.log(step)
+    if isinstance(weight.posterior, GaussianPosterior):
+        mean, std = weight.posterior.mean.double(), weight.posterior.std().double()
+        exact = GaussianPosterior(mean, std)
+        cost = kl(exact, prior, samples=1000)
+        refund_nats = float(exact.entropy().sum()) - count * log_step
+        return Entry.of(
+            weight.name,
+            weights=count,
+            net_bits=float(cost.bits),
+            refund_bits=nats_to_bits(refund_nats),
+            method=cost.method,
+            stderr=cost.stderr_bits,
+        )
+    point = PointPosterior(weight.posterior.mean.double())
+    nats = float(kl(point, prior).nats) - count * log_step
+    return Entry.of(weight.name, weights=count, net_bits=nats_to_bits(nats), refund_bits=0.0, method="point")

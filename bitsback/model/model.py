@@ -1,0 +1,233 @@
+"""A network whose weights each have a name, a posterior and a prior."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitsback.errors import LayerError, PriorError
+from bitsback.kl import Panels, kl, mass
+from bitsback.layers import BayesianModule, convert, fan_in
+from bitsback.layers.convert import Estimators, matches
+from bitsback.learned import BFLOAT16, Charge
+from bitsback.posterior import GaussianPosterior, GaussianPosteriorSettings, Posterior, PosteriorSettings, holding
+from bitsback.priors import Prior, PriorSettings, PyroPrior, WeightInfo
+from bitsback.priors import registry as prior_registry
+from bitsback.units import nats_to_bits
+
+PriorChoice = PriorSettings | Mapping[str, Any] | str
+"""A prior's settings, the same as a mapping with ``kind``, or only its kind."""
+
+STATISTICS = ("running_mean", "running_var")
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One weight tensor: its dotted name in the network, its posterior and its prior."""
+
+    name: str
+    posterior: Posterior
+    prior: Prior
+
+
+class BayesianModel(nn.Module):
+    """A network that knows the prior of every weight that has a posterior.
+
+    Calling it calls the network. One call sees one draw of every weight that is drawn (tied weights included); layers with
+    the ``output`` estimator draw their outputs instead. Make it with :func:`bayesianize`.
+    """
+
+    def __init__(self, network: nn.Module, prior: PriorChoice, overrides: Mapping[str, PriorChoice] | None = None) -> None:
+        super().__init__()
+        self.network = network
+        self.priors = nn.ModuleList()
+        self.weights: list[Weight] = []
+        self._drawn_per_call: list[Posterior] = []
+        self._assign(settings_of(prior), {pattern: settings_of(choice) for pattern, choice in (overrides or {}).items()})
+
+    def _assign(self, default: PriorSettings, overrides: Mapping[str, PriorSettings]) -> None:
+        groups: dict[tuple[str, str], Prior] = {}
+        seen: set[int] = set()
+        used: set[str] = set()
+        for path, module in self.network.named_modules():
+            if not isinstance(module, BayesianModule):
+                continue
+            if module.estimator == "weight":
+                self._drawn_per_call += module.own_posteriors
+            for local, posterior in module.posteriors.items():
+                assert isinstance(posterior, Posterior)
+                name = f"{path}.{local}" if path else local
+                if id(posterior) in seen:
+                    continue
+                seen.add(id(posterior))
+                pattern = next((p for p in overrides if matches(name, [p])), "")
+                used.add(pattern)
+                settings = overrides.get(pattern, default)
+                key = (pattern, {"tensor": name, "layer": path, "model": ""}[settings.per])
+                if key not in groups:
+                    groups[key] = _build(settings, name, module, local, posterior)
+                    self.priors.append(groups[key])
+                self.weights.append(Weight(name, posterior, groups[key]))
+        for pattern in overrides:
+            if pattern not in used:
+                names = ", ".join(weight.name for weight in self.weights)
+                raise LayerError(f"prior override '{pattern}' matches no weight; weights: {names}")
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The network's output."""
+        with holding(self._drawn_per_call):
+            return self.network(*args, **kwargs)
+
+    @contextmanager
+    def sample(self) -> Iterator["BayesianModel"]:
+        """Inside, every call sees one and the same draw of all weights, as a receiver would."""
+        with holding(weight.posterior for weight in self.weights):
+            yield self
+
+    @contextmanager
+    def mean(self) -> Iterator["BayesianModel"]:
+        """Inside, every weight is its posterior mean."""
+        with holding((weight.posterior for weight in self.weights), lambda q: q.mean):
+            yield self
+
+    def kl_bits(self, *, exact: bool = False) -> Tensor:
+        """Net weight bits, KL(q||p) / ln 2, over all weights; a scalar, differentiable.
+
+        For a point estimate: -log2 p(w), the penalty. ``exact`` takes the ledger's quadrature instead of the faster one for
+        training, where the prior has no closed form.
+        """
+        panels = Panels.exact() if exact else Panels.fast()
+        parts = [kl(weight.posterior, weight.prior, panels=panels, samples=1).bits for weight in self.weights]
+        return torch.stack(parts).sum() if parts else torch.zeros(())
+
+    def refund_bits(self, grid_step: float) -> Tensor:
+        """E_q[-log2 q(w) grid_step] over all weights; zero for point estimates."""
+        step = torch.tensor(grid_step, dtype=torch.float64).log()
+        parts = [
+            (q.entropy().detach().double() - step).sum().cpu() for q in self.posteriors() if isinstance(q, GaussianPosterior)
+        ]
+        return nats_to_bits(torch.stack(parts).sum()) if parts else torch.zeros((), dtype=torch.float64)
+
+    def posteriors(self) -> list[Posterior]:
+        """Every posterior once, in the order of the weights."""
+        return [weight.posterior for weight in self.weights]
+
+    def smallest_std(self) -> float | None:
+        """The smallest posterior standard deviation; None when every weight is a point."""
+        stds = [q.std() for q in self.posteriors()]
+        return min((float(std.detach().min()) for std in stds if std is not None), default=None)
+
+    @torch.no_grad()
+    def update_priors(self) -> None:
+        """Set every prior that learns in closed form to its best given the posteriors."""
+        for prior in self.priors:
+            assert isinstance(prior, Prior)
+            prior.update([(w.posterior.mean, w.posterior.std()) for w in self.weights if w.prior is prior])
+
+    def deterministic(self) -> list[tuple[str, nn.Parameter]]:
+        """Name and parameter of every weight of the network that has no posterior."""
+        inside = {id(p) for posterior in self.posteriors() for p in posterior.parameters()}
+        return [(name, p) for name, p in self.network.named_parameters() if id(p) not in inside]
+
+    def statistics(self) -> list[tuple[str, Tensor]]:
+        """Running statistics of the normalisation layers: learned from the data, hence charged."""
+        named = self.network.named_buffers()
+        return [(name, buffer) for name, buffer in named if name.rpartition(".")[2] in STATISTICS]
+
+    def charges(self) -> list[Charge]:
+        """What every learned number that is not a weight costs."""
+        charges = []
+        for prior in self.priors:
+            assert isinstance(prior, Prior)
+            first = next(weight.name for weight in self.weights if weight.prior is prior)
+            charges += [Charge(f"{prior.kind}.{c.name}[{first}]", c.numbers, c.bits_each) for c in prior.charges()]
+        return charges + [Charge(name, buffer.numel(), BFLOAT16.bits_each) for name, buffer in self.statistics()]
+
+    @torch.no_grad()
+    def round_to_grid(self) -> None:
+        """Round every learned number that is not a weight to its stated grid, in place."""
+        for prior in self.priors:
+            assert isinstance(prior, Prior)
+            prior.round_to_grid()
+        for _, buffer in self.statistics():
+            buffer.copy_(BFLOAT16.round(buffer))
+
+    def not_charged(self) -> list[str]:
+        """What the receiver is assumed to hold: named, because it is not paid for."""
+        frozen = [f"{name} ({p.numel():,} frozen weights)" for name, p in self.deterministic() if not p.requires_grad]
+        charged = {name for name, _ in self.statistics()}
+        buffers = [
+            f"{name} (a buffer of {buffer.numel():,} fixed numbers)"
+            for name, buffer in self.network.named_buffers()
+            if name not in charged and buffer.is_floating_point()
+        ]
+        assumed = [line for prior in self.priors for line in prior.assumed()]  # type: ignore[operator, union-attr]
+        return [*dict.fromkeys([*frozen, *buffers, *assumed])]
+
+
+def settings_of(choice: PriorChoice) -> PriorSettings:
+    """The settings behind a :data:`PriorChoice`.
+
+    >>> settings_of("laplace").kind, settings_of({"kind": "student_t", "df": 5}).df
+    ('laplace', 5.0)
+    """
+    if isinstance(choice, PriorSettings):
+        return choice
+    values = {"kind": choice} if isinstance(choice, str) else dict(choice)
+    return prior_registry[str(values.get("kind", "gaussian"))](**values)
+
+
+def _build(settings: PriorSettings, name: str, module: nn.Module, local: str, posterior: Posterior) -> Prior:
+    transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
+    axes = (1, 0) if transposed else (0, 1)
+    shape = posterior.mean.shape
+    prior = settings.build(WeightInfo(name, shape, fan_in(module, local), output_axis=axes[0], input_axis=axes[1]))
+    prior.to(device=posterior.mean.device, dtype=torch.promote_types(posterior.mean.dtype, torch.float32))
+    if isinstance(prior, PyroPrior) and not prior().event_shape:
+        total = mass(prior.double()(), prior.breakpoints())
+        prior.to(dtype=torch.promote_types(posterior.mean.dtype, torch.float32))
+        if abs(float(total) - 1) > 1e-3:
+            raise PriorError(f"prior '{prior.distribution}' has mass {float(total):.4f}; a code needs mass one (Kraft)")
+    return prior
+
+
+def bayesianize(
+    network: nn.Module,
+    prior: PriorChoice = "gaussian",
+    *,
+    posterior: PosteriorSettings | None = None,
+    overrides: Mapping[str, PriorChoice] | None = None,
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+    estimator: Estimators = "auto",
+) -> BayesianModel:
+    """Give the weights of any ``nn.Module`` posteriors (in place) and priors.
+
+    Args:
+        network: the module; its parameter values become posterior means, so a pretrained module is a fine start.
+        prior: settings of a prior, a mapping with ``kind``, or a kind (see ``bitsback priors``).
+        posterior: settings of the posteriors, Gaussian or point.
+        overrides: other priors by weight-name pattern, ``{"*.bias": "laplace"}``; the first pattern that fits wins.
+        include, exclude, estimator: see :func:`bitsback.layers.convert`.
+
+    Raises:
+        LayerError, PriorError: with the fix.
+
+    >>> model = bayesianize(nn.Linear(4, 3), prior={"kind": "laplace", "scale": 0.5})
+    >>> [weight.name for weight in model.weights], model.kl_bits().item() > 0
+    (['weight', 'bias'], True)
+    """
+    settings = posterior or GaussianPosteriorSettings()
+    convert(network, settings, include=include, exclude=exclude, estimator=estimator)
+    model = BayesianModel(network, prior, overrides)
+    for weight in model.weights:
+        start = weight.prior.start()
+        if start is not None:
+            weight.posterior.mean.data.copy_(start)
+        if isinstance(settings, GaussianPosteriorSettings) and settings.relative_to == "prior":
+            assert isinstance(weight.posterior, GaussianPosterior)
+            weight.posterior.set_std(settings.std * weight.prior.width().detach())
+    return model

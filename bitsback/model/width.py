@@ -1,0 +1,54 @@
+"""The width curve: what wider and narrower posteriors would cost."""
+
+from collections.abc import Sequence
+
+from tqdm import tqdm
+
+from bitsback.data import Examples
+from bitsback.errors import LedgerError
+from bitsback.ledger import Ledger
+from bitsback.likelihoods import Likelihood
+from bitsback.model.accounting import SHOWN_AFTER_SECONDS, default_grid_step, take_ledger
+from bitsback.model.model import BayesianModel
+from bitsback.posterior import GaussianPosterior
+
+WIDTH_FACTORS = tuple(2.0**k for k in range(-4, 5))
+"""From a sixteenth of the trained width to sixteen times it."""
+
+
+def width_curve(
+    model: BayesianModel,
+    likelihood: Likelihood,
+    examples: Examples,
+    *,
+    factors: Sequence[float] = WIDTH_FACTORS,
+    samples: int = 20,
+    seed: int = 0,
+    progress: bool = False,
+) -> dict[float, Ledger]:
+    """The ledger with every posterior std multiplied by each factor; the model is left as it was.
+
+    A wider posterior lowers the coding cost of the weights until the data cost catches up: a trained width sits at the
+    bottom of the curve. All factors see the same noise and the same grid.
+
+    Raises:
+        LedgerError: when the model has no Gaussian posterior (a point has no width), or a factor is not positive.
+    """
+    wide = [q for q in model.posteriors() if isinstance(q, GaussianPosterior)]
+    if not wide:
+        raise LedgerError("a point estimate has no width to change; train with posterior.kind=gaussian")
+    if not all(factor > 0 for factor in factors):
+        raise LedgerError(f"width factors must be above zero, got {list(factors)}")
+    trained = [q.log_std.detach().clone() for q in wide]
+    grid_step = default_grid_step(model)
+    curve = {}
+    try:
+        for factor in tqdm(factors, desc="widths", leave=False, disable=not progress, delay=SHOWN_AFTER_SECONDS):
+            for posterior, log_std in zip(wide, trained, strict=True):
+                posterior.log_std.data.copy_(log_std)
+                posterior.scale_std(factor)
+            curve[factor] = take_ledger(model, likelihood, examples, samples=samples, grid_step=grid_step, seed=seed)
+    finally:
+        for posterior, log_std in zip(wide, trained, strict=True):
+            posterior.log_std.data.copy_(log_std)
+    return curve

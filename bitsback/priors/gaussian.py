@@ -1,0 +1,70 @@
+"""The Gaussian prior: its code length is L2."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Normal
+
+from bitsback.learned import Learn, plain
+from bitsback.priors.base import Moments, Prior, ScaleSettings, WeightInfo, registry
+
+
+class NormalPrior(Prior):
+    """N(mean, scale^2) whose mean and scale broadcast to the weight tensor; the base of every Gaussian prior.
+
+    With ``learn="closed_form"`` each scale is set to the root of the second moment E_q[(w - mean)^2] of the weights that
+    share it, which minimises the KL exactly (empirical Bayes; Hinton & van Camp 1993, section 6).
+    """
+
+    def __init__(self, mean: float | Tensor, scale: float | Tensor, learn: Learn) -> None:
+        super().__init__()
+        self._store("mean", mean, "none")
+        self._store_scale(scale, learn)
+        self._closed_form = learn == "closed_form"
+
+    def forward(self) -> Distribution:
+        return Normal(self.mean, self.width(), validate_args=False)
+
+    def width(self) -> Tensor:
+        return self.log_scale.exp()
+
+    def values(self) -> dict[str, Any]:
+        return {"scale": plain(self.log_scale.double().exp()), "mean": plain(self.mean)}
+
+    def update(self, weights: Sequence[Moments]) -> None:
+        if self._closed_form:
+            sums, counts = zip(*(self._second_moment(mean, std) for mean, std in weights), strict=True)
+            self.log_scale.copy_(0.5 * (torch.stack(sums).sum(0) / sum(counts)).clamp_min(1e-30).log())
+
+    def _second_moment(self, mean: Tensor, std: Tensor | None) -> tuple[Tensor, float]:
+        """Sum of E_q[(w - mean)^2] over the weights of each scale, and how many those are."""
+        moment = (mean - self.mean).square() + (0.0 if std is None else std.square())
+        total = moment.sum_to_size(self.log_scale.shape)
+        return total, moment.numel() / total.numel()
+
+
+class GaussianPrior(NormalPrior):
+    """p(w) = N(mean, scale^2). ``-log2 p(w)`` is a constant plus (w - mean)^2 / (2 scale^2 ln 2): L2 is its code length.
+
+    >>> prior = GaussianPrior(scale=2.0)
+    >>> round(prior().log_prob(torch.tensor(0.0)).item(), 4)
+    -1.6121
+    """
+
+    kind = "gaussian"
+
+    def __init__(self, scale: float = 0.3, *, mean: float = 0.0, learn: Learn = "none") -> None:
+        super().__init__(mean, scale, learn)
+
+
+@registry.register("gaussian")
+class GaussianPriorSettings(ScaleSettings):
+    """N(mean, scale^2): L2 as a code."""
+
+    kind: Literal["gaussian"] = "gaussian"
+    learn: Learn = "closed_form"
+
+    def build(self, weight: WeightInfo) -> GaussianPrior:
+        return GaussianPrior(self.start_scale(weight), mean=self.mean, learn=self.learn)

@@ -1,0 +1,154 @@
+"""Mixtures of Gaussians as priors: fixed or adaptive, zero-mean or with learned means."""
+
+import math
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, PositiveFloat, model_validator
+from torch import Tensor
+from torch.distributions import Categorical, Distribution, MixtureSameFamily, Normal
+
+from bitsback.errors import PriorError
+from bitsback.learned import BFLOAT16, LOGIT, GradientLearn, Learn, plain
+from bitsback.priors.base import Prior, PriorSettings, WeightInfo, around, registry
+
+
+class MixturePrior(Prior):
+    """p(w) = sum_k weight_k N(w; mean_k, scale_k^2).
+
+    Learned numbers are the scales, the K - 1 free logits of the weights and, where ``learn_means``, the means.
+
+    Args:
+        scales, weights, means: K numbers each; the weights sum to one; means default to zero.
+
+    Raises:
+        PriorError: for a scale or weight that is not positive, weights that do not sum to one, or lists of unequal length.
+
+    >>> mix = MixturePrior(scales=[0.01, 1.0], weights=[0.5, 0.5])
+    >>> mix.values()["weights"]
+    [0.5, 0.5]
+    """
+
+    kind = "mixture"
+
+    def __init__(self, scales: list[float], weights: list[float], means: list[float] | None = None, *,
+                 learn: Learn = "none", learn_means: bool = False) -> None:  # fmt: skip
+        super().__init__()
+        means = means if means is not None else [0.0] * len(scales)
+        if not len(scales) == len(weights) == len(means) >= 2:
+            raise PriorError(
+                f"prior '{self.kind}' needs two or more components and as many weights as scales, "
+                f"got {len(scales)} scales, {len(weights)} weights, {len(means)} means"
+            )
+        if min(weights) <= 0 or not math.isclose(sum(weights), 1.0, abs_tol=1e-6):
+            raise PriorError(f"prior '{self.kind}' needs positive weights that sum to one, got {weights}")
+        logits = torch.tensor(weights, dtype=torch.float64).log()
+        self._store("means", means, learn if learn_means else "none", BFLOAT16)
+        self._store_scale(scales, learn, "scales")
+        self._store("free_logits", logits[1:] - logits[0], learn, LOGIT)
+
+    def _log_weights(self) -> Tensor:
+        return torch.nn.functional.pad(self.free_logits, (1, 0)).log_softmax(-1)
+
+    def forward(self) -> Distribution:
+        components = Normal(self.means, self.log_scales.exp(), validate_args=False)
+        return MixtureSameFamily(Categorical(logits=self._log_weights()), components, validate_args=False)
+
+    def width(self) -> Tensor:
+        return (self._log_weights().exp() * self.log_scales.exp().square()).sum().sqrt()
+
+    def breakpoints(self, fine: bool = True) -> Tensor:
+        means = self.means.sort().values
+        between = (means[1:] + means[:-1]) / 2  # one component hands over to the next
+        return torch.cat([around(means, self.log_scales.exp(), (0, 4) if fine else (0, 2)).flatten(), between])
+
+    def values(self) -> dict[str, Any]:
+        scales, weights = plain(self.log_scales.double().exp()), plain(self._log_weights_in_float64().exp())
+        return {"scales": scales, "weights": weights, "means": plain(self.means)}
+
+    def _log_weights_in_float64(self) -> Tensor:
+        return torch.nn.functional.pad(self.free_logits.double(), (1, 0)).log_softmax(-1)
+
+
+class ScaleMixturePrior(MixturePrior):
+    """Two or more zero-mean Gaussians (Blundell et al. 2015, equation 7)."""
+
+    kind = "scale_mixture"
+
+
+class AdaptiveMixturePrior(MixturePrior):
+    """K Gaussians with learned means, scales and weights (Hinton & van Camp 1993, section 6)."""
+
+    kind = "adaptive_mixture"
+
+
+class SpikeAndSlabPrior(MixturePrior):
+    """A narrow spike and a wide slab, both Gaussian, so that the KL of a Gaussian posterior is finite."""
+
+    kind = "spike_and_slab"
+
+
+Probabilities = Annotated[tuple[PositiveFloat, ...], Field(min_length=2)]
+
+
+class MixtureSettings(PriorSettings):
+    """Settings of a mixture: lists of scales and weights."""
+
+    learn: GradientLearn = "gradient"
+    scales: Probabilities = Field((0.05, 0.6), description="scale of each component")
+    weights: Probabilities = Field((0.75, 0.25), description="weight of each component; they sum to one")
+
+    @model_validator(mode="after")
+    def _check(self) -> "MixtureSettings":
+        if len(self.scales) != len(self.weights):
+            raise ValueError(f"as many weights as scales are needed, got {len(self.weights)} and {len(self.scales)}")
+        if not math.isclose(sum(self.weights), 1.0, abs_tol=1e-6):
+            raise ValueError(f"the weights must sum to one, got {sum(self.weights):g}")
+        return self
+
+
+@registry.register("scale_mixture")
+class ScaleMixturePriorSettings(MixtureSettings):
+    """Two or more zero-mean Gaussians: most weights near zero, a few far out."""
+
+    kind: Literal["scale_mixture"] = "scale_mixture"
+
+    def build(self, weight: WeightInfo) -> ScaleMixturePrior:
+        return ScaleMixturePrior(list(self.scales), list(self.weights), learn=self.learn)
+
+
+@registry.register("adaptive_mixture")
+class AdaptiveMixturePriorSettings(PriorSettings):
+    """K Gaussians whose means, scales and weights are learned."""
+
+    kind: Literal["adaptive_mixture"] = "adaptive_mixture"
+    learn: GradientLearn = "gradient"
+    components: int = Field(3, ge=2, le=64, description="number of Gaussians, spread evenly at the start")
+    scale: PositiveFloat = Field(0.3, description="the means start between -scale and +scale")
+
+    def build(self, weight: WeightInfo) -> AdaptiveMixturePrior:
+        count = self.components
+        means = [self.scale * (2 * k / (count - 1) - 1) for k in range(count)]
+        scales = [self.scale / 2] * count
+        return AdaptiveMixturePrior(scales, [1 / count] * count, means, learn=self.learn, learn_means=True)
+
+
+@registry.register("spike_and_slab")
+class SpikeAndSlabPriorSettings(PriorSettings):
+    """A narrow Gaussian for weights that do nothing, a wide one for those that do."""
+
+    kind: Literal["spike_and_slab"] = "spike_and_slab"
+    learn: GradientLearn = "gradient"
+    spike_scale: PositiveFloat = Field(0.02, description="scale of the narrow Gaussian")
+    slab_scale: PositiveFloat = Field(0.6, description="scale of the wide Gaussian")
+    slab_weight: float = Field(0.25, gt=0, lt=1, description="share of weights in the slab")
+
+    @model_validator(mode="after")
+    def _check(self) -> "SpikeAndSlabPriorSettings":
+        if self.spike_scale >= self.slab_scale:
+            raise ValueError(f"spike_scale {self.spike_scale:g} must be below slab_scale {self.slab_scale:g}")
+        return self
+
+    def build(self, weight: WeightInfo) -> SpikeAndSlabPrior:
+        scales, weights = [self.spike_scale, self.slab_scale], [1 - self.slab_weight, self.slab_weight]
+        return SpikeAndSlabPrior(scales, weights, learn=self.learn)

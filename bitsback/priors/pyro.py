@@ -1,0 +1,103 @@
+"""Any Pyro distribution as a prior, by its name."""
+
+import math
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, PositiveFloat
+from torch import Tensor
+from torch.distributions import AffineTransform, Distribution, TransformedDistribution, constraints
+
+from bitsback.errors import PriorError, near_miss
+from bitsback.learned import GradientLearn, Learn
+from bitsback.priors.base import Prior, PriorSettings, WeightInfo, around, registry
+
+
+class PyroPrior(Prior):
+    """p(w) is the law of ``scale * X`` where X has the Pyro distribution ``distribution(**arguments)``.
+
+    Args:
+        distribution: a name in ``pyro.distributions``, for example ``"Normal"``, ``"AsymmetricLaplace"``.
+        arguments: its arguments, numbers or lists of numbers.
+        scale: widens the distribution; this is what ``learn="gradient"`` learns.
+
+    Raises:
+        PriorError: for an unknown name, arguments that it refuses, or a support that is not all of the reals (a Gaussian
+            posterior then has infinite KL).
+
+    >>> PyroPrior("Normal", {"loc": 0.0, "scale": 2.0}).width().item()
+    2.0
+    """
+
+    kind = "pyro"
+
+    def __init__(self, distribution: str, arguments: dict[str, Any] | None = None, *, scale: float = 1.0,
+                 learn: Learn = "none") -> None:  # fmt: skip
+        super().__init__()
+        self.distribution, self.arguments = distribution, dict(arguments or {})
+        self._store_scale(scale, learn)
+        base = self._base(torch.get_default_dtype())
+        support = base.support
+        if getattr(support, "base_constraint", support) is not constraints.real and support is not constraints.real_vector:
+            raise PriorError(
+                f"prior 'pyro' needs all reals as support, {distribution} has {support}; "
+                "a Gaussian posterior would cost infinitely many bits"
+            )
+
+    def _base(self, dtype: torch.dtype) -> Distribution:
+        import pyro.distributions as library
+
+        names = [name for name in library.__all__ if isinstance(getattr(library, name), type)]
+        if self.distribution not in names:
+            hint = near_miss(self.distribution, names)
+            raise PriorError(f"pyro.distributions has no '{self.distribution}'{hint}; see docs.pyro.ai for the names")
+        numbers = {key: self._tensor(value, dtype) for key, value in self.arguments.items()}
+        try:
+            return getattr(library, self.distribution)(**numbers, validate_args=True)
+        except (TypeError, ValueError, NotImplementedError) as fault:
+            reason = str(fault).splitlines()[0]
+            raise PriorError(f"pyro.distributions.{self.distribution} refuses {self.arguments}: {reason}") from fault
+
+    def _tensor(self, value: Any, dtype: torch.dtype) -> Tensor:
+        return torch.tensor(value, dtype=dtype, device=self.log_scale.device)
+
+    def forward(self) -> Distribution:
+        base = self._base(self.log_scale.dtype)
+        event_dim = len(base.event_shape)
+        return TransformedDistribution(base, AffineTransform(0.0, self.log_scale.exp(), event_dim), validate_args=False)
+
+    def width(self) -> Tensor:
+        base = self._base(self.log_scale.dtype)
+        return self.log_scale.exp() * _width(base)
+
+    def breakpoints(self, fine: bool = True) -> Tensor:
+        base = self._base(self.log_scale.dtype)
+        centre = getattr(base, "loc", torch.zeros_like(self.log_scale))
+        return around(self.log_scale.exp() * centre, self.width(), (-6, 6) if fine else (0, 0))
+
+    def values(self) -> dict[str, Any]:
+        scale = math.exp(float(self.log_scale))
+        return {"distribution": self.distribution, "arguments": self.arguments, "scale": scale}
+
+
+def _width(base: Distribution) -> Tensor:
+    """The scale where the distribution has one, else its std."""
+    for name in ("scale", "stddev"):
+        width = getattr(base, name, None)
+        if isinstance(width, Tensor) and torch.isfinite(width).all() and (width > 0).all():
+            return width
+    raise PriorError(f"prior 'pyro' finds neither a scale nor a finite std on {type(base).__name__}; use another distribution")
+
+
+@registry.register("pyro")
+class PyroPriorSettings(PriorSettings):
+    """Any distribution of pyro.distributions by name, with its arguments."""
+
+    kind: Literal["pyro"] = "pyro"
+    learn: GradientLearn = "gradient"
+    distribution: str = Field(description="a class name in pyro.distributions")
+    arguments: dict[str, Any] = Field(default_factory=dict, description="its arguments: numbers or lists")
+    scale: PositiveFloat = Field(1.0, description="the prior is the law of scale * X")
+
+    def build(self, weight: WeightInfo) -> PyroPrior:
+        return PyroPrior(self.distribution, self.arguments, scale=self.scale, learn=self.learn)

@@ -1,0 +1,52 @@
+"""Nats, bits and bytes: the one place where ln 2 lives.
+
+Distributions speak nats; everything a user sees speaks bits.
+"""
+
+import math
+from typing import TypeVar
+
+import torch
+
+NATS_PER_BIT = math.log(2)
+
+Number = TypeVar("Number", float, torch.Tensor)
+
+
+def nats_to_bits(nats: Number) -> Number:
+    """Convert nats to bits.
+
+    >>> nats_to_bits(math.log(8.0))
+    3.0
+    """
+    return nats / NATS_PER_BIT
+
+
+def bits_to_nats(bits: Number) -> Number:
+    """Convert bits to nats.
+
+    >>> round(bits_to_nats(1.0), 4)
+    0.6931
+    """
+    return bits * NATS_PER_BIT
+
+
+def bits_to_bytes(bits: float) -> int:
+    """Whole bytes that hold ``bits``.
+
+    >>> bits_to_bytes(17)
+    3
+    """
+    return math.ceil(bits / 8)
+
+
+def format_bits(bits: float) -> str:
+    """Bits as a short text with a decimal prefix (1 kbit is 1,000 bits).
+
+    >>> format_bits(1213.4), format_bits(38_600_000.0), format_bits(12.3)
+    ('1.21 kbit', '38.6 Mbit', '12.3 bit')
+    """
+    for size, unit in ((1e9, "Gbit"), (1e6, "Mbit"), (1e3, "kbit")):
+        if abs(bits) >= size:
+            return f"{bits / size:.3g} {unit}" if abs(bits) < 999.5 * size else f"{bits / size:.0f} {unit}"
+    return f"{bits:.3g} bit"
