@@ -1,1 +1,41 @@
-"""bitsback: train networks counted in bits."""
+"""Train networks counted in bits: a weight is a posterior, not a number; a ledger says gross, refund, net.
+
+>>> import torch, bitsback
+>>> model = bitsback.bayesianize(torch.nn.Linear(64, 10), prior="laplace")
+>>> model.kl_bits().item() > 0
+True
+"""
+
+import importlib
+from typing import Any
+
+PUBLIC = {
+    "bitsback.config": ("Config", "Experiment", "load_config", "load_run"),
+    "bitsback.data": ("Dataset", "Examples"),
+    "bitsback.errors": ("BitsbackError",),
+    "bitsback.kl": ("kl",),
+    "bitsback.layers": (
+        "GRU", "LSTM", "RNN", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "Bilinear", "Conv1d", "Conv2d", "Conv3d",
+        "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d", "Embedding", "GroupNorm", "LayerNorm", "Linear",
+        "MultiheadAttention",
+    ),
+    "bitsback.ledger": ("Entry", "Ledger"),
+    "bitsback.model": ("BayesianModel", "bayesianize", "evaluate", "take_ledger", "width_curve"),
+    "bitsback.posterior": ("GaussianPosterior", "GaussianPosteriorSettings", "PointPosterior", "PointPosteriorSettings"),
+    "bitsback.training": ("TrainingSettings", "train"),
+}  # fmt: skip
+"""The public names and where they live; each is imported when it is first used, so that ``import bitsback`` is quick."""
+
+_HOME = {name: module for module, names in PUBLIC.items() for name in names}
+__all__ = sorted(_HOME)
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'bitsback' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

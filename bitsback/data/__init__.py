@@ -1,13 +1,16 @@
 """Where examples come from: the digits in the package, IDX files (MNIST), NPZ files."""
 
-from typing import Annotated, Union
+from typing import TYPE_CHECKING, Annotated, Union
 
 from pydantic import Field
 
 from bitsback.data import digits, idx, npz  # noqa: F401
 from bitsback.data.dataset import Dataset, DataSettings, Examples, registry
 
-AnyDataSettings = Annotated[Union[tuple(registry.members())], Field(discriminator="kind")]  # noqa: UP007
+if TYPE_CHECKING:
+    AnyDataSettings = DataSettings
+else:
+    AnyDataSettings = Annotated[Union[tuple(registry.members())], Field(discriminator="kind")]  # noqa: UP007
 """The settings of any registered data source, told apart by ``kind``."""
 
 __all__ = ["AnyDataSettings", "DataSettings", "Dataset", "Examples", "registry"]

@@ -102,7 +102,7 @@ class _PaddedWeights:
         value = super().__getattr__(name)  # type: ignore[misc]
         if name != "weight" or self.padding_idx is None or name not in self.posteriors:
             return value
-        constant: Tensor = self.posteriors[name].mean[self.padding_idx]  # type: ignore[index, union-attr, assignment]
+        constant: Tensor = self.posteriors[name].mean[self.padding_idx]  # type: ignore[index]
         row = torch.arange(len(value), device=value.device) == self.padding_idx
         return torch.where(row[:, None], constant, value)
 
@@ -132,7 +132,7 @@ def fan_in(module: nn.Module, name: str) -> int:
     """
     shapes = {local: p.shape for local, p in module._parameters.items() if p is not None}
     if isinstance(module, BayesianModule):
-        shapes |= {local: q.mean.shape for local, q in module.posteriors.items()}  # type: ignore[union-attr]
+        shapes |= {name: q.mean.shape for name, q in zip(module.posteriors, module.own_posteriors, strict=True)}
     matrices = [shapes[name], *shapes.values()]
     shape = next((shape for shape in matrices if len(shape) >= 2), None)
     if shape is None or isinstance(module, nn.Embedding):
@@ -148,7 +148,7 @@ def choose_estimator(module: nn.Module, wanted: Estimator) -> Literal["weight", 
     if wanted == "output":
         if not isinstance(module, LINEAR_IN_WEIGHTS):
             raise LayerError(
-                f"{type(module).__name__} is not linear in its weights, its output noise is not Gaussian; use estimator 'weight'"
+                f"{type(module).__name__} is not linear in its weights: its output is not Gaussian; use estimator 'weight'"
             )
         if not complete:
             raise LayerError("estimator 'output' needs a posterior on every weight of the layer; use estimator 'weight'")
@@ -200,6 +200,6 @@ def make_bayesian(
         module.posteriors.update(posteriors)  # type: ignore[union-attr, operator]
     else:
         module.posteriors = posteriors
-        module.__class__ = bayesian_class(type(module))
-    module.estimator = choose_estimator(module, estimator)
+        module.__class__ = bayesian_class(type(module))  # type: ignore[arg-type]
+    module.estimator = choose_estimator(module, estimator)  # type: ignore[assignment]
     return module

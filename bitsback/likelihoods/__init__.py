@@ -1,6 +1,6 @@
 """p(D given w): what the data cost once the weights are known."""
 
-from typing import Annotated, Union
+from typing import TYPE_CHECKING, Annotated, Union
 
 from pydantic import Field
 
@@ -10,7 +10,10 @@ from bitsback.likelihoods.classes import BernoulliLikelihood, CategoricalLikelih
 from bitsback.likelihoods.counts import PoissonLikelihood
 from bitsback.likelihoods.real import GaussianLikelihood
 
-AnyLikelihoodSettings = Annotated[Union[tuple(registry.members())], Field(discriminator="kind")]  # noqa: UP007
+if TYPE_CHECKING:
+    AnyLikelihoodSettings = LikelihoodSettings
+else:
+    AnyLikelihoodSettings = Annotated[Union[tuple(registry.members())], Field(discriminator="kind")]  # noqa: UP007
 """The settings of any registered likelihood, told apart by ``kind``."""
 
 __all__ = [

@@ -33,6 +33,7 @@ class GaussianLikelihood(Likelihood):
 
     kind = "gaussian"
     error_name = "rmse"
+    log_std: Tensor
 
     def __init__(self, std: float = 1.0, *, noise: Noise = "learned", target_step: float = 0.01) -> None:
         super().__init__()

@@ -164,7 +164,7 @@ class BayesianModel(nn.Module):
             for name, buffer in self.network.named_buffers()
             if name not in charged and buffer.is_floating_point()
         ]
-        assumed = [line for prior in self.priors for line in prior.assumed()]  # type: ignore[operator, union-attr]
+        assumed = [line for prior in self.priors for line in prior.assumed()]
         return [*dict.fromkeys([*frozen, *buffers, *assumed])]
 
 

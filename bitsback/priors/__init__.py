@@ -1,6 +1,6 @@
 """p(w): the code of the weights. Every prior builds a distribution whose mass is one."""
 
-from typing import Annotated, Union
+from typing import TYPE_CHECKING, Annotated, Union
 
 from pydantic import Field
 
@@ -15,7 +15,10 @@ from bitsback.priors.laplace import LaplacePrior
 from bitsback.priors.mixtures import AdaptiveMixturePrior, MixturePrior, ScaleMixturePrior, SpikeAndSlabPrior
 from bitsback.priors.pyro import PyroPrior
 
-AnyPriorSettings = Annotated[Union[tuple(registry.members())], Field(discriminator="kind")]  # noqa: UP007
+if TYPE_CHECKING:
+    AnyPriorSettings = PriorSettings
+else:
+    AnyPriorSettings = Annotated[Union[tuple(registry.members())], Field(discriminator="kind")]  # noqa: UP007
 """The settings of any registered prior, told apart by ``kind``."""
 
 __all__ = [

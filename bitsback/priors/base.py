@@ -15,6 +15,11 @@ from bitsback.errors import PriorError
 from bitsback.learned import Learn, Learned
 from bitsback.registry import Registry, Settings
 
+Shape = torch.Size | list[int] | tuple[int, ...]
+"""A sample shape, as torch types it."""
+
+NO_SHAPE = torch.Size()
+
 Moments = tuple[Tensor, Tensor | None]
 """Mean and std of one weight tensor's posterior; no std for a point estimate."""
 
@@ -40,6 +45,7 @@ class Prior(Learned, ABC):
 
     family = "prior"
     mistake = PriorError
+    mean: Tensor
 
     @abstractmethod
     def forward(self) -> Distribution:
@@ -114,6 +120,8 @@ class ScaleSettings(PriorSettings):
 
 class ScalePrior(Prior):
     """A prior with a fixed location ``mean`` and one ``scale``, fixed or learned."""
+
+    log_scale: Tensor
 
     def __init__(self, scale: float = 0.3, *, mean: float = 0.0, learn: Learn = "none") -> None:
         super().__init__()

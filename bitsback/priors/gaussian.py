@@ -18,6 +18,8 @@ class NormalPrior(Prior):
     share it, which minimises the KL exactly (empirical Bayes; Hinton & van Camp 1993, section 6).
     """
 
+    log_scale: Tensor
+
     def __init__(self, mean: float | Tensor, scale: float | Tensor, learn: Learn) -> None:
         super().__init__()
         self._store("mean", mean, "none")

@@ -10,7 +10,7 @@ from torch.nn.functional import softplus
 
 from bitsback.errors import PriorError
 from bitsback.learned import GradientLearn, Learn
-from bitsback.priors.base import ScalePrior, ScaleSettings, WeightInfo, registry
+from bitsback.priors.base import NO_SHAPE, ScalePrior, ScaleSettings, Shape, WeightInfo, registry
 
 
 class StudentTPrior(ScalePrior):
@@ -24,6 +24,7 @@ class StudentTPrior(ScalePrior):
     """
 
     kind = "student_t"
+    df: Tensor
 
     def __init__(self, scale: float = 0.3, *, df: float = 3.0, mean: float = 0.0, learn: Learn = "none") -> None:
         super().__init__(scale, mean=mean, learn=learn)
@@ -93,7 +94,7 @@ class Logistic(Distribution):
         z = ((value - self.loc) / self.scale).abs()
         return -z - 2 * softplus(-z) - self.scale.log()
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008 - torch's own signature
+    def rsample(self, sample_shape: Shape = NO_SHAPE) -> Tensor:
         tiny = torch.finfo(self.loc.dtype).tiny
         uniform = torch.rand(self._extended_shape(sample_shape), dtype=self.loc.dtype, device=self.loc.device)
         return self.loc + self.scale * torch.logit(uniform.clamp(tiny, 1 - torch.finfo(self.loc.dtype).eps))

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import Cauchy, Distribution, constraints
 
 from bitsback.learned import GradientLearn
-from bitsback.priors.base import ScalePrior, ScaleSettings, WeightInfo, around, registry
+from bitsback.priors.base import NO_SHAPE, ScalePrior, ScaleSettings, Shape, WeightInfo, around, registry
 
 EULER_GAMMA = 0.57721566490153286061
 SERIES_BELOW = 2.0
@@ -71,7 +71,7 @@ class Horseshoe(Distribution):
         z = ((value - self.loc) / self.scale).abs().clamp_min(1e-15)
         return scaled_exp1(0.5 * z.square()).log() - self.scale.log() - 0.5 * math.log(2 * math.pi**3)
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008 - torch's own signature
+    def sample(self, sample_shape: Shape = NO_SHAPE) -> Tensor:
         shape = self._extended_shape(sample_shape)
         with torch.no_grad():
             local = Cauchy(torch.zeros_like(self.loc), torch.ones_like(self.scale)).sample(sample_shape).abs()

@@ -30,6 +30,9 @@ class MixturePrior(Prior):
     """
 
     kind = "mixture"
+    means: Tensor
+    log_scales: Tensor
+    free_logits: Tensor
 
     def __init__(self, scales: list[float], weights: list[float], means: list[float] | None = None, *,
                  learn: Learn = "none", learn_means: bool = False) -> None:  # fmt: skip

@@ -30,6 +30,7 @@ class PyroPrior(Prior):
     """
 
     kind = "pyro"
+    log_scale: Tensor
 
     def __init__(self, distribution: str, arguments: dict[str, Any] | None = None, *, scale: float = 1.0,
                  learn: Learn = "none") -> None:  # fmt: skip

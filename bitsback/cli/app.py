@@ -1,0 +1,65 @@
+"""The app: verbs, and how their mistakes are shown."""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from bitsback.cli.compare import compare
+from bitsback.cli.ledger import ledger
+from bitsback.cli.priors import priors
+from bitsback.cli.schema import schema
+from bitsback.cli.train import train
+from bitsback.cli.widen import widen
+from bitsback.errors import BitsbackError
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="bitsback",
+    help="Train networks counted in bits. A weight is a posterior, not a number; a ledger says its gross, refund, net.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+VERBS: tuple[Callable[..., Any], ...] = (train, ledger, widen, compare, priors, schema)
+for verb in VERBS:
+    app.command()(verb)
+
+
+def version(shown: bool) -> None:
+    """Print the version and stop."""
+    if shown:
+        from importlib.metadata import version as installed
+
+        print(f"bitsback {installed('bitsback')}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+    _version: bool = typer.Option(False, "--version", callback=version, is_eager=True, help="Print the version and stop."),
+) -> None:
+    """Options that stand before the verb."""
+    os.environ["BITSBACK_DEBUG"] = "1" if debug else ""
+
+
+def main() -> None:
+    """Run a verb; a known mistake becomes one clear message on stderr and exit code 1."""
+    try:
+        app()
+    except BitsbackError as fault:
+        if os.environ.get("BITSBACK_DEBUG"):
+            raise
+        print(f"bitsback: {fault}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("bitsback: interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # the reader of a pipe went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

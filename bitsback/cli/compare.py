@@ -1,0 +1,68 @@
+"""bitsback compare: the same configuration with several values of one key, side by side."""
+
+import json as json_library
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bitsback.cli.train import ConfigArgument, JsonOption, shown_error
+from bitsback.errors import ConfigError
+
+
+def compare(
+    config: ConfigArgument,
+    choices: Annotated[list[str], typer.Argument(help="key=a,b,c to compare; key=value to set for all.", show_default=False)],
+    out: Annotated[Path | None, typer.Option(help="Directory that keeps every run; default: none is kept.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Train once for each value of a key and print net, gross, refund, data, test error and seconds side by side.
+
+    Example: bitsback compare configs/digits.yaml prior.kind=gaussian,laplace,scale_mixture training.epochs=50
+    """
+    from bitsback.cli.text import table
+    from bitsback.config import Experiment, load_config
+
+    key, values, fixed = split_choices(choices)
+    experiments = {value: Experiment.build(load_config(config, [*fixed, f"{key}={value}"])) for value in values}
+    rows: list[dict[str, Any]] = []
+    for value, experiment in experiments.items():
+        print(f"{key}={value}", file=sys.stderr)
+        outcome = experiment.train(out / f"{key}={value}" if out is not None else None)
+        book = outcome.ledger
+        rows.append(
+            {
+                key: value,
+                **{name: getattr(book, name) for name in ("net_bits", "gross_bits", "refund_bits", "data_bits")},
+                f"test_{outcome.error_name}": outcome.test_error,
+                "seconds": outcome.training_seconds,
+            }
+        )
+    if json:
+        print(json_library.dumps(rows, indent=2))
+        return
+    error_name = outcome.error_name
+    head = [key, "net bits", "gross bits", "refund", "data bits", f"test {error_name}", "seconds"]
+    body = []
+    for row in sorted(rows, key=lambda row: row["net_bits"]):
+        error = row[f"test_{error_name}"]
+        bits = [f"{row[name]:,.1f}" for name in ("net_bits", "gross_bits", "refund_bits", "data_bits")]
+        body.append([row[key], *bits, "" if error is None else shown_error(error_name, error), f"{row['seconds']:.1f}"])
+    print(table(head, body))
+
+
+def split_choices(choices: list[str]) -> tuple[str, list[str], list[str]]:
+    """The key to vary with its values, and the settings that stay fixed.
+
+    >>> split_choices(["prior.kind=gaussian,laplace", "seed=1"])
+    ('prior.kind', ['gaussian', 'laplace'], ['seed=1'])
+    """
+    several = [choice for choice in choices if "," in choice and not choice.partition("=")[2].startswith(("[", "{"))]
+    if len(several) != 1:
+        raise ConfigError(f"compare varies exactly one key, as in prior.kind=gaussian,laplace; {len(several)} were given")
+    key, equals, values = several[0].partition("=")
+    distinct = list(dict.fromkeys(value for value in values.split(",") if value))
+    if not equals or not key or len(distinct) < 2:
+        raise ConfigError(f"cannot read '{several[0]}'; give a key and two or more values, as in prior.kind=gaussian,laplace")
+    return key, distinct, [choice for choice in choices if choice != several[0]]

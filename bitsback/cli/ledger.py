@@ -1,0 +1,36 @@
+"""bitsback ledger: what a run cost."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bitsback.cli.train import JsonOption
+
+RunArgument = Annotated[Path, typer.Argument(help="Run directory.", show_default=False)]
+
+
+def ledger(
+    run: RunArgument,
+    recompute: Annotated[bool, typer.Option("--recompute", help="Take the ledger again from the weights.")] = False,
+    samples: Annotated[int, typer.Option(min=1, help="Whole-network draws when recomputing.")] = 50,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of those draws.")] = 0,
+    json: JsonOption = False,
+) -> None:
+    """Show a run's ledger: gross, refund and net per weight tensor and in total.
+
+    Example: bitsback ledger runs/digits --recompute --samples 200
+    """
+    from bitsback.config import load_run
+    from bitsback.ledger import render
+
+    opened = load_run(run)
+    if recompute:
+        from bitsback.model import take_ledger
+
+        e = opened.experiment()
+        step = e.config.ledger.grid_step
+        book = take_ledger(e.model, e.likelihood, e.dataset.train, samples=samples, seed=seed, grid_step=step, progress=True)
+    else:
+        book = opened.ledger()
+    print(book.to_json() if json else render(book))

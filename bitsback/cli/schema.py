@@ -1,0 +1,22 @@
+"""bitsback schema: the JSON schema of a configuration."""
+
+import json as json_library
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def schema(out: Annotated[Path | None, typer.Option(help="Write to a file instead of the terminal.")] = None) -> None:
+    """Print the JSON schema of a configuration; point your editor at it.
+
+    Example: bitsback schema --out configs/schema.json
+    """
+    from bitsback.config import json_schema
+    from bitsback.files import write_text
+
+    text = json_library.dumps(json_schema(), indent=2) + "\n"
+    if out is None:
+        print(text, end="")
+    else:
+        write_text(out, text)

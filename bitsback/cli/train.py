@@ -1,0 +1,77 @@
+"""bitsback train: from YAML to a run directory."""
+
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bitsback.errors import RunError
+
+if TYPE_CHECKING:
+    from bitsback.config import Experiment
+
+ConfigArgument = Annotated[Path, typer.Argument(help="YAML file, for example configs/digits.yaml.", show_default=False)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML file; with --resume, a run directory.", show_default=False)],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Such as prior.kind=laplace.", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory; default: runs/NAME-DATE-TIME.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run, to the same end.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Train a network and take its ledger.
+
+    Example: bitsback train configs/digits.yaml prior.kind=laplace training.epochs=50 --out runs/laplace
+    """
+    from bitsback.config import Experiment, load_config
+    from bitsback.ledger import render
+
+    if resume:
+        experiment, directory = _resumed(config, overrides or [], out)
+    else:
+        directory = out or Path("runs") / f"{config.stem}-{datetime.now():%Y%m%d-%H%M%S}"
+        settings = load_config(config, overrides or [])
+        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+            raise RunError(f"{directory} is not empty; choose another --out, or continue it with --resume")
+        experiment = Experiment.build(settings)
+    try:
+        outcome = experiment.train(directory, resume=resume)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; continue with: bitsback train {directory} --resume", file=sys.stderr)
+        raise
+    if json:
+        print(outcome.ledger.to_json())
+        return
+    error = (
+        ""
+        if outcome.test_error is None
+        else f"; test {outcome.error_name} {shown_error(outcome.error_name, outcome.test_error)}"
+    )
+    print(render(outcome.ledger))
+    print(f"Trained in {outcome.training_seconds:.1f} s{error}. The run is in {directory}")
+
+
+def _resumed(config: Path, overrides: list[str], out: Path | None) -> "tuple[Experiment, Path]":
+    from bitsback.config import Experiment, load_config, load_run
+
+    directory = out or config
+    run = load_run(directory)
+    if config.is_file() and load_config(config, overrides) != run.config:
+        raise RunError(f"{directory} was started with another configuration than {config}; resume it as it was: "
+                       f"bitsback train {directory} --resume")  # fmt: skip
+    if config.is_dir() and overrides:
+        raise RunError("a resumed run keeps its configuration; leave the overrides out")
+    return Experiment.build(run.config), directory
+
+
+def shown_error(name: str, value: float) -> str:
+    """An error for a person: a percentage for classes, a plain number otherwise.
+
+    >>> shown_error("error", 0.031), shown_error("rmse", 0.12345)
+    ('3.1 %', '0.1234')
+    """
+    return f"{100 * value:.1f} %" if name == "error" else f"{value:.4g}"

@@ -1,0 +1,40 @@
+"""bitsback widen: what wider and narrower posteriors would cost."""
+
+import json as json_library
+from typing import Annotated
+
+import typer
+
+from bitsback.cli.ledger import RunArgument
+from bitsback.cli.train import JsonOption
+
+
+def widen(
+    run: RunArgument,
+    samples: Annotated[int, typer.Option(min=1, help="Whole-network draws per width.")] = 50,
+    json: JsonOption = False,
+) -> None:
+    """Multiply every posterior std by 1/16 to 16 and show what each width costs.
+
+    A wider posterior lowers the coding cost until the data cost catches up; the trained width sits at the bottom.
+
+    Example: bitsback widen runs/digits
+    """
+    from bitsback.cli.text import table
+    from bitsback.config import load_run
+    from bitsback.model import width_curve
+
+    e = load_run(run).experiment()
+    curve = width_curve(e.model, e.likelihood, e.dataset.train, samples=samples, seed=e.config.seed, progress=True)
+    columns = ("gross_weight_bits", "refund_bits", "net_weight_bits", "data_bits", "net_bits")
+    rows = [{"factor": factor, **{name: getattr(book, name) for name in columns}} for factor, book in curve.items()]
+    if json:
+        print(json_library.dumps(rows, indent=2))
+        return
+    cheapest = min(rows, key=lambda row: row["net_bits"])
+    head = ["width", "gross weights", "refund", "net weights", "data", "net bits", ""]
+    body = []
+    for row in rows:
+        mark = "cheapest" if row is cheapest else ""
+        body.append([f"x {row['factor']:g}", *(f"{row[name]:,.1f}" for name in columns), mark])
+    print(table(head, body))

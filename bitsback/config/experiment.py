@@ -1,0 +1,111 @@
+"""A configuration becomes objects, and a run directory becomes them again."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from bitsback.config.load import load_config, to_yaml
+from bitsback.config.schema import Config
+from bitsback.data import Dataset
+from bitsback.errors import RunError
+from bitsback.files import read_tensors
+from bitsback.ledger import Ledger
+from bitsback.likelihoods import Likelihood
+from bitsback.model import BayesianModel, bayesianize
+from bitsback.training import Outcome, train
+from bitsback.training.checkpoint import load_weights
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Data, model and likelihood, as a configuration asks for them.
+
+    >>> experiment = Experiment.build(Config())
+    >>> experiment.dataset.name, len(experiment.dataset.train)
+    ('digits', 1437)
+    """
+
+    config: Config
+    dataset: Dataset
+    model: BayesianModel
+    likelihood: Likelihood
+
+    @classmethod
+    def build(cls, config: Config) -> "Experiment":
+        """Read the data and build the model, seeded; raises the named error of whatever is wrong."""
+        dataset = config.data.load()
+        likelihood = config.likelihood.build(dataset.classes)
+        for examples in (dataset.train, dataset.test):
+            if examples is not None:
+                likelihood.check_targets(examples.targets, examples.name)
+        torch.manual_seed(config.seed)
+        outputs = likelihood.outputs(dataset.train.targets)
+        network = config.network.build(dataset.train.inputs, outputs)
+        with torch.no_grad():
+            network.eval()
+            likelihood.bits(network(dataset.train.inputs[:2]), dataset.train.targets[:2])  # shapes fit, or say why not
+        network.train()
+        model = bayesianize(
+            network,
+            config.prior,
+            posterior=config.posterior,
+            overrides=config.prior_overrides,
+            include=config.bayesian.include,
+            exclude=config.bayesian.exclude,
+            estimator=config.bayesian.estimator,
+        )
+        return cls(config, dataset, model, likelihood)
+
+    def train(self, directory: Path | None, *, resume: bool = False, progress: bool = True) -> Outcome:
+        """Train, and write the run to ``directory``."""
+        return train(
+            self.model,
+            self.likelihood,
+            self.dataset,
+            directory=directory,
+            config_text=to_yaml(self.config),
+            training=self.config.training,
+            ledger=self.config.ledger,
+            logging=self.config.logging,
+            seed=self.config.seed,
+            resume=resume,
+            progress=progress,
+        )
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory that was written by ``bitsback train``."""
+
+    directory: Path
+    config: Config
+
+    def ledger(self) -> Ledger:
+        """The final ledger; raises RunError when the run has not finished."""
+        path = self.directory / "ledger.json"
+        if not path.is_file():
+            raise RunError(f"{self.directory} has no ledger yet; finish it with `bitsback train {self.directory} --resume`")
+        return Ledger.from_json(path.read_text())
+
+    def experiment(self) -> Experiment:
+        """The experiment with the weights of the last checkpoint."""
+        experiment = Experiment.build(self.config)
+        path = self.directory / "checkpoint" / "state.safetensors"
+        tensors, _ = read_tensors(path)
+        if self.config.training.precision == "float64":
+            experiment.model.double()
+            experiment.likelihood.double()
+        try:
+            load_weights(tensors, experiment.model, experiment.likelihood)
+        except RuntimeError as fault:
+            raise RunError(f"{path} does not fit {self.directory / 'config.yaml'}; one of them was changed") from fault
+        return experiment
+
+
+def load_run(directory: str | Path) -> Run:
+    """A run directory; raises RunError when it is not one."""
+    place = Path(directory)
+    if not (place / "config.yaml").is_file() or not (place / "checkpoint").is_dir():
+        raise RunError(f"{place} is not a run directory (no config.yaml, no checkpoint/); make one with `bitsback train`")
+    return Run(place, load_config(place / "config.yaml"))

@@ -1,0 +1,135 @@
+"""Read a configuration: YAML 1.2, ``extends``, overrides, and every fault at once with its place."""
+
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from bitsback.config.faults import Origins, describe
+from bitsback.config.schema import Config
+from bitsback.errors import ConfigError
+
+Path_ = tuple[str | int, ...]
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration in a YAML file, with ``key=value`` overrides on top.
+
+    Args:
+        path: a YAML file; ``extends: other.yaml`` in it is read first, relative to the file.
+        overrides: ``"prior.kind=laplace"``, ``"training.epochs=5"``; values are YAML. A changed ``kind`` replaces its section.
+
+    Raises:
+        ConfigError: all faults at once, each with file, line, dotted key, what is allowed, and a near miss.
+    """
+    origins: Origins = {}
+    values = _read(Path(path), origins, ())
+    for override in overrides:
+        values = _merge(values, _parse_override(override, origins))
+    try:
+        return Config.model_validate(values)
+    except ValidationError as fault:
+        lines = [describe(error, values, origins, str(path)) for error in fault.errors()]
+        raise ConfigError("\n".join(dict.fromkeys(lines))) from fault
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration as YAML, every default written out."""
+    stream = io.StringIO()
+    writer = YAML(typ="safe", pure=True)
+    writer.default_flow_style = False
+    writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    writer.dump(config.model_dump(mode="json"), stream)
+    return stream.getvalue()
+
+
+def parse_value(text: str) -> Any:
+    """A YAML 1.2 value: ``1e-3`` is a number, ``[1, 2]`` a list.
+
+    >>> parse_value("1e-3"), parse_value("laplace"), parse_value("null")
+    (0.001, 'laplace', None)
+    """
+    try:
+        value = YAML(typ="safe", pure=True).load(text)
+    except YAMLError as fault:
+        raise ConfigError(f"cannot read '{text}' as YAML: {str(fault).splitlines()[0]}") from fault
+    # YAML 1.2 wants a dot in floats only for some writers; 1e-3 is a number for everyone
+    return float(value) if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value) else value
+
+
+def _read(path: Path, origins: Origins, chain: tuple[Path, ...]) -> dict[str, Any]:
+    resolved = path.resolve()
+    if resolved in chain:
+        names = " -> ".join(file.name for file in [*chain, resolved])
+        raise ConfigError(f"{path} extends itself: {names}; remove one of the extends")
+    try:
+        tree = YAML(typ="rt", pure=True).load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as fault:
+        reason = fault.strerror if isinstance(fault, OSError) else "not UTF-8 text"
+        raise ConfigError(f"cannot read {path}: {reason}; give a YAML file such as configs/digits.yaml") from fault
+    except MarkedYAMLError as fault:
+        mark = fault.problem_mark or fault.context_mark
+        line = f":{mark.line + 1}" if mark else ""
+        problem = " ".join((fault.problem or "not YAML").split())
+        raise ConfigError(f"{path}{line}: {problem}; every key may be given once, indented by spaces") from fault
+    except YAMLError as fault:
+        raise ConfigError(f"{path}: {' '.join(str(fault).split())}; this is not YAML") from fault
+    if tree is None:
+        tree = CommentedMap()
+    if not isinstance(tree, CommentedMap):
+        raise ConfigError(f"{path}: a configuration is a mapping of sections, got {type(tree).__name__}")
+    parent = tree.pop("extends", None)
+    base: dict[str, Any] = {}
+    if parent is not None:
+        if not isinstance(parent, str):
+            raise ConfigError(f"{path}: extends must name one YAML file, got {parent!r}")
+        base = _read(path.parent / parent, origins, (*chain, resolved))
+    return _merge(base, _plain(tree, (), str(path), origins))
+
+
+def _plain(node: Any, place: Path_, file: str, origins: Origins) -> Any:
+    """Plain Python values of a ruamel tree; remembers the file and line of every key."""
+    if isinstance(node, CommentedMap):
+        result: dict[str, Any] = {}
+        for key, value in node.items():
+            here = (*place, str(key))
+            origins[here] = f"{file}:{node.lc.key(key)[0] + 1}"
+            result[str(key)] = _plain(value, here, file, origins)
+        return result
+    if isinstance(node, list):
+        return [_plain(value, (*place, index), file, origins) for index, value in enumerate(node)]
+    if isinstance(node, bool) or node is None:
+        return node
+    if isinstance(node, int):
+        return int(node)
+    return float(node) if isinstance(node, float) else str(node)
+
+
+def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    """``change`` over ``base``: mappings merge key by key, except where a changed ``kind`` starts a section afresh."""
+    if "kind" in change and change["kind"] != base.get("kind"):
+        return dict(change)
+    merged = dict(base)
+    for key, value in change.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _parse_override(text: str, origins: Origins) -> dict[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"cannot read '{text}'; an override is key=value, for example prior.kind=laplace")
+    parts = key.split(".")
+    for depth in range(1, len(parts) + 1):
+        origins[tuple(parts[:depth])] = "command line"
+    result: Any = parse_value(value)
+    for part in reversed(parts):
+        result = {part: result}
+    return result

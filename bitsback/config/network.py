@@ -1,0 +1,150 @@
+"""Networks in YAML: a list of torch.nn layers by name, or a factory in a Python module."""
+
+import importlib
+import inspect
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from bitsback.errors import ConfigError, near_miss
+from bitsback.files import read_tensors
+from bitsback.registry import Settings
+
+INFERRED = {
+    "in_features": -1,
+    "in_channels": 1,
+    "num_features": 1,
+    "num_channels": 1,
+    "normalized_shape": -1,
+    "input_size": -1,
+    "embed_dim": -1,
+}
+"""Constructor arguments that can be read off the layer's input: name to the axis that has the size."""
+
+LayerSpec = str | dict[str, dict[str, Any] | None]
+
+
+class Network(nn.Sequential):
+    """Layers in a row; of a layer that returns several things (a recurrent one), the first goes on."""
+
+    def forward(self, value: Tensor) -> Tensor:
+        for layer in self:
+            value = layer(value)
+            value = value[0] if isinstance(value, tuple) else value
+        return value
+
+
+def layer_kinds() -> dict[str, type[nn.Module]]:
+    """The layers that can be named in YAML: every module class of torch.nn that is not a container or a loss."""
+    found = {name: kind for name, kind in vars(nn).items() if inspect.isclass(kind) and issubclass(kind, nn.Module)}
+    containers = {"Module", "Sequential", "ModuleList", "ModuleDict", "ParameterList", "ParameterDict", "Container"}
+    return {name: kind for name, kind in found.items() if name not in containers and not name.endswith("Loss")}
+
+
+def _split_spec(spec: LayerSpec) -> tuple[str, dict[str, Any]]:
+    if isinstance(spec, str):
+        return spec, {}
+    (name, arguments), *_ = spec.items()
+    return name, dict(arguments or {})
+
+
+class NetworkSettings(Settings):
+    """What every network can be told."""
+
+    kind: str
+    pretrained: Path | None = Field(None, description="a safetensors file of the network's state_dict to start from")
+
+    def finish(self, network: nn.Module) -> nn.Module:
+        """Load the pretrained weights, if any."""
+        if self.pretrained is not None:
+            tensors, _ = read_tensors(self.pretrained)
+            try:
+                network.load_state_dict(tensors)
+            except RuntimeError as fault:
+                reason = " ".join(str(fault).split())
+                raise ConfigError(f"network.pretrained: {self.pretrained} does not fit the network: {reason}") from fault
+        return network
+
+
+class SequentialSettings(NetworkSettings):
+    """torch.nn layers by name, in a row; input sizes are inferred, and the last Linear's output size too."""
+
+    kind: Literal["sequential"] = "sequential"
+    layers: tuple[LayerSpec, ...] = Field(min_length=1, description="names, or one-entry mappings of a name to its arguments")
+
+    @field_validator("layers")
+    @classmethod
+    def _known(cls, layers: tuple[LayerSpec, ...]) -> tuple[LayerSpec, ...]:
+        kinds = layer_kinds()
+        for index, spec in enumerate(layers):
+            if isinstance(spec, dict) and len(spec) != 1:
+                raise ValueError(f"layer {index} must be a name or one `Name: {{arguments}}`, got keys {list(spec)}")
+            name, arguments = _split_spec(spec)
+            if name not in kinds:
+                raise ValueError(f"layer {index}: torch.nn has no layer '{name}'{near_miss(name, kinds)}")
+            allowed = set(inspect.signature(kinds[name].__init__).parameters) - {"self"}
+            variadic = "kwargs" in allowed or "args" in allowed
+            for key in arguments:
+                if key not in allowed and not variadic:
+                    hint = f"{near_miss(key, allowed)}; allowed: {', '.join(sorted(allowed))}"
+                    raise ValueError(f"layer {index}: {name} has no argument '{key}'{hint}")
+        return layers
+
+    @torch.no_grad()
+    def build(self, inputs: Tensor, outputs: int) -> nn.Module:
+        """The network for inputs (n, ...) like these and so many outputs; raises ConfigError naming the layer at fault."""
+        counts: dict[str, int] = {}
+        network, value = Network(), inputs[:2]
+        for index, spec in enumerate(self.layers):
+            kind, arguments = _split_spec(spec)
+            number = counts[kind] = counts.get(kind, 0) + 1
+            if kind == "Linear" and index == len(self.layers) - 1:
+                arguments.setdefault("out_features", outputs)
+            try:
+                layer = _build_layer(layer_kinds()[kind], arguments, value)
+                network.add_module(f"{kind.lower()}{number}", layer)
+                value = layer.eval()(value)
+            except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as fault:
+                reason = str(fault).splitlines()[0]
+                shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise ConfigError(f"network.layers[{index}] ({kind}) fails on input {shape}: {reason}") from fault
+            value = value[0] if isinstance(value, tuple) else value
+        return self.finish(network.train())
+
+
+def _build_layer(kind: type[nn.Module], arguments: dict[str, Any], value: Tensor) -> nn.Module:
+    parameters = inspect.signature(kind.__init__).parameters
+    wanted = set(parameters) | ({"input_size"} if issubclass(kind, nn.RNNBase) else set())
+    inferred = {name: value.shape[axis] for name, axis in INFERRED.items() if name in wanted and name not in arguments}
+    if issubclass(kind, nn.RNNBase):
+        arguments = {"batch_first": True, **arguments}
+    return kind(**{**inferred, **arguments})
+
+
+class FactorySettings(NetworkSettings):
+    """A function in an importable Python module that returns an nn.Module."""
+
+    kind: Literal["factory"] = "factory"
+    factory: str = Field(pattern=r"^[\w.]+:\w+$", description="package.module:function")
+    arguments: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the function")
+
+    def build(self, inputs: Tensor, outputs: int) -> nn.Module:
+        """Call the factory; raises ConfigError when it cannot be imported, fails, or returns no module."""
+        place, _, name = self.factory.partition(":")
+        try:
+            factory = getattr(importlib.import_module(place), name)
+        except (ImportError, AttributeError) as fault:
+            raise ConfigError(f"network.factory: cannot import '{self.factory}': {fault}; is it on PYTHONPATH?") from fault
+        try:
+            network = factory(**self.arguments)
+        except TypeError as fault:
+            raise ConfigError(f"network.factory: {self.factory} refuses its arguments: {fault}") from fault
+        if not isinstance(network, nn.Module):
+            raise ConfigError(f"network.factory: {self.factory} returned {type(network).__name__}, not an nn.Module")
+        return self.finish(network)
+
+
+AnyNetworkSettings = Annotated[SequentialSettings | FactorySettings, Field(discriminator="kind")]

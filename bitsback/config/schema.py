@@ -1,0 +1,61 @@
+"""The schema of a configuration: every section's settings, gathered."""
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from bitsback.config.network import AnyNetworkSettings, SequentialSettings
+from bitsback.data import AnyDataSettings
+from bitsback.data.digits import DigitsSettings
+from bitsback.layers import Estimator
+from bitsback.likelihoods import AnyLikelihoodSettings
+from bitsback.likelihoods.classes import CategoricalSettings
+from bitsback.posterior import GaussianPosteriorSettings, PointPosteriorSettings
+from bitsback.priors import AnyPriorSettings
+from bitsback.priors.gaussian import GaussianPriorSettings
+from bitsback.registry import Settings
+from bitsback.training import LedgerSettings, LoggingSettings, TrainingSettings
+
+
+class BayesianSettings(Settings):
+    """Which weights get a posterior, and how their noise is drawn."""
+
+    include: tuple[str, ...] = Field(("*",), description="weight or module names (shell patterns) that get a posterior")
+    exclude: tuple[str, ...] = Field((), description="names that stay deterministic: charged at 32 bits a weight")
+    estimator: Estimator | dict[str, Estimator] = Field(
+        "auto", description="weight, output or auto, for all layers or by layer kind: {Conv2d: weight, Linear: output}"
+    )
+
+
+class Config(Settings):
+    """Everything that defines a run."""
+
+    data: AnyDataSettings = DigitsSettings()
+    network: AnyNetworkSettings = SequentialSettings(layers=("Flatten", "Linear"))
+    posterior: Annotated[GaussianPosteriorSettings | PointPosteriorSettings, Field(discriminator="kind")] = (
+        GaussianPosteriorSettings()
+    )
+    prior: AnyPriorSettings = GaussianPriorSettings()
+    prior_overrides: dict[str, AnyPriorSettings] = Field(
+        default_factory=dict, description='other priors by weight-name pattern, {"*.bias": {kind: laplace}}; first fit wins'
+    )
+    bayesian: BayesianSettings = BayesianSettings()
+    likelihood: AnyLikelihoodSettings = CategoricalSettings()
+    training: TrainingSettings = TrainingSettings()
+    ledger: LedgerSettings = LedgerSettings()
+    logging: LoggingSettings = LoggingSettings()
+    seed: int = Field(0, ge=0, description="seed of initial weights, batches and draws")
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a configuration file, for editors; every key is optional, ``extends`` is allowed.
+
+    >>> sorted(json_schema()["properties"])[:4]
+    ['bayesian', 'data', 'extends', 'ledger']
+    """
+    schema = Config.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "bitsback configuration"
+    extends = {"type": "string", "description": "another YAML file whose values this one changes"}
+    schema["properties"] = {"extends": extends, **schema["properties"]}
+    return schema

@@ -1,0 +1,57 @@
+"""Writing files whole or not at all."""
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bitsback.errors import RunError
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write ``content`` to a temporary neighbour, then rename it: a reader sees the old file or the new one, never half.
+
+    Raises:
+        RunError: when the place cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as fault:
+        raise RunError(f"cannot write {path}: {fault.strerror or fault}; choose a place you may write to") from fault
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException as fault:
+        Path(temporary).unlink(missing_ok=True)
+        if isinstance(fault, OSError):
+            raise RunError(f"cannot write {path}: {fault.strerror or fault}; is the disk full?") from fault
+        raise
+
+
+def write_text(path: Path, content: str) -> None:
+    """:func:`write_bytes` for text, in UTF-8."""
+    write_bytes(path, content.encode())
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+    """:func:`write_bytes` for tensors, in the safetensors format."""
+    from safetensors.torch import save
+
+    write_bytes(path, save(dict(tensors), dict(metadata)))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Tensors and metadata of a safetensors file; raises RunError when it cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (OSError, SafetensorError) as fault:
+        raise RunError(f"cannot read {path}: {fault}; is the run complete?") from fault

@@ -1,0 +1,42 @@
+"""Beta, the weight of the KL in the loss: 1, or on its way to 1, or steering towards a budget."""
+
+import math
+from dataclasses import dataclass
+
+from bitsback.training.settings import BudgetSettings, TrainingSettings
+
+GAIN, MEMORY = 0.5, 0.02
+
+
+@dataclass
+class Beta:
+    """Beta at the current step.
+
+    With a budget, log beta follows the excess e = ln(net weight bits / budget) as GAIN e + the sum of MEMORY e over all
+    steps so far: while the weights cost too much, beta grows.
+    """
+
+    settings: TrainingSettings
+    steps_per_epoch: int
+    memory: float = 0.0
+    value: float = 1.0
+
+    def before_step(self, step: int, net_weight_bits: float) -> float:
+        """Beta for this step, given what the weights cost now."""
+        budget = self._budget(step)
+        if budget is not None:
+            excess = max(-2.0, min(2.0, math.log(max(net_weight_bits, 1e-9) / budget)))
+            self.memory += MEMORY * excess
+            self.value = math.exp(max(-20.0, min(20.0, self.memory + GAIN * excess)))
+            return self.value
+        rise = self.settings.beta.warmup_epochs * self.steps_per_epoch
+        share = min(1.0, step / rise) if rise else 1.0
+        self.value = self.settings.beta.start + (1 - self.settings.beta.start) * share
+        return self.value
+
+    def _budget(self, step: int) -> float | None:
+        budget = self.settings.budget_bits
+        if isinstance(budget, BudgetSettings):
+            share = min(1.0, step / (budget.epochs * self.steps_per_epoch))
+            return budget.start + (budget.end - budget.start) * share
+        return budget

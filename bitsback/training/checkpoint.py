@@ -1,0 +1,81 @@
+"""Checkpoints: everything needed to resume bit for bit, in one safetensors file, without pickle."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bitsback.errors import RunError
+from bitsback.files import read_tensors, write_tensors
+from bitsback.training.loop import Fit
+
+
+def save_checkpoint(path: Path, fit: Fit, extra: dict[str, Any]) -> None:
+    """Write the fit's state to ``path``, atomically; ``extra`` is JSON that comes back from :func:`load_checkpoint`."""
+    tensors: dict[str, Tensor] = {}
+    facts = {
+        "epoch": fit.epoch,
+        "beta": {"memory": fit.beta.memory, "value": fit.beta.value},
+        "schedule": _pack(fit.schedule.state_dict() if fit.schedule else None, "schedule", tensors),
+        "optimizer": _pack(fit.optimizer.state_dict(), "optimizer", tensors),
+        "extra": extra,
+    }
+    _pack(fit.model.state_dict(), "model", tensors)
+    _pack(fit.likelihood.state_dict(), "likelihood", tensors)
+    stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    write_tensors(path, stored, {"format": "bitsback checkpoint 1", "facts": json.dumps(facts)})
+
+
+def load_checkpoint(path: Path, fit: Fit) -> dict[str, Any]:
+    """Put a checkpoint's state into a fit of the same configuration; returns the ``extra`` it was saved with.
+
+    Raises:
+        RunError: when the file is missing, damaged, or of another network.
+    """
+    tensors, metadata = read_tensors(path)
+    try:
+        facts = json.loads(metadata["facts"])
+        load_weights(tensors, fit.model, fit.likelihood)
+        fit.optimizer.load_state_dict(_unpack(facts["optimizer"], tensors))
+        if fit.schedule is not None:
+            fit.schedule.load_state_dict(_unpack(facts["schedule"], tensors))
+        fit.epoch = facts["epoch"]
+        fit.beta.memory, fit.beta.value = facts["beta"]["memory"], facts["beta"]["value"]
+        return dict(facts["extra"])
+    except (KeyError, ValueError, RuntimeError) as fault:
+        raise RunError(f"{path} does not fit this configuration: {fault}; start a new run") from fault
+
+
+def load_weights(tensors: dict[str, Tensor], model: torch.nn.Module, likelihood: torch.nn.Module) -> None:
+    """Put a checkpoint's weights into a model and its likelihood."""
+    for prefix, module in (("model", model), ("likelihood", likelihood)):
+        cut = len(prefix) + 1
+        own = {name[cut:]: tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}/")}
+        module.load_state_dict(own)
+
+
+def _pack(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
+    """JSON for nested state, with its tensors moved to ``tensors`` and named by their place."""
+    if isinstance(value, Tensor):
+        tensors[place] = value
+        return {"tensor": place}
+    if isinstance(value, dict):
+        return {"dict": [[key, _pack(item, f"{place}/{key}", tensors)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        return {"list": [_pack(item, f"{place}/{index}", tensors) for index, item in enumerate(value)]}
+    if value is None or isinstance(value, bool | int | float | str):
+        return {"value": value}
+    if callable(getattr(value, "state_dict", None)):  # a schedule made of schedules
+        return _pack(value.state_dict(), place, tensors)
+    raise RunError(f"cannot write {place} of type {type(value).__name__} to a checkpoint; choose another optimiser or schedule")
+
+
+def _unpack(packed: Any, tensors: dict[str, Tensor]) -> Any:
+    (kind, value), *_ = packed.items()
+    if kind == "tensor":
+        return tensors[value]
+    if kind == "dict":
+        return {key: _unpack(item, tensors) for key, item in value}
+    return [_unpack(item, tensors) for item in value] if kind == "list" else value

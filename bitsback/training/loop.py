@@ -1,0 +1,109 @@
+"""The loop on one page: batch, data bits + weight bits, step, log."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from bitsback.data import Examples
+from bitsback.errors import TrainingError
+from bitsback.likelihoods import Likelihood
+from bitsback.model import BayesianModel
+from bitsback.training.beta import Beta
+from bitsback.training.settings import TrainingSettings
+
+
+@dataclass
+class Fit:
+    """A training under way: everything that a step reads or changes."""
+
+    model: BayesianModel
+    likelihood: Likelihood
+    train: Examples
+    settings: TrainingSettings
+    seed: int
+    optimizer: Optimizer
+    schedule: LRScheduler | None
+    beta: Beta
+    epoch: int = 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in one pass over the training split."""
+        return -(-len(self.train) // self.settings.batch_size)
+
+    def run_epoch(self) -> tuple[float, float]:
+        """One pass over the training split; returns its data bits and the net weight bits of its last step.
+
+        All randomness of an epoch follows from the seed and the epoch's number, so that a resumed run repeats it exactly.
+        """
+        torch.manual_seed(self.seed * 1_000_003 + self.epoch)
+        self.model.train()
+        data_bits, weight_bits = 0.0, 0.0
+        for number, (inputs, targets) in enumerate(self._batches()):
+            spent, weight_bits = self._step(self.epoch * self.steps_per_epoch + number, inputs, targets)
+            data_bits += spent
+        self.epoch += 1
+        return data_bits, weight_bits
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order = torch.randperm(len(self.train)).to(self.train.inputs.device)
+        for batch in order.tensor_split(self.steps_per_epoch):
+            yield self.train.inputs[batch], self.train.targets[batch]
+
+    def _step(self, step: int, inputs: Tensor, targets: Tensor) -> tuple[float, float]:
+        """One step on the total description length, in bits per example; returns the batch's data bits and the weight bits."""
+        count = len(self.train)
+        self.model.update_priors()
+        weight_bits = self.model.kl_bits()
+        beta = self.beta.before_step(step, float(weight_bits.detach()))
+        data_bits = self._data_bits(inputs, targets)
+        loss = (data_bits * (count / len(inputs)) + beta * weight_bits) / count
+        if not torch.isfinite(loss):
+            raise TrainingError(f"the loss is not finite at step {step}: {self._blame(inputs)}; lower training.optimizer.lr")
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.settings.gradient_clip is not None:
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, self.settings.gradient_clip)
+        self.optimizer.step()
+        if self.schedule is not None:
+            self.schedule.step()
+        return float(data_bits.detach()), float(weight_bits.detach())
+
+    def _data_bits(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Data bits of one batch, each of its ``draws`` groups under a weight draw of its own."""
+        groups = min(self.settings.draws, len(inputs))
+        half = self.settings.precision == "bfloat16"
+        parts = []
+        for x, y in zip(inputs.tensor_split(groups), targets.tensor_split(groups), strict=True):
+            with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=half):
+                outputs = self.model(x)
+            outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+            parts.append(self.likelihood.bits(outputs, y).sum())
+        return torch.stack(parts).sum()
+
+    @torch.no_grad()
+    def _blame(self, inputs: Tensor) -> str:
+        """Name the first place where a number is not finite."""
+        for weight in self.model.weights:
+            for what, tensor in (("mean", weight.posterior.mean), ("std", weight.posterior.std())):
+                if tensor is not None and not torch.isfinite(tensor).all():
+                    return f"the posterior {what} of '{weight.name}' is not finite"
+        found: list[str] = []
+
+        def look(name: str, output: object) -> None:
+            if isinstance(output, Tensor) and not torch.isfinite(output).all():
+                found.append(name)
+
+        named = [(name, module) for name, module in self.model.network.named_modules() if name]
+        hooks = [m.register_forward_hook(lambda _m, _i, out, name=name: look(name, out)) for name, m in named]
+        try:
+            self.model(inputs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return f"the output of layer '{found[0]}' is not finite" if found else "the data bits or the KL overflow"

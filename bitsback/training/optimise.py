@@ -1,0 +1,67 @@
+"""Optimisers and schedules by their torch names."""
+
+import inspect
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LinearLR, LRScheduler, ReduceLROnPlateau, SequentialLR
+
+from bitsback.errors import ConfigError, near_miss
+from bitsback.training.settings import OptimizerSettings, ScheduleSettings
+
+
+def make_optimizer(modules: list[nn.Module], settings: OptimizerSettings) -> Optimizer:
+    """The optimiser over all trainable parameters, log stds in a group of their own.
+
+    Raises:
+        ConfigError: for an unknown name or arguments that the optimiser refuses.
+    """
+    known = {name for name, kind in vars(torch.optim).items() if inspect.isclass(kind) and issubclass(kind, Optimizer)}
+    known -= {"Optimizer", "LBFGS", "SparseAdam"}
+    if settings.name not in known:
+        hint = near_miss(settings.name, known)
+        raise ConfigError(f"training.optimizer.name: '{settings.name}'{hint} is not one of {', '.join(sorted(known))}")
+    named = [(name, p) for module in modules for name, p in module.named_parameters() if p.requires_grad]
+    widths = [p for name, p in named if name.endswith("log_std")]
+    rest = [p for name, p in named if not name.endswith("log_std")]
+    groups: list[dict[str, Any]] = [{"params": rest}, {"params": widths, "lr": settings.log_std_lr or settings.lr}]
+    try:
+        return getattr(torch.optim, settings.name)([g for g in groups if g["params"]], lr=settings.lr, **settings.arguments)
+    except (TypeError, ValueError, RuntimeError) as fault:
+        raise ConfigError(f"training.optimizer: {settings.name} refuses its arguments: {fault}") from fault
+
+
+def make_schedule(optimizer: Optimizer, settings: ScheduleSettings, epochs: int, steps_per_epoch: int) -> LRScheduler | None:
+    """The learning-rate schedule, stepped once per batch, after a linear warm-up.
+
+    Raises:
+        ConfigError: for an unknown name or arguments that the schedule refuses.
+    """
+    import torch.optim.lr_scheduler as library
+
+    warmup = math.ceil(settings.warmup_epochs * steps_per_epoch)
+    steps = max(1, epochs * steps_per_epoch - warmup)
+    main = None
+    if settings.name is not None:
+        known = {name for name, kind in vars(library).items() if inspect.isclass(kind) and issubclass(kind, LRScheduler)}
+        known -= {"LRScheduler", "LambdaLR", "MultiplicativeLR", "SequentialLR", "ChainedScheduler", ReduceLROnPlateau.__name__}
+        known -= {"SWALR"}
+        if settings.name not in known:
+            hint = near_miss(settings.name, known)
+            raise ConfigError(f"training.schedule.name: '{settings.name}'{hint} is not one of {', '.join(sorted(known))}")
+        kind = getattr(library, settings.name)
+        wanted = inspect.signature(kind).parameters
+        lengths: dict[str, Any] = {name: steps for name in ("T_max", "total_steps", "total_iters") if name in wanted}
+        if "max_lr" in wanted:
+            lengths["max_lr"] = [group["lr"] for group in optimizer.param_groups]
+        try:
+            main = kind(optimizer, **{**lengths, **settings.arguments})
+        except (TypeError, ValueError) as fault:
+            raise ConfigError(f"training.schedule: {settings.name} refuses its arguments: {fault}") from fault
+    if not warmup:
+        return main
+    rise = LinearLR(optimizer, start_factor=0.01, total_iters=warmup)
+    return SequentialLR(optimizer, [rise, main], milestones=[warmup]) if main else rise

@@ -1,0 +1,96 @@
+"""How a network is trained, how its ledger is taken, and what is logged."""
+
+from typing import Any, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+from bitsback.registry import Settings
+
+
+class OptimizerSettings(Settings):
+    """Any optimiser of torch.optim by name."""
+
+    name: str = Field("Adam", description="a class of torch.optim")
+    lr: PositiveFloat = Field(0.01, description="learning rate of the means and of everything else")
+    log_std_lr: PositiveFloat | None = Field(None, description="learning rate of log std; default: as lr")
+    arguments: dict[str, Any] = Field(default_factory=dict, description="further arguments, for example {betas: [0.9, 0.99]}")
+
+
+class ScheduleSettings(Settings):
+    """Any learning-rate schedule of torch.optim.lr_scheduler by name, stepped once per batch."""
+
+    name: str | None = Field("CosineAnnealingLR", description="a class of torch.optim.lr_scheduler, or null: constant")
+    arguments: dict[str, Any] = Field(
+        default_factory=dict, description="its arguments, in steps; T_max, total_steps and total_iters default to all steps"
+    )
+    warmup_epochs: NonNegativeFloat = Field(0.0, description="epochs over which the rate rises linearly from 1 % of itself")
+
+
+class BetaSettings(Settings):
+    """Weight of the KL in the loss: rises linearly from ``start`` to 1. The ledger is always taken at 1."""
+
+    start: NonNegativeFloat = Field(1.0, le=1.0, description="beta at the first step")
+    warmup_epochs: NonNegativeFloat = Field(0.0, description="epochs until beta is 1")
+
+
+class BudgetSettings(Settings):
+    """A budget that moves linearly from ``start`` to ``end`` bits over ``epochs``, then stays."""
+
+    start: PositiveFloat = Field(description="net weight bits at the first step")
+    end: PositiveFloat = Field(description="net weight bits at the end")
+    epochs: PositiveFloat = Field(description="epochs until the budget is at its end")
+
+
+class EarlyStopSettings(Settings):
+    """Stop when the net bits of the training epochs no longer fall. Test data are never looked at."""
+
+    patience_epochs: PositiveInt = Field(20, description="epochs without improvement before stopping")
+    min_improvement_bits: NonNegativeFloat = Field(1.0, description="what counts as an improvement")
+
+
+class TrainingSettings(Settings):
+    """The total description length is the loss; everything here says how it is lowered."""
+
+    epochs: PositiveInt = Field(100, description="passes over the training split")
+    batch_size: PositiveInt = Field(128, description="examples per step; the epoch is cut into equal batches of at most this")
+    draws: PositiveInt = Field(1, description="weight draws per batch: the batch is cut into as many groups")
+    optimizer: OptimizerSettings = OptimizerSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    beta: BetaSettings = BetaSettings()
+    budget_bits: PositiveFloat | BudgetSettings | None = Field(
+        None, description="net weight bits to end at (within 1 %), fixed or moving; beta is adjusted to get there"
+    )
+    gradient_clip: PositiveFloat | None = Field(None, description="largest norm of the gradient, in bits per example")
+    early_stop: EarlyStopSettings | None = None
+    checkpoint_seconds: NonNegativeFloat = Field(30.0, description="least time between checkpoints; 0: after every epoch")
+    threads: PositiveInt | Literal["auto"] = Field("auto", description="CPU threads; auto: one for under a million weights")
+    device: str = Field("cpu", description="cpu, cuda, cuda:1, mps, or auto: an accelerator where there is one")
+    precision: Literal["float32", "float64", "bfloat16"] = Field(
+        "float32", description="bfloat16: autocast of the forward pass; parameters, KL and ledger stay in float32"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "TrainingSettings":
+        if self.budget_bits is not None and self.beta != BetaSettings():
+            raise ValueError("budget_bits adjusts beta by itself; leave training.beta out")
+        if self.draws > self.batch_size:
+            raise ValueError(f"draws {self.draws} must not exceed batch_size {self.batch_size}")
+        if self.beta.warmup_epochs > self.epochs:
+            raise ValueError(f"beta.warmup_epochs {self.beta.warmup_epochs:g} must not exceed epochs {self.epochs}")
+        return self
+
+
+class LedgerSettings(Settings):
+    """How the final ledger is taken."""
+
+    samples: PositiveInt = Field(50, description="whole-network draws behind the data bits and their standard error")
+    grid_step: PositiveFloat | None = Field(
+        None, description="grid of the weights in gross bits and refund; default: a power of two below the smallest std"
+    )
+
+
+class LoggingSettings(Settings):
+    """What is written while training."""
+
+    tensorboard: bool = Field(False, description="write TensorBoard events under RUN/tensorboard (extra: tensorboard)")
+    test_every: PositiveInt = Field(1, description="epochs between looks at the test error, which is only shown")
