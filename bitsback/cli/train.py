@@ -71,7 +71,7 @@ def _resumed(config: Path, overrides: list[str], out: Path | None) -> "tuple[Exp
 def shown_error(name: str, value: float) -> str:
     """An error for a person: a percentage for classes, a plain number otherwise.
 
-    >>> shown_error("error", 0.031), shown_error("rmse", 0.12345)
-    ('3.1 %', '0.1234')
+    >>> shown_error("error", 0.031), shown_error("rmse", 0.12346)
+    ('3.1 %', '0.1235')
     """
     return f"{100 * value:.1f} %" if name == "error" else f"{value:.4g}"

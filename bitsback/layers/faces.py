@@ -2,8 +2,8 @@
 
 Each takes every argument of the torch layer of the same name, and ``posterior`` and ``estimator`` besides:
 
->>> Linear(3, 2, bias=False, estimator="weight").posteriors["weight"].mean.shape
-torch.Size([2, 3])
+>>> Linear(3, 2, bias=False, estimator="weight").posteriors["weight"]
+GaussianPosterior(shape=(2, 3))
 """
 
 from typing import Any

@@ -111,6 +111,9 @@ class BayesianModel(nn.Module):
         ]
         return nats_to_bits(torch.stack(parts).sum()) if parts else torch.zeros((), dtype=torch.float64)
 
+    def _priors(self) -> list[Prior]:
+        return list(self.priors)  # type: ignore[arg-type]
+
     def posteriors(self) -> list[Posterior]:
         """Every posterior once, in the order of the weights."""
         return [weight.posterior for weight in self.weights]
@@ -123,8 +126,7 @@ class BayesianModel(nn.Module):
     @torch.no_grad()
     def update_priors(self) -> None:
         """Set every prior that learns in closed form to its best given the posteriors."""
-        for prior in self.priors:
-            assert isinstance(prior, Prior)
+        for prior in self._priors():
             prior.update([(w.posterior.mean, w.posterior.std()) for w in self.weights if w.prior is prior])
 
     def deterministic(self) -> list[tuple[str, nn.Parameter]]:
@@ -140,8 +142,7 @@ class BayesianModel(nn.Module):
     def charges(self) -> list[Charge]:
         """What every learned number that is not a weight costs."""
         charges = []
-        for prior in self.priors:
-            assert isinstance(prior, Prior)
+        for prior in self._priors():
             first = next(weight.name for weight in self.weights if weight.prior is prior)
             charges += [Charge(f"{prior.kind}.{c.name}[{first}]", c.numbers, c.bits_each) for c in prior.charges()]
         return charges + [Charge(name, buffer.numel(), BFLOAT16.bits_each) for name, buffer in self.statistics()]
@@ -149,8 +150,7 @@ class BayesianModel(nn.Module):
     @torch.no_grad()
     def round_to_grid(self) -> None:
         """Round every learned number that is not a weight to its stated grid, in place."""
-        for prior in self.priors:
-            assert isinstance(prior, Prior)
+        for prior in self._priors():
             prior.round_to_grid()
         for _, buffer in self.statistics():
             buffer.copy_(BFLOAT16.round(buffer))
@@ -164,7 +164,7 @@ class BayesianModel(nn.Module):
             for name, buffer in self.network.named_buffers()
             if name not in charged and buffer.is_floating_point()
         ]
-        assumed = [line for prior in self.priors for line in prior.assumed()]
+        assumed = [line for prior in self._priors() for line in prior.assumed()]
         return [*dict.fromkeys([*frozen, *buffers, *assumed])]
 
 

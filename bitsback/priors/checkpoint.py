@@ -20,6 +20,7 @@ class CheckpointPrior(NormalPrior):
         mean: posterior means of the earlier run, the shape of the weight tensor.
         source: how the ledger names what the receiver is assumed to hold.
 
+    >>> import torch
     >>> prior = CheckpointPrior(torch.ones(3), scale=0.1, source="runs/first")
     >>> prior.assumed()
     ["the run 'runs/first', whose means are the prior's means, is assumed known to the receiver"]
