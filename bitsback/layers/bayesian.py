@@ -131,7 +131,8 @@ def fan_in(module: nn.Module, name: str) -> int:
     75
     """
     shapes = {local: p.shape for local, p in module._parameters.items() if p is not None}
-    if isinstance(module, BayesianModule):
+    if "posteriors" in module._modules:
+        assert isinstance(module, BayesianModule)
         shapes |= {name: q.mean.shape for name, q in zip(module.posteriors, module.own_posteriors, strict=True)}
     matrices = [shapes[name], *shapes.values()]
     shape = next((shape for shape in matrices if len(shape) >= 2), None)
