@@ -34,6 +34,17 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise
 
 
+def check_new_directory(path: Path) -> None:
+    """Raise RunError unless ``path`` can become a new directory: it is missing or empty, and its place can be written."""
+    if path.exists() and not path.is_dir():
+        raise RunError(f"{path} is a file, not a directory; choose another --out")
+    if path.is_dir() and any(path.iterdir()):
+        raise RunError(f"{path} is not empty; choose another --out, or continue it with --resume")
+    place = next(parent for parent in [path, *path.resolve().parents] if parent.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise RunError(f"cannot write {path}: {place} is not a directory you may write to; choose another --out")
+
+
 def write_text(path: Path, content: str) -> None:
     """:func:`write_bytes` for text, in UTF-8."""
     write_bytes(path, content.encode())

@@ -23,8 +23,12 @@ def compare(
     """
     from bitsback.cli.text import table
     from bitsback.config import Experiment, load_config
+    from bitsback.files import check_new_directory
+    from bitsback.ledger import shown_bits
 
     key, values, fixed = split_choices(choices)
+    if out is not None:
+        check_new_directory(out)
     experiments = {value: Experiment.build(load_config(config, [*fixed, f"{key}={value}"])) for value in values}
     rows: list[dict[str, Any]] = []
     for value, experiment in experiments.items():
@@ -47,7 +51,8 @@ def compare(
     body = []
     for row in sorted(rows, key=lambda row: row["net_bits"]):
         error = row[f"test_{error_name}"]
-        bits = [f"{row[name]:,.1f}" for name in ("net_bits", "gross_bits", "refund_bits", "data_bits")]
+        gross, refund, net = shown_bits(row["net_bits"], row["refund_bits"])
+        bits = [net, gross, refund, f"{row['data_bits']:,.1f}"]
         body.append([row[key], *bits, "" if error is None else shown_error(error_name, error), f"{row['seconds']:.1f}"])
     print(table(head, body))
 

@@ -28,6 +28,7 @@ def train(
     Example: bitsback train configs/digits.yaml prior.kind=laplace training.epochs=50 --out runs/laplace
     """
     from bitsback.config import Experiment, load_config
+    from bitsback.files import check_new_directory
     from bitsback.ledger import render
 
     if resume:
@@ -35,8 +36,7 @@ def train(
     else:
         directory = out or Path("runs") / f"{config.stem}-{datetime.now():%Y%m%d-%H%M%S}"
         settings = load_config(config, overrides or [])
-        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-            raise RunError(f"{directory} is not empty; choose another --out, or continue it with --resume")
+        check_new_directory(directory)
         experiment = Experiment.build(settings)
     try:
         outcome = experiment.train(directory, resume=resume)

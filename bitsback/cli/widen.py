@@ -22,6 +22,7 @@ def widen(
     """
     from bitsback.cli.text import table
     from bitsback.config import load_run
+    from bitsback.ledger import shown_bits
     from bitsback.model import width_curve
 
     e = load_run(run).experiment()
@@ -36,5 +37,6 @@ def widen(
     body = []
     for row in rows:
         mark = "cheapest" if row is cheapest else ""
-        body.append([f"x {row['factor']:g}", *(f"{row[name]:,.1f}" for name in columns), mark])
+        weights = shown_bits(row["net_weight_bits"], row["refund_bits"])
+        body.append([f"x {row['factor']:g}", *weights, f"{row['data_bits']:,.1f}", f"{row['net_bits']:,.1f}", mark])
     print(table(head, body))

@@ -8,7 +8,7 @@ import torch
 from bitsback.config.load import load_config, to_yaml
 from bitsback.config.schema import Config
 from bitsback.data import Dataset
-from bitsback.errors import RunError
+from bitsback.errors import ConfigError, RunError
 from bitsback.files import read_tensors
 from bitsback.ledger import Ledger
 from bitsback.likelihoods import Likelihood
@@ -44,7 +44,14 @@ class Experiment:
         network = config.network.build(dataset.train.inputs, outputs)
         with torch.no_grad():
             network.eval()
-            likelihood.bits(network(dataset.train.inputs[:2]), dataset.train.targets[:2])  # shapes fit, or say why not
+            try:
+                output = network(dataset.train.inputs[:2])
+            except Exception as fault:  # whatever the user's network raises
+                shape = tuple(dataset.train.inputs.shape[1:])
+                name = getattr(config.network, "factory", config.network.kind)
+                reason = str(fault).splitlines()[0]
+                raise ConfigError(f"network: {name} fails on inputs of shape {shape}: {reason}") from fault
+            likelihood.bits(output, dataset.train.targets[:2])  # shapes fit, or say why not
         network.train()
         model = bayesianize(
             network,
@@ -56,6 +63,13 @@ class Experiment:
             estimator=config.bayesian.estimator,
         )
         return cls(config, dataset, model, likelihood)
+
+    def double(self) -> "Experiment":
+        """The same experiment in float64."""
+        cpu, data = torch.device("cpu"), self.dataset
+        test = data.test.to(cpu, torch.float64) if data.test is not None else None
+        dataset = Dataset(data.name, data.train.to(cpu, torch.float64), test, data.classes)
+        return Experiment(self.config, dataset, self.model.double(), self.likelihood.double())
 
     def train(self, directory: Path | None, *, resume: bool = False, progress: bool = True) -> Outcome:
         """Train, and write the run to ``directory``."""
@@ -86,7 +100,10 @@ class Run:
         path = self.directory / "ledger.json"
         if not path.is_file():
             raise RunError(f"{self.directory} has no ledger yet; finish it with `bitsback train {self.directory} --resume`")
-        return Ledger.from_json(path.read_text())
+        try:
+            return Ledger.from_json(path.read_text(encoding="utf-8"))
+        except UnicodeDecodeError as fault:
+            raise RunError(f"{path} is not UTF-8 text; use `bitsback ledger RUN --recompute`") from fault
 
     def experiment(self) -> Experiment:
         """The experiment with the weights of the last checkpoint."""
@@ -94,8 +111,7 @@ class Run:
         path = self.directory / "checkpoint" / "state.safetensors"
         tensors, _ = read_tensors(path)
         if self.config.training.precision == "float64":
-            experiment.model.double()
-            experiment.likelihood.double()
+            experiment = experiment.double()
         try:
             load_weights(tensors, experiment.model, experiment.likelihood)
         except RuntimeError as fault:

@@ -2,6 +2,8 @@
 
 import types
 import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel
@@ -14,21 +16,63 @@ Place = tuple[str | int, ...]
 Origins = dict[Place, str]
 
 
-def describe(error: ErrorDetails, values: dict[str, Any], origins: Origins, file: str) -> str:
-    """One fault as ``file:line: dotted.key: what is wrong; what is allowed``."""
-    place = _without_tags(error["loc"], values)
+WRONG_FORM = {"model_type", "model_attributes_type", "dict_type", "dict_attributes_type"}
+"""Errors that say a mapping was expected."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One error at its place in the file; ``of_union`` when it is about one member of a union of forms."""
+
+    error: ErrorDetails
+    place: Place
+    of_union: bool
+    value: Any
+
+    @property
+    def is_about_another_form(self) -> bool:
+        """True for a scalar member's complaint about a mapping, and the other way round."""
+        expects_mapping = self.error["type"] in WRONG_FORM
+        if isinstance(self.value, dict):
+            return (
+                self.of_union
+                and self.error["type"] not in ("missing", "extra_forbidden", "value_error")
+                and not expects_mapping
+            )
+        return self.of_union and expects_mapping
+
+
+def describe_all(errors: Sequence[ErrorDetails], values: dict[str, Any], origins: Origins, file: str) -> list[str]:
+    """Every fault once, as ``file:line: dotted.key: what is wrong; what is allowed``."""
+    faults = [_locate(error, values) for error in errors]
+    places = {fault.place for fault in faults}
+    kept = []
+    for fault in faults:
+        others = [other for other in faults if other.place[: len(fault.place)] == fault.place and other is not fault]
+        deeper = any(place != fault.place and place[: len(fault.place)] == fault.place for place in places)
+        echo = fault.error["type"] == "too_short" and deeper
+        if not echo and not (fault.is_about_another_form and any(not other.is_about_another_form for other in others)):
+            kept.append(_sentence(fault, values, origins, file))
+    return list(dict.fromkeys(kept))
+
+
+def _sentence(fault: Fault, values: dict[str, Any], origins: Origins, file: str) -> str:
+    place = (*fault.place, "kind") if fault.error["type"] == "union_tag_invalid" else fault.place
     where = next((origins[place[:depth]] for depth in range(len(place), 0, -1) if place[:depth] in origins), file)
-    key = ".".join(str(part) for part in place) or "configuration"
-    return f"{where}: {key}: {_problem(error, place, values)}"
+    key = ".".join(str(part) for part in fault.place) or "configuration"
+    return f"{where}: {key}: {_problem(fault.error, fault.place, values)}"
 
 
 def _problem(error: ErrorDetails, place: Place, values: dict[str, Any]) -> str:
     kind, context = error["type"], error.get("ctx", {})
     if kind == "extra_forbidden":
-        allowed = list(_fields_at(place[:-1], values))
+        allowed = _fields_at(place[:-1], values)
         return f"unknown key{near_miss(str(place[-1]), allowed)}; allowed: {', '.join(allowed)}"
     if kind == "missing":
         return "this key is required here"
+    if kind in WRONG_FORM:
+        example = "{kind: NAME}" if kind == "model_attributes_type" else "{key: value}"
+        return f"give a mapping, such as {example}, got {error['input']!r}"
     if kind == "union_tag_not_found":
         return "a section needs its kind; set it with kind: NAME"
     if kind == "union_tag_invalid":
@@ -38,21 +82,21 @@ def _problem(error: ErrorDetails, place: Place, values: dict[str, Any]) -> str:
     return f"{message}, got {error['input']!r}" if kind != "value_error" else message
 
 
-def _without_tags(location: Place, values: Any) -> Place:
-    """Drop the union tags that pydantic puts into a location: they are not keys of the file."""
+def _locate(error: ErrorDetails, values: Any) -> Fault:
+    """Find an error's place in the file: without the union tags and member names that pydantic puts into its location."""
     place: list[str | int] = []
-    node: Any = values
+    node, of_union, location = values, False, error["loc"]
     for position, part in enumerate(location):
-        is_tag = isinstance(node, dict) and part not in node and node.get("kind") == part
-        if is_tag or (isinstance(part, str) and part.startswith("function-")):
-            continue
-        is_type = isinstance(part, str) and not isinstance(node, dict | list) and position == len(location) - 1
-        if is_type:  # the member of a plain union that was tried, such as 'int'
+        last = position == len(location) - 1
+        known = (isinstance(node, dict) and part in node) or (
+            isinstance(node, list) and isinstance(part, int) and part < len(node)
+        )
+        if not known and not (last and error["type"] == "missing"):
+            of_union |= not (isinstance(node, dict) and node.get("kind") == part)
             continue
         place.append(part)
-        known = isinstance(node, dict) and part in node
-        node = node[part] if known or (isinstance(node, list) and isinstance(part, int) and part < len(node)) else None
-    return tuple(place)
+        node = node[part] if known else None
+    return Fault(error, tuple(place), of_union, node)
 
 
 def _fields_at(place: Place, values: Any) -> list[str]:
@@ -66,6 +110,7 @@ def _fields_at(place: Place, values: Any) -> list[str]:
             if isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
                 following += _members(model.model_fields[str(part)].annotation)
         tag = node.get("kind") if isinstance(node, dict) else None
+        following = following or models  # a name pattern: its value is of the kind found so far
         models = [m for m in following if tag is None or "kind" not in m.model_fields or m.model_fields["kind"].default == tag]
     return sorted({field for model in models for field in model.model_fields})
 

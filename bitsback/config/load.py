@@ -1,7 +1,6 @@
 """Read a configuration: YAML 1.2, ``extends``, overrides, and every fault at once with its place."""
 
 import io
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from bitsback.config.faults import Origins, describe
+from bitsback.config.faults import Origins, describe_all
 from bitsback.config.schema import Config
 from bitsback.errors import ConfigError
 
@@ -29,14 +28,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         ConfigError: all faults at once, each with file, line, dotted key, what is allowed, and a near miss.
     """
     origins: Origins = {}
+    change: dict[str, Any] = {}
     values = _read(Path(path), origins, ())
     for override in overrides:
-        values = _merge(values, _parse_override(override, origins))
+        change = _overlay(change, _parse_override(override, origins))
+    values = _merge(values, change)
     try:
         return Config.model_validate(values)
     except ValidationError as fault:
-        lines = [describe(error, values, origins, str(path)) for error in fault.errors()]
-        raise ConfigError("\n".join(dict.fromkeys(lines))) from fault
+        raise ConfigError("\n".join(describe_all(fault.errors(), values, origins, str(path)))) from fault
 
 
 def to_yaml(config: Config) -> str:
@@ -56,11 +56,9 @@ def parse_value(text: str) -> Any:
     (0.001, 'laplace', None)
     """
     try:
-        value = YAML(typ="safe", pure=True).load(text)
+        return YAML(typ="safe", pure=True).load(text)
     except YAMLError as fault:
         raise ConfigError(f"cannot read '{text}' as YAML: {str(fault).splitlines()[0]}") from fault
-    # YAML 1.2 wants a dot in floats only for some writers; 1e-3 is a number for everyone
-    return float(value) if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value) else value
 
 
 def _read(path: Path, origins: Origins, chain: tuple[Path, ...]) -> dict[str, Any]:
@@ -83,7 +81,8 @@ def _read(path: Path, origins: Origins, chain: tuple[Path, ...]) -> dict[str, An
     if tree is None:
         tree = CommentedMap()
     if not isinstance(tree, CommentedMap):
-        raise ConfigError(f"{path}: a configuration is a mapping of sections, got {type(tree).__name__}")
+        what = "a list" if isinstance(tree, list) else "text" if isinstance(tree, str) else "a number"
+        raise ConfigError(f"{path}: a configuration is a mapping of sections, got {what}")
     parent = tree.pop("extends", None)
     base: dict[str, Any] = {}
     if parent is not None:
@@ -115,16 +114,23 @@ def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     """``change`` over ``base``: mappings merge key by key, except where a changed ``kind`` starts a section afresh."""
     if "kind" in change and change["kind"] != base.get("kind"):
         return dict(change)
-    merged = dict(base)
-    for key, value in change.items():
-        old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return merged
+    nested = {key: _merge(base[key], value) for key, value in change.items() if _both_mappings(base.get(key), value)}
+    return {**base, **change, **nested}
+
+
+def _both_mappings(left: Any, right: Any) -> bool:
+    return isinstance(left, dict) and isinstance(right, dict)
+
+
+def _overlay(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    """``change`` over ``base``, key by key: overrides add up whatever their order."""
+    nested = {key: _overlay(base[key], value) for key, value in change.items() if _both_mappings(base.get(key), value)}
+    return {**base, **change, **nested}
 
 
 def _parse_override(text: str, origins: Origins) -> dict[str, Any]:
     key, equals, value = text.partition("=")
-    if not equals or not key:
+    if not equals or not all(key.split(".")):
         raise ConfigError(f"cannot read '{text}'; an override is key=value, for example prior.kind=laplace")
     parts = key.split(".")
     for depth in range(1, len(parts) + 1):

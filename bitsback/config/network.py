@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -107,7 +108,7 @@ class SequentialSettings(NetworkSettings):
                 layer = _build_layer(layer_kinds()[kind], arguments, value)
                 network.add_module(f"{kind.lower()}{number}", layer)
                 value = layer.eval()(value)
-            except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as fault:
+            except (TypeError, ValueError, RuntimeError, LookupError, AttributeError, ArithmeticError) as fault:
                 reason = str(fault).splitlines()[0]
                 shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise ConfigError(f"network.layers[{index}] ({kind}) fails on input {shape}: {reason}") from fault
@@ -128,20 +129,29 @@ class FactorySettings(NetworkSettings):
     """A function in an importable Python module that returns an nn.Module."""
 
     kind: Literal["factory"] = "factory"
-    factory: str = Field(pattern=r"^[\w.]+:\w+$", description="package.module:function")
+    factory: str = Field(description="package.module:function")
     arguments: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the function")
+
+    @field_validator("factory")
+    @classmethod
+    def _named(cls, factory: str) -> str:
+        if not re.fullmatch(r"[\w.]+:\w+", factory):
+            raise ValueError(f"give package.module:function, got '{factory}'")
+        return factory
 
     def build(self, inputs: Tensor, outputs: int) -> nn.Module:
         """Call the factory; raises ConfigError when it cannot be imported, fails, or returns no module."""
         place, _, name = self.factory.partition(":")
         try:
             factory = getattr(importlib.import_module(place), name)
-        except (ImportError, AttributeError) as fault:
+        except Exception as fault:  # whatever the user's module raises
             raise ConfigError(f"network.factory: cannot import '{self.factory}': {fault}; is it on PYTHONPATH?") from fault
         try:
             network = factory(**self.arguments)
         except TypeError as fault:
             raise ConfigError(f"network.factory: {self.factory} refuses its arguments: {fault}") from fault
+        except Exception as fault:  # whatever the user's function raises
+            raise ConfigError(f"network.factory: {self.factory} fails with {self.arguments}: {fault}") from fault
         if not isinstance(network, nn.Module):
             raise ConfigError(f"network.factory: {self.factory} returned {type(network).__name__}, not an nn.Module")
         return self.finish(network)

@@ -60,6 +60,13 @@ class Dataset:
     test: Examples | None
     classes: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.test is not None and self.test.inputs.shape[1:] != self.train.inputs.shape[1:]:
+            raise DataError(
+                f"a test input has shape {tuple(self.test.inputs.shape[1:])} but a training input "
+                f"{tuple(self.train.inputs.shape[1:])}; both splits must be alike"
+            )
+
 
 class DataSettings(Settings):
     """What every data source can be told."""

@@ -62,6 +62,8 @@ class IdxSettings(DataSettings):
     def _read(self, images: str, labels: str, name: str) -> tuple[Examples, float]:
         pictures, answers = read_idx(self._find(images)), read_idx(self._find(labels))
         peak = float(np.iinfo(pictures.dtype).max) if pictures.dtype.kind in "iu" else 1.0
+        if not np.array_equal(answers, np.nan_to_num(answers).astype(np.int64)):
+            raise DataError(f"the {name} labels in {labels} are not whole numbers; labels must be whole numbers")
         inputs = torch.from_numpy(pictures.astype(np.float32))
         inputs = inputs.unsqueeze(1) if inputs.ndim == 3 else inputs  # (n, channel, height, width)
         return Examples(inputs, torch.from_numpy(answers.astype(np.int64)), name), peak

@@ -1,6 +1,7 @@
 """NPZ: named numpy arrays in one file."""
 
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +18,8 @@ from bitsback.errors import DataError, near_miss
 class NpzSettings(DataSettings):
     """Arrays named ``inputs`` and ``targets`` (and, for a fixed test split, ``test_inputs`` and ``test_targets``).
 
-    Whole-number targets are labels, others are real numbers. A one-column target array is flattened.
+    Whole-number targets are labels, others are real numbers; a one-column target array is flattened. Inputs of type uint8
+    are grey levels and become real numbers; other whole-number inputs stay whole, as an Embedding needs them.
     """
 
     kind: Literal["npz"] = "npz"
@@ -31,10 +33,13 @@ class NpzSettings(DataSettings):
     def load(self) -> Dataset:
         arrays = self._arrays()
         inputs, targets = self._tensor(arrays, self.inputs), self._tensor(arrays, self.targets)
-        train, test = split(*_same_length(inputs, targets, self.path), self.test_fraction, self.split_seed)
+        _check_lengths(inputs, targets, self.path)
+        test: Examples | None
         if self.test_inputs in arrays or self.test_targets in arrays:
             train = Examples(inputs, targets)
             test = Examples(self._tensor(arrays, self.test_inputs), self._tensor(arrays, self.test_targets), "test")
+        else:
+            train, test = split(inputs, targets, self.test_fraction, self.split_seed)
         labels = not targets.is_floating_point() and targets.ndim == 1
         return self.finish(self.path.stem, train, test, int(targets.max()) + 1 if labels else None, largest=self._peak(arrays))
 
@@ -42,7 +47,7 @@ class NpzSettings(DataSettings):
         try:
             with np.load(self.path, allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
-        except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError) as fault:
+        except (OSError, ValueError, TypeError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as fault:
             raise DataError(f"cannot read {self.path} as NPZ: {fault}; write it with numpy.savez, without objects") from fault
 
     def _tensor(self, arrays: dict[str, np.ndarray], name: str) -> Tensor:
@@ -58,14 +63,13 @@ class NpzSettings(DataSettings):
         is_target = name in (self.targets, self.test_targets)
         if is_target:
             return tensor.flatten() if tensor.ndim == 2 and tensor.shape[1] == 1 else tensor
-        return tensor.float() if array.dtype != np.int64 else tensor
+        return tensor.float() if array.dtype in (np.uint8, np.bool_) else tensor
 
     def _peak(self, arrays: dict[str, np.ndarray]) -> float:
         dtype = arrays[self.inputs].dtype
         return float(np.iinfo(dtype).max) if dtype == np.uint8 else 1.0
 
 
-def _same_length(inputs: Tensor, targets: Tensor, path: Path) -> tuple[Tensor, Tensor]:
+def _check_lengths(inputs: Tensor, targets: Tensor, path: Path) -> None:
     if len(inputs) != len(targets):
         raise DataError(f"{path} has {len(inputs)} inputs but {len(targets)} targets; give as many of each")
-    return inputs, targets

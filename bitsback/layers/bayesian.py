@@ -95,15 +95,13 @@ class _RecurrentWeights:
 class _PaddedWeights:
     """The padding row of an embedding is a constant, not a weight that is drawn."""
 
-    padding_idx: int | None
-    posteriors: nn.ModuleDict
-
     def __getattr__(self, name: str) -> Any:
         value = super().__getattr__(name)  # type: ignore[misc]
-        if name != "weight" or self.padding_idx is None or name not in self.posteriors:
+        padding, modules = self.__dict__.get("padding_idx"), self.__dict__.get("_modules", {})
+        if name != "weight" or padding is None or "posteriors" not in modules:
             return value
-        constant: Tensor = self.posteriors[name].mean[self.padding_idx]  # type: ignore[index]
-        row = torch.arange(len(value), device=value.device) == self.padding_idx
+        constant: Tensor = modules["posteriors"]["weight"].mean[padding]
+        row = torch.arange(len(value), device=value.device) == padding
         return torch.where(row[:, None], constant, value)
 
 

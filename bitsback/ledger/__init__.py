@@ -2,6 +2,6 @@
 
 from bitsback.ledger.entry import Entry
 from bitsback.ledger.ledger import Ledger
-from bitsback.ledger.table import render
+from bitsback.ledger.table import render, shown_bits
 
-__all__ = ["Entry", "Ledger", "render"]
+__all__ = ["Entry", "Ledger", "render", "shown_bits"]

@@ -5,14 +5,14 @@ from bitsback.ledger.ledger import Ledger
 Row = tuple[str, str, str, str, str, str, str]
 
 
-def _money(net_bits: float, refund_bits: float) -> tuple[str, str, str]:
+def shown_bits(net_bits: float, refund_bits: float) -> tuple[str, str, str]:
     """Gross, refund and net to one decimal, so that gross - refund = net holds in the digits shown."""
     net, refund = round(net_bits, 1), round(refund_bits, 1)
     return f"{net + refund:,.1f}", f"{refund:,.1f}", f"{net:,.1f}"
 
 
 def _row(name: str, weights: str, net_bits: float, refund_bits: float, per_weight: str, method: str) -> Row:
-    return (name, weights, *_money(net_bits, refund_bits), per_weight, method)
+    return (name, weights, *shown_bits(net_bits, refund_bits), per_weight, method)
 
 
 def render(ledger: Ledger) -> str:

@@ -147,7 +147,8 @@ def take_ledger(
     step = grid_step if grid_step is not None else default_grid_step(model)
     points = [weight for weight in model.weights if isinstance(weight.posterior, PointPosterior)]
     for weight in points:
-        _round_point(weight, step)
+        check_point_grid(weight, step, "ledger.grid_step" if grid_step is not None else "posterior.grid_step")
+        weight.posterior.round_to(step)  # type: ignore[operator]
     samples = samples if len(points) < len(model.weights) else 0
     paid = evaluate(model, likelihood, examples, samples=samples, seed=seed, batch_size=batch_size, progress=progress)
     entries = [_entry(weight, step) for weight in model.weights]
@@ -174,15 +175,14 @@ def take_ledger(
     )
 
 
-def _round_point(weight: Weight, step: float) -> None:
+def check_point_grid(weight: Weight, step: float, setting: str) -> None:
+    """Raise LedgerError when a point's grid is too coarse for density times step to be a code under its prior."""
     narrowest = float(weight.prior.width().detach().min())
     if step > narrowest / 4:
         raise LedgerError(
             f"grid step {step:g} is too coarse for the prior of '{weight.name}', whose width is {narrowest:g}: density times "
-            f"step would not be a code; set posterior.grid_step to {narrowest / 8:.2g} or less"
+            f"step would not be a code; set {setting} to {narrowest / 8:.2g} or less"
         )
-    assert isinstance(weight.posterior, PointPosterior)
-    weight.posterior.round_to(step)
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from bitsback.errors import LayerError, PriorError
@@ -124,10 +125,10 @@ class BayesianModel(nn.Module):
         return min((float(std.detach().min()) for std in stds if std is not None), default=None)
 
     @torch.no_grad()
-    def update_priors(self) -> None:
-        """Set every prior that learns in closed form to its best given the posteriors."""
+    def update_priors(self, rate: float = 1.0) -> None:
+        """Move every prior that learns in closed form by ``rate`` of the way to its best given the posteriors."""
         for prior in self._priors():
-            prior.update([(w.posterior.mean, w.posterior.std()) for w in self.weights if w.prior is prior])
+            prior.update([(w.posterior.mean, w.posterior.std()) for w in self.weights if w.prior is prior], rate)
 
     def deterministic(self) -> list[tuple[str, nn.Parameter]]:
         """Name and parameter of every weight of the network that has no posterior."""
@@ -177,7 +178,12 @@ def settings_of(choice: PriorChoice) -> PriorSettings:
     if isinstance(choice, PriorSettings):
         return choice
     values = {"kind": choice} if isinstance(choice, str) else dict(choice)
-    return prior_registry[str(values.get("kind", "gaussian"))](**values)
+    try:
+        return prior_registry[str(values.get("kind", "gaussian"))](**values)
+    except ValidationError as fault:
+        first = fault.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise PriorError(f"prior.{key}: {first['msg']}, got {first['input']!r}") from fault
 
 
 def _build(settings: PriorSettings, name: str, module: nn.Module, local: str, posterior: Posterior) -> Prior:
@@ -187,7 +193,7 @@ def _build(settings: PriorSettings, name: str, module: nn.Module, local: str, po
     prior = settings.build(WeightInfo(name, shape, fan_in(module, local), output_axis=axes[0], input_axis=axes[1]))
     prior.to(device=posterior.mean.device, dtype=torch.promote_types(posterior.mean.dtype, torch.float32))
     if isinstance(prior, PyroPrior) and not prior().event_shape:
-        total = mass(prior.double()(), prior.breakpoints())
+        total = mass(prior.double()(), prior.breakpoints()).detach().detach()
         prior.to(dtype=torch.promote_types(posterior.mean.dtype, torch.float32))
         if abs(float(total) - 1) > 1e-3:
             raise PriorError(f"prior '{prior.distribution}' has mass {float(total):.4f}; a code needs mass one (Kraft)")

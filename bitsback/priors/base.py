@@ -63,8 +63,8 @@ class Prior(Learned, ABC):
         """Where the density bends, shape (b,): quadrature splits its panels there. Coarse is enough for training."""
         return around(self.mean, self.width(), (-2, 4) if fine else (0, 0))
 
-    def update(self, weights: Sequence[Moments]) -> None:
-        """Set learned numbers to their best given every tensor's (mean, std), where mathematics gives it in closed form."""
+    def update(self, weights: Sequence[Moments], rate: float = 1.0) -> None:
+        """Move learned numbers by ``rate`` of the way to their best given every tensor's (mean, std), where that is known."""
 
     def assumed(self) -> list[str]:
         """What the receiver is assumed to hold already, to be named in the ledger."""
@@ -132,7 +132,7 @@ class ScalePrior(Prior):
         return self.log_scale.exp()
 
     def values(self) -> dict[str, Any]:
-        return {"scale": math.exp(float(self.log_scale)), "mean": float(self.mean)}
+        return {"scale": math.exp(float(self.log_scale.detach())), "mean": float(self.mean)}
 
 
 registry: Registry[type[PriorSettings]] = Registry("prior")

@@ -35,10 +35,11 @@ class NormalPrior(Prior):
     def values(self) -> dict[str, Any]:
         return {"scale": plain(self.log_scale.double().exp()), "mean": plain(self.mean)}
 
-    def update(self, weights: Sequence[Moments]) -> None:
+    def update(self, weights: Sequence[Moments], rate: float = 1.0) -> None:
         if self._closed_form:
             sums, counts = zip(*(self._second_moment(mean, std) for mean, std in weights), strict=True)
-            self.log_scale.copy_(0.5 * (torch.stack(sums).sum(0) / sum(counts)).clamp_min(1e-30).log())
+            best = 0.5 * (torch.stack(sums).sum(0) / sum(counts)).clamp_min(1e-30).log()
+            self.log_scale.lerp_(best, rate)
 
     def _second_moment(self, mean: Tensor, std: Tensor | None) -> tuple[Tensor, float]:
         """Sum of E_q[(w - mean)^2] over the weights of each scale, and how many those are."""

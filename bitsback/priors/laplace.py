@@ -12,8 +12,8 @@ class LaplacePrior(ScalePrior):
     """p(w) = exp(-|w - mean| / scale) / (2 scale). ``-log2 p(w)`` is a constant plus |w - mean| / (scale ln 2): L1.
 
     >>> import torch
-    >>> round(LaplacePrior(scale=1.0)().log_prob(torch.tensor(0.0)).item(), 4)
-    -0.6931
+    >>> round(LaplacePrior(scale=2.0)().log_prob(torch.tensor(0.0)).item(), 4)
+    -1.3863
     """
 
     kind = "laplace"

@@ -77,7 +77,7 @@ class PyroPrior(Prior):
         return around(self.log_scale.exp() * centre, self.width(), (-6, 6) if fine else (0, 0))
 
     def values(self) -> dict[str, Any]:
-        scale = math.exp(float(self.log_scale))
+        scale = math.exp(float(self.log_scale.detach()))
         return {"distribution": self.distribution, "arguments": self.arguments, "scale": scale}
 
 

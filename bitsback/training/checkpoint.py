@@ -44,8 +44,9 @@ def load_checkpoint(path: Path, fit: Fit) -> dict[str, Any]:
         fit.epoch = facts["epoch"]
         fit.beta.memory, fit.beta.value = facts["beta"]["memory"], facts["beta"]["value"]
         return dict(facts["extra"])
-    except (KeyError, ValueError, RuntimeError) as fault:
-        raise RunError(f"{path} does not fit this configuration: {fault}; start a new run") from fault
+    except (KeyError, ValueError, RuntimeError, TypeError) as fault:
+        reason = " ".join(str(fault).split())
+        raise RunError(f"{path} does not fit this configuration: {reason}; start a new run") from fault
 
 
 def load_weights(tensors: dict[str, Tensor], model: torch.nn.Module, likelihood: torch.nn.Module) -> None:

@@ -15,6 +15,9 @@ from bitsback.model import BayesianModel
 from bitsback.training.beta import Beta
 from bitsback.training.settings import TrainingSettings
 
+PRIOR_RATE = 0.03
+"""How fast closed-form priors follow; at once, they would shrink with weights that have learned nothing yet."""
+
 
 @dataclass
 class Fit:
@@ -57,7 +60,7 @@ class Fit:
     def _step(self, step: int, inputs: Tensor, targets: Tensor) -> tuple[float, float]:
         """One step on the total description length, in bits per example; returns the batch's data bits and the weight bits."""
         count = len(self.train)
-        self.model.update_priors()
+        self.model.update_priors(PRIOR_RATE)
         weight_bits = self.model.kl_bits()
         beta = self.beta.before_step(step, float(weight_bits.detach()))
         data_bits = self._data_bits(inputs, targets)

@@ -12,6 +12,9 @@ from torch.optim.lr_scheduler import LinearLR, LRScheduler, ReduceLROnPlateau, S
 from bitsback.errors import ConfigError, near_miss
 from bitsback.training.settings import OptimizerSettings, ScheduleSettings
 
+REFUSALS = (TypeError, ValueError, RuntimeError, LookupError, ArithmeticError, AttributeError)
+"""What torch raises for arguments that it does not want."""
+
 
 def make_optimizer(modules: list[nn.Module], settings: OptimizerSettings) -> Optimizer:
     """The optimiser over all trainable parameters, log stds in a group of their own.
@@ -30,7 +33,7 @@ def make_optimizer(modules: list[nn.Module], settings: OptimizerSettings) -> Opt
     groups: list[dict[str, Any]] = [{"params": rest}, {"params": widths, "lr": settings.log_std_lr or settings.lr}]
     try:
         return getattr(torch.optim, settings.name)([g for g in groups if g["params"]], lr=settings.lr, **settings.arguments)
-    except (TypeError, ValueError, RuntimeError) as fault:
+    except REFUSALS as fault:
         raise ConfigError(f"training.optimizer: {settings.name} refuses its arguments: {fault}") from fault
 
 
@@ -48,7 +51,7 @@ def make_schedule(optimizer: Optimizer, settings: ScheduleSettings, epochs: int,
     if settings.name is not None:
         known = {name for name, kind in vars(library).items() if inspect.isclass(kind) and issubclass(kind, LRScheduler)}
         known -= {"LRScheduler", "LambdaLR", "MultiplicativeLR", "SequentialLR", "ChainedScheduler", ReduceLROnPlateau.__name__}
-        known -= {"SWALR"}
+        known = {name for name in known - {"SWALR"} if not name.startswith("_")}
         if settings.name not in known:
             hint = near_miss(settings.name, known)
             raise ConfigError(f"training.schedule.name: '{settings.name}'{hint} is not one of {', '.join(sorted(known))}")
@@ -58,10 +61,20 @@ def make_schedule(optimizer: Optimizer, settings: ScheduleSettings, epochs: int,
         if "max_lr" in wanted:
             lengths["max_lr"] = [group["lr"] for group in optimizer.param_groups]
         try:
-            main = kind(optimizer, **{**lengths, **settings.arguments})
-        except (TypeError, ValueError) as fault:
+            arguments = {**lengths, **settings.arguments}
+            _try_out(kind, arguments, len(optimizer.param_groups))
+            main = kind(optimizer, **arguments)
+        except REFUSALS as fault:
             raise ConfigError(f"training.schedule: {settings.name} refuses its arguments: {fault}") from fault
     if not warmup:
         return main
     rise = LinearLR(optimizer, start_factor=0.01, total_iters=warmup)
     return SequentialLR(optimizer, [rise, main], milestones=[warmup]) if main else rise
+
+
+def _try_out(kind: type[LRScheduler], arguments: dict[str, Any], groups: int) -> None:
+    """Step the schedule once on a throw-away optimiser, so that bad arguments show before training."""
+    trial = torch.optim.SGD([{"params": [torch.zeros(1, requires_grad=True)]} for _ in range(groups)], lr=1.0, momentum=0.9)
+    schedule = kind(trial, **arguments)
+    trial.step()
+    schedule.step()

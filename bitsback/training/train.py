@@ -17,7 +17,8 @@ from bitsback.files import write_tensors, write_text
 from bitsback.ledger import Ledger
 from bitsback.likelihoods import Likelihood
 from bitsback.model import BayesianModel, evaluate, posterior_tensors, take_ledger
-from bitsback.model.accounting import default_grid_step
+from bitsback.model.accounting import check_point_grid, default_grid_step
+from bitsback.posterior import PointPosterior
 from bitsback.training.beta import Beta
 from bitsback.training.checkpoint import load_checkpoint, save_checkpoint
 from bitsback.training.loggers import Bar, JsonLines, Logger, Metrics, TensorBoard
@@ -83,6 +84,7 @@ def train(
     for examples in (dataset.train, dataset.test):
         if examples is not None:
             likelihood.check_targets(examples.targets, examples.name)
+    _check_grid(model, ledger)
     device, dtype = _device(training.device), torch.float64 if training.precision == "float64" else torch.float32
     model.to(device, dtype)
     likelihood.to(device, dtype)
@@ -93,6 +95,7 @@ def train(
             write_text(directory / "config.yaml", config_text)
         session = _Session(fit, test, directory, logging, progress, resume)
         session.run()
+        model.update_priors()
         book = take_ledger(
             model, likelihood, data, samples=ledger.samples, grid_step=ledger.grid_step, seed=seed, progress=progress
         )
@@ -103,6 +106,15 @@ def train(
         session.save(finished=True)
         _write_results(directory, model, outcome)
     return outcome
+
+
+def _check_grid(model: BayesianModel, ledger: LedgerSettings) -> None:
+    """Refuse a grid that is too coarse for a point estimate before training, not after."""
+    for weight in model.weights:
+        if isinstance(weight.posterior, PointPosterior):
+            step = ledger.grid_step or weight.posterior.grid_step
+            if step is not None:
+                check_point_grid(weight, step, "ledger.grid_step" if ledger.grid_step else "posterior.grid_step")
 
 
 def _start(model: BayesianModel, likelihood: Likelihood, data: Examples, settings: TrainingSettings, seed: int) -> Fit:
@@ -220,7 +232,7 @@ def _device(name: str) -> torch.device:
         return accelerator if accelerator is not None else torch.device("cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as fault:
         reason = str(fault).splitlines()[0]
         raise ConfigError(f"training.device: '{name}' cannot be used here ({reason}); use cpu or auto") from fault

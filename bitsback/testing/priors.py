@@ -1,0 +1,127 @@
+"""The contract of a prior: it is a code, and its KL is right."""
+
+import copy
+import math
+
+import torch
+from torch import Tensor
+
+from bitsback.kl import kl, mass
+from bitsback.posterior import GaussianPosterior
+from bitsback.priors import Prior
+
+POSTERIORS = ((0.0, 0.3), (0.1, 1e-3), (-0.7, 0.05), (2.0, 0.5), (1e-4, 1e-2), (0.3, 3.0))
+"""Means and stds, in units of the prior's width, at which the KL is checked."""
+
+POINTS_A_SIDE = 6_001
+
+
+def dense_kl_nats(prior: Prior, mean: float, std: float) -> float:
+    """KL(N(mean, std^2) || prior) by brute force in float64, dense around every bend; slow and plain."""
+    spread = torch.linspace(-10, 10, POINTS_A_SIDE, dtype=torch.float64)
+    steps = torch.logspace(-14, 1, POINTS_A_SIDE, dtype=torch.float64)
+    bends = prior.breakpoints().detach().double().flatten()
+    middle = bends.median()
+    reach = abs(mean - float(middle)) + 10 * std
+    points = [mean + std * spread, middle + reach * steps, middle - reach * steps, *(bend + std * spread for bend in bends)]
+    x = torch.cat(points).unique()
+    x = x[(x - mean).abs() <= 10 * std]
+    low, high = x[:-1], x[1:]
+    total = 0.0
+    for node, weight in ((-math.sqrt(0.6), 5 / 9), (0.0, 8 / 9), (math.sqrt(0.6), 5 / 9)):  # Gauss-Legendre of order 3
+        at = (low + high) / 2 + (high - low) / 2 * node
+        log_q = -0.5 * ((at - mean) / std) ** 2 - math.log(std * math.sqrt(2 * math.pi))
+        total += float(((high - low) / 2 * weight * log_q.exp() * (log_q - prior().log_prob(at).detach())).sum())
+    return total
+
+
+def check_prior(prior: Prior, *, relative: float = 1e-6) -> None:
+    """Check one elementwise prior: mass, samples, KL (value and gradient), additivity, rounding.
+
+    Raises:
+        AssertionError: naming what broke.
+
+    >>> from bitsback.priors import LaplacePrior
+    >>> check_prior(LaplacePrior(scale=0.5))
+    """
+    exact = copy.deepcopy(prior).double()
+    _check_mass(exact)
+    _check_samples(exact)
+    for mean, std in POSTERIORS:
+        width = float(exact.width().detach())
+        _check_kl(exact, mean * width, std * width, relative)
+    _check_gradient(exact)
+    _check_sum(exact)
+    _check_rounding(prior)
+
+
+def _check_mass(prior: Prior) -> None:
+    total = float(mass(prior(), prior.breakpoints()).detach())
+    assert abs(total - 1) < 1e-7, f"{prior.kind}: the mass is {total}, a code needs one (Kraft)"
+
+
+def _check_samples(prior: Prior) -> None:
+    """Samples follow the density: the mean of 1 / (1 + z^2) over draws agrees with its integral."""
+    torch.manual_seed(0)
+    width = prior.width().detach()
+    draws = prior().sample(torch.Size([40_000])).detach()
+    seen = 1 / (1 + (draws / width).square())
+    grid = torch.cat([-torch.logspace(9, -14, 60_001), torch.logspace(-14, 9, 60_001)]).double() * width
+    at, gaps = (grid[1:] + grid[:-1]) / 2, grid[1:] - grid[:-1]
+    wanted = float((prior().log_prob(at).detach().exp() / (1 + (at / width).square()) * gaps).sum())
+    error = 5 * float(seen.std()) / math.sqrt(len(seen)) + 1e-3
+    assert abs(float(seen.mean()) - wanted) < error, f"{prior.kind}: samples do not follow the density"
+
+
+def _check_kl(prior: Prior, mean: float, std: float, relative: float) -> None:
+    posterior = GaussianPosterior(torch.tensor([mean], dtype=torch.float64), std)
+    wanted = dense_kl_nats(prior, mean, std)
+    for method in ("auto", "quadrature"):
+        found = float(kl(posterior, prior, method=method).nats.detach())
+        assert abs(found - wanted) <= relative * abs(wanted) + 1e-9, (
+            f"{prior.kind}: KL by {method} at mean {mean:g}, std {std:g} is {found}, the dense integral {wanted}"
+        )
+
+
+def _check_gradient(prior: Prior) -> None:
+    """The KL's gradient in q and in every learned number of p agrees with finite differences."""
+    width = float(prior.width().detach())
+    posterior = GaussianPosterior(torch.tensor([0.4, -1.3], dtype=torch.float64) * width, 0.3 * width)
+    parameters = [posterior.mean, posterior.log_std, *prior.parameters()]
+
+    def value() -> Tensor:
+        return kl(posterior, prior).nats
+
+    gradients = torch.autograd.grad(value(), parameters)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        flat, step = parameter.data.view(-1), 1e-5
+        for index in range(len(flat)):
+            start = float(flat[index])
+            flat[index] = start + step
+            above = float(value().detach())
+            flat[index] = start - step
+            below = float(value().detach())
+            flat[index] = start
+            wanted, found = (above - below) / (2 * step), float(gradient.reshape(-1)[index])
+            assert abs(found - wanted) < 1e-5 * (1 + abs(wanted)), f"{prior.kind}: KL gradient {found}, not {wanted}"
+
+
+def _check_sum(prior: Prior) -> None:
+    """Bits add up over groups of weights."""
+    means = torch.linspace(-1, 1, 7, dtype=torch.float64)
+    whole = float(kl(GaussianPosterior(means, 0.2), prior).nats.detach())
+    parts = sum(float(kl(GaussianPosterior(part, 0.2), prior).nats.detach()) for part in means.split(3))
+    assert abs(whole - parts) < 1e-9 * (1 + abs(whole)), f"{prior.kind}: the KL {whole} is not the sum of its parts {parts}"
+
+
+def _check_rounding(prior: Prior) -> None:
+    """Rounding is idempotent, changes little, and every learned number is charged."""
+    rounded = copy.deepcopy(prior)
+    rounded.round_to_grid()
+    again = copy.deepcopy(rounded)
+    again.round_to_grid()
+    for (name, once), twice in zip(rounded.state_dict().items(), again.state_dict().values(), strict=True):
+        assert torch.equal(once, twice), f"{prior.kind}: rounding {name} twice changes it"
+    learned = sum(parameter.numel() for parameter in prior.parameters())
+    charged = sum(charge.numbers for charge in prior.charges())
+    assert charged >= learned, f"{prior.kind}: learns {learned} numbers but charges {charged}"

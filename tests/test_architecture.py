@@ -1,0 +1,72 @@
+"""Imports only go down the tower, files stay small, ln 2 lives in one place."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "bitsback"
+TOWER = [
+    {"units", "errors", "registry", "learned", "files"},
+    {"data"},
+    {"posterior", "priors", "ledger", "likelihoods"},
+    {"kl"},
+    {"layers"},
+    {"model"},
+    {"codelength", "bitstream", "certificates"},
+    {"training", "report", "interop", "testing"},
+    {"config"},
+    {"cli"},
+]
+FLOOR = {room: height for height, rooms in enumerate(TOWER) for room in rooms}
+SAME_FLOOR = {("learned", "errors"), ("registry", "errors"), ("files", "errors")}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_rooms(path: Path) -> set[str]:
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = [node.module or ""]
+        rooms |= {name.split(".")[1] for name in names if name.startswith("bitsback.")}
+    return rooms
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_only_go_down(path):
+    room = room_of(path)
+    if room in ("__init__", "__main__"):
+        return
+    assert room in FLOOR, f"{room} has no floor; place it in the tower"
+    for other in imported_rooms(path) - {room}:
+        below = FLOOR[other] < FLOOR[room] or (room, other) in SAME_FLOOR
+        assert below, f"{path.relative_to(PACKAGE)} (floor {FLOOR[room]}) imports {other} (floor {FLOOR[other]})"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_stay_small(path):
+    assert len(path.read_text().splitlines()) <= 400
+
+
+def test_the_median_file_is_short():
+    lengths = sorted(len(path.read_text().splitlines()) for path in FILES)
+    assert lengths[len(lengths) // 2] <= 150
+
+
+def test_only_units_knows_the_logarithm_of_two():
+    for path in FILES:
+        text = path.read_text()
+        assert path.name == "units.py" or ("log(2)" not in text and "log(2.0)" not in text and "0.6931" not in text), path
+
+
+def test_nothing_reads_pickle_or_unsafe_yaml():
+    for path in FILES:
+        text = path.read_text()
+        for unsafe in ("import pickle", "torch.load(", "allow_pickle=True", "yaml.load("):
+            assert unsafe not in text, f"{path}: {unsafe}"

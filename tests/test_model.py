@@ -1,0 +1,279 @@
+"""Models: priors by pattern, the ledger taken, the width curve, independent recomputations."""
+
+import copy
+import json
+import math
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import TraceMeanField_ELBO
+from safetensors.torch import load, save
+from scipy import integrate, stats
+from torch import nn
+
+import bitsback
+from bitsback.data import Examples
+from bitsback.errors import LayerError, LedgerError, PriorError
+from bitsback.likelihoods import CategoricalLikelihood, GaussianLikelihood
+from bitsback.model import bayesianize, evaluate, posterior_tensors, take_ledger, width_curve
+from bitsback.model.accounting import default_grid_step
+from bitsback.posterior import GaussianPosteriorSettings, PointPosteriorSettings
+from bitsback.training import TrainingSettings, train
+from bitsback.training.settings import OptimizerSettings
+
+N, D, C = 60, 5, 3
+
+
+@pytest.fixture
+def examples():
+    inputs = torch.randn(N, D)
+    return Examples(inputs, (inputs[:, :C] + 0.3 * torch.randn(N, C)).argmax(1))
+
+
+def network():
+    return nn.Sequential(nn.Linear(D, 4), nn.Tanh(), nn.Linear(4, C))
+
+
+def test_gross_refund_net_by_hand(examples):
+    """One Gaussian weight: KL, entropy and cross-entropy from their textbook formulas, in bits."""
+    model = bayesianize(nn.Linear(D, C, bias=False), {"kind": "gaussian", "scale": 0.5, "learn": "none"})
+    ledger = take_ledger(model, CategoricalLikelihood(C), examples, samples=2, grid_step=2.0**-10)
+    q = model.weights[0].posterior
+    m, s = q.mean.detach().double().numpy(), q.std().detach().double().numpy()
+    gross = (np.log(0.5 * np.sqrt(2 * np.pi)) + (m**2 + s**2) / (2 * 0.25)).sum() / math.log(2) + 10 * m.size
+    refund = (np.log(s * np.sqrt(2 * np.pi * np.e))).sum() / math.log(2) + 10 * m.size
+    assert ledger.gross_weight_bits == pytest.approx(gross, rel=1e-6)
+    assert ledger.refund_bits == pytest.approx(refund, rel=1e-6)
+    assert ledger.net_weight_bits == pytest.approx(gross - refund, rel=1e-5)
+
+
+def test_a_finer_grid_costs_gross_bits_and_returns_them(examples):
+    """Halving the step adds one bit per weight to gross and to refund, none to net."""
+    model = bayesianize(network(), "laplace")
+    coarse, fine = (
+        take_ledger(model, CategoricalLikelihood(C), examples, samples=2, grid_step=step) for step in (2.0**-8, 2.0**-9)
+    )
+    assert fine.gross_weight_bits - coarse.gross_weight_bits == pytest.approx(coarse.weights, abs=1e-6)
+    assert fine.refund_bits - coarse.refund_bits == pytest.approx(coarse.weights, abs=1e-6)
+    assert fine.net_bits == coarse.net_bits
+
+
+def test_data_bits_are_the_mean_over_whole_network_draws(examples):
+    model, likelihood = bayesianize(network()), CategoricalLikelihood(C)
+    found = evaluate(model, likelihood, examples, samples=3, seed=5, batch_size=17)
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for bits in found.draws_bits:
+            with model.sample():
+                assert float(likelihood.bits(model(examples.inputs), examples.targets).sum()) == pytest.approx(bits, rel=1e-5)
+    spread = np.std(found.draws_bits, ddof=1) / math.sqrt(3)
+    assert found.data_bits_stderr == pytest.approx(spread)
+
+
+def test_evaluating_leaves_generator_and_mode_alone(examples):
+    model = bayesianize(network())
+    before = torch.get_rng_state()
+    evaluate(model, CategoricalLikelihood(C), examples, samples=2)
+    assert torch.equal(before, torch.get_rng_state())
+    assert model.training
+
+
+def test_deterministic_weights_are_charged_and_frozen_ones_named(examples):
+    model = bayesianize(network(), include=["2"])
+    ledger = take_ledger(model, CategoricalLikelihood(C), examples, samples=1)
+    charged = {entry.name: entry for entry in ledger.entries}["0.weight"]
+    assert (charged.method, charged.net_bits, charged.refund_bits) == ("float32", 32.0 * D * 4, 0.0)
+    model.network[0].weight.requires_grad_(False)
+    ledger = take_ledger(model, CategoricalLikelihood(C), examples, samples=1)
+    assert "0.weight" not in {entry.name for entry in ledger.entries}
+    assert any(line.startswith("0.weight (20 frozen weights)") for line in ledger.not_charged)
+
+
+def test_batch_norm_statistics_are_rounded_and_charged(examples):
+    net = nn.Sequential(nn.Linear(D, 4), nn.BatchNorm1d(4), nn.Linear(4, C))
+    model = bayesianize(net)
+    model(examples.inputs)
+    ledger = take_ledger(model, CategoricalLikelihood(C), examples, samples=1)
+    charges = {charge.name: charge.bits for charge in ledger.charges}
+    assert charges["1.running_mean"] == charges["1.running_var"] == 4 * 16.0
+    assert torch.equal(net[1].running_mean, net[1].running_mean.bfloat16().float())
+
+
+def test_learned_scales_are_on_their_grid_before_the_ledger(examples):
+    model = bayesianize(network(), {"kind": "laplace", "learn": "gradient", "scale": 0.1234})
+    take_ledger(model, CategoricalLikelihood(C), examples, samples=1)
+    for weight in model.weights:
+        level = float(weight.prior.log_scale.detach()) * 32
+        assert level == pytest.approx(round(level), abs=1e-5)
+
+
+@pytest.mark.parametrize(("per", "count"), [("tensor", 4), ("layer", 2), ("model", 1)])
+def test_scales_are_shared_as_told(per, count):
+    model = bayesianize(network(), {"kind": "gaussian", "per": per})
+    assert len({id(weight.prior) for weight in model.weights}) == count
+    assert sum(charge.bits for charge in model.charges()) == 10.0 * count
+
+
+def test_overrides_by_pattern():
+    model = bayesianize(network(), "gaussian", overrides={"*.bias": {"kind": "laplace", "per": "model"}, "2.*": "cauchy"})
+    kinds = {weight.name: weight.prior.kind for weight in model.weights}
+    assert kinds == {"0.weight": "gaussian", "0.bias": "laplace", "2.weight": "cauchy", "2.bias": "laplace"}
+    with pytest.raises(LayerError, match="matches no weight"):
+        bayesianize(network(), overrides={"nothing.*": "laplace"})
+
+
+def test_a_pyro_prior_without_mass_one_is_refused():
+    class Half(dist.Normal):
+        def log_prob(self, value):
+            return super().log_prob(value) - 0.5
+
+    pyro.distributions.Half = Half
+    pyro.distributions.__all__.append("Half")
+    try:
+        with pytest.raises(PriorError, match=r"has mass 0\.6065"):
+            bayesianize(network(), {"kind": "pyro", "distribution": "Half", "arguments": {"loc": 0.0, "scale": 1.0}})
+    finally:
+        pyro.distributions.__all__.remove("Half")
+        del pyro.distributions.Half
+
+
+def test_a_point_estimate_has_no_refund_and_says_why(examples):
+    model = bayesianize(network(), {"kind": "gaussian", "learn": "none"}, posterior=PointPosteriorSettings(grid_step=2.0**-6))
+    ledger = take_ledger(model, CategoricalLikelihood(C), examples)
+    assert ledger.refund_bits == 0.0
+    assert ledger.gross_bits == ledger.net_bits
+    assert ledger.samples == 1
+    assert ledger.grid_step == 2.0**-6
+    assert "no refund" in ledger.notes[0]
+    for weight in model.weights:
+        w = weight.posterior.mean.detach().double()
+        assert torch.equal(w, (w * 64).round() / 64)
+        wanted = -stats.norm(0, float(weight.prior.width())).logpdf(w.numpy()).sum() / math.log(2) + 6 * w.numel()
+        entry = {entry.name: entry for entry in ledger.entries}[weight.name]
+        assert entry.gross_bits == pytest.approx(wanted, rel=1e-6)
+
+
+def test_a_grid_too_coarse_for_a_point_is_refused(examples):
+    model = bayesianize(
+        network(), {"kind": "gaussian", "scale": 0.1, "learn": "none"}, posterior=PointPosteriorSettings(grid_step=0.1)
+    )
+    with pytest.raises(LedgerError, match="too coarse"):
+        take_ledger(model, CategoricalLikelihood(C), examples)
+
+
+def test_the_default_grid_is_a_power_of_two_below_the_smallest_std():
+    model = bayesianize(network(), posterior=GaussianPosteriorSettings(std=0.3, relative_to="absolute"))
+    assert default_grid_step(model) == 0.25
+    model.weights[0].posterior.set_std(0.125)
+    assert default_grid_step(model) == 0.0625
+
+
+def test_the_width_curve_leaves_the_model_as_it_was(examples):
+    model = bayesianize(network(), "student_t")
+    model.round_to_grid()
+    before = copy.deepcopy(model.state_dict())
+    curve = width_curve(model, CategoricalLikelihood(C), examples, samples=2)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert list(curve) == [2.0**k for k in range(-4, 5)]
+    refunds = [ledger.refund_bits for ledger in curve.values()]
+    steps = np.diff(refunds)
+    assert np.allclose(steps, curve[1.0].weights)  # twice as wide gives one more bit per weight back
+    with pytest.raises(LedgerError, match="no width"):
+        width_curve(bayesianize(network(), posterior=PointPosteriorSettings()), CategoricalLikelihood(C), examples)
+    with pytest.raises(LedgerError, match="above zero"):
+        width_curve(model, CategoricalLikelihood(C), examples, factors=[0.0])
+
+
+SCIPY_DENSITY = {
+    "gaussian": lambda p: stats.norm(p["mean"], p["scale"]).logpdf,
+    "laplace": lambda p: stats.laplace(p["mean"], p["scale"]).logpdf,
+    "student_t": lambda p: stats.t(p["df"], p["mean"], p["scale"]).logpdf,
+    "cauchy": lambda p: stats.cauchy(p["mean"], p["scale"]).logpdf,
+    "logistic": lambda p: stats.logistic(p["mean"], p["scale"]).logpdf,
+    "scale_mixture": lambda p: (
+        lambda x: np.log(
+            sum(w * stats.norm(m, s).pdf(x) for w, m, s in zip(p["weights"], p["means"], p["scales"], strict=True))
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(SCIPY_DENSITY))
+def test_the_ledger_is_recomputed_from_the_posterior_file_alone(kind, examples):
+    """scipy in float64, nothing of bitsback: relative difference under 1e-6."""
+    model = bayesianize(network(), kind, posterior=GaussianPosteriorSettings(std=0.2))
+    ledger = take_ledger(model, CategoricalLikelihood(C), examples, samples=1)
+    tensors, metadata = posterior_tensors(model)
+    stored, priors = load(save(tensors, metadata)), json.loads(metadata["priors"])
+    total = 0.0
+    for name, prior in priors.items():
+        log_density = SCIPY_DENSITY[prior["kind"]](prior)
+        means, stds = stored[f"{name}.mean"].double().numpy().ravel(), stored[f"{name}.std"].double().numpy().ravel()
+        for m, s in zip(means, stds, strict=True):
+            q = stats.norm(m, s)
+            bends = [p for p in (0.0, m, m - s, m + s) if m - 12 * s < p < m + 12 * s]
+            value, _ = integrate.quad(
+                lambda x, q=q, f=log_density: q.pdf(x) * (q.logpdf(x) - f(x)), m - 12 * s, m + 12 * s,
+                points=bends, epsabs=1e-12, epsrel=1e-10, limit=200,
+            )  # fmt: skip
+            total += value / math.log(2)
+    assert ledger.net_weight_bits == pytest.approx(total, rel=1e-6)
+
+
+def test_the_loss_is_minus_the_elbo_of_the_same_model_in_pyro(examples):
+    """TraceMeanField_ELBO of a hand-written Pyro model: the KL exactly, the whole within Monte Carlo error."""
+    model = bayesianize(nn.Linear(D, C), {"kind": "laplace", "scale": 0.4, "learn": "none"})
+    likelihood = CategoricalLikelihood(C)
+    guide_values = {w.name: (w.posterior.mean.detach(), w.posterior.std().detach()) for w in model.weights}
+
+    def pyro_model(x, y, data=True):
+        weight = pyro.sample("weight", dist.Laplace(torch.zeros(C, D), 0.4).to_event(2))
+        bias = pyro.sample("bias", dist.Laplace(torch.zeros(C), 0.4).to_event(1))
+        if data:
+            with pyro.plate("data", len(x)):
+                pyro.sample("y", dist.Categorical(logits=x @ weight.T + bias), obs=y)
+
+    def guide(x, y, data=True):
+        for name, (mean, std) in guide_values.items():
+            pyro.sample(name, dist.Normal(mean, std).to_event(mean.ndim))
+
+    kl_bits = TraceMeanField_ELBO().loss(pyro_model, guide, examples.inputs, examples.targets, data=False) / math.log(2)
+    assert float(model.kl_bits().detach()) == pytest.approx(kl_bits, rel=1e-5)
+    ledger = take_ledger(model, likelihood, examples, samples=400)
+    draws = [TraceMeanField_ELBO().loss(pyro_model, guide, examples.inputs, examples.targets) / math.log(2) for _ in range(400)]
+    error = math.hypot(ledger.data_bits_stderr, np.std(draws) / 20)
+    assert ledger.net_bits - ledger.hyperparameter_bits == pytest.approx(np.mean(draws), abs=5 * error)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "laplace"])
+def test_training_a_point_is_l2_or_l1_training(kind, examples):
+    """The same gradient as torch's cross-entropy plus the L2 (L1) penalty."""
+    model = bayesianize(nn.Linear(D, C), {"kind": kind, "scale": 0.5, "learn": "none"}, posterior=PointPosteriorSettings())
+    logits = model(examples.inputs)
+    (CategoricalLikelihood(C).bits(logits, examples.targets).sum() + model.kl_bits()).backward()
+    found = model.weights[0].posterior.mean.grad
+    w = model.weights[0].posterior.mean.detach().clone().requires_grad_()
+    b = model.weights[1].posterior.mean.detach()
+    penalty = w.square().sum() / (2 * 0.25) if kind == "gaussian" else w.abs().sum() / 0.5
+    (nn.functional.cross_entropy(examples.inputs @ w.T + b, examples.targets, reduction="sum") + penalty).backward()
+    assert torch.allclose(found * math.log(2), w.grad, rtol=1e-4)
+
+
+def test_the_trained_width_sits_at_the_bottom_of_the_curve():
+    """A posterior with a closed form: linear regression with known noise, one weight."""
+    x = torch.linspace(-1, 1, 50)[:, None]
+    data = bitsback.Dataset("line", Examples(x, 0.7 * x[:, 0] + 0.1 * torch.randn(50)), None)
+    likelihood = GaussianLikelihood(0.1, noise="fixed", target_step=0.01)
+    model = bayesianize(nn.Linear(1, 1, bias=False), {"kind": "gaussian", "scale": 1.0, "learn": "none"})
+    settings = TrainingSettings(epochs=400, batch_size=50, optimizer=OptimizerSettings(lr=0.05))
+    train(model, likelihood, data, training=settings, progress=False)
+    precision = 1 + float(x.square().sum()) / 0.01
+    mean = float((x[:, 0] * data.train.targets).sum()) / 0.01 / precision
+    q = model.weights[0].posterior
+    assert q.std().item() == pytest.approx(precision**-0.5, rel=0.1)
+    assert q.mean.item() == pytest.approx(mean, abs=0.2 * precision**-0.5)
+    curve = width_curve(model, likelihood, data.train, samples=200)
+    assert min(curve, key=lambda factor: curve[factor].net_bits) == 1.0
