@@ -103,7 +103,7 @@ def test_a_loss_that_is_not_finite_names_the_layer_and_keeps_the_checkpoint(tmp_
         return real(fit)
 
     monkeypatch.setattr(Fit, "run_epoch", broken)
-    with pytest.raises(TrainingError, match="posterior mean of 'linear1.weight' is not finite"):
+    with pytest.raises(TrainingError, match=r"posterior mean of 'linear1\.weight' is not finite"):
         train(tmp_path / "run")
     tensors, metadata = read_tensors(tmp_path / "run" / "checkpoint" / "state.safetensors")
     assert json.loads(metadata["facts"])["epoch"] == 2

@@ -9,13 +9,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from bitsback.data.features import AnyFeatures
 from bitsback.errors import DataError
 from bitsback.registry import Registry, Settings
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Inputs (n, ...) and targets (n, ...) of one split.
+    """Inputs (n, ...) and targets (n, ...) of one split; ``assumed`` names what the receiver needs to make the inputs.
 
     Raises:
         DataError: when the split is empty, the lengths differ, or an input is not finite.
@@ -27,6 +28,7 @@ class Examples:
     inputs: Tensor
     targets: Tensor
     name: str = "training"
+    assumed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.inputs) != len(self.targets):
@@ -48,7 +50,7 @@ class Examples:
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
 
-        return Examples(move(self.inputs), move(self.targets), self.name)
+        return Examples(move(self.inputs), move(self.targets), self.name, self.assumed)
 
 
 @dataclass(frozen=True)
@@ -74,18 +76,20 @@ class DataSettings(Settings):
     kind: str
     limit: int | None = Field(None, ge=1, description="use only this many training examples, drawn by split_seed")
     split_seed: int = Field(0, ge=0, description="seed of the draw behind limit and test_fraction")
-    scaling: Literal["unit", "standard", "none"] = Field(
+    scaling: Literal["unit", "centred", "standard", "none"] = Field(
         "unit",
-        description="unit: inputs divided by their largest possible value; standard: every input feature shifted and "
-        "scaled to mean 0 and std 1 over the training inputs, which the receiver holds too; none: as stored",
+        description="unit: divided by the largest possible value; centred: the same, less the training mean; standard: each "
+        "feature has mean 0 and std 1 over the training inputs, which the receiver holds too; none: as stored",
     )
 
     @abstractmethod
     def load(self) -> Dataset:
         """Read the examples; raises DataError with the fix when that is not possible."""
 
+    features: AnyFeatures | None = Field(None, description="a fixed map of the inputs, made without labels; default: none")
+
     def finish(self, name: str, train: Examples, test: Examples | None, classes: int | None, largest: float) -> Dataset:
-        """Apply ``limit`` and ``scaling`` to what was read."""
+        """Apply ``limit``, ``scaling`` and ``features`` to what was read."""
         if self.limit is not None and self.limit < len(train):
             kept = torch.from_numpy(np.random.default_rng(self.split_seed).permutation(len(train))[: self.limit]).sort().values
             train = Examples(train.inputs[kept], train.targets[kept])
@@ -95,6 +99,14 @@ class DataSettings(Settings):
             mean, std = train.inputs.mean(0), train.inputs.std(0, correction=0)
             std = torch.where(std > 0, std, torch.ones_like(std))
             train, test = _affine(train, mean, std), test and _affine(test, mean, std)
+        elif self.scaling == "centred" and train.inputs.is_floating_point():
+            mean = train.inputs.mean(0)
+            train, test = _affine(train, mean, largest), test and _affine(test, mean, largest)
+        if self.features is not None:
+            mapped = self.features.fit(train.inputs)
+            note = (f"{self.features.kind} of the training inputs, which the receiver holds",)
+            train = Examples(mapped(train.inputs), train.targets, train.name, note)
+            test = test and Examples(mapped(test.inputs), test.targets, test.name, note)
         return Dataset(name, train, test, classes)
 
 

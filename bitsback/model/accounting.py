@@ -170,7 +170,11 @@ def take_ledger(
         charges=tuple(model.charges() + likelihood_charges),
         grid_step=step,
         samples=len(paid.draws_bits),
-        not_charged=("the configuration: architecture, fixed numbers of the prior, preprocessing", *model.not_charged()),
+        not_charged=(
+            "the configuration: architecture, fixed numbers of the prior, preprocessing",
+            *examples.assumed,
+            *model.not_charged(),
+        ),
         notes=(NO_REFUND,) if points else (),
     )
 

@@ -40,7 +40,7 @@ def width_curve(
     if not all(factor > 0 for factor in factors):
         raise LedgerError(f"width factors must be above zero, got {list(factors)}")
     trained = [q.log_std.detach().clone() for q in wide]
-    grid_step = default_grid_step(model)
+    grid_step = default_grid_step(model) * min(1.0, *factors)  # below the smallest std at every width
     curve = {}
     try:
         for factor in tqdm(factors, desc="widths", leave=False, disable=not progress, delay=SHOWN_AFTER_SECONDS):
