@@ -178,7 +178,7 @@ def test_tensorboard_writes_scalars(tmp_path):
 
 @pytest.mark.parametrize("precision", ["float64", "bfloat16"])
 def test_precisions(tmp_path, precision):
-    outcome = train(tmp_path / "run", training={"precision": precision, "epochs": 20, "optimizer": {"lr": 0.03}})
+    outcome = train(tmp_path / "run", training={"precision": precision, "epochs": 60, "optimizer": {"lr": 0.05}})
     assert outcome.ledger.net_bits < outcome.ledger.uniform_bits
     tensors, _ = read_tensors(tmp_path / "run" / "checkpoint" / "state.safetensors")
     wanted = torch.float64 if precision == "float64" else torch.float32
@@ -186,7 +186,7 @@ def test_precisions(tmp_path, precision):
 
 
 def test_several_draws_per_batch(tmp_path):
-    outcome = train(tmp_path / "run", training={"draws": 2, "epochs": 20, "optimizer": {"lr": 0.03}})
+    outcome = train(tmp_path / "run", training={"draws": 2, "epochs": 60, "optimizer": {"lr": 0.05}})
     assert outcome.ledger.net_bits < outcome.ledger.uniform_bits
 
 

@@ -1,10 +1,10 @@
-"""Where examples come from: the digits in the package, IDX files (MNIST), NPZ files."""
+"""Where examples come from: the digits in the package, IDX files (MNIST), NPZ files, Friedman's regression."""
 
 from typing import TYPE_CHECKING, Annotated, Union
 
 from pydantic import Field
 
-from bitsback.data import digits, idx, npz  # noqa: F401
+from bitsback.data import digits, friedman, idx, npz  # noqa: F401
 from bitsback.data.dataset import Dataset, DataSettings, Examples, registry
 
 if TYPE_CHECKING:

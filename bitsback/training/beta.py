@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from bitsback.training.settings import BudgetSettings, TrainingSettings
 
-GAIN, MEMORY = 0.5, 0.02
+GAIN, MEMORY = 3.0, 0.1
 
 
 @dataclass

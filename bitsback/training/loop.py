@@ -16,7 +16,7 @@ from bitsback.training.beta import Beta
 from bitsback.training.settings import TrainingSettings
 
 PRIOR_RATE = 0.03
-"""How fast closed-form priors follow; at once, they would shrink with weights that have learned nothing yet."""
+"""How fast closed-form priors follow at first; at once, they would shrink with weights that have learned nothing yet."""
 
 
 @dataclass
@@ -60,7 +60,8 @@ class Fit:
     def _step(self, step: int, inputs: Tensor, targets: Tensor) -> tuple[float, float]:
         """One step on the total description length, in bits per example; returns the batch's data bits and the weight bits."""
         count = len(self.train)
-        self.model.update_priors(PRIOR_RATE)
+        done = step / (self.settings.epochs * self.steps_per_epoch)
+        self.model.update_priors(PRIOR_RATE + (1 - PRIOR_RATE) * done**2)
         weight_bits = self.model.kl_bits()
         beta = self.beta.before_step(step, float(weight_bits.detach()))
         data_bits = self._data_bits(inputs, targets)
