@@ -19,6 +19,7 @@ from bitsback.posterior import (
 )
 from bitsback.testing import check_layer
 
+torch.manual_seed(0)
 tokens, sequence = torch.tensor([[1, 2, 5], [0, 3, 3]]), torch.randn(5, 2, 4)
 CASES = [
     ("Linear", (4, 3), {"estimator": "output"}, (torch.randn(6, 4),)),

@@ -135,7 +135,7 @@ def test_an_overflowing_activation_names_its_layer(tmp_path):
 @pytest.mark.parametrize("budget", [150, {"start": 600, "end": 150, "epochs": 20}])
 def test_a_budget_is_met_within_one_percent(budget):
     outcome = Experiment.build(
-        config(training={"epochs": 120, "batch_size": 150, "budget_bits": budget, "optimizer": {"lr": 0.03}})
+        config(training={"epochs": 300, "batch_size": 150, "budget_bits": budget, "optimizer": {"lr": 0.03}})
     ).train(None, progress=False)
     assert outcome.ledger.net_weight_bits == pytest.approx(150, rel=0.01)
 

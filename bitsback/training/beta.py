@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from bitsback.training.settings import BudgetSettings, TrainingSettings
 
-GAIN, MEMORY = 3.0, 0.1
+GAIN, MEMORY = 2.0, 0.05
 
 
 @dataclass

@@ -1,0 +1,36 @@
+# `make run` trains the default configuration, `make test` runs every test; both make their own .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+JOBS ?= 2
+
+.PHONY: run test lint format docs-check install clean
+run: $(READY)
+	$(BIN)/bitsback train configs/digits.yaml
+
+test: $(READY)
+	$(BIN)/python -m pytest -n $(JOBS) tests bitsback --doctest-modules
+
+docs-check: $(READY)
+	$(BIN)/python -m pytest tests/test_readme.py tests/test_configs.py bitsback --doctest-modules
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+install: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
