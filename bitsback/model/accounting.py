@@ -89,7 +89,7 @@ def evaluate(
                     for index, start in enumerate(range(0, len(examples), batch_size)):
                         part = slice(start, start + batch_size)
                         outputs = model(examples.inputs[part])
-                        total += float(likelihood.bits(outputs, examples.targets[part]).double().sum())
+                        total += float(likelihood.bits(outputs, examples.targets[part]).cpu().double().sum())
                         prediction = likelihood.predict(outputs)
                         if len(predicted) <= index:
                             predicted.append(prediction)
@@ -99,7 +99,7 @@ def evaluate(
     finally:
         model.train(was_training)
     average = torch.cat(predicted) / len(draws_bits)
-    error = likelihood.summary(float(likelihood.error(average, examples.targets).double().mean()))
+    error = likelihood.summary(float(likelihood.error(average, examples.targets).cpu().double().mean()))
     return Evaluation(tuple(draws_bits), error, len(examples))
 
 
@@ -192,10 +192,10 @@ def check_point_grid(weight: Weight, step: float, setting: str) -> None:
 @torch.no_grad()
 def _entry(weight: Weight, step: float) -> Entry:
     """The exact entry of one weight tensor, in float64 from the parameters as they are stored."""
-    prior = copy.deepcopy(weight.prior).double()
+    prior = copy.deepcopy(weight.prior).cpu().double()  # some accelerators have no float64
     count, log_step = weight.posterior.weights, math.log(step)
     if isinstance(weight.posterior, GaussianPosterior):
-        mean, std = weight.posterior.mean.double(), weight.posterior.std().double()
+        mean, std = weight.posterior.mean.cpu().double(), weight.posterior.std().cpu().double()
         exact = GaussianPosterior(mean, std)
         cost = kl(exact, prior, samples=1000)
         refund_nats = float(exact.entropy().sum()) - count * log_step
@@ -207,6 +207,6 @@ def _entry(weight: Weight, step: float) -> Entry:
             method=cost.method,
             stderr=cost.stderr_bits,
         )
-    point = PointPosterior(weight.posterior.mean.double())
+    point = PointPosterior(weight.posterior.mean.cpu().double())
     nats = float(kl(point, prior).nats) - count * log_step
     return Entry.of(weight.name, weights=count, net_bits=nats_to_bits(nats), refund_bits=0.0, method="point")

@@ -29,4 +29,4 @@ def posterior_tensors(model: BayesianModel) -> tuple[dict[str, Tensor], dict[str
     for name, tensor in [*model.deterministic(), *model.statistics()]:
         tensors[name] = tensor
     stored = {name: tensor.detach().to("cpu", torch.float32).contiguous().clone() for name, tensor in tensors.items()}
-    return stored, {"priors": json.dumps(priors), "format": "bitsback posterior 1"}
+    return stored, {"priors": json.dumps(priors)}  # one key: the library writes several in any order

@@ -108,7 +108,7 @@ class BayesianModel(nn.Module):
         """E_q[-log2 q(w) grid_step] over all weights; zero for point estimates."""
         step = torch.tensor(grid_step, dtype=torch.float64).log()
         parts = [
-            (q.entropy().detach().double() - step).sum().cpu() for q in self.posteriors() if isinstance(q, GaussianPosterior)
+            (q.entropy().detach().cpu().double() - step).sum() for q in self.posteriors() if isinstance(q, GaussianPosterior)
         ]
         return nats_to_bits(torch.stack(parts).sum()) if parts else torch.zeros((), dtype=torch.float64)
 

@@ -16,6 +16,7 @@ def save_checkpoint(path: Path, fit: Fit, extra: dict[str, Any]) -> None:
     """Write the fit's state to ``path``, atomically; ``extra`` is JSON that comes back from :func:`load_checkpoint`."""
     tensors: dict[str, Tensor] = {}
     facts = {
+        "format": "bitsback checkpoint 1",
         "epoch": fit.epoch,
         "beta": {"memory": fit.beta.memory, "value": fit.beta.value},
         "schedule": _pack(fit.schedule.state_dict() if fit.schedule else None, "schedule", tensors),
@@ -25,7 +26,7 @@ def save_checkpoint(path: Path, fit: Fit, extra: dict[str, Any]) -> None:
     _pack(fit.model.state_dict(), "model", tensors)
     _pack(fit.likelihood.state_dict(), "likelihood", tensors)
     stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    write_tensors(path, stored, {"format": "bitsback checkpoint 1", "facts": json.dumps(facts)})
+    write_tensors(path, stored, {"facts": json.dumps(facts)})
 
 
 def load_checkpoint(path: Path, fit: Fit) -> dict[str, Any]:
