@@ -16,11 +16,10 @@ from bitsback.kl import kl
 from bitsback.learned import Charge
 from bitsback.ledger import Entry, Ledger
 from bitsback.likelihoods import Likelihood
-from bitsback.model.model import BayesianModel, Weight
+from bitsback.model.model import FLOAT32_BITS, BayesianModel, Weight
 from bitsback.posterior import GaussianPosterior, PointPosterior
 from bitsback.units import nats_to_bits
 
-FLOAT32_BITS = 32.0
 NO_REFUND = "a point estimate has no refund: q has no width, so choosing w carries no bits that could be given back"
 SHOWN_AFTER_SECONDS = 2.0
 

@@ -22,6 +22,9 @@ from bitsback.units import nats_to_bits
 PriorChoice = PriorSettings | Mapping[str, Any] | str
 """A prior's settings, the same as a mapping with ``kind``, or only its kind."""
 
+FLOAT32_BITS = 32.0
+"""What a weight without posterior costs."""
+
 STATISTICS = ("running_mean", "running_var")
 
 
@@ -134,6 +137,10 @@ class BayesianModel(nn.Module):
         """Name and parameter of every weight of the network that has no posterior."""
         inside = {id(p) for posterior in self.posteriors() for p in posterior.parameters()}
         return [(name, p) for name, p in self.network.named_parameters() if id(p) not in inside]
+
+    def deterministic_bits(self) -> float:
+        """Bits of the trainable weights without posterior, each written as a float32."""
+        return FLOAT32_BITS * sum(parameter.numel() for _, parameter in self.deterministic() if parameter.requires_grad)
 
     def statistics(self) -> list[tuple[str, Tensor]]:
         """Running statistics of the normalisation layers: learned from the data, hence charged."""

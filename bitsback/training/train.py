@@ -2,7 +2,6 @@
 
 import json
 import platform
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,13 +16,12 @@ from bitsback.files import write_tensors, write_text
 from bitsback.ledger import Ledger
 from bitsback.likelihoods import Likelihood
 from bitsback.model import BayesianModel, evaluate, posterior_tensors, take_ledger
-from bitsback.model.accounting import check_point_grid, default_grid_step
+from bitsback.model.accounting import check_point_grid
 from bitsback.posterior import PointPosterior
 from bitsback.training.beta import Beta
-from bitsback.training.checkpoint import load_checkpoint, save_checkpoint
-from bitsback.training.loggers import Bar, JsonLines, Logger, Metrics, TensorBoard
 from bitsback.training.loop import Fit
 from bitsback.training.optimise import make_optimizer, make_schedule
+from bitsback.training.session import Session
 from bitsback.training.settings import LedgerSettings, LoggingSettings, TrainingSettings
 
 SMALL_MODEL_WEIGHTS = 1_000_000
@@ -93,7 +91,7 @@ def train(
         fit = _start(model, likelihood, data, training, seed)
         if directory is not None and config_text is not None and not resume:
             write_text(directory / "config.yaml", config_text)
-        session = _Session(fit, test, directory, logging, progress, resume)
+        session = Session(fit, test, directory, logging, progress, resume)
         session.run()
         model.update_priors()
         book = take_ledger(
@@ -122,93 +120,6 @@ def _start(model: BayesianModel, likelihood: Likelihood, data: Examples, setting
     steps = -(-len(data) // settings.batch_size)
     schedule = make_schedule(optimizer, settings.schedule, settings.epochs, steps)
     return Fit(model, likelihood, data, settings, seed, optimizer, schedule, Beta(settings, steps))
-
-
-class _Session:
-    """The epochs of one training: logs, checkpoints, early stop."""
-
-    def __init__(
-        self, fit: Fit, test: Examples | None, directory: Path | None, logging: LoggingSettings, progress: bool, resume: bool
-    ) -> None:
-        self.fit, self.test, self.directory, self.logging = fit, test, directory, logging
-        self.seconds, self.best_bits, self.best_epoch, self.finished = 0.0, float("inf"), 0, False
-        self._test_error: float | None = None
-        if resume and directory is not None:
-            state = load_checkpoint(self.checkpoint, fit)
-            self.seconds, self.best_epoch, self.finished = state["seconds"], state["best_epoch"], state["finished"]
-            self.best_bits = float("inf") if state["best_bits"] is None else state["best_bits"]
-        self.loggers: list[Logger] = [Bar(fit.settings.epochs, fit.epoch, shown=progress)]
-        if directory is not None:
-            self.loggers.append(JsonLines(directory / "metrics.jsonl", keep_epochs=fit.epoch))
-        if logging.tensorboard:
-            if directory is None:
-                raise ConfigError("logging.tensorboard needs a run directory to write to")
-            self.loggers.append(TensorBoard(directory / "tensorboard"))
-
-    @property
-    def checkpoint(self) -> Path:
-        assert self.directory is not None
-        return self.directory / "checkpoint" / "state.safetensors"
-
-    def run(self) -> None:
-        """Epochs until the last, or until the net bits no longer fall."""
-        if self.directory is not None and self.fit.epoch == 0:
-            self.save()
-        began, saved = time.perf_counter() - self.seconds, time.perf_counter()
-        try:
-            while self.fit.epoch < self.fit.settings.epochs and not self.finished:
-                metrics = self._metrics(*self.fit.run_epoch())
-                self.seconds = metrics["seconds"] = time.perf_counter() - began
-                for logger in self.loggers:
-                    logger.log(metrics)
-                self._watch(metrics["net_bits"])
-                if self.directory is not None and time.perf_counter() - saved >= self.fit.settings.checkpoint_seconds:
-                    self.save()
-                    saved = time.perf_counter()
-        finally:
-            for logger in self.loggers:
-                logger.close()
-
-    def _metrics(self, data_bits: float, net_weight_bits: float) -> Metrics:
-        fit = self.fit
-        if self.test is not None and (fit.epoch % self.logging.test_every == 0 or fit.epoch == fit.settings.epochs):
-            self._test_error = evaluate(fit.model, fit.likelihood, self.test, samples=0).error
-        hyperparameter_bits = sum(charge.bits for charge in [*fit.model.charges(), *fit.likelihood.charges()])
-        grid_step = default_grid_step(fit.model)
-        refund_bits = float(fit.model.refund_bits(grid_step))
-        if fit.model.smallest_std() is None:  # a penalty is a density: on the grid it costs more
-            net_weight_bits -= np.log2(grid_step) * sum(q.weights for q in fit.model.posteriors())
-        net_bits = data_bits + net_weight_bits + hyperparameter_bits
-        return {
-            "epoch": fit.epoch,
-            "step": fit.epoch * fit.steps_per_epoch,
-            "net_bits": net_bits,
-            "gross_bits": net_bits + refund_bits,
-            "refund_bits": refund_bits,
-            "data_bits": data_bits,
-            "net_weight_bits": net_weight_bits,
-            "gross_weight_bits": net_weight_bits + refund_bits,
-            "hyperparameter_bits": hyperparameter_bits,
-            "grid_step": grid_step,
-            "beta": fit.beta.value,
-            "lr": fit.optimizer.param_groups[0]["lr"],
-            "test_error": self._test_error,
-            "error_name": fit.likelihood.error_name,
-        }
-
-    def _watch(self, net_bits: float) -> None:
-        rule = self.fit.settings.early_stop
-        if rule is None:
-            return
-        if net_bits < self.best_bits - rule.min_improvement_bits:
-            self.best_bits, self.best_epoch = net_bits, self.fit.epoch
-        self.finished = self.fit.epoch - self.best_epoch >= rule.patience_epochs
-
-    def save(self, finished: bool = False) -> None:
-        """Write the checkpoint."""
-        best = None if self.best_bits == float("inf") else self.best_bits
-        state = {"seconds": self.seconds, "best_bits": best, "best_epoch": self.best_epoch, "finished": finished}
-        save_checkpoint(self.checkpoint, self.fit, state)
 
 
 def _write_results(directory: Path, model: BayesianModel, outcome: Outcome) -> None:

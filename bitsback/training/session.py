@@ -1,0 +1,103 @@
+"""The epochs of one training: what is logged, when it is saved, when it stops."""
+
+import math
+import time
+from pathlib import Path
+
+from bitsback.data import Examples
+from bitsback.errors import ConfigError
+from bitsback.model import evaluate
+from bitsback.model.accounting import default_grid_step
+from bitsback.training.checkpoint import load_checkpoint, save_checkpoint
+from bitsback.training.loggers import Bar, JsonLines, Logger, Metrics, TensorBoard
+from bitsback.training.loop import Fit
+from bitsback.training.settings import LoggingSettings
+
+
+class Session:
+    """The epochs of one training: logs, checkpoints, early stop."""
+
+    def __init__(
+        self, fit: Fit, test: Examples | None, directory: Path | None, logging: LoggingSettings, progress: bool, resume: bool
+    ) -> None:
+        self.fit, self.test, self.directory, self.logging = fit, test, directory, logging
+        self.seconds, self.best_bits, self.best_epoch, self.finished = 0.0, float("inf"), 0, False
+        self._test_error: float | None = None
+        if resume and directory is not None:
+            state = load_checkpoint(self.checkpoint, fit)
+            self.seconds, self.best_epoch, self.finished = state["seconds"], state["best_epoch"], state["finished"]
+            self.best_bits = float("inf") if state["best_bits"] is None else state["best_bits"]
+        self.loggers: list[Logger] = [Bar(fit.settings.epochs, fit.epoch, shown=progress)]
+        if directory is not None:
+            self.loggers.append(JsonLines(directory / "metrics.jsonl", keep_epochs=fit.epoch))
+        if logging.tensorboard:
+            if directory is None:
+                raise ConfigError("logging.tensorboard needs a run directory to write to")
+            self.loggers.append(TensorBoard(directory / "tensorboard"))
+
+    @property
+    def checkpoint(self) -> Path:
+        assert self.directory is not None
+        return self.directory / "checkpoint" / "state.safetensors"
+
+    def run(self) -> None:
+        """Epochs until the last, or until the net bits no longer fall."""
+        if self.directory is not None and self.fit.epoch == 0:
+            self.save()
+        began, saved = time.perf_counter() - self.seconds, time.perf_counter()
+        try:
+            while self.fit.epoch < self.fit.settings.epochs and not self.finished:
+                metrics = self._metrics(*self.fit.run_epoch())
+                self.seconds = metrics["seconds"] = time.perf_counter() - began
+                for logger in self.loggers:
+                    logger.log(metrics)
+                self._watch(metrics["net_bits"])
+                if self.directory is not None and time.perf_counter() - saved >= self.fit.settings.checkpoint_seconds:
+                    self.save()
+                    saved = time.perf_counter()
+        finally:
+            for logger in self.loggers:
+                logger.close()
+
+    def _metrics(self, data_bits: float, net_weight_bits: float) -> Metrics:
+        fit = self.fit
+        if self.test is not None and (fit.epoch % self.logging.test_every == 0 or fit.epoch == fit.settings.epochs):
+            self._test_error = evaluate(fit.model, fit.likelihood, self.test, samples=0).error
+        hyperparameter_bits = sum(charge.bits for charge in [*fit.model.charges(), *fit.likelihood.charges()])
+        grid_step = default_grid_step(fit.model)
+        refund_bits = float(fit.model.refund_bits(grid_step))
+        if fit.model.smallest_std() is None:  # a penalty is a density: on the grid it costs more
+            net_weight_bits -= math.log2(grid_step) * sum(q.weights for q in fit.model.posteriors())
+        net_weight_bits += fit.model.deterministic_bits()
+        net_bits = data_bits + net_weight_bits + hyperparameter_bits
+        return {
+            "epoch": fit.epoch,
+            "step": fit.epoch * fit.steps_per_epoch,
+            "net_bits": net_bits,
+            "gross_bits": net_bits + refund_bits,
+            "refund_bits": refund_bits,
+            "data_bits": data_bits,
+            "net_weight_bits": net_weight_bits,
+            "gross_weight_bits": net_weight_bits + refund_bits,
+            "hyperparameter_bits": hyperparameter_bits,
+            "grid_step": grid_step,
+            "beta": fit.beta.value,
+            "lr": fit.optimizer.param_groups[0]["lr"],
+            "test_error": self._test_error,
+            "error_name": fit.likelihood.error_name,
+        }
+
+    def _watch(self, net_bits: float) -> None:
+        rule = self.fit.settings.early_stop
+        if rule is None:
+            return
+        if net_bits < self.best_bits - rule.min_improvement_bits:
+            self.best_bits, self.best_epoch = net_bits, self.fit.epoch
+        self.finished = self.fit.epoch - self.best_epoch >= rule.patience_epochs
+
+    def save(self, finished: bool = False) -> None:
+        """Write the checkpoint."""
+        best = None if self.best_bits == float("inf") else self.best_bits
+        state = {"seconds": self.seconds, "best_bits": best, "best_epoch": self.best_epoch}
+        state["finished"] = finished or self.finished
+        save_checkpoint(self.checkpoint, self.fit, state)
