@@ -1,5 +1,7 @@
 """The ledger as a text table that survives a pipe."""
 
+from collections import Counter
+
 from bitsback.ledger.ledger import Ledger
 
 Row = tuple[str, str, str, str, str, str, str]
@@ -15,6 +17,14 @@ def _row(name: str, weights: str, net_bits: float, refund_bits: float, per_weigh
     return (name, weights, *shown_bits(net_bits, refund_bits), per_weight, method)
 
 
+def _kinds(ledger: Ledger) -> Counter[str]:
+    """How many learned numbers of each kind: the part of a charge's name before its weight tensor."""
+    kinds: Counter[str] = Counter()
+    for charge in ledger.charges:
+        kinds[charge.name.partition("[")[0]] += charge.numbers
+    return kinds
+
+
 def render(ledger: Ledger) -> str:
     """The ledger as aligned plain text: a line per weight tensor, the totals, what was not charged, one sentence."""
     head: Row = ("weights of", "count", "gross bits", "refund", "net bits", "bits/weight", "method")
@@ -23,7 +33,7 @@ def render(ledger: Ledger) -> str:
     ]
     data = f"{ledger.samples} draw{'s' if ledger.samples != 1 else ''}, +- {ledger.data_bits_stderr:.1f}"
     hyper_count = sum(charge.numbers for charge in ledger.charges)
-    hyper = ", ".join(charge.name for charge in ledger.charges[:3]) + (", ..." if len(ledger.charges) > 3 else "")
+    hyper = ", ".join(f"{count} x {kind}" for kind, count in _kinds(ledger).items())
     foot = [
         _row("all weights", f"{ledger.weights:,}", ledger.net_weight_bits, ledger.refund_bits,
              f"{ledger.bits_per_weight:.3f}", f"grid step {ledger.grid_step:g}"),

@@ -22,6 +22,7 @@ from bitsback.units import nats_to_bits
 
 NO_REFUND = "a point estimate has no refund: q has no width, so choosing w carries no bits that could be given back"
 SHOWN_AFTER_SECONDS = 2.0
+EVALUATION_BATCH = 512  # stays in the cache: on MNIST, 2.4 times as fast as 4096
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def evaluate(
     *,
     samples: int = 10,
     seed: int = 0,
-    batch_size: int = 4096,
+    batch_size: int = EVALUATION_BATCH,
     progress: bool = False,
 ) -> Evaluation:
     """Data bits of ``samples`` whole-network draws (``samples = 0``: of the posterior means), and the posterior-averaged error.
@@ -123,7 +124,7 @@ def take_ledger(
     samples: int = 20,
     grid_step: float | None = None,
     seed: int = 0,
-    batch_size: int = 4096,
+    batch_size: int = EVALUATION_BATCH,
     progress: bool = False,
 ) -> Ledger:
     """The ledger of a model on its training examples.
