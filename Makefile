@@ -5,12 +5,15 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 JOBS ?= 2
 
-.PHONY: run test lint format docs-check install clean
+.PHONY: run test test-fast lint format docs-check install clean
 run: $(READY)
 	$(BIN)/bitsback train configs/digits.yaml
 
 test: $(READY)
 	$(BIN)/python -m pytest -n $(JOBS) tests bitsback --doctest-modules
+
+test-fast: $(READY)
+	$(BIN)/python -m pytest -n $(JOBS) -m "not slow" tests
 
 docs-check: $(READY)
 	$(BIN)/python -m pytest tests/test_readme.py tests/test_configs.py bitsback --doctest-modules

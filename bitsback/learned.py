@@ -101,12 +101,15 @@ class Learned(nn.Module):
     kind: ClassVar[str]
     family: ClassVar[str]
     mistake: ClassVar[type[BitsbackError]] = BitsbackError
+    has_closed_form: ClassVar[bool] = False
 
     def __init__(self) -> None:
         super().__init__()
         self._grids: dict[str, Grid] = {}
 
     def _store(self, name: str, value: Any, learn: Learn, grid: Grid = LOG_SCALE) -> None:
+        if learn == "closed_form" and not self.has_closed_form:
+            raise self.mistake(f"{self.family} '{self.kind}' has no closed form for {name}; use learn='gradient'")
         tensor = torch.as_tensor(value, dtype=torch.get_default_dtype()).clone()
         if not torch.isfinite(tensor).all():
             raise self.mistake(f"{self.family} '{self.kind}' got {name} = {value}; every number must be finite")

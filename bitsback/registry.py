@@ -1,11 +1,15 @@
 """A YAML name becomes an object: settings classes, found by their ``kind``."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, Generic, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from bitsback.errors import BitsbackError, near_miss
+
+FilePath = Annotated[Path, AfterValidator(Path.absolute)]
+"""A path, made absolute when it is read, so that a run can be opened from anywhere."""
 
 
 class Settings(BaseModel):

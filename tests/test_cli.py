@@ -170,7 +170,15 @@ def test_a_run_in_double_precision_can_be_looked_at_again(cli, verb):
 
 
 def test_advice_on_a_grid_that_is_too_coarse_names_the_key_that_was_set(cli):
-    said = cli("train", "toy.yaml", "posterior={kind: point}", "ledger.grid_step=10", "--out", "out")
+    said = cli(
+        "train",
+        "toy.yaml",
+        "posterior={kind: point}",
+        "prior={kind: gaussian, learn: none}",
+        "ledger.grid_step=10",
+        "--out",
+        "out",
+    )
     assert said.code == 1
     assert re.search(r"bitsback: grid step 10 is too coarse .*; set ledger\.grid_step to ", said.err)
 
@@ -192,7 +200,7 @@ def test_the_table_of_widths_marks_the_cheapest_and_adds_up_in_the_digits_shown(
 
 
 def test_a_point_estimate_has_no_width(cli):
-    cli("train", "toy.yaml", "posterior={kind: point}", "--out", "out")
+    cli("train", "toy.yaml", "posterior={kind: point}", "prior={kind: gaussian, learn: none}", "--out", "out")
     said = cli("widen", "out")
     assert (said.code, said.err.count("bitsback: a point estimate has no width to change")) == (1, 1)
 

@@ -241,7 +241,9 @@ number = st.floats(1e-30, 1e30)
 
 
 @settings(deadline=None, max_examples=25)
-@given(scale=number, lr=number, mean=st.floats(-1e30, 1e30), seed=st.integers(0, 2**63), name=st.text(min_size=1, max_size=9))
+@given(
+    scale=number, lr=number, mean=st.floats(-1e30, 1e30), seed=st.integers(0, 2**32 - 1), name=st.text(min_size=1, max_size=9)
+)
 def test_any_numbers_and_names_survive_the_way_through_yaml(tmp_path_factory, scale, lr, mean, seed, name):
     prior = {"kind": "laplace", "scale": scale, "mean": mean}
     training = {"optimizer": {"lr": lr, "arguments": {name: name}}}

@@ -73,11 +73,13 @@ def test_output_noise_has_the_exact_mean_and_variance():
 
 
 def test_the_variance_survives_half_precision():
-    layer = bitsback.Linear(3, 2, posterior=GaussianPosteriorSettings(std=1e-5, relative_to="absolute"))
+    layer = bitsback.Linear(3, 2, posterior=GaussianPosteriorSettings(std=1e-4, relative_to="absolute"))
+    for q in layer.own_posteriors:
+        q.mean.data.zero_()
     x = torch.ones(1, 3)
     with torch.autocast("cpu", dtype=torch.float16), torch.no_grad():
-        draws = torch.stack([layer.float()._draw_output(x)[0] for _ in range(50)])
-    assert torch.isfinite(draws).all()
+        draws = torch.stack([layer(x)[0] for _ in range(2000)]).float()
+    assert torch.allclose(draws.std(0), torch.full((2,), 2e-4), rtol=0.1)  # four weights of variance 1e-8
 
 
 def test_the_padding_row_of_an_embedding_is_constant():
@@ -209,12 +211,66 @@ def test_the_std_starts_where_it_is_told(relative_to, wanted):
         (nn.ConvTranspose2d(4, 6, 3), "weight", 4 * 9),
         (nn.Embedding(9, 4), "weight", 1),
         (nn.BatchNorm1d(5), "weight", 1),
+        (nn.LayerNorm((4, 5)), "weight", 1),
+        (nn.EmbeddingBag(7, 4), "weight", 1),
         (nn.LSTM(5, 3), "weight_hh_l0", 3),
     ],
 )
 def test_fan_in(module, name, wanted):
     assert fan_in(module, name) == wanted
     assert fan_in(make_bayesian(module), name) == wanted
+
+
+class Cosine(nn.Linear):
+    """Not linear in its weights, though a Linear."""
+
+    def forward(self, x):
+        return nn.functional.normalize(x, dim=-1) @ nn.functional.normalize(self.weight, dim=-1).T
+
+
+def test_a_forward_of_ones_own_is_not_taken_for_linear():
+    assert make_bayesian(Cosine(3, 2, bias=False)).estimator == "weight"
+    with pytest.raises(LayerError, match="not linear in its weights"):
+        make_bayesian(Cosine(3, 2, bias=False), estimator="output")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_computed_weights_are_not_taken_for_linear():
+    assert make_bayesian(nn.utils.weight_norm(nn.Linear(3, 2))).estimator == "weight"
+
+
+def test_a_dense_layer_over_a_sequence_shares_its_draw():
+    layer = bitsback.Linear(3, 1, bias=False)
+    x = torch.randn(1, 1, 3).expand(1, 50, 3)
+    assert layer.estimator == "output"
+    assert torch.allclose(layer(x), layer(x[:, :1]).expand(1, 50, 1)) is False
+    out = layer(x)
+    assert torch.allclose(out, out[:, :1].expand(1, 50, 1))
+
+
+def test_a_tied_weight_is_chosen_by_all_its_names():
+    with pytest.raises(LayerError, match="one tied weight"):
+        bitsback.bayesianize(Tied(), exclude=["decode"])
+
+
+def test_printing_a_layer_draws_nothing():
+    layer, before = bitsback.Linear(3, 2), torch.get_rng_state()
+    assert "in_features=3" in repr(layer)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_an_estimator_for_a_kind_that_is_not_there_is_refused():
+    with pytest.raises(LayerError, match=r"'Conv2' \(did you mean"):
+        bitsback.bayesianize(nn.Sequential(nn.Conv2d(1, 1, 1)), estimator={"Conv2": "weight"})
+
+
+def test_reading_means_never_changes_them():
+    """Embedding with max_norm renormalises its weight in place."""
+    model = bitsback.bayesianize(nn.Embedding(4, 3, max_norm=0.1))
+    before = model.weights[0].posterior.mean.detach().clone()
+    with model.mean():
+        model(torch.arange(4))
+    assert torch.equal(before, model.weights[0].posterior.mean)
 
 
 def test_point_posteriors_make_a_deterministic_layer():

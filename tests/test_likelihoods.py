@@ -40,10 +40,25 @@ def test_every_registered_likelihood_is_under_contract():
 
 def test_the_noise_never_falls_below_the_targets_step():
     """Otherwise density times step would be more than one, and the code no code."""
-    likelihood = GaussianLikelihood(1e-6, noise="fixed", target_step=0.01)
+    likelihood = GaussianLikelihood(0.01, noise="learned", target_step=0.01)
+    likelihood.log_std.data.fill_(-20.0)
     every = torch.arange(-100, 100).double()[:, None] * 0.01
     total = (2.0 ** -likelihood.double().bits(torch.zeros(200, 1).double(), every[:, 0])).sum()
     assert float(total) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_learned_noise_below_the_floor_can_rise_again():
+    likelihood = GaussianLikelihood(0.01, noise="learned", target_step=0.01)
+    likelihood.log_std.data.fill_(-20.0)
+    likelihood.bits(torch.zeros(3, 1), torch.ones(3)).sum().backward()
+    assert likelihood.log_std.grad < 0
+
+
+def test_targets_are_coded_on_their_grid():
+    likelihood = GaussianLikelihood(1.0, noise="fixed", target_step=0.5)
+    near, on = (likelihood.bits(torch.zeros(1, 1), torch.tensor([value])) for value in (1.1, 1.0))
+    assert torch.equal(near, on)
+    assert "rounded" in likelihood.notes()[0]
 
 
 def test_uniform_codes():
@@ -91,6 +106,7 @@ def test_targets_without_a_code_are_refused(likelihood, targets, message):
         (lambda: GaussianLikelihood(noise="predicted").bits(torch.zeros(2, 3), torch.zeros(2)), "even number"),
         (lambda: GaussianLikelihood(target_step=0.0), "target_step must be above zero"),
         (lambda: CategoricalLikelihood(1), "two or more classes"),
+        (lambda: GaussianLikelihood(0.001, target_step=0.01), "noise cannot be finer than the grid"),
     ],
 )
 def test_wrong_shapes_and_settings_are_refused(make, message):

@@ -19,12 +19,12 @@ from bitsback.data import Examples
 from bitsback.errors import LayerError, LedgerError, PriorError
 from bitsback.likelihoods import CategoricalLikelihood, GaussianLikelihood
 from bitsback.model import bayesianize, evaluate, posterior_tensors, take_ledger, width_curve
-from bitsback.model.accounting import default_grid_step
 from bitsback.posterior import GaussianPosteriorSettings, PointPosteriorSettings
 from bitsback.training import TrainingSettings, train
 from bitsback.training.settings import OptimizerSettings
 
 N, D, C = 60, 5, 3
+FIXED = {"kind": "gaussian", "learn": "none"}
 
 
 @pytest.fixture
@@ -166,14 +166,13 @@ def test_a_grid_too_coarse_for_a_point_is_refused(examples):
 
 def test_the_default_grid_is_a_power_of_two_below_the_smallest_std():
     model = bayesianize(network(), posterior=GaussianPosteriorSettings(std=0.3, relative_to="absolute"))
-    assert default_grid_step(model) == 0.25
+    assert model.grid_step() == 0.25
     model.weights[0].posterior.set_std(0.125)
-    assert default_grid_step(model) == 0.0625
+    assert model.grid_step() == 0.0625
 
 
 def test_the_width_curve_leaves_the_model_as_it_was(examples):
     model = bayesianize(network(), "student_t")
-    model.round_to_grid()
     before = copy.deepcopy(model.state_dict())
     curve = width_curve(model, CategoricalLikelihood(C), examples, samples=2)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
@@ -182,7 +181,12 @@ def test_the_width_curve_leaves_the_model_as_it_was(examples):
     steps = np.diff(refunds)
     assert np.allclose(steps, curve[1.0].weights)  # twice as wide gives one more bit per weight back
     with pytest.raises(LedgerError, match="no width"):
-        width_curve(bayesianize(network(), posterior=PointPosteriorSettings()), CategoricalLikelihood(C), examples)
+        width_curve(bayesianize(network(), FIXED, posterior=PointPosteriorSettings()), CategoricalLikelihood(C), examples)
+    copied = copy.deepcopy(model)
+    with model.sample():
+        held = copy.deepcopy(model)
+    assert not torch.equal(held(examples.inputs), held(examples.inputs))  # a copy holds nothing
+    assert len(copied.weights) == len(model.weights)
     with pytest.raises(LedgerError, match="above zero"):
         width_curve(model, CategoricalLikelihood(C), examples, factors=[0.0])
 

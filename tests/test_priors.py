@@ -166,6 +166,10 @@ def test_a_scale_that_is_not_positive_is_refused(scale):
         (lambda: ScaleMixturePrior([0.1, 1.0], [0.5, 0.6]), "sum to one"),
         (lambda: ScaleMixturePrior([0.1], [1.0]), "two or more components"),
         (lambda: StudentTPrior(df=0.0), "degrees of freedom"),
+        (lambda: LaplacePrior(learn="closed_form"), "has no closed form"),
+        (lambda: PyroPrior("Normal", {"loc": "abc", "scale": 1.0}), "refuses"),
+        (lambda: PyroPrior("Normal", {"loc": [0.0, 1.0], "scale": 1.0}).check(torch.Size([2])), "does not fit a weight"),
+        (lambda: PyroPrior("TorchDistribution", {}), "refuses|does not say"),
     ],
 )
 def test_what_is_no_code_is_refused(make, message):

@@ -10,7 +10,7 @@ from torch import nn
 
 from bitsback.config import Experiment, load_config
 from bitsback.config.schema import Config
-from bitsback.errors import ConfigError, RunError, TrainingError
+from bitsback.errors import ConfigError, PriorError, RunError, TrainingError
 from bitsback.files import read_tensors
 from bitsback.training.beta import Beta
 from bitsback.training.loop import Fit
@@ -57,14 +57,15 @@ VARIANTS = {
     "learned": {"prior": {"kind": "scale_mixture"}},
     "norm": {"network": {"kind": "sequential", "layers": ["Flatten", {"Linear": {"out_features": 8}}, "BatchNorm1d", "Dropout",
                                                           "Linear"]}},
-    "noise": {"likelihood": {"kind": "categorical"}, "posterior": {"kind": "point"}},
+    "point": {"posterior": {"kind": "point"}, "prior": {"kind": "gaussian", "learn": "none"}},
+    "stopped": {"training": {"early_stop": {"patience_epochs": 2, "min_improvement_bits": 1e9}, "epochs": 9}},
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one(tmp_path, monkeypatch, name):
     whole = train(tmp_path / "whole", **VARIANTS[name])
-    real, killed_after = Fit.run_epoch, 3
+    real, killed_after = Fit.run_epoch, 2
 
     def killed(fit):
         if fit.epoch == killed_after:
@@ -84,7 +85,7 @@ def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one(tmp_path, monkey
     assert same(posterior(tmp_path / "whole"), posterior(tmp_path / "cut"))
     lines = [json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
     wanted = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["epoch"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert [line["epoch"] for line in lines] == list(range(1, whole.epochs + 1))
     assert [line["net_bits"] for line in lines] == [line["net_bits"] for line in wanted]
 
 
@@ -132,7 +133,7 @@ def test_an_overflowing_activation_names_its_layer(tmp_path):
               prior={"kind": "gaussian", "learn": "none", "scale": 1e38}, bayesian={"estimator": "weight"})  # fmt: skip
 
 
-@pytest.mark.parametrize("budget", [150, {"start": 600, "end": 150, "epochs": 20}])
+@pytest.mark.parametrize("budget", [150, {"start_bits": 600, "end_bits": 150, "epochs": 20}])
 def test_a_budget_is_met_within_one_percent(budget):
     outcome = Experiment.build(
         config(training={"epochs": 300, "batch_size": 150, "budget_bits": budget, "optimizer": {"lr": 0.03}})
@@ -155,6 +156,68 @@ def test_early_stop_looks_at_net_bits_only(tmp_path):
     assert outcome.epochs == 3
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 3
+
+
+def test_the_last_epoch_of_the_log_agrees_with_the_ledger(tmp_path):
+    ledger = train(tmp_path / "run", training={"epochs": 60, "optimizer": {"lr": 0.05}}).ledger
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["net_weight_bits"] == pytest.approx(ledger.net_weight_bits, rel=0.01)
+    assert last["data_bits"] == pytest.approx(ledger.data_bits, rel=0.2)
+    assert last["hyperparameter_bits"] == ledger.hyperparameter_bits
+
+
+def test_a_point_estimate_learns(tmp_path):
+    sections = {"posterior": {"kind": "point"}, "prior": {"kind": "gaussian", "scale": 1.0, "learn": "none"}}
+    outcome = train(tmp_path / "run", training={"epochs": 60, "optimizer": {"lr": 0.05}}, **sections)
+    assert outcome.test_error < 0.2
+    assert outcome.ledger.refund_bits == 0.0
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["net_bits"] == pytest.approx(outcome.ledger.net_bits, rel=0.05)
+
+
+def test_a_point_with_a_learned_prior_is_refused(tmp_path):
+    with pytest.raises(PriorError, match=r"collapse onto it; set prior\.learn=none"):
+        train(tmp_path / "run", posterior={"kind": "point"})
+
+
+def test_a_gradient_that_is_not_finite_never_reaches_the_checkpoint(tmp_path, monkeypatch):
+    real = torch.optim.Adam.step
+
+    def broken(self, *args, **kwargs):
+        real(self, *args, **kwargs)
+        if self.state and max(float(state["step"]) for state in self.state.values()) == 10:  # the last step of epoch two
+            self.param_groups[0]["params"][0].data[0] = math.nan
+
+    monkeypatch.setattr(torch.optim.Adam, "step", broken)
+    with pytest.raises(TrainingError, match="is not finite"):
+        train(tmp_path / "run", training={"schedule": {"name": None}})
+    tensors, _ = read_tensors(tmp_path / "run" / "checkpoint" / "state.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+
+
+def test_a_diverged_run_says_so(tmp_path):
+    with pytest.raises(TrainingError, match="not"):
+        train(tmp_path / "run", training={"optimizer": {"name": "SGD", "lr": 1e6}})
+
+
+def test_a_budget_counts_what_the_ledger_counts():
+    training = {"epochs": 300, "batch_size": 150, "budget_bits": 500, "optimizer": {"lr": 0.03}}
+    outcome = Experiment.build(config(training=training, bayesian={"exclude": ["*.bias"]})).train(None, progress=False)
+    assert outcome.ledger.net_weight_bits == pytest.approx(500, rel=0.01)
+
+
+def test_early_stop_waits_for_beta(tmp_path):
+    rule = {"patience_epochs": 1, "min_improvement_bits": 1e9}
+    training = {"epochs": 20, "early_stop": rule, "beta": {"start": 0.1, "warmup_epochs": 8}}
+    assert train(tmp_path / "run", training=training).epochs == 9
+
+
+def test_training_leaves_the_callers_generator_alone():
+    torch.manual_seed(7)
+    experiment = Experiment.build(config())
+    before = torch.get_rng_state()
+    experiment.train(None, progress=False)
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_every_epoch_logs_comparable_gross_and_net(tmp_path):

@@ -39,21 +39,21 @@ def compare(
             {
                 key: value,
                 **{name: getattr(book, name) for name in ("net_bits", "gross_bits", "refund_bits", "data_bits")},
-                f"test_{outcome.error_name}": outcome.test_error,
+                "test_error": outcome.test_error,
+                "error_name": outcome.error_name,
                 "seconds": outcome.training_seconds,
             }
         )
     if json:
         print(json_library.dumps(rows, indent=2))
         return
-    error_name = outcome.error_name
-    head = [key, "net bits", "gross bits", "refund", "data bits", f"test {error_name}", "seconds"]
+    head = [key, "net bits", "gross bits", "refund", "data bits", "test error", "seconds"]
     body = []
     for row in sorted(rows, key=lambda row: row["net_bits"]):
-        error = row[f"test_{error_name}"]
+        error = row["test_error"]
         gross, refund, net = shown_bits(row["net_bits"], row["refund_bits"])
         bits = [net, gross, refund, f"{row['data_bits']:,.1f}"]
-        body.append([row[key], *bits, "" if error is None else shown_error(error_name, error), f"{row['seconds']:.1f}"])
+        body.append([row[key], *bits, "" if error is None else shown_error(row["error_name"], error), f"{row['seconds']:.1f}"])
     print(table(head, body))
 
 

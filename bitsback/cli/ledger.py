@@ -13,8 +13,8 @@ RunArgument = Annotated[Path, typer.Argument(help="Run directory.", show_default
 def ledger(
     run: RunArgument,
     recompute: Annotated[bool, typer.Option("--recompute", help="Take the ledger again from the weights.")] = False,
-    samples: Annotated[int, typer.Option(min=1, help="Whole-network draws when recomputing.")] = 50,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of those draws.")] = 0,
+    samples: Annotated[int | None, typer.Option(min=1, help="Whole-network draws; default: the run's.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the draws; default: the run's.")] = None,
     json: JsonOption = False,
 ) -> None:
     """Show a run's ledger: gross, refund and net per weight tensor and in total.
@@ -29,8 +29,16 @@ def ledger(
         from bitsback.model import take_ledger
 
         e = opened.experiment()
-        step = e.config.ledger.grid_step
-        book = take_ledger(e.model, e.likelihood, e.dataset.train, samples=samples, seed=seed, grid_step=step, progress=True)
+        settings = e.config.ledger
+        book = take_ledger(
+            e.model,
+            e.likelihood,
+            e.dataset.train,
+            samples=samples or settings.samples,
+            seed=e.config.seed if seed is None else seed,
+            grid_step=settings.grid_step,
+            progress=True,
+        )
     else:
         book = opened.ledger()
     print(book.to_json() if json else render(book))

@@ -46,13 +46,11 @@ def train(
     if json:
         print(outcome.ledger.to_json())
         return
-    error = (
-        ""
-        if outcome.test_error is None
-        else f"; test {outcome.error_name} {shown_error(outcome.error_name, outcome.test_error)}"
-    )
     print(render(outcome.ledger))
-    print(f"Trained in {outcome.training_seconds:.1f} s{error}. The run is in {directory}")
+    facts = [f"Trained in {outcome.training_seconds:.1f} s"]
+    if outcome.test_error is not None:
+        facts.append(f"test error {shown_error(outcome.error_name, outcome.test_error)}")
+    print(f"{'; '.join(facts)}. The run is in {directory}")
 
 
 def _resumed(config: Path, overrides: list[str], out: Path | None) -> "tuple[Experiment, Path]":
@@ -72,6 +70,6 @@ def shown_error(name: str, value: float) -> str:
     """An error for a person: a percentage for classes, a plain number otherwise.
 
     >>> shown_error("error", 0.031), shown_error("rmse", 0.12346)
-    ('3.1 %', '0.1235')
+    ('3.1 %', '0.1235 (rmse)')
     """
-    return f"{100 * value:.1f} %" if name == "error" else f"{value:.4g}"
+    return f"{100 * value:.1f} %" if name == "error" else f"{value:.4g} ({name})"

@@ -11,7 +11,7 @@ from bitsback.cli.train import JsonOption
 
 def widen(
     run: RunArgument,
-    samples: Annotated[int, typer.Option(min=1, help="Whole-network draws per width.")] = 50,
+    samples: Annotated[int | None, typer.Option(min=1, help="Whole-network draws per width; default: the run's.")] = None,
     json: JsonOption = False,
 ) -> None:
     """Multiply every posterior std by 1/16 to 16 and show what each width costs.
@@ -26,7 +26,8 @@ def widen(
     from bitsback.model import width_curve
 
     e = load_run(run).experiment()
-    curve = width_curve(e.model, e.likelihood, e.dataset.train, samples=samples, seed=e.config.seed, progress=True)
+    draws = samples or e.config.ledger.samples
+    curve = width_curve(e.model, e.likelihood, e.dataset.train, samples=draws, seed=e.config.seed, progress=True)
     columns = ("gross_weight_bits", "refund_bits", "net_weight_bits", "data_bits", "net_bits")
     rows = [{"factor": factor, **{name: getattr(book, name) for name in columns}} for factor, book in curve.items()]
     if json:

@@ -98,7 +98,8 @@ def _plain(node: Any, place: Path_, file: str, origins: Origins) -> Any:
         result: dict[str, Any] = {}
         for key, value in node.items():
             here = (*place, str(key))
-            origins[here] = f"{file}:{node.lc.key(key)[0] + 1}"
+            line = node.lc.data.get(key, (node.lc.line,))[0]  # a merged key (<<) has no line of its own
+            origins[here] = f"{file}:{line + 1}"
             result[str(key)] = _plain(value, here, file, origins)
         return result
     if isinstance(node, list):

@@ -3,7 +3,6 @@
 import importlib
 import inspect
 import re
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from bitsback.errors import ConfigError, near_miss
 from bitsback.files import read_tensors
-from bitsback.registry import Settings
+from bitsback.registry import FilePath, Settings
 
 INFERRED = {
     "in_features": -1,
@@ -56,7 +55,7 @@ class NetworkSettings(Settings):
     """What every network can be told."""
 
     kind: str
-    pretrained: Path | None = Field(None, description="a safetensors file of the network's state_dict to start from")
+    pretrained: FilePath | None = Field(None, description="a safetensors file of the network's state_dict to start from")
 
     def finish(self, network: nn.Module) -> nn.Module:
         """Load the pretrained weights, if any."""

@@ -44,7 +44,7 @@ class Config(Settings):
     training: TrainingSettings = TrainingSettings()
     ledger: LedgerSettings = LedgerSettings()
     logging: LoggingSettings = LoggingSettings()
-    seed: int = Field(0, ge=0, description="seed of initial weights, batches and draws")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="seed of initial weights, batches and draws")
 
 
 def json_schema() -> dict[str, Any]:

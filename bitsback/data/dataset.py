@@ -47,6 +47,10 @@ class Examples:
     def to(self, device: torch.device, dtype: torch.dtype) -> "Examples":
         """Both tensors on ``device``; floating-point ones in ``dtype``."""
 
+        both = (self.inputs, self.targets)
+        if all(t.device == device and (t.dtype == dtype or not t.is_floating_point()) for t in both):
+            return self
+
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
 

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from bitsback.data.dataset import Dataset, DataSettings, Examples, registry
 from bitsback.errors import DataError
+from bitsback.registry import FilePath
 
 TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
@@ -41,7 +42,7 @@ class IdxSettings(DataSettings):
     """MNIST's format: four files in one directory, each plain or .gz."""
 
     kind: Literal["idx"] = "idx"
-    root: Path = Field(Path("data/mnist"), description="directory of the four files")
+    root: FilePath = Field(Path("data/mnist"), description="directory of the four files")
     train_images: str = "train-images-idx3-ubyte"
     train_labels: str = "train-labels-idx1-ubyte"
     test_images: str = "t10k-images-idx3-ubyte"

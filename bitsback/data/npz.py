@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bitsback.data.dataset import Dataset, DataSettings, Examples, registry, split
 from bitsback.errors import DataError, near_miss
+from bitsback.registry import FilePath
 
 
 @registry.register("npz")
@@ -23,7 +24,7 @@ class NpzSettings(DataSettings):
     """
 
     kind: Literal["npz"] = "npz"
-    path: Path = Field(description="the .npz file")
+    path: FilePath = Field(description="the .npz file")
     inputs: str = Field("inputs", description="name of the array of inputs, (n, ...)")
     targets: str = Field("targets", description="name of the array of targets, (n,) or (n, d)")
     test_inputs: str = Field("test_inputs", description="name of the array of test inputs")

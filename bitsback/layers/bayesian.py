@@ -22,6 +22,9 @@ LINEAR_IN_WEIGHTS: tuple[type[nn.Module], ...] = (
 )  # fmt: skip
 """Layers whose output is linear in their weights, so that its mean and variance under q are two plain forward passes."""
 
+LINEAR_OWNERS = {next(kind for kind in layer.__mro__ if "forward" in vars(kind)) for layer in LINEAR_IN_WEIGHTS}
+"""The classes whose ``forward`` those layers run."""
+
 OUTPUT_BY_DEFAULT: tuple[type[nn.Module], ...] = (nn.Linear, nn.Bilinear)
 """Where ``auto`` takes output noise: exact per example, less noisy; in convolutions it is neither (fresh noise per pixel)."""
 
@@ -32,7 +35,8 @@ class BayesianModule(nn.Module):
     Attributes:
         posteriors: weight name to posterior.
         estimator: ``weight`` draws the weights once per call; ``output`` draws the outputs instead (local
-            reparameterisation, Kingma, Salimans & Welling 2015, section 2), for layers linear in their weights.
+            reparameterisation, Kingma, Salimans & Welling 2015, section 2), for layers linear in their weights. A dense layer
+            over a sequence draws its weights all the same: its positions share them.
 
     ``forward`` returns the layer's output alone.
     """
@@ -53,10 +57,19 @@ class BayesianModule(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         own = self.own_posteriors
-        if self.estimator == "output" and not any(posterior.is_holding for posterior in own):
+        held = any(posterior.is_holding for posterior in own)
+        if self.estimator == "output" and not held and not self._is_over_a_sequence(args):
             return self._draw_output(*args, **kwargs)
         with holding(own):
             return super().forward(*args, **kwargs)
+
+    def _is_over_a_sequence(self, args: tuple[Any, ...]) -> bool:
+        """True for a dense layer applied at many positions of one example, which share the weights and so their noise."""
+        return isinstance(self, OUTPUT_BY_DEFAULT) and any(isinstance(arg, Tensor) and arg.ndim > 2 for arg in args)
+
+    def extra_repr(self) -> str:
+        with holding(self.own_posteriors, lambda q: q.mean):  # printing draws nothing
+            return super().extra_repr()
 
     def _draw_output(self, *args: Any, **kwargs: Any) -> Tensor:
         """Mean f(x; m), variance f(x^2; s^2); the variance in float32 or better, for squares underflow in half precision."""
@@ -122,6 +135,10 @@ def bayesian_class(kind: type[nn.Module]) -> type[nn.Module]:
     return type(f"Bayesian{kind.__name__}", (*extra, BayesianModule, kind), {"__doc__": f"{kind.__name__} with posteriors."})
 
 
+ONE_INPUT = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
+"""Layers whose every weight is fed by one input."""
+
+
 def fan_in(module: nn.Module, name: str) -> int:
     """How many inputs feed one unit of the tensor ``name``; a bias takes its layer's, a norm's weight has one.
 
@@ -134,7 +151,7 @@ def fan_in(module: nn.Module, name: str) -> int:
         shapes |= {name: q.mean.shape for name, q in zip(module.posteriors, module.own_posteriors, strict=True)}
     matrices = [shapes[name], *shapes.values()]
     shape = next((shape for shape in matrices if len(shape) >= 2), None)
-    if shape is None or isinstance(module, nn.Embedding):
+    if shape is None or isinstance(module, ONE_INPUT):
         return 1
     if isinstance(module, nn.modules.conv._ConvTransposeNd):
         return shape[0] // module.groups * math.prod(shape[2:])
@@ -144,15 +161,23 @@ def fan_in(module: nn.Module, name: str) -> int:
 def choose_estimator(module: nn.Module, wanted: Estimator) -> Literal["weight", "output"]:
     """Resolve ``auto`` for one module, or refuse ``output`` with the reason."""
     complete = all(parameter is None for parameter in module._parameters.values())
+    linear = _is_linear_in_weights(module)
     if wanted == "output":
-        if not isinstance(module, LINEAR_IN_WEIGHTS):
+        if not linear:
             raise LayerError(
                 f"{type(module).__name__} is not linear in its weights: its output is not Gaussian; use estimator 'weight'"
             )
         if not complete:
             raise LayerError("estimator 'output' needs a posterior on every weight of the layer; use estimator 'weight'")
         return "output"
-    return "output" if wanted == "auto" and complete and isinstance(module, OUTPUT_BY_DEFAULT) else "weight"
+    return "output" if wanted == "auto" and complete and linear and isinstance(module, OUTPUT_BY_DEFAULT) else "weight"
+
+
+def _is_linear_in_weights(module: nn.Module) -> bool:
+    """True for torch's linear layers as they are; one with a forward or weights of its own making may be anything."""
+    own = next(kind for kind in type(module).__mro__ if "forward" in vars(kind) and not issubclass(kind, BayesianModule))
+    names = set(module.posteriors) if "posteriors" in module._modules else set(module._parameters)  # type: ignore[arg-type]
+    return own in LINEAR_OWNERS and names <= {"weight", "bias"}
 
 
 def make_bayesian(

@@ -53,21 +53,32 @@ def convert(
     """  # noqa: E501
     own = list(_own_parameters(network))
     _check_patterns([*include, *exclude], [name for _, _, name in own])
-    readers: dict[int, int] = {}
-    for module, local, _ in own:
-        readers[id(module._parameters[local])] = readers.get(id(module._parameters[local]), 0) + 1
-    known: dict[int, Posterior] = {}
+    _check_kinds(network, estimator)
+    readers: dict[int, list[str]] = {}
+    for module, local, name in own:
+        readers.setdefault(id(module._parameters[local]), []).append(name)
     keep_alive = [module._parameters[local] for module, local, _ in own]  # ids stay unique while tensors live
-    for module in dict.fromkeys(module for module, _, _ in own):
-        names = [(local, name) for owner, local, name in own if owner is module]
-        chosen = tuple(local for local, name in names if matches(name, include) and not matches(name, exclude))
-        if chosen:
-            tied = any(readers[id(module._parameters[local])] > 1 for local in chosen)
-            attention = any(isinstance(m, nn.MultiheadAttention) and m.out_proj is module for m in network.modules())
-            wanted = "weight" if tied or attention else _estimator_of(module, estimator)
-            make_bayesian(module, posterior, wanted, names=chosen, known=known)
+    wanted = {identity: _is_chosen(names, include, exclude) for identity, names in readers.items()}
+    read_elsewhere = {id(m.out_proj) for m in network.modules() if isinstance(m, nn.MultiheadAttention)}
+    known: dict[int, Posterior] = {}
+    locals_of: dict[nn.Module, list[str]] = {}
+    for module, local, _ in own:
+        if wanted[id(module._parameters[local])]:
+            locals_of.setdefault(module, []).append(local)
+    for module, chosen in locals_of.items():
+        shared = any(len(readers[id(module._parameters[local])]) > 1 for local in chosen) or id(module) in read_elsewhere
+        kind: Estimator = "weight" if shared else _estimator_of(module, estimator)
+        make_bayesian(module, posterior, kind, names=tuple(chosen), known=known)
     del keep_alive
     return network
+
+
+def _is_chosen(names: Sequence[str], include: Sequence[str], exclude: Sequence[str]) -> bool:
+    """Whether a weight gets a posterior; all names of a tied weight must agree."""
+    votes = {matches(name, include) and not matches(name, exclude) for name in names}
+    if len(votes) > 1:
+        raise LayerError(f"{' and '.join(names)} are one tied weight; include or exclude all of its names")
+    return votes.pop()
 
 
 def _own_parameters(network: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
@@ -84,6 +95,13 @@ def _check_patterns(patterns: Sequence[str], names: Sequence[str]) -> None:
     for pattern in patterns:
         if pattern != "*" and not any(matches(name, [pattern]) for name in names):
             raise LayerError(f"no weight matches '{pattern}'{near_miss(pattern, names)}; weights: {', '.join(names)}")
+
+
+def _check_kinds(network: nn.Module, estimator: Estimators) -> None:
+    kinds = {kind.__name__ for module in network.modules() for kind in type(module).__mro__}
+    for kind in estimator if isinstance(estimator, Mapping) else ():
+        if kind not in kinds:
+            raise LayerError(f"the network has no layer of kind '{kind}'{near_miss(kind, kinds)} to choose an estimator for")
 
 
 def _estimator_of(module: nn.Module, estimator: Estimators) -> Estimator:

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from bitsback.errors import LedgerError
@@ -39,7 +39,8 @@ class Ledger:
     grid_step: float = 1.0
     samples: int = 1
     not_charged: tuple[str, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
+    described: str = "labels"
 
     def __post_init__(self) -> None:
         if self.weights != self.model_weights:
@@ -101,9 +102,8 @@ class Ledger:
 
     def sentence(self) -> str:
         """What the ledger means, in one sentence."""
-        return (
-            f"The labels cost {self.uniform_bits:,.0f} bits without a model; with it {self.net_bits:,.0f} bits, model included."
-        )
+        without, cost = f"{self.uniform_bits:,.0f} bits without a model", f"{self.net_bits:,.0f} bits, model included"
+        return f"The {self.described} cost {without}; with it {cost}."
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers for JSON, under the names of the vocabulary."""
@@ -114,6 +114,7 @@ class Ledger:
             **{name: getattr(self, name) for name in totals + more + counts},
             "not_charged": list(self.not_charged),
             "notes": list(self.notes),
+            "described": self.described,
             "entries": [asdict(entry) for entry in self.entries],
             "charges": [asdict(charge) for charge in self.charges],
         }
@@ -131,6 +132,7 @@ class Ledger:
                 charges=tuple(Charge(**charge) for charge in values["charges"]),
                 not_charged=tuple(values["not_charged"]),
                 notes=tuple(values["notes"]),
+                described=values["described"],
                 model_weights=values["weights"],
                 **{key: values[key] for key in ("data_bits", "data_bits_stderr", "uniform_bits")},
                 **{key: values[key] for key in ("examples", "grid_step", "samples")},

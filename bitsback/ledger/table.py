@@ -28,9 +28,10 @@ def _kinds(ledger: Ledger) -> Counter[str]:
 def render(ledger: Ledger) -> str:
     """The ledger as aligned plain text: a line per weight tensor, the totals, what was not charged, one sentence."""
     head: Row = ("weights of", "count", "gross bits", "refund", "net bits", "bits/weight", "method")
-    body = [
-        _row(e.name, f"{e.weights:,}", e.net_bits, e.refund_bits, f"{e.bits_per_weight:.3f}", e.method) for e in ledger.entries
-    ]
+    body = []
+    for e in ledger.entries:
+        method = f"{e.method} +- {e.stderr:.1f}" if e.stderr else e.method
+        body.append(_row(e.name, f"{e.weights:,}", e.net_bits, e.refund_bits, f"{e.bits_per_weight:.3f}", method))
     data = f"{ledger.samples} draw{'s' if ledger.samples != 1 else ''}, +- {ledger.data_bits_stderr:.1f}"
     hyper_count = sum(charge.numbers for charge in ledger.charges)
     hyper = ", ".join(f"{count} x {kind}" for kind, count in _kinds(ledger).items())
@@ -38,7 +39,7 @@ def render(ledger: Ledger) -> str:
         _row("all weights", f"{ledger.weights:,}", ledger.net_weight_bits, ledger.refund_bits,
              f"{ledger.bits_per_weight:.3f}", f"grid step {ledger.grid_step:g}"),
         _row("hyper-parameters", f"{hyper_count:,}", ledger.hyperparameter_bits, 0.0, "", hyper),
-        _row("data (labels)", "", ledger.data_bits, 0.0, "", data),
+        _row(f"data ({ledger.described})", "", ledger.data_bits, 0.0, "", data),
         _row("total", "", ledger.net_bits, ledger.refund_bits, "", f"{ledger.bits_per_example:.3f} bits per example"),
         _row("uniform code", "", ledger.uniform_bits, 0.0, "", f"{ledger.examples:,} examples, no model"),
     ]  # fmt: skip

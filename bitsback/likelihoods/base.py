@@ -16,6 +16,7 @@ class Likelihood(Learned, ABC):
 
     family = "likelihood"
     error_name: ClassVar[str] = "error"
+    described: ClassVar[str] = "labels"
 
     @abstractmethod
     def bits(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -40,6 +41,14 @@ class Likelihood(Learned, ABC):
     @abstractmethod
     def outputs(self, targets: Tensor) -> int:
         """How many outputs the network needs for such targets."""
+
+    def notes(self) -> list[str]:
+        """What a reader of the ledger should know about this code."""
+        return []
+
+    def values(self) -> dict[str, Tensor]:
+        """The learned numbers in use, which a receiver needs beside the weights."""
+        return {}
 
     def summary(self, mean_error: float) -> float:
         """The reported error from the mean of :meth:`error`: itself for classes, its root otherwise."""

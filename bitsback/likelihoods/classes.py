@@ -34,7 +34,7 @@ class CategoricalLikelihood(Likelihood):
                 f"the network gives outputs of shape {tuple(outputs.shape[1:])} but {self.classes} classes need as many "
                 "logits; change the last layer"
             )
-        return nats_to_bits(cross_entropy(outputs, targets, reduction="none"))
+        return nats_to_bits(cross_entropy(outputs, targets.long(), reduction="none"))
 
     def predict(self, outputs: Tensor) -> Tensor:
         return outputs.softmax(-1)

@@ -19,6 +19,7 @@ class PoissonLikelihood(Likelihood):
 
     kind = "poisson"
     error_name = "rmse"
+    described = "counts"
 
     def bits(self, outputs: Tensor, targets: Tensor) -> Tensor:
         log_rate, count = match(outputs, targets), targets.to(outputs.dtype)

@@ -33,6 +33,7 @@ class GaussianLikelihood(Likelihood):
 
     kind = "gaussian"
     error_name = "rmse"
+    described = "targets"
     log_std: Tensor
 
     def __init__(self, std: float = 1.0, *, noise: Noise = "learned", target_step: float = 0.01) -> None:
@@ -40,6 +41,8 @@ class GaussianLikelihood(Likelihood):
         if not (math.isfinite(target_step) and target_step > 0):
             raise DataError(f"likelihood.target_step must be above zero, got {target_step}; give the targets' resolution")
         self.noise, self.target_step = noise, target_step
+        if std < target_step:
+            raise DataError(f"likelihood.std {std:g} is below target_step {target_step:g}; noise cannot be finer than the grid")
         self._store_scale(std, "gradient" if noise == "learned" else "none", "std")
 
     def _split(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,12 +55,22 @@ class GaussianLikelihood(Likelihood):
 
     def bits(self, outputs: Tensor, targets: Tensor) -> Tensor:
         mean, log_std = self._split(outputs)
-        log_std = log_std.clamp_min(math.log(self.target_step))
+        floor = log_std.clamp_min(math.log(self.target_step))
+        log_std = log_std + (floor - log_std).detach()  # the floor's value, the number's own gradient
         if log_std.ndim:
             log_std = match(log_std, targets)
-        z = (targets.to(mean.dtype) - match(mean, targets)) * (-log_std).exp()
+        z = (self._on_grid(targets).to(mean.dtype) - match(mean, targets)) * (-log_std).exp()
         nats = 0.5 * z.square() + log_std + 0.5 * math.log(2 * math.pi) - math.log(self.target_step)
         return nats_to_bits(per_example(nats))
+
+    def _on_grid(self, targets: Tensor) -> Tensor:
+        return (targets / self.target_step).round() * self.target_step
+
+    def notes(self) -> list[str]:
+        return [f"the targets are coded on a grid of {self.target_step:g}, to which they are rounded"]
+
+    def values(self) -> dict[str, Tensor]:
+        return {"std": self.log_std.exp()} if self.noise == "learned" else {}
 
     def predict(self, outputs: Tensor) -> Tensor:
         return self._split(outputs)[0]
@@ -66,7 +79,7 @@ class GaussianLikelihood(Likelihood):
         return per_example((match(predicted, targets) - targets).square()) / width(targets)
 
     def uniform_bits(self, targets: Tensor) -> float:
-        levels = float(targets.max() - targets.min()) / self.target_step + 1
+        levels = round(float(targets.max() - targets.min()) / self.target_step) + 1
         return targets.numel() * math.log2(levels)
 
     def check_targets(self, targets: Tensor, where: str) -> None:

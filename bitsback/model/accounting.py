@@ -77,6 +77,7 @@ def evaluate(
     are left as they were.
     """
     was_training, device = model.training, _device(model)
+    examples = examples.to(device, next((p.dtype for p in model.parameters()), torch.get_default_dtype()))
     model.eval()
     predicted: list[Tensor] = []
     draws_bits = []
@@ -94,26 +95,13 @@ def evaluate(
                         if len(predicted) <= index:
                             predicted.append(prediction)
                         else:
-                            predicted[index] += prediction
+                            predicted[index] = predicted[index] + prediction
                 draws_bits.append(total)
     finally:
         model.train(was_training)
     average = torch.cat(predicted) / len(draws_bits)
     error = likelihood.summary(float(likelihood.error(average, examples.targets).cpu().double().mean()))
     return Evaluation(tuple(draws_bits), error, len(examples))
-
-
-def default_grid_step(model: BayesianModel) -> float:
-    """The largest power of two below the smallest posterior std; for points, below an eighth of the narrowest prior."""
-    smallest = model.smallest_std()
-    if smallest is not None:
-        limit = smallest
-    else:
-        chosen = [q.grid_step for q in model.posteriors() if isinstance(q, PointPosterior) and q.grid_step is not None]
-        if chosen:
-            return min(chosen)
-        limit = min((float(w.prior.width().detach().min()) for w in model.weights), default=1.0) / 8
-    return 2.0 ** (math.ceil(math.log2(limit)) - 1)
 
 
 def take_ledger(
@@ -136,7 +124,7 @@ def take_ledger(
     Args:
         model, likelihood, examples: what is described, and the training split it was fitted to.
         samples: whole-network draws behind ``data_bits`` and its standard error.
-        grid_step: grid of the weights in gross bits and refund; default :func:`default_grid_step`. It cancels in the net.
+        grid_step: grid of the weights in gross bits and refund; default :meth:`BayesianModel.grid_step`. It cancels in the net.
         seed: of the draws.
 
     Raises:
@@ -144,14 +132,15 @@ def take_ledger(
     """
     model.round_to_grid()
     likelihood.round_to_grid()
-    step = grid_step if grid_step is not None else default_grid_step(model)
+    step = grid_step if grid_step is not None else model.grid_step()
     points = [weight for weight in model.weights if isinstance(weight.posterior, PointPosterior)]
     for weight in points:
         check_point_grid(weight, step, "ledger.grid_step" if grid_step is not None else "posterior.grid_step")
         weight.posterior.round_to(step)  # type: ignore[operator]
     samples = samples if len(points) < len(model.weights) else 0
     paid = evaluate(model, likelihood, examples, samples=samples, seed=seed, batch_size=batch_size, progress=progress)
-    entries = [_entry(weight, step) for weight in model.weights]
+    with seeded(seed, torch.device("cpu")):  # a prior without closed form or quadrature is sampled
+        entries = [_entry(weight, step) for weight in model.weights]
     for name, parameter in model.deterministic():
         if parameter.requires_grad:
             bits = FLOAT32_BITS * parameter.numel()
@@ -175,8 +164,18 @@ def take_ledger(
             *examples.assumed,
             *model.not_charged(),
         ),
-        notes=(NO_REFUND,) if points else (),
+        notes=tuple(_notes(model, likelihood, step)),
+        described=likelihood.described,
     )
+
+
+def _notes(model: BayesianModel, likelihood: Likelihood, step: float) -> Iterator[str]:
+    if any(isinstance(q, PointPosterior) for q in model.posteriors()):
+        yield NO_REFUND
+    smallest = model.smallest_std()
+    if smallest is not None and step > smallest:
+        yield f"the grid step exceeds the smallest std, {smallest:.2g}: gross and refund are no code lengths; the net holds"
+    yield from likelihood.notes()
 
 
 def check_point_grid(weight: Weight, step: float, setting: str) -> None:

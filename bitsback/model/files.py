@@ -6,14 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bitsback.likelihoods import Likelihood
 from bitsback.model.model import BayesianModel
 
 
-def posterior_tensors(model: BayesianModel) -> tuple[dict[str, Tensor], dict[str, str]]:
+def posterior_tensors(model: BayesianModel, likelihood: Likelihood | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of ``posterior.safetensors``.
 
     ``NAME.mean`` and ``NAME.std`` (float32; no std for a point estimate) for every weight tensor, ``NAME.prior_mean`` where
-    the prior has a mean for each weight, ``NAME`` for a weight without posterior and for running statistics; the metadata
+    the prior has a mean for each weight, ``NAME`` for a weight without posterior and for running statistics,
+    ``likelihood.NAME`` for learned numbers of the likelihood; the metadata
     ``priors`` is JSON: tensor name to the prior's kind and the rounded values in use.
     """
     tensors: dict[str, Tensor] = {}
@@ -28,5 +30,7 @@ def posterior_tensors(model: BayesianModel) -> tuple[dict[str, Tensor], dict[str
         priors[weight.name] = {"kind": weight.prior.kind, **weight.prior.values()}
     for name, tensor in [*model.deterministic(), *model.statistics()]:
         tensors[name] = tensor
+    if likelihood is not None:
+        tensors |= {f"likelihood.{name}": value for name, value in likelihood.values().items()}
     stored = {name: tensor.detach().to("cpu", torch.float32).contiguous().clone() for name, tensor in tensors.items()}
     return stored, {"priors": json.dumps(priors)}  # one key: the library writes several in any order

@@ -1,5 +1,7 @@
 """A network whose weights each have a name, a posterior and a prior."""
 
+import copy
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +16,14 @@ from bitsback.kl import Panels, kl, mass
 from bitsback.layers import BayesianModule, convert, fan_in
 from bitsback.layers.convert import Estimators, matches
 from bitsback.learned import BFLOAT16, Charge
-from bitsback.posterior import GaussianPosterior, GaussianPosteriorSettings, Posterior, PosteriorSettings, holding
+from bitsback.posterior import (
+    GaussianPosterior,
+    GaussianPosteriorSettings,
+    PointPosterior,
+    Posterior,
+    PosteriorSettings,
+    holding,
+)
 from bitsback.priors import Prior, PriorSettings, PyroPrior, WeightInfo
 from bitsback.priors import registry as prior_registry
 from bitsback.units import nats_to_bits
@@ -75,6 +84,12 @@ class BayesianModel(nn.Module):
                     groups[key] = _build(settings, name, module, local, posterior)
                     self.priors.append(groups[key])
                 self.weights.append(Weight(name, posterior, groups[key]))
+        for weight in self.weights:
+            if isinstance(weight.posterior, PointPosterior) and weight.prior.charges():
+                raise PriorError(
+                    f"the prior of '{weight.name}' is learned, but its posterior is a point: the prior would collapse onto it; "
+                    "set prior.learn=none, or posterior.kind=gaussian"
+                )
         for pattern in overrides:
             if pattern not in used:
                 names = ", ".join(weight.name for weight in self.weights)
@@ -87,25 +102,30 @@ class BayesianModel(nn.Module):
 
     @contextmanager
     def sample(self) -> Iterator["BayesianModel"]:
-        """Inside, every call sees one and the same draw of all weights, as a receiver would."""
+        """Inside, every call sees one and the same draw of all weights, as a receiver would.
+
+        A weight is drawn when it is first read; for gradients, let that first read happen outside ``torch.no_grad``.
+        """
         with holding(weight.posterior for weight in self.weights):
             yield self
 
     @contextmanager
     def mean(self) -> Iterator["BayesianModel"]:
         """Inside, every weight is its posterior mean."""
-        with holding((weight.posterior for weight in self.weights), lambda q: q.mean):
+        with holding((weight.posterior for weight in self.weights), lambda q: q.mean.clone()):  # some layers write to it
             yield self
 
     def kl_bits(self, *, exact: bool = False) -> Tensor:
         """Net weight bits, KL(q||p) / ln 2, over all weights; a scalar, differentiable.
 
-        For a point estimate: -log2 p(w), the penalty. ``exact`` takes the ledger's quadrature instead of the faster one for
-        training, where the prior has no closed form.
+        For a point estimate: -log2 p(w) :meth:`grid_step`, the penalty and the cost of its grid. ``exact`` takes the ledger's
+        quadrature instead of the faster one for training, where the prior has no closed form.
         """
         panels = Panels.exact() if exact else Panels.fast()
         parts = [kl(weight.posterior, weight.prior, panels=panels, samples=1).bits for weight in self.weights]
-        return torch.stack(parts).sum() if parts else torch.zeros(())
+        points = sum(q.weights for q in self.posteriors() if isinstance(q, PointPosterior))
+        grid_bits = -points * math.log2(self.grid_step()) if points else 0.0
+        return torch.stack(parts).sum() + grid_bits if parts else torch.zeros(())
 
     def refund_bits(self, grid_step: float) -> Tensor:
         """E_q[-log2 q(w) grid_step] over all weights; zero for point estimates."""
@@ -126,6 +146,20 @@ class BayesianModel(nn.Module):
         """The smallest posterior standard deviation; None when every weight is a point."""
         stds = [q.std() for q in self.posteriors()]
         return min((float(std.detach().min()) for std in stds if std is not None), default=None)
+
+    def grid_step(self) -> float:
+        """The default grid of the weights: a power of two below the smallest posterior std and an eighth of a point's prior.
+
+        A point posterior's own ``grid_step`` wins over the latter.
+        """
+        limits = [std] if (std := self.smallest_std()) is not None else []
+        for weight in self.weights:
+            if isinstance(weight.posterior, PointPosterior):
+                chosen = weight.posterior.grid_step
+                if chosen is not None:
+                    return chosen
+                limits.append(float(weight.prior.width().detach().min()) / 8)
+        return 2.0 ** (math.ceil(math.log2(min(limits, default=1.0))) - 1)
 
     @torch.no_grad()
     def update_priors(self, rate: float = 1.0) -> None:
@@ -162,6 +196,9 @@ class BayesianModel(nn.Module):
             prior.round_to_grid()
         for _, buffer in self.statistics():
             buffer.copy_(BFLOAT16.round(buffer))
+        for _, parameter in self.deterministic():
+            if parameter.requires_grad:
+                parameter.copy_(parameter.float())
 
     def not_charged(self) -> list[str]:
         """What the receiver is assumed to hold: named, because it is not paid for."""
@@ -198,13 +235,19 @@ def _build(settings: PriorSettings, name: str, module: nn.Module, local: str, po
     axes = (1, 0) if transposed else (0, 1)
     shape = posterior.mean.shape
     prior = settings.build(WeightInfo(name, shape, fan_in(module, local), output_axis=axes[0], input_axis=axes[1]))
-    prior.to(device=posterior.mean.device, dtype=torch.promote_types(posterior.mean.dtype, torch.float32))
-    if isinstance(prior, PyroPrior) and not prior().event_shape:
-        total = mass(prior.double()(), prior.breakpoints()).detach().detach()
-        prior.to(dtype=torch.promote_types(posterior.mean.dtype, torch.float32))
-        if abs(float(total) - 1) > 1e-3:
-            raise PriorError(f"prior '{prior.distribution}' has mass {float(total):.4f}; a code needs mass one (Kraft)")
-    return prior
+    prior.check(shape)
+    _check_mass(prior)
+    return prior.to(device=posterior.mean.device, dtype=torch.promote_types(posterior.mean.dtype, torch.float32))
+
+
+def _check_mass(prior: Prior) -> None:
+    """A code has mass one (Kraft). Our own priors are held to it by their tests; a foreign density is held to it here."""
+    if not isinstance(prior, PyroPrior) or prior().event_shape:
+        return
+    exact = copy.deepcopy(prior).double()
+    total = float(mass(exact(), exact.breakpoints()).detach())
+    if abs(total - 1) > 1e-3:
+        raise PriorError(f"prior '{prior.distribution}' has mass {total:.4f}; a code needs mass one (Kraft)")
 
 
 def bayesianize(
@@ -240,7 +283,8 @@ def bayesianize(
         start = weight.prior.start()
         if start is not None:
             weight.posterior.mean.data.copy_(start)
-        if isinstance(settings, GaussianPosteriorSettings) and settings.relative_to == "prior":
-            assert isinstance(weight.posterior, GaussianPosterior)
+        if not (isinstance(settings, GaussianPosteriorSettings) and isinstance(weight.posterior, GaussianPosterior)):
+            continue
+        if settings.relative_to == "prior":
             weight.posterior.set_std(settings.std * weight.prior.width().detach())
     return model

@@ -1,5 +1,6 @@
 """The width curve: what wider and narrower posteriors would cost."""
 
+import copy
 from collections.abc import Sequence
 
 from tqdm import tqdm
@@ -8,7 +9,7 @@ from bitsback.data import Examples
 from bitsback.errors import LedgerError
 from bitsback.ledger import Ledger
 from bitsback.likelihoods import Likelihood
-from bitsback.model.accounting import SHOWN_AFTER_SECONDS, default_grid_step, take_ledger
+from bitsback.model.accounting import SHOWN_AFTER_SECONDS, take_ledger
 from bitsback.model.model import BayesianModel
 from bitsback.posterior import GaussianPosterior
 
@@ -39,8 +40,9 @@ def width_curve(
         raise LedgerError("a point estimate has no width to change; train with posterior.kind=gaussian")
     if not all(factor > 0 for factor in factors):
         raise LedgerError(f"width factors must be above zero, got {list(factors)}")
+    states = [(module, copy.deepcopy(module.state_dict())) for module in (model, likelihood)]
     trained = [q.log_std.detach().clone() for q in wide]
-    grid_step = default_grid_step(model) * min(1.0, *factors)  # below the smallest std at every width
+    grid_step = model.grid_step() * min(1.0, *factors)  # below the smallest std at every width
     curve = {}
     try:
         for factor in tqdm(factors, desc="widths", leave=False, disable=not progress, delay=SHOWN_AFTER_SECONDS):
@@ -49,6 +51,6 @@ def width_curve(
                 posterior.scale_std(factor)
             curve[factor] = take_ledger(model, likelihood, examples, samples=samples, grid_step=grid_step, seed=seed)
     finally:
-        for posterior, log_std in zip(wide, trained, strict=True):
-            posterior.log_std.data.copy_(log_std)
+        for module, state in states:
+            module.load_state_dict(state)
     return curve

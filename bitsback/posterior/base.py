@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -48,6 +49,9 @@ class Posterior(nn.Module, ABC):
         if self._is_holding:
             self._hold(drawn)
         return drawn
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_is_holding": False, "_held": None}  # a copy holds nothing
 
     def _hold(self, value: Tensor | None) -> None:
         object.__setattr__(self, "_held", value)  # past torch, which would register a parameter

@@ -30,7 +30,7 @@ class PointPosterior(Posterior):
         return None
 
     def draw(self) -> Tensor:
-        return self.mean
+        return self.mean.clone()  # some layers write to their weights
 
     def round_to(self, step: float) -> None:
         """Round every weight to a multiple of ``step``, in place."""

@@ -70,6 +70,9 @@ class Prior(Learned, ABC):
         """What the receiver is assumed to hold already, to be named in the ledger."""
         return []
 
+    def check(self, shape: torch.Size) -> None:
+        """Raise PriorError when the distribution cannot code a weight tensor of this shape."""
+
     def start(self) -> Tensor | None:
         """Where the posterior means should begin, when the prior knows better than the layer's initialisation."""
         return None

@@ -1,6 +1,5 @@
 """An earlier run as the prior: fine-tuning costs only the difference."""
 
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat
@@ -11,6 +10,7 @@ from bitsback.errors import PriorError
 from bitsback.learned import Learn
 from bitsback.priors.base import PriorSettings, WeightInfo, registry
 from bitsback.priors.gaussian import NormalPrior
+from bitsback.registry import FilePath
 
 
 class CheckpointPrior(NormalPrior):
@@ -52,7 +52,7 @@ class CheckpointPriorSettings(PriorSettings):
     kind: Literal["checkpoint"] = "checkpoint"
     learn: Learn = "closed_form"
     per: Literal["tensor"] = Field("tensor", description="always tensor: each tensor has its own earlier mean")
-    run: Path = Field(description="directory of an earlier run of the same network")
+    run: FilePath = Field(description="directory of an earlier run of the same network")
     scale: PositiveFloat = Field(0.1, description="std around the earlier means")
 
     def build(self, weight: WeightInfo) -> CheckpointPrior:

@@ -18,6 +18,7 @@ class NormalPrior(Prior):
     share it, which minimises the KL exactly (empirical Bayes; Hinton & van Camp 1993, section 6).
     """
 
+    has_closed_form = True
     log_scale: Tensor
 
     def __init__(self, mean: float | Tensor, scale: float | Tensor, learn: Learn) -> None:

@@ -38,8 +38,12 @@ class PyroPrior(Prior):
         self.distribution, self.arguments = distribution, dict(arguments or {})
         self._store_scale(scale, learn)
         base = self._base(torch.get_default_dtype())
-        support = base.support
-        if getattr(support, "base_constraint", support) is not constraints.real and support is not constraints.real_vector:
+        try:
+            support = base.support
+            whole = getattr(support, "base_constraint", support) is constraints.real or support is constraints.real_vector
+        except NotImplementedError as fault:
+            raise PriorError(f"pyro.distributions.{distribution} does not say what its support is; use another") from fault
+        if not whole:
             raise PriorError(
                 f"prior 'pyro' needs all reals as support, {distribution} has {support}; "
                 "a Gaussian posterior would cost infinitely many bits"
@@ -52,10 +56,10 @@ class PyroPrior(Prior):
         if self.distribution not in names:
             hint = near_miss(self.distribution, names)
             raise PriorError(f"pyro.distributions has no '{self.distribution}'{hint}; see docs.pyro.ai for the names")
-        numbers = {key: self._tensor(value, dtype) for key, value in self.arguments.items()}
         try:
+            numbers = {key: self._tensor(value, dtype) for key, value in self.arguments.items()}
             return getattr(library, self.distribution)(**numbers, validate_args=True)
-        except (TypeError, ValueError, NotImplementedError) as fault:
+        except Exception as fault:  # whatever the distribution raises
             reason = str(fault).splitlines()[0]
             raise PriorError(f"pyro.distributions.{self.distribution} refuses {self.arguments}: {reason}") from fault
 
@@ -66,6 +70,15 @@ class PyroPrior(Prior):
         base = self._base(self.log_scale.dtype)
         event_dim = len(base.event_shape)
         return TransformedDistribution(base, AffineTransform(0.0, self.log_scale.exp(), event_dim), validate_args=False)
+
+    def check(self, shape: torch.Size) -> None:
+        base = self._base(torch.get_default_dtype())
+        event = tuple(base.event_shape)
+        if base.batch_shape.numel() != 1 or (event and tuple(shape[-len(event) :]) != event):
+            raise PriorError(
+                f"pyro.distributions.{self.distribution} with {self.arguments} has batch {tuple(base.batch_shape)} and event "
+                f"{event}, which does not fit a weight of shape {tuple(shape)}; give single numbers, or use prior_overrides"
+            )
 
     def width(self) -> Tensor:
         base = self._base(self.log_scale.dtype)

@@ -20,12 +20,14 @@ class Beta:
     steps_per_epoch: int
     memory: float = 0.0
     value: float = 1.0
+    excess: float = 0.0
 
     def before_step(self, step: int, net_weight_bits: float) -> float:
         """Beta for this step, given what the weights cost now."""
         budget = self._budget(step)
         if budget is not None:
-            excess = max(-2.0, min(2.0, math.log(max(net_weight_bits, 1e-9) / budget)))
+            self.excess = math.log(max(net_weight_bits, 1e-9) / budget)
+            excess = max(-2.0, min(2.0, self.excess))
             self.memory += MEMORY * excess
             self.value = math.exp(max(-20.0, min(20.0, self.memory + GAIN * excess)))
             return self.value
@@ -34,9 +36,17 @@ class Beta:
         self.value = self.settings.beta.start + (1 - self.settings.beta.start) * share
         return self.value
 
+    def settled(self, epoch: int) -> bool:
+        """True when beta has arrived at one, or at a budget that is met within 1 %."""
+        budget = self.settings.budget_bits
+        if budget is None:
+            return epoch >= self.settings.beta.warmup_epochs
+        arrived = not isinstance(budget, BudgetSettings) or epoch >= budget.epochs
+        return arrived and abs(self.excess) < 0.01
+
     def _budget(self, step: int) -> float | None:
         budget = self.settings.budget_bits
         if isinstance(budget, BudgetSettings):
             share = min(1.0, step / (budget.epochs * self.steps_per_epoch))
-            return budget.start + (budget.end - budget.start) * share
+            return budget.start_bits + (budget.end_bits - budget.start_bits) * share
         return budget

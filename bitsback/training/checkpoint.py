@@ -11,6 +11,8 @@ from bitsback.errors import RunError
 from bitsback.files import read_tensors, write_tensors
 from bitsback.training.loop import Fit
 
+BETA_STATE = ("memory", "value", "excess")
+
 
 def save_checkpoint(path: Path, fit: Fit, extra: dict[str, Any]) -> None:
     """Write the fit's state to ``path``, atomically; ``extra`` is JSON that comes back from :func:`load_checkpoint`."""
@@ -18,7 +20,7 @@ def save_checkpoint(path: Path, fit: Fit, extra: dict[str, Any]) -> None:
     facts = {
         "format": "bitsback checkpoint 1",
         "epoch": fit.epoch,
-        "beta": {"memory": fit.beta.memory, "value": fit.beta.value},
+        "beta": {name: getattr(fit.beta, name) for name in BETA_STATE},
         "schedule": _pack(fit.schedule.state_dict() if fit.schedule else None, "schedule", tensors),
         "optimizer": _pack(fit.optimizer.state_dict(), "optimizer", tensors),
         "extra": extra,
@@ -43,7 +45,8 @@ def load_checkpoint(path: Path, fit: Fit) -> dict[str, Any]:
         if fit.schedule is not None:
             fit.schedule.load_state_dict(_unpack(facts["schedule"], tensors))
         fit.epoch = facts["epoch"]
-        fit.beta.memory, fit.beta.value = facts["beta"]["memory"], facts["beta"]["value"]
+        for name in BETA_STATE:
+            setattr(fit.beta, name, facts["beta"][name])
         return dict(facts["extra"])
     except (KeyError, ValueError, RuntimeError, TypeError) as fault:
         reason = " ".join(str(fault).split())

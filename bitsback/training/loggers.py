@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from bitsback.errors import RunError
+from bitsback.files import write_text
 
 Metrics = dict[str, Any]
 
@@ -63,13 +64,8 @@ class JsonLines:
                         kept.append(line)
                 except (ValueError, KeyError):  # the line a kill cut short
                     break
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("w")
-        except OSError as fault:
-            raise RunError(f"cannot write {path}: {fault.strerror}; choose another --out") from fault
-        self._file.writelines(line + "\n" for line in kept)
-        self._file.flush()
+        write_text(path, "".join(line + "\n" for line in kept))
+        self._file = path.open("a")
 
     def log(self, metrics: Metrics) -> None:
         self._file.write(json.dumps(metrics) + "\n")
@@ -79,15 +75,23 @@ class JsonLines:
         self._file.close()
 
 
+def require_tensorboard(directory: Path | None) -> None:
+    """Raise RunError, before anything is written, when TensorBoard is not installed or has nowhere to write."""
+    if directory is None:
+        raise RunError("logging.tensorboard needs a run directory to write to")
+    try:
+        import torch.utils.tensorboard  # noqa: F401
+    except ImportError as fault:
+        raise RunError("logging.tensorboard needs the extra: pip install 'bitsback[tensorboard]'") from fault
+
+
 class TensorBoard:
     """Scalars under ``bits/`` and ``training/``."""
 
-    def __init__(self, directory: Path) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as fault:
-            raise RunError("logging.tensorboard needs the extra: pip install 'bitsback[tensorboard]'") from fault
-        self._writer = SummaryWriter(str(directory))
+    def __init__(self, directory: Path, keep_epochs: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(directory), purge_step=keep_epochs + 1)
 
     def log(self, metrics: Metrics) -> None:
         for name, value in metrics.items():

@@ -49,6 +49,11 @@ class Fit:
         for number, (inputs, targets) in enumerate(self._batches()):
             spent, weight_bits = self._step(self.epoch * self.steps_per_epoch + number, inputs, targets)
             data_bits += spent
+        fault = self._fault_in_numbers()
+        if fault:
+            raise TrainingError(
+                f"after epoch {self.epoch + 1} {fault}; lower training.optimizer.lr or set training.gradient_clip"
+            )
         self.epoch += 1
         return data_bits, weight_bits
 
@@ -63,8 +68,12 @@ class Fit:
         done = step / (self.settings.epochs * self.steps_per_epoch)
         self.model.update_priors(PRIOR_RATE + (1 - PRIOR_RATE) * done**2)
         weight_bits = self.model.kl_bits()
-        beta = self.beta.before_step(step, float(weight_bits.detach()))
-        data_bits = self._data_bits(inputs, targets)
+        beta = self.beta.before_step(step, float(weight_bits.detach()) + self.model.deterministic_bits())
+        try:
+            data_bits = self._data_bits(inputs, targets)
+        except (RuntimeError, ValueError) as fault:
+            hint = " (the batch is cut into training.draws groups)" if self.settings.draws > 1 else ""
+            raise TrainingError(f"step {step} on {len(inputs)} examples{hint} fails: {str(fault).splitlines()[0]}") from fault
         loss = (data_bits * (count / len(inputs)) + beta * weight_bits) / count
         if not torch.isfinite(loss):
             raise TrainingError(f"the loss is not finite at step {step}: {self._blame(inputs)}; lower training.optimizer.lr")
@@ -91,16 +100,28 @@ class Fit:
         return torch.stack(parts).sum()
 
     @torch.no_grad()
+    def _fault_in_numbers(self) -> str:
+        """The first learned number that is not finite, or a std that is not positive; nothing when all is well."""
+        for weight in self.model.weights:
+            std = weight.posterior.std()
+            if not torch.isfinite(weight.posterior.mean).all():
+                return f"the posterior mean of '{weight.name}' is not finite"
+            if std is not None and not (torch.isfinite(std) & (std > 0)).all():
+                return f"the posterior std of '{weight.name}' is not positive and finite"
+        named = [*self.model.named_parameters(), *self.likelihood.named_parameters()]
+        return next((f"'{name}' is not finite" for name, p in named if not torch.isfinite(p).all()), "")
+
+    @torch.no_grad()
     def _blame(self, inputs: Tensor) -> str:
         """Name the first place where a number is not finite."""
-        for weight in self.model.weights:
-            for what, tensor in (("mean", weight.posterior.mean), ("std", weight.posterior.std())):
-                if tensor is not None and not torch.isfinite(tensor).all():
-                    return f"the posterior {what} of '{weight.name}' is not finite"
+        fault = self._fault_in_numbers()
+        if fault:
+            return fault
         found: list[str] = []
 
         def look(name: str, output: object) -> None:
-            if isinstance(output, Tensor) and not torch.isfinite(output).all():
+            several = output if isinstance(output, tuple) else (output,)
+            if any(isinstance(one, Tensor) and not torch.isfinite(one).all() for one in several):
                 found.append(name)
 
         named = [(name, module) for name, module in self.model.network.named_modules() if name]

@@ -1,13 +1,10 @@
 """The epochs of one training: what is logged, when it is saved, when it stops."""
 
-import math
 import time
 from pathlib import Path
 
 from bitsback.data import Examples
-from bitsback.errors import ConfigError
 from bitsback.model import evaluate
-from bitsback.model.accounting import default_grid_step
 from bitsback.training.checkpoint import load_checkpoint, save_checkpoint
 from bitsback.training.loggers import Bar, JsonLines, Logger, Metrics, TensorBoard
 from bitsback.training.loop import Fit
@@ -30,10 +27,8 @@ class Session:
         self.loggers: list[Logger] = [Bar(fit.settings.epochs, fit.epoch, shown=progress)]
         if directory is not None:
             self.loggers.append(JsonLines(directory / "metrics.jsonl", keep_epochs=fit.epoch))
-        if logging.tensorboard:
-            if directory is None:
-                raise ConfigError("logging.tensorboard needs a run directory to write to")
-            self.loggers.append(TensorBoard(directory / "tensorboard"))
+        if logging.tensorboard and directory is not None:
+            self.loggers.append(TensorBoard(directory / "tensorboard", keep_epochs=fit.epoch))
 
     @property
     def checkpoint(self) -> Path:
@@ -64,10 +59,8 @@ class Session:
         if self.test is not None and (fit.epoch % self.logging.test_every == 0 or fit.epoch == fit.settings.epochs):
             self._test_error = evaluate(fit.model, fit.likelihood, self.test, samples=0).error
         hyperparameter_bits = sum(charge.bits for charge in [*fit.model.charges(), *fit.likelihood.charges()])
-        grid_step = default_grid_step(fit.model)
+        grid_step = fit.model.grid_step()
         refund_bits = float(fit.model.refund_bits(grid_step))
-        if fit.model.smallest_std() is None:  # a penalty is a density: on the grid it costs more
-            net_weight_bits -= math.log2(grid_step) * sum(q.weights for q in fit.model.posteriors())
         net_weight_bits += fit.model.deterministic_bits()
         net_bits = data_bits + net_weight_bits + hyperparameter_bits
         return {
@@ -91,7 +84,9 @@ class Session:
         rule = self.fit.settings.early_stop
         if rule is None:
             return
-        if net_bits < self.best_bits - rule.min_improvement_bits:
+        if not self.fit.beta.settled(self.fit.epoch):  # net bits of a loss that is still changing say nothing
+            self.best_bits, self.best_epoch = float("inf"), self.fit.epoch
+        elif net_bits < self.best_bits - rule.min_improvement_bits:
             self.best_bits, self.best_epoch = net_bits, self.fit.epoch
         self.finished = self.fit.epoch - self.best_epoch >= rule.patience_epochs
 

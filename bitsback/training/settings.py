@@ -1,10 +1,12 @@
 """How a network is trained, how its ledger is taken, and what is logged."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from bitsback.registry import Settings
+
+Threads = Annotated[int, Field(ge=1, le=256)]
 
 
 class OptimizerSettings(Settings):
@@ -34,10 +36,10 @@ class BetaSettings(Settings):
 
 
 class BudgetSettings(Settings):
-    """A budget that moves linearly from ``start`` to ``end`` bits over ``epochs``, then stays."""
+    """A budget that moves linearly from ``start_bits`` to ``end_bits`` over ``epochs``, then stays."""
 
-    start: PositiveFloat = Field(description="net weight bits at the first step")
-    end: PositiveFloat = Field(description="net weight bits at the end")
+    start_bits: PositiveFloat = Field(description="net weight bits at the first step")
+    end_bits: PositiveFloat = Field(description="net weight bits at the end")
     epochs: PositiveFloat = Field(description="epochs until the budget is at its end")
 
 
@@ -63,7 +65,7 @@ class TrainingSettings(Settings):
     gradient_clip: PositiveFloat | None = Field(None, description="largest norm of the gradient, in bits per example")
     early_stop: EarlyStopSettings | None = None
     checkpoint_seconds: NonNegativeFloat = Field(30.0, description="least time between checkpoints; 0: after every epoch")
-    threads: PositiveInt | Literal["auto"] = Field("auto", description="CPU threads; auto: one for under a million weights")
+    threads: Threads | Literal["auto"] = Field("auto", description="CPU threads; auto: one for under a million weights")
     device: str = Field("cpu", description="cpu, cuda, cuda:1, mps, or auto: an accelerator where there is one")
     precision: Literal["float32", "float64", "bfloat16"] = Field(
         "float32", description="bfloat16: autocast of the forward pass; parameters, KL and ledger stay in float32"
@@ -73,6 +75,10 @@ class TrainingSettings(Settings):
     def _check(self) -> "TrainingSettings":
         if self.budget_bits is not None and self.beta != BetaSettings():
             raise ValueError("budget_bits adjusts beta by itself; leave training.beta out")
+        if self.beta.start < 1 and not self.beta.warmup_epochs:
+            raise ValueError("beta.start has no effect without beta.warmup_epochs; set how long beta takes to rise to 1")
+        if self.schedule.warmup_epochs > self.epochs:
+            raise ValueError(f"schedule.warmup_epochs {self.schedule.warmup_epochs:g} must not exceed epochs {self.epochs}")
         if self.draws > self.batch_size:
             raise ValueError(f"draws {self.draws} must not exceed batch_size {self.batch_size}")
         if self.beta.warmup_epochs > self.epochs:

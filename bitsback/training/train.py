@@ -19,6 +19,7 @@ from bitsback.model import BayesianModel, evaluate, posterior_tensors, take_ledg
 from bitsback.model.accounting import check_point_grid
 from bitsback.posterior import PointPosterior
 from bitsback.training.beta import Beta
+from bitsback.training.loggers import require_tensorboard
 from bitsback.training.loop import Fit
 from bitsback.training.optimise import make_optimizer, make_schedule
 from bitsback.training.session import Session
@@ -87,7 +88,10 @@ def train(
     model.to(device, dtype)
     likelihood.to(device, dtype)
     data, test = dataset.train.to(device, dtype), dataset.test and dataset.test.to(device, dtype)
-    with threads(training, model):
+    if logging.tensorboard:
+        require_tensorboard(directory)
+    generators = [device] if device.type == "cuda" else []
+    with threads(training, model), torch.random.fork_rng(devices=generators):
         fit = _start(model, likelihood, data, training, seed)
         if directory is not None and config_text is not None and not resume:
             write_text(directory / "config.yaml", config_text)
@@ -97,12 +101,12 @@ def train(
         book = take_ledger(
             model, likelihood, data, samples=ledger.samples, grid_step=ledger.grid_step, seed=seed, progress=progress
         )
-        draws = ledger.samples if book.refund_bits else 0
+        draws = ledger.samples if model.smallest_std() is not None else 0
         error = evaluate(model, likelihood, test, samples=draws, seed=seed + 1).error if test else None
         outcome = Outcome(book, error, likelihood.error_name, session.seconds, fit.epoch, torch.get_num_threads())
     if directory is not None:
         session.save(finished=True)
-        _write_results(directory, model, outcome)
+        _write_results(directory, model, likelihood, outcome)
     return outcome
 
 
@@ -122,8 +126,8 @@ def _start(model: BayesianModel, likelihood: Likelihood, data: Examples, setting
     return Fit(model, likelihood, data, settings, seed, optimizer, schedule, Beta(settings, steps))
 
 
-def _write_results(directory: Path, model: BayesianModel, outcome: Outcome) -> None:
-    write_tensors(directory / "posterior.safetensors", *posterior_tensors(model))
+def _write_results(directory: Path, model: BayesianModel, likelihood: Likelihood, outcome: Outcome) -> None:
+    write_tensors(directory / "posterior.safetensors", *posterior_tensors(model, likelihood))
     summary = {
         "sentence": outcome.ledger.sentence(),
         "net_bits": outcome.ledger.net_bits,
