@@ -1,7 +1,6 @@
 """Models: priors by pattern, the ledger taken, the width curve, independent recomputations."""
 
 import copy
-import json
 import math
 
 import numpy as np
@@ -10,15 +9,14 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import TraceMeanField_ELBO
-from safetensors.torch import load, save
-from scipy import integrate, stats
+from scipy import stats
 from torch import nn
 
 import bitsback
 from bitsback.data import Examples
 from bitsback.errors import LayerError, LedgerError, PriorError
 from bitsback.likelihoods import CategoricalLikelihood, GaussianLikelihood
-from bitsback.model import bayesianize, evaluate, posterior_tensors, take_ledger, width_curve
+from bitsback.model import bayesianize, evaluate, take_ledger, width_curve
 from bitsback.posterior import GaussianPosteriorSettings, PointPosteriorSettings
 from bitsback.training import TrainingSettings, train
 from bitsback.training.settings import OptimizerSettings
@@ -189,46 +187,6 @@ def test_the_width_curve_leaves_the_model_as_it_was(examples):
     assert len(copied.weights) == len(model.weights)
     with pytest.raises(LedgerError, match="above zero"):
         width_curve(model, CategoricalLikelihood(C), examples, factors=[0.0])
-
-
-def normal_density(x, mean, std):
-    return np.exp(-0.5 * ((x - mean) / std) ** 2) / (std * math.sqrt(2 * math.pi))
-
-
-SCIPY_DENSITY = {
-    "gaussian": lambda p: stats.norm(p["mean"], p["scale"]).logpdf,
-    "laplace": lambda p: stats.laplace(p["mean"], p["scale"]).logpdf,
-    "student_t": lambda p: stats.t(p["df"], p["mean"], p["scale"]).logpdf,
-    "cauchy": lambda p: stats.cauchy(p["mean"], p["scale"]).logpdf,
-    "logistic": lambda p: stats.logistic(p["mean"], p["scale"]).logpdf,
-    "scale_mixture": lambda p: (
-        lambda x: np.log(
-            sum(w * normal_density(x, m, s) for w, m, s in zip(p["weights"], p["means"], p["scales"], strict=True))
-        )
-    ),
-}
-
-
-@pytest.mark.parametrize("kind", sorted(SCIPY_DENSITY))
-def test_the_ledger_is_recomputed_from_the_posterior_file_alone(kind, examples):
-    """scipy in float64, nothing of bitsback: relative difference under 1e-6."""
-    model = bayesianize(network(), kind, posterior=GaussianPosteriorSettings(std=0.2))
-    ledger = take_ledger(model, CategoricalLikelihood(C), examples, samples=1)
-    tensors, metadata = posterior_tensors(model)
-    stored, priors = load(save(tensors, metadata)), json.loads(metadata["priors"])
-    total = 0.0
-    for name, prior in priors.items():
-        log_density = SCIPY_DENSITY[prior["kind"]](prior)
-        means, stds = stored[f"{name}.mean"].double().numpy().ravel(), stored[f"{name}.std"].double().numpy().ravel()
-        for m, s in zip(means, stds, strict=True):
-            bends = [p for p in (0.0, m, m - s, m + s) if m - 12 * s < p < m + 12 * s]
-            value, _ = integrate.quad(
-                lambda x, m=m, s=s, f=log_density: normal_density(x, m, s) * (np.log(normal_density(x, m, s)) - f(x)),
-                m - 12 * s, m + 12 * s,
-                points=bends, epsabs=1e-12, epsrel=1e-10, limit=200,
-            )  # fmt: skip
-            total += value / math.log(2)
-    assert ledger.net_weight_bits == pytest.approx(total, rel=1e-6)
 
 
 def test_the_loss_is_minus_the_elbo_of_the_same_model_in_pyro(examples):
