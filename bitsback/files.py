@@ -39,7 +39,7 @@ def check_new_directory(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise RunError(f"{path} is a file, not a directory; choose another --out")
     if path.is_dir() and any(path.iterdir()):
-        raise RunError(f"{path} is not empty; choose another --out, or continue it with --resume")
+        raise RunError(f"{path} is not empty; choose another --out, or continue a run with `train --resume`")
     place = next(parent for parent in [path, *path.resolve().parents] if parent.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):
         raise RunError(f"cannot write {path}: {place} is not a directory you may write to; choose another --out")

@@ -137,7 +137,7 @@ def fails(): raise ValueError("no luck")
     [
         (
             "not_there:net",
-            r"network.factory: cannot import 'not_there:net': No module named 'not_there'; is it on PYTHONPATH\?",
+            r"network.factory: cannot import 'not_there:net': No module named 'not_there'; is it in this directory or on PYTHONPATH\?",
         ),
         ("bad_factories:net", r"network.factory: cannot import 'bad_factories:net': .* has no attribute 'net'"),
         ("bad_factories", r"network.factory: .*package\.module:function"),

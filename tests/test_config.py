@@ -55,8 +55,10 @@ def test_every_float_is_read_as_python_writes_it(number):
     assert parse_value(repr(number)) == number
 
 
-def test_an_empty_file_is_the_default_configuration(config):
-    assert load_config(config("")) == Config()
+def test_an_empty_file_is_refused_unless_overrides_say_something(config):
+    with pytest.raises(ConfigError, match="is empty; begin with"):
+        load_config(config(""))
+    assert load_config(config(""), ["seed=0"]) == Config()
 
 
 def test_a_duplicate_key_names_file_and_line(config):

@@ -1,6 +1,7 @@
 """Every named layer keeps the contract; conversion covers everything else."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -251,6 +252,37 @@ def test_a_dense_layer_over_a_sequence_shares_its_draw():
 def test_a_tied_weight_is_chosen_by_all_its_names():
     with pytest.raises(LayerError, match="one tied weight"):
         bitsback.bayesianize(Tied(), exclude=["decode"])
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: bitsback.Linear(3, 2), lambda: make_bayesian(nn.GRU(3, 2)), lambda: make_bayesian(Cosine(3, 2))]
+)
+def test_layers_can_be_pickled(make):
+    layer = make()
+    again = pickle.loads(pickle.dumps(layer))
+    assert type(again) is type(layer)
+    assert all(torch.equal(a, b) for a, b in zip(layer.state_dict().values(), again.state_dict().values(), strict=True))
+    again(torch.randn(4, 3))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: bitsback.bayesianize(nn.ReLU()), "no weights"),
+        (lambda: bitsback.bayesianize(bitsback.bayesianize(nn.Linear(2, 2))), "BayesianModel already"),
+        (lambda: bitsback.bayesianize(nn.Linear(2, 2), estimator="foo"), "allowed: auto, weight, output"),
+        (lambda: bitsback.bayesianize(nn.Linear(2, 2), posterior="pont"), "did you mean 'point'"),
+        (lambda: bitsback.bayesianize(nn.Linear(2, 2), posterior={"kind": "gaussian", "std": 0}), "greater than 0"),
+    ],
+)
+def test_what_makes_no_model_is_refused(call, message):
+    with pytest.raises(LayerError, match=message):
+        call()
+
+
+def test_a_posterior_by_its_kind():
+    model = bitsback.bayesianize(nn.Linear(2, 2), {"kind": "laplace", "learn": "none"}, posterior="point")
+    assert isinstance(model.weights[0].posterior, PointPosterior)
 
 
 def test_printing_a_layer_draws_nothing():

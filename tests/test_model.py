@@ -162,6 +162,36 @@ def test_a_grid_too_coarse_for_a_point_is_refused(examples):
         take_ledger(model, CategoricalLikelihood(C), examples)
 
 
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m, e: take_ledger(m, CategoricalLikelihood(C), e, samples=0), "samples >= 1"),
+        (lambda m, e: take_ledger(m, CategoricalLikelihood(C), e, grid_step=0.0), "above zero"),
+        (lambda m, e: take_ledger(m, CategoricalLikelihood(C), (e.inputs, e.targets)), "give Examples"),
+        (lambda m, e: take_ledger(m.network, CategoricalLikelihood(C), e), "give a BayesianModel"),
+    ],
+)
+def test_what_a_ledger_cannot_be_taken_of_is_refused(call, message, examples):
+    with pytest.raises(LedgerError, match=message):
+        call(bayesianize(network()), examples)
+
+
+def test_a_prior_that_was_never_fitted_is_named(examples):
+    model = bayesianize(network(), {"kind": "gaussian", "scale": 30.0})
+    ledger = take_ledger(model, CategoricalLikelihood(C), examples, samples=1)
+    assert "call model.update_priors()" in ledger.notes[0]
+    model.update_priors()
+    assert take_ledger(model, CategoricalLikelihood(C), examples, samples=1).notes == ()
+
+
+def test_parameter_groups_hold_every_parameter_once():
+    model = bayesianize(network())
+    rest, widths = model.parameter_groups(lr=0.1, log_std_lr=0.2)
+    assert (rest["lr"], widths["lr"]) == (0.1, 0.2)
+    assert {id(p) for p in rest["params"]} | {id(p) for p in widths["params"]} == {id(p) for p in model.parameters()}
+    assert len(widths["params"]) == 4
+
+
 def test_the_default_grid_is_a_power_of_two_below_the_smallest_std():
     model = bayesianize(network(), posterior=GaussianPosteriorSettings(std=0.3, relative_to="absolute"))
     assert model.grid_step() == 0.25

@@ -153,9 +153,10 @@ def test_beta_rises_to_one():
 def test_early_stop_looks_at_net_bits_only(tmp_path):
     rule = {"patience_epochs": 2, "min_improvement_bits": 1e9}
     outcome = train(tmp_path / "run", training={"epochs": 50, "early_stop": rule})
-    assert outcome.epochs == 3
+    assert outcome.epochs == 4
+    assert outcome.stopped_early
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    assert len(lines) == 3
+    assert len(lines) == 4
 
 
 def test_the_last_epoch_of_the_log_agrees_with_the_ledger(tmp_path):
@@ -204,6 +205,11 @@ def test_a_budget_counts_what_the_ledger_counts():
     training = {"epochs": 300, "batch_size": 150, "budget_bits": 500, "optimizer": {"lr": 0.03}}
     outcome = Experiment.build(config(training=training, bayesian={"exclude": ["*.bias"]})).train(None, progress=False)
     assert outcome.ledger.net_weight_bits == pytest.approx(500, rel=0.01)
+
+
+def test_a_budget_out_of_reach_is_named_in_the_ledger():
+    outcome = Experiment.build(config(training={"epochs": 5, "budget_bits": 1})).train(None, progress=False)
+    assert "the budget of 1 bits was missed" in outcome.ledger.notes[-1]
 
 
 def test_early_stop_waits_for_beta(tmp_path):

@@ -10,6 +10,8 @@ import typer
 from bitsback.cli.train import ConfigArgument, JsonOption, shown_error
 from bitsback.errors import ConfigError
 
+COLUMNS = ("net_bits", "gross_bits", "refund_bits", "data_bits", "net_weight_bits", "hyperparameter_bits")
+
 
 def compare(
     config: ConfigArgument,
@@ -38,7 +40,9 @@ def compare(
         rows.append(
             {
                 key: value,
-                **{name: getattr(book, name) for name in ("net_bits", "gross_bits", "refund_bits", "data_bits")},
+                **{name: getattr(book, name) for name in COLUMNS},
+                "grid_step": book.grid_step,
+                "not_charged": list(book.not_charged),
                 "test_error": outcome.test_error,
                 "error_name": outcome.error_name,
                 "seconds": outcome.training_seconds,
@@ -47,12 +51,12 @@ def compare(
     if json:
         print(json_library.dumps(rows, indent=2))
         return
-    head = [key, "net bits", "gross bits", "refund", "data bits", "test error", "seconds"]
+    head = [key, "net bits", "gross bits", "refund", "data bits", "grid step", "test error", "seconds"]
     body = []
     for row in sorted(rows, key=lambda row: row["net_bits"]):
         error = row["test_error"]
         gross, refund, net = shown_bits(row["net_bits"], row["refund_bits"])
-        bits = [net, gross, refund, f"{row['data_bits']:,.1f}"]
+        bits = [net, gross, refund, f"{row['data_bits']:,.1f}", f"{row['grid_step']:g}"]
         body.append([row[key], *bits, "" if error is None else shown_error(row["error_name"], error), f"{row['seconds']:.1f}"])
     print(table(head, body))
 

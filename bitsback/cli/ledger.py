@@ -13,8 +13,8 @@ RunArgument = Annotated[Path, typer.Argument(help="Run directory.", show_default
 def ledger(
     run: RunArgument,
     recompute: Annotated[bool, typer.Option("--recompute", help="Take the ledger again from the weights.")] = False,
-    samples: Annotated[int | None, typer.Option(min=1, help="Whole-network draws; default: the run's.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the draws; default: the run's.")] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Take it again with so many draws.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Take it again with this seed.")] = None,
     json: JsonOption = False,
 ) -> None:
     """Show a run's ledger: gross, refund and net per weight tensor and in total.
@@ -25,7 +25,7 @@ def ledger(
     from bitsback.ledger import render
 
     opened = load_run(run)
-    if recompute:
+    if recompute or samples is not None or seed is not None:
         from bitsback.model import take_ledger
 
         e = opened.experiment()

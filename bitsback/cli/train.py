@@ -34,6 +34,8 @@ def train(
     if resume:
         experiment, directory = _resumed(config, overrides or [], out)
     else:
+        if config.is_dir():
+            raise RunError(f"{config} is a directory; to continue a run: bitsback train {config} --resume")
         directory = out or Path("runs") / f"{config.stem}-{datetime.now():%Y%m%d-%H%M%S}"
         settings = load_config(config, overrides or [])
         check_new_directory(directory)
@@ -47,7 +49,8 @@ def train(
         print(outcome.ledger.to_json())
         return
     print(render(outcome.ledger))
-    facts = [f"Trained in {outcome.training_seconds:.1f} s"]
+    stopped = f", stopped early after {outcome.epochs} epochs" if outcome.stopped_early else ""
+    facts = [f"Trained in {outcome.training_seconds:.1f} s{stopped}"]
     if outcome.test_error is not None:
         facts.append(f"test error {shown_error(outcome.error_name, outcome.test_error)}")
     print(f"{'; '.join(facts)}. The run is in {directory}")

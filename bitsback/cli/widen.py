@@ -41,3 +41,5 @@ def widen(
         weights = shown_bits(row["net_weight_bits"], row["refund_bits"])
         body.append([f"x {row['factor']:g}", *weights, f"{row['data_bits']:,.1f}", f"{row['net_bits']:,.1f}", mark])
     print(table(head, body))
+    book = curve[min(curve)]
+    print(f"gross and refund on a grid of {book.grid_step:g}; net bits with {book.hyperparameter_bits:.0f} of hyper-parameters")

@@ -33,6 +33,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         change = _overlay(change, _parse_override(override, origins))
     values = _merge(values, change)
+    if not values:
+        raise ConfigError(f"{path} is empty; begin with `extends: digits.yaml` or a section such as `data: {{kind: digits}}`")
     try:
         return Config.model_validate(values)
     except ValidationError as fault:

@@ -3,6 +3,10 @@
 import importlib
 import inspect
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -23,6 +27,9 @@ INFERRED = {
     "embed_dim": -1,
 }
 """Constructor arguments that can be read off the layer's input: name to the axis that has the size."""
+
+NOT_MEANS = (".std", ".prior_mean")
+"""Tensors of a run's posterior file that are no weights."""
 
 LayerSpec = str | dict[str, dict[str, Any] | None]
 
@@ -55,12 +62,17 @@ class NetworkSettings(Settings):
     """What every network can be told."""
 
     kind: str
-    pretrained: FilePath | None = Field(None, description="a safetensors file of the network's state_dict to start from")
+    pretrained: FilePath | None = Field(
+        None, description="where to start: a safetensors file of a state_dict, or an earlier run, whose means are taken"
+    )
 
     def finish(self, network: nn.Module) -> nn.Module:
         """Load the pretrained weights, if any."""
         if self.pretrained is not None:
-            tensors, _ = read_tensors(self.pretrained)
+            file = self.pretrained / "posterior.safetensors" if self.pretrained.is_dir() else self.pretrained
+            tensors, metadata = read_tensors(file)
+            if "priors" in metadata:  # an earlier run
+                tensors = {name.removesuffix(".mean"): t for name, t in tensors.items() if not name.endswith(NOT_MEANS)}
             try:
                 network.load_state_dict(tensors)
             except RuntimeError as fault:
@@ -124,6 +136,16 @@ def _build_layer(kind: type[nn.Module], arguments: dict[str, Any], value: Tensor
     return kind(**{**inferred, **arguments})
 
 
+@contextmanager
+def _importable_here() -> Iterator[None]:
+    """Modules in the current directory can be imported inside, as with ``python -m``."""
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        yield
+    finally:
+        sys.path.pop(0)
+
+
 class FactorySettings(NetworkSettings):
     """A function in an importable Python module that returns an nn.Module."""
 
@@ -142,9 +164,13 @@ class FactorySettings(NetworkSettings):
         """Call the factory; raises ConfigError when it cannot be imported, fails, or returns no module."""
         place, _, name = self.factory.partition(":")
         try:
-            factory = getattr(importlib.import_module(place), name)
+            with _importable_here():
+                factory = getattr(importlib.import_module(place), name)
+        except ModuleNotFoundError as fault:
+            hint = "; is it in this directory or on PYTHONPATH?" if fault.name == place.partition(".")[0] else ""
+            raise ConfigError(f"network.factory: cannot import '{self.factory}': {fault}{hint}") from fault
         except Exception as fault:  # whatever the user's module raises
-            raise ConfigError(f"network.factory: cannot import '{self.factory}': {fault}; is it on PYTHONPATH?") from fault
+            raise ConfigError(f"network.factory: cannot import '{self.factory}': {fault}") from fault
         try:
             network = factory(**self.arguments)
         except TypeError as fault:

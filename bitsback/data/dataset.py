@@ -44,6 +44,9 @@ class Examples:
     def __len__(self) -> int:
         return len(self.inputs)
 
+    def __repr__(self) -> str:
+        return f"Examples(inputs {tuple(self.inputs.shape)}, targets {tuple(self.targets.shape)}, {self.name})"
+
     def to(self, device: torch.device, dtype: torch.dtype) -> "Examples":
         """Both tensors on ``device``; floating-point ones in ``dtype``."""
 

@@ -63,6 +63,9 @@ class BayesianModule(nn.Module):
         with holding(own):
             return super().forward(*args, **kwargs)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _empty, (vars(type(self)).get("plain_kind", type(self)),), self.__getstate__()
+
     def _is_over_a_sequence(self, args: tuple[Any, ...]) -> bool:
         """True for a dense layer applied at many positions of one example, which share the weights and so their noise."""
         return isinstance(self, OUTPUT_BY_DEFAULT) and any(isinstance(arg, Tensor) and arg.ndim > 2 for arg in args)
@@ -132,7 +135,14 @@ def bayesian_class(kind: type[nn.Module]) -> type[nn.Module]:
     if issubclass(kind, BayesianModule):
         return kind
     extra = [special for base, special in SPECIAL.items() if issubclass(kind, base)]
-    return type(f"Bayesian{kind.__name__}", (*extra, BayesianModule, kind), {"__doc__": f"{kind.__name__} with posteriors."})
+    facts = {"__doc__": f"{kind.__name__} with posteriors.", "plain_kind": kind}
+    return type(f"Bayesian{kind.__name__}", (*extra, BayesianModule, kind), facts)
+
+
+def _empty(kind: type[nn.Module]) -> nn.Module:
+    """A Bayesian module without contents, for copies and pickles to fill: its class is made on the spot."""
+    made = bayesian_class(kind)  # type: ignore[arg-type]
+    return made.__new__(made)
 
 
 ONE_INPUT = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
@@ -162,6 +172,8 @@ def choose_estimator(module: nn.Module, wanted: Estimator) -> Literal["weight", 
     """Resolve ``auto`` for one module, or refuse ``output`` with the reason."""
     complete = all(parameter is None for parameter in module._parameters.values())
     linear = _is_linear_in_weights(module)
+    if wanted not in ("auto", "weight", "output"):
+        raise LayerError(f"unknown estimator {wanted!r}; allowed: auto, weight, output")
     if wanted == "output":
         if not linear:
             raise LayerError(

@@ -52,6 +52,8 @@ def convert(
     ['0.posteriors.weight.mean', '0.posteriors.weight.log_std', '0.posteriors.bias.mean', '0.posteriors.bias.log_std', '2.weight', '2.bias']
     """  # noqa: E501
     own = list(_own_parameters(network))
+    if not own and not any(isinstance(module, Posterior) for module in network.modules()):
+        raise LayerError(f"{type(network).__name__} has no weights that could have a posterior")
     _check_patterns([*include, *exclude], [name for _, _, name in own])
     _check_kinds(network, estimator)
     readers: dict[int, list[str]] = {}

@@ -41,6 +41,7 @@ class Ledger:
     not_charged: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     described: str = "labels"
+    given: str = ""
 
     def __post_init__(self) -> None:
         if self.weights != self.model_weights:
@@ -103,7 +104,12 @@ class Ledger:
     def sentence(self) -> str:
         """What the ledger means, in one sentence."""
         without, cost = f"{self.uniform_bits:,.0f} bits without a model", f"{self.net_bits:,.0f} bits, model included"
-        return f"The {self.described} cost {without}; with it {cost}."
+        return f"The {self.described} cost {without}; with it {cost}{', given ' + self.given if self.given else ''}."
+
+    def __str__(self) -> str:
+        from bitsback.ledger.table import render
+
+        return render(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers for JSON, under the names of the vocabulary."""
@@ -115,6 +121,7 @@ class Ledger:
             "not_charged": list(self.not_charged),
             "notes": list(self.notes),
             "described": self.described,
+            "given": self.given,
             "entries": [asdict(entry) for entry in self.entries],
             "charges": [asdict(charge) for charge in self.charges],
         }
@@ -133,6 +140,7 @@ class Ledger:
                 not_charged=tuple(values["not_charged"]),
                 notes=tuple(values["notes"]),
                 described=values["described"],
+                given=values["given"],
                 model_weights=values["weights"],
                 **{key: values[key] for key in ("data_bits", "data_bits_stderr", "uniform_bits")},
                 **{key: values[key] for key in ("examples", "grid_step", "samples")},

@@ -22,6 +22,7 @@ from bitsback.units import nats_to_bits
 
 NO_REFUND = "a point estimate has no refund: q has no width, so choosing w carries no bits that could be given back"
 SHOWN_AFTER_SECONDS = 2.0
+FAR_FROM_FITTED = 0.2  # in log scale
 EVALUATION_BATCH = 512  # stays in the cache: on MNIST, 2.4 times as fast as 4096
 
 
@@ -76,6 +77,7 @@ def evaluate(
     Each draw is one w that all examples share, because a code transmits one w. The model's mode and the random generators
     are left as they were.
     """
+    _check_arguments(model, examples)
     was_training, device = model.training, _device(model)
     examples = examples.to(device, next((p.dtype for p in model.parameters()), torch.get_default_dtype()))
     model.eval()
@@ -130,6 +132,10 @@ def take_ledger(
     Raises:
         LedgerError: when a grid step is too coarse for a point estimate's prior, or bits are not finite.
     """
+    if samples < 1 or (grid_step is not None and not grid_step > 0):
+        raise LedgerError(f"a ledger needs samples >= 1 and a grid_step above zero, got {samples} and {grid_step}")
+    _check_arguments(model, examples)
+    unfitted = _unfitted_priors(model)
     model.round_to_grid()
     likelihood.round_to_grid()
     step = grid_step if grid_step is not None else model.grid_step()
@@ -164,9 +170,30 @@ def take_ledger(
             *examples.assumed,
             *model.not_charged(),
         ),
-        notes=tuple(_notes(model, likelihood, step)),
+        notes=(*_notes(model, likelihood, step), *unfitted),
+        given=model.given(),
         described=likelihood.described,
     )
+
+
+def _check_arguments(model: BayesianModel, examples: Examples) -> None:
+    if not isinstance(model, BayesianModel):
+        raise LedgerError(f"give a BayesianModel, as bitsback.bayesianize makes it; got {type(model).__name__}")
+    if not isinstance(examples, Examples):
+        raise LedgerError(f"give Examples, such as dataset.train or Examples(inputs, targets); got {type(examples).__name__}")
+
+
+@torch.no_grad()
+def _unfitted_priors(model: BayesianModel) -> list[str]:
+    """A note for every prior with a closed form that is far from it: a training loop forgot ``model.update_priors()``."""
+    fitted = copy.deepcopy(model)
+    fitted.update_priors()
+    notes = []
+    for weight, best in zip(model.weights, fitted.weights, strict=True):
+        ratio = (weight.prior.width() / best.prior.width()).log().abs().max()
+        if float(ratio) > FAR_FROM_FITTED:
+            notes.append(f"the prior of '{weight.name}' was not fitted to its weights; call model.update_priors() every step")
+    return notes
 
 
 def _notes(model: BayesianModel, likelihood: Likelihood, step: float) -> Iterator[str]:

@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from bitsback.errors import LayerError, PriorError
+from bitsback.errors import LayerError, PriorError, near_miss
 from bitsback.kl import Panels, kl, mass
 from bitsback.layers import BayesianModule, convert, fan_in
 from bitsback.layers.convert import Estimators, matches
@@ -20,6 +20,7 @@ from bitsback.posterior import (
     GaussianPosterior,
     GaussianPosteriorSettings,
     PointPosterior,
+    PointPosteriorSettings,
     Posterior,
     PosteriorSettings,
     holding,
@@ -147,6 +148,14 @@ class BayesianModel(nn.Module):
         stds = [q.std() for q in self.posteriors()]
         return min((float(std.detach().min()) for std in stds if std is not None), default=None)
 
+    def parameter_groups(self, lr: float, log_std_lr: float) -> list[dict[str, Any]]:
+        """Parameter groups for a torch optimiser: log stds learn best at a rate of their own, often a higher one.
+
+        >>> model = bayesianize(nn.Linear(3, 2))
+        >>> _ = torch.optim.Adam(model.parameter_groups(lr=0.01, log_std_lr=0.05))
+        """
+        return parameter_groups([self], lr, log_std_lr)
+
     def grid_step(self) -> float:
         """The default grid of the weights: a power of two below the smallest posterior std and an eighth of a point's prior.
 
@@ -209,8 +218,21 @@ class BayesianModel(nn.Module):
             for name, buffer in self.network.named_buffers()
             if name not in charged and buffer.is_floating_point()
         ]
-        assumed = [line for prior in self._priors() for line in prior.assumed()]
-        return [*dict.fromkeys([*frozen, *buffers, *assumed])]
+        given = [f"{self.given()}, whose means are the prior's, assumed known to the receiver"] if self.given() else []
+        return [*frozen, *buffers, *given]
+
+    def given(self) -> str:
+        """What the priors assume the receiver to hold, in one phrase; nothing for most."""
+        return " and ".join(dict.fromkeys(prior.given() for prior in self._priors() if prior.given()))
+
+
+def parameter_groups(modules: Sequence[nn.Module], lr: float, log_std_lr: float) -> list[dict[str, Any]]:
+    """The trainable parameters of several modules in two groups: log stds, and everything else."""
+    named = [(name, p) for module in modules for name, p in module.named_parameters() if p.requires_grad]
+    widths = [p for name, p in named if name.endswith(".log_std")]
+    rest = [p for name, p in named if not name.endswith(".log_std")]
+    groups: list[dict[str, Any]] = [{"params": rest, "lr": lr}, {"params": widths, "lr": log_std_lr}]
+    return [group for group in groups if group["params"]]
 
 
 def settings_of(choice: PriorChoice) -> PriorSettings:
@@ -221,13 +243,31 @@ def settings_of(choice: PriorChoice) -> PriorSettings:
     """
     if isinstance(choice, PriorSettings):
         return choice
+    if not isinstance(choice, str | Mapping):
+        raise PriorError(f"a prior is a kind, a mapping with kind, or settings; got {choice!r}")
     values = {"kind": choice} if isinstance(choice, str) else dict(choice)
     try:
         return prior_registry[str(values.get("kind", "gaussian"))](**values)
     except ValidationError as fault:
         first = fault.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise PriorError(f"prior.{key}: {first['msg']}, got {first['input']!r}") from fault
+        allowed = prior_registry[str(values.get("kind", "gaussian"))].model_fields
+        hint = near_miss(key, allowed) if first["type"] == "extra_forbidden" else ""
+        raise PriorError(f"prior.{key}: {first['msg']}{hint}, got {first['input']!r}") from fault
+
+
+def _posterior_settings(choice: PosteriorSettings | Mapping[str, Any] | str | None) -> PosteriorSettings:
+    if isinstance(choice, GaussianPosteriorSettings | PointPosteriorSettings):
+        return choice
+    values = {"kind": choice} if isinstance(choice, str) else dict(choice or {})
+    kinds = {"gaussian": GaussianPosteriorSettings, "point": PointPosteriorSettings}
+    kind = values.get("kind", "gaussian")
+    if kind not in kinds:
+        raise LayerError(f"unknown posterior '{kind}'{near_miss(str(kind), kinds)}; known: {', '.join(kinds)}")
+    try:
+        return kinds[kind](**values)
+    except ValidationError as fault:
+        raise LayerError(f"posterior: {fault.errors()[0]['msg']}, got {fault.errors()[0]['input']!r}") from fault
 
 
 def _build(settings: PriorSettings, name: str, module: nn.Module, local: str, posterior: Posterior) -> Prior:
@@ -254,7 +294,7 @@ def bayesianize(
     network: nn.Module,
     prior: PriorChoice = "gaussian",
     *,
-    posterior: PosteriorSettings | None = None,
+    posterior: PosteriorSettings | Mapping[str, Any] | str | None = None,
     overrides: Mapping[str, PriorChoice] | None = None,
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
@@ -265,7 +305,7 @@ def bayesianize(
     Args:
         network: the module; its parameter values become posterior means, so a pretrained module is a fine start.
         prior: settings of a prior, a mapping with ``kind``, or a kind (see ``bitsback priors``).
-        posterior: settings of the posteriors, Gaussian or point.
+        posterior: settings of the posteriors, the same as a mapping with ``kind``, or a kind: ``"gaussian"``, ``"point"``.
         overrides: other priors by weight-name pattern, ``{"*.bias": "laplace"}``; the first pattern that fits wins.
         include, exclude, estimator: see :func:`bitsback.layers.convert`.
 
@@ -276,7 +316,9 @@ def bayesianize(
     >>> [weight.name for weight in model.weights], model.kl_bits().item() > 0
     (['weight', 'bias'], True)
     """
-    settings = posterior or GaussianPosteriorSettings()
+    if any(isinstance(module, BayesianModel) for module in network.modules()):
+        raise LayerError("the network holds a BayesianModel already; give bayesianize the plain network")
+    settings = _posterior_settings(posterior)
     convert(network, settings, include=include, exclude=exclude, estimator=estimator)
     model = BayesianModel(network, prior, overrides)
     for weight in model.weights:

@@ -66,9 +66,9 @@ class Prior(Learned, ABC):
     def update(self, weights: Sequence[Moments], rate: float = 1.0) -> None:
         """Move learned numbers by ``rate`` of the way to their best given every tensor's (mean, std), where that is known."""
 
-    def assumed(self) -> list[str]:
-        """What the receiver is assumed to hold already, to be named in the ledger."""
-        return []
+    def given(self) -> str:
+        """What the receiver is assumed to hold already, to be named in the ledger; nothing for most."""
+        return ""
 
     def check(self, shape: torch.Size) -> None:
         """Raise PriorError when the distribution cannot code a weight tensor of this shape."""

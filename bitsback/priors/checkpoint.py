@@ -22,8 +22,8 @@ class CheckpointPrior(NormalPrior):
 
     >>> import torch
     >>> prior = CheckpointPrior(torch.ones(3), scale=0.1, source="runs/first")
-    >>> prior.assumed()
-    ["the run 'runs/first', whose means are the prior's means, is assumed known to the receiver"]
+    >>> prior.given()
+    "the run 'runs/first'"
     """
 
     kind = "checkpoint"
@@ -41,8 +41,8 @@ class CheckpointPrior(NormalPrior):
     def tensors(self) -> dict[str, Tensor]:
         return {"mean": self.mean}
 
-    def assumed(self) -> list[str]:
-        return [f"the run '{self.source}', whose means are the prior's means, is assumed known to the receiver"]
+    def given(self) -> str:
+        return f"the run '{self.source}'"
 
 
 @registry.register("checkpoint")

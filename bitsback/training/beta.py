@@ -36,6 +36,13 @@ class Beta:
         self.value = self.settings.beta.start + (1 - self.settings.beta.start) * share
         return self.value
 
+    def notes(self, net_weight_bits: float) -> list[str]:
+        """What the ledger should say about the budget."""
+        budget = self._budget(10**12)
+        if budget is None or abs(net_weight_bits / budget - 1) <= 0.01:
+            return []
+        return [f"the budget of {budget:g} bits was missed: train longer, or set one that this prior can reach"]
+
     def settled(self, epoch: int) -> bool:
         """True when beta has arrived at one, or at a budget that is met within 1 %."""
         budget = self.settings.budget_bits

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR, LRScheduler, ReduceLROnPlateau, SequentialLR
 
 from bitsback.errors import ConfigError, near_miss
+from bitsback.model.model import parameter_groups
 from bitsback.training.settings import OptimizerSettings, ScheduleSettings
 
 REFUSALS = (TypeError, ValueError, RuntimeError, LookupError, ArithmeticError, AttributeError)
@@ -27,12 +28,9 @@ def make_optimizer(modules: list[nn.Module], settings: OptimizerSettings) -> Opt
     if settings.name not in known:
         hint = near_miss(settings.name, known)
         raise ConfigError(f"training.optimizer.name: '{settings.name}'{hint} is not one of {', '.join(sorted(known))}")
-    named = [(name, p) for module in modules for name, p in module.named_parameters() if p.requires_grad]
-    widths = [p for name, p in named if name.endswith("log_std")]
-    rest = [p for name, p in named if not name.endswith("log_std")]
-    groups: list[dict[str, Any]] = [{"params": rest}, {"params": widths, "lr": settings.log_std_lr or settings.lr}]
+    groups = parameter_groups(modules, settings.lr, settings.log_std_lr or settings.lr)
     try:
-        return getattr(torch.optim, settings.name)([g for g in groups if g["params"]], lr=settings.lr, **settings.arguments)
+        return getattr(torch.optim, settings.name)(groups, lr=settings.lr, **settings.arguments)
     except REFUSALS as fault:
         raise ConfigError(f"training.optimizer: {settings.name} refuses its arguments: {fault}") from fault
 

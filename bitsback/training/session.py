@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from statistics import fmean
 
 from bitsback.data import Examples
 from bitsback.model import evaluate
@@ -18,12 +19,12 @@ class Session:
         self, fit: Fit, test: Examples | None, directory: Path | None, logging: LoggingSettings, progress: bool, resume: bool
     ) -> None:
         self.fit, self.test, self.directory, self.logging = fit, test, directory, logging
-        self.seconds, self.best_bits, self.best_epoch, self.finished = 0.0, float("inf"), 0, False
+        self.seconds, self.finished = 0.0, False
+        self.history: list[float] = []
         self._test_error: float | None = None
         if resume and directory is not None:
             state = load_checkpoint(self.checkpoint, fit)
-            self.seconds, self.best_epoch, self.finished = state["seconds"], state["best_epoch"], state["finished"]
-            self.best_bits = float("inf") if state["best_bits"] is None else state["best_bits"]
+            self.seconds, self.history, self.finished = state["seconds"], state["history"], state["finished"]
         self.loggers: list[Logger] = [Bar(fit.settings.epochs, fit.epoch, shown=progress)]
         if directory is not None:
             self.loggers.append(JsonLines(directory / "metrics.jsonl", keep_epochs=fit.epoch))
@@ -85,14 +86,14 @@ class Session:
         if rule is None:
             return
         if not self.fit.beta.settled(self.fit.epoch):  # net bits of a loss that is still changing say nothing
-            self.best_bits, self.best_epoch = float("inf"), self.fit.epoch
-        elif net_bits < self.best_bits - rule.min_improvement_bits:
-            self.best_bits, self.best_epoch = net_bits, self.fit.epoch
-        self.finished = self.fit.epoch - self.best_epoch >= rule.patience_epochs
+            self.history.clear()
+            return
+        self.history = [*self.history, net_bits][-2 * rule.patience_epochs :]
+        if len(self.history) == 2 * rule.patience_epochs:
+            before, lately = self.history[: rule.patience_epochs], self.history[rule.patience_epochs :]
+            self.finished = fmean(lately) > fmean(before) - rule.min_improvement_bits
 
     def save(self, finished: bool = False) -> None:
         """Write the checkpoint."""
-        best = None if self.best_bits == float("inf") else self.best_bits
-        state = {"seconds": self.seconds, "best_bits": best, "best_epoch": self.best_epoch}
-        state["finished"] = finished or self.finished
+        state = {"seconds": self.seconds, "history": self.history, "finished": finished or self.finished}
         save_checkpoint(self.checkpoint, self.fit, state)

@@ -44,10 +44,13 @@ class BudgetSettings(Settings):
 
 
 class EarlyStopSettings(Settings):
-    """Stop when the net bits of the training epochs no longer fall. Test data are never looked at."""
+    """Stop when the net bits of the training epochs no longer fall: their mean over the last epochs against as many before.
 
-    patience_epochs: PositiveInt = Field(20, description="epochs without improvement before stopping")
-    min_improvement_bits: NonNegativeFloat = Field(1.0, description="what counts as an improvement")
+    Test data are never looked at. Nothing is watched before beta has arrived at 1 (or the budget is met).
+    """
+
+    patience_epochs: PositiveInt = Field(20, description="how many epochs are averaged, and compared with as many before")
+    min_improvement_bits: NonNegativeFloat = Field(1.0, description="by how much the mean has to fall")
 
 
 class TrainingSettings(Settings):

@@ -4,7 +4,7 @@ import json
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,7 @@ class Outcome:
     training_seconds: float
     epochs: int
     threads: int
+    stopped_early: bool = False
 
 
 def train(
@@ -101,9 +102,12 @@ def train(
         book = take_ledger(
             model, likelihood, data, samples=ledger.samples, grid_step=ledger.grid_step, seed=seed, progress=progress
         )
+        book = replace(book, notes=(*book.notes, *fit.beta.notes(book.net_weight_bits)))
         draws = ledger.samples if model.smallest_std() is not None else 0
         error = evaluate(model, likelihood, test, samples=draws, seed=seed + 1).error if test else None
-        outcome = Outcome(book, error, likelihood.error_name, session.seconds, fit.epoch, torch.get_num_threads())
+        outcome = Outcome(
+            book, error, likelihood.error_name, session.seconds, fit.epoch, torch.get_num_threads(), fit.epoch < training.epochs
+        )
     if directory is not None:
         session.save(finished=True)
         _write_results(directory, model, likelihood, outcome)
