@@ -1,8 +1,9 @@
 """Named weights, each with its posterior and its prior, and the ledger that is taken of them."""
 
 from bitsback.model.accounting import Evaluation, evaluate, take_ledger
+from bitsback.model.build import bayesianize
 from bitsback.model.files import posterior_tensors
-from bitsback.model.model import BayesianModel, Weight, bayesianize
+from bitsback.model.model import BayesianModel, Weight
 from bitsback.model.width import WIDTH_FACTORS, width_curve
 
 __all__ = [

@@ -1,6 +1,5 @@
 """A network whose weights each have a name, a posterior and a prior."""
 
-import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -8,29 +7,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
-from bitsback.errors import LayerError, PriorError, near_miss
-from bitsback.kl import Panels, kl, mass
-from bitsback.layers import BayesianModule, convert, fan_in
-from bitsback.layers.convert import Estimators, matches
+from bitsback.errors import LayerError, PriorError
+from bitsback.kl import Panels, kl
+from bitsback.layers import BayesianModule
+from bitsback.layers.convert import matches
 from bitsback.learned import BFLOAT16, Charge
+from bitsback.model.choices import PriorChoice, build_prior, settings_of
 from bitsback.posterior import (
     GaussianPosterior,
-    GaussianPosteriorSettings,
     PointPosterior,
-    PointPosteriorSettings,
     Posterior,
-    PosteriorSettings,
     holding,
 )
-from bitsback.priors import Prior, PriorSettings, PyroPrior, WeightInfo
-from bitsback.priors import registry as prior_registry
+from bitsback.priors import Prior, PriorSettings
 from bitsback.units import nats_to_bits
-
-PriorChoice = PriorSettings | Mapping[str, Any] | str
-"""A prior's settings, the same as a mapping with ``kind``, or only its kind."""
 
 FLOAT32_BITS = 32.0
 """What a weight without posterior costs."""
@@ -82,7 +74,7 @@ class BayesianModel(nn.Module):
                 settings = overrides.get(pattern, default)
                 key = (pattern, {"tensor": name, "layer": path, "model": ""}[settings.per])
                 if key not in groups:
-                    groups[key] = _build(settings, name, module, local, posterior)
+                    groups[key] = build_prior(settings, name, module, local, posterior)
                     self.priors.append(groups[key])
                 self.weights.append(Weight(name, posterior, groups[key]))
         for weight in self.weights:
@@ -151,6 +143,7 @@ class BayesianModel(nn.Module):
     def parameter_groups(self, lr: float, log_std_lr: float) -> list[dict[str, Any]]:
         """Parameter groups for a torch optimiser: log stds learn best at a rate of their own, often a higher one.
 
+        >>> from bitsback.model import bayesianize
         >>> model = bayesianize(nn.Linear(3, 2))
         >>> _ = torch.optim.Adam(model.parameter_groups(lr=0.01, log_std_lr=0.05))
         """
@@ -233,100 +226,3 @@ def parameter_groups(modules: Sequence[nn.Module], lr: float, log_std_lr: float)
     rest = [p for name, p in named if not name.endswith(".log_std")]
     groups: list[dict[str, Any]] = [{"params": rest, "lr": lr}, {"params": widths, "lr": log_std_lr}]
     return [group for group in groups if group["params"]]
-
-
-def settings_of(choice: PriorChoice) -> PriorSettings:
-    """The settings behind a :data:`PriorChoice`.
-
-    >>> settings_of("laplace").kind, settings_of({"kind": "student_t", "df": 5}).df
-    ('laplace', 5.0)
-    """
-    if isinstance(choice, PriorSettings):
-        return choice
-    if not isinstance(choice, str | Mapping):
-        raise PriorError(f"a prior is a kind, a mapping with kind, or settings; got {choice!r}")
-    values = {"kind": choice} if isinstance(choice, str) else dict(choice)
-    try:
-        return prior_registry[str(values.get("kind", "gaussian"))](**values)
-    except ValidationError as fault:
-        first = fault.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        allowed = prior_registry[str(values.get("kind", "gaussian"))].model_fields
-        hint = near_miss(key, allowed) if first["type"] == "extra_forbidden" else ""
-        raise PriorError(f"prior.{key}: {first['msg']}{hint}, got {first['input']!r}") from fault
-
-
-def _posterior_settings(choice: PosteriorSettings | Mapping[str, Any] | str | None) -> PosteriorSettings:
-    if isinstance(choice, GaussianPosteriorSettings | PointPosteriorSettings):
-        return choice
-    values = {"kind": choice} if isinstance(choice, str) else dict(choice or {})
-    kinds = {"gaussian": GaussianPosteriorSettings, "point": PointPosteriorSettings}
-    kind = values.get("kind", "gaussian")
-    if kind not in kinds:
-        raise LayerError(f"unknown posterior '{kind}'{near_miss(str(kind), kinds)}; known: {', '.join(kinds)}")
-    try:
-        return kinds[kind](**values)
-    except ValidationError as fault:
-        raise LayerError(f"posterior: {fault.errors()[0]['msg']}, got {fault.errors()[0]['input']!r}") from fault
-
-
-def _build(settings: PriorSettings, name: str, module: nn.Module, local: str, posterior: Posterior) -> Prior:
-    transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
-    axes = (1, 0) if transposed else (0, 1)
-    shape = posterior.mean.shape
-    prior = settings.build(WeightInfo(name, shape, fan_in(module, local), output_axis=axes[0], input_axis=axes[1]))
-    prior.check(shape)
-    _check_mass(prior)
-    return prior.to(device=posterior.mean.device, dtype=torch.promote_types(posterior.mean.dtype, torch.float32))
-
-
-def _check_mass(prior: Prior) -> None:
-    """A code has mass one (Kraft). Our own priors are held to it by their tests; a foreign density is held to it here."""
-    if not isinstance(prior, PyroPrior) or prior().event_shape:
-        return
-    exact = copy.deepcopy(prior).double()
-    total = float(mass(exact(), exact.breakpoints()).detach())
-    if abs(total - 1) > 1e-3:
-        raise PriorError(f"prior '{prior.distribution}' has mass {total:.4f}; a code needs mass one (Kraft)")
-
-
-def bayesianize(
-    network: nn.Module,
-    prior: PriorChoice = "gaussian",
-    *,
-    posterior: PosteriorSettings | Mapping[str, Any] | str | None = None,
-    overrides: Mapping[str, PriorChoice] | None = None,
-    include: Sequence[str] = ("*",),
-    exclude: Sequence[str] = (),
-    estimator: Estimators = "auto",
-) -> BayesianModel:
-    """Give the weights of any ``nn.Module`` posteriors (in place) and priors.
-
-    Args:
-        network: the module; its parameter values become posterior means, so a pretrained module is a fine start.
-        prior: settings of a prior, a mapping with ``kind``, or a kind (see ``bitsback priors``).
-        posterior: settings of the posteriors, the same as a mapping with ``kind``, or a kind: ``"gaussian"``, ``"point"``.
-        overrides: other priors by weight-name pattern, ``{"*.bias": "laplace"}``; the first pattern that fits wins.
-        include, exclude, estimator: see :func:`bitsback.layers.convert`.
-
-    Raises:
-        LayerError, PriorError: with the fix.
-
-    >>> model = bayesianize(nn.Linear(4, 3), prior={"kind": "laplace", "scale": 0.5})
-    >>> [weight.name for weight in model.weights], model.kl_bits().item() > 0
-    (['weight', 'bias'], True)
-    """
-    if any(isinstance(module, BayesianModel) for module in network.modules()):
-        raise LayerError("the network holds a BayesianModel already; give bayesianize the plain network")
-    settings = _posterior_settings(posterior)
-    convert(network, settings, include=include, exclude=exclude, estimator=estimator)
-    model = BayesianModel(network, prior, overrides)
-    for weight in model.weights:
-        start = weight.prior.start()
-        if start is not None:
-            weight.posterior.mean.data.copy_(start)
-        if not (isinstance(settings, GaussianPosteriorSettings) and isinstance(weight.posterior, GaussianPosterior)):
-            continue
-        if settings.relative_to == "prior":
-            weight.posterior.set_std(settings.std * weight.prior.width().detach())
-    return model

@@ -1,0 +1,83 @@
+"""What a user may say for a prior or a posterior, and the objects that it becomes."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from bitsback.errors import LayerError, PriorError, near_miss
+from bitsback.kl import mass
+from bitsback.layers import fan_in
+from bitsback.posterior import GaussianPosteriorSettings, PointPosteriorSettings, Posterior, PosteriorSettings
+from bitsback.priors import Prior, PriorSettings, PyroPrior, WeightInfo
+from bitsback.priors import registry as prior_registry
+
+PriorChoice = PriorSettings | Mapping[str, Any] | str
+"""A prior's settings, the same as a mapping with ``kind``, or only its kind."""
+
+PosteriorChoice = PosteriorSettings | Mapping[str, Any] | str
+"""A posterior's settings, the same as a mapping with ``kind``, or only its kind."""
+
+
+def settings_of(choice: PriorChoice) -> PriorSettings:
+    """The settings behind a :data:`PriorChoice`.
+
+    >>> settings_of("laplace").kind, settings_of({"kind": "student_t", "df": 5}).df
+    ('laplace', 5.0)
+    """
+    if isinstance(choice, PriorSettings):
+        return choice
+    if not isinstance(choice, str | Mapping):
+        raise PriorError(f"a prior is a kind, a mapping with kind, or settings; got {choice!r}")
+    values = {"kind": choice} if isinstance(choice, str) else dict(choice)
+    try:
+        return prior_registry[str(values.get("kind", "gaussian"))](**values)
+    except ValidationError as fault:
+        first = fault.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        allowed = prior_registry[str(values.get("kind", "gaussian"))].model_fields
+        hint = near_miss(key, allowed) if first["type"] == "extra_forbidden" else ""
+        raise PriorError(f"prior.{key}: {first['msg']}{hint}, got {first['input']!r}") from fault
+
+
+def posterior_settings_of(choice: PosteriorChoice | None) -> PosteriorSettings:
+    """The settings behind a :data:`PosteriorChoice`; a Gaussian when nothing is said.
+
+    >>> posterior_settings_of("point").kind
+    'point'
+    """
+    if isinstance(choice, GaussianPosteriorSettings | PointPosteriorSettings):
+        return choice
+    values = {"kind": choice} if isinstance(choice, str) else dict(choice or {})
+    kinds = {"gaussian": GaussianPosteriorSettings, "point": PointPosteriorSettings}
+    kind = values.get("kind", "gaussian")
+    if kind not in kinds:
+        raise LayerError(f"unknown posterior '{kind}'{near_miss(str(kind), kinds)}; known: {', '.join(kinds)}")
+    try:
+        return kinds[kind](**values)
+    except ValidationError as fault:
+        raise LayerError(f"posterior: {fault.errors()[0]['msg']}, got {fault.errors()[0]['input']!r}") from fault
+
+
+def build_prior(settings: PriorSettings, name: str, module: nn.Module, local: str, posterior: Posterior) -> Prior:
+    """The prior of one weight tensor (or of the group that begins with it), checked to be a code that fits."""
+    transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
+    axes = (1, 0) if transposed else (0, 1)
+    shape = posterior.mean.shape
+    prior = settings.build(WeightInfo(name, shape, fan_in(module, local), output_axis=axes[0], input_axis=axes[1]))
+    prior.check(shape)
+    _check_mass(prior)
+    return prior.to(device=posterior.mean.device, dtype=torch.promote_types(posterior.mean.dtype, torch.float32))
+
+
+def _check_mass(prior: Prior) -> None:
+    """A code has mass one (Kraft). Our own priors are held to it by their tests; a foreign density is held to it here."""
+    if not isinstance(prior, PyroPrior) or prior().event_shape:
+        return
+    exact = copy.deepcopy(prior).double()
+    total = float(mass(exact(), exact.breakpoints()).detach())
+    if abs(total - 1) > 1e-3:
+        raise PriorError(f"prior '{prior.distribution}' has mass {total:.4f}; a code needs mass one (Kraft)")
