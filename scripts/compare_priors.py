@@ -16,13 +16,16 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
-    seeds = range(parser.parse_args().seeds)
+    parser.add_argument("--epochs", type=int, help="train for so many epochs instead of the configurations' own")
+    arguments = parser.parse_args()
+    seeds = range(arguments.seeds)
+    common = [f"training.epochs={arguments.epochs}"] if arguments.epochs else []
     rows = []
     with tempfile.TemporaryDirectory() as place:
         earlier = Path(place) / "digits"
-        Experiment.build(load_config(CONFIGS / "digits.yaml", ["seed=100"])).train(earlier, progress=False)
+        Experiment.build(load_config(CONFIGS / "digits.yaml", ["seed=100", *common])).train(earlier, progress=False)
         for path in sorted((CONFIGS / "priors").glob("*.yaml")):
-            overrides = [f"prior.run={earlier}"] if path.stem == "checkpoint" else []
+            overrides = common + ([f"prior.run={earlier}"] if path.stem == "checkpoint" else [])
             outcomes = [
                 Experiment.build(load_config(path, [*overrides, f"seed={seed}"])).train(None, progress=False) for seed in seeds
             ]
