@@ -106,6 +106,7 @@ class Learned(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._grids: dict[str, Grid] = {}
+        self.learns_in_closed_form = False
 
     def _store(self, name: str, value: Any, learn: Learn, grid: Grid = LOG_SCALE) -> None:
         if learn == "closed_form" and not self.has_closed_form:
@@ -119,6 +120,7 @@ class Learned(nn.Module):
             self.register_buffer(name, tensor)
         if learn != "none":
             self._grids[name] = grid
+        self.learns_in_closed_form |= learn == "closed_form"
 
     def _store_scale(self, value: Any, learn: Learn, name: str = "scale") -> None:
         """Store a positive number (or several) as its logarithm ``log_NAME``."""

@@ -186,13 +186,13 @@ def _check_arguments(model: BayesianModel, examples: Examples) -> None:
 @torch.no_grad()
 def _unfitted_priors(model: BayesianModel) -> list[str]:
     """A note for every prior with a closed form that is far from it: a training loop forgot ``model.update_priors()``."""
-    fitted = copy.deepcopy(model)
-    fitted.update_priors()
     notes = []
-    for weight, best in zip(model.weights, fitted.weights, strict=True):
-        ratio = (weight.prior.width() / best.prior.width()).log().abs().max()
-        if float(ratio) > FAR_FROM_FITTED:
-            notes.append(f"the prior of '{weight.name}' was not fitted to its weights; call model.update_priors() every step")
+    for prior, weights in model.weights_by_prior():
+        best = copy.deepcopy(prior)
+        best.update([(weight.posterior.mean, weight.posterior.std()) for weight in weights])
+        if float((prior.width() / best.width()).log().abs().max()) > FAR_FROM_FITTED:
+            name = weights[0].name
+            notes.append(f"the prior of '{name}' was not fitted to its weights; call model.update_priors() every step")
     return notes
 
 

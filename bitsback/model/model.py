@@ -131,6 +131,13 @@ class BayesianModel(nn.Module):
     def _priors(self) -> list[Prior]:
         return list(self.priors)  # type: ignore[arg-type]
 
+    def weights_by_prior(self) -> list[tuple[Prior, list[Weight]]]:
+        """Every prior with the weights that share it."""
+        sharing: dict[int, list[Weight]] = {}
+        for weight in self.weights:
+            sharing.setdefault(id(weight.prior), []).append(weight)
+        return [(prior, sharing[id(prior)]) for prior in self._priors()]
+
     def posteriors(self) -> list[Posterior]:
         """Every posterior once, in the order of the weights."""
         return [weight.posterior for weight in self.weights]
@@ -166,8 +173,9 @@ class BayesianModel(nn.Module):
     @torch.no_grad()
     def update_priors(self, rate: float = 1.0) -> None:
         """Move every prior that learns in closed form by ``rate`` of the way to its best given the posteriors."""
-        for prior in self._priors():
-            prior.update([(w.posterior.mean, w.posterior.std()) for w in self.weights if w.prior is prior], rate)
+        for prior, weights in self.weights_by_prior():
+            if prior.learns_in_closed_form:
+                prior.update([(weight.posterior.mean, weight.posterior.std()) for weight in weights], rate)
 
     def deterministic(self) -> list[tuple[str, nn.Parameter]]:
         """Name and parameter of every weight of the network that has no posterior."""
@@ -186,8 +194,8 @@ class BayesianModel(nn.Module):
     def charges(self) -> list[Charge]:
         """What every learned number that is not a weight costs."""
         charges = []
-        for prior in self._priors():
-            first = next(weight.name for weight in self.weights if weight.prior is prior)
+        for prior, weights in self.weights_by_prior():
+            first = weights[0].name
             charges += [Charge(f"{prior.kind}.{c.name}[{first}]", c.numbers, c.bits_each) for c in prior.charges()]
         return charges + [Charge(name, buffer.numel(), BFLOAT16.bits_each) for name, buffer in self.statistics()]
 

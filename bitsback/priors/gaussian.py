@@ -25,7 +25,6 @@ class NormalPrior(Prior):
         super().__init__()
         self._store("mean", mean, "none")
         self._store_scale(scale, learn)
-        self._closed_form = learn == "closed_form"
 
     def forward(self) -> Distribution:
         return Normal(self.mean, self.width(), validate_args=False)
@@ -37,7 +36,7 @@ class NormalPrior(Prior):
         return {"scale": plain(self.log_scale.double().exp()), "mean": plain(self.mean)}
 
     def update(self, weights: Sequence[Moments], rate: float = 1.0) -> None:
-        if self._closed_form:
+        if self.learns_in_closed_form:
             sums, counts = zip(*(self._second_moment(mean, std) for mean, std in weights), strict=True)
             best = 0.5 * (torch.stack(sums).sum(0) / sum(counts)).clamp_min(1e-30).log()
             self.log_scale.lerp_(best, rate)
