@@ -61,7 +61,8 @@ class BayesianModule(nn.Module):
         if self.estimator == "output" and not held and not self._is_over_a_sequence(args):
             return self._draw_output(*args, **kwargs)
         with holding(own):
-            return super().forward(*args, **kwargs)
+            output = super().forward(*args, **kwargs)
+        return output
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _empty, (vars(type(self)).get("plain_kind", type(self)),), self.__getstate__()
@@ -77,16 +78,23 @@ class BayesianModule(nn.Module):
     def _draw_output(self, *args: Any, **kwargs: Any) -> Tensor:
         """Mean f(x; m), variance f(x^2; s^2); the variance in float32 or better, for squares underflow in half precision."""
         own = self.own_posteriors
-        with holding(own, lambda q: q.mean):
+        with holding(own, _mean):
             mean = super().forward(*args, **kwargs)
-        kind = mean.device.type
-        with torch.autocast(kind, enabled=False), holding(own, _variance):
-            squares = [arg.to(own[0].mean.dtype).square() for arg in args if isinstance(arg, Tensor)]
-            rest = [arg for arg in args if not isinstance(arg, Tensor)]
-            named = {key: arg.to(own[0].mean.dtype).square() if isinstance(arg, Tensor) else arg for key, arg in kwargs.items()}
-            variance = super().forward(*squares, *rest, **named)
+        precise = own[0].mean.dtype
+        args = tuple(_square(arg, precise) for arg in args)
+        kwargs = {key: _square(arg, precise) for key, arg in kwargs.items()}
+        with torch.autocast(mean.device.type, enabled=False), holding(own, _variance):
+            variance = super().forward(*args, **kwargs)
         std = variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()
         return mean + (std * torch.randn_like(std)).to(mean.dtype)
+
+
+def _square(value: Any, dtype: torch.dtype) -> Any:
+    return value.to(dtype).square() if isinstance(value, Tensor) else value
+
+
+def _mean(posterior: Posterior) -> Tensor:
+    return posterior.mean
 
 
 def _variance(posterior: Posterior) -> Tensor:

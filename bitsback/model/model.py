@@ -91,7 +91,8 @@ class BayesianModel(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The network's output."""
         with holding(self._drawn_per_call):
-            return self.network(*args, **kwargs)
+            output = self.network(*args, **kwargs)
+        return output
 
     @contextmanager
     def sample(self) -> Iterator["BayesianModel"]:
