@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import bitsback
 from bitsback.config import Experiment, load_config
 from bitsback.config.schema import Config
 from bitsback.errors import ConfigError, PriorError, RunError, TrainingError
@@ -196,6 +197,19 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_checkpoint(tmp_path, mo
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
 
 
+def test_statistics_that_are_not_finite_are_named(tmp_path, monkeypatch):
+    real = Fit._step
+
+    def broken(fit, *args):
+        result = real(fit, *args)
+        dict(fit.model.statistics())["batchnorm1d1.running_var"].fill_(math.inf)
+        return result
+
+    monkeypatch.setattr(Fit, "_step", broken)
+    with pytest.raises(TrainingError, match=r"'batchnorm1d1\.running_var' is not finite"):
+        train(tmp_path / "run", network={"kind": "sequential", "layers": ["Flatten", "BatchNorm1d", "Linear"]})
+
+
 def test_a_diverged_run_says_so(tmp_path):
     with pytest.raises(TrainingError, match="not"):
         train(tmp_path / "run", training={"optimizer": {"name": "SGD", "lr": 1e6}})
@@ -215,7 +229,7 @@ def test_a_budget_out_of_reach_is_named_in_the_ledger():
 def test_early_stop_waits_for_beta(tmp_path):
     rule = {"patience_epochs": 1, "min_improvement_bits": 1e9}
     training = {"epochs": 20, "early_stop": rule, "beta": {"start": 0.1, "warmup_epochs": 8}}
-    assert train(tmp_path / "run", training=training).epochs == 9
+    assert train(tmp_path / "run", training=training).epochs == 10
 
 
 def test_training_leaves_the_callers_generator_alone():
@@ -275,6 +289,38 @@ def test_fine_tuning_with_a_checkpoint_prior_costs_only_the_difference(tmp_path)
     )  # fmt: skip
     assert again.ledger.net_weight_bits < 0.2 * first.ledger.net_weight_bits
     assert any("assumed known to the receiver" in line for line in again.ledger.not_charged)
+
+
+class Shared(nn.Module):
+    """A tied weight, a fixed buffer, batch norm and a named layer: what a pretrained network may hold."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.face = nn.Linear(64, 10, bias=False), nn.BatchNorm1d(10), bitsback.Linear(10, 10)
+        self.again = nn.Linear(64, 10, bias=False)
+        self.again.weight = self.first.weight
+        self.register_buffer("fixed", torch.ones(10))
+
+    def forward(self, x):
+        x = x.flatten(1)
+        return self.face(self.norm(self.first(x) + self.again(x))) * self.fixed
+
+
+def shared():
+    return Shared()
+
+
+@pytest.mark.parametrize(
+    "network", [{"kind": "sequential", "layers": ["Flatten", "Linear"]}, {"kind": "factory", "factory": "test_training:shared"}]
+)
+def test_a_run_is_a_place_to_start_from(tmp_path, network):
+    train(tmp_path / "first", network=network)
+    again = Experiment.build(config(network={**network, "pretrained": str(tmp_path / "first")}))
+    stored = posterior(tmp_path / "first")
+    for weight in again.model.weights:
+        assert torch.equal(weight.posterior.mean.detach(), stored[f"{weight.name}.mean"])
+    for name, buffer in again.model.statistics():
+        assert torch.equal(buffer, stored[name])
 
 
 def test_a_checkpoint_prior_of_another_network_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -27,9 +28,6 @@ INFERRED = {
     "embed_dim": -1,
 }
 """Constructor arguments that can be read off the layer's input: name to the axis that has the size."""
-
-NOT_MEANS = (".std", ".prior_mean")
-"""Tensors of a run's posterior file that are no weights."""
 
 LayerSpec = str | dict[str, dict[str, Any] | None]
 
@@ -58,6 +56,18 @@ def _split_spec(spec: LayerSpec) -> tuple[str, dict[str, Any]]:
     return name, dict(arguments or {})
 
 
+def _means_of_run(network: nn.Module, tensors: dict[str, Tensor], weights: list[str]) -> dict[str, Tensor]:
+    """A state dict for the network out of a run's posterior file: means, deterministic weights and statistics."""
+    inside = {f"{name}.{part}" for name in weights for part in ("mean", "std", "prior_mean")}
+    state = {name: tensor for name, tensor in tensors.items() if name not in inside and not name.startswith("likelihood.")}
+    own = set(network.state_dict())
+    for name in weights:
+        path, _, local = name.rpartition(".")
+        face = f"{path}.posteriors.{local}.mean".removeprefix(".")
+        state[face if face in own else name] = tensors[f"{name}.mean"]
+    return state
+
+
 class NetworkSettings(Settings):
     """What every network can be told."""
 
@@ -71,13 +81,17 @@ class NetworkSettings(Settings):
         if self.pretrained is not None:
             file = self.pretrained / "posterior.safetensors" if self.pretrained.is_dir() else self.pretrained
             tensors, metadata = read_tensors(file)
-            if "priors" in metadata:  # an earlier run
-                tensors = {name.removesuffix(".mean"): t for name, t in tensors.items() if not name.endswith(NOT_MEANS)}
+            if "priors" in metadata:
+                tensors = _means_of_run(network, tensors, list(json.loads(metadata["priors"])))
             try:
-                network.load_state_dict(tensors)
+                loaded = network.load_state_dict(tensors, strict=False)
             except RuntimeError as fault:
                 reason = " ".join(str(fault).split())
                 raise ConfigError(f"network.pretrained: {self.pretrained} does not fit the network: {reason}") from fault
+            needed = {name for name, _ in network.named_parameters() if not name.endswith(".log_std")}
+            wrong = sorted(needed & set(loaded.missing_keys)) + sorted(loaded.unexpected_keys)
+            if wrong:
+                raise ConfigError(f"network.pretrained: {self.pretrained} does not fit the network: {', '.join(wrong)}")
         return network
 
 
@@ -139,11 +153,12 @@ def _build_layer(kind: type[nn.Module], arguments: dict[str, Any], value: Tensor
 @contextmanager
 def _importable_here() -> Iterator[None]:
     """Modules in the current directory can be imported inside, as with ``python -m``."""
-    sys.path.insert(0, str(Path.cwd()))
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
     try:
         yield
     finally:
-        sys.path.pop(0)
+        sys.path.remove(here)
 
 
 class FactorySettings(NetworkSettings):
@@ -172,7 +187,8 @@ class FactorySettings(NetworkSettings):
         except Exception as fault:  # whatever the user's module raises
             raise ConfigError(f"network.factory: cannot import '{self.factory}': {fault}") from fault
         try:
-            network = factory(**self.arguments)
+            with _importable_here():
+                network = factory(**self.arguments)
         except TypeError as fault:
             raise ConfigError(f"network.factory: {self.factory} refuses its arguments: {fault}") from fault
         except Exception as fault:  # whatever the user's function raises

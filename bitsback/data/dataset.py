@@ -48,16 +48,11 @@ class Examples:
         return f"Examples(inputs {tuple(self.inputs.shape)}, targets {tuple(self.targets.shape)}, {self.name})"
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Examples":
-        """Both tensors on ``device``; floating-point ones in ``dtype``."""
-
-        both = (self.inputs, self.targets)
-        if all(t.device == device and (t.dtype == dtype or not t.is_floating_point()) for t in both):
+        """Both tensors on ``device``; floating-point inputs in ``dtype``, targets as they are."""
+        wanted = dtype if self.inputs.is_floating_point() else self.inputs.dtype
+        if self.inputs.device == device and self.inputs.dtype == wanted and self.targets.device == device:
             return self
-
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
-
-        return Examples(move(self.inputs), move(self.targets), self.name, self.assumed)
+        return Examples(self.inputs.to(device, wanted), self.targets.to(device), self.name, self.assumed)
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ class BayesianModule(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         own = self.own_posteriors
         held = any(posterior.is_holding for posterior in own)
-        if self.estimator == "output" and not held and not self._is_over_a_sequence(args):
+        if self.estimator == "output" and not held and not self._is_over_a_sequence((*args, *kwargs.values())):
             return self._draw_output(*args, **kwargs)
         with holding(own):
             output = super().forward(*args, **kwargs)
@@ -197,7 +197,8 @@ def _is_linear_in_weights(module: nn.Module) -> bool:
     """True for torch's linear layers as they are; one with a forward or weights of its own making may be anything."""
     own = next(kind for kind in type(module).__mro__ if "forward" in vars(kind) and not issubclass(kind, BayesianModule))
     names = set(module.posteriors) if "posteriors" in module._modules else set(module._parameters)  # type: ignore[arg-type]
-    return own in LINEAR_OWNERS and names <= {"weight", "bias"}
+    inner = next((kind for kind in type(module).__mro__ if "_conv_forward" in vars(kind)), nn.Module)
+    return own in LINEAR_OWNERS and inner.__module__.startswith("torch.nn") and names <= {"weight", "bias"}
 
 
 def make_bayesian(

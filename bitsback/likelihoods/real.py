@@ -41,12 +41,14 @@ class GaussianLikelihood(Likelihood):
         if not (math.isfinite(target_step) and target_step > 0):
             raise DataError(f"likelihood.target_step must be above zero, got {target_step}; give the targets' resolution")
         self.noise, self.target_step = noise, target_step
-        if std < target_step:
+        if std < target_step and noise != "predicted":
             raise DataError(f"likelihood.std {std:g} is below target_step {target_step:g}; noise cannot be finer than the grid")
         self._store_scale(std, "gradient" if noise == "learned" else "none", "std")
 
     def _split(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         if self.noise != "predicted":
+            with torch.no_grad():
+                self.log_std.clamp_(min=math.log(self.target_step))  # learning never runs away below the floor
             return outputs, self.log_std
         if outputs.shape[-1] % 2:
             raise DataError(f"predicted noise needs mean and log std, an even number of outputs; got {outputs.shape[-1]}")
@@ -56,7 +58,7 @@ class GaussianLikelihood(Likelihood):
     def bits(self, outputs: Tensor, targets: Tensor) -> Tensor:
         mean, log_std = self._split(outputs)
         floor = log_std.clamp_min(math.log(self.target_step))
-        log_std = log_std + (floor - log_std).detach()  # the floor's value, the number's own gradient
+        log_std = log_std + (floor - log_std).detach()  # the floor's value, the number's own gradient: it can rise again
         if log_std.ndim:
             log_std = match(log_std, targets)
         z = (self._on_grid(targets).to(mean.dtype) - match(mean, targets)) * (-log_std).exp()
@@ -79,7 +81,7 @@ class GaussianLikelihood(Likelihood):
         return per_example((match(predicted, targets) - targets).square()) / width(targets)
 
     def uniform_bits(self, targets: Tensor) -> float:
-        levels = round(float(targets.max() - targets.min()) / self.target_step) + 1
+        levels = round(float(targets.max()) / self.target_step) - round(float(targets.min()) / self.target_step) + 1
         return targets.numel() * math.log2(levels)
 
     def check_targets(self, targets: Tensor, where: str) -> None:

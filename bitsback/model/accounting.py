@@ -116,6 +116,7 @@ def take_ledger(
     seed: int = 0,
     batch_size: int = EVALUATION_BATCH,
     progress: bool = False,
+    priors_are_held: bool = False,
 ) -> Ledger:
     """The ledger of a model on its training examples.
 
@@ -128,6 +129,7 @@ def take_ledger(
         samples: whole-network draws behind ``data_bits`` and its standard error.
         grid_step: grid of the weights in gross bits and refund; default :meth:`BayesianModel.grid_step`. It cancels in the net.
         seed: of the draws.
+        priors_are_held: say nothing about priors that are far from their closed form.
 
     Raises:
         LedgerError: when a grid step is too coarse for a point estimate's prior, or bits are not finite.
@@ -135,7 +137,8 @@ def take_ledger(
     if samples < 1 or (grid_step is not None and not grid_step > 0):
         raise LedgerError(f"a ledger needs samples >= 1 and a grid_step above zero, got {samples} and {grid_step}")
     _check_arguments(model, examples)
-    unfitted = _unfitted_priors(model)
+    likelihood.check_targets(examples.targets, examples.name)
+    unfitted = [] if priors_are_held else _unfitted_priors(model)
     model.round_to_grid()
     likelihood.round_to_grid()
     step = grid_step if grid_step is not None else model.grid_step()

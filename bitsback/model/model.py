@@ -42,8 +42,9 @@ class Weight:
 class BayesianModel(nn.Module):
     """A network that knows the prior of every weight that has a posterior.
 
-    Calling it calls the network. One call sees one draw of every weight that is drawn (tied weights included); layers with
-    the ``output`` estimator draw their outputs instead. Make it with :func:`bayesianize`.
+    Calling it calls the network. One call sees one draw of every weight of a layer with the ``weight`` estimator (tied
+    weights included); layers with the ``output`` estimator draw their outputs instead, anew at every use.
+    Make it with :func:`bayesianize`.
     """
 
     def __init__(self, network: nn.Module, prior: PriorChoice, overrides: Mapping[str, PriorChoice] | None = None) -> None:
@@ -52,6 +53,7 @@ class BayesianModel(nn.Module):
         self.priors = nn.ModuleList()
         self.weights: list[Weight] = []
         self._drawn_per_call: list[Posterior] = []
+        self.chosen_grid_step: float | None = None
         self._assign(settings_of(prior), {pattern: settings_of(choice) for pattern, choice in (overrides or {}).items()})
 
     def _assign(self, default: PriorSettings, overrides: Mapping[str, PriorSettings]) -> None:
@@ -76,6 +78,7 @@ class BayesianModel(nn.Module):
                 if key not in groups:
                     groups[key] = build_prior(settings, name, module, local, posterior)
                     self.priors.append(groups[key])
+                groups[key].check(posterior.mean.shape)
                 self.weights.append(Weight(name, posterior, groups[key]))
         for weight in self.weights:
             if isinstance(weight.posterior, PointPosterior) and weight.prior.charges():
@@ -160,8 +163,10 @@ class BayesianModel(nn.Module):
     def grid_step(self) -> float:
         """The default grid of the weights: a power of two below the smallest posterior std and an eighth of a point's prior.
 
-        A point posterior's own ``grid_step`` wins over the latter.
+        A point posterior's own ``grid_step`` wins over both, and ``chosen_grid_step`` over everything.
         """
+        if self.chosen_grid_step is not None:
+            return self.chosen_grid_step
         limits = [std] if (std := self.smallest_std()) is not None else []
         for weight in self.weights:
             if isinstance(weight.posterior, PointPosterior):

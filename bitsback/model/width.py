@@ -38,7 +38,7 @@ def width_curve(
     wide = [q for q in model.posteriors() if isinstance(q, GaussianPosterior)]
     if not wide:
         raise LedgerError("a point estimate has no width to change; train with posterior.kind=gaussian")
-    if not all(factor > 0 for factor in factors):
+    if not factors or not all(factor > 0 for factor in factors):
         raise LedgerError(f"width factors must be above zero, got {list(factors)}")
     states = [(module, copy.deepcopy(module.state_dict())) for module in (model, likelihood)]
     trained = [q.log_std.detach().clone() for q in wide]
@@ -49,7 +49,9 @@ def width_curve(
             for posterior, log_std in zip(wide, trained, strict=True):
                 posterior.log_std.data.copy_(log_std)
                 posterior.scale_std(factor)
-            curve[factor] = take_ledger(model, likelihood, examples, samples=samples, grid_step=grid_step, seed=seed)
+            curve[factor] = take_ledger(
+                model, likelihood, examples, samples=samples, grid_step=grid_step, seed=seed, priors_are_held=True
+            )
     finally:
         for module, state in states:
             module.load_state_dict(state)

@@ -47,8 +47,8 @@ class Beta:
         """True when beta has arrived at one, or at a budget that is met within 1 %."""
         budget = self.settings.budget_bits
         if budget is None:
-            return epoch >= self.settings.beta.warmup_epochs
-        arrived = not isinstance(budget, BudgetSettings) or epoch >= budget.epochs
+            return not self.settings.beta.warmup_epochs or epoch > self.settings.beta.warmup_epochs
+        arrived = not isinstance(budget, BudgetSettings) or epoch > budget.epochs
         return arrived and abs(self.excess) < 0.01
 
     def _budget(self, step: int) -> float | None:

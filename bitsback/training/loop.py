@@ -108,7 +108,8 @@ class Fit:
                 return f"the posterior mean of '{weight.name}' is not finite"
             if std is not None and not (torch.isfinite(std) & (std > 0)).all():
                 return f"the posterior std of '{weight.name}' is not positive and finite"
-        named = [*self.model.named_parameters(), *self.likelihood.named_parameters()]
+        named: list[tuple[str, Tensor]] = [*self.model.named_parameters(), *self.likelihood.named_parameters()]
+        named += [*self.model.statistics(), *self.model.priors.named_buffers("priors")]
         return next((f"'{name}' is not finite" for name, p in named if not torch.isfinite(p).all()), "")
 
     @torch.no_grad()

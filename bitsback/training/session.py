@@ -25,6 +25,7 @@ class Session:
         if resume and directory is not None:
             state = load_checkpoint(self.checkpoint, fit)
             self.seconds, self.history, self.finished = state["seconds"], state["history"], state["finished"]
+            self._test_error = state["test_error"]
         self.loggers: list[Logger] = [Bar(fit.settings.epochs, fit.epoch, shown=progress)]
         if directory is not None:
             self.loggers.append(JsonLines(directory / "metrics.jsonl", keep_epochs=fit.epoch))
@@ -96,4 +97,5 @@ class Session:
     def save(self, finished: bool = False) -> None:
         """Write the checkpoint."""
         state = {"seconds": self.seconds, "history": self.history, "finished": finished or self.finished}
+        state["test_error"] = self._test_error
         save_checkpoint(self.checkpoint, self.fit, state)

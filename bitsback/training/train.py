@@ -84,6 +84,7 @@ def train(
     for examples in (dataset.train, dataset.test):
         if examples is not None:
             likelihood.check_targets(examples.targets, examples.name)
+    model.chosen_grid_step = ledger.grid_step
     _check_grid(model, ledger)
     device, dtype = _device(training.device), torch.float64 if training.precision == "float64" else torch.float32
     model.to(device, dtype)
