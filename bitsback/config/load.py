@@ -10,11 +10,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from bitsback.config.faults import Origins, describe_all
+from bitsback.config.faults import Origins, Place, describe_all
 from bitsback.config.schema import Config
 from bitsback.errors import ConfigError
-
-Path_ = tuple[str | int, ...]
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -94,7 +92,7 @@ def _read(path: Path, origins: Origins, chain: tuple[Path, ...]) -> dict[str, An
     return _merge(base, _plain(tree, (), str(path), origins))
 
 
-def _plain(node: Any, place: Path_, file: str, origins: Origins) -> Any:
+def _plain(node: Any, place: Place, file: str, origins: Origins) -> Any:
     """Plain Python values of a ruamel tree; remembers the file and line of every key."""
     if isinstance(node, CommentedMap):
         result: dict[str, Any] = {}

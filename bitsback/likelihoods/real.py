@@ -46,19 +46,20 @@ class GaussianLikelihood(Likelihood):
         self._store_scale(std, "gradient" if noise == "learned" else "none", "std")
 
     def _split(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log std, the latter not below the targets' step."""
+        lowest = math.log(self.target_step)
         if self.noise != "predicted":
             with torch.no_grad():
-                self.log_std.clamp_(min=math.log(self.target_step))  # learning never runs away below the floor
+                self.log_std.clamp_(min=lowest)  # learning never runs away below the floor
             return outputs, self.log_std
         if outputs.shape[-1] % 2:
             raise DataError(f"predicted noise needs mean and log std, an even number of outputs; got {outputs.shape[-1]}")
         mean, log_std = outputs.chunk(2, dim=-1)
-        return mean, log_std
+        floor = log_std.clamp_min(lowest)
+        return mean, log_std + (floor - log_std).detach()  # the floor's value, the output's own gradient: it can rise again
 
     def bits(self, outputs: Tensor, targets: Tensor) -> Tensor:
         mean, log_std = self._split(outputs)
-        floor = log_std.clamp_min(math.log(self.target_step))
-        log_std = log_std + (floor - log_std).detach()  # the floor's value, the number's own gradient: it can rise again
         if log_std.ndim:
             log_std = match(log_std, targets)
         z = (self._on_grid(targets).to(mean.dtype) - match(mean, targets)) * (-log_std).exp()

@@ -142,11 +142,11 @@ def take_ledger(
     model.round_to_grid()
     likelihood.round_to_grid()
     step = grid_step if grid_step is not None else model.grid_step()
-    points = [weight for weight in model.weights if isinstance(weight.posterior, PointPosterior)]
-    for weight in points:
-        check_point_grid(weight, step, "ledger.grid_step" if grid_step is not None else "posterior.grid_step")
-        weight.posterior.round_to(step)  # type: ignore[operator]
-    samples = samples if len(points) < len(model.weights) else 0
+    check_point_grids(model, step, "ledger.grid_step" if grid_step is not None else "posterior.grid_step")
+    for posterior in model.posteriors():
+        if isinstance(posterior, PointPosterior):
+            posterior.round_to(step)
+    samples = samples if model.smallest_std() is not None else 0
     paid = evaluate(model, likelihood, examples, samples=samples, seed=seed, batch_size=batch_size, progress=progress)
     with seeded(seed, torch.device("cpu")):  # a prior without closed form or quadrature is sampled
         entries = [_entry(weight, step) for weight in model.weights]
@@ -208,14 +208,15 @@ def _notes(model: BayesianModel, likelihood: Likelihood, step: float) -> Iterato
     yield from likelihood.notes()
 
 
-def check_point_grid(weight: Weight, step: float, setting: str) -> None:
-    """Raise LedgerError when a point's grid is too coarse for density times step to be a code under its prior."""
-    narrowest = float(weight.prior.width().detach().min())
-    if step > narrowest / 4:
-        raise LedgerError(
-            f"grid step {step:g} is too coarse for the prior of '{weight.name}', whose width is {narrowest:g}: density times "
-            f"step would not be a code; set {setting} to {narrowest / 8:.2g} or less"
-        )
+def check_point_grids(model: BayesianModel, step: float, setting: str) -> None:
+    """Raise LedgerError when the grid is too coarse for density times step to be a code of a point under its prior."""
+    for weight in model.weights:
+        narrowest = float(weight.prior.width().detach().min())
+        if isinstance(weight.posterior, PointPosterior) and step > narrowest / 4:
+            raise LedgerError(
+                f"grid step {step:g} is too coarse for the prior of '{weight.name}', whose width is {narrowest:g}: density "
+                f"times step would not be a code; set {setting} to {narrowest / 8:.2g} or less"
+            )
 
 
 @torch.no_grad()

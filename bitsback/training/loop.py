@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -32,6 +33,10 @@ class Fit:
     schedule: LRScheduler | None
     beta: Beta
     epoch: int = 0
+
+    @cached_property
+    def _deterministic_bits(self) -> float:
+        return self.model.deterministic_bits()  # the same at every step
 
     @property
     def steps_per_epoch(self) -> int:
@@ -68,7 +73,7 @@ class Fit:
         done = step / (self.settings.epochs * self.steps_per_epoch)
         self.model.update_priors(PRIOR_RATE + (1 - PRIOR_RATE) * done**2)
         weight_bits = self.model.kl_bits()
-        beta = self.beta.before_step(step, float(weight_bits.detach()) + self.model.deterministic_bits())
+        beta = self.beta.before_step(step, float(weight_bits.detach()) + self._deterministic_bits)
         try:
             data_bits = self._data_bits(inputs, targets)
         except (RuntimeError, ValueError) as fault:

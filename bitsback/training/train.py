@@ -16,8 +16,7 @@ from bitsback.files import write_tensors, write_text
 from bitsback.ledger import Ledger
 from bitsback.likelihoods import Likelihood
 from bitsback.model import BayesianModel, evaluate, posterior_tensors, take_ledger
-from bitsback.model.accounting import check_point_grid
-from bitsback.posterior import PointPosterior
+from bitsback.model.accounting import check_point_grids, seeded
 from bitsback.training.beta import Beta
 from bitsback.training.loggers import require_tensorboard
 from bitsback.training.loop import Fit
@@ -85,15 +84,14 @@ def train(
         if examples is not None:
             likelihood.check_targets(examples.targets, examples.name)
     model.chosen_grid_step = ledger.grid_step
-    _check_grid(model, ledger)
+    check_point_grids(model, model.grid_step(), "ledger.grid_step" if ledger.grid_step else "posterior.grid_step")
     device, dtype = _device(training.device), torch.float64 if training.precision == "float64" else torch.float32
     model.to(device, dtype)
     likelihood.to(device, dtype)
     data, test = dataset.train.to(device, dtype), dataset.test and dataset.test.to(device, dtype)
     if logging.tensorboard:
         require_tensorboard(directory)
-    generators = [device] if device.type == "cuda" else []
-    with threads(training, model), torch.random.fork_rng(devices=generators):
+    with threads(training, model), seeded(seed, device):
         fit = _start(model, likelihood, data, training, seed)
         if directory is not None and config_text is not None and not resume:
             write_text(directory / "config.yaml", config_text)
@@ -113,15 +111,6 @@ def train(
         session.save(finished=True)
         _write_results(directory, model, likelihood, outcome)
     return outcome
-
-
-def _check_grid(model: BayesianModel, ledger: LedgerSettings) -> None:
-    """Refuse a grid that is too coarse for a point estimate before training, not after."""
-    for weight in model.weights:
-        if isinstance(weight.posterior, PointPosterior):
-            step = ledger.grid_step or weight.posterior.grid_step
-            if step is not None:
-                check_point_grid(weight, step, "ledger.grid_step" if ledger.grid_step else "posterior.grid_step")
 
 
 def _start(model: BayesianModel, likelihood: Likelihood, data: Examples, settings: TrainingSettings, seed: int) -> Fit:
