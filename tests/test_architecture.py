@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "bitsback"
 TOWER = [
-    {"units", "errors", "registry", "learned", "files"},
+    {"units", "errors", "registry", "learned", "files", "threads"},
     {"data"},
     {"posterior", "priors", "ledger", "likelihoods"},
     {"kl"},

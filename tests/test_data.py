@@ -289,3 +289,17 @@ def test_a_missing_npz_file_is_named(tmp_path):
 def test_examples_without_content_are_refused():
     with pytest.raises(DataError, match="the test split is empty; give at least one example"):
         Examples(torch.zeros(0, 2), torch.zeros(0), "test")
+
+
+@pytest.mark.parametrize("kind", ["random_walk_modes", "principal_components"])
+def test_features_do_not_depend_on_the_threads_of_the_process(kind):
+    """A resumed run makes its features again, and must find the same ones."""
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(DigitsSettings(features={"kind": kind}).load().train.inputs)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*found)

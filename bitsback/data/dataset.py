@@ -12,6 +12,7 @@ from torch import Tensor
 from bitsback.data.features import AnyFeatures
 from bitsback.errors import DataError
 from bitsback.registry import Registry, Settings
+from bitsback.threads import using_threads
 
 
 @dataclass(frozen=True)
@@ -105,10 +106,11 @@ class DataSettings(Settings):
             mean = train.inputs.mean(0)
             train, test = _affine(train, mean, largest), test and _affine(test, mean, largest)
         if self.features is not None:
-            mapped = self.features.fit(train.inputs)
             note = (f"{self.features.kind} of the training inputs, which the receiver holds",)
-            train = Examples(mapped(train.inputs), train.targets, train.name, note)
-            test = test and Examples(mapped(test.inputs), test.targets, test.name, note)
+            with using_threads(1):  # the same features whatever else the process does
+                mapped = self.features.fit(train.inputs)
+                train = Examples(mapped(train.inputs), train.targets, train.name, note)
+                test = test and Examples(mapped(test.inputs), test.targets, test.name, note)
         return Dataset(name, train, test, classes)
 
 

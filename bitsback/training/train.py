@@ -2,8 +2,6 @@
 
 import json
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from bitsback.ledger import Ledger
 from bitsback.likelihoods import Likelihood
 from bitsback.model import BayesianModel, evaluate, posterior_tensors, take_ledger
 from bitsback.model.accounting import check_point_grids, seeded
+from bitsback.threads import using_threads
 from bitsback.training.beta import Beta
 from bitsback.training.loggers import require_tensorboard
 from bitsback.training.loop import Fit
@@ -91,7 +90,7 @@ def train(
     data, test = dataset.train.to(device, dtype), dataset.test and dataset.test.to(device, dtype)
     if logging.tensorboard:
         require_tensorboard(directory)
-    with threads(training, model), seeded(seed, device):
+    with using_threads(_threads(training, model)), seeded(seed, device):
         fit = _start(model, likelihood, data, training, seed)
         if directory is not None and config_text is not None and not resume:
             write_text(directory / "config.yaml", config_text)
@@ -148,14 +147,9 @@ def _device(name: str) -> torch.device:
     return device
 
 
-@contextmanager
-def threads(settings: TrainingSettings, model: torch.nn.Module) -> Iterator[None]:
-    """Use the threads that the settings ask for, and restore what was."""
-    before = torch.get_num_threads()
+def _threads(settings: TrainingSettings, model: torch.nn.Module) -> int:
+    """The threads that the settings ask for."""
+    if settings.threads != "auto":
+        return settings.threads
     small = sum(p.numel() for p in model.parameters()) < 2 * SMALL_MODEL_WEIGHTS
-    wanted = (1 if small else before) if settings.threads == "auto" else settings.threads
-    torch.set_num_threads(wanted)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    return 1 if small else torch.get_num_threads()
