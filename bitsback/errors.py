@@ -32,6 +32,10 @@ class RunError(BitsbackError):
     """A run directory that is missing, incomplete, or cannot be written."""
 
 
+class FileError(BitsbackError):
+    """A message or model file that is damaged, foreign, or does not fit what the receiver holds."""
+
+
 class TrainingError(BitsbackError):
     """Training that cannot go on, such as a loss that is not finite."""
 

@@ -27,6 +27,12 @@ class Grid(Protocol):
     def round(self, values: Tensor) -> Tensor:
         """The nearest value on the grid, elementwise."""
 
+    def level(self, values: Tensor) -> Tensor:
+        """The number of the nearest value, from 0 to 2^bits_each - 1, as int64."""
+
+    def value(self, levels: Tensor) -> Tensor:
+        """The value of a level, in float64."""
+
 
 @dataclass(frozen=True)
 class UniformGrid:
@@ -46,8 +52,13 @@ class UniformGrid:
         return math.log2(self.levels)
 
     def round(self, values: Tensor) -> Tensor:
-        level = ((values - self.low) / self.step).round().clamp(0, self.levels - 1)
-        return self.low + level * self.step
+        return self.value(self.level(values)).to(values.dtype)
+
+    def level(self, values: Tensor) -> Tensor:
+        return ((values - self.low) / self.step).round().clamp(0, self.levels - 1).long()
+
+    def value(self, levels: Tensor) -> Tensor:
+        return self.low + levels.double() * self.step
 
 
 @dataclass(frozen=True)
@@ -62,6 +73,12 @@ class Bfloat16Grid:
 
     def round(self, values: Tensor) -> Tensor:
         return values.to(torch.bfloat16).to(values.dtype)
+
+    def level(self, values: Tensor) -> Tensor:
+        return values.to(torch.bfloat16).view(torch.int16).long() & 0xFFFF
+
+    def value(self, levels: Tensor) -> Tensor:
+        return (levels << 16).to(torch.int32).view(torch.float32).double()
 
 
 LOG_SCALE = UniformGrid(low=-16.0, step=2**-5, levels=1024)
@@ -134,6 +151,10 @@ class Learned(nn.Module):
     def charges(self) -> list[Charge]:
         """What every learned number costs."""
         return [Charge(name, getattr(self, name).numel(), grid.bits_each) for name, grid in self._grids.items()]
+
+    def grids(self) -> dict[str, Grid]:
+        """The grid of every learned number, by its name."""
+        return dict(self._grids)
 
     def round_to_grid(self) -> None:
         """Round every learned number to its grid, in place: what is charged is what is used."""

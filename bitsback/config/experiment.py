@@ -32,9 +32,12 @@ class Experiment:
     likelihood: Likelihood
 
     @classmethod
-    def build(cls, config: Config) -> "Experiment":
-        """Read the data and build the model, seeded; raises the named error of whatever is wrong."""
-        dataset = config.data.load()
+    def build(cls, config: Config, *, inputs_only: bool = False) -> "Experiment":
+        """Read the data and build the model, seeded; raises the named error of whatever is wrong.
+
+        ``inputs_only``: the targets may be missing, as with a receiver who has yet to be told; they are zero then.
+        """
+        dataset = config.data.load_inputs() if inputs_only else config.data.load()
         likelihood = config.likelihood.build(dataset.classes)
         for examples in (dataset.train, dataset.test):
             if examples is not None:

@@ -89,6 +89,13 @@ class DataSettings(Settings):
     def load(self) -> Dataset:
         """Read the examples; raises DataError with the fix when that is not possible."""
 
+    def load_inputs(self) -> Dataset:
+        """As :meth:`load`, but targets that are not there become zeros."""
+        return self.load()
+
+    fraction_bits: int | None = Field(
+        None, ge=0, le=20, description="round inputs to multiples of 2^-fraction_bits, so that features made elsewhere are equal"
+    )
     features: AnyFeatures | None = Field(None, description="a fixed map of the inputs, made without labels; default: none")
 
     def finish(self, name: str, train: Examples, test: Examples | None, classes: int | None, largest: float) -> Dataset:
@@ -111,7 +118,16 @@ class DataSettings(Settings):
                 mapped = self.features.fit(train.inputs)
                 train = Examples(mapped(train.inputs), train.targets, train.name, note)
                 test = test and Examples(mapped(test.inputs), test.targets, test.name, note)
+        if self.fraction_bits is not None:
+            train, test = _rounded(train, self.fraction_bits), test and _rounded(test, self.fraction_bits)
         return Dataset(name, train, test, classes)
+
+
+def _rounded(examples: Examples, bits: int) -> Examples:
+    if not examples.inputs.is_floating_point():
+        return examples
+    inputs = (examples.inputs.double() * 2.0**bits).round() * 2.0**-bits
+    return Examples(inputs.to(examples.inputs.dtype), examples.targets, examples.name, examples.assumed)
 
 
 def _affine(examples: Examples, shift: float | Tensor, scale: float | Tensor) -> Examples:

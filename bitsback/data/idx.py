@@ -49,8 +49,14 @@ class IdxSettings(DataSettings):
     test_labels: str = "t10k-labels-idx1-ubyte"
 
     def load(self) -> Dataset:
-        train, train_peak = self._read(self.train_images, self.train_labels, "training")
-        test, _ = self._read(self.test_images, self.test_labels, "test")
+        return self._load(inputs_only=False)
+
+    def load_inputs(self) -> Dataset:
+        return self._load(inputs_only=True)
+
+    def _load(self, *, inputs_only: bool) -> Dataset:
+        train, train_peak = self._read(self.train_images, self.train_labels, "training", inputs_only)
+        test, _ = self._read(self.test_images, self.test_labels, "test", inputs_only)
         classes = int(max(train.targets.max(), test.targets.max())) + 1
         return self.finish(self.root.name, train, test, classes, largest=train_peak)
 
@@ -60,8 +66,10 @@ class IdxSettings(DataSettings):
                 return path
         raise DataError(f"{self.root / name} (or the same with .gz) does not exist; put the file there or set data.root")
 
-    def _read(self, images: str, labels: str, name: str) -> tuple[Examples, float]:
-        pictures, answers = read_idx(self._find(images)), read_idx(self._find(labels))
+    def _read(self, images: str, labels: str, name: str, inputs_only: bool) -> tuple[Examples, float]:
+        pictures = read_idx(self._find(images))
+        missing = inputs_only and not any((self.root / f"{labels}{suffix}").is_file() for suffix in ("", ".gz"))
+        answers = np.zeros(len(pictures), dtype=np.int64) if missing else read_idx(self._find(labels))
         peak = float(np.iinfo(pictures.dtype).max) if pictures.dtype.kind in "iu" else 1.0
         if not np.array_equal(answers, np.nan_to_num(answers).astype(np.int64)):
             raise DataError(f"the {name} labels in {labels} are not whole numbers; labels must be whole numbers")

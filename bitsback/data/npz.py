@@ -32,7 +32,16 @@ class NpzSettings(DataSettings):
     test_fraction: float = Field(0.2, ge=0, lt=1, description="share held out when the file has no test arrays")
 
     def load(self) -> Dataset:
+        return self._load(self._arrays())
+
+    def load_inputs(self) -> Dataset:
         arrays = self._arrays()
+        for targets, inputs in ((self.targets, self.inputs), (self.test_targets, self.test_inputs)):
+            if inputs in arrays and targets not in arrays:
+                arrays[targets] = np.zeros(len(arrays[inputs]), dtype=np.int64)
+        return self._load(arrays)
+
+    def _load(self, arrays: dict[str, np.ndarray]) -> Dataset:
         inputs, targets = self._tensor(arrays, self.inputs), self._tensor(arrays, self.targets)
         _check_lengths(inputs, targets, self.path)
         test: Examples | None

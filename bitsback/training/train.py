@@ -90,7 +90,7 @@ def train(
     data, test = dataset.train.to(device, dtype), dataset.test and dataset.test.to(device, dtype)
     if logging.tensorboard:
         require_tensorboard(directory)
-    with using_threads(_threads(training, model)), seeded(seed, device):
+    with using_threads(threads_for(training, model)), seeded(seed, device):
         fit = _start(model, likelihood, data, training, seed)
         if directory is not None and config_text is not None and not resume:
             write_text(directory / "config.yaml", config_text)
@@ -147,7 +147,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _threads(settings: TrainingSettings, model: torch.nn.Module) -> int:
+def threads_for(settings: TrainingSettings, model: torch.nn.Module) -> int:
     """The threads that the settings ask for."""
     if settings.threads != "auto":
         return settings.threads

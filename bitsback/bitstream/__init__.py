@@ -1,0 +1,1 @@
+"""Codecs: what a ledger reports, as bytes that decode."""

@@ -1,0 +1,145 @@
+"""Densities of the priors, in arithmetic that every machine repeats: the raw material of integer tables.
+
+A prior is a standard shape, moved and stretched: w = centre + scale * z.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bitsback.bitstream.elementary import Floats, exp, log
+from bitsback.errors import PriorError
+from bitsback.priors import Prior
+from bitsback.priors.gaussian import NormalPrior
+from bitsback.priors.heavy_tails import CauchyPrior, LogisticPrior, StudentTPrior
+from bitsback.priors.horseshoe import EULER_GAMMA, HorseshoePrior
+from bitsback.priors.laplace import LaplacePrior
+from bitsback.priors.mixtures import MixturePrior
+
+Density = Callable[[Floats], Floats]
+FINE = 2.0**20
+"""Numbers of a prior that are fixed, not learned, are rounded to multiples of 2^-20 before use."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A density up to a constant, in standard units.
+
+    Attributes:
+        name: equal names have equal densities.
+        density: unnormalised, elementwise.
+        reach_octaves: the code covers |z| < 2^reach_octaves.
+        exact: whether every machine computes the same values.
+    """
+
+    name: str
+    density: Density
+    reach_octaves: int
+    exact: bool = True
+
+
+@dataclass(frozen=True)
+class PlacedShape:
+    """The shape of a prior, with the centre and scale of every weight of one tensor (arrays that broadcast to it)."""
+
+    shape: Shape
+    centre: Floats
+    scale: Floats
+
+
+def normal(z: Floats) -> Floats:
+    """The normal density without its constant."""
+    return exp(-0.5 * z * z)
+
+
+def horseshoe(z: Floats) -> Floats:
+    """e^x E1(x) at x = z^2 / 2: Abramowitz & Stegun 5.1.11 below 2, 5.1.22 above."""
+    x = np.maximum(0.5 * z * z, 1e-30)
+    small = np.minimum(x, 2.0)
+    term, total = np.ones_like(x), np.zeros_like(x)
+    for k in range(1, 31):
+        term = term * (-small / k)
+        total = total - term / k
+    series = exp(small) * (total - log(small) - EULER_GAMMA)
+    large, fraction = np.maximum(x, 2.0), np.zeros_like(x)
+    for k in range(70, 0, -1):
+        fraction = k / (1.0 + k / (large + fraction))
+    return np.where(x < 2.0, series, 1.0 / (large + fraction))
+
+
+NORMAL = Shape("normal", normal, 4)
+STANDARD: dict[type[Prior], Shape] = {
+    NormalPrior: NORMAL,
+    LaplacePrior: Shape("laplace", lambda z: exp(-np.abs(z)), 6),
+    LogisticPrior: Shape("logistic", lambda z: exp(-np.abs(z)) / (1.0 + exp(-np.abs(z))) ** 2, 6),
+    CauchyPrior: Shape("cauchy", lambda z: 1.0 / (1.0 + z * z), 14),
+    HorseshoePrior: Shape("horseshoe", horseshoe, 14),
+}
+
+
+def _student_t(df: float) -> Shape:
+    return Shape(f"student_t({df!r})", lambda z: exp(-0.5 * (df + 1.0) * log(1.0 + z * z / df)), 14 if df < 3 else 10)
+
+
+def _numbers(tensor: Tensor, *, learned: bool) -> Floats:
+    values = tensor.detach().cpu().double().numpy()
+    return values if learned else np.rint(values * FINE) / FINE
+
+
+def _mixture(prior: MixturePrior) -> PlacedShape:
+    """A mixture in units of its narrowest component."""
+    learned = bool(prior.charges())
+    scales = exp(_numbers(prior.log_scales, learned=learned))
+    weights = exp(np.concatenate([[0.0], _numbers(prior.free_logits, learned=learned)]))
+    means = _numbers(prior.means, learned="means" in prior._grids)
+    unit = scales.min()
+    means, scales = means / unit, scales / unit
+
+    def density(w: Floats) -> Floats:
+        total = np.zeros_like(w)
+        for mean, scale, weight in zip(means, scales, weights, strict=True):
+            total = total + weight / scale * normal((w - mean) / scale)
+        return total
+
+    reach = np.max(np.abs(means)) + 16 * np.max(scales)
+    name = f"mixture({scales.tolist()}, {weights.tolist()}, {means.tolist()})"
+    return PlacedShape(Shape(name, density, int(np.frexp(reach)[1])), np.zeros(()), unit)
+
+
+def place(prior: Prior, name: str) -> PlacedShape:
+    """The prior of the weight tensor ``name`` as a shape with centre and scale.
+
+    Raises:
+        PriorError: when the prior does not code weights one by one.
+    """
+    if isinstance(prior, MixturePrior):
+        return _mixture(prior)
+    for kind, shape in STANDARD.items():
+        if isinstance(prior, kind):
+            return PlacedShape(shape, *_centre_and_scale(prior))
+    if isinstance(prior, StudentTPrior):
+        return PlacedShape(_student_t(float(_numbers(prior.df, learned=False))), *_centre_and_scale(prior))
+    p = prior().expand(torch.Size()) if not prior().event_shape and prior().batch_shape.numel() == 1 else None
+    if p is None:
+        raise PriorError(f"the prior '{prior.kind}' of '{name}' does not code its weights one by one; choose another prior")
+    width = float(prior.width().detach())
+
+    def density(z: Floats) -> Floats:
+        with torch.no_grad():
+            return p.log_prob(torch.from_numpy(z * width).flatten()).exp().numpy().reshape(z.shape)
+
+    return PlacedShape(Shape(f"{prior.kind}:{name}", density, 10, exact=False), np.zeros(()), np.full((), width))
+
+
+def _centre_and_scale(prior: Prior) -> tuple[Floats, Floats]:
+    log_scale: Tensor = prior.log_scale  # type: ignore[assignment]
+    return _numbers(prior.mean, learned=False), exp(_numbers(log_scale, learned=bool(prior.charges())))
+
+
+def log_density(shape: Shape, z: NDArray[np.floating]) -> Floats:
+    """Natural logarithm of the unnormalised density, for scores that only the encoder needs."""
+    return np.log(np.maximum(shape.density(z.astype(np.float64)), 1e-300))

@@ -1,0 +1,108 @@
+"""A network's outputs as whole numbers: the same on every machine, in any order of summation, on any number of threads.
+
+Weights and activations are held on binary lattices, so that every product and sum of a linear layer is an exact integer below
+2^53; after every layer the activations are rounded back to 12 fractional bits.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitsback.errors import FileError
+from bitsback.layers import BayesianModule
+from bitsback.model import BayesianModel
+from bitsback.posterior import holding
+
+FRACTION_BITS = 12
+EXACT_LIMIT = 2.0**53
+BATCH = 512
+
+EXACT_LAYERS: tuple[type[nn.Module], ...] = (
+    nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.LeakyReLU, nn.Threshold,
+    nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d,
+    nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d,
+    nn.ZeroPad2d, nn.PixelShuffle,
+)  # fmt: skip
+"""Layers whose arithmetic on lattice numbers is exact, or a single rounded operation."""
+
+
+def on_lattice(tensor: Tensor, bits: int = FRACTION_BITS) -> Tensor:
+    """The nearest multiples of 2^-bits, in float64.
+
+    >>> on_lattice(torch.tensor([0.3]), 2).tolist()
+    [0.25]
+    """
+    return torch.ldexp(torch.round(torch.ldexp(tensor.double(), torch.tensor(bits))), torch.tensor(-bits))
+
+
+def leaves(network: nn.Module) -> Iterator[nn.Module]:
+    """The layers that compute: modules without children, or with posteriors."""
+    for module in network.modules():
+        inside_posteriors = not any(True for _ in module.children())
+        if isinstance(module, BayesianModule) or (inside_posteriors and _is_layer(module)):
+            yield module
+
+
+def _is_layer(module: nn.Module) -> bool:
+    return module.__module__.startswith("torch.nn") or type(module).forward is not nn.Module.forward
+
+
+def is_exact(network: nn.Module) -> bool:
+    """Whether every layer's arithmetic is exact on every machine; otherwise it only agrees to the last bit or so."""
+    return all(isinstance(module, EXACT_LAYERS) for module in leaves(network))
+
+
+@contextmanager
+def _rounded(network: nn.Module) -> Iterator[None]:
+    """Inside, every layer's output is rounded to the lattice, and exact layers are checked to be exact."""
+
+    def after(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        if isinstance(output, Tensor) and output.is_floating_point():
+            if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
+                _check_limit(module, inputs[0], output)
+            return on_lattice(output)
+        return output
+
+    hooks = [module.register_forward_hook(after) for module in leaves(network)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _check_limit(module: nn.Module, inputs: Tensor, output: Tensor) -> None:
+    """Raise unless sums of |w| |x| stay below 2^53 in units of the two lattices."""
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    largest = float(weight.abs().flatten(1).sum(1).max()) * float(inputs.abs().max())
+    if largest * 2.0 ** (FRACTION_BITS + WEIGHT_BITS) >= EXACT_LIMIT:
+        raise FileError("the network's activations are too large for exact arithmetic; scale the inputs down (data.scaling)")
+
+
+WEIGHT_BITS = 20
+"""Fractional bits of the weights in the exact forward pass; finer lattices are rounded to this one."""
+
+
+@torch.no_grad()
+def exact_outputs(model: BayesianModel, weights: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+    """Outputs (n, ...) of the network with these weights, as whole multiples of 2^-12 in an int64 tensor.
+
+    Args:
+        model: in float64; its statistics and deterministic weights are used as they are.
+        weights: a tensor for every weight tensor, by name.
+        inputs: (n, ...).
+    """
+    values = {id(weight.posterior): on_lattice(weights[weight.name], WEIGHT_BITS) for weight in model.weights}
+    was_training = model.training
+    model.eval()
+    parts = []
+    try:
+        with holding(model.posteriors(), lambda q: values[id(q)]), _rounded(model.network):
+            for part in inputs.split(BATCH):
+                parts.append(model(on_lattice(part) if part.is_floating_point() else part))
+    finally:
+        model.train(was_training)
+    return torch.ldexp(torch.cat(parts), torch.tensor(FRACTION_BITS)).round().long()

@@ -1,0 +1,118 @@
+"""A configuration in few bytes: the difference from the nearest of a frozen list of configurations, deflated.
+
+The list (``settings_1.json``) belongs to format version 1 and never changes, so that a file decodes for ever, whatever the
+defaults of later releases are. A configuration of the list costs one byte.
+"""
+
+import json
+import zlib
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from bitsback.bitstream.container import BitReader, BitWriter
+from bitsback.errors import FileError
+
+Tree = dict[str, Any]
+UNCHANGED_BITS = 7
+MOST_TEXT_BYTES = 1 << 20
+
+
+def put_settings(writer: BitWriter, settings: Tree) -> None:
+    """Write a tree of JSON values.
+
+    One bit: changed or not; seven bits: number of the base; if changed, the number of bytes of the deflated difference (a
+    count) and those bytes.
+    """
+    texts = [_difference_text(base, settings) for base in bases()]
+    number = min(range(len(texts)), key=lambda k: len(texts[k]))
+    writer.put(int(bool(texts[number])), 1)
+    writer.put(number, UNCHANGED_BITS)
+    if texts[number]:
+        writer.put_count(len(texts[number]))
+        for byte in texts[number]:
+            writer.put(byte, 8)
+
+
+def take_settings(reader: BitReader) -> Tree:
+    """Read what :func:`put_settings` wrote; raises FileError when it makes no sense."""
+    changed, number = reader.take(1), reader.take(UNCHANGED_BITS)
+    if number >= len(bases()):
+        raise FileError(f"the file builds on configuration {number}, which this bitsback does not know; install a newer one")
+    base = json.loads(json.dumps(bases()[number]))
+    if not changed:
+        return base
+    count = reader.take_count()
+    if count > MOST_TEXT_BYTES:
+        raise FileError("the file claims a configuration of more than a megabyte; it is damaged")
+    text = bytes(reader.take(8) for _ in range(count))
+    try:
+        inflater = zlib.decompressobj(-15, zdict=_dictionary())
+        plain = inflater.decompress(text, MOST_TEXT_BYTES)
+        if not inflater.eof or inflater.unused_data:
+            raise ValueError("not one deflated text")
+        changes, removals = json.loads(plain)
+        return _patched(base, changes, removals)
+    except (zlib.error, ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as fault:
+        raise FileError("the file's configuration cannot be read; it is damaged") from fault
+
+
+@cache
+def bases() -> list[Tree]:
+    """The frozen configurations of format version 1."""
+    text = (files("bitsback.bitstream") / "settings_1.json").read_text(encoding="utf-8")
+    return list(json.loads(text))
+
+
+@cache
+def _dictionary() -> bytes:
+    return json.dumps(bases(), separators=(",", ":")).encode()
+
+
+def _difference_text(base: Tree, settings: Tree) -> bytes:
+    changes, removals = difference(base, settings)
+    if not changes and not removals:
+        return b""
+    plain = json.dumps([changes, removals], separators=(",", ":")).encode()
+    deflater = zlib.compressobj(9, zlib.DEFLATED, -15, zdict=_dictionary())
+    return deflater.compress(plain) + deflater.flush()
+
+
+def difference(base: Tree, settings: Tree) -> tuple[list[list[Any]], list[list[str]]]:
+    """Changes ``[key, key, ..., value]`` and removals ``[key, key, ...]`` that turn ``base`` into ``settings``.
+
+    >>> difference({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}})
+    ([['a', 'b', 3]], [['a', 'c']])
+    """
+    changes: list[list[Any]] = []
+    removals: list[list[str]] = [[key] for key in base if key not in settings]
+    for key, value in settings.items():
+        old = base.get(key, _MISSING)
+        if isinstance(old, dict) and isinstance(value, dict):
+            inner_changes, inner_removals = difference(old, value)
+            changes += [[key, *change] for change in inner_changes]
+            removals += [[key, *removal] for removal in inner_removals]
+        elif old is _MISSING or not _same(old, value):
+            changes.append([key, value])
+    return changes, removals
+
+
+_MISSING = object()
+
+
+def _same(one: Any, other: Any) -> bool:
+    return json.dumps(one) == json.dumps(other)
+
+
+def _patched(base: Tree, changes: list[list[Any]], removals: list[list[str]]) -> Tree:
+    for *path, key, value in changes:
+        _inside(base, path)[str(key)] = value
+    for *path, key in removals:
+        del _inside(base, path)[key]
+    return base
+
+
+def _inside(tree: Tree, path: list[str]) -> Tree:
+    for key in path:
+        tree = tree[key]
+    return tree

@@ -1,0 +1,80 @@
+"""Learned numbers that are not weights, as whole numbers on the grids on which the ledger charges them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bitsback.bitstream.ans import Integers
+from bitsback.learned import BFLOAT16, Grid
+from bitsback.likelihoods import Likelihood
+from bitsback.model import BayesianModel
+
+
+@dataclass(frozen=True)
+class Float32Grid:
+    """The single-precision numbers: what a weight without posterior is charged.
+
+    >>> FLOAT32.value(FLOAT32.level(torch.tensor([0.1]))).float().item() == torch.tensor(0.1).item()
+    True
+    """
+
+    bits_each: float = 32.0
+
+    def round(self, values: Tensor) -> Tensor:
+        return values.float().to(values.dtype)
+
+    def level(self, values: Tensor) -> Tensor:
+        return values.float().view(torch.int32).long() & 0xFFFFFFFF
+
+    def value(self, levels: Tensor) -> Tensor:
+        return levels.to(torch.int32).view(torch.float32).double()
+
+
+FLOAT32 = Float32Grid()
+
+
+@dataclass(frozen=True)
+class SideNumbers:
+    """The learned numbers of a model and its likelihood, by name, each with its grid: references, not copies.
+
+    ``with_frozen`` adds what the ledger does not charge because it is assumed known: frozen weights and fixed buffers.
+    """
+
+    slots: tuple[tuple[str, Tensor, Grid], ...]
+
+    @classmethod
+    def of(cls, model: BayesianModel, likelihood: Likelihood, *, with_frozen: bool = False) -> "SideNumbers":
+        """Those of a model and its likelihood, in the order in which files hold them."""
+        slots: list[tuple[str, Tensor, Grid]] = []
+        for prior, weights in model.weights_by_prior():
+            first = weights[0].name
+            slots += [(f"{prior.kind}.{name}[{first}]", getattr(prior, name), grid) for name, grid in prior.grids().items()]
+        slots += [(f"likelihood.{name}", getattr(likelihood, name), grid) for name, grid in likelihood.grids().items()]
+        slots += [(name, buffer, BFLOAT16) for name, buffer in model.statistics()]
+        slots += [(name, p, FLOAT32) for name, p in model.deterministic() if p.requires_grad or with_frozen]
+        if with_frozen:
+            charged = {name for name, _ in model.statistics()}
+            buffers = [(name, b) for name, b in model.network.named_buffers() if name not in charged and b.is_floating_point()]
+            slots += [(name, buffer, FLOAT32) for name, buffer in buffers]
+        return cls(tuple(slots))
+
+    def widths(self) -> Integers:
+        """Bits of every number."""
+        parts = [np.full(tensor.numel(), int(grid.bits_each), dtype=np.int64) for _, tensor, grid in self.slots]
+        return np.concatenate([np.zeros(0, dtype=np.int64), *parts])
+
+    def levels(self) -> Integers:
+        """Every number's level on its grid."""
+        parts = [grid.level(tensor.detach().cpu()).flatten().numpy() for _, tensor, grid in self.slots]
+        return np.concatenate([np.zeros(0, dtype=np.int64), *parts])
+
+    @torch.no_grad()
+    def assign(self, levels: Integers) -> None:
+        """Put the numbers into the model, in place."""
+        start = 0
+        for _, tensor, grid in self.slots:
+            part = torch.from_numpy(levels[start : start + tensor.numel()].copy())
+            tensor.copy_(grid.value(part).reshape(tensor.shape))
+            start += tensor.numel()

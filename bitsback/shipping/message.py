@@ -1,0 +1,151 @@
+"""send and receive: from a configuration and a payload to a message, and back to payload, labels and network."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bitsback.bitstream.ans import Integers
+from bitsback.bitstream.container import BitReader, unseal
+from bitsback.bitstream.grid import RoundedPosterior
+from bitsback.bitstream.message import Header, Received, RefundLostError, Sent, Setting, receive, send
+from bitsback.bitstream.outputs import FRACTION_BITS
+from bitsback.config import Config, Experiment, Run
+from bitsback.data import Dataset, Examples
+from bitsback.errors import FileError
+from bitsback.files import check_new_directory, write_bytes, write_tensors
+from bitsback.shipping.tree import MESSAGE_SECTIONS, from_tree, to_tree
+
+from bitsback.training import LedgerSettings, LoggingSettings
+from bitsback.training.train import threads_for
+
+
+def message_config(config: Config) -> Config:
+    """The configuration as messages train it: in float64, on one kind of device, on inputs rounded to a coarse lattice."""
+    training = config.training.model_copy(update={"precision": "float64", "device": "cpu"})
+    data = config.data
+    if data.fraction_bits is None:
+        data = data.model_copy(update={"fraction_bits": FRACTION_BITS})
+    return config.model_copy(
+        update={"training": training, "data": data, "ledger": LedgerSettings(samples=1), "logging": LoggingSettings()}
+    )
+
+
+@dataclass(frozen=True)
+class Sender:
+    """A trained experiment that is ready to carry payloads.
+
+    >>> from bitsback.config import Config
+    >>> from bitsback.training import TrainingSettings
+    >>> sender = Sender.train(Config(training=TrainingSettings(epochs=2)), progress=False)
+    >>> sent = sender.send(bytes(range(256)) * 4)
+    >>> abs(sent.overhead_bits) < 512 + 0.005 * sent.net_bits
+    True
+    """
+
+    experiment: Experiment
+    setting: Setting
+
+    @classmethod
+    def train(cls, config: Config, *, progress: bool = True) -> "Sender":
+        """Train as :func:`message_config` says."""
+        experiment = Experiment.build(message_config(config))
+        experiment.train(None, progress=progress)
+        return cls.of(experiment)
+
+    @classmethod
+    def of_run(cls, run: Run) -> "Sender":
+        """A finished run as it is; its receiver repeats the run's own training."""
+        run.ledger()  # raises for a run that has not finished
+        return cls.of(run.experiment())
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> "Sender":
+        """A trained experiment."""
+        experiment = experiment.double()
+        experiment.model.round_to_grid()
+        experiment.likelihood.round_to_grid()
+        return cls(experiment, Setting(experiment.model, experiment.likelihood, experiment.dataset.train.inputs))
+
+    def send(self, payload: bytes, *, exponent: int | None = None, whitening: int = 0) -> Sent:
+        """The message that carries ``payload``; see :func:`bitsback.bitstream.message.send`."""
+        targets = self.experiment.dataset.train.targets
+        return send(self.setting, targets, payload, self._settings(), exponent=exponent, whitening=whitening)
+
+    def _settings(self) -> dict[str, Any]:
+        config, model = self.experiment.config, self.experiment.model
+        training = config.training.model_copy(update={"threads": threads_for(config.training, model)})
+        tree = to_tree(config.model_copy(update={"training": training}), MESSAGE_SECTIONS)
+        if "classes" in tree["likelihood"]:
+            tree["likelihood"]["classes"] = self.experiment.dataset.classes  # a receiver has no labels to count
+        return tree
+
+
+def receive_file(path: Path, directory: Path, places: Sequence[str] = (), *, progress: bool = True) -> Received:
+    """Decode the message in ``path`` and write ``payload``, ``labels.npy`` and ``model.safetensors`` to ``directory``.
+
+    Args:
+        path: the message.
+        directory: a new directory.
+        places: such as ``data.root=DIR``: where this machine keeps the inputs.
+
+    Raises:
+        FileError: for a file that is not a message or is damaged, and for inputs that differ from the sender's.
+        RefundLostError: when only the payload cannot be recovered; labels and network have then been written.
+    """
+    check_new_directory(directory)
+    kind, contents = unseal(read_file(path), str(path))
+    if kind != "message":
+        raise FileError(f"{path} is a model file ({kind}), not a message; use `bitsback unpack`")
+    reader = BitReader(contents)
+    header = Header.take(reader)
+    config = from_tree(header.settings, places)
+    experiment = Experiment.build(config, inputs_only=True).double()
+    setting = Setting(experiment.model, experiment.likelihood, experiment.dataset.train.inputs)
+
+    def retrain(labels: Integers) -> RoundedPosterior:
+        again = Experiment.build(config, inputs_only=True)
+        given = again.dataset.train
+        targets = torch.from_numpy(labels).reshape(given.targets.shape).to(given.targets.dtype)
+        train = Examples(given.inputs, targets, given.name, given.assumed)
+        again = dataclasses.replace(again, dataset=Dataset(again.dataset.name, train, None, again.dataset.classes))
+        again.train(None, progress=progress)
+        model = again.model.double()
+        return Setting(model, again.likelihood, given.inputs).posterior()
+
+    received, lost = receive(contents, header, reader, setting, retrain)
+    labels = received.labels.reshape(experiment.dataset.train.targets.shape)
+    write_labels(directory / "labels.npy", labels)
+    named = {**received.weights, **{name: tensor for name, tensor in received.side}}
+    write_tensors(directory / "model.safetensors", {name: _float32(t) for name, t in named.items()}, {})
+    if lost is not None:
+        raise RefundLostError(f"{lost}; labels and network are in {directory}")
+    assert received.payload is not None
+    write_bytes(directory / "payload", received.payload)
+    return received
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a file; raises FileError when it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as fault:
+        raise FileError(f"cannot read {path}: {fault.strerror or fault}; give an existing file") from fault
+
+
+def write_labels(path: Path, labels: Integers) -> None:
+    """Write labels as a NumPy file, atomically."""
+    import io
+
+    stream = io.BytesIO()
+    np.save(stream, labels, allow_pickle=False)
+    write_bytes(path, stream.getvalue())
+
+
+def _float32(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", torch.float32).contiguous().clone()
