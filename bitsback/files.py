@@ -50,6 +50,17 @@ def write_text(path: Path, content: str) -> None:
     write_bytes(path, content.encode())
 
 
+def write_array(path: Path, array: Any) -> None:
+    """:func:`write_bytes` for a NumPy array, in the npy format."""
+    import io
+
+    import numpy as np
+
+    stream = io.BytesIO()
+    np.save(stream, array, allow_pickle=False)
+    write_bytes(path, stream.getvalue())
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
     """:func:`write_bytes` for tensors, in the safetensors format."""
     from safetensors.torch import save

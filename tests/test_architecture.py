@@ -16,6 +16,7 @@ TOWER = [
     {"codelength", "bitstream", "certificates"},
     {"training", "report", "interop", "testing"},
     {"config"},
+    {"shipping"},
     {"cli"},
 ]
 FLOOR = {room: height for height, rooms in enumerate(TOWER) for room in rooms}

@@ -1,7 +1,7 @@
 """A message as a stack of bits: range asymmetric numeral systems with many lanes (Duda 2009; lanes: Giesen 2014).
 
-Each lane has a 64-bit head; all lanes share one stack of 32-bit words. Symbol j of a vector goes to lane j mod L. What is pushed
-last is popped first, and a pop followed by a push of what it gave leaves the stack as it was: that is what gives bits back.
+Each lane has a 64-bit head; all lanes share one stack of 32-bit words. Symbol j of a vector goes to lane j mod L. What is
+pushed last is popped first, and a pop followed by a push of what it gave leaves the stack as it was: that gives bits back.
 """
 
 from collections.abc import Callable

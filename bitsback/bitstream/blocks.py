@@ -7,6 +7,7 @@ posterior, not a sample of q.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,7 +107,9 @@ class BlockCode:
         z = self._look_up(self._quantiles, level, self.shape_of[members])[0]
         return (self.centre[members] + self.scale[members] * z).astype(np.float32)
 
-    def _look_up(self, tables: Sequence[NDArray[np.floating]], level: NDArray[np.uint16], kinds: NDArray[np.int64]) -> NDArray:
+    def _look_up(
+        self, tables: Sequence[NDArray[np.floating]], level: NDArray[np.uint16], kinds: NDArray[np.int64]
+    ) -> NDArray[Any]:
         if len(tables) == 1:
             return tables[0][level]
         found = np.empty(level.shape, dtype=tables[0].dtype)

@@ -27,6 +27,12 @@ def seal(kind: str, contents: bytes) -> bytes:
     return body + _checksum(body, small=len(body) + 2 <= SMALL_FILE_BYTES)
 
 
+def sealed_bytes(contents_bytes: int) -> int:
+    """Bytes of the file around so many bytes of contents."""
+    body = HEADER_BYTES + contents_bytes
+    return body + (2 if body + 2 <= SMALL_FILE_BYTES else 4)
+
+
 def unseal(content: bytes, what: str) -> tuple[str, bytes]:
     """Kind and contents of a file.
 
@@ -135,6 +141,10 @@ class BitReader:
         if self.place % 8 and self._content[start - 1] >> self.place % 8:
             raise FileError("the file's padding is not zero; it is damaged")
         return self._content[start:]
+
+    def skip_rest(self) -> None:
+        """Count what is left as read."""
+        self.place = 8 * len(self._content)
 
     def close(self) -> None:
         """Raise FileError unless everything has been read."""

@@ -146,10 +146,10 @@ def exchangeable_groups(network: nn.Module, input_axes: int | None = None) -> li
                     inputs = module.in_features if isinstance(module, nn.Linear) else module.in_channels
                     groups.append(UnitGroup(now.units, now.outputs, f"{path}weight", inputs // now.units))
             now, axes = _opened(path, module, axes)
-        elif kind is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1):
+        elif kind is nn.Flatten and isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1):
             axes = 2
             if now is not None:
-                now.is_flattened, now.spatial = bool(now.spatial), 0
+                now.is_flattened, now.spatial = now.is_flattened or bool(now.spatial), 0
         elif isinstance(module, nn.modules.batchnorm._BatchNorm) and kind in NORMS:
             if now is not None and now.spatial in NORMS[kind] and module.num_features == now.units:
                 now.outputs += _per_unit(path, module)

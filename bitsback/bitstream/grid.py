@@ -79,7 +79,7 @@ class RoundedPosterior:
         return hashlib.sha256(content).digest()[:size]
 
     def default_exponent(self) -> int:
-        """m of the default lattice: 2^-m is a power of two at or below the smallest std, and below a half of it at most twice."""
+        """m of the default lattice: 2^-m is a power of two a little below the smallest std."""
         return int(-(int(self.std_level.min()) // STD_LEVELS_PER_OCTAVE)) + 1
 
 
@@ -144,7 +144,8 @@ class PriorCode:
     def build(cls, placed: Sequence[PlacedShape], shapes: Sequence[Sequence[int]], exponent: int) -> "PriorCode":
         """The code of tensors of these shapes under these priors."""
         tables: dict[tuple[str, float], int] = {}
-        built, numbers, centres = [], [], []
+        built: list[PriorTable] = []
+        numbers, centres = [], []
         for prior, shape in zip(placed, shapes, strict=True):
             scales, inverse = np.unique(np.broadcast_to(prior.scale, tuple(shape)), return_inverse=True)
             for scale in scales.tolist():

@@ -67,7 +67,7 @@ def targets(likelihood: Likelihood, outputs: Integers) -> Codec:
         flat = outputs.ravel()
         return labels(np.stack([np.zeros_like(flat), flat], axis=1))
     raise FileError(
-        f"a message codes labels, and the likelihood '{likelihood.kind}' describes {likelihood.described} that are not classes; "
+        f"a message codes labels, and the likelihood '{likelihood.kind}' describes {likelihood.described}; "
         "use likelihood.kind=categorical or bernoulli"
     )
 

@@ -43,7 +43,9 @@ def levels(key: int, stream: int, rows: int, columns: int, *, first_row: int = 0
 
 
 def whiten(content: bytes, stream: int = 0) -> bytes:
-    """``content`` exclusive-or one of a family of fixed random streams; its own inverse. A payload that is not random would bias the draw.
+    """``content`` exclusive-or one of a family of fixed random streams; its own inverse.
+
+    A payload that is not random would bias the draw of the weights.
 
     >>> whiten(whiten(b"all the same")), whiten(bytes(3)) != bytes(3)
     (b'all the same', True)

@@ -34,6 +34,9 @@ class Float32Grid:
 
 FLOAT32 = Float32Grid()
 
+Slot = tuple[str, Tensor, Grid]
+"""A name, the tensor that holds the numbers, and their grid."""
+
 
 @dataclass(frozen=True)
 class SideNumbers:
@@ -42,12 +45,12 @@ class SideNumbers:
     ``with_frozen`` adds what the ledger does not charge because it is assumed known: frozen weights and fixed buffers.
     """
 
-    slots: tuple[tuple[str, Tensor, Grid], ...]
+    slots: tuple[Slot, ...]
 
     @classmethod
     def of(cls, model: BayesianModel, likelihood: Likelihood, *, with_frozen: bool = False) -> "SideNumbers":
         """Those of a model and its likelihood, in the order in which files hold them."""
-        slots: list[tuple[str, Tensor, Grid]] = []
+        slots: list[Slot] = []
         for prior, weights in model.weights_by_prior():
             first = weights[0].name
             slots += [(f"{prior.kind}.{name}[{first}]", getattr(prior, name), grid) for name, grid in prior.grids().items()]

@@ -30,7 +30,7 @@ WEIGHTS = (0.34785484513745385, 0.6521451548625461, 0.6521451548625461, 0.347854
 def bucket_of(index: Ints) -> tuple[Ints, Ints, Ints]:
     """Signed bucket number, exponent e of its width 2^e, and position inside it, of lattice points.
 
-    Bucket numbers are 0, 1, ... for points 0, 1, ... and -1, -2, ... for points -1, -2, ...; the position counts away from zero.
+    Buckets are numbered 0, 1, ... for points 0, 1, ... and -1, -2, ... for points -1, -2, ...; positions count away from zero.
 
     >>> [part.tolist() for part in bucket_of(np.array([0, 127, 128, 131, -1, -132]))]
     [[0, 127, 128, 129, -1, -130], [0, 0, 1, 1, 0, 1], [0, 0, 0, 1, 0, 1]]
@@ -57,7 +57,7 @@ class PriorTable:
     """Integer frequencies of the buckets of a lattice.
 
     Attributes:
-        cumulative: 2 * half + 1 integers from 0 to 2^28; bucket b has the frequencies between entries half + b and half + b + 1.
+        cumulative: 2 * half + 1 integers from 0 to 2^28; bucket b has the slots between entries half + b and half + b + 1.
         half: how many buckets lie on either side of zero.
     """
 

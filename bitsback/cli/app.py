@@ -9,8 +9,12 @@ import typer
 
 from bitsback.cli.compare import compare
 from bitsback.cli.ledger import ledger
+from bitsback.cli.pack import inspect, pack, unpack
+from bitsback.cli.predict import predict
 from bitsback.cli.priors import priors
+from bitsback.cli.receive import PLACES, receive
 from bitsback.cli.schema import schema
+from bitsback.cli.send import send
 from bitsback.cli.train import train
 from bitsback.cli.widen import widen
 from bitsback.errors import BitsbackError
@@ -25,9 +29,12 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-VERBS: tuple[Callable[..., Any], ...] = (train, ledger, widen, compare, priors, schema)
+VERBS: tuple[Callable[..., Any], ...] = (
+    train, ledger, widen, compare, send, receive, pack, unpack, inspect, predict, priors, schema,
+)  # fmt: skip
+TAKE_PLACES = (receive, unpack, inspect, predict)
 for verb in VERBS:
-    app.command()(verb)
+    app.command(context_settings=PLACES if verb in TAKE_PLACES else None)(verb)
 
 
 def version(shown: bool) -> None:

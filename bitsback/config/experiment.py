@@ -1,9 +1,11 @@
 """A configuration becomes objects, and a run directory becomes them again."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from bitsback.config.load import load_config, to_yaml
 from bitsback.config.schema import Config
@@ -15,6 +17,43 @@ from bitsback.likelihoods import Likelihood
 from bitsback.model import BayesianModel, bayesianize
 from bitsback.training import Outcome, train
 from bitsback.training.checkpoint import load_weights
+
+
+def build_model(
+    config: Config, inputs: Tensor, outputs: int, check: Callable[[Tensor], object] = lambda output: None
+) -> BayesianModel:
+    """The untrained model of a configuration, seeded.
+
+    Args:
+        config: network, posterior, priors, and the seed of the initial weights.
+        inputs: (n, ...), such as the network will see; the first two are tried out.
+        outputs: how many outputs the likelihood needs.
+        check: told the network's outputs for the first two inputs; raises when they do not suit.
+
+    Raises:
+        ConfigError, LayerError, PriorError: with the fix.
+    """
+    torch.manual_seed(config.seed)
+    network = config.network.build(inputs, outputs)
+    with torch.no_grad():
+        network.eval()
+        try:
+            output = network(inputs[:2])
+        except Exception as fault:  # whatever the user's network raises
+            shape = tuple(inputs.shape[1:])
+            name = getattr(config.network, "factory", config.network.kind)
+            reason = str(fault).splitlines()[0]
+            raise ConfigError(f"network: {name} fails on inputs of shape {shape}: {reason}") from fault
+        check(output)
+    return bayesianize(
+        network.train(),
+        config.prior,
+        posterior=config.posterior,
+        overrides=config.prior_overrides,
+        include=config.bayesian.include,
+        exclude=config.bayesian.exclude,
+        estimator=config.bayesian.estimator,
+    )
 
 
 @dataclass(frozen=True)
@@ -42,36 +81,16 @@ class Experiment:
         for examples in (dataset.train, dataset.test):
             if examples is not None:
                 likelihood.check_targets(examples.targets, examples.name)
-        torch.manual_seed(config.seed)
+        first = dataset.train.targets[:2]  # shapes fit, or say why not
         outputs = likelihood.outputs(dataset.train.targets)
-        network = config.network.build(dataset.train.inputs, outputs)
-        with torch.no_grad():
-            network.eval()
-            try:
-                output = network(dataset.train.inputs[:2])
-            except Exception as fault:  # whatever the user's network raises
-                shape = tuple(dataset.train.inputs.shape[1:])
-                name = getattr(config.network, "factory", config.network.kind)
-                reason = str(fault).splitlines()[0]
-                raise ConfigError(f"network: {name} fails on inputs of shape {shape}: {reason}") from fault
-            likelihood.bits(output, dataset.train.targets[:2])  # shapes fit, or say why not
-        network.train()
-        model = bayesianize(
-            network,
-            config.prior,
-            posterior=config.posterior,
-            overrides=config.prior_overrides,
-            include=config.bayesian.include,
-            exclude=config.bayesian.exclude,
-            estimator=config.bayesian.estimator,
-        )
+        model = build_model(config, dataset.train.inputs, outputs, check=lambda output: likelihood.bits(output, first))
         return cls(config, dataset, model, likelihood)
 
     def double(self) -> "Experiment":
         """The same experiment in float64."""
         cpu, data = torch.device("cpu"), self.dataset
         test = data.test.to(cpu, torch.float64) if data.test is not None else None
-        dataset = Dataset(data.name, data.train.to(cpu, torch.float64), test, data.classes)
+        dataset = replace(data, train=data.train.to(cpu, torch.float64), test=test)
         return Experiment(self.config, dataset, self.model.double(), self.likelihood.double())
 
     def train(self, directory: Path | None, *, resume: bool = False, progress: bool = True) -> Outcome:

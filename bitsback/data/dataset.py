@@ -1,7 +1,7 @@
 """Examples, split into what is described (training) and what only measures (test)."""
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from bitsback.data.features import AnyFeatures
+from bitsback.data.features import AnyFeatures, Map
 from bitsback.errors import DataError
 from bitsback.registry import Registry, Settings
 from bitsback.threads import using_threads
@@ -56,6 +56,38 @@ class Examples:
         return Examples(self.inputs.to(device, wanted), self.targets.to(device), self.name, self.assumed)
 
 
+ZERO, ONE = torch.tensor(0.0), torch.tensor(1.0)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """From inputs as they are stored to inputs as the network sees them: (x - shift) / scale, features, rounding.
+
+    >>> Preprocessing(scale=torch.tensor(16.0))(torch.tensor([8.0]))
+    tensor([0.5000])
+    """
+
+    shift: Tensor = ZERO
+    scale: Tensor = ONE
+    features: Map | None = None
+    fraction_bits: int | None = None
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        if not inputs.is_floating_point():
+            return inputs
+        inputs = (inputs - self.shift) / self.scale
+        if self.features is not None:
+            with using_threads(1):  # the same features whatever else the process does
+                inputs = self.features(inputs)
+        if self.fraction_bits is not None:
+            inputs = ((inputs.double() * 2.0**self.fraction_bits).round() * 2.0**-self.fraction_bits).to(inputs.dtype)
+        return inputs
+
+    def of(self, examples: Examples, assumed: tuple[str, ...] = ()) -> Examples:
+        """The same examples, preprocessed."""
+        return Examples(self(examples.inputs), examples.targets, examples.name, assumed)
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Training examples, test examples (never used to choose anything), and the number of classes where there are labels."""
@@ -64,6 +96,7 @@ class Dataset:
     train: Examples
     test: Examples | None
     classes: int | None = None
+    preprocessing: Preprocessing = Preprocessing()
 
     def __post_init__(self) -> None:
         if self.test is not None and self.test.inputs.shape[1:] != self.train.inputs.shape[1:]:
@@ -94,7 +127,10 @@ class DataSettings(Settings):
         return self.load()
 
     fraction_bits: int | None = Field(
-        None, ge=0, le=20, description="round inputs to multiples of 2^-fraction_bits, so that features made elsewhere are equal"
+        None,
+        ge=0,
+        le=20,
+        description="round inputs to multiples of 2^-fraction_bits, so that features made elsewhere are equal",
     )
     features: AnyFeatures | None = Field(None, description="a fixed map of the inputs, made without labels; default: none")
 
@@ -103,37 +139,26 @@ class DataSettings(Settings):
         if self.limit is not None and self.limit < len(train):
             kept = torch.from_numpy(np.random.default_rng(self.split_seed).permutation(len(train))[: self.limit]).sort().values
             train = Examples(train.inputs[kept], train.targets[kept])
-        if self.scaling == "unit":
-            train, test = _affine(train, 0.0, largest), test and _affine(test, 0.0, largest)
-        elif self.scaling == "standard" and train.inputs.is_floating_point():
-            mean, std = train.inputs.mean(0), train.inputs.std(0, correction=0)
-            std = torch.where(std > 0, std, torch.ones_like(std))
-            train, test = _affine(train, mean, std), test and _affine(test, mean, std)
-        elif self.scaling == "centred" and train.inputs.is_floating_point():
-            mean = train.inputs.mean(0)
-            train, test = _affine(train, mean, largest), test and _affine(test, mean, largest)
+        preprocessing = self._scaling(train.inputs, largest)
+        note: tuple[str, ...] = ()
         if self.features is not None:
             note = (f"{self.features.kind} of the training inputs, which the receiver holds",)
             with using_threads(1):  # the same features whatever else the process does
-                mapped = self.features.fit(train.inputs)
-                train = Examples(mapped(train.inputs), train.targets, train.name, note)
-                test = test and Examples(mapped(test.inputs), test.targets, test.name, note)
-        if self.fraction_bits is not None:
-            train, test = _rounded(train, self.fraction_bits), test and _rounded(test, self.fraction_bits)
-        return Dataset(name, train, test, classes)
+                preprocessing = replace(preprocessing, features=self.features.fit(preprocessing(train.inputs)))
+        preprocessing = replace(preprocessing, fraction_bits=self.fraction_bits)
+        test = test and preprocessing.of(test, note)
+        return Dataset(name, preprocessing.of(train, note), test, classes, preprocessing)
 
-
-def _rounded(examples: Examples, bits: int) -> Examples:
-    if not examples.inputs.is_floating_point():
-        return examples
-    inputs = (examples.inputs.double() * 2.0**bits).round() * 2.0**-bits
-    return Examples(inputs.to(examples.inputs.dtype), examples.targets, examples.name, examples.assumed)
-
-
-def _affine(examples: Examples, shift: float | Tensor, scale: float | Tensor) -> Examples:
-    if not examples.inputs.is_floating_point():
-        return examples
-    return Examples((examples.inputs - shift) / scale, examples.targets, examples.name)
+    def _scaling(self, inputs: Tensor, largest: float) -> Preprocessing:
+        if not inputs.is_floating_point() or self.scaling == "none":
+            return Preprocessing()
+        if self.scaling == "unit":
+            return Preprocessing(scale=torch.tensor(largest))
+        mean = inputs.mean(0)
+        if self.scaling == "centred":
+            return Preprocessing(mean, torch.tensor(largest))
+        std = inputs.std(0, correction=0)
+        return Preprocessing(mean, torch.where(std > 0, std, torch.ones_like(std)))
 
 
 def split(inputs: Tensor, targets: Tensor, test_fraction: float, seed: int) -> tuple[Examples, Examples | None]:

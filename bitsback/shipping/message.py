@@ -1,28 +1,28 @@
 """send and receive: from a configuration and a payload to a message, and back to payload, labels and network."""
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from bitsback.bitstream.ans import Integers
 from bitsback.bitstream.container import BitReader, unseal
 from bitsback.bitstream.grid import RoundedPosterior
-from bitsback.bitstream.message import Header, Received, RefundLostError, Sent, Setting, receive, send
+from bitsback.bitstream.message import Header, PayloadTooShortError, Received, RefundLostError, Sent, Setting, receive, send
 from bitsback.bitstream.outputs import FRACTION_BITS
 from bitsback.config import Config, Experiment, Run
 from bitsback.data import Dataset, Examples
 from bitsback.errors import FileError
-from bitsback.files import check_new_directory, write_bytes, write_tensors
+from bitsback.files import check_new_directory, write_array, write_bytes, write_tensors
 from bitsback.shipping.tree import MESSAGE_SECTIONS, from_tree, to_tree
-
 from bitsback.training import LedgerSettings, LoggingSettings
 from bitsback.training.train import threads_for
+from bitsback.units import bits_to_bytes
 
 
 def message_config(config: Config) -> Config:
@@ -82,7 +82,9 @@ class Sender:
         training = config.training.model_copy(update={"threads": threads_for(config.training, model)})
         tree = to_tree(config.model_copy(update={"training": training}), MESSAGE_SECTIONS)
         if "classes" in tree["likelihood"]:
-            tree["likelihood"]["classes"] = self.experiment.dataset.classes  # a receiver has no labels to count
+            tree["likelihood"]["classes"] = (
+                tree["likelihood"]["classes"] or self.experiment.dataset.classes
+            )  # a receiver has no labels to count
         return tree
 
 
@@ -120,8 +122,8 @@ def receive_file(path: Path, directory: Path, places: Sequence[str] = (), *, pro
 
     received, lost = receive(contents, header, reader, setting, retrain)
     labels = received.labels.reshape(experiment.dataset.train.targets.shape)
-    write_labels(directory / "labels.npy", labels)
-    named = {**received.weights, **{name: tensor for name, tensor in received.side}}
+    write_array(directory / "labels.npy", labels)
+    named = {**received.weights, **dict(received.side)}
     write_tensors(directory / "model.safetensors", {name: _float32(t) for name, t in named.items()}, {})
     if lost is not None:
         raise RefundLostError(f"{lost}; labels and network are in {directory}")
@@ -130,21 +132,23 @@ def receive_file(path: Path, directory: Path, places: Sequence[str] = (), *, pro
     return received
 
 
+def padded(sender: Sender, payload: bytes, exponent: int | None = None) -> tuple[bytes, int]:
+    """The payload with as many random bytes after it as it takes to draw the weights, and how many those are."""
+    added = b""
+    while True:
+        try:
+            sender.send(payload + added, exponent=exponent)
+            return payload + added, len(added)
+        except PayloadTooShortError as fault:
+            added += os.urandom(bits_to_bytes(fault.missing_bits))
+
+
 def read_file(path: Path) -> bytes:
     """The bytes of a file; raises FileError when it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as fault:
         raise FileError(f"cannot read {path}: {fault.strerror or fault}; give an existing file") from fault
-
-
-def write_labels(path: Path, labels: Integers) -> None:
-    """Write labels as a NumPy file, atomically."""
-    import io
-
-    stream = io.BytesIO()
-    np.save(stream, labels, allow_pickle=False)
-    write_bytes(path, stream.getvalue())
 
 
 def _float32(tensor: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from bitsback.config import Config
 from bitsback.config.load import parse_value
 from bitsback.errors import FileError
 
-MODEL_SECTIONS = ("data", "network", "prior", "prior_overrides", "posterior", "bayesian", "likelihood")
-MESSAGE_SECTIONS = (*MODEL_SECTIONS, "training", "seed")
+MODEL_SECTIONS = ("data", "network", "prior", "prior_overrides", "bayesian", "likelihood")
+MESSAGE_SECTIONS = (*MODEL_SECTIONS, "posterior", "training", "seed")
 
 
 def to_tree(config: Config, sections: Sequence[str]) -> dict[str, Any]:
@@ -30,8 +30,10 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def from_tree(tree: dict[str, Any], places: Sequence[str] = ()) -> Config:
+def from_tree(tree: dict[str, Any], places: Sequence[str] = (), *, data_is_needed: bool = True) -> Config:
     """The configuration of a file, with ``places`` such as ``data.root=DIR`` that say where this machine keeps things.
+
+    Without need for the data, a data section whose places are unknown becomes the default one.
 
     Raises:
         FileError: for a place that is not one, and for a configuration that this version cannot use.
@@ -53,6 +55,8 @@ def from_tree(tree: dict[str, Any], places: Sequence[str] = ()) -> Config:
         return Config.model_validate(values)
     except ValidationError as fault:
         missing = [".".join(map(str, error["loc"])) for error in fault.errors() if error["type"] == "missing"]
+        if missing and not data_is_needed and all(name.startswith("data.") for name in missing):
+            return from_tree({key: value for key, value in values.items() if key != "data"})
         if missing:
             names = ", ".join(f"--{_without_kind(name)}=..." for name in missing)
             raise FileError(f"the file needs to know a place on this machine; add {names}") from fault
@@ -66,5 +70,3 @@ def _without_kind(name: str) -> str:
     """``data.npz.path`` is ``data.path`` to a user: pydantic names the member of the union too."""
     first, *rest = name.split(".")
     return ".".join([first, *rest[1:]]) if len(rest) > 1 else name
-
-

@@ -1,0 +1,97 @@
+"""The body of a quantised model file: every weight tensor on its grid, less what the order of hidden units gives back."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bitsback.bitstream.ans import Stack
+from bitsback.bitstream.container import BitReader, BitWriter
+from bitsback.bitstream.exchangeable import exchangeable_groups
+from bitsback.bitstream.message import MOST_LANES_LOG2, default_lanes_log2
+from bitsback.bitstream.model_file import Part, placed_priors
+from bitsback.bitstream.permutation import Refund, Specs, canonicalise, pop_network, push_network, rearranged
+from bitsback.bitstream.quantised import STEPS_PER_STD, QuantisedTensor, quantise, step_level_for
+from bitsback.errors import FileError
+from bitsback.model import BayesianModel
+
+LANES_WIDTH = 4
+
+
+@dataclass(frozen=True)
+class QuantisedSettings:
+    """How weights are put on grids.
+
+    Attributes:
+        steps_per_std: grid step in posterior stds; coarser grids make smaller files.
+        trade_off: weight of the code length against the distortion, both in bits; 0 rounds to the nearest level.
+        permute: whether the order of hidden units gives its bits back.
+    """
+
+    steps_per_std: float = STEPS_PER_STD
+    trade_off: float = 0.0
+    permute: bool = True
+
+
+@dataclass(frozen=True)
+class QuantisedNetwork:
+    """A network on its grids, in canonical order."""
+
+    tensors: dict[str, QuantisedTensor]
+    permute: bool
+
+    @classmethod
+    def of(cls, model: BayesianModel, settings: QuantisedSettings) -> "QuantisedNetwork":
+        """Quantise a model; its statistics and weights without posterior are permuted along, in place."""
+        tensors = {}
+        for weight, prior in zip(model.weights, placed_priors(model), strict=True):
+            std, mean = weight.posterior.std(), weight.posterior.mean.detach().cpu().numpy()
+            width = model.grid_step() if std is None else std.detach().cpu().numpy()
+            level = round(4 * math.log2(width)) if isinstance(width, float) else step_level_for(width, settings.steps_per_std)
+            tensors[weight.name] = quantise(mean, width, prior, level, settings.trade_off)
+        if settings.permute:
+            groups = exchangeable_groups(model.network)
+            tensors, orders = canonicalise(tensors, groups)
+            with torch.no_grad():
+                for name, tensor in [*model.statistics(), *model.deterministic()]:
+                    tensor.copy_(torch.from_numpy(rearranged(name, tensor.detach().numpy().copy(), groups, orders)))
+        return cls(tensors, settings.permute)
+
+    def put(self, writer: BitWriter, model: BayesianModel) -> tuple[bytes, list[Refund]]:
+        """Write the head; returns the message that follows it on a whole byte, and what every group of units gave back."""
+        bits = sum(tensor.bits() for tensor in self.tensors.values())
+        lanes_log2 = default_lanes_log2(sum(tensor.levels.size for tensor in self.tensors.values()), bits)
+        writer.put(lanes_log2, LANES_WIDTH)
+        writer.put(int(self.permute), 1)
+        stack = Stack.empty(1 << lanes_log2)
+        refunds = push_network(stack, self.tensors, exchangeable_groups(model.network) if self.permute else [])
+        return stack.to_bytes(), refunds
+
+
+def take_quantised(reader: BitReader, model: BayesianModel) -> tuple[dict[str, Tensor], list[Part]]:
+    """Read what :meth:`QuantisedNetwork.put` wrote: the weights by name, and what they took.
+
+    Raises:
+        FileError: when the message does not end where it should.
+    """
+    lanes_log2, permute = reader.take(LANES_WIDTH), bool(reader.take(1))
+    if lanes_log2 > MOST_LANES_LOG2:
+        raise FileError(f"the file claims 2^{lanes_log2} lanes, at most 2^{MOST_LANES_LOG2} are allowed; it is damaged")
+    content = reader.rest()
+    reader.skip_rest()
+    stack = Stack.from_bytes(content, 1 << lanes_log2)
+    shapes = {weight.name: tuple(weight.posterior.mean.shape) for weight in model.weights}
+    specs: Specs = dict(zip(shapes, zip(shapes.values(), placed_priors(model), strict=True), strict=True))
+    groups = exchangeable_groups(model.network) if permute else []
+    before = stack.bits
+    tensors = pop_network(stack, specs, groups)
+    if len(stack.words) or bool((stack.heads != np.uint64(1 << 32)).any()):
+        raise FileError("the file's message holds more than the network; it is damaged")
+    parts = [Part("lanes", LANES_WIDTH + 1)]
+    parts += [Part(name, tensor.bits()) for name, tensor in tensors.items()]
+    refund = before - sum(part.bits for part in parts[1:])
+    parts.append(Part("order of hidden units, given back", refund))
+    parts.append(Part("heads of the lanes", 8 * len(content) - before))
+    return {name: torch.from_numpy(tensor.values()) for name, tensor in tensors.items()}, parts

@@ -1,0 +1,35 @@
+"""bitsback receive: payload, labels and network out of a message."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bitsback.errors import FileError
+
+PLACES = {"allow_extra_args": True, "ignore_unknown_options": True}
+"""Lets a verb take places such as --data.root=DIR."""
+
+OutDirectory = Annotated[Path | None, typer.Option("--out", "-o", help="A new directory.", show_default=False)]
+
+
+def receive(
+    context: typer.Context,
+    message: Annotated[Path, typer.Argument(help="What send wrote.", show_default=False)],
+    out: OutDirectory = None,
+) -> None:
+    """Decode a message: DIR/payload, DIR/labels.npy and DIR/model.safetensors.
+
+    The network is trained again on the decoded labels to find out which payload chose its weights. The inputs are the
+    receiver's own; where they are is said by places such as --data.root=DIR.
+
+    Example: bitsback receive digits.bbm -o received
+    """
+    from bitsback.shipping.message import receive_file
+
+    if out is None:
+        raise FileError("say where the contents go: -o DIR")
+    received = receive_file(message, out, context.args)
+    assert received.payload is not None
+    weights = sum(tensor.numel() for tensor in received.weights.values())
+    print(f"{len(received.labels):,} labels, {weights:,} weights and a payload of {len(received.payload):,} bytes are in {out}")

@@ -1,0 +1,132 @@
+"""bitsback send: labels and network inside a payload."""
+
+import json as json_library
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bitsback.cli.train import JsonOption
+from bitsback.errors import FileError
+
+if TYPE_CHECKING:
+    from bitsback.bitstream.message import Sent
+    from bitsback.shipping.message import Sender
+
+
+def send(
+    config: Annotated[Path | None, typer.Argument(help="YAML file; not needed with --run.", show_default=False)] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="Such as training.epochs=50.", show_default=False)] = None,
+    payload: Annotated[Path | None, typer.Option(help="Any file: its bits choose the weights, and come back.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where the message goes.")] = None,
+    run: Annotated[Path | None, typer.Option(help="Send the network of this run instead of training one.")] = None,
+    step: Annotated[str | None, typer.Option(help="Grid of the weights, such as 2^-8; several, with commas: a table.")] = None,
+    pad: Annotated[bool, typer.Option("--pad", help="Fill a payload that is too short with random bits.")] = False,
+    draws: Annotated[int, typer.Option(min=1, help="Average the table over so many draws.")] = 1,
+    json: JsonOption = False,
+) -> None:
+    """Train, and send labels and weights as a bits-back message; the payload that chose the weights is given back in full.
+
+    Example: bitsback send configs/digits.yaml --payload letter.txt -o digits.bbm
+    """
+    from bitsback.config import load_config, load_run
+    from bitsback.files import write_bytes
+    from bitsback.shipping.message import Sender, padded, read_file
+
+    exponents = [_exponent(text) for text in step.split(",")] if step else [None]
+    if payload is None or (config is None) == (run is None):
+        raise FileError("say what to send: `bitsback send CONFIG --payload FILE -o MSG`, or --run RUN in place of CONFIG")
+    if out is None and len(exponents) == 1 and not json:
+        raise FileError("say where the message goes: -o MSG")
+    content = read_file(payload)
+    if run is not None:
+        sender = Sender.of_run(load_run(run))
+    else:
+        assert config is not None
+        sender = Sender.train(load_config(config, overrides or []))
+    if len(exponents) > 1:
+        _table(sender, content, [e for e in exponents if e is not None], draws, pad, json)
+        return
+    wasted_bytes = 0
+    if pad:
+        content, wasted_bytes = padded(sender, content, exponents[0])
+    sent = sender.send(content, exponent=exponents[0])
+    if out is not None:
+        write_bytes(out, sent.content)
+    facts = {**sent.facts(), "padding_bytes": wasted_bytes}
+    if json:
+        print(json_library.dumps(facts, indent=2))
+        return
+    print(_text(sent, out))
+    if wasted_bytes:
+        print(f"The payload was filled with {wasted_bytes:,} random bytes, which the message carries for nothing.")
+
+
+def _exponent(text: str) -> int:
+    base, caret, power = text.strip().partition("^")
+    try:
+        step = float(base) ** int(power) if caret else float(base)
+        exponent = -math.log2(step)
+    except (ValueError, ArithmeticError) as fault:
+        raise FileError(f"--step {text} is not a power of two; write 2^-8 or 0.00390625") from fault
+    if exponent != round(exponent):
+        raise FileError(f"--step {text} is not a power of two; the nearest is 2^{-round(exponent)}")
+    return round(exponent)
+
+
+def _text(sent: "Sent", out: Path | None) -> str:
+    from bitsback.cli.text import table
+
+    coded, ledger, over = (sent.facts()[name] for name in ("coded", "ledger", "overhead"))
+    rows = [
+        ["weights, gross", "", f"{coded['gross_weight_bits']:,.1f}"],
+        ["refund", "", f"{-coded['refund_bits']:,.1f}"],
+        ["weights, net", f"{ledger['net_weight_bits']:,.1f}", f"{coded['gross_weight_bits'] - coded['refund_bits']:,.1f}"],
+        ["labels", f"{ledger['data_bits']:,.1f}", f"{coded['label_bits']:,.1f}"],
+        ["hyper-parameters", f"{ledger['hyperparameter_bits']:,.1f}", f"{coded['hyperparameter_bits']:,.1f}"],
+        ["header, checksum", "", f"{over['header_and_checksum_bits']:,.1f}"],
+        ["lanes, padding", "", f"{over['lanes_and_padding_bits']:,.1f}"],
+        ["message less payload", f"{sent.net_bits:,.1f}", f"{sent.message_bits - sent.payload_bits:,.1f}"],
+    ]
+    place = f" in {out}" if out else ""
+    head = (
+        f"A message of {len(sent.content):,} bytes{place} carries a payload of {sent.payload_bits // 8:,} bytes, on a grid of "
+    )
+    closing = f"Overhead over the ledger of these very weights: {sent.overhead_bits:,.1f} bits."
+    return f"{head}2^{round(math.log2(sent.step))}.\n{table(['bits', 'ledger', 'message'], rows)}\n{closing}"
+
+
+def _table(sender: "Sender", content: bytes, exponents: list[int], draws: int, pad: bool, json: bool) -> None:
+    """Gross up, refund up, net flat: what a finer grid costs."""
+    from tqdm import tqdm
+
+    from bitsback.cli.text import table
+    from bitsback.shipping.message import padded
+
+    rows = []
+    with tqdm(total=len(exponents) * draws, desc="messages", leave=False, delay=2.0) as bar:
+        for exponent in exponents:
+            payload = padded(sender, content, exponent)[0] if pad else content
+            sent = []
+            for number in range(draws):
+                sent.append(sender.send(payload, exponent=exponent, whitening=number))
+                bar.update()
+            rows.append(
+                {"step": f"2^{-exponent}", **{name: sum(getattr(one, name) for one in sent) / draws for name in COLUMNS}}
+            )
+    if json:
+        print(json_library.dumps(rows, indent=2))
+        return
+    print(
+        table(["step", *COLUMNS.values()], [[row["step"], *(f"{row[name]:,.1f}" for name in COLUMNS)] for row in rows], left=1)
+    )
+
+
+COLUMNS = {
+    "gross_weight_bits": "gross weights",
+    "refund_bits": "refund",
+    "stack_net_bits": "net coded",
+    "net_bits": "ledger",
+    "overhead_bits": "file overhead",
+}

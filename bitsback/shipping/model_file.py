@@ -1,0 +1,192 @@
+"""Model files: a network that decodes anywhere, without the data it was trained on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitsback.bitstream.container import BitReader, unseal
+from bitsback.bitstream.model_file import Part, take_blocks, take_side
+from bitsback.bitstream.quantised_file import take_quantised
+from bitsback.bitstream.settings_text import take_settings
+from bitsback.bitstream.side import FLOAT32, SideNumbers, Slot
+from bitsback.config import Config, Experiment
+from bitsback.config.experiment import build_model
+from bitsback.config.load import to_yaml
+from bitsback.data import Preprocessing
+from bitsback.errors import FileError
+from bitsback.files import write_tensors, write_text
+from bitsback.likelihoods import Likelihood
+from bitsback.likelihoods.classes import CategoricalLikelihood
+from bitsback.model import BayesianModel
+from bitsback.shipping.message import read_file
+from bitsback.shipping.tree import MODEL_SECTIONS, from_tree, to_tree
+
+Tree = dict[str, Any]
+
+
+class LoadedModel(nn.Module):
+    """A decoded model file: a network with one number per weight, its likelihood and its preprocessing.
+
+    Calling it maps the network's inputs to its outputs; :meth:`predict` starts from inputs as they are stored.
+
+    Attributes:
+        config: the configuration in the file; its data section says how the inputs were made.
+        codec: ``relative_entropy`` or ``quantised``.
+        parts: where every bit of the file goes.
+    """
+
+    def __init__(
+        self, config: Config, tree: Tree, codec: str, model: BayesianModel, likelihood: Likelihood, scaling: Preprocessing
+    ) -> None:
+        super().__init__()
+        self.config, self.tree, self.codec = config, tree, codec
+        self.model, self.likelihood, self._scaling = model.eval(), likelihood, scaling
+        self.parts: list[Part] = []
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        with self.model.mean():
+            outputs: Tensor = self.model(inputs)
+        return outputs
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """From stored inputs to the network's; features that were fitted to training inputs are fitted to them again."""
+        if self.config.data.features is None:
+            return replace(self._scaling, fraction_bits=self.config.data.fraction_bits)
+        return self.config.data.load_inputs().preprocessing
+
+    @torch.no_grad()
+    def predict(self, inputs: Tensor) -> Tensor:
+        """Predictive means (probabilities for classes), (n, ...), for inputs as they are stored, (n, ...)."""
+        prepared = self.preprocessing(inputs)
+        wanted = tuple(self.tree["inputs"])
+        if tuple(prepared.shape[1:]) != wanted:
+            if prepared[0].numel() != torch.Size(wanted).numel():
+                raise FileError(f"the model takes inputs of shape {wanted}, got {tuple(prepared.shape[1:])}; give such inputs")
+            prepared = prepared.reshape(len(prepared), *wanted)
+        return torch.cat([self.likelihood.predict(self(part)) for part in prepared.split(512)])
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Names of the classes, where the configuration gave them."""
+        return getattr(self.config.likelihood, "class_names", None)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All weights and statistics by name, float32."""
+        named: dict[str, Tensor] = {weight.name: weight.posterior.mean for weight in self.model.weights}
+        named |= dict(self.model.deterministic()) | dict(self.model.statistics())
+        named |= {f"likelihood.{name}": value for name, value in self.likelihood.values().items()}
+        return {name: tensor.detach().to("cpu", torch.float32).contiguous().clone() for name, tensor in named.items()}
+
+
+@dataclass(frozen=True)
+class Shell:
+    """What a model file is built around: settings, and an empty model to hold the numbers."""
+
+    tree: Tree
+    config: Config
+    model: BayesianModel
+    likelihood: Likelihood
+    scaling: Preprocessing
+
+    @classmethod
+    def of(cls, tree: Tree, places: Sequence[str] = ()) -> "Shell":
+        """The untrained model of a file's settings; raises FileError when they make none."""
+        values = {key: value for key, value in tree.items() if key in MODEL_SECTIONS}
+        config = from_tree(values, places, data_is_needed=False)
+        try:
+            shape, classes, outputs = tuple(map(int, tree["inputs"])), tree["likelihood"].get("classes"), tree.get("outputs")
+            whole = bool(tree.get("whole_inputs"))
+            spread = tuple(map(int, tree.get("statistics", ())))
+            scaling = Preprocessing(torch.zeros(spread), torch.full(spread, float(tree.get("scale", 1.0))))
+        except (KeyError, TypeError, ValueError, AttributeError) as fault:
+            raise FileError("the file does not say what its inputs look like; it is damaged") from fault
+        likelihood = config.likelihood.build(classes)
+        count = likelihood.classes if isinstance(likelihood, CategoricalLikelihood) else int(outputs or 0)
+        example = torch.zeros(2, *shape, dtype=torch.int64 if whole else torch.float32)
+        model = build_model(config, example, count)
+        return cls(tree, config, model, likelihood, scaling)
+
+    @staticmethod
+    def statistics_of(scaling: Preprocessing) -> tuple[Slot, ...]:
+        """The numbers of a scaling that were measured on the training inputs."""
+        if not (scaling.shift.ndim or scaling.scale.ndim):
+            return ()
+        shift, scale = torch.broadcast_tensors(scaling.shift, scaling.scale)
+        return ("input mean", shift, FLOAT32), ("input scale", scale, FLOAT32)
+
+    def side(self) -> SideNumbers:
+        """Everything learned that is not a coded weight, in the order of the file."""
+        numbers = SideNumbers.of(self.model, self.likelihood, with_frozen=True)
+        return SideNumbers((*numbers.slots, *self.statistics_of(self.scaling)))
+
+
+def model_tree(experiment: Experiment) -> Tree:
+    """The settings of a model file."""
+    tree = to_tree(experiment.config, MODEL_SECTIONS)
+    inputs, preprocessing = experiment.dataset.train.inputs, experiment.dataset.preprocessing
+    if "classes" in tree["likelihood"]:
+        tree["likelihood"]["classes"] = tree["likelihood"]["classes"] or experiment.dataset.classes
+    else:
+        tree["outputs"] = experiment.likelihood.outputs(experiment.dataset.train.targets)
+    tree["inputs"] = list(inputs.shape[1:])
+    if not inputs.is_floating_point():
+        tree["whole_inputs"] = True
+    if preprocessing.shift.ndim or preprocessing.scale.ndim:
+        tree["statistics"] = list(torch.broadcast_shapes(preprocessing.shift.shape, preprocessing.scale.shape))
+    else:
+        tree["scale"] = float(preprocessing.scale)
+    return tree
+
+
+def decode(content: bytes, what: str, places: Sequence[str] = ()) -> LoadedModel:
+    """The model in the bytes of a file.
+
+    Raises:
+        FileError: for anything but a model file that is whole.
+    """
+    kind, contents = unseal(content, what)
+    if kind == "message":
+        raise FileError(f"{what} is a message, not a model file; use `bitsback receive`")
+    reader = BitReader(contents)
+    tree = take_settings(reader)
+    shell = Shell.of(tree, places)
+    head = reader.place
+    side = shell.side()
+    take_side(reader, side)
+    parts = [Part("mark, version, checksum", 8 * (len(content) - len(contents))), Part("configuration", head)]
+    parts += [Part(name, tensor.numel() * grid.bits_each) for name, tensor, grid in side.slots]
+    take = take_blocks if kind == "relative_entropy" else take_quantised
+    weights, body = take(reader, shell.model)
+    parts += body
+    reader.close()
+    parts.append(Part("padding", 8 * len(content) - sum(part.bits for part in parts)))
+    with torch.no_grad():
+        for weight in shell.model.weights:
+            weight.posterior.mean.copy_(weights[weight.name])
+    loaded = LoadedModel(shell.config, tree, kind, shell.model, shell.likelihood, shell.scaling)
+    loaded.parts = parts
+    return loaded
+
+
+def write_unpacked(loaded: LoadedModel, directory: Path) -> None:
+    """Write ``model.safetensors`` and ``config.yaml``."""
+    write_tensors(directory / "model.safetensors", loaded.tensors(), {})
+    write_text(directory / "config.yaml", to_yaml(loaded.config))
+
+
+def load(path: str | Path, places: Sequence[str] = ()) -> LoadedModel:
+    """Read a model file.
+
+    Args:
+        path: what ``bitsback pack`` or :func:`bitsback.save` wrote.
+        places: such as ``"data.root=DIR"``, where the preprocessing needs the training inputs.
+
+    Raises:
+        FileError: when the file is empty, foreign, of a later version, truncated, extended or damaged.
+    """
+    return decode(read_file(Path(path)), str(path), places)

@@ -1,0 +1,252 @@
+"""pack: from a trained experiment to the bytes of a model file, and what they say."""
+
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from bitsback.bitstream.container import BitWriter, seal, sealed_bytes
+from bitsback.bitstream.labels import code_bits
+from bitsback.bitstream.model_file import INDEX_WIDTH, block_code, put_blocks, put_head
+from bitsback.bitstream.outputs import exact_outputs
+from bitsback.bitstream.quantised import STEPS_PER_STD
+from bitsback.bitstream.quantised_file import QuantisedNetwork, QuantisedSettings
+from bitsback.bitstream.side import SideNumbers
+from bitsback.config import Experiment
+from bitsback.errors import FileError
+from bitsback.likelihoods.classes import CategoricalLikelihood
+from bitsback.model import evaluate
+from bitsback.posterior import PointPosterior
+from bitsback.shipping.model_file import LoadedModel, Shell, decode, model_tree
+from bitsback.training.tuning import Tuner, TuningSettings
+from bitsback.units import bits_to_bytes
+
+Codec = Literal["auto", "relative_entropy", "quantised"]
+BLOCKS_BELOW_BITS, QUANTISED_ABOVE_BITS = 3.0, 4.0
+"""Net bits per weight below which blocks win, and above which quantising does; between, both are tried."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A model file, and what it holds, measured on the decoded bytes."""
+
+    content: bytes
+    codec: str
+    why: str
+    loaded: LoadedModel = field(repr=False)
+    train_data_bits: float
+    label_bits: float | None
+    train_error: float
+    test_error: float | None
+    error_name: str
+    net_bits: float
+
+    @property
+    def total_bits(self) -> float:
+        """Bits of the file and of the training labels given the decoded weights."""
+        return 8 * len(self.content) + (self.train_data_bits if self.label_bits is None else self.label_bits)
+
+    def facts(self) -> dict[str, Any]:
+        """Everything, for JSON."""
+        return {
+            "codec": self.codec,
+            "why": self.why,
+            "file_bytes": len(self.content),
+            "label_bits": self.label_bits,
+            "data_bits": self.train_data_bits,
+            "total_bits": self.total_bits,
+            "ledger_net_bits": self.net_bits,
+            f"train_{self.error_name}": self.train_error,
+            f"test_{self.error_name}": self.test_error,
+            "parts": [{"name": part.name, "bits": part.bits} for part in self.loaded.parts],
+        }
+
+
+@dataclass(frozen=True)
+class PackSettings:
+    """How a model file is made.
+
+    Attributes:
+        codec: ``auto`` chooses by net bits per weight.
+        index_bits: K of the block code: 12 by default, 16 for quality.
+        key: of the codebook; another one gives another file.
+        budget_bytes: size of the file, all bytes counted; default: what the net bits ask for.
+        tuning: how weights that are not coded yet are trained on; None: they are not.
+        quantised: grids and trade-off of the quantised codec.
+    """
+
+    codec: Codec = "auto"
+    index_bits: int = 12
+    key: int = 0
+    budget_bytes: int | None = None
+    tuning: TuningSettings | None = None
+    quantised: QuantisedSettings = QuantisedSettings()
+    progress: bool = True
+
+
+def pack(experiment: Experiment, settings: PackSettings | None = None) -> Packed:
+    """The model file of a trained experiment. The experiment's model is changed: it ends with the weights of the file.
+
+    Raises:
+        LayerError: for a point estimate with the relative_entropy codec.
+        FileError: for a budget that is too small.
+        PriorError: for a prior that cannot be coded.
+    """
+    settings = settings or PackSettings()
+    model = experiment.model
+    model.round_to_grid()
+    experiment.likelihood.round_to_grid()
+    codec, why = _choose_codec(experiment, settings)
+    label = _ledger_net_bits(experiment)
+    if codec == "both":
+        state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        found = []
+        for one in ("relative_entropy", "quantised"):
+            model.load_state_dict(state)
+            found.append(_measured(experiment, _content(experiment, one, settings), one, why, label))
+        best = min(found, key=lambda packed: packed.total_bits)
+        return replace(best, why=f"{why}: both were tried, {best.codec} describes the labels in fewer bits")
+    return _measured(experiment, _content(experiment, codec, settings), codec, why, label)
+
+
+def _choose_codec(experiment: Experiment, settings: PackSettings) -> tuple[str, str]:
+    model = experiment.model
+    points = any(isinstance(q, PointPosterior) for q in model.posteriors())
+    if points and settings.codec == "relative_entropy":
+        raise FileError("a point estimate has no bits to give back; use --codec quantised")
+    if settings.codec != "auto":
+        return settings.codec, "asked for"
+    if points or not model.weights:
+        return "quantised", "a point estimate has no posterior to choose from"
+    weights = sum(q.weights for q in model.posteriors())
+    bits = 8 * settings.budget_bytes if settings.budget_bytes is not None else float(model.kl_bits().detach())
+    rate = bits / weights
+    text = f"{rate:.2g} bits per weight"
+    if rate < BLOCKS_BELOW_BITS:
+        return "relative_entropy", f"{text}, below {BLOCKS_BELOW_BITS:g}"
+    if rate > QUANTISED_ABOVE_BITS:
+        return "quantised", f"{text}, above {QUANTISED_ABOVE_BITS:g}"
+    return "both", text
+
+
+def _content(experiment: Experiment, codec: str, settings: PackSettings) -> bytes:
+    return _quantised(experiment, settings) if codec == "quantised" else _blocks_file(experiment, settings)
+
+
+def _blocks_file(experiment: Experiment, settings: PackSettings) -> bytes:
+    model, tree = experiment.model, model_tree(experiment)
+    head = BitWriter()
+    put_head(head, tree, _side(experiment))
+    blocks = _blocks(float(model.kl_bits().detach()), head.bits, settings)
+    weights = sum(q.weights for q in model.posteriors())
+    code = block_code(model, min(blocks, weights), settings.index_bits, settings.key)
+    tuning = settings.tuning or TuningSettings(steps=0, balance_steps=0)
+    tuner = Tuner(
+        model, experiment.likelihood, experiment.dataset.train, code, tuning, experiment.config.seed, settings.progress
+    )
+    indices = tuner.run()
+    writer = BitWriter()
+    put_head(writer, tree, _side(experiment))  # after tuning: running statistics have moved
+    put_blocks(writer, indices, settings.index_bits, settings.key)
+    return seal("relative_entropy", writer.to_bytes())
+
+
+COARSENESS = tuple(STEPS_PER_STD * 2 ** (k / 4) for k in range(-6, 17))
+TRADE_OFFS = (0.0, 0.25, 1.0)
+
+
+def _quantised(experiment: Experiment, settings: PackSettings) -> bytes:
+    """One quantised file; with a budget the finest that fits, with tuning the one that describes the labels in fewest bits."""
+    wanted = settings.quantised
+    if settings.budget_bytes is None and settings.tuning is None:
+        return _quantised_once(experiment, wanted)
+    state = {name: tensor.clone() for name, tensor in experiment.model.state_dict().items()}
+    trade_offs = TRADE_OFFS if settings.tuning is not None else (wanted.trade_off,)
+    best, best_bits, least = b"", math.inf, math.inf
+    for trade_off in trade_offs:
+        for steps_per_std in COARSENESS:
+            experiment.model.load_state_dict(state)
+            content = _quantised_once(experiment, replace(wanted, steps_per_std=steps_per_std, trade_off=trade_off))
+            least = min(least, len(content))
+            if settings.budget_bytes is not None and len(content) > settings.budget_bytes:
+                continue
+            bits = _total_bits(experiment, content)
+            if bits < best_bits:
+                best, best_bits = content, bits
+            if settings.tuning is None:
+                break  # the finest that fits
+    if not best:
+        raise FileError(f"a budget of {settings.budget_bytes} bytes is too small; the least for this network is {least} bytes")
+    return best
+
+
+def _quantised_once(experiment: Experiment, settings: QuantisedSettings) -> bytes:
+    network = QuantisedNetwork.of(experiment.model, settings)
+    writer = BitWriter()
+    put_head(writer, model_tree(experiment), _side(experiment))
+    message, _ = network.put(writer, experiment.model)
+    return seal("quantised", writer.to_bytes() + message)
+
+
+def _total_bits(experiment: Experiment, content: bytes) -> float:
+    loaded = decode(content, "the packed file", _places(experiment))
+    return 8 * len(content) + evaluate(loaded.model, loaded.likelihood, experiment.dataset.train, samples=0).data_bits
+
+
+def _side(experiment: Experiment) -> SideNumbers:
+    experiment.model.round_to_grid()
+    numbers = SideNumbers.of(experiment.model, experiment.likelihood, with_frozen=True)
+    return SideNumbers((*numbers.slots, *Shell.statistics_of(experiment.dataset.preprocessing)))
+
+
+def _blocks(net_weight_bits: float, head_bits: int, settings: PackSettings) -> int:
+    """How many blocks: as many as the net bits fill, or as fit the budget."""
+    if settings.budget_bytes is None:
+        return max(1, round(net_weight_bits / settings.index_bits))
+    blocks = 8 * settings.budget_bytes // settings.index_bits
+    while blocks > 0 and _file_bytes(head_bits, blocks, settings) > settings.budget_bytes:
+        blocks -= 1
+    if blocks == 0:
+        least = _file_bytes(head_bits, 1, settings)
+        raise FileError(f"a budget of {settings.budget_bytes} bytes is too small; the least for this network is {least} bytes")
+    return blocks
+
+
+def _file_bytes(head_bits: int, blocks: int, settings: PackSettings) -> int:
+    counts = sum(2 * (count + 1).bit_length() - 1 for count in (blocks, settings.key))
+    return sealed_bytes(bits_to_bytes(head_bits + INDEX_WIDTH + counts + blocks * settings.index_bits))
+
+
+def _ledger_net_bits(experiment: Experiment) -> float:
+    """Net weight bits and hyper-parameters of the posterior, with the data bits of a few draws."""
+    model, likelihood = experiment.model, experiment.likelihood
+    drawn = evaluate(model, likelihood, experiment.dataset.train, samples=3 if model.smallest_std() is not None else 0)
+    charges = sum(charge.bits for charge in [*model.charges(), *likelihood.charges()])
+    return drawn.data_bits + float(model.kl_bits(exact=True).detach()) + charges
+
+
+def _measured(experiment: Experiment, content: bytes, codec: str, why: str, net_bits: float) -> Packed:
+    loaded = decode(content, "the packed file", _places(experiment))
+    data, likelihood = experiment.dataset, loaded.likelihood
+    train = evaluate(loaded.model, likelihood, data.train, samples=0)
+    test = evaluate(loaded.model, likelihood, data.test, samples=0).error if data.test is not None else None
+    label_bits = None
+    if isinstance(likelihood, CategoricalLikelihood):
+        weights = {w.name: w.posterior.mean.detach() for w in loaded.model.weights}
+        outputs = exact_outputs(loaded.model.double(), weights, data.train.inputs)
+        label_bits = code_bits(outputs.numpy(), data.train.targets.numpy().astype(np.int64))
+        loaded.model.float()
+    return Packed(content, codec, why, loaded, train.data_bits, label_bits, train.error, test, likelihood.error_name, net_bits)
+
+
+def _places(experiment: Experiment) -> list[str]:
+    """Where this machine keeps what the configuration names: what a receiver would be asked for."""
+    found = []
+    for section in ("data", "network", "prior"):
+        part = getattr(experiment.config, section)
+        found += [
+            f"{section}.{name}={value}" for name in type(part).model_fields if isinstance(value := getattr(part, name), Path)
+        ]
+    return found

@@ -1,0 +1,51 @@
+"""Random changes of images while training: shifts, rotations, zooms. The ledger is always taken on the images as they are."""
+
+import math
+
+import torch
+from pydantic import Field, NonNegativeFloat
+from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample
+
+from bitsback.errors import TrainingError
+from bitsback.registry import Settings
+
+
+class AugmentSettings(Settings):
+    """How far images (n, channels, height, width) are changed at random, each in its own way."""
+
+    shift_pixels: NonNegativeFloat = Field(0.0, description="largest shift along either axis")
+    rotate_degrees: NonNegativeFloat = Field(0.0, description="largest rotation")
+    zoom: float = Field(0.0, ge=0, lt=1, description="largest relative change of size, each axis by itself")
+    shear: NonNegativeFloat = Field(0.0, description="largest shear")
+
+
+def augmented(images: Tensor, settings: AugmentSettings) -> Tensor:
+    """Every image under an affine map of its own, bilinear, zeros from outside; the same shape.
+
+    Raises:
+        TrainingError: for inputs that are not images.
+
+    >>> images = torch.zeros(2, 1, 8, 8)
+    >>> augmented(images, AugmentSettings(shift_pixels=1.0)).shape
+    torch.Size([2, 1, 8, 8])
+    """
+    if images.ndim != 4:
+        raise TrainingError(f"augmentation needs images (n, channels, height, width), got {tuple(images.shape)}; leave it out")
+    count, _, height, width = images.shape
+
+    def uniform(*shape: int) -> Tensor:
+        return 2 * torch.rand(shape, dtype=images.dtype, device=images.device) - 1
+
+    angle = uniform(count) * math.radians(settings.rotate_degrees)
+    stretch = 1 + uniform(count, 2) * settings.zoom
+    shear = uniform(count) * settings.shear
+    size = torch.tensor([width, height], dtype=images.dtype, device=images.device)
+    shift = uniform(count, 2) * settings.shift_pixels * 2 / size
+    cos, sin = angle.cos(), angle.sin()
+    rows = [
+        torch.stack([cos * stretch[:, 0], (shear - sin) * stretch[:, 1], shift[:, 0]], 1),
+        torch.stack([sin * stretch[:, 0], cos * stretch[:, 1], shift[:, 1]], 1),
+    ]
+    grid = affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
+    return grid_sample(images, grid, align_corners=False)
