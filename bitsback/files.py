@@ -45,6 +45,13 @@ def check_new_directory(path: Path) -> None:
         raise RunError(f"cannot write {path}: {place} is not a directory you may write to; choose another --out")
 
 
+def check_new_file(path: Path) -> None:
+    """Raise RunError unless a file can be written to ``path``; nothing is changed."""
+    place = next(parent for parent in path.resolve().parents if parent.exists())
+    if path.is_dir() or not place.is_dir() or not os.access(place, os.W_OK):
+        raise RunError(f"cannot write {path}: it is a directory, or stands in a place you may not write to; choose another -o")
+
+
 def write_text(path: Path, content: str) -> None:
     """:func:`write_bytes` for text, in UTF-8."""
     write_bytes(path, content.encode())

@@ -13,26 +13,11 @@ from bitsback.bitstream.exchangeable import exchangeable_groups
 from bitsback.bitstream.message import MOST_LANES_LOG2, default_lanes_log2
 from bitsback.bitstream.model_file import Part, placed_priors
 from bitsback.bitstream.permutation import Refund, Specs, canonicalise, pop_network, push_network, rearranged
-from bitsback.bitstream.quantised import STEPS_PER_STD, QuantisedTensor, quantise, step_level_for
+from bitsback.bitstream.quantised import QuantisedTensor, quantise, step_level_for
 from bitsback.errors import FileError
 from bitsback.model import BayesianModel
 
 LANES_WIDTH = 4
-
-
-@dataclass(frozen=True)
-class QuantisedSettings:
-    """How weights are put on grids.
-
-    Attributes:
-        steps_per_std: grid step in posterior stds; coarser grids make smaller files.
-        trade_off: weight of the code length against the distortion, both in bits; 0 rounds to the nearest level.
-        permute: whether the order of hidden units gives its bits back.
-    """
-
-    steps_per_std: float = STEPS_PER_STD
-    trade_off: float = 0.0
-    permute: bool = True
 
 
 @dataclass(frozen=True)
@@ -43,21 +28,28 @@ class QuantisedNetwork:
     permute: bool
 
     @classmethod
-    def of(cls, model: BayesianModel, settings: QuantisedSettings) -> "QuantisedNetwork":
-        """Quantise a model; its statistics and weights without posterior are permuted along, in place."""
+    def of(cls, model: BayesianModel, steps_per_std: float, trade_off: float, *, permute: bool) -> "QuantisedNetwork":
+        """Quantise a model; its statistics and weights without posterior are permuted along, in place.
+
+        Args:
+            model: what is quantised.
+            steps_per_std: grid step in posterior stds; coarser grids make smaller files.
+            trade_off: weight of the code length against the distortion, both in bits; 0 rounds to the nearest level.
+            permute: whether the order of hidden units gives its bits back.
+        """
         tensors = {}
         for weight, prior in zip(model.weights, placed_priors(model), strict=True):
             std, mean = weight.posterior.std(), weight.posterior.mean.detach().cpu().numpy()
             width = model.grid_step() if std is None else std.detach().cpu().numpy()
-            level = round(4 * math.log2(width)) if isinstance(width, float) else step_level_for(width, settings.steps_per_std)
-            tensors[weight.name] = quantise(mean, width, prior, level, settings.trade_off)
-        if settings.permute:
+            level = round(4 * math.log2(width)) if isinstance(width, float) else step_level_for(width, steps_per_std)
+            tensors[weight.name] = quantise(mean, width, prior, level, trade_off)
+        if permute:
             groups = exchangeable_groups(model.network)
             tensors, orders = canonicalise(tensors, groups)
             with torch.no_grad():
                 for name, tensor in [*model.statistics(), *model.deterministic()]:
                     tensor.copy_(torch.from_numpy(rearranged(name, tensor.detach().numpy().copy(), groups, orders)))
-        return cls(tensors, settings.permute)
+        return cls(tensors, permute)
 
     def put(self, writer: BitWriter, model: BayesianModel) -> tuple[bytes, list[Refund]]:
         """Write the head; returns the message that follows it on a whole byte, and what every group of units gave back."""

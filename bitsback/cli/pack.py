@@ -2,56 +2,48 @@
 
 import json as json_library
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from bitsback.cli.ledger import RunArgument
 from bitsback.cli.receive import OutDirectory
 from bitsback.cli.train import JsonOption, shown_error
-from bitsback.errors import ConfigError, FileError
+from bitsback.errors import FileError
 
-if TYPE_CHECKING:
-    from bitsback.training.tuning import TuningSettings
-
+Codec = Literal["auto", "relative_entropy", "quantised"]
 FileArgument = Annotated[Path, typer.Argument(help="Model file.", show_default=False)]
 
 
 def pack(
     run: RunArgument,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where the model file goes.", show_default=False)] = None,
-    codec: Annotated[Literal["auto", "relative_entropy", "quantised"], typer.Option(help="auto: by bits per weight.")] = "auto",
-    budget: Annotated[int | None, typer.Option(min=1, help="Bytes of the whole file.", show_default=False)] = None,
+    codec: Annotated[Codec | None, typer.Option(help="Default: the run's, else auto: by bits per weight.")] = None,
+    budget: Annotated[int | None, typer.Option(min=1, help="Bytes of the whole file; implies --tune.")] = None,
     tune: Annotated[bool, typer.Option("--tune", help="Train on what is not coded yet.")] = False,
-    index_bits: Annotated[int, typer.Option(min=1, max=24, help="Bits of a block's index: 12, or 16 for quality.")] = 12,
-    setting: Annotated[list[str] | None, typer.Option("--set", help="Such as steps=400; see TuningSettings.")] = None,
-    permute: Annotated[bool, typer.Option("--permute/--no-permute", help="Refund for the order of hidden units.")] = True,
+    setting: Annotated[list[str] | None, typer.Option("--set", help="Such as tuning.steps=400 or index_bits=16.")] = None,
     json: JsonOption = False,
 ) -> None:
     """Write a run's network as a file that decodes without the data.
 
     relative_entropy chooses every block of weights from a shared random codebook, at about the run's net bits; quantised puts
-    the weights on grids and codes them under the prior. --budget and --set imply --tune.
+    the weights on grids and codes them under the prior. The configuration's section `pack` says how; options come on top.
 
     Example: bitsback pack runs/digits -o digits.bb --tune --budget 120
     """
-    from bitsback.bitstream.quantised_file import QuantisedSettings
     from bitsback.config import load_run
-    from bitsback.files import write_bytes
-    from bitsback.shipping.pack import PackSettings
+    from bitsback.files import check_new_file, write_bytes
     from bitsback.shipping.pack import pack as pack_experiment
+    from bitsback.shipping.pack import with_settings
 
     if out is None:
         raise FileError("say where the model file goes: -o FILE")
-    tuning = _tuning(setting or []) if tune or setting or budget is not None else None
-    settings = PackSettings(
-        codec=codec,
-        index_bits=index_bits,
-        budget_bytes=budget,
-        tuning=tuning,
-        quantised=QuantisedSettings(permute=permute),
-    )
-    packed = pack_experiment(load_run(run).experiment(), settings)
+    check_new_file(out)
+    opened = load_run(run)
+    given = [*([f"codec={codec}"] if codec else []), *([f"budget_bytes={budget}"] if budget is not None else [])]
+    if (tune or budget is not None) and opened.config.pack.tuning is None:
+        given.insert(0, "tuning={}")
+    packed = pack_experiment(opened.experiment(), with_settings(opened.config.pack, [*given, *(setting or [])]))
     write_bytes(out, packed.content)
     if json:
         print(json_library.dumps(packed.facts(), indent=2))
@@ -62,26 +54,6 @@ def pack(
           f"the posterior's ledger: {packed.net_bits:,.0f}")  # fmt: skip
     if packed.test_error is not None:
         print(f"Test error of the decoded file: {shown_error(packed.error_name, packed.test_error)}")
-
-
-def _tuning(settings: list[str]) -> "TuningSettings":
-    from pydantic import ValidationError
-
-    from bitsback.config.load import parse_value
-    from bitsback.training.tuning import TuningSettings
-
-    values: dict[str, object] = {}
-    for text in settings:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise ConfigError(f"--set {text}: write KEY=VALUE, such as --set steps=400")
-        values[key] = parse_value(value)
-    try:
-        return TuningSettings.model_validate(values)
-    except ValidationError as fault:
-        first = fault.errors()[0]
-        known = ", ".join(TuningSettings.model_fields)
-        raise ConfigError(f"--set {'.'.join(map(str, first['loc']))}: {first['msg']}; settings: {known}") from fault
 
 
 def unpack(context: typer.Context, file: FileArgument, out: OutDirectory = None) -> None:

@@ -15,6 +15,7 @@ from bitsback.priors import AnyPriorSettings
 from bitsback.priors.gaussian import GaussianPriorSettings
 from bitsback.registry import Settings
 from bitsback.training import LedgerSettings, LoggingSettings, TrainingSettings
+from bitsback.training.tuning import PackSettings
 
 
 class BayesianSettings(Settings):
@@ -44,6 +45,7 @@ class Config(Settings):
     training: TrainingSettings = TrainingSettings()
     ledger: LedgerSettings = LedgerSettings()
     logging: LoggingSettings = LoggingSettings()
+    pack: PackSettings = PackSettings()
     seed: int = Field(0, ge=0, le=2**32 - 1, description="seed of initial weights, batches and draws")
 
 

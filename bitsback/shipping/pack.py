@@ -1,29 +1,31 @@
 """pack: from a trained experiment to the bytes of a model file, and what they say."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from bitsback.bitstream.container import BitWriter, seal, sealed_bytes
 from bitsback.bitstream.labels import code_bits
 from bitsback.bitstream.model_file import INDEX_WIDTH, block_code, put_blocks, put_head
 from bitsback.bitstream.outputs import exact_outputs
 from bitsback.bitstream.quantised import STEPS_PER_STD
-from bitsback.bitstream.quantised_file import QuantisedNetwork, QuantisedSettings
+from bitsback.bitstream.quantised_file import QuantisedNetwork
 from bitsback.bitstream.side import SideNumbers
 from bitsback.config import Experiment
-from bitsback.errors import FileError
+from bitsback.config.load import parse_value
+from bitsback.errors import ConfigError, FileError
 from bitsback.likelihoods.classes import CategoricalLikelihood
 from bitsback.model import evaluate
 from bitsback.posterior import PointPosterior
 from bitsback.shipping.model_file import LoadedModel, Shell, decode, model_tree
-from bitsback.training.tuning import Tuner, TuningSettings
+from bitsback.training.tuning import PackSettings, QuantisingSettings, Tuner, TuningSettings
 from bitsback.units import bits_to_bytes
 
-Codec = Literal["auto", "relative_entropy", "quantised"]
 BLOCKS_BELOW_BITS, QUANTISED_ABOVE_BITS = 3.0, 4.0
 """Net bits per weight below which blocks win, and above which quantising does; between, both are tried."""
 
@@ -64,29 +66,31 @@ class Packed:
         }
 
 
-@dataclass(frozen=True)
-class PackSettings:
-    """How a model file is made.
+def with_settings(settings: PackSettings, overrides: Sequence[str]) -> PackSettings:
+    """The settings with ``key=value`` overrides, such as ``tuning.steps=400``; raises ConfigError naming what is wrong.
 
-    Attributes:
-        codec: ``auto`` chooses by net bits per weight.
-        index_bits: K of the block code: 12 by default, 16 for quality.
-        key: of the codebook; another one gives another file.
-        budget_bytes: size of the file, all bytes counted; default: what the net bits ask for.
-        tuning: how weights that are not coded yet are trained on; None: they are not.
-        quantised: grids and trade-off of the quantised codec.
+    >>> with_settings(PackSettings(), ["tuning.steps=400"]).tuning.steps
+    400
     """
+    values = settings.model_dump()
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        *path, last = key.split(".")
+        if not equals:
+            raise ConfigError(f"--set {override}: write KEY=VALUE, such as --set tuning.steps=400")
+        inside = values
+        for part in path:
+            inside[part] = inside.get(part) or {}
+            inside = inside[part]
+        inside[last] = parse_value(text)
+    try:
+        return PackSettings.model_validate(values)
+    except ValidationError as fault:
+        first = fault.errors()[0]
+        raise ConfigError(f"pack.{'.'.join(map(str, first['loc']))}: {first['msg']}; see the schema's section pack") from fault
 
-    codec: Codec = "auto"
-    index_bits: int = 12
-    key: int = 0
-    budget_bytes: int | None = None
-    tuning: TuningSettings | None = None
-    quantised: QuantisedSettings = QuantisedSettings()
-    progress: bool = True
 
-
-def pack(experiment: Experiment, settings: PackSettings | None = None) -> Packed:
+def pack(experiment: Experiment, settings: PackSettings | None = None, *, progress: bool = True) -> Packed:
     """The model file of a trained experiment. The experiment's model is changed: it ends with the weights of the file.
 
     Raises:
@@ -94,7 +98,7 @@ def pack(experiment: Experiment, settings: PackSettings | None = None) -> Packed
         FileError: for a budget that is too small.
         PriorError: for a prior that cannot be coded.
     """
-    settings = settings or PackSettings()
+    settings = settings or experiment.config.pack
     model = experiment.model
     model.round_to_grid()
     experiment.likelihood.round_to_grid()
@@ -105,10 +109,10 @@ def pack(experiment: Experiment, settings: PackSettings | None = None) -> Packed
         found = []
         for one in ("relative_entropy", "quantised"):
             model.load_state_dict(state)
-            found.append(_measured(experiment, _content(experiment, one, settings), one, why, label))
+            found.append(_measured(experiment, _content(experiment, one, settings, progress), one, why, label))
         best = min(found, key=lambda packed: packed.total_bits)
         return replace(best, why=f"{why}: both were tried, {best.codec} describes the labels in fewer bits")
-    return _measured(experiment, _content(experiment, codec, settings), codec, why, label)
+    return _measured(experiment, _content(experiment, codec, settings, progress), codec, why, label)
 
 
 def _choose_codec(experiment: Experiment, settings: PackSettings) -> tuple[str, str]:
@@ -131,11 +135,11 @@ def _choose_codec(experiment: Experiment, settings: PackSettings) -> tuple[str, 
     return "both", text
 
 
-def _content(experiment: Experiment, codec: str, settings: PackSettings) -> bytes:
-    return _quantised(experiment, settings) if codec == "quantised" else _blocks_file(experiment, settings)
+def _content(experiment: Experiment, codec: str, settings: PackSettings, progress: bool) -> bytes:
+    return _quantised(experiment, settings) if codec == "quantised" else _blocks_file(experiment, settings, progress)
 
 
-def _blocks_file(experiment: Experiment, settings: PackSettings) -> bytes:
+def _blocks_file(experiment: Experiment, settings: PackSettings, progress: bool) -> bytes:
     model, tree = experiment.model, model_tree(experiment)
     head = BitWriter()
     put_head(head, tree, _side(experiment))
@@ -143,9 +147,7 @@ def _blocks_file(experiment: Experiment, settings: PackSettings) -> bytes:
     weights = sum(q.weights for q in model.posteriors())
     code = block_code(model, min(blocks, weights), settings.index_bits, settings.key)
     tuning = settings.tuning or TuningSettings(steps=0, balance_steps=0)
-    tuner = Tuner(
-        model, experiment.likelihood, experiment.dataset.train, code, tuning, experiment.config.seed, settings.progress
-    )
+    tuner = Tuner(model, experiment.likelihood, experiment.dataset.train, code, tuning, experiment.config.seed, progress)
     indices = tuner.run()
     writer = BitWriter()
     put_head(writer, tree, _side(experiment))  # after tuning: running statistics have moved
@@ -159,7 +161,7 @@ TRADE_OFFS = (0.0, 0.25, 1.0)
 
 def _quantised(experiment: Experiment, settings: PackSettings) -> bytes:
     """One quantised file; with a budget the finest that fits, with tuning the one that describes the labels in fewest bits."""
-    wanted = settings.quantised
+    wanted = settings.quantising
     if settings.budget_bytes is None and settings.tuning is None:
         return _quantised_once(experiment, wanted)
     state = {name: tensor.clone() for name, tensor in experiment.model.state_dict().items()}
@@ -168,7 +170,8 @@ def _quantised(experiment: Experiment, settings: PackSettings) -> bytes:
     for trade_off in trade_offs:
         for steps_per_std in COARSENESS:
             experiment.model.load_state_dict(state)
-            content = _quantised_once(experiment, replace(wanted, steps_per_std=steps_per_std, trade_off=trade_off))
+            change = {"steps_per_std": steps_per_std, "trade_off": trade_off}
+            content = _quantised_once(experiment, wanted.model_copy(update=change))
             least = min(least, len(content))
             if settings.budget_bytes is not None and len(content) > settings.budget_bytes:
                 continue
@@ -182,8 +185,8 @@ def _quantised(experiment: Experiment, settings: PackSettings) -> bytes:
     return best
 
 
-def _quantised_once(experiment: Experiment, settings: QuantisedSettings) -> bytes:
-    network = QuantisedNetwork.of(experiment.model, settings)
+def _quantised_once(experiment: Experiment, settings: QuantisingSettings) -> bytes:
+    network = QuantisedNetwork.of(experiment.model, settings.steps_per_std, settings.trade_off, permute=settings.permute)
     writer = BitWriter()
     put_head(writer, model_tree(experiment), _side(experiment))
     message, _ = network.put(writer, experiment.model)

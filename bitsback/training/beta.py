@@ -6,19 +6,24 @@ from dataclasses import dataclass
 from bitsback.training.settings import BudgetSettings, TrainingSettings
 
 GAIN, MEMORY = 2.0, 0.05
+LOWEST, HIGHEST = math.log(1e-5), math.log(30.0)
+"""Log beta stays between these: a higher one would kill a network before it has learned anything."""
+
+FIRST = math.log(0.01)
+"""Log beta at the first step of a training with a budget."""
 
 
 @dataclass
 class Beta:
     """Beta at the current step.
 
-    With a budget, log beta follows the excess e = ln(net weight bits / budget) as GAIN e + the sum of MEMORY e over all
-    steps so far: while the weights cost too much, beta grows.
+    With a budget, log beta follows the excess e = ln(net weight bits / budget), cut to -1 .. 1, as GAIN e + the sum of
+    MEMORY e over all steps so far: while the weights cost too much, beta grows.
     """
 
     settings: TrainingSettings
     steps_per_epoch: int
-    memory: float = 0.0
+    memory: float = FIRST
     value: float = 1.0
     excess: float = 0.0
 
@@ -27,9 +32,9 @@ class Beta:
         budget = self._budget(step)
         if budget is not None:
             self.excess = math.log(max(net_weight_bits, 1e-9) / budget)
-            excess = max(-2.0, min(2.0, self.excess))
-            self.memory += MEMORY * excess
-            self.value = math.exp(max(-20.0, min(20.0, self.memory + GAIN * excess)))
+            excess = max(-1.0, min(1.0, self.excess))
+            self.memory = max(LOWEST, min(HIGHEST, self.memory + MEMORY * excess))
+            self.value = math.exp(max(LOWEST, min(HIGHEST, self.memory + GAIN * excess)))
             return self.value
         rise = self.settings.beta.warmup_epochs * self.steps_per_epoch
         share = min(1.0, step / rise) if rise else 1.0

@@ -13,6 +13,7 @@ from bitsback.data import Examples
 from bitsback.errors import TrainingError
 from bitsback.likelihoods import Likelihood
 from bitsback.model import BayesianModel
+from bitsback.training.augment import augmented
 from bitsback.training.beta import Beta
 from bitsback.training.settings import TrainingSettings
 
@@ -65,7 +66,10 @@ class Fit:
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.randperm(len(self.train)).to(self.train.inputs.device)
         for batch in order.tensor_split(self.steps_per_epoch):
-            yield self.train.inputs[batch], self.train.targets[batch]
+            inputs = self.train.inputs[batch]
+            if self.settings.augment is not None:
+                inputs = augmented(inputs, self.settings.augment)
+            yield inputs, self.train.targets[batch]
 
     def _step(self, step: int, inputs: Tensor, targets: Tensor) -> tuple[float, float]:
         """One step on the total description length, in bits per example; returns the batch's data bits and the weight bits."""

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from bitsback.registry import Settings
+from bitsback.training.augment import AugmentSettings
 
 Threads = Annotated[int, Field(ge=1, le=256)]
 
@@ -64,6 +65,9 @@ class TrainingSettings(Settings):
     beta: BetaSettings = BetaSettings()
     budget_bits: PositiveFloat | BudgetSettings | None = Field(
         None, description="net weight bits to end at (within 1 %), fixed or moving; beta is adjusted to get there"
+    )
+    augment: AugmentSettings | None = Field(
+        None, description="random changes of the images in every batch; the ledger is taken on the images as they are"
     )
     gradient_clip: PositiveFloat | None = Field(None, description="largest norm of the gradient, in bits per example")
     early_stop: EarlyStopSettings | None = None

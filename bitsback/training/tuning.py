@@ -1,13 +1,13 @@
 """Progressive coding: blocks of weights are chosen one group after the other, and what is not chosen yet is trained on.
 
-Every block has a multiplier of its own on its KL, which steers it towards the bits its index can say. Once a block is chosen its
-weights are constants, and the others make up for what the choice cost (Havasi, Peharz & Hernandez-Lobato 2019, algorithm 2).
+Every block has a multiplier of its own on its KL, which steers it towards the bits its index can say. Once a block is chosen
+its weights are constants, and the others make up for what the choice cost (Havasi, Peharz & Hernandez-Lobato 2019).
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from bitsback.bitstream.ans import Integers
 from bitsback.bitstream.blocks import BlockCode
+from bitsback.bitstream.quantised import STEPS_PER_STD
 from bitsback.data import Examples
 from bitsback.errors import TrainingError
 from bitsback.kl import Panels, kl_each
@@ -42,6 +43,27 @@ class TuningSettings(Settings):
     lr: PositiveFloat = Field(0.005, description="largest learning rate of the means; log std takes five times as much")
     target_bits: PositiveFloat | None = Field(None, description="KL at which blocks are held; default: the bits of an index")
     augment: AugmentSettings | None = Field(None, description="random changes of the images while tuning")
+
+
+class QuantisingSettings(Settings):
+    """How the quantised codec puts weights on grids."""
+
+    steps_per_std: PositiveFloat = Field(STEPS_PER_STD, description="grid step in posterior stds; coarser makes smaller files")
+    trade_off: float = Field(0.0, ge=0, description="weight of code bits against distortion; 0 rounds to the nearest level")
+    permute: bool = Field(True, description="whether the order of hidden units gives its bits back")
+
+
+class PackSettings(Settings):
+    """How a run becomes a model file."""
+
+    codec: Literal["auto", "relative_entropy", "quantised"] = Field("auto", description="auto: by net bits per weight")
+    index_bits: int = Field(12, ge=1, le=24, description="K: bits of a block's index; 12, or 16 for quality")
+    key: int = Field(0, ge=0, lt=2**32, description="of the codebook; another one gives another file")
+    budget_bytes: PositiveInt | None = Field(None, description="size of the whole file; default: what the net bits ask for")
+    tuning: TuningSettings | None = Field(
+        None, description="train on what is not coded yet; default: code the posterior as it is"
+    )
+    quantising: QuantisingSettings = QuantisingSettings()
 
 
 @dataclass
