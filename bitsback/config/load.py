@@ -39,13 +39,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError("\n".join(describe_all(fault.errors(), values, origins, str(path)))) from fault
 
 
-def to_yaml(config: Config) -> str:
-    """The resolved configuration as YAML, every default written out."""
+def to_yaml(config: Config, sections: Sequence[str] | None = None) -> str:
+    """The resolved configuration as YAML, every default written out; or some of its sections."""
     stream = io.StringIO()
     writer = YAML(typ="safe", pure=True)
     writer.default_flow_style = False
     writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-    writer.dump(config.model_dump(mode="json"), stream)
+    writer.dump(config.model_dump(mode="json", include=None if sections is None else set(sections)), stream)
     return stream.getvalue()
 
 

@@ -97,6 +97,7 @@ class Dataset:
     test: Examples | None
     classes: int | None = None
     preprocessing: Preprocessing = Preprocessing()
+    in_memory: bool = False  # made in Python: no settings say where it comes from
 
     def __post_init__(self) -> None:
         if self.test is not None and self.test.inputs.shape[1:] != self.train.inputs.shape[1:]:

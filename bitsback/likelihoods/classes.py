@@ -61,9 +61,12 @@ class CategoricalSettings(LikelihoodSettings):
 
     kind: Literal["categorical"] = "categorical"
     classes: int | None = Field(None, ge=2, description="number of classes; default: as the data set says")
+    class_names: tuple[str, ...] | None = Field(None, description="names of the classes, which predictions then carry")
 
     def build(self, classes: int | None) -> CategoricalLikelihood:
         count = self.classes if self.classes is not None else classes
+        if self.class_names is not None and len(self.class_names) != count:
+            raise DataError(f"likelihood.class_names has {len(self.class_names)} names for {count} classes; give one for each")
         if count is None:
             raise DataError("the data set does not say how many classes it has; set likelihood.classes")
         return CategoricalLikelihood(count)

@@ -52,9 +52,11 @@ class BayesianModel(nn.Module):
         self.network = network
         self.priors = nn.ModuleList()
         self.weights: list[Weight] = []
+        self.prior_settings = settings_of(prior)
+        self.override_settings = {pattern: settings_of(choice) for pattern, choice in (overrides or {}).items()}
         self._drawn_per_call: list[Posterior] = []
         self.chosen_grid_step: float | None = None
-        self._assign(settings_of(prior), {pattern: settings_of(choice) for pattern, choice in (overrides or {}).items()})
+        self._assign(self.prior_settings, self.override_settings)
 
     def _assign(self, default: PriorSettings, overrides: Mapping[str, PriorSettings]) -> None:
         groups: dict[tuple[str, str], Prior] = {}

@@ -133,6 +133,8 @@ def model_tree(experiment: Experiment) -> Tree:
         tree["likelihood"]["classes"] = tree["likelihood"]["classes"] or experiment.dataset.classes
     else:
         tree["outputs"] = experiment.likelihood.outputs(experiment.dataset.train.targets)
+    if experiment.dataset.in_memory:
+        del tree["data"]
     tree["inputs"] = list(inputs.shape[1:])
     if not inputs.is_floating_point():
         tree["whole_inputs"] = True
@@ -176,7 +178,8 @@ def decode(content: bytes, what: str, places: Sequence[str] = ()) -> LoadedModel
 def write_unpacked(loaded: LoadedModel, directory: Path) -> None:
     """Write ``model.safetensors`` and ``config.yaml``."""
     write_tensors(directory / "model.safetensors", loaded.tensors(), {})
-    write_text(directory / "config.yaml", to_yaml(loaded.config))
+    written = [name for name in (*MODEL_SECTIONS, "seed") if name in loaded.tree or name == "seed"]
+    write_text(directory / "config.yaml", to_yaml(loaded.config, sections=written))
 
 
 def load(path: str | Path, places: Sequence[str] = ()) -> LoadedModel:

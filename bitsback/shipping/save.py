@@ -1,0 +1,138 @@
+"""save: a model that was made in Python, without a configuration, as a model file."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from bitsback.config import Config, Experiment
+from bitsback.config.network import FactorySettings, LayerSpec, SequentialSettings, layer_kinds
+from bitsback.config.schema import BayesianSettings
+from bitsback.data import Dataset, Examples
+from bitsback.errors import LayerError
+from bitsback.files import check_new_file, write_bytes
+from bitsback.layers import BayesianModule
+from bitsback.likelihoods import CategoricalLikelihood, GaussianLikelihood, Likelihood
+from bitsback.likelihoods.base import registry as likelihoods
+from bitsback.model import BayesianModel
+from bitsback.shipping.pack import Packed, pack
+from bitsback.training.tuning import PackSettings
+
+
+def save(
+    model: BayesianModel | Experiment,
+    path: str | Path,
+    examples: Examples | None = None,
+    *,
+    likelihood: Likelihood | None = None,
+    factory: str | None = None,
+    arguments: dict[str, Any] | None = None,
+    settings: PackSettings | None = None,
+    progress: bool = True,
+) -> Packed:
+    """Write a model file; :func:`bitsback.load` reads it. The model ends with the weights of the file.
+
+    Args:
+        model: what :func:`bitsback.bayesianize` made, or an experiment.
+        path: where the file goes.
+        examples: training examples, already preprocessed; they say what inputs look like, and are what tuning trains on. Not
+            needed with an experiment.
+        likelihood: default: categorical, with the classes of the examples.
+        factory, arguments: ``package.module:function`` that makes the network; not needed for an ``nn.Sequential`` of torch's
+            layers, which the file describes itself (its layers are then named as in YAML: linear1, conv2d1, ...).
+        settings: codec, budget and tuning.
+        progress: show the bar.
+
+    Raises:
+        LayerError: for a network that the file cannot describe.
+
+    >>> import torch, tempfile, bitsback
+    >>> model = bitsback.bayesianize(torch.nn.Sequential(torch.nn.Linear(4, 3)), prior="laplace")
+    >>> examples = Examples(torch.randn(50, 4), torch.randint(3, (50,)))
+    >>> place = tempfile.mkdtemp() + "/model.bb"
+    >>> packed = save(model, place, examples, progress=False)
+    >>> bitsback.load(place)(examples.inputs).shape
+    torch.Size([50, 3])
+    """
+    check_new_file(Path(path))
+    experiment = model if isinstance(model, Experiment) else _experiment(model, examples, likelihood, factory, arguments or {})
+    packed = pack(experiment, settings, progress=progress)
+    write_bytes(Path(path), packed.content)
+    return packed
+
+
+def _experiment(
+    model: BayesianModel,
+    examples: Examples | None,
+    likelihood: Likelihood | None,
+    factory: str | None,
+    arguments: dict[str, Any],
+) -> Experiment:
+    if examples is None:
+        raise LayerError("give examples: save(model, path, Examples(inputs, targets)); they say what the inputs look like")
+    if likelihood is None:
+        likelihood = CategoricalLikelihood(max(2, int(examples.targets.max()) + 1))
+    network: SequentialSettings | FactorySettings
+    if factory is None:
+        network = SequentialSettings(layers=tuple(describe(model.network)))
+        if model.override_settings:
+            raise LayerError(
+                "prior overrides go by the network's own names; give factory='package.module:function' to keep them"
+            )
+    else:
+        network = FactorySettings(factory=factory, arguments=arguments)
+    config = Config(
+        network=network,
+        prior=model.prior_settings,
+        prior_overrides=model.override_settings,
+        bayesian=BayesianSettings(exclude=tuple(name for name, _ in model.deterministic())),
+        likelihood=likelihoods[likelihood.kind].model_validate(_likelihood_settings(likelihood)),
+    )
+    classes = likelihood.classes if isinstance(likelihood, CategoricalLikelihood) else None
+    return Experiment(config, Dataset("in memory", examples, None, classes, in_memory=True), model, likelihood)
+
+
+def _likelihood_settings(likelihood: Likelihood) -> dict[str, Any]:
+    if isinstance(likelihood, GaussianLikelihood):
+        std = float(likelihood.log_std.detach().exp())
+        return {"std": std, "noise": likelihood.noise, "target_step": likelihood.target_step}
+    return {"classes": likelihood.classes} if isinstance(likelihood, CategoricalLikelihood) else {}
+
+
+def describe(network: nn.Module) -> list[LayerSpec]:
+    """The layers of an ``nn.Sequential`` as YAML writes them; raises LayerError for any other network.
+
+    >>> describe(nn.Sequential(nn.Linear(4, 3, bias=False), nn.ReLU()))
+    [{'Linear': {'in_features': 4, 'out_features': 3, 'bias': False}}, 'ReLU']
+    """
+    if not isinstance(network, nn.Sequential):
+        raise LayerError(
+            f"the file cannot describe a {type(network).__name__}; give factory='package.module:function' that makes it"
+        )
+    return [_describe_layer(layer) for layer in network]
+
+
+def _describe_layer(layer: nn.Module) -> LayerSpec:
+    kind = vars(type(layer)).get("plain_kind", type(layer))
+    if layer_kinds().get(kind.__name__) is not kind:
+        raise LayerError(f"the file cannot describe a {kind.__name__}; give factory='package.module:function' that makes it")
+    arguments: dict[str, Any] = {}
+    for name, parameter in inspect.signature(kind.__init__).parameters.items():
+        if name in ("self", "device", "dtype") or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        if name == "bias":
+            value: Any = _has_bias(layer)
+        elif hasattr(layer, name):
+            value = getattr(layer, name)
+        else:
+            continue
+        value = list(value) if isinstance(value, tuple) else value
+        if parameter.default is parameter.empty or value != parameter.default:
+            arguments[name] = value
+    return {kind.__name__: arguments} if arguments else kind.__name__
+
+
+def _has_bias(layer: nn.Module) -> bool:
+    own = isinstance(layer, BayesianModule) and any(name.startswith("bias") for name in layer.posteriors)
+    return own or any(name.startswith("bias") and p is not None for name, p in layer._parameters.items())
