@@ -1,6 +1,7 @@
 """save: a model that was made in Python, without a configuration, as a model file."""
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,19 +75,22 @@ def _experiment(
     if likelihood is None:
         likelihood = CategoricalLikelihood(max(2, int(examples.targets.max()) + 1))
     network: SequentialSettings | FactorySettings
+    yaml_name: Callable[[str], str]
     if factory is None:
         network = SequentialSettings(layers=tuple(describe(model.network)))
         if model.override_settings:
             raise LayerError(
                 "prior overrides go by the network's own names; give factory='package.module:function' to keep them"
             )
+        yaml_name = _names_in_yaml(model.network)
     else:
+        yaml_name = str
         network = FactorySettings(factory=factory, arguments=arguments)
     config = Config(
         network=network,
         prior=model.prior_settings,
         prior_overrides=model.override_settings,
-        bayesian=BayesianSettings(exclude=tuple(name for name, _ in model.deterministic())),
+        bayesian=BayesianSettings(exclude=tuple(yaml_name(name) for name, _ in model.deterministic())),
         likelihood=likelihoods[likelihood.kind].model_validate(_likelihood_settings(likelihood)),
     )
     classes = likelihood.classes if isinstance(likelihood, CategoricalLikelihood) else None
@@ -113,13 +117,29 @@ def describe(network: nn.Module) -> list[LayerSpec]:
     return [_describe_layer(layer) for layer in network]
 
 
+def _kind(layer: nn.Module) -> type[nn.Module]:
+    found: type[nn.Module] = vars(type(layer)).get("plain_kind", type(layer))
+    return found
+
+
+def _names_in_yaml(network: nn.Module) -> Callable[[str], str]:
+    """From names of parameters to those of the network that YAML describes: its layers are called by kind and number."""
+    counts: dict[str, int] = {}
+    names = {}
+    for own, layer in network.named_children():
+        kind = _kind(layer).__name__.lower()
+        counts[kind] = counts.get(kind, 0) + 1
+        names[own] = f"{kind}{counts[kind]}"
+    return lambda name: ".".join([names[name.partition(".")[0]], name.partition(".")[2]])
+
+
 def _describe_layer(layer: nn.Module) -> LayerSpec:
-    kind = vars(type(layer)).get("plain_kind", type(layer))
+    kind = _kind(layer)
     if layer_kinds().get(kind.__name__) is not kind:
         raise LayerError(f"the file cannot describe a {kind.__name__}; give factory='package.module:function' that makes it")
     arguments: dict[str, Any] = {}
-    for name, parameter in inspect.signature(kind.__init__).parameters.items():
-        if name in ("self", "device", "dtype") or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+    for name, parameter in inspect.signature(kind).parameters.items():
+        if name in ("device", "dtype") or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         if name == "bias":
             value: Any = _has_bias(layer)
