@@ -34,7 +34,7 @@ from bitsback.units import nats_to_bits
 DIGEST_BITS = 32
 EXPONENT_BITS, EXPONENT_OFFSET = 6, 16
 MOST_LANES_LOG2 = 10
-WEIGHTS_PER_LANE = 2048
+WEIGHTS_PER_LANE = 1024
 
 
 class PayloadTooShortError(FileError):

@@ -2,6 +2,7 @@
 
 import json as json_library
 import math
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,12 @@ from bitsback.errors import FileError
 if TYPE_CHECKING:
     from bitsback.bitstream.message import Sent
     from bitsback.shipping.message import Sender
+
+
+NOT_ROBUST = (
+    "note: only a machine like this one will get the payload back from this run; train it with training.precision=float64 "
+    "data.fraction_bits=12 to make that likely elsewhere"
+)
 
 
 def send(
@@ -41,7 +48,10 @@ def send(
         raise FileError("say where the message goes: -o MSG")
     content = read_file(payload)
     if run is not None:
-        sender = Sender.of_run(load_run(run))
+        opened = load_run(run)
+        sender = Sender.of_run(opened)
+        if opened.config.training.precision != "float64" or opened.config.data.fraction_bits is None:
+            print(NOT_ROBUST, file=sys.stderr)
     else:
         assert config is not None
         sender = Sender.train(load_config(config, overrides or []))
