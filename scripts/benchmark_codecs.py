@@ -40,7 +40,8 @@ def message_speed(weights, rng):
     grown = stack.bits - before
     again = timed("pop under p", lambda: prior.pop(stack))
     timed("give back under q", lambda: posterior.push(stack, again))
-    assert (point == again).all() and (stack.words == words).all()
+    assert (point == again).all()
+    assert (stack.words == words).all()
     w = np.ldexp(point.astype(float), -m)
     nats = 0.5 * (w / 0.1) ** 2 - 0.5 * ((w - q.mean) / q.std) ** 2 + np.log(0.1 / q.std)
     ledger = float(nats.sum() / np.log(2.0))

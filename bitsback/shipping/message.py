@@ -85,7 +85,8 @@ class Sender:
             tree["likelihood"]["classes"] = (
                 tree["likelihood"]["classes"] or self.experiment.dataset.classes
             )  # a receiver has no labels to count
-        return tree
+        shape = list(self.experiment.dataset.train.targets.shape[1:])
+        return {**tree, "target_shape": shape} if shape else tree  # one label for each example goes without saying
 
 
 def receive_file(path: Path, directory: Path, places: Sequence[str] = (), *, progress: bool = True) -> Received:
@@ -106,12 +107,12 @@ def receive_file(path: Path, directory: Path, places: Sequence[str] = (), *, pro
         raise FileError(f"{path} is a model file ({kind}), not a message; use `bitsback unpack`")
     reader = BitReader(contents)
     header = Header.take(reader)
-    config = from_tree(header.settings, places)
-    experiment = Experiment.build(config, inputs_only=True).double()
+    config, shape = from_tree(header.settings, places), _target_shape(header.settings)
+    experiment = Experiment.build(config, inputs_only=True, target_shape=shape).double()
     setting = Setting(experiment.model, experiment.likelihood, experiment.dataset.train.inputs)
 
     def retrain(labels: Integers) -> RoundedPosterior:
-        again = Experiment.build(config, inputs_only=True)
+        again = Experiment.build(config, inputs_only=True, target_shape=shape)
         given = again.dataset.train
         targets = torch.from_numpy(labels).reshape(given.targets.shape).to(given.targets.dtype)
         train = Examples(given.inputs, targets, given.name, given.assumed)
