@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from bitsback.bitstream.randomness import whiten
 from bitsback.cli.app import main
 from bitsback.config import Config, Experiment, load_run
 from bitsback.errors import BitsbackError, FileError, LayerError
@@ -36,7 +37,8 @@ CONFIGS = {
     "tanh": {"network": layers("Flatten", {"Linear": {"out_features": 6}}, "Tanh", "Linear")},
     "laplace": {"prior": {"kind": "laplace"}},
     "student_t": {"prior": {"kind": "student_t"}},
-    "horseshoe": {"prior": {"kind": "horseshoe"}, "network": layers("Flatten", {"Linear": {"bias": False}})},
+    "horseshoe": {"prior": {"kind": "horseshoe"}, "data": {**DATA, "features": {"kind": "principal_components", "features": 5}},
+                  "network": layers("Linear")},
     "scale_mixture": {"prior": {"kind": "scale_mixture"}},
     "group_gaussian": {"prior": {"kind": "group_gaussian"}},
     "pyro": {"prior": {"kind": "pyro", "distribution": "Normal", "arguments": {"loc": 0.0, "scale": 0.3}}},
@@ -66,7 +68,9 @@ def received(tmp_path, content, places=(), name="out"):
     assert {path.name for path in (tmp_path / name).iterdir()} == {"payload", "labels.npy", "model.safetensors"}
     tensors, _ = read_tensors(tmp_path / name / "model.safetensors")
     payload = (tmp_path / name / "payload").read_bytes()
-    return SimpleNamespace(payload=payload, labels=np.load(tmp_path / name / "labels.npy"), tensors=tensors, weights=got.weights)
+    return SimpleNamespace(
+        payload=payload, labels=np.load(tmp_path / name / "labels.npy"), tensors=tensors, weights=got.weights
+    )
 
 
 def text(length):
@@ -126,7 +130,7 @@ def test_facts_add_up(linear):
 
 def test_two_messages_from_the_same_sender_and_payload_are_equal(linear):
     assert linear.send(text(3000)).content == linear.send(text(3000)).content
-    assert linear.send(text(3000), whitening=1).content != linear.send(text(3000)).content
+    assert linear.send(whiten(text(3000), 1)).content != linear.send(text(3000)).content
 
 
 @pytest.mark.parametrize("payload", [bytes(2400), bytes(2401), text(2402), text(2403), b"\xff" * 2404],
@@ -145,7 +149,7 @@ def test_any_step_comes_back(tmp_path, linear, exponent):
 
 
 def test_a_finer_grid_costs_nothing_net(linear):
-    steps = [linear.send(bytes(4000), exponent=m, whitening=number) for m in (8, 12, 16, 20) for number in range(3)]
+    steps = [linear.send(whiten(bytes(4000), number), exponent=m) for m in (8, 12, 16, 20) for number in range(1, 4)]
     weights = sum(q.weights for q in linear.experiment.model.posteriors())
     for sent in steps:
         assert sent.stack_net_bits == pytest.approx(sent.net_bits, rel=0.002)
@@ -233,11 +237,11 @@ def test_other_inputs_than_the_senders_are_refused(tmp_path):
                         "gone": "cannot read .*gone.npz"}.items():  # fmt: skip
         with pytest.raises(BitsbackError, match=said):
             receive_file(tmp_path / "message", tmp_path / "out", [f"data.path={tmp_path / place}.npz"], progress=False)
-    with pytest.raises(FileError, match="the file needs to know a place on this machine; add --data.path="):
+    with pytest.raises(FileError, match=r"the file needs to know a place on this machine; add --data.path="):
         receive_file(tmp_path / "message", tmp_path / "out", progress=False)
-    with pytest.raises(FileError, match="'training.epochs=3' says no place"):
+    with pytest.raises(FileError, match=r"'training.epochs=3' says no place"):
         receive_file(tmp_path / "message", tmp_path / "out", ["training.epochs=3"], progress=False)
-    with pytest.raises(FileError, match="'data.split_seed' is fixed by the file"):
+    with pytest.raises(FileError, match=r"'data.split_seed' is fixed by the file"):
         receive_file(tmp_path / "message", tmp_path / "out", ["data.split_seed=3"], progress=False)
     assert not (tmp_path / "out").exists()
 
@@ -274,7 +278,7 @@ def test_labels_and_network_are_delivered_when_the_payload_cannot_be(tmp_path, m
 
 def test_a_point_estimate_has_no_bits_to_give_back():
     sender = train(posterior={"kind": "point"}, prior={"kind": "gaussian", "learn": "none"})
-    with pytest.raises(LayerError, match="a point estimate has no bits to give back; .*--codec quantised"):
+    with pytest.raises(LayerError, match=r"a point estimate has no bits to give back; .*--codec quantised"):
         sender.send(text(3000))
 
 
@@ -288,8 +292,12 @@ def test_a_std_that_is_no_number_or_zero_is_refused(value):
 
 def test_real_targets_are_no_labels(tmp_path):
     np.savez(tmp_path / "data.npz", inputs=arrays()["inputs"], targets=arrays()["inputs"][:, :1])
-    sender = train(data={"kind": "npz", "path": str(tmp_path / "data.npz")}, network=layers("Linear"), likelihood={"kind": "gaussian"})
-    with pytest.raises(FileError, match="the likelihood 'gaussian' describes .*; use likelihood.kind=categorical or bernoulli"):
+    sender = train(
+        data={"kind": "npz", "path": str(tmp_path / "data.npz")}, network=layers("Linear"), likelihood={"kind": "gaussian"}
+    )
+    with pytest.raises(
+        FileError, match=r"the likelihood 'gaussian' describes .*; use likelihood.kind=categorical or bernoulli"
+    ):
         sender.send(text(3000))
 
 
@@ -330,7 +338,9 @@ def test_send_and_receive_from_the_command_line(cli, tmp_path):
     ledger, real = (float(number.replace(",", "")) for number in numbers)
     size = (tmp_path / "message").stat().st_size
     assert real == 8 * (size - 3000)
-    over = float(re.search(r"Overhead over the ledger of these very weights: ([\d,.]+) bits", said.out).group(1).replace(",", ""))
+    over = float(
+        re.search(r"Overhead over the ledger of these very weights: ([\d,.]+) bits", said.out).group(1).replace(",", "")
+    )
     assert over == pytest.approx(real - ledger, abs=0.15)
     said = cli("receive", "message", "-o", "got")
     assert said.out == "100 labels, 650 weights and a payload of 3,000 bytes are in got\n"
@@ -344,7 +354,7 @@ def test_pad_says_what_it_wastes(cli, tmp_path):
     (tmp_path / "short").write_bytes(b"short")
     said = cli("send", "toy.yaml", "--payload", "short", "-o", "message")
     assert (said.code, said.out) == (1, "")
-    assert said.err.startswith("bitsback: the payload is too short to draw all weights: ")
+    assert "bitsback: the payload is too short to draw all weights: " in said.err
     assert not (tmp_path / "message").exists()
     said = cli("send", "toy.yaml", "--payload", "short", "-o", "message", "--pad")
     wasted = int(re.search(r"The payload was filled with ([\d,]+) random bytes, which", said.out).group(1).replace(",", ""))

@@ -194,10 +194,11 @@ def test_one_lane_is_the_coder_of_constriction(kinds, seed, count):
     coder.encode_reverse(np.ascontiguousarray(symbols[::-1]), model)  # the last symbol of the reverse first
 
     edges = np.concatenate([[0], np.cumsum(spare + 1)])
-    for stack in (ans.Stack.empty(), reference.Stack.empty()):
-        stack.push(edges[symbols], np.diff(edges)[symbols], 24) if isinstance(stack, ans.Stack) else stack.push(
-            edges[symbols].tolist(), np.diff(edges)[symbols].tolist(), 24
-        )
+    starts, frequencies = edges[symbols], np.diff(edges)[symbols]
+    fast, plain = pair(lanes=1)
+    fast.push(starts, frequencies, 24)
+    plain.push(starts.tolist(), frequencies.tolist(), 24)
+    for stack in (fast, plain):
         heads, words = state(stack)
         assert coder.get_compressed().tolist() == [*words, heads[0] & 0xFFFFFFFF, heads[0] >> 32]
     assert coder.decode(model, count).tolist() == symbols[::-1].tolist()

@@ -18,7 +18,7 @@ from bitsback.bitstream.randomness import levels, shuffled
 from bitsback.bitstream.table import PriorTable
 
 STANDARD_STEP = 2.0**-16
-"""The lattice of candidates, in scales of the prior."""
+"""The lattice of candidates, in scales of the prior; part of the format."""
 
 SCORES_AT_ONCE = 1 << 22
 

@@ -126,6 +126,11 @@ class BitReader:
         self.place = end
         return value
 
+    @property
+    def bits_left(self) -> int:
+        """Bits that have not been read."""
+        return 8 * len(self._content) - self.place
+
     def take_count(self) -> int:
         """The next number that :meth:`BitWriter.put_count` wrote."""
         length = 1

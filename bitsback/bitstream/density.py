@@ -22,7 +22,7 @@ from bitsback.priors.mixtures import MixturePrior
 
 Density = Callable[[Floats], Floats]
 FINE = 2.0**20
-"""Numbers of a prior that are fixed, not learned, are rounded to multiples of 2^-20 before use."""
+"""Numbers of a prior that are fixed, not learned, are rounded to multiples of 2^-20 before use; part of the format."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from bitsback.layers import BayesianModule
 Array = TypeVar("Array", bound=NDArray[Any])
 Linears = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 PER_UNIT = ("weight", "bias", "running_mean", "running_var")
+"""Tensors with an entry for every unit. Like the layers below, part of the format: another list decodes other networks."""
 
 UNITWISE: tuple[type[nn.Module], ...] = (
     nn.Identity, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus,

@@ -27,7 +27,7 @@ STEP_LEVELS, STRETCH_LEVELS = range(-128, 128), range(-32, 32)
 """Exponents of 2^(1/4)."""
 
 CHUNK = 1 << 18
-"""Weights at once: what bounds the memory beyond the levels themselves."""
+"""Weights at once, which bounds the memory beyond the levels themselves. Part of the format: other chunks, other bytes."""
 
 COARSE = 4
 """The best stretch is looked for in whole octaves first."""

@@ -218,7 +218,6 @@ def send(
     settings: dict[str, Any],
     *,
     exponent: int | None = None,
-    whitening: int = 0,
 ) -> Sent:
     """The message for a trained model.
 
@@ -228,7 +227,6 @@ def send(
         payload: any bytes, enough of them to draw the weights.
         settings: the configuration as a tree of JSON values, for the header.
         exponent: the lattice is the multiples of 2^-exponent; default: a power of two below the smallest std.
-        whitening: number of the stream that makes the payload random; receivers expect 0.
 
     Raises:
         PayloadTooShortError: says how many bits are missing.
@@ -245,7 +243,7 @@ def send(
     side = SideNumbers.of(setting.model, setting.likelihood)
     kl_bits = float(setting.model.kl_bits().detach())
     lanes_log2 = default_lanes_log2(len(q.std_level), kl_bits)
-    stack = _filled(whiten(payload, whitening), 1 << lanes_log2)
+    stack = _filled(whiten(payload), 1 << lanes_log2)
     meters: dict[str, float] = {}
     drawn: list[Integers] = []
 
@@ -308,7 +306,7 @@ def _posterior_digest(q: RoundedPosterior) -> int:
 
 def _guard(setting: Setting, code: PriorCode, labels: Integers) -> int | None:
     exact = all(place(weight.prior, weight.name).shape.exact for weight in setting.model.weights)
-    if exact and is_exact(setting.model.network):
+    if exact and is_exact(setting.model.network) and not setting.model.deterministic():
         return None
     tables = b"".join(table.cumulative.astype("<i8").tobytes() for table in code.tables)
     return _digest(tables + labels.astype("<i8").tobytes())

@@ -1,5 +1,6 @@
 """A network for a receiver without the data: what both kinds of model file have in common, and the block code's body."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,16 +10,18 @@ import torch
 from torch import Tensor
 
 from bitsback.bitstream.ans import Integers
-from bitsback.bitstream.blocks import BlockCode
+from bitsback.bitstream.blocks import STANDARD_STEP, BlockCode
 from bitsback.bitstream.container import BitReader, BitWriter
 from bitsback.bitstream.density import PlacedShape, Shape, place
 from bitsback.bitstream.settings_text import put_settings
 from bitsback.bitstream.side import SideNumbers
+from bitsback.bitstream.table import PriorTable
 from bitsback.errors import FileError
 from bitsback.model import BayesianModel
 
 INDEX_WIDTH = 5
 MOST_INDEX_BITS = 24
+GUARD_BITS = 32
 
 
 @dataclass(frozen=True)
@@ -67,16 +70,31 @@ def block_code(model: BayesianModel, blocks: int, index_bits: int, key: int = 0)
     )
 
 
-def put_head(writer: BitWriter, settings: dict[str, Any], side: SideNumbers) -> None:
-    """Write settings and learned numbers."""
+def put_head(writer: BitWriter, settings: dict[str, Any], side: SideNumbers, model: BayesianModel) -> None:
+    """Write settings, learned numbers, and a guard of priors that are not computed alike on every machine."""
     put_settings(writer, settings)
     for level, width in zip(side.levels().tolist(), side.widths().tolist(), strict=True):
         writer.put(level, width)
+    guard = _guard(model)
+    writer.put(int(guard is not None), 1)
+    if guard is not None:
+        writer.put(guard, GUARD_BITS)
 
 
-def take_side(reader: BitReader, side: SideNumbers) -> None:
-    """Read the learned numbers into the model."""
+def _guard(model: BayesianModel) -> int | None:
+    """The first 32 bits of SHA-256 over the tables of inexact shapes; None when all are exact."""
+    inexact = {prior.shape.name: prior.shape for prior in placed_priors(model) if not prior.shape.exact}
+    if not inexact:
+        return None
+    tables = b"".join(PriorTable.build(shape, STANDARD_STEP).cumulative.astype("<i8").tobytes() for shape in inexact.values())
+    return int.from_bytes(hashlib.sha256(tables).digest()[: GUARD_BITS // 8], "little")
+
+
+def take_side(reader: BitReader, side: SideNumbers, model: BayesianModel) -> None:
+    """Read the learned numbers into the model; raises FileError when its priors are computed differently here."""
     side.assign(np.array([reader.take(width) for width in side.widths().tolist()], dtype=np.int64))
+    if reader.take(1) and reader.take(GUARD_BITS) != _guard(model):
+        raise FileError("the file's prior is computed differently on this machine (pyro); unpack it where it was packed")
 
 
 def put_blocks(writer: BitWriter, indices: Integers, index_bits: int, key: int) -> None:
@@ -94,6 +112,8 @@ def take_blocks(reader: BitReader, model: BayesianModel) -> tuple[dict[str, Tens
     index_bits = reader.take(INDEX_WIDTH)
     key = reader.take_count()
     blocks = reader.take_count()
+    if blocks * index_bits > reader.bits_left:
+        raise FileError(f"the file claims {blocks:,} blocks of {index_bits} bits but is shorter; it is damaged")
     code = block_code(model, blocks, index_bits, key)
     parts = [Part("bits of a block, key, number of blocks", reader.place - before), Part("block indices", blocks * index_bits)]
     flat = np.zeros(sum(code.sizes), dtype=np.float32)

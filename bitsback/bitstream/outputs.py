@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from bitsback.errors import FileError
 from bitsback.layers import BayesianModule
 from bitsback.model import BayesianModel
-from bitsback.posterior import holding
+from bitsback.posterior import Posterior, holding
 
 FRACTION_BITS = 12
 EXACT_LIMIT = 2.0**53
 BATCH = 512
 
 EXACT_LAYERS: tuple[type[nn.Module], ...] = (
-    nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.LeakyReLU,
+    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.LeakyReLU,
     nn.Threshold, nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d,
     nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d,
     nn.ZeroPad2d, nn.PixelShuffle,
@@ -51,8 +51,16 @@ def _is_layer(module: nn.Module) -> bool:
 
 
 def is_exact(network: nn.Module) -> bool:
-    """Whether every layer's arithmetic is exact on every machine; otherwise it only agrees to the last bit or so."""
-    return all(isinstance(module, EXACT_LAYERS) for module in leaves(network))
+    """Whether all arithmetic is exact on every machine; otherwise it only agrees to the last bit or so.
+
+    Only plain rows of known layers are: a forward of somebody's own may compute anything between its layers.
+    """
+    computing = set(leaves(network))
+    rows = [m for m in network.modules() if m not in computing and any(True for _ in m.children())]
+    owners = [next(kind for kind in type(m).__mro__ if "forward" in vars(kind)) for m in rows if isinstance(m, nn.Sequential)]
+    known = all(owner.__module__.startswith(("torch.nn.", "bitsback.")) for owner in owners)
+    inside = [m for m in rows if not isinstance(m, nn.Sequential | nn.ModuleDict | Posterior)]
+    return known and not inside and all(isinstance(module, EXACT_LAYERS) for module in computing)
 
 
 @contextmanager
@@ -83,7 +91,7 @@ def _check_limit(module: nn.Module, inputs: Tensor, output: Tensor) -> None:
 
 
 WEIGHT_BITS = 20
-"""Fractional bits of the weights in the exact forward pass; finer lattices are rounded to this one."""
+"""Fractional bits of the weights in the exact forward pass; finer lattices are rounded to it. Part of the format."""
 
 
 @torch.no_grad()

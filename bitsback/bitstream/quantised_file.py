@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bitsback.bitstream.ans import Stack
 from bitsback.bitstream.container import BitReader, BitWriter
-from bitsback.bitstream.exchangeable import exchangeable_groups
+from bitsback.bitstream.exchangeable import UnitGroup, exchangeable_groups
 from bitsback.bitstream.message import MOST_LANES_LOG2, default_lanes_log2
 from bitsback.bitstream.model_file import Part, placed_priors
 from bitsback.bitstream.permutation import Refund, Specs, canonicalise, pop_network, push_network, rearranged
@@ -25,14 +25,17 @@ class QuantisedNetwork:
     """A network on its grids, in canonical order."""
 
     tensors: dict[str, QuantisedTensor]
-    permute: bool
+    groups: tuple[UnitGroup, ...] | None
 
     @classmethod
-    def of(cls, model: BayesianModel, steps_per_std: float, trade_off: float, *, permute: bool) -> "QuantisedNetwork":
+    def of(
+        cls, model: BayesianModel, input_axes: int, steps_per_std: float, trade_off: float, *, permute: bool
+    ) -> "QuantisedNetwork":
         """Quantise a model; its statistics and weights without posterior are permuted along, in place.
 
         Args:
             model: what is quantised.
+            input_axes: axes of a batch of inputs, which tell whether a normalisation runs over units or positions.
             steps_per_std: grid step in posterior stds; coarser grids make smaller files.
             trade_off: weight of the code length against the distortion, both in bits; 0 rounds to the nearest level.
             permute: whether the order of hidden units gives its bits back.
@@ -43,26 +46,26 @@ class QuantisedNetwork:
             width = model.grid_step() if std is None else std.detach().cpu().numpy()
             level = round(4 * math.log2(width)) if isinstance(width, float) else step_level_for(width, steps_per_std)
             tensors[weight.name] = quantise(mean, width, prior, level, trade_off)
-        if permute:
-            groups = exchangeable_groups(model.network)
+        groups = tuple(exchangeable_groups(model.network, input_axes)) if permute else None
+        if groups:
             tensors, orders = canonicalise(tensors, groups)
             with torch.no_grad():
                 for name, tensor in [*model.statistics(), *model.deterministic()]:
                     tensor.copy_(torch.from_numpy(rearranged(name, tensor.detach().numpy().copy(), groups, orders)))
-        return cls(tensors, permute)
+        return cls(tensors, groups)
 
-    def put(self, writer: BitWriter, model: BayesianModel) -> tuple[bytes, list[Refund]]:
+    def put(self, writer: BitWriter) -> tuple[bytes, list[Refund]]:
         """Write the head; returns the message that follows it on a whole byte, and what every group of units gave back."""
         bits = sum(tensor.bits() for tensor in self.tensors.values())
         lanes_log2 = default_lanes_log2(sum(tensor.levels.size for tensor in self.tensors.values()), bits)
         writer.put(lanes_log2, LANES_WIDTH)
-        writer.put(int(self.permute), 1)
+        writer.put(int(self.groups is not None), 1)
         stack = Stack.empty(1 << lanes_log2)
-        refunds = push_network(stack, self.tensors, exchangeable_groups(model.network) if self.permute else [])
+        refunds = push_network(stack, self.tensors, self.groups or ())
         return stack.to_bytes(), refunds
 
 
-def take_quantised(reader: BitReader, model: BayesianModel) -> tuple[dict[str, Tensor], list[Part]]:
+def take_quantised(reader: BitReader, model: BayesianModel, input_axes: int) -> tuple[dict[str, Tensor], list[Part]]:
     """Read what :meth:`QuantisedNetwork.put` wrote: the weights by name, and what they took.
 
     Raises:
@@ -76,7 +79,7 @@ def take_quantised(reader: BitReader, model: BayesianModel) -> tuple[dict[str, T
     stack = Stack.from_bytes(content, 1 << lanes_log2)
     shapes = {weight.name: tuple(weight.posterior.mean.shape) for weight in model.weights}
     specs: Specs = dict(zip(shapes, zip(shapes.values(), placed_priors(model), strict=True), strict=True))
-    groups = exchangeable_groups(model.network) if permute else []
+    groups = exchangeable_groups(model.network, input_axes) if permute else []
     before = stack.bits
     tensors = pop_network(stack, specs, groups)
     if len(stack.words) or bool((stack.heads != np.uint64(1 << 32)).any()):

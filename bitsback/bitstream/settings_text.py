@@ -1,7 +1,8 @@
 """A configuration in few bytes: the difference from the nearest of a frozen list of configurations, deflated.
 
-The list (``settings_1.json``) belongs to format version 1 and never changes, so that a file decodes for ever, whatever the
-defaults of later releases are. A configuration of the list costs one byte.
+The list (``settings_1.json``) belongs to format version 1. It never changes and never grows, for the whole file is also the
+dictionary of the deflation: so a file decodes for ever, whatever the defaults of later releases are. A configuration of the
+list costs one byte.
 """
 
 import json
@@ -38,7 +39,7 @@ def take_settings(reader: BitReader) -> Tree:
     """Read what :func:`put_settings` wrote; raises FileError when it makes no sense."""
     changed, number = reader.take(1), reader.take(UNCHANGED_BITS)
     if number >= len(bases()):
-        raise FileError(f"the file builds on configuration {number}, which this bitsback does not know; install a newer one")
+        raise FileError(f"the file builds on configuration {number}, which format version 1 does not have; it is damaged")
     base = json.loads(json.dumps(bases()[number]))
     if not changed:
         return base
@@ -60,13 +61,12 @@ def take_settings(reader: BitReader) -> Tree:
 @cache
 def bases() -> list[Tree]:
     """The frozen configurations of format version 1."""
-    text = (files("bitsback.bitstream") / "settings_1.json").read_text(encoding="utf-8")
-    return list(json.loads(text))
+    return list(json.loads(_dictionary()))
 
 
 @cache
 def _dictionary() -> bytes:
-    return json.dumps(bases(), separators=(",", ":")).encode()
+    return (files("bitsback.bitstream") / "settings_1.json").read_bytes()
 
 
 def _difference_text(base: Tree, settings: Tree) -> bytes:
@@ -105,11 +105,19 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _patched(base: Tree, changes: list[list[Any]], removals: list[list[str]]) -> Tree:
-    for *path, key, value in changes:
-        _inside(base, path)[str(key)] = value
-    for *path, key in removals:
+    for change in changes:
+        *path, key = _keys(change[:-1])
+        _inside(base, path)[key] = change[-1]
+    for removal in removals:
+        *path, key = _keys(removal)
         del _inside(base, path)[key]
     return base
+
+
+def _keys(found: Any) -> list[str]:
+    if not isinstance(found, list) or not all(isinstance(key, str) for key in found):
+        raise ValueError("not a list of keys")
+    return found
 
 
 def _inside(tree: Tree, path: list[str]) -> Tree:

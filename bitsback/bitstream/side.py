@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from bitsback.bitstream.ans import Integers
+from bitsback.errors import FileError
 from bitsback.learned import BFLOAT16, Grid
 from bitsback.likelihoods import Likelihood
 from bitsback.model import BayesianModel
@@ -75,9 +76,12 @@ class SideNumbers:
 
     @torch.no_grad()
     def assign(self, levels: Integers) -> None:
-        """Put the numbers into the model, in place."""
+        """Put the numbers into the model, in place; raises FileError for one that is not finite."""
         start = 0
         for _, tensor, grid in self.slots:
             part = torch.from_numpy(levels[start : start + tensor.numel()].copy())
-            tensor.copy_(grid.value(part).reshape(tensor.shape))
+            values = grid.value(part)
+            if not bool(torch.isfinite(values).all()):
+                raise FileError("the file holds a learned number that is NaN or infinite; it is damaged")
+            tensor.copy_(values.reshape(tensor.shape))
             start += tensor.numel()

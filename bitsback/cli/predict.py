@@ -21,11 +21,13 @@ def predict(
 
     Example: bitsback predict digits.bb --data images.npy
     """
-    from bitsback.files import write_array
+    from bitsback.files import check_new_file, write_array
     from bitsback.shipping.predict import predict_file, predict_run, read_inputs, rows_of
 
     if data is None:
         raise FileError("say which inputs: --data FILE (.npy, .npz or IDX)")
+    if out is not None:
+        check_new_file(out)
     inputs = read_inputs(data)
     if model.is_dir():
         means, names = predict_run(model, inputs)

@@ -38,17 +38,21 @@ def send(
     Example: bitsback send configs/digits.yaml --payload letter.txt -o digits.bbm
     """
     from bitsback.config import load_config, load_run
-    from bitsback.files import write_bytes
+    from bitsback.files import check_new_file, write_bytes
     from bitsback.shipping.message import Sender, padded, read_file
 
     exponents = [_exponent(text) for text in step.split(",")] if step else [None]
-    if payload is None or (config is None) == (run is None):
-        raise FileError("say what to send: `bitsback send CONFIG --payload FILE -o MSG`, or --run RUN in place of CONFIG")
+    if payload is None or (config is None and run is None):
+        raise FileError("say what to send: `bitsback send CONFIG --payload FILE -o MSG`, or --run RUN")
     if out is None and len(exponents) == 1 and not json:
         raise FileError("say where the message goes: -o MSG")
     content = read_file(payload)
+    if out is not None:
+        check_new_file(out)
     if run is not None:
         opened = load_run(run)
+        if config is not None and load_config(config, overrides or []) != opened.config:
+            raise FileError(f"{run} was trained with another configuration than {config}; leave CONFIG out")
         sender = Sender.of_run(opened)
         if opened.config.training.precision != "float64" or opened.config.data.fraction_bits is None:
             print(NOT_ROBUST, file=sys.stderr)
@@ -78,11 +82,12 @@ def _exponent(text: str) -> int:
     try:
         step = float(base) ** int(power) if caret else float(base)
         exponent = -math.log2(step)
+        nearest = round(exponent)  # raises for NaN and infinity
     except (ValueError, ArithmeticError) as fault:
         raise FileError(f"--step {text} is not a power of two; write 2^-8 or 0.00390625") from fault
-    if exponent != round(exponent):
-        raise FileError(f"--step {text} is not a power of two; the nearest is 2^{-round(exponent)}")
-    return round(exponent)
+    if exponent != nearest:
+        raise FileError(f"--step {text} is not a power of two; the nearest is 2^{-nearest}")
+    return nearest
 
 
 def _text(sent: "Sent", out: Path | None) -> str:
@@ -108,9 +113,10 @@ def _text(sent: "Sent", out: Path | None) -> str:
 
 
 def _table(sender: "Sender", content: bytes, exponents: list[int], draws: int, pad: bool, json: bool) -> None:
-    """Gross up, refund up, net flat: what a finer grid costs."""
+    """Gross up, refund up, net flat: what a finer grid costs. Every draw takes another payload of the same length."""
     from tqdm import tqdm
 
+    from bitsback.bitstream.randomness import whiten
     from bitsback.cli.text import table
     from bitsback.shipping.message import padded
 
@@ -120,7 +126,7 @@ def _table(sender: "Sender", content: bytes, exponents: list[int], draws: int, p
             payload = padded(sender, content, exponent)[0] if pad else content
             sent = []
             for number in range(draws):
-                sent.append(sender.send(payload, exponent=exponent, whitening=number))
+                sent.append(sender.send(whiten(payload, number), exponent=exponent))
                 bar.update()
             rows.append(
                 {"step": f"2^{-exponent}", **{name: sum(getattr(one, name) for one in sent) / draws for name in COLUMNS}}

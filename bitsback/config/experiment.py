@@ -71,18 +71,13 @@ class Experiment:
     likelihood: Likelihood
 
     @classmethod
-    def build(
-        cls, config: Config, *, inputs_only: bool = False, target_shape: tuple[int, ...] | None = None
-    ) -> "Experiment":
-        """Read the data and build the model, seeded; raises the named error of whatever is wrong.
+    def build(cls, config: Config, *, inputs_only: bool = False, dataset: Dataset | None = None) -> "Experiment":
+        """Read the data, unless it is given, and build the model, seeded; raises the named error of whatever is wrong.
 
-        ``inputs_only``: the targets may be missing, as with a receiver who has yet to be told; they are zero then, each of
-        ``target_shape``.
+        ``inputs_only``: the targets may be missing, as with a receiver who has yet to be told; they are zero then.
         """
-        dataset = config.data.load_inputs() if inputs_only else config.data.load()
-        if target_shape is not None and tuple(dataset.train.targets.shape[1:]) != target_shape:
-            zeros = torch.zeros(len(dataset.train), *target_shape, dtype=torch.int64)
-            dataset = replace(dataset, train=replace(dataset.train, targets=zeros), test=None)
+        if dataset is None:
+            dataset = config.data.load_inputs() if inputs_only else config.data.load()
         likelihood = config.likelihood.build(dataset.classes)
         for examples in (dataset.train, dataset.test):
             if examples is not None:

@@ -68,6 +68,7 @@ def build_prior(settings: PriorSettings, name: str, module: nn.Module, local: st
     axes = (1, 0) if transposed else (0, 1)
     shape = posterior.mean.shape
     prior = settings.build(WeightInfo(name, shape, fan_in(module, local), output_axis=axes[0], input_axis=axes[1]))
+    prior.check(shape)
     _check_mass(prior)
     return prior.to(device=posterior.mean.device, dtype=torch.promote_types(posterior.mean.dtype, torch.float32))
 

@@ -57,9 +57,16 @@ def _message(content: bytes, contents: bytes) -> dict[str, Any]:
     return {
         "kind": "message",
         "sentence": f"A bits-back message of {len(content):,} bytes around a payload of {header.payload_bytes:,} bytes: data "
-        f"{header.settings['data'].get('kind')}, prior {header.settings['prior'].get('kind')}, grid 2^{-header.exponent}.",
+        f"{_kind(header, 'data')}, prior {_kind(header, 'prior')}, grid 2^{-header.exponent}.",
         "file_bytes": len(content),
         "settings": header.settings,
         "parts": [{"name": name, "bits": bits} for name, bits in parts.items()],
         "notes": [f"{rest_bytes} bytes of the payload stand as they are."] if rest_bytes else [],
     }
+
+
+def _kind(header: Header, section: str) -> str:
+    """What a header says, which may be anything: it has not been made a configuration."""
+    part = header.settings.get(section)
+    kind = part.get("kind") if isinstance(part, dict) else None
+    return kind if isinstance(kind, str) and kind.isidentifier() else "unknown"

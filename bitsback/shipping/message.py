@@ -1,6 +1,7 @@
 """send and receive: from a configuration and a payload to a message, and back to payload, labels and network."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,13 +17,16 @@ from bitsback.bitstream.grid import RoundedPosterior
 from bitsback.bitstream.message import Header, PayloadTooShortError, Received, RefundLostError, Sent, Setting, receive, send
 from bitsback.bitstream.outputs import FRACTION_BITS
 from bitsback.config import Config, Experiment, Run
-from bitsback.data import Dataset, Examples
 from bitsback.errors import FileError
 from bitsback.files import check_new_directory, write_array, write_bytes, write_tensors
+from bitsback.shipping.size import check_size
 from bitsback.shipping.tree import MESSAGE_SECTIONS, from_tree, to_tree
 from bitsback.training import LedgerSettings, LoggingSettings
 from bitsback.training.train import threads_for
 from bitsback.units import bits_to_bytes
+
+MOST_TARGETS = 1 << 16
+"""Answers per example."""
 
 
 def message_config(config: Config) -> Config:
@@ -72,10 +76,10 @@ class Sender:
         experiment.likelihood.round_to_grid()
         return cls(experiment, Setting(experiment.model, experiment.likelihood, experiment.dataset.train.inputs))
 
-    def send(self, payload: bytes, *, exponent: int | None = None, whitening: int = 0) -> Sent:
+    def send(self, payload: bytes, *, exponent: int | None = None) -> Sent:
         """The message that carries ``payload``; see :func:`bitsback.bitstream.message.send`."""
         targets = self.experiment.dataset.train.targets
-        return send(self.setting, targets, payload, self._settings(), exponent=exponent, whitening=whitening)
+        return send(self.setting, targets, payload, self._settings(), exponent=exponent)
 
     def _settings(self) -> dict[str, Any]:
         config, model = self.experiment.config, self.experiment.model
@@ -102,27 +106,35 @@ def receive_file(path: Path, directory: Path, places: Sequence[str] = (), *, pro
         RefundLostError: when only the payload cannot be recovered; labels and network have then been written.
     """
     check_new_directory(directory)
-    kind, contents = unseal(read_file(path), str(path))
+    content = read_file(path)
+    kind, contents = unseal(content, str(path))
     if kind != "message":
         raise FileError(f"{path} is a model file ({kind}), not a message; use `bitsback unpack`")
     reader = BitReader(contents)
     header = Header.take(reader)
-    config, shape = from_tree(header.settings, places), _target_shape(header.settings)
-    experiment = Experiment.build(config, inputs_only=True, target_shape=shape).double()
+    settings = {key: value for key, value in header.settings.items() if key != "target_shape"}
+    config, shape = from_tree(settings, places), _target_shape(header.settings)
+    data = config.data.load_inputs()
+    blank = torch.zeros(len(data.train), *shape, dtype=data.train.targets.dtype)
+    data = dataclasses.replace(data, train=dataclasses.replace(data.train, targets=blank), test=None)
+    likelihood = config.likelihood.build(data.classes)
+    outputs, inputs = likelihood.outputs(blank), data.train.inputs
+    check_size(
+        config, inputs.shape[1:], outputs, whole=not inputs.is_floating_point(), file_bytes=len(content) + inputs.numel()
+    )
+    experiment = Experiment.build(config, dataset=data).double()
     setting = Setting(experiment.model, experiment.likelihood, experiment.dataset.train.inputs)
+    setting.check()
 
     def retrain(labels: Integers) -> RoundedPosterior:
-        again = Experiment.build(config, inputs_only=True, target_shape=shape)
-        given = again.dataset.train
-        targets = torch.from_numpy(labels).reshape(given.targets.shape).to(given.targets.dtype)
-        train = Examples(given.inputs, targets, given.name, given.assumed)
-        again = dataclasses.replace(again, dataset=Dataset(again.dataset.name, train, None, again.dataset.classes))
+        targets = torch.from_numpy(labels).reshape(blank.shape).to(blank.dtype)
+        told = dataclasses.replace(data, train=dataclasses.replace(data.train, targets=targets))
+        again = Experiment.build(config, dataset=told)
         again.train(None, progress=progress)
-        model = again.model.double()
-        return Setting(model, again.likelihood, given.inputs).posterior()
+        return Setting(again.model.double(), again.likelihood, data.train.inputs).posterior()
 
     received, lost = receive(contents, header, reader, setting, retrain)
-    labels = received.labels.reshape(experiment.dataset.train.targets.shape)
+    labels = received.labels.reshape(blank.shape)
     write_array(directory / "labels.npy", labels)
     named = {**received.weights, **dict(received.side)}
     write_tensors(directory / "model.safetensors", {name: _float32(t) for name, t in named.items()}, {})
@@ -150,6 +162,14 @@ def read_file(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as fault:
         raise FileError(f"cannot read {path}: {fault.strerror or fault}; give an existing file") from fault
+
+
+def _target_shape(settings: dict[str, Any]) -> tuple[int, ...]:
+    shape = settings.get("target_shape", [])
+    whole = isinstance(shape, list) and all(isinstance(size, int) and size > 0 for size in shape)
+    if not whole or math.prod(shape) > MOST_TARGETS:
+        raise FileError("the message does not say what its targets look like; it is damaged")
+    return tuple(shape)
 
 
 def _float32(tensor: Tensor) -> Tensor:

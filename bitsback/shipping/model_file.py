@@ -1,5 +1,6 @@
 """Model files: a network that decodes anywhere, without the data it was trained on."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from bitsback.bitstream.container import BitReader, unseal
 from bitsback.bitstream.model_file import Part, take_blocks, take_side
 from bitsback.bitstream.quantised_file import take_quantised
-from bitsback.bitstream.settings_text import take_settings
+from bitsback.bitstream.settings_text import bases, take_settings
 from bitsback.bitstream.side import FLOAT32, SideNumbers, Slot
 from bitsback.config import Config, Experiment
 from bitsback.config.experiment import build_model
@@ -23,6 +24,7 @@ from bitsback.likelihoods import Likelihood
 from bitsback.likelihoods.classes import CategoricalLikelihood
 from bitsback.model import BayesianModel
 from bitsback.shipping.message import read_file
+from bitsback.shipping.size import check_size
 from bitsback.shipping.tree import MODEL_SECTIONS, from_tree, to_tree
 
 Tree = dict[str, Any]
@@ -55,8 +57,14 @@ class LoadedModel(nn.Module):
     @property
     def preprocessing(self) -> Preprocessing:
         """From stored inputs to the network's; features that were fitted to training inputs are fitted to them again."""
-        if self.config.data.features is None:
-            return replace(self._scaling, fraction_bits=self.config.data.fraction_bits)
+        data = self.tree.get("data", {})
+        if data.get("features") is None:
+            return replace(self._scaling, fraction_bits=data.get("fraction_bits"))
+        if self.config.data.kind != data["kind"]:
+            raise FileError(
+                f"predictions need the training inputs, from which the features {data['features']['kind']} are made; say where "
+                "they are (--data.root=..., --data.path=...)"
+            )
         return self.config.data.load_inputs().preprocessing
 
     @torch.no_grad()
@@ -94,22 +102,25 @@ class Shell:
     scaling: Preprocessing
 
     @classmethod
-    def of(cls, tree: Tree, places: Sequence[str] = ()) -> "Shell":
+    def of(cls, tree: Tree, places: Sequence[str] = (), file_bytes: int = 0) -> "Shell":
         """The untrained model of a file's settings; raises FileError when they make none."""
         values = {key: value for key, value in tree.items() if key in MODEL_SECTIONS}
         config = from_tree(values, places, data_is_needed=False)
         try:
-            shape, classes, outputs = tuple(map(int, tree["inputs"])), tree["likelihood"].get("classes"), tree.get("outputs")
-            whole = bool(tree.get("whole_inputs"))
-            spread = tuple(map(int, tree.get("statistics", ())))
-            scaling = Preprocessing(torch.zeros(spread), torch.full(spread, float(tree.get("scale", 1.0))))
-        except (KeyError, TypeError, ValueError, AttributeError) as fault:
+            shape, spread = _sizes(tree["inputs"]), _sizes(tree.get("statistics", []))
+            classes, outputs = tree["likelihood"].get("classes"), int(tree.get("outputs") or 0)
+            whole, scale = bool(tree.get("whole_inputs")), float(tree.get("scale", 1.0))
+            if not (0 < scale <= torch.finfo(torch.float32).max and math.prod(spread) <= max(1, file_bytes)):
+                raise ValueError("a scaling that makes no sense")
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as fault:
             raise FileError("the file does not say what its inputs look like; it is damaged") from fault
         likelihood = config.likelihood.build(classes)
-        count = likelihood.classes if isinstance(likelihood, CategoricalLikelihood) else int(outputs or 0)
+        count = likelihood.classes if isinstance(likelihood, CategoricalLikelihood) else outputs
+        if tree not in bases():  # those are known to be small
+            check_size(config, shape, count, whole=whole, file_bytes=file_bytes)
+        scaling = Preprocessing(torch.zeros(spread), torch.full(spread, scale))
         example = torch.zeros(2, *shape, dtype=torch.int64 if whole else torch.float32)
-        model = build_model(config, example, count)
-        return cls(tree, config, model, likelihood, scaling)
+        return cls(tree, config, build_model(config, example, count), likelihood, scaling)
 
     @staticmethod
     def statistics_of(scaling: Preprocessing) -> tuple[Slot, ...]:
@@ -123,6 +134,12 @@ class Shell:
         """Everything learned that is not a coded weight, in the order of the file."""
         numbers = SideNumbers.of(self.model, self.likelihood, with_frozen=True)
         return SideNumbers((*numbers.slots, *self.statistics_of(self.scaling)))
+
+
+def _sizes(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(isinstance(size, int) and size > 0 for size in value):
+        raise ValueError("not the sizes of a tensor")
+    return tuple(value)
 
 
 def model_tree(experiment: Experiment) -> Tree:
@@ -156,14 +173,17 @@ def decode(content: bytes, what: str, places: Sequence[str] = ()) -> LoadedModel
         raise FileError(f"{what} is a message, not a model file; use `bitsback receive`")
     reader = BitReader(contents)
     tree = take_settings(reader)
-    shell = Shell.of(tree, places)
+    shell = Shell.of(tree, places, len(content))
     head = reader.place
     side = shell.side()
-    take_side(reader, side)
+    take_side(reader, side, shell.model)
     parts = [Part("mark, version, checksum", 8 * (len(content) - len(contents))), Part("configuration", head)]
     parts += [Part(name, tensor.numel() * grid.bits_each) for name, tensor, grid in side.slots]
-    take = take_blocks if kind == "relative_entropy" else take_quantised
-    weights, body = take(reader, shell.model)
+    parts.append(Part("guard of the priors", reader.place - head - sum(part.bits for part in parts[2:])))
+    if kind == "relative_entropy":
+        weights, body = take_blocks(reader, shell.model)
+    else:
+        weights, body = take_quantised(reader, shell.model, 1 + len(tree["inputs"]))
     parts += body
     reader.close()
     parts.append(Part("padding", 8 * len(content) - sum(part.bits for part in parts)))
@@ -187,7 +207,8 @@ def load(path: str | Path, places: Sequence[str] = ()) -> LoadedModel:
 
     Args:
         path: what ``bitsback pack`` or :func:`bitsback.save` wrote.
-        places: such as ``"data.root=DIR"``, where the preprocessing needs the training inputs.
+        places: such as ``"data.root=DIR"``, where the preprocessing needs the training inputs, and
+            ``"network.factory=package.module:function"``, without which no code that the file names is called.
 
     Raises:
         FileError: when the file is empty, foreign, of a later version, truncated, extended or damaged.

@@ -1,13 +1,15 @@
 """pack: from a trained experiment to the bytes of a model file, and what they say."""
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from pydantic import ValidationError
+from torch import Tensor
 
 from bitsback.bitstream.container import BitWriter, seal, sealed_bytes
 from bitsback.bitstream.labels import code_bits
@@ -18,11 +20,13 @@ from bitsback.bitstream.quantised_file import QuantisedNetwork
 from bitsback.bitstream.side import SideNumbers
 from bitsback.config import Experiment
 from bitsback.config.load import parse_value
-from bitsback.errors import ConfigError, FileError
+from bitsback.config.network import FactorySettings
+from bitsback.errors import ConfigError, FileError, LayerError
 from bitsback.likelihoods.classes import CategoricalLikelihood
-from bitsback.model import evaluate
+from bitsback.model import BayesianModel, evaluate
 from bitsback.posterior import PointPosterior
 from bitsback.shipping.model_file import LoadedModel, Shell, decode, model_tree
+from bitsback.shipping.tree import paths_of
 from bitsback.training.tuning import PackSettings, QuantisingSettings, Tuner, TuningSettings
 from bitsback.units import bits_to_bytes
 
@@ -82,6 +86,8 @@ def with_settings(settings: PackSettings, overrides: Sequence[str]) -> PackSetti
         for part in path:
             inside[part] = inside.get(part) or {}
             inside = inside[part]
+            if not isinstance(inside, dict):
+                raise ConfigError(f"--set {override}: '{part}' is one value, not a section; see the schema's section pack")
         inside[last] = parse_value(text)
     try:
         return PackSettings.model_validate(values)
@@ -94,12 +100,13 @@ def pack(experiment: Experiment, settings: PackSettings | None = None, *, progre
     """The model file of a trained experiment. The experiment's model is changed: it ends with the weights of the file.
 
     Raises:
-        LayerError: for a point estimate with the relative_entropy codec.
+        LayerError: for a mean, std or statistic that makes no sense.
         FileError: for a budget that is too small.
         PriorError: for a prior that cannot be coded.
     """
     settings = settings or experiment.config.pack
     model = experiment.model
+    _check_finite(model)
     model.round_to_grid()
     experiment.likelihood.round_to_grid()
     codec, why = _choose_codec(experiment, settings)
@@ -113,6 +120,16 @@ def pack(experiment: Experiment, settings: PackSettings | None = None, *, progre
         best = min(found, key=lambda packed: packed.total_bits)
         return replace(best, why=f"{why}: both were tried, {best.codec} describes the labels in fewer bits")
     return _measured(experiment, _content(experiment, codec, settings, progress), codec, why, label)
+
+
+def _check_finite(model: BayesianModel) -> None:
+    numbers: list[tuple[str, Tensor, Tensor | None]] = []
+    numbers += [(weight.name, weight.posterior.mean, weight.posterior.std()) for weight in model.weights]
+    numbers += [(name, tensor, None) for name, tensor in [*model.statistics(), *model.deterministic()]]
+    for name, mean, std in numbers:
+        stds_fit = std is None or bool((torch.isfinite(std) & (std > 0)).all())
+        if not (stds_fit and bool(torch.isfinite(mean).all())):
+            raise LayerError(f"'{name}' has a number that is NaN or infinite, or a std not above zero; train it again")
 
 
 def _choose_codec(experiment: Experiment, settings: PackSettings) -> tuple[str, str]:
@@ -142,15 +159,25 @@ def _content(experiment: Experiment, codec: str, settings: PackSettings, progres
 def _blocks_file(experiment: Experiment, settings: PackSettings, progress: bool) -> bytes:
     model, tree = experiment.model, model_tree(experiment)
     head = BitWriter()
-    put_head(head, tree, _side(experiment))
+    put_head(head, tree, _side(experiment), model)
     blocks = _blocks(float(model.kl_bits().detach()), head.bits, settings)
     weights = sum(q.weights for q in model.posteriors())
     code = block_code(model, min(blocks, weights), settings.index_bits, settings.key)
     tuning = settings.tuning or TuningSettings(steps=0, balance_steps=0)
-    tuner = Tuner(model, experiment.likelihood, experiment.dataset.train, code, tuning, experiment.config.seed, progress)
+    half = experiment.config.training.precision == "bfloat16"
+    tuner = Tuner(
+        model,
+        experiment.likelihood,
+        experiment.dataset.train,
+        code,
+        tuning,
+        experiment.config.seed,
+        progress=progress,
+        half=half,
+    )
     indices = tuner.run()
     writer = BitWriter()
-    put_head(writer, tree, _side(experiment))  # after tuning: running statistics have moved
+    put_head(writer, tree, _side(experiment), model)  # after tuning: running statistics have moved
     put_blocks(writer, indices, settings.index_bits, settings.key)
     return seal("relative_entropy", writer.to_bytes())
 
@@ -186,10 +213,11 @@ def _quantised(experiment: Experiment, settings: PackSettings) -> bytes:
 
 
 def _quantised_once(experiment: Experiment, settings: QuantisingSettings) -> bytes:
-    network = QuantisedNetwork.of(experiment.model, settings.steps_per_std, settings.trade_off, permute=settings.permute)
+    model, axes = experiment.model, experiment.dataset.train.inputs.ndim
+    network = QuantisedNetwork.of(model, axes, settings.steps_per_std, settings.trade_off, permute=settings.permute)
     writer = BitWriter()
-    put_head(writer, model_tree(experiment), _side(experiment))
-    message, _ = network.put(writer, experiment.model)
+    put_head(writer, model_tree(experiment), _side(experiment), model)
+    message, _ = network.put(writer)
     return seal("quantised", writer.to_bytes() + message)
 
 
@@ -245,11 +273,7 @@ def _measured(experiment: Experiment, content: bytes, codec: str, why: str, net_
 
 
 def _places(experiment: Experiment) -> list[str]:
-    """Where this machine keeps what the configuration names: what a receiver would be asked for."""
-    found = []
-    for section in ("data", "network", "prior"):
-        part = getattr(experiment.config, section)
-        found += [
-            f"{section}.{name}={value}" for name in type(part).model_fields if isinstance(value := getattr(part, name), Path)
-        ]
-    return found
+    """What a receiver would be asked for: where this machine keeps what the configuration names, and the network's factory."""
+    config = experiment.config
+    found = [f"{key}={json.dumps(str(path))}" for key, path in paths_of(config).items()]
+    return [*found, f"network.factory={config.network.factory}"] if isinstance(config.network, FactorySettings) else found

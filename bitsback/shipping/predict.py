@@ -1,5 +1,7 @@
 """predict: a model file or a run, and inputs as they are stored, become predictions."""
 
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +29,7 @@ def read_inputs(path: Path) -> Tensor:
             with open(path, "rb") as file:
                 found = np.load(file, allow_pickle=False)
                 array = found if isinstance(found, np.ndarray) else _choose(found, path)
-        except (OSError, ValueError, EOFError) as fault:
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as fault:
             raise DataError(f"cannot read {path}: {fault}; give an .npy, .npz or IDX file of inputs") from fault
     else:
         array = read_idx(path)

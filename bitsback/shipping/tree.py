@@ -8,10 +8,13 @@ from pydantic import BaseModel, ValidationError
 
 from bitsback.config import Config
 from bitsback.config.load import parse_value
+from bitsback.config.network import FactorySettings
 from bitsback.errors import FileError
 
 MODEL_SECTIONS = ("data", "network", "prior", "prior_overrides", "bayesian", "likelihood")
 MESSAGE_SECTIONS = (*MODEL_SECTIONS, "posterior", "training", "seed")
+PLACED = ("data", "network", "prior", "prior_overrides")
+"""Sections that have places: paths, and the factory of the network."""
 
 
 def to_tree(config: Config, sections: Sequence[str]) -> dict[str, Any]:
@@ -33,30 +36,50 @@ def _plain(value: Any) -> Any:
 def from_tree(tree: dict[str, Any], places: Sequence[str] = (), *, data_is_needed: bool = True) -> Config:
     """The configuration of a file, with ``places`` such as ``data.root=DIR`` that say where this machine keeps things.
 
-    Without need for the data, a data section whose places are unknown becomes the default one.
+    A file is somebody else's: it may name no path, and the factory of its network is called only when a place
+    ``network.factory=package.module:function`` names the same one. Without need for the data, a data section whose places are
+    unknown becomes the default one.
 
     Raises:
-        FileError: for a place that is not one, and for a configuration that this version cannot use.
+        FileError: for a place that is not one, and for a configuration that this version cannot use or that asks for too much.
     """
-    values = dict(tree)
+    values, given = dict(tree), set()
     for place in places:
         key, equals, text = place.removeprefix("--").partition("=")
-        *path, last = key.split(".")
-        if not equals or not path or path[0] not in ("data", "network", "prior"):
+        section, pattern, last = _split(key)
+        if not equals or section not in PLACED or not last:
             raise FileError(f"'{place}' says no place: write --data.root=DIR or --data.path=FILE; all else is in the file")
         inside = values
-        for part in path:
-            inside[part] = dict(inside.get(part) or {})
+        for part in (section, *pattern):
+            held = inside.get(part)
+            inside[part] = dict(held) if isinstance(held, dict) else {}
             inside = inside[part]
-        if last in inside:
+        if last not in inside:
+            inside[last] = parse_value(text)
+        elif key != "network.factory" or inside[last] != text:
             raise FileError(f"'{key}' is fixed by the file; only places, such as --data.root=DIR, can be given")
-        inside[last] = parse_value(text)
+        given.add(key)
+    return _validated(values, given, data_is_needed)
+
+
+def _split(key: str) -> tuple[str, list[str], str]:
+    """Section, pattern of prior_overrides (which has dots of its own), and the last part of a place.
+
+    >>> _split("data.root"), _split("prior_overrides.*.bias.run")
+    (('data', [], 'root'), ('prior_overrides', ['*.bias'], 'run'))
+    """
+    section, _, rest = key.partition(".")
+    pattern, _, last = rest.rpartition(".") if section == "prior_overrides" else ("", "", rest)
+    return section, [pattern] if pattern else [], last
+
+
+def _validated(values: dict[str, Any], given: set[str], data_is_needed: bool) -> Config:
     try:
-        return Config.model_validate(values)
+        config = Config.model_validate(values)
     except ValidationError as fault:
         missing = [".".join(map(str, error["loc"])) for error in fault.errors() if error["type"] == "missing"]
         if missing and not data_is_needed and all(name.startswith("data.") for name in missing):
-            return from_tree({key: value for key, value in values.items() if key != "data"})
+            return _validated({key: value for key, value in values.items() if key != "data"}, given, True)
         if missing:
             names = ", ".join(f"--{_without_kind(name)}=..." for name in missing)
             raise FileError(f"the file needs to know a place on this machine; add {names}") from fault
@@ -64,6 +87,22 @@ def from_tree(tree: dict[str, Any], places: Sequence[str] = (), *, data_is_neede
         place = ".".join(map(str, first["loc"]))
         raise FileError(f"the file's configuration does not suit this bitsback ({place}: {first['msg']}); "
                         "was it written by another version?") from fault  # fmt: skip
+    if isinstance(config.network, FactorySettings) and "network.factory" not in given:
+        name = config.network.factory
+        raise FileError(f"the file's network is made by calling {name}, and no code that a file names is run unasked; "
+                        f"if you trust it, add --network.factory={name}")  # fmt: skip
+    for key in paths_of(config):
+        if key not in given:
+            raise FileError(f"the file itself names a path ({key}), which no file of bitsback does; do not use it")
+    return config
+
+
+def paths_of(config: Config) -> dict[str, Path]:
+    """Where a machine keeps what a configuration names, by dotted key; defaults are left out."""
+    parts: dict[str, BaseModel] = {section: getattr(config, section) for section in ("data", "network", "prior")}
+    parts |= {f"prior_overrides.{pattern}": prior for pattern, prior in config.prior_overrides.items()}
+    named = ((f"{key}.{name}", getattr(part, name)) for key, part in parts.items() for name in part.model_fields_set)
+    return {key: value for key, value in named if isinstance(value, Path)}
 
 
 def _without_kind(name: str) -> str:

@@ -76,6 +76,8 @@ class Tuner:
         code: the blocks.
         settings: how.
         seed: of batches and draws.
+        progress: show the bar.
+        half: run the forward pass in bfloat16.
     """
 
     model: BayesianModel
@@ -85,6 +87,7 @@ class Tuner:
     settings: TuningSettings
     seed: int = 0
     progress: bool = True
+    half: bool = False
     indices: Integers = field(init=False)
 
     def __post_init__(self) -> None:
@@ -142,7 +145,10 @@ class Tuner:
             inputs, targets = next(self._batches)
             if self.settings.augment is not None:
                 inputs = augmented(inputs, self.settings.augment)
-            data_bits = self.likelihood.bits(self.model(inputs), targets).sum() * (count / len(inputs))
+            with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self.half):
+                outputs = self.model(inputs)
+            outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+            data_bits = self.likelihood.bits(outputs, targets).sum() * (count / len(inputs))
             block_bits = self._block_bits()
             loss = (data_bits + (self._beta * block_bits).sum()) / count
             if not torch.isfinite(loss):

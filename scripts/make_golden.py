@@ -1,0 +1,205 @@
+"""Write the files that every later version must decode to the same numbers, and say what is in them.
+
+    python scripts/make_golden.py [DIRECTORY]
+    python scripts/make_golden.py --check [DIRECTORY]
+
+Every NAME.bb stands beside a NAME.json with SHA-256 digests of what it decodes to; tables.json has those of the tables that
+belong to the format. With --check nothing is written, and the digests of the decoded files are printed as JSON.
+"""
+
+import argparse
+import hashlib
+import json
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file
+from torch import Tensor
+
+from bitsback.bitstream.blocks import STANDARD_STEP
+from bitsback.bitstream.container import unseal
+from bitsback.bitstream.density import NORMAL, STANDARD, Shape, place
+from bitsback.bitstream.labels import _exponentials
+from bitsback.bitstream.message import RefundLostError
+from bitsback.bitstream.settings_text import bases
+from bitsback.bitstream.table import PriorTable
+from bitsback.config import Config, Experiment
+from bitsback.priors import AdaptiveMixturePrior, StudentTPrior
+from bitsback.shipping.message import Sender, receive_file
+from bitsback.shipping.model_file import LoadedModel, decode
+from bitsback.shipping.pack import pack
+
+GOLDEN = Path(__file__).parent.parent / "tests" / "golden"
+PAYLOAD = b"".join(hashlib.sha256(bytes([k])).digest() for k in range(64)) + b"end"
+"""2,051 bytes: no whole number of words."""
+
+FAST = {"epochs": 30, "threads": 1, "optimizer": {"lr": 0.03, "log_std_lr": 0.06}}
+DIGITS = {"kind": "digits", "limit": 200}
+MIXTURE = {"kind": "adaptive_mixture", "components": 3, "scale": 0.4}
+CONV = [
+    {"Conv2d": {"out_channels": 3, "kernel_size": 3}},
+    "BatchNorm2d",
+    "ReLU",
+    {"MaxPool2d": {"kernel_size": 2}},
+    "Flatten",
+    "Linear",
+]
+MODELS: dict[str, dict[str, Any]] = {
+    "blocks_gaussian": {"data": DIGITS, "network": ["Flatten", "Linear"], "pack": {"codec": "relative_entropy"}},
+    "blocks_horseshoe_conv": {
+        "data": DIGITS,
+        "network": CONV,
+        "prior": {"kind": "horseshoe", "scale": 0.2},
+        "prior_overrides": {"*.bias": {"kind": "laplace", "scale": 0.1}},
+        "pack": {"codec": "relative_entropy", "key": 7, "tuning": {"steps": 5, "balance_steps": 5, "groups": 3}},
+    },
+    "blocks_mixture": {
+        "data": DIGITS,
+        "network": ["Flatten", {"Linear": {"out_features": 4}}, "Tanh", "Linear"],
+        "prior": MIXTURE | {"per": "model"},
+        "pack": {"codec": "relative_entropy", "index_bits": 10},
+    },
+    "quantised_permuted": {
+        "data": {"kind": "friedman", "examples": 200, "scaling": "standard"},
+        "network": [{"Linear": {"out_features": 12}}, "ReLU", {"Linear": {"out_features": 6}}, "ReLU", "Linear"],
+        "prior": {"kind": "student_t", "scale": 0.3},
+        "prior_overrides": {"linear1.weight": {"kind": "group_gaussian"}},
+        "likelihood": {"kind": "gaussian", "target_step": 0.01},
+        "pack": {"codec": "quantised"},
+    },
+    "quantised_mixture": {
+        "data": DIGITS,
+        "network": CONV,
+        "prior": MIXTURE,
+        "bayesian": {"exclude": ["linear1.bias"]},
+        "pack": {"codec": "quantised", "quantising": {"trade_off": 0.5}},
+    },
+}  # fmt: skip
+MESSAGE = {
+    "data": DIGITS,
+    "network": ["Flatten", {"Linear": {"out_features": 4}}, "ReLU", "Linear"],
+    "prior": {"kind": "laplace", "scale": 0.2},
+}
+
+
+def configured(parts: dict[str, Any]) -> Config:
+    """The configuration of one file."""
+    return Config.model_validate({"training": FAST, **parts, "network": {"kind": "sequential", "layers": parts["network"]}})
+
+
+def digest(*parts: bytes) -> str:
+    """SHA-256 in hexadecimal."""
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def weights_digest(named: Iterable[tuple[str, Tensor]]) -> str:
+    """Of the float32 bytes of tensors, sorted by name."""
+    return digest(*(t.detach().float().numpy().astype("<f4").tobytes() for _, t in sorted(named, key=lambda pair: pair[0])))
+
+
+def labels_digest(labels: np.ndarray) -> str:
+    """Of the labels as 64-bit integers."""
+    return digest(labels.astype("<i8").tobytes())
+
+
+def model_tensors(loaded: LoadedModel) -> list[tuple[str, Tensor]]:
+    """Everything that a model file says in numbers, as it stands there."""
+    likelihood = [(f"likelihood.{name}", getattr(loaded.likelihood, name)) for name in loaded.likelihood.grids()]
+    weights = [(weight.name, weight.posterior.mean) for weight in loaded.model.weights]
+    priors = [
+        (f"prior {weights[0].name}.{name}", getattr(prior, name))
+        for prior, weights in loaded.model.weights_by_prior()
+        for name in prior.grids()
+    ]
+    scaling = [("input mean", loaded._scaling.shift), ("input scale", loaded._scaling.scale)]
+    return [*weights, *priors, *loaded.model.deterministic(), *loaded.model.statistics(), *likelihood, *scaling]
+
+
+def message_facts(path: Path) -> dict[str, str]:
+    """Digests of a message's weights and labels, and of its payload where the training here ends as the sender's did."""
+    with TemporaryDirectory() as place:
+        out = Path(place) / "out"
+        with suppress(RefundLostError):
+            receive_file(path, out, progress=False)
+        named = {name: torch.from_numpy(array) for name, array in load_file(out / "model.safetensors").items()}
+        found = {"weights": weights_digest(named.items()), "labels": labels_digest(np.load(out / "labels.npy"))}
+        if (out / "payload").exists():
+            found["payload"] = digest((out / "payload").read_bytes())
+    return {"kind": "message", **found}
+
+
+def facts(path: Path) -> dict[str, str]:
+    """Kind, and digests of what a file decodes to; all but the payload of a message are the same on any machine."""
+    content = path.read_bytes()
+    if unseal(content, path.name)[0] == "message":
+        return message_facts(path)
+    loaded = decode(content, path.name)
+    return {"kind": loaded.codec, "weights": weights_digest(model_tensors(loaded))}
+
+
+def table_facts() -> dict[str, str]:
+    """Digests of the tables that belong to the format."""
+    shapes: list[Shape] = [*STANDARD.values(), place(StudentTPrior(1.0, df=3.0), "").shape]
+    shapes.append(place(AdaptiveMixturePrior([0.5, 0.125], [0.25, 0.75], [0.0, -1.0]), "").shape)
+    tables = {f"cumulative of {s.name}": PriorTable.build(s, STANDARD_STEP).cumulative for s in shapes}
+    tables |= {
+        "quantiles of normal": PriorTable.build(NORMAL, STANDARD_STEP).quantiles,
+        "exponentials of labels": _exponentials(),
+    }
+    found = {name: digest(table.astype("<i8").tobytes()) for name, table in tables.items()}
+    return found | {"configurations": digest(json.dumps(bases(), separators=(",", ":")).encode())}
+
+
+def write_model(name: str, parts: dict[str, Any], directory: Path) -> None:
+    """Train and pack one model, and write file and manifest."""
+    experiment = Experiment.build(configured(parts))
+    experiment.train(None, progress=False)
+    packed = pack(experiment, progress=False)
+    path = directory / f"{name}.bb"
+    path.write_bytes(packed.content)
+    refund = next((part.bits for part in packed.loaded.parts if part.name.startswith("order of")), None)
+    about = {} if refund is None else {"refund_bits": round(-refund, 3)}
+    write_json(path.with_suffix(".json"), {**facts(path), "file": digest(packed.content), **about})
+
+
+def write_message(directory: Path) -> None:
+    """Train and send one message."""
+    sender = Sender.train(configured(MESSAGE), progress=False)
+    sent = sender.send(PAYLOAD)
+    path = directory / "message.bb"
+    path.write_bytes(sent.content)
+    found = facts(path)
+    assert found["labels"] == labels_digest(sender.experiment.dataset.train.targets.numpy())
+    assert found["payload"] == digest(PAYLOAD)
+    write_json(path.with_suffix(".json"), {**found, "file": digest(sent.content)})
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directory", type=Path, nargs="?", default=GOLDEN)
+    parser.add_argument("--check", action="store_true", help="decode, print digests, write nothing")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.check:
+        found = {path.stem: facts(path) for path in sorted(arguments.directory.glob("*.bb"))}
+        print(json.dumps({**found, "tables": table_facts()}))
+        return
+    arguments.directory.mkdir(parents=True, exist_ok=True)
+    for name, parts in MODELS.items():
+        write_model(name, parts, arguments.directory)
+    write_message(arguments.directory)
+    write_json(arguments.directory / "tables.json", table_facts())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""The hostile set: files that must be refused, each in one sentence and in no time.
+
+``python tests/hostile/make.py`` writes them beside this file. Those with a valid checksum are the dangerous ones: whoever
+builds a file can always compute it.
+"""
+
+import json
+import sys
+import zipfile
+from io import BytesIO
+from pathlib import Path
+
+from bitsback.bitstream.ans import Stack
+from bitsback.bitstream.container import BitReader, BitWriter, seal, unseal
+from bitsback.bitstream.message import Header
+from bitsback.bitstream.settings_text import put_settings, take_settings
+from bitsback.config import Config, Experiment
+from bitsback.shipping.message import Sender
+from bitsback.shipping.model_file import decode
+from bitsback.shipping.pack import pack
+from bitsback.training.tuning import PackSettings
+
+HERE = Path(__file__).parent
+FEATURES = {"kind": "principal_components", "features": 4}
+LINEAR = {"kind": "sequential", "layers": [{"Linear": {"bias": False}}]}
+CALL = {"kind": "factory", "factory": "os:mkdir", "arguments": {"path": "called-by-a-file"}}
+
+
+def config(**sections):
+    data = {"kind": "digits", "limit": 40, "features": FEATURES}
+    return Config.model_validate({"data": data, "network": LINEAR, "training": {"epochs": 1}, **sections})
+
+
+def valid():
+    """A message and both kinds of model file, as small as they come."""
+    files = {"message": Sender.train(config(), progress=False).send(bytes(200)).content}
+    for codec in ("relative_entropy", "quantised"):
+        experiment = Experiment.build(config())
+        experiment.train(None, progress=False)
+        files[codec] = pack(experiment, PackSettings(codec=codec), progress=False).content
+    return files
+
+
+def settings_of(content):
+    """The settings in a file."""
+    return take_settings(BitReader(unseal(content, "the file")[1]))
+
+
+def with_settings(content, **sections):
+    """The same file with other settings, and a checksum that fits."""
+    kind, contents = unseal(content, "the file")
+    reader, writer = BitReader(contents), BitWriter()
+    put_settings(writer, {**take_settings(reader), **sections})
+    end = {"message": message_head, "relative_entropy": all_blocks, "quantised": quantised_head}[kind](content)
+    width = end - reader.place
+    writer.put(reader.take(width), width)
+    return seal(kind, writer.to_bytes() + reader.rest())
+
+
+def message_head(content):
+    """Where the header ends and whole bytes begin."""
+    reader = BitReader(unseal(content, "the file")[1])
+    Header.take(reader)
+    return reader.place
+
+
+def all_blocks(content):
+    """Where the last block ends."""
+    return bits_through(content, "block indices")
+
+
+def quantised_head(content):
+    """Where learned numbers, lanes and a flag end and whole bytes begin."""
+    return bits_through(content, "lanes")
+
+
+def bits_through(content, last):
+    """Bits of a model file's contents until the end of a part."""
+    bits = {part.name: part.bits for part in decode(content, "the file").parts}
+    names = list(bits)
+    return round(sum(bits[name] for name in names[1 : names.index(last) + 1]))
+
+
+def with_counts(files):
+    """Counts that would take all memory, or for ever, if they were believed."""
+    kind, contents = unseal(files["message"], "the file")
+    reader = BitReader(contents)
+    header = Header.take(reader)
+    rest = reader.rest()
+
+    def message(**changes):
+        writer = BitWriter()
+        Header(**{**vars(header), **changes}).put(writer)
+        return seal(kind, writer.to_bytes() + rest)
+
+    found = {f"message_payload_2^{power}": message(payload_bytes=1 << power) for power in (20, 40, 60)}
+    found |= {f"message_lanes_2^{power}": message(lanes_log2=power) for power in (10, 11, 15)}
+    found |= {f"message_exponent_{m}": message(exponent=m) for m in (-16, 47)}
+    tree = settings_of(files["relative_entropy"])
+    side_bits = bits_through(files["relative_entropy"], "guard of the priors") - bits_through(
+        files["relative_entropy"], "configuration"
+    )
+    for name, (index_bits, key, blocks) in {
+        "2^40": (12, 0, 1 << 40), "2^63": (12, 0, 1 << 63), "0": (12, 0, 0), "1_of_31_bits": (31, 0, 1), "of_0_bits": (0, 0, 9),
+        "key_2^63": (12, 1 << 63, 40), "missing": (24, 0, 40),
+    }.items():  # fmt: skip
+        writer = BitWriter()
+        put_settings(writer, tree)
+        writer.put(0, side_bits)
+        writer.put(index_bits, 5)
+        writer.put_count(key)
+        writer.put_count(blocks)
+        found[f"blocks_{name}"] = seal("relative_entropy", writer.to_bytes())
+    for lanes in (10, 11, 15):
+        writer = BitWriter()
+        put_settings(writer, tree)
+        writer.put(0, side_bits)
+        writer.put(lanes, 4)
+        writer.put(1, 1)
+        found[f"quantised_lanes_2^{lanes}"] = seal("quantised", writer.to_bytes() + Stack.empty(1).to_bytes())
+    for length in (1 << 20, 1 << 21, 1 << 40, 1 << 60):
+        writer = BitWriter()
+        writer.put(1, 8)
+        writer.put_count(length)
+        found[f"settings_of_{length}_bytes"] = seal("quantised", writer.to_bytes() + bytes(40))
+    writer = BitWriter()
+    writer.put(1, 8)
+    writer.put(0, 200)
+    found["count_without_end"] = seal("quantised", writer.to_bytes())
+    return found
+
+
+def with_wishes(files):
+    """Settings that ask for code, for paths, or for networks beyond measure."""
+    sequential = {
+        "linear": [{"Linear": {"out_features": 10**10}}, "Linear"],
+        "upsample": [{"Unflatten": {"dim": 1, "unflattened_size": [1, 2, 2]}}, {"Upsample": {"scale_factor": 10**5}}, "Flatten",
+                     "Linear"],
+        "lstm": [{"Unflatten": {"dim": 1, "unflattened_size": [2, 2]}}, {"LSTM": {"hidden_size": 10**6}}, "Linear"],
+        "deep": ["ReLU"] * 20_000,
+    }  # fmt: skip
+    found = {}
+    for kind, content in files.items():
+        found[f"{kind}_calls_code"] = with_settings(content, network=CALL)
+        found[f"{kind}_network_of_a_path"] = with_settings(content, network={**LINEAR, "pretrained": "/dev/zero"})
+        found[f"{kind}_data_of_a_path"] = with_settings(content, data={"kind": "npz", "path": "/dev/zero"})
+        found[f"{kind}_prior_of_a_path"] = with_settings(content, prior={"kind": "checkpoint", "run": "/dev"})
+        found[f"{kind}_priors_of_a_path"] = with_settings(content, prior_overrides={"*": {"kind": "checkpoint", "run": "/dev"}})
+        found[f"{kind}_pyro_name"] = with_settings(content, prior={"kind": "pyro", "distribution": "os.system"})
+        found[f"{kind}_point"] = with_settings(content, network={"kind": "sequential", "layers": ["ReLU"]})
+        found[f"{kind}_no_network"] = with_settings(content, network=5)
+        for name, layers in sequential.items():
+            found[f"{kind}_huge_{name}"] = with_settings(content, network={"kind": "sequential", "layers": layers})
+    for kind in ("relative_entropy", "quantised"):
+        found[f"{kind}_huge_inputs"] = with_settings(files[kind], inputs=[10**6, 10**6])
+        found[f"{kind}_inputs_below_zero"] = with_settings(files[kind], inputs=[-4])
+        found[f"{kind}_huge_statistics"] = with_settings(files[kind], statistics=[10**12])
+        found[f"{kind}_huge_scale"] = with_settings(files[kind], scale=1e300)
+        found[f"{kind}_no_inputs"] = with_settings(files[kind], inputs=None)
+    found["message_huge_targets"] = with_settings(files["message"], target_shape=[10**9])
+    found["message_without_posterior"] = with_settings(files["message"], posterior={"kind": "point"},
+                                                       prior={"kind": "gaussian", "learn": "none"})  # fmt: skip
+    return found
+
+
+def damaged(files):
+    """Files that were cut, extended, changed, or are something else."""
+    found = {
+        "empty": b"",
+        "mark_alone": b"bb",
+        "png": b"\x89PNG\r\n\x1a\n" + bytes(60),
+        "pickle": b"\x80\x04\x95\x0a" + bytes(20),
+    }
+    stream = BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr(zipfile.ZipInfo("data.pkl"), "x")
+    found["zip"] = stream.getvalue()
+    for kind, content in files.items():
+        body = content[:-2] if len(content) <= 255 else content[:-4]
+        found[f"{kind}_truncated"] = content[:-1]
+        found[f"{kind}_halved"] = content[: len(content) // 2]
+        found[f"{kind}_extended"] = content + b"\0"
+        found[f"{kind}_flipped"] = content[:20] + bytes([content[20] ^ 4]) + content[21:]
+        found[f"{kind}_of_the_future"] = content[:2] + bytes([content[2] + 1]) + content[3:]
+        found[f"{kind}_resealed_short"] = seal(kind, body[3:-1])
+        found[f"{kind}_resealed_long"] = seal(kind, body[3:] + b"\1")
+    found["unknown_kind"] = resealed(b"bb\x71" + bytes(40))
+    found["version_zero"] = resealed(b"bb\x10" + bytes(40))
+    return found
+
+
+def resealed(body):
+    """Any body with the checksum of a short file."""
+    import binascii
+
+    return body + binascii.crc_hqx(body, 0xFFFF).to_bytes(2, "little")
+
+
+def all_files():
+    """Every hostile file by name."""
+    files = valid()
+    return {**damaged(files), **with_counts(files), **with_wishes(files)}
+
+
+if __name__ == "__main__":
+    for old in HERE.glob("*.bin"):
+        old.unlink()
+    for name, content in all_files().items():
+        (HERE / f"{name}.bin").write_bytes(content)
+    print(json.dumps({"files": len(list(HERE.glob("*.bin")))}), file=sys.stderr)

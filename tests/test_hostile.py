@@ -1,0 +1,267 @@
+"""Files that somebody damaged or built to do harm: one sentence, no output, no code, no memory taken at their word."""
+
+import fnmatch
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hostile import make
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bitsback.bitstream.container import seal, unseal
+from bitsback.cli.app import main
+from bitsback.errors import BitsbackError
+from bitsback.shipping.inspect import inspect_file
+from bitsback.shipping.message import RefundLostError, receive_file
+from bitsback.shipping.model_file import decode, load
+
+HOSTILE = Path(__file__).parent / "hostile"
+FILES = sorted(HOSTILE.glob("*.bin"))
+SPARE_BYTES = 700 << 20
+"""Address space that a refusal may take beyond what the process has: torch's own pools included."""
+
+SAID = {
+    "empty": "is empty; copy it again",
+    "mark_alone": "is cut off after 2 bytes",
+    "png": "is not a bitsback file",
+    "zip": "is not a bitsback file",
+    "pickle": "is not a bitsback file",
+    "unknown_kind": "is of an unknown kind .7, version 1.; install a newer bitsback",
+    "version_zero": "is of an unknown kind",
+    "*_of_the_future": "has format version 2, this bitsback reads up to 1; install a newer bitsback",
+    "*_truncated": "is damaged: its checksum does not fit",
+    "*_halved": "is damaged: its checksum does not fit|is cut off",
+    "*_extended": "is damaged: its checksum does not fit",
+    "*_flipped": "is damaged: its checksum does not fit",
+    "*_resealed_*": "damaged",
+    "message_lanes_2^10": "the message does not end where its heads say",
+    "message_lanes_*": "the message claims 2.1[15] lanes, at most 2.10 are allowed; it is damaged",
+    "quantised_lanes_2^10": "does not end where its heads say",
+    "quantised_lanes_*": "the file claims 2.1[15] lanes, at most 2.10 are allowed; it is damaged",
+    "message_exponent_47": "too fine",
+    "message_exponent_-16": "too large for exact arithmetic",
+    "message_payload_*": "the payload does not have the length that the message states; .*labels and network are in ",
+    "blocks_missing": "the file claims 40 blocks of 24 bits but is shorter; it is damaged",
+    "blocks_key_2^63": "but is shorter; it is damaged",
+    "blocks_*": r"[\d,]+ blocks of \d+ bits (do not fit 40 weights|but is shorter)|the file is damaged",
+    "settings_of_1048576_bytes": "the file ends before its contents do",
+    "settings_of_*": "the file claims a configuration of more than a megabyte; it is damaged",
+    "count_without_end": "the file holds a count beyond 2.64; it is damaged",
+    "*_calls_code": "made by calling os:mkdir, and no code that a file names is run unasked; .* add --network.factory=os:mkdir",
+    "*_of_a_path": "the file itself names a path .(data.path|network.pretrained|prior.*.run)., which no file of bitsback does",
+    "*_pyro_name": "pyro.distributions has no 'os.system'",
+    "*_point": "change the last layer|has no weights that could have a posterior",
+    "*_no_network": "the file's configuration does not suit this bitsback .network: ",
+    "message_huge_targets": "the message does not say what its targets look like; it is damaged",
+    "message_without_posterior": "a point estimate has no bits to give back",
+    "*_huge_s*": "the file does not say what its inputs look like; it is damaged",
+    "*_inputs_below_zero": "the file does not say what its inputs look like; it is damaged",
+    "*_no_inputs": "the file does not say what its inputs look like; it is damaged",
+    "*_huge_*": r"the file's network is too large for a file of [\d,]+ bytes; it is damaged",
+}
+MODEL_VERBS = {"unpack": ["-o", "out"], "inspect": [], "predict": ["--data", "inputs.npy", "-o", "means.npy"]}
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """A message and both kinds of model file that nothing is wrong with."""
+    return make.valid()
+
+
+@pytest.fixture
+def bounded():
+    """Inside, the process cannot take more than so much address space."""
+    resource = pytest.importorskip("resource")
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    now = int(statm.read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + SPARE_BYTES, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+@pytest.fixture
+def refused(tmp_path, monkeypatch, capsys, bounded):
+    """Runs a verb in an empty folder with inputs.npy, and returns the one sentence that refuses it."""
+    import numpy as np
+
+    monkeypatch.chdir(tmp_path)
+    np.save(tmp_path / "inputs.npy", np.zeros((2, 8, 8)))
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["bitsback", *map(str, arguments)])
+        monkeypatch.setenv("BITSBACK_DEBUG", "")
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        said = capsys.readouterr()
+        assert stopped.value.code == 1
+        assert said.out == ""
+        assert said.err.splitlines()[-1].startswith("bitsback: ")
+        assert said.err.count("\n") == 1 or "\r" in said.err  # a bar, then the sentence
+        return said.err.splitlines()[-1]
+
+    return call
+
+
+def sentence_for(name):
+    return next(said for pattern, said in SAID.items() if fnmatch.fnmatch(name, pattern))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_hostile_file_is_refused_in_one_sentence_and_leaves_nothing(refused, tmp_path, path):
+    kind = path.read_bytes()[2:3]
+    verbs = {"receive": ["-o", "out"]} if kind and kind[0] >> 4 == 0 else MODEL_VERBS
+    for verb, options in verbs.items():
+        assert re.search(sentence_for(path.stem), refused(verb, path, *options))
+        left = {file.name for file in tmp_path.rglob("*")}
+        assert left - {"inputs.npy"} == ({"out", "labels.npy", "model.safetensors"} if "payload" in path.stem else set())
+
+
+def test_the_set_on_disk_is_the_one_that_its_script_makes():
+    assert {path.stem for path in FILES} == set(make.all_files())
+
+
+def test_what_the_set_is_made_from_is_sound(whole, tmp_path):
+    for codec in ("relative_entropy", "quantised"):
+        assert decode(whole[codec], "the file").codec == codec
+        assert decode(make.with_settings(whole[codec]), "the file").codec == codec
+    (tmp_path / "message").write_bytes(make.with_settings(whole["message"]))
+    assert receive_file(tmp_path / "message", tmp_path / "out", progress=False).payload == bytes(200)
+
+
+@pytest.mark.parametrize("kind", ["message", "relative_entropy", "quantised"])
+def test_every_cut_every_extension_and_every_flipped_bit_is_seen(whole, kind):
+    content = whole[kind]
+    assert unseal(content, "the file")[0] == kind
+    cuts = [content[:length] for length in range(len(content))]
+    extensions = [content + bytes([byte]) for byte in range(256)] + [content + bytes(length) for length in (2, 4, 200, 10_000)]
+    flips = []
+    for place in range(8 * len(content)):
+        changed = bytearray(content)
+        changed[place // 8] ^= 1 << place % 8
+        flips.append(bytes(changed))
+    for damaged in [*cuts, *extensions, *flips]:
+        with pytest.raises(BitsbackError, match=r"^the file (is|has) .*; (copy it again|give one|install a newer)"):
+            unseal(damaged, "the file")
+
+
+def attempt(content, folder):
+    """Open a file in every way there is; whatever is wrong must be said in one sentence."""
+    path, said = folder / "file", []
+    path.write_bytes(content)
+    for way in (lambda: inspect_file(path), lambda: load(path).predict(torch.zeros(2, 1, 8, 8)),
+                lambda: receive_file(path, folder / "out", progress=False)):  # fmt: skip
+        try:
+            way()
+            delivered = True
+        except BitsbackError as fault:
+            said.append(str(fault))
+            delivered = isinstance(fault, RefundLostError)
+    assert not any("\n" in sentence for sentence in said)
+    assert (folder / "out").exists() == delivered
+    return said
+
+
+KINDS = st.sampled_from(["message", "relative_entropy", "quantised"])
+
+
+@pytest.mark.filterwarnings("ignore")
+@given(kind=KINDS, contents=st.binary(max_size=300))
+@settings(max_examples=60)
+def test_any_bytes_with_a_good_mark_and_checksum(tmp_path_factory, kind, contents):
+    assert len(attempt(seal(kind, contents), tmp_path_factory.mktemp("fuzz"))) >= 2
+
+
+@pytest.mark.filterwarnings("ignore")
+@given(kind=KINDS, places=st.lists(st.integers(0, 10**6), min_size=1, max_size=6), cut=st.integers(0, 10**4) | st.none())
+@settings(max_examples=60)
+def test_any_changed_bits_with_a_good_checksum(whole, tmp_path_factory, kind, places, cut):
+    _, contents = unseal(whole[kind], "the file")
+    changed = bytearray(contents)
+    for place in places:
+        changed[place // 8 % len(changed)] ^= 1 << place % 8
+    if cut is not None:
+        changed = changed[: cut % len(changed)]
+    attempt(seal(kind, bytes(changed)), tmp_path_factory.mktemp("fuzz"))
+
+
+SCALARS = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=5)
+VALUES = SCALARS | st.lists(SCALARS, max_size=3) | st.sampled_from([
+    {}, make.CALL, {"kind": "idx"}, {"kind": "npz"}, {"kind": "npz", "path": "/dev/zero"}, {"kind": "point"}, {"kind": "poisson"},
+    {"kind": "pyro", "distribution": "Delta", "arguments": {"v": 0}}, {"kind": "cauchy"}, "LSTM", "os:system", [10**6, 10**6],
+    {"kind": "pyro", "distribution": "Cauchy", "arguments": {"loc": [0, 1], "scale": 1}}, {"Linear": {"out_features": 10**10}},
+])  # fmt: skip
+
+
+def places_in(tree, place=()):
+    """Every place in a tree but those that only say how long to train."""
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    for key, value in items:
+        if key != "training":
+            yield (*place, key)
+            yield from places_in(value, (*place, key))
+
+
+@pytest.mark.filterwarnings("ignore")
+@given(kind=KINDS, place=st.integers(0, 10**4), value=VALUES, remove=st.booleans())
+@settings(max_examples=120)
+def test_any_change_of_the_settings_with_a_good_checksum(whole, tmp_path_factory, kind, place, value, remove):
+    tree = make.settings_of(whole[kind])
+    known = list(places_in(tree))
+    *path, key = known[place % len(known)]
+    inside = tree
+    for part in path:
+        inside = inside[part]
+    if remove and isinstance(inside, dict):
+        del inside[key]
+    else:
+        inside[key] = value
+    for name in set(make.settings_of(whole[kind])) - set(tree):
+        tree[name] = None
+    folder = tmp_path_factory.mktemp("fuzz")
+    attempt(make.with_settings(whole[kind], **tree), folder)
+    assert not Path(make.CALL["arguments"]["path"]).exists()
+
+
+# code
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """A module on the path whose function says that it was called."""
+    (tmp_path / "maker_of_networks.py").write_text(
+        "import pathlib, torch\n"
+        "pathlib.Path('imported').touch()\n"
+        "def net(outputs=10): return torch.nn.Sequential(torch.nn.Linear(4, outputs, bias=False))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    sys.modules.pop("maker_of_networks", None)
+
+
+@pytest.mark.parametrize("kind", ["message", "relative_entropy", "quantised"])
+def test_a_factory_is_called_only_when_its_name_is_given(whole, module, kind):
+    network = {"kind": "factory", "factory": "maker_of_networks:net", "arguments": {}, "pretrained": None}
+    (module / "file").write_bytes(make.with_settings(whole[kind], network=network))
+
+    def use(*places):
+        return receive_file(Path("file"), Path("out"), places, progress=False) if kind == "message" else load("file", places)
+
+    for places in ([], ["network.factory=os:mkdir"], ["network.factory=maker_of_networks:other"], ["network.factory="]):
+        with pytest.raises(
+            BitsbackError, match=r"add --network.factory=maker_of_networks:net|'network.factory' is fixed by the file"
+        ):
+            use(*places)
+    assert not Path("imported").exists()
+    assert not Path("out").exists()
+    if kind == "message":
+        assert use("network.factory=maker_of_networks:net").payload == bytes(200)
+    else:
+        assert use("--network.factory=maker_of_networks:net").predict(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    assert Path("imported").exists()
