@@ -1,5 +1,8 @@
 """Settings of every test: one thread, a fixed seed, no deadline for a busy machine."""
 
+import gzip
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
@@ -12,3 +15,17 @@ settings.load_profile("bitsback")
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def mnist(tmp_path_factory):
+    """A hundred pictures in MNIST's four files."""
+    root, draw = tmp_path_factory.mktemp("mnist"), np.random.default_rng(0)
+    for split, count in (("train", 200), ("t10k", 50)):
+        images = draw.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        header = b"\0\0\x08\x03" + np.array(images.shape, ">u4").tobytes()
+        (root / f"{split}-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + images.tobytes()))
+        header = b"\0\0\x08\x01" + np.array([count], ">u4").tobytes()
+        (root / f"{split}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(header + labels.tobytes()))
+    return root

@@ -73,7 +73,7 @@ class LoadedModel(nn.Module):
         prepared = self.preprocessing(inputs)
         wanted = tuple(self.tree["inputs"])
         if tuple(prepared.shape[1:]) != wanted:
-            if prepared[0].numel() != torch.Size(wanted).numel():
+            if prepared.shape[1:].numel() != torch.Size(wanted).numel() or not prepared.ndim:
                 raise FileError(f"the model takes inputs of shape {wanted}, got {tuple(prepared.shape[1:])}; give such inputs")
             prepared = prepared.reshape(len(prepared), *wanted)
         return torch.cat([self.likelihood.predict(self(part)) for part in prepared.split(512)])

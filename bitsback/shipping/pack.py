@@ -24,10 +24,10 @@ from bitsback.config.network import FactorySettings
 from bitsback.errors import ConfigError, FileError, LayerError
 from bitsback.likelihoods.classes import CategoricalLikelihood
 from bitsback.model import BayesianModel, evaluate
-from bitsback.posterior import PointPosterior
+from bitsback.posterior import GaussianPosterior, PointPosterior
 from bitsback.shipping.model_file import LoadedModel, Shell, decode, model_tree
 from bitsback.shipping.tree import paths_of
-from bitsback.training.tuning import PackSettings, QuantisingSettings, Tuner, TuningSettings
+from bitsback.training.tuning import FIXED_LOG_STD, PackSettings, QuantisingSettings, Tuner, TuningSettings
 from bitsback.units import bits_to_bytes
 
 BLOCKS_BELOW_BITS, QUANTISED_ABOVE_BITS = 3.0, 4.0
@@ -118,8 +118,23 @@ def pack(experiment: Experiment, settings: PackSettings | None = None, *, progre
             model.load_state_dict(state)
             found.append(_measured(experiment, _content(experiment, one, settings, progress), one, why, label))
         best = min(found, key=lambda packed: packed.total_bits)
-        return replace(best, why=f"{why}: both were tried, {best.codec} describes the labels in fewer bits")
-    return _measured(experiment, _content(experiment, codec, settings, progress), codec, why, label)
+        best = replace(best, why=f"{why}: both were tried, {best.codec} describes the labels in fewer bits")
+    else:
+        best = _measured(experiment, _content(experiment, codec, settings, progress), codec, why, label)
+    _take_over(model, best.loaded.model)
+    return best
+
+
+@torch.no_grad()
+def _take_over(model: BayesianModel, decoded: BayesianModel) -> None:
+    """Put the numbers of the decoded file into the model that was packed, whose units may have had another order."""
+    for own, found in zip(model.weights, decoded.weights, strict=True):
+        own.posterior.mean.copy_(found.posterior.mean)
+        if isinstance(own.posterior, GaussianPosterior):
+            own.posterior.log_std.fill_(FIXED_LOG_STD)
+    others = [[*part.statistics(), *part.deterministic()] for part in (model, decoded)]
+    for (_, tensor), (_, value) in zip(*others, strict=True):
+        tensor.copy_(value)
 
 
 def _check_finite(model: BayesianModel) -> None:

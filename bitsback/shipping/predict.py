@@ -66,7 +66,7 @@ def predict_run(directory: Path, inputs: Tensor, draws: int = DRAWS) -> tuple[Te
     prepared = e.dataset.preprocessing(inputs)
     shape = e.dataset.train.inputs.shape[1:]
     if prepared.shape[1:] != shape:
-        if prepared[0].numel() != shape.numel():
+        if prepared.shape[1:].numel() != shape.numel() or not prepared.ndim:
             raise DataError(f"the run takes inputs of shape {tuple(shape)}, got {tuple(prepared.shape[1:])}; give such inputs")
         prepared = prepared.reshape(len(prepared), *shape)
     prepared = prepared.to(dtype) if e.dataset.train.inputs.is_floating_point() else prepared.long()

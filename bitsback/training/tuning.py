@@ -29,6 +29,9 @@ from bitsback.training.augment import AugmentSettings, augmented
 from bitsback.units import nats_to_bits
 
 FIXED_LOG_STD = -40.0
+TYPICAL_SCALE = 0.2
+"""Of a prior whose weights learn at lr, when rates are relative."""
+
 BETA_RANGE = 1e-3, 1e3
 BETA_GAIN, BETA_REACH_BITS = 0.05, 4.0
 
@@ -36,11 +39,18 @@ BETA_GAIN, BETA_REACH_BITS = 0.05, 4.0
 class TuningSettings(Settings):
     """How the weights that are not chosen yet are trained on."""
 
-    groups: PositiveInt = Field(24, description="groups of blocks that are chosen at once")
+    groups: PositiveInt = Field(40, description="groups of blocks that are chosen at once")
+    taper: float = Field(
+        1.0, gt=0, le=1, description="size of the last group, in sizes of the first; between, it falls linearly"
+    )
     steps: NonNegativeInt = Field(200, description="steps after each group; 0: nothing is trained")
-    balance_steps: NonNegativeInt = Field(500, description="steps before the first group, which balance the blocks")
+    balance_steps: NonNegativeInt = Field(300, description="steps before the first group, which balance the blocks")
     batch_size: PositiveInt = Field(128, description="examples per step")
     lr: PositiveFloat = Field(0.005, description="largest learning rate of the means; log std takes five times as much")
+    final_lr: float = Field(0.05, gt=0, le=1, description="learning rate at the end, in units of lr; it falls as a cosine")
+    relative_lr: bool = Field(
+        False, description="scale each tensor's rate with its prior's scale: for wide layers of tiny weights"
+    )
     target_bits: PositiveFloat | None = Field(None, description="KL at which blocks are held; default: the bits of an index")
     augment: AugmentSettings | None = Field(None, description="random changes of the images while tuning")
 
@@ -100,10 +110,13 @@ class Tuner:
         self._chosen = torch.zeros(self.code.blocks, dtype=torch.bool)
         held = {id(p) for p in self.model.priors.parameters()} | {id(q.log_std) for q in self._posteriors}
         others = [p for p in self.model.parameters() if id(p) not in held and p.requires_grad]
-        rates = (1.0, 5.0)
-        groups = [others, [q.log_std for q in self._posteriors]]
+        means = {id(q.mean) for q in self._posteriors}
+        groups = [([p for p in others if id(p) not in means], 1.0), ([q.log_std for q in self._posteriors], 5.0)]
+        for weight in self.model.weights:
+            width = float(weight.prior.width().detach().mean()) / TYPICAL_SCALE
+            groups.append(([weight.posterior.mean], min(max(width, 0.005), 3.0) if self.settings.relative_lr else 1.0))
         self._optimizer = torch.optim.Adam(
-            [{"params": group, "lr": self.settings.lr * rate} for group, rate in zip(groups, rates, strict=True)], fused=True
+            [{"params": group, "lr": self.settings.lr * rate} for group, rate in groups if group], fused=True
         )
         self._steps = (
             self.settings.balance_steps + self.settings.steps * (self.settings.groups - 1) if self.settings.steps else 0
@@ -117,7 +130,9 @@ class Tuner:
             prior.requires_grad_(False)
         torch.manual_seed(self.seed)
         order = np.random.default_rng(self.seed).permutation(self.code.blocks)
-        groups = np.array_split(order, min(self.settings.groups, len(order)))
+        count = min(self.settings.groups, len(order))
+        sizes = np.linspace(1.0, self.settings.taper, count)
+        groups = np.split(order, np.rint(np.cumsum(sizes / sizes.sum()) * len(order)).astype(int)[:-1])
         with tqdm(total=self._steps + len(order), desc="packing", disable=not self.progress, leave=False, delay=2.0) as bar:
             self._train(self.settings.balance_steps if self._steps else 0, bar)
             for number, group in enumerate(groups):
@@ -128,7 +143,8 @@ class Tuner:
         return self.indices
 
     def _rate(self, step: int) -> float:
-        falling = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, self._steps))))
+        low = self.settings.final_lr
+        falling = low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, self._steps))))
         return min(1.0, (step + 1) / 50) * falling
 
     def _endless_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
