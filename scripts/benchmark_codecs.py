@@ -13,7 +13,7 @@ import numpy as np
 from bitsback.bitstream.ans import Stack
 from bitsback.bitstream.density import NORMAL, PlacedShape
 from bitsback.bitstream.grid import PriorCode, RoundedPosterior, under_posterior, under_prior
-from bitsback.bitstream.message import default_lanes_log2
+from bitsback.bitstream.header import default_lanes_log2
 from bitsback.bitstream.quantised import quantise, step_level_for, tensor_codec
 
 

@@ -5,7 +5,6 @@ the prior. The receiver decodes weights, then labels, trains on the labels as th
 weights under it: the bits that chose them are the payload.
 """
 
-import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,26 +14,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitsback.bitstream.ans import LENGTH_BITS, WORD_BITS, Integers, Stack
+from bitsback.bitstream.ans import WORD_BITS, Integers, Stack
 from bitsback.bitstream.codec import Codec, bits_back, metered, raw_bits
 from bitsback.bitstream.container import BitReader, BitWriter, seal
 from bitsback.bitstream.density import place
 from bitsback.bitstream.grid import PriorCode, RoundedPosterior, under_posterior, under_prior
-from bitsback.bitstream.labels import targets
-from bitsback.bitstream.outputs import exact_outputs, is_exact, on_lattice
+from bitsback.bitstream.header import EXPONENT_BITS, EXPONENT_OFFSET, Header, default_lanes_log2
+from bitsback.bitstream.outputs import is_exact
 from bitsback.bitstream.randomness import whiten
-from bitsback.bitstream.settings_text import put_settings, take_settings
+from bitsback.bitstream.sent import Sent
+from bitsback.bitstream.setting import DIGEST_BITS, Setting, digest
 from bitsback.bitstream.side import SideNumbers
-from bitsback.errors import FileError, LayerError
-from bitsback.likelihoods import Likelihood
-from bitsback.model import BayesianModel
-from bitsback.posterior import PointPosterior, holding
+from bitsback.errors import FileError
+from bitsback.posterior import holding
 from bitsback.units import nats_to_bits
-
-DIGEST_BITS = 32
-EXPONENT_BITS, EXPONENT_OFFSET = 6, 16
-MOST_LANES_LOG2 = 10
-WEIGHTS_PER_LANE = 1024
 
 
 class PayloadTooShortError(FileError):
@@ -50,165 +43,6 @@ class PayloadTooShortError(FileError):
 
 class RefundLostError(FileError):
     """Labels and weights are there, but q could not be repeated: the payload stays locked."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What both sides hold: an untrained or trained model, its likelihood, and the inputs (n, ...)."""
-
-    model: BayesianModel
-    likelihood: Likelihood
-    inputs: Tensor
-
-    def check(self) -> None:
-        """Raise LayerError when a weight has no posterior to give bits back."""
-        if any(isinstance(q, PointPosterior) for q in self.model.posteriors()) or not self.model.weights:
-            raise LayerError("a point estimate has no bits to give back; train with posterior.kind=gaussian, or pack it with "
-                             "--codec quantised")  # fmt: skip
-
-    def posterior(self) -> RoundedPosterior:
-        """The model's posterior in whole numbers, all tensors after each other."""
-        flat = [torch.cat([part.detach().cpu().double().flatten() for part in parts]).numpy() for parts in self._moments()]
-        return RoundedPosterior.of(*flat)
-
-    def _moments(self) -> tuple[list[Tensor], list[Tensor]]:
-        stds = [q.std() for q in self.model.posteriors()]
-        return [q.mean for q in self.model.posteriors()], [std for std in stds if std is not None]
-
-    def prior_code(self, exponent: int) -> PriorCode:
-        """The prior's tables, from the learned numbers as the model holds them now."""
-        placed = [place(weight.prior, weight.name) for weight in self.model.weights]
-        return PriorCode.build(placed, [tuple(weight.posterior.mean.shape) for weight in self.model.weights], exponent)
-
-    def tensors(self, point: Integers, exponent: int) -> dict[str, Tensor]:
-        """Lattice points as the network's weight tensors, float64."""
-        sizes = [q.weights for q in self.model.posteriors()]
-        parts = torch.from_numpy(np.ldexp(point.astype(np.float64), -exponent)).split(sizes)
-        return {w.name: part.reshape(w.posterior.mean.shape) for w, part in zip(self.model.weights, parts, strict=True)}
-
-    def label_code(self, point: Integers, exponent: int) -> Codec:
-        """The codec of the labels given weights."""
-        return targets(self.likelihood, exact_outputs(self.model, self.tensors(point, exponent), self.inputs).numpy())
-
-    def inputs_digest(self) -> int:
-        """32 bits of SHA-256 over the inputs' shape and their multiples of 2^-12, as little-endian 64-bit integers."""
-        inputs = self.inputs.cpu()
-        whole = torch.ldexp(on_lattice(inputs), torch.tensor(12)).long() if inputs.is_floating_point() else inputs.long()
-        shape = np.array(inputs.shape, dtype="<i8").tobytes()
-        return _digest(shape + np.ascontiguousarray(whole.numpy().astype("<i8")).tobytes())
-
-
-def _digest(content: bytes) -> int:
-    return int.from_bytes(hashlib.sha256(content).digest()[: DIGEST_BITS // 8], "little")
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a message says before its first bit of content."""
-
-    settings: dict[str, Any]
-    exponent: int
-    lanes_log2: int
-    payload_bytes: int
-    inputs_digest: int
-    posterior_digest: int
-    guard_digest: int | None
-    """Of labels and prior tables, where their arithmetic is not the same on every machine."""
-
-    def put(self, writer: BitWriter) -> None:
-        """Write it."""
-        put_settings(writer, self.settings)
-        writer.put(self.exponent + EXPONENT_OFFSET, EXPONENT_BITS)
-        writer.put(self.lanes_log2, 4)
-        writer.put_count(self.payload_bytes)
-        writer.put(self.inputs_digest, DIGEST_BITS)
-        writer.put(self.posterior_digest, DIGEST_BITS)
-        writer.put(int(self.guard_digest is not None), 1)
-        if self.guard_digest is not None:
-            writer.put(self.guard_digest, DIGEST_BITS)
-
-    @classmethod
-    def take(cls, reader: BitReader) -> "Header":
-        """Read it; raises FileError when it makes no sense."""
-        settings = take_settings(reader)
-        exponent, lanes = reader.take(EXPONENT_BITS) - EXPONENT_OFFSET, reader.take(4)
-        if lanes > MOST_LANES_LOG2:
-            raise FileError(f"the message claims 2^{lanes} lanes, at most 2^{MOST_LANES_LOG2} are allowed; it is damaged")
-        count = reader.take_count()
-        digests = reader.take(DIGEST_BITS), reader.take(DIGEST_BITS)
-        return cls(settings, exponent, lanes, count, *digests, reader.take(DIGEST_BITS) if reader.take(1) else None)
-
-
-@dataclass(frozen=True)
-class Sent:
-    """A message and where its bits went, beside the ledger of the very weights that it carries."""
-
-    content: bytes
-    step: float
-    payload_bits: int
-    gross_weight_bits: float
-    refund_bits: float
-    label_bits: float
-    side_bits: float
-    header_bits: int
-    net_bits: float
-    ledger_data_bits: float
-    ledger_weight_bits: float
-
-    @property
-    def message_bits(self) -> int:
-        """Bits of the whole file."""
-        return 8 * len(self.content)
-
-    @property
-    def stack_net_bits(self) -> float:
-        """What labels, weights and learned numbers added to the stack, less what was given back."""
-        return self.gross_weight_bits + self.label_bits + self.side_bits - self.refund_bits
-
-    @property
-    def overhead_bits(self) -> float:
-        """Message less payload less the ledger's net bits of the transmitted weights."""
-        return self.message_bits - self.payload_bits - self.net_bits
-
-    def facts(self) -> dict[str, Any]:
-        """Everything, for JSON; the overhead's parts add up to it."""
-        framing = self.message_bits - self.payload_bits - self.stack_net_bits - self.header_bits
-        return {
-            "message_bits": self.message_bits,
-            "payload_bits": self.payload_bits,
-            "net_bits": self.net_bits,
-            "overhead_bits": self.overhead_bits,
-            "overhead": {
-                "header_and_checksum_bits": self.header_bits,
-                "lanes_and_padding_bits": framing,
-                "coder_and_tables_bits": self.stack_net_bits - self.net_bits,
-            },
-            "ledger": {
-                "data_bits": self.ledger_data_bits,
-                "net_weight_bits": self.ledger_weight_bits,
-                "hyperparameter_bits": self.side_bits,
-            },
-            "coded": {
-                "label_bits": self.label_bits,
-                "gross_weight_bits": self.gross_weight_bits,
-                "refund_bits": self.refund_bits,
-                "hyperparameter_bits": self.side_bits,
-                "net_bits": self.stack_net_bits,
-            },
-            "step": self.step,
-        }
-
-
-def default_lanes_log2(weights: int, net_bits: float) -> int:
-    """Few enough lanes that their heads cost at most 1 % of the net bits, many enough to be fast.
-
-    >>> default_lanes_log2(130, 250.0), default_lanes_log2(266_610, 26_000.0), default_lanes_log2(10**7, 1e6)
-    (0, 5, 10)
-    """
-    lanes = min(max(int(math.log2(max(weights / WEIGHTS_PER_LANE, 1))), 0), MOST_LANES_LOG2)
-    while lanes and LENGTH_BITS * 2**lanes > 0.01 * net_bits:
-        lanes -= 1
-    return lanes
 
 
 def send(
@@ -309,7 +143,7 @@ def _guard(setting: Setting, code: PriorCode, labels: Integers) -> int | None:
     if exact and is_exact(setting.model.network) and not setting.model.deterministic():
         return None
     tables = b"".join(table.cumulative.astype("<i8").tobytes() for table in code.tables)
-    return _digest(tables + labels.astype("<i8").tobytes())
+    return digest(tables + labels.astype("<i8").tobytes())
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from bitsback.cli.train import JsonOption
 from bitsback.errors import FileError
 
 if TYPE_CHECKING:
-    from bitsback.bitstream.message import Sent
+    from bitsback.bitstream.sent import Sent
     from bitsback.shipping.message import Sender
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from bitsback.bitstream.container import BitReader, unseal
-from bitsback.bitstream.message import Header
+from bitsback.bitstream.header import Header
 from bitsback.shipping.message import read_file
 from bitsback.shipping.model_file import decode
 

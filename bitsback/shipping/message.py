@@ -14,8 +14,11 @@ from torch import Tensor
 from bitsback.bitstream.ans import Integers
 from bitsback.bitstream.container import BitReader, unseal
 from bitsback.bitstream.grid import RoundedPosterior
-from bitsback.bitstream.message import Header, PayloadTooShortError, Received, RefundLostError, Sent, Setting, receive, send
+from bitsback.bitstream.header import Header
+from bitsback.bitstream.message import PayloadTooShortError, Received, RefundLostError, receive, send
 from bitsback.bitstream.outputs import FRACTION_BITS
+from bitsback.bitstream.sent import Sent
+from bitsback.bitstream.setting import Setting
 from bitsback.config import Config, Experiment, Run
 from bitsback.errors import FileError
 from bitsback.files import check_new_directory, write_array, write_bytes, write_tensors

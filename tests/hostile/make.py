@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bitsback.bitstream.ans import Stack
 from bitsback.bitstream.container import BitReader, BitWriter, seal, unseal
-from bitsback.bitstream.message import Header
+from bitsback.bitstream.header import Header
 from bitsback.bitstream.settings_text import put_settings, take_settings
 from bitsback.config import Config, Experiment
 from bitsback.shipping.message import Sender

@@ -1,0 +1,64 @@
+"""What a message says before its first bit of content."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from bitsback.bitstream.ans import LENGTH_BITS
+from bitsback.bitstream.container import BitReader, BitWriter
+from bitsback.bitstream.setting import DIGEST_BITS
+from bitsback.bitstream.settings_text import put_settings, take_settings
+from bitsback.errors import FileError
+
+EXPONENT_BITS, EXPONENT_OFFSET = 6, 16
+MOST_LANES_LOG2 = 10
+WEIGHTS_PER_LANE = 1024
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a message says before its first bit of content."""
+
+    settings: dict[str, Any]
+    exponent: int
+    lanes_log2: int
+    payload_bytes: int
+    inputs_digest: int
+    posterior_digest: int
+    guard_digest: int | None
+    """Of labels and prior tables, where their arithmetic is not the same on every machine."""
+
+    def put(self, writer: BitWriter) -> None:
+        """Write it."""
+        put_settings(writer, self.settings)
+        writer.put(self.exponent + EXPONENT_OFFSET, EXPONENT_BITS)
+        writer.put(self.lanes_log2, 4)
+        writer.put_count(self.payload_bytes)
+        writer.put(self.inputs_digest, DIGEST_BITS)
+        writer.put(self.posterior_digest, DIGEST_BITS)
+        writer.put(int(self.guard_digest is not None), 1)
+        if self.guard_digest is not None:
+            writer.put(self.guard_digest, DIGEST_BITS)
+
+    @classmethod
+    def take(cls, reader: BitReader) -> "Header":
+        """Read it; raises FileError when it makes no sense."""
+        settings = take_settings(reader)
+        exponent, lanes = reader.take(EXPONENT_BITS) - EXPONENT_OFFSET, reader.take(4)
+        if lanes > MOST_LANES_LOG2:
+            raise FileError(f"the message claims 2^{lanes} lanes, at most 2^{MOST_LANES_LOG2} are allowed; it is damaged")
+        count = reader.take_count()
+        digests = reader.take(DIGEST_BITS), reader.take(DIGEST_BITS)
+        return cls(settings, exponent, lanes, count, *digests, reader.take(DIGEST_BITS) if reader.take(1) else None)
+
+
+def default_lanes_log2(weights: int, net_bits: float) -> int:
+    """Few enough lanes that their heads cost at most 1 % of the net bits, many enough to be fast.
+
+    >>> default_lanes_log2(130, 250.0), default_lanes_log2(266_610, 26_000.0), default_lanes_log2(10**7, 1e6)
+    (0, 5, 10)
+    """
+    lanes = min(max(int(math.log2(max(weights / WEIGHTS_PER_LANE, 1))), 0), MOST_LANES_LOG2)
+    while lanes and LENGTH_BITS * 2**lanes > 0.01 * net_bits:
+        lanes -= 1
+    return lanes

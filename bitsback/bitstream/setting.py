@@ -1,0 +1,72 @@
+"""What sender and receiver of a message both hold, and what they make of it."""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bitsback.bitstream.ans import Integers
+from bitsback.bitstream.codec import Codec
+from bitsback.bitstream.density import place
+from bitsback.bitstream.grid import PriorCode, RoundedPosterior
+from bitsback.bitstream.labels import targets
+from bitsback.bitstream.outputs import exact_outputs, on_lattice
+from bitsback.errors import LayerError
+from bitsback.likelihoods import Likelihood
+from bitsback.model import BayesianModel
+from bitsback.posterior import PointPosterior
+
+DIGEST_BITS = 32
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What both sides hold: an untrained or trained model, its likelihood, and the inputs (n, ...)."""
+
+    model: BayesianModel
+    likelihood: Likelihood
+    inputs: Tensor
+
+    def check(self) -> None:
+        """Raise LayerError when a weight has no posterior to give bits back."""
+        if any(isinstance(q, PointPosterior) for q in self.model.posteriors()) or not self.model.weights:
+            raise LayerError("a point estimate has no bits to give back; train with posterior.kind=gaussian, or pack it with "
+                             "--codec quantised")  # fmt: skip
+
+    def posterior(self) -> RoundedPosterior:
+        """The model's posterior in whole numbers, all tensors after each other."""
+        flat = [torch.cat([part.detach().cpu().double().flatten() for part in parts]).numpy() for parts in self._moments()]
+        return RoundedPosterior.of(*flat)
+
+    def _moments(self) -> tuple[list[Tensor], list[Tensor]]:
+        stds = [q.std() for q in self.model.posteriors()]
+        return [q.mean for q in self.model.posteriors()], [std for std in stds if std is not None]
+
+    def prior_code(self, exponent: int) -> PriorCode:
+        """The prior's tables, from the learned numbers as the model holds them now."""
+        placed = [place(weight.prior, weight.name) for weight in self.model.weights]
+        return PriorCode.build(placed, [tuple(weight.posterior.mean.shape) for weight in self.model.weights], exponent)
+
+    def tensors(self, point: Integers, exponent: int) -> dict[str, Tensor]:
+        """Lattice points as the network's weight tensors, float64."""
+        sizes = [q.weights for q in self.model.posteriors()]
+        parts = torch.from_numpy(np.ldexp(point.astype(np.float64), -exponent)).split(sizes)
+        return {w.name: part.reshape(w.posterior.mean.shape) for w, part in zip(self.model.weights, parts, strict=True)}
+
+    def label_code(self, point: Integers, exponent: int) -> Codec:
+        """The codec of the labels given weights."""
+        return targets(self.likelihood, exact_outputs(self.model, self.tensors(point, exponent), self.inputs).numpy())
+
+    def inputs_digest(self) -> int:
+        """32 bits of SHA-256 over the inputs' shape and their multiples of 2^-12, as little-endian 64-bit integers."""
+        inputs = self.inputs.cpu()
+        whole = torch.ldexp(on_lattice(inputs), torch.tensor(12)).long() if inputs.is_floating_point() else inputs.long()
+        shape = np.array(inputs.shape, dtype="<i8").tobytes()
+        return digest(shape + np.ascontiguousarray(whole.numpy().astype("<i8")).tobytes())
+
+
+def digest(content: bytes) -> int:
+    """32 bits of SHA-256: its first four bytes, little-endian."""
+    return int.from_bytes(hashlib.sha256(content).digest()[: DIGEST_BITS // 8], "little")
