@@ -56,7 +56,7 @@ class RoundedPosterior:
 
         >>> q = RoundedPosterior.of(np.array([0.3]), np.array([0.05]))
         >>> q.mean_steps.tolist(), q.std_level.tolist()
-        ([386], [-138])
+        ([381], [-138])
         """
         if not (np.isfinite(mean).all() and np.isfinite(std).all() and bool((std > 0).all())):
             raise LayerError("a posterior has a mean or a std that is NaN, infinite or not above zero; train it again")

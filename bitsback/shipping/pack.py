@@ -113,12 +113,18 @@ def pack(experiment: Experiment, settings: PackSettings | None = None, *, progre
     label = _ledger_net_bits(experiment)
     if codec == "both":
         state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        found = []
+        found, faults = [], []
         for one in ("relative_entropy", "quantised"):
             model.load_state_dict(state)
-            found.append(_measured(experiment, _content(experiment, one, settings, progress), one, why, label))
+            try:
+                found.append(_measured(experiment, _content(experiment, one, settings, progress), one, why, label))
+            except FileError as fault:  # the budget is too small for this one
+                faults.append(fault)
+        if not found:
+            raise faults[0]
         best = min(found, key=lambda packed: packed.total_bits)
-        best = replace(best, why=f"{why}: both were tried, {best.codec} describes the labels in fewer bits")
+        reason = "the other does not fit the budget" if faults else f"{best.codec} describes the labels in fewer bits"
+        best = replace(best, why=f"{why}: both were tried, {reason}")
     else:
         best = _measured(experiment, _content(experiment, codec, settings, progress), codec, why, label)
     _take_over(model, best.loaded.model)
