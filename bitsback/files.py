@@ -1,8 +1,10 @@
 """Writing files whole or not at all."""
 
 import os
+import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,25 @@ def check_new_file(path: Path) -> None:
     place = next(parent for parent in path.resolve().parents if parent.exists())
     if path.is_dir() or not place.is_dir() or not os.access(place, os.W_OK):
         raise RunError(f"cannot write {path}: it is a directory, or stands in a place you may not write to; choose another -o")
+
+
+@contextmanager
+def whole_directory(path: Path) -> Iterator[Path]:
+    """A neighbour to write files into, which becomes ``path`` at the end, or goes away when something fails."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        place = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    except OSError as fault:
+        raise RunError(f"cannot write {path}: {fault.strerror or fault}; choose a place you may write to") from fault
+    try:
+        yield place
+        place.chmod(0o755)
+        os.replace(place, path)  # onto nothing, or an empty directory
+    except BaseException as fault:
+        shutil.rmtree(place, ignore_errors=True)
+        if isinstance(fault, OSError):
+            raise RunError(f"cannot write {path}: {fault.strerror or fault}; is the disk full?") from fault
+        raise
 
 
 def write_text(path: Path, content: str) -> None:

@@ -16,7 +16,7 @@ from bitsback.cli.app import main
 from bitsback.config import Config, Experiment, load_run
 from bitsback.errors import BitsbackError, FileError, LayerError
 from bitsback.files import read_tensors
-from bitsback.shipping.message import PayloadTooShortError, RefundLostError, Sender, padded, receive_file
+from bitsback.shipping.message import PayloadTooShortError, RefundLostError, Sender, receive_file
 from bitsback.units import nats_to_bits
 
 DATA = {"kind": "digits", "limit": 100}
@@ -172,11 +172,12 @@ def test_a_payload_that_is_too_short_says_how_much_is_missing(tmp_path, linear):
 
 
 def test_padding_is_counted_and_comes_back_after_the_payload(tmp_path, linear):
-    payload, added = padded(linear, text(50))
-    assert payload[:50] == text(50)
-    assert len(payload) == 50 + added
-    assert received(tmp_path, linear.send(payload).content).payload == payload
-    assert padded(linear, text(3000)) == (text(3000), 0)
+    sent = linear.send(text(50), pad=True)
+    assert sent.payload_bits == 400
+    assert sent.padding_bits > 0
+    assert sum(sent.facts()["overhead"].values()) == pytest.approx(sent.overhead_bits)
+    assert received(tmp_path, sent.content).payload == text(50)
+    assert linear.send(text(3000), pad=True).padding_bits == 0
 
 
 # receivers without labels
@@ -357,10 +358,9 @@ def test_pad_says_what_it_wastes(cli, tmp_path):
     assert "bitsback: the payload is too short to draw all weights: " in said.err
     assert not (tmp_path / "message").exists()
     said = cli("send", "toy.yaml", "--payload", "short", "-o", "message", "--pad")
-    wasted = int(re.search(r"The payload was filled with ([\d,]+) random bytes, which", said.out).group(1).replace(",", ""))
+    assert re.search(r"\n[\d,]+ random bytes had to follow the payload: the message carries them for nothing", said.out)
     assert cli("receive", "message", "-o", "got").code == 0
-    assert (tmp_path / "got" / "payload").read_bytes()[:5] == b"short"
-    assert (tmp_path / "got" / "payload").stat().st_size == 5 + wasted
+    assert (tmp_path / "got" / "payload").read_bytes() == b"short"
 
 
 def test_several_steps_make_a_table(cli):
@@ -377,7 +377,7 @@ def test_a_run_is_sent_as_it_is(cli, tmp_path, precision):
     assert cli("train", "toy.yaml", f"training.precision={precision}", "--out", "run").code == 0
     said = cli("send", "--run", "run", "--payload", "letter.txt", "-o", "message", "--json")
     facts = json.loads(said.out)
-    assert facts["padding_bytes"] == 0
+    assert facts["overhead"]["payload_padding_bits"] == 0
     assert facts["message_bits"] == 8 * (tmp_path / "message").stat().st_size
     assert cli("receive", "message", "-o", "got").code == 0
     assert (tmp_path / "got" / "payload").read_bytes() == text(3000)

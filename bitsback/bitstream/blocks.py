@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bitsback.bitstream.density import NORMAL, PlacedShape, Shape, log_density
+from bitsback.bitstream.density import NORMAL, Shape, log_density
 from bitsback.bitstream.elementary import Floats
 from bitsback.bitstream.randomness import levels, shuffled
 from bitsback.bitstream.table import PriorTable
@@ -21,18 +21,6 @@ STANDARD_STEP = 2.0**-16
 """The lattice of candidates, in scales of the prior; part of the format."""
 
 SCORES_AT_ONCE = 1 << 22
-
-
-@dataclass(frozen=True)
-class CodedTensor:
-    """What a block code must know of a weight tensor: how many weights, and their prior."""
-
-    weights: int
-    prior: PlacedShape
-
-    def spread(self, values: Floats, shape: Sequence[int]) -> Floats:
-        """One number for every weight, flat."""
-        return np.broadcast_to(values, tuple(shape)).ravel()
 
 
 @dataclass

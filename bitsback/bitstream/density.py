@@ -126,7 +126,7 @@ def place(prior: Prior, name: str) -> PlacedShape:
     p = prior().expand(torch.Size()) if not prior().event_shape and prior().batch_shape.numel() == 1 else None
     if p is None:
         raise PriorError(f"the prior '{prior.kind}' of '{name}' does not code its weights one by one; choose another prior")
-    width = float(prior.width().detach())
+    width = max(round(float(prior.width().detach()) * FINE), 1) / FINE
 
     def density(z: Floats) -> Floats:
         with torch.no_grad():

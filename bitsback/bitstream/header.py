@@ -23,6 +23,8 @@ class Header:
     exponent: int
     lanes_log2: int
     payload_bytes: int
+    padding_bytes: int
+    """Of the payload: random bytes at its end, which only drew weights."""
     inputs_digest: int
     posterior_digest: int
     guard_digest: int | None
@@ -34,6 +36,7 @@ class Header:
         writer.put(self.exponent + EXPONENT_OFFSET, EXPONENT_BITS)
         writer.put(self.lanes_log2, 4)
         writer.put_count(self.payload_bytes)
+        writer.put_count(self.padding_bytes)
         writer.put(self.inputs_digest, DIGEST_BITS)
         writer.put(self.posterior_digest, DIGEST_BITS)
         writer.put(int(self.guard_digest is not None), 1)
@@ -47,9 +50,11 @@ class Header:
         exponent, lanes = reader.take(EXPONENT_BITS) - EXPONENT_OFFSET, reader.take(4)
         if lanes > MOST_LANES_LOG2:
             raise FileError(f"the message claims 2^{lanes} lanes, at most 2^{MOST_LANES_LOG2} are allowed; it is damaged")
-        count = reader.take_count()
+        counts = reader.take_count(), reader.take_count()
+        if counts[1] > counts[0]:
+            raise FileError("the message claims more padding than payload; it is damaged")
         digests = reader.take(DIGEST_BITS), reader.take(DIGEST_BITS)
-        return cls(settings, exponent, lanes, count, *digests, reader.take(DIGEST_BITS) if reader.take(1) else None)
+        return cls(settings, exponent, lanes, *counts, *digests, reader.take(DIGEST_BITS) if reader.take(1) else None)
 
 
 def default_lanes_log2(weights: int, net_bits: float) -> int:

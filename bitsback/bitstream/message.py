@@ -25,7 +25,7 @@ from bitsback.bitstream.randomness import whiten
 from bitsback.bitstream.sent import Sent
 from bitsback.bitstream.setting import DIGEST_BITS, Setting, digest
 from bitsback.bitstream.side import SideNumbers
-from bitsback.errors import FileError
+from bitsback.errors import BitsbackError, FileError
 from bitsback.posterior import holding
 from bitsback.units import nats_to_bits
 
@@ -52,6 +52,7 @@ def send(
     settings: dict[str, Any],
     *,
     exponent: int | None = None,
+    padding_bytes: int = 0,
 ) -> Sent:
     """The message for a trained model.
 
@@ -61,6 +62,7 @@ def send(
         payload: any bytes, enough of them to draw the weights.
         settings: the configuration as a tree of JSON values, for the header.
         exponent: the lattice is the multiples of 2^-exponent; default: a power of two below the smallest std.
+        padding_bytes: how many of the payload's last bytes are not its own: the receiver drops them.
 
     Raises:
         PayloadTooShortError: says how many bits are missing.
@@ -94,9 +96,8 @@ def send(
     whole.push(stack, flat)
     metered(raw_bits(side.widths()), meters, "side").push(stack, side.levels())
     weight_bits, data_bits = _sample_ledger(setting, q, drawn[0], m, labels)
-    header = Header(
-        settings, m, lanes_log2, len(payload), setting.inputs_digest(), _posterior_digest(q), _guard(setting, code, flat)
-    )
+    digests = setting.inputs_digest(), _posterior_digest(q), _guard(setting, code, flat)
+    header = Header(settings, m, lanes_log2, len(payload), padding_bytes, *digests)
     writer = BitWriter()
     header.put(writer)
     rest = payload[len(payload) // 4 * 4 :]
@@ -105,7 +106,8 @@ def send(
     return Sent(
         content=file,
         step=2.0**-m,
-        payload_bits=8 * len(payload),
+        payload_bits=8 * (len(payload) - padding_bytes),
+        padding_bits=8 * padding_bytes,
         gross_weight_bits=meters["gross"],
         refund_bits=-meters["refund"],
         label_bits=meters["labels"],
@@ -213,7 +215,12 @@ def receive(
                 "the labels cannot be decoded here: this network or prior uses functions that differ between machines; "
                 "receive it on a machine like the sender's"
             )
-        q = retrain(labels)
+        try:
+            q = retrain(labels)
+        except BitsbackError as fault:
+            raise RefundLostError(
+                f"labels and network were recovered, the payload was not: training fails here: {fault}"
+            ) from fault
         if _posterior_digest(q) != header.posterior_digest:
             raise RefundLostError(
                 "labels and network were recovered, the payload was not: training here does not end at the sender's posterior "
@@ -228,5 +235,6 @@ def receive(
             raise RefundLostError("the payload does not have the length that the message states; the message is damaged")
     except RefundLostError as fault:
         return got[0], fault
-    got[0].payload = whiten(words) + rest
+    payload = whiten(words) + rest
+    got[0].payload = payload[: len(payload) - header.padding_bytes]
     return got[0], None

@@ -1,6 +1,5 @@
 """A network for a receiver without the data: what both kinds of model file have in common, and the block code's body."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,8 @@ from bitsback.bitstream.ans import Integers
 from bitsback.bitstream.blocks import STANDARD_STEP, BlockCode
 from bitsback.bitstream.container import BitReader, BitWriter
 from bitsback.bitstream.density import PlacedShape, Shape, place
+from bitsback.bitstream.setting import DIGEST_BITS as GUARD_BITS
+from bitsback.bitstream.setting import digest
 from bitsback.bitstream.settings_text import put_settings
 from bitsback.bitstream.side import SideNumbers
 from bitsback.bitstream.table import PriorTable
@@ -21,7 +22,6 @@ from bitsback.model import BayesianModel
 
 INDEX_WIDTH = 5
 MOST_INDEX_BITS = 24
-GUARD_BITS = 32
 
 
 @dataclass(frozen=True)
@@ -82,18 +82,20 @@ def put_head(writer: BitWriter, settings: dict[str, Any], side: SideNumbers, mod
 
 
 def _guard(model: BayesianModel) -> int | None:
-    """The first 32 bits of SHA-256 over the tables of inexact shapes; None when all are exact."""
-    inexact = {prior.shape.name: prior.shape for prior in placed_priors(model) if not prior.shape.exact}
+    """The digest over scales and tables of inexact shapes; None when all are exact."""
+    inexact = {prior.shape.name: prior for prior in placed_priors(model) if not prior.shape.exact}
     if not inexact:
         return None
-    tables = b"".join(PriorTable.build(shape, STANDARD_STEP).cumulative.astype("<i8").tobytes() for shape in inexact.values())
-    return int.from_bytes(hashlib.sha256(tables).digest()[: GUARD_BITS // 8], "little")
+    tables = [PriorTable.build(prior.shape, STANDARD_STEP).cumulative.astype("<i8") for prior in inexact.values()]
+    scales = [prior.scale.astype("<f8") for prior in inexact.values()]
+    return digest(b"".join(scale.tobytes() + table.tobytes() for scale, table in zip(scales, tables, strict=True)))
 
 
 def take_side(reader: BitReader, side: SideNumbers, model: BayesianModel) -> None:
     """Read the learned numbers into the model; raises FileError when its priors are computed differently here."""
     side.assign(np.array([reader.take(width) for width in side.widths().tolist()], dtype=np.int64))
-    if reader.take(1) and reader.take(GUARD_BITS) != _guard(model):
+    guard = reader.take(GUARD_BITS) if reader.take(1) else None
+    if guard != _guard(model):
         raise FileError("the file's prior is computed differently on this machine (pyro); unpack it where it was packed")
 
 

@@ -57,10 +57,16 @@ def is_exact(network: nn.Module) -> bool:
     """
     computing = set(leaves(network))
     rows = [m for m in network.modules() if m not in computing and any(True for _ in m.children())]
-    owners = [next(kind for kind in type(m).__mro__ if "forward" in vars(kind)) for m in rows if isinstance(m, nn.Sequential)]
-    known = all(owner.__module__.startswith(("torch.nn.", "bitsback.")) for owner in owners)
     inside = [m for m in rows if not isinstance(m, nn.Sequential | nn.ModuleDict | Posterior)]
-    return known and not inside and all(isinstance(module, EXACT_LAYERS) for module in computing)
+    own = [m for m in [*computing, *rows] if not _is_plain(m)]
+    return not inside and not own and all(isinstance(module, EXACT_LAYERS) for module in computing)
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether torch's own forward runs, with nothing hung onto it."""
+    owner = next(kind for kind in type(module).__mro__ if "forward" in vars(kind) and not issubclass(kind, BayesianModule))
+    renorms = getattr(module, "max_norm", None) is not None
+    return owner.__module__.startswith(("torch.nn.", "bitsback.")) and not renorms and not module._forward_hooks
 
 
 @contextmanager
@@ -83,9 +89,10 @@ def _rounded(network: nn.Module) -> Iterator[None]:
 
 
 def _check_limit(module: nn.Module, inputs: Tensor, output: Tensor) -> None:
-    """Raise unless sums of |w| |x| stay below 2^53 in units of the two lattices."""
+    """Raise unless sums of |w| |x| and |bias| stay below 2^53 in units of the two lattices."""
     weight: Tensor = module.weight  # type: ignore[assignment]
-    largest = float(weight.abs().flatten(1).sum(1).max()) * float(inputs.abs().max())
+    bias = module.bias if isinstance(module.bias, Tensor) else torch.zeros(1)
+    largest = float(weight.abs().flatten(1).sum(1).max()) * float(inputs.abs().max()) + float(bias.abs().max())
     if largest * 2.0 ** (FRACTION_BITS + WEIGHT_BITS) >= EXACT_LIMIT:
         raise FileError("the network's activations are too large for exact arithmetic; scale the inputs down (data.scaling)")
 

@@ -11,6 +11,7 @@ class Sent:
     content: bytes
     step: float
     payload_bits: int
+    padding_bits: int
     gross_weight_bits: float
     refund_bits: float
     label_bits: float
@@ -37,7 +38,7 @@ class Sent:
 
     def facts(self) -> dict[str, Any]:
         """Everything, for JSON; the overhead's parts add up to it."""
-        framing = self.message_bits - self.payload_bits - self.stack_net_bits - self.header_bits
+        framing = self.message_bits - self.payload_bits - self.padding_bits - self.stack_net_bits - self.header_bits
         return {
             "message_bits": self.message_bits,
             "payload_bits": self.payload_bits,
@@ -45,7 +46,8 @@ class Sent:
             "overhead_bits": self.overhead_bits,
             "overhead": {
                 "header_and_checksum_bits": self.header_bits,
-                "lanes_and_padding_bits": framing,
+                "lanes_and_rounding_bits": framing,
+                "payload_padding_bits": self.padding_bits,
                 "coder_and_tables_bits": self.stack_net_bits - self.net_bits,
             },
             "ledger": {

@@ -19,8 +19,8 @@ def pack(
     run: RunArgument,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where the model file goes.", show_default=False)] = None,
     codec: Annotated[Codec | None, typer.Option(help="Default: the run's, else auto: by bits per weight.")] = None,
-    budget: Annotated[int | None, typer.Option(min=1, help="Bytes of the whole file; implies --tune.")] = None,
-    tune: Annotated[bool, typer.Option("--tune", help="Train on what is not coded yet.")] = False,
+    budget: Annotated[int | None, typer.Option(min=1, help="Bytes of the whole file; blocks are then tuned.")] = None,
+    tune: Annotated[bool, typer.Option("--tune", help="Train on what is not coded yet; quantised: try other grids.")] = False,
     setting: Annotated[list[str] | None, typer.Option("--set", help="Such as tuning.steps=400 or index_bits=16.")] = None,
     json: JsonOption = False,
 ) -> None:
@@ -41,7 +41,8 @@ def pack(
     check_new_file(out)
     opened = load_run(run)
     given = [*([f"codec={codec}"] if codec else []), *([f"budget_bytes={budget}"] if budget is not None else [])]
-    if (tune or budget is not None) and opened.config.pack.tuning is None:
+    quantised = codec == "quantised" or (codec is None and opened.config.pack.codec == "quantised")
+    if (tune or (budget is not None and not quantised)) and opened.config.pack.tuning is None:
         given.insert(0, "tuning={}")
     packed = pack_experiment(opened.experiment(), with_settings(opened.config.pack, [*given, *(setting or [])]))
     write_bytes(out, packed.content)

@@ -39,13 +39,15 @@ def send(
     """
     from bitsback.config import load_config, load_run
     from bitsback.files import check_new_file, write_bytes
-    from bitsback.shipping.message import Sender, padded, read_file
+    from bitsback.shipping.message import Sender, read_file
 
     exponents = [_exponent(text) for text in step.split(",")] if step else [None]
     if payload is None or (config is None and run is None):
         raise FileError("say what to send: `bitsback send CONFIG --payload FILE -o MSG`, or --run RUN")
     if out is None and len(exponents) == 1 and not json:
         raise FileError("say where the message goes: -o MSG")
+    if out is not None and len(exponents) > 1:
+        raise FileError("several steps print a table and write no message; give one --step with -o, or leave -o out")
     content = read_file(payload)
     if out is not None:
         check_new_file(out)
@@ -62,19 +64,15 @@ def send(
     if len(exponents) > 1:
         _table(sender, content, [e for e in exponents if e is not None], draws, pad, json)
         return
-    wasted_bytes = 0
-    if pad:
-        content, wasted_bytes = padded(sender, content, exponents[0])
-    sent = sender.send(content, exponent=exponents[0])
+    sent = sender.send(content, exponent=exponents[0], pad=pad)
     if out is not None:
         write_bytes(out, sent.content)
-    facts = {**sent.facts(), "padding_bytes": wasted_bytes}
     if json:
-        print(json_library.dumps(facts, indent=2))
+        print(json_library.dumps(sent.facts(), indent=2))
         return
     print(_text(sent, out))
-    if wasted_bytes:
-        print(f"The payload was filled with {wasted_bytes:,} random bytes, which the message carries for nothing.")
+    if sent.padding_bits:
+        print(f"{sent.padding_bits // 8:,} random bytes had to follow the payload: the message carries them for nothing.")
 
 
 def _exponent(text: str) -> int:
@@ -101,7 +99,8 @@ def _text(sent: "Sent", out: Path | None) -> str:
         ["labels", f"{ledger['data_bits']:,.1f}", f"{coded['label_bits']:,.1f}"],
         ["hyper-parameters", f"{ledger['hyperparameter_bits']:,.1f}", f"{coded['hyperparameter_bits']:,.1f}"],
         ["header, checksum", "", f"{over['header_and_checksum_bits']:,.1f}"],
-        ["lanes, padding", "", f"{over['lanes_and_padding_bits']:,.1f}"],
+        ["lanes, rounding", "", f"{over['lanes_and_rounding_bits']:,.1f}"],
+        *([["random bytes after the payload", "", f"{sent.padding_bits:,.1f}"]] if sent.padding_bits else []),
         ["message less payload", f"{sent.net_bits:,.1f}", f"{sent.message_bits - sent.payload_bits:,.1f}"],
     ]
     place = f" in {out}" if out else ""
@@ -118,15 +117,14 @@ def _table(sender: "Sender", content: bytes, exponents: list[int], draws: int, p
 
     from bitsback.bitstream.randomness import whiten
     from bitsback.cli.text import table
-    from bitsback.shipping.message import padded
 
     rows = []
     with tqdm(total=len(exponents) * draws, desc="messages", leave=False, delay=2.0) as bar:
         for exponent in exponents:
-            payload = padded(sender, content, exponent)[0] if pad else content
             sent = []
             for number in range(draws):
-                sent.append(sender.send(whiten(payload, number), exponent=exponent))
+                payload = whiten(content, number) if number else content  # stream 0 is the coder's own
+                sent.append(sender.send(payload, exponent=exponent, pad=pad))
                 bar.update()
             rows.append(
                 {"step": f"2^{-exponent}", **{name: sum(getattr(one, name) for one in sent) / draws for name in COLUMNS}}

@@ -21,7 +21,7 @@ from bitsback.bitstream.sent import Sent
 from bitsback.bitstream.setting import Setting
 from bitsback.config import Config, Experiment, Run
 from bitsback.errors import FileError
-from bitsback.files import check_new_directory, write_array, write_bytes, write_tensors
+from bitsback.files import check_new_directory, whole_directory, write_array, write_bytes, write_tensors
 from bitsback.shipping.size import check_size
 from bitsback.shipping.tree import MESSAGE_SECTIONS, from_tree, to_tree
 from bitsback.training import LedgerSettings, LoggingSettings
@@ -79,10 +79,21 @@ class Sender:
         experiment.likelihood.round_to_grid()
         return cls(experiment, Setting(experiment.model, experiment.likelihood, experiment.dataset.train.inputs))
 
-    def send(self, payload: bytes, *, exponent: int | None = None) -> Sent:
-        """The message that carries ``payload``; see :func:`bitsback.bitstream.message.send`."""
-        targets = self.experiment.dataset.train.targets
-        return send(self.setting, targets, payload, self._settings(), exponent=exponent)
+    def send(self, payload: bytes, *, exponent: int | None = None, pad: bool = False) -> Sent:
+        """The message that carries ``payload``; see :func:`bitsback.bitstream.message.send`.
+
+        With ``pad``, a payload that is too short is followed by random bytes, which the receiver drops.
+        """
+        targets, added = self.experiment.dataset.train.targets, b""
+        while True:
+            try:
+                return send(
+                    self.setting, targets, payload + added, self._settings(), exponent=exponent, padding_bytes=len(added)
+                )
+            except PayloadTooShortError as fault:
+                if not pad:
+                    raise
+                added += os.urandom(bits_to_bytes(fault.missing_bits))
 
     def _settings(self) -> dict[str, Any]:
         config, model = self.experiment.config, self.experiment.model
@@ -138,25 +149,15 @@ def receive_file(path: Path, directory: Path, places: Sequence[str] = (), *, pro
 
     received, lost = receive(contents, header, reader, setting, retrain)
     labels = received.labels.reshape(blank.shape)
-    write_array(directory / "labels.npy", labels)
     named = {**received.weights, **dict(received.side)}
-    write_tensors(directory / "model.safetensors", {name: _float32(t) for name, t in named.items()}, {})
+    with whole_directory(directory) as place:
+        write_array(place / "labels.npy", labels)
+        write_tensors(place / "model.safetensors", {name: _float32(t) for name, t in named.items()}, {})
+        if received.payload is not None:
+            write_bytes(place / "payload", received.payload)
     if lost is not None:
         raise RefundLostError(f"{lost}; labels and network are in {directory}")
-    assert received.payload is not None
-    write_bytes(directory / "payload", received.payload)
     return received
-
-
-def padded(sender: Sender, payload: bytes, exponent: int | None = None) -> tuple[bytes, int]:
-    """The payload with as many random bytes after it as it takes to draw the weights, and how many those are."""
-    added = b""
-    while True:
-        try:
-            sender.send(payload + added, exponent=exponent)
-            return payload + added, len(added)
-        except PayloadTooShortError as fault:
-            added += os.urandom(bits_to_bytes(fault.missing_bits))
 
 
 def read_file(path: Path) -> bytes:

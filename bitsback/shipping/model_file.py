@@ -19,7 +19,7 @@ from bitsback.config.experiment import build_model
 from bitsback.config.load import to_yaml
 from bitsback.data import Preprocessing
 from bitsback.errors import FileError
-from bitsback.files import write_tensors, write_text
+from bitsback.files import whole_directory, write_tensors, write_text
 from bitsback.likelihoods import Likelihood
 from bitsback.likelihoods.classes import CategoricalLikelihood
 from bitsback.model import BayesianModel
@@ -70,7 +70,7 @@ class LoadedModel(nn.Module):
     @torch.no_grad()
     def predict(self, inputs: Tensor) -> Tensor:
         """Predictive means (probabilities for classes), (n, ...), for inputs as they are stored, (n, ...)."""
-        prepared = self.preprocessing(inputs)
+        prepared = inputs.long() if self.tree.get("whole_inputs") else self.preprocessing(inputs)
         wanted = tuple(self.tree["inputs"])
         if tuple(prepared.shape[1:]) != wanted:
             if prepared.shape[1:].numel() != torch.Size(wanted).numel() or not prepared.ndim:
@@ -197,9 +197,10 @@ def decode(content: bytes, what: str, places: Sequence[str] = ()) -> LoadedModel
 
 def write_unpacked(loaded: LoadedModel, directory: Path) -> None:
     """Write ``model.safetensors`` and ``config.yaml``."""
-    write_tensors(directory / "model.safetensors", loaded.tensors(), {})
     written = [name for name in (*MODEL_SECTIONS, "seed") if name in loaded.tree or name == "seed"]
-    write_text(directory / "config.yaml", to_yaml(loaded.config, sections=written))
+    with whole_directory(directory) as place:
+        write_tensors(place / "model.safetensors", loaded.tensors(), {})
+        write_text(place / "config.yaml", to_yaml(loaded.config, sections=written))
 
 
 def load(path: str | Path, places: Sequence[str] = ()) -> LoadedModel:

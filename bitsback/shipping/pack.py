@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,9 +25,12 @@ from bitsback.config.network import FactorySettings
 from bitsback.errors import ConfigError, FileError, LayerError
 from bitsback.likelihoods.classes import CategoricalLikelihood
 from bitsback.model import BayesianModel, evaluate
+from bitsback.model.accounting import seeded
 from bitsback.posterior import GaussianPosterior, PointPosterior
 from bitsback.shipping.model_file import LoadedModel, Shell, decode, model_tree
 from bitsback.shipping.tree import paths_of
+from bitsback.threads import using_threads
+from bitsback.training.train import threads_for
 from bitsback.training.tuning import FIXED_LOG_STD, PackSettings, QuantisingSettings, Tuner, TuningSettings
 from bitsback.units import bits_to_bytes
 
@@ -196,7 +200,8 @@ def _blocks_file(experiment: Experiment, settings: PackSettings, progress: bool)
         progress=progress,
         half=half,
     )
-    indices = tuner.run()
+    with using_threads(threads_for(experiment.config.training, model)), seeded(experiment.config.seed, torch.device("cpu")):
+        indices = tuner.run()
     writer = BitWriter()
     put_head(writer, tree, _side(experiment), model)  # after tuning: running statistics have moved
     put_blocks(writer, indices, settings.index_bits, settings.key)
@@ -287,8 +292,9 @@ def _measured(experiment: Experiment, content: bytes, codec: str, why: str, net_
     label_bits = None
     if isinstance(likelihood, CategoricalLikelihood):
         weights = {w.name: w.posterior.mean.detach() for w in loaded.model.weights}
-        outputs = exact_outputs(loaded.model.double(), weights, data.train.inputs)
-        label_bits = code_bits(outputs.numpy(), data.train.targets.numpy().astype(np.int64))
+        with suppress(FileError):  # activations too large to be exact: then the real-valued bits have to do
+            outputs = exact_outputs(loaded.model.double(), weights, data.train.inputs)
+            label_bits = code_bits(outputs.numpy(), data.train.targets.numpy().astype(np.int64))
         loaded.model.float()
     return Packed(content, codec, why, loaded, train.data_bits, label_bits, train.error, test, likelihood.error_name, net_bits)
 

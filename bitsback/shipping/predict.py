@@ -63,6 +63,7 @@ def predict_run(directory: Path, inputs: Tensor, draws: int = DRAWS) -> tuple[Te
     e = run.experiment()
     e.model.eval()
     dtype = next((p.dtype for p in e.model.parameters()), torch.float32)
+    inputs = inputs if e.dataset.train.inputs.is_floating_point() else inputs.long()
     prepared = e.dataset.preprocessing(inputs)
     shape = e.dataset.train.inputs.shape[1:]
     if prepared.shape[1:] != shape:

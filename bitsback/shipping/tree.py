@@ -13,13 +13,22 @@ from bitsback.errors import FileError
 
 MODEL_SECTIONS = ("data", "network", "prior", "prior_overrides", "bayesian", "likelihood")
 MESSAGE_SECTIONS = (*MODEL_SECTIONS, "posterior", "training", "seed")
+NEEDED = {"needed": True}
+"""Stands for a path that the receiver has to give."""
+
 PLACED = ("data", "network", "prior", "prior_overrides")
 """Sections that have places: paths, and the factory of the network."""
 
 
 def to_tree(config: Config, sections: Sequence[str]) -> dict[str, Any]:
-    """The sections of a configuration, every default written out, paths left out: a receiver has places of its own."""
-    return {name: _plain(getattr(config, name)) for name in sections}
+    """The sections of a configuration, every default written out, paths left out: a receiver has places of its own.
+
+    Where a receiver trains, a pretrained start is marked, for without it training would end elsewhere.
+    """
+    tree = {name: _plain(getattr(config, name)) for name in sections}
+    if config.network.pretrained is not None and "training" in sections:
+        tree["network"]["pretrained"] = NEEDED
+    return tree
 
 
 def _plain(value: Any) -> Any:
@@ -54,7 +63,7 @@ def from_tree(tree: dict[str, Any], places: Sequence[str] = (), *, data_is_neede
             held = inside.get(part)
             inside[part] = dict(held) if isinstance(held, dict) else {}
             inside = inside[part]
-        if last not in inside:
+        if last not in inside or inside[last] == NEEDED:
             inside[last] = parse_value(text)
         elif key != "network.factory" or inside[last] != text:
             raise FileError(f"'{key}' is fixed by the file; only places, such as --data.root=DIR, can be given")
@@ -74,6 +83,8 @@ def _split(key: str) -> tuple[str, list[str], str]:
 
 
 def _validated(values: dict[str, Any], given: set[str], data_is_needed: bool) -> Config:
+    if isinstance(network := values.get("network"), dict) and network.get("pretrained") == NEEDED:
+        raise FileError("the network starts from an earlier one; say where that is: --network.pretrained=PATH")
     try:
         config = Config.model_validate(values)
     except ValidationError as fault:

@@ -105,9 +105,9 @@ class Tuner:
         self._posteriors = [q for q in self.model.posteriors() if isinstance(q, GaussianPosterior)]
         self._block_of = torch.from_numpy(self.code.block_of())
         self._free = torch.ones(len(self._block_of), dtype=torch.bool)
-        self._fixed = torch.zeros(len(self._block_of))
-        self._beta = torch.ones(self.code.blocks)
-        self._chosen = torch.zeros(self.code.blocks, dtype=torch.bool)
+        dtype = next((q.mean.dtype for q in self._posteriors), torch.float32)
+        self._fixed = torch.zeros(len(self._block_of), dtype=dtype)
+        self._beta = torch.ones(self.code.blocks, dtype=dtype)
         held = {id(p) for p in self.model.priors.parameters()} | {id(q.log_std) for q in self._posteriors}
         others = [p for p in self.model.parameters() if id(p) not in held and p.requires_grad]
         means = {id(q.mean) for q in self._posteriors}
@@ -184,7 +184,7 @@ class Tuner:
         pairs = [(w.posterior, w.prior) for w in self.model.weights]
         each = [kl_each(q, p, panels=Panels.fast()).flatten() for q, p in pairs if isinstance(q, GaussianPosterior)]
         bits = torch.where(self._free, nats_to_bits(torch.cat(each)), 0.0)
-        return torch.zeros(self.code.blocks).index_add(0, self._block_of, bits)
+        return torch.zeros_like(self._beta).index_add(0, self._block_of, bits)
 
     @torch.no_grad()
     def _choose(self, group: Integers, bar: Any) -> None:
@@ -193,9 +193,8 @@ class Tuner:
         for block in group.tolist():
             members = self.code.members(block)
             self.indices[block] = self.code.choose(block, mean[members], std[members])
-            self._fixed[members] = torch.from_numpy(self.code.values(block, int(self.indices[block])))
+            self._fixed[members] = torch.from_numpy(self.code.values(block, int(self.indices[block]))).to(self._fixed.dtype)
             self._free[members] = False
-            self._chosen[block] = True
             bar.update()
         self._hold()
 
