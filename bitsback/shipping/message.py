@@ -128,6 +128,7 @@ def receive_file(path: Path, directory: Path, places: Sequence[str] = (), *, pro
     header = Header.take(reader)
     settings = {key: value for key, value in header.settings.items() if key != "target_shape"}
     config, shape = from_tree(settings, places), _target_shape(header.settings)
+    config = config.model_copy(update={"ledger": LedgerSettings(samples=1)})  # nobody reads the receiver's ledger
     data = config.data.load_inputs()
     blank = torch.zeros(len(data.train), *shape, dtype=data.train.targets.dtype)
     data = dataclasses.replace(data, train=dataclasses.replace(data.train, targets=blank), test=None)
