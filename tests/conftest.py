@@ -1,11 +1,15 @@
 """Settings of every test: one thread, a fixed seed, no deadline for a busy machine."""
 
 import gzip
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+
+from bitsback.cli.app import main
 
 torch.set_num_threads(1)
 settings.register_profile("bitsback", deadline=None, derandomize=True)
@@ -29,3 +33,21 @@ def mnist(tmp_path_factory):
         header = b"\0\0\x08\x01" + np.array([count], ">u4").tobytes()
         (root / f"{split}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(header + labels.tobytes()))
     return root
+
+
+@pytest.fixture
+def run_verb(monkeypatch, capsys):
+    """Runs a verb in this process; returns exit code, stdout and stderr."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["bitsback", *map(str, arguments)])
+        monkeypatch.setenv("BITSBACK_DEBUG", "")
+        code = 0
+        try:
+            main()
+        except SystemExit as stopped:
+            code = stopped.code or 0
+        said = capsys.readouterr()
+        return SimpleNamespace(code=code, out=said.out, err=said.err)
+
+    return call

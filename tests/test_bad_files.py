@@ -3,7 +3,6 @@
 import os
 import re
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -67,22 +66,15 @@ def state(folder):
 
 
 @pytest.fixture
-def call(made, monkeypatch, capsys):
+def call(made, monkeypatch, run_verb):
     """Runs a verb in the folder, which must not change; returns exit code, stdout and stderr."""
     monkeypatch.chdir(made)
 
     def run(*arguments):
         before = state(made)
-        monkeypatch.setattr(sys, "argv", ["bitsback", *map(str, arguments)])
-        monkeypatch.setenv("BITSBACK_DEBUG", "")
-        code = 0
-        try:
-            main()
-        except SystemExit as stopped:
-            code = stopped.code or 0
-        said = capsys.readouterr()
+        said = run_verb(*arguments)
         assert state(made) == before
-        return SimpleNamespace(code=code, out=said.out, err=said.err)
+        return said
 
     return run
 

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import re
 import struct
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +11,6 @@ import pytest
 import torch
 
 from bitsback.bitstream.randomness import whiten
-from bitsback.cli.app import main
 from bitsback.config import Config, Experiment, load_run
 from bitsback.errors import BitsbackError, FileError, LayerError
 from bitsback.files import read_tensors
@@ -312,23 +310,11 @@ def test_a_step_out_of_range_is_refused(linear, exponent):
 
 
 @pytest.fixture
-def cli(tmp_path, monkeypatch, capsys):
+def cli(tmp_path, monkeypatch, run_verb):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "toy.yaml").write_text("data: {kind: digits, limit: 100}\ntraining: {epochs: 2, batch_size: 50}\n")
     (tmp_path / "letter.txt").write_bytes(text(3000))
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["bitsback", *map(str, arguments)])
-        monkeypatch.setenv("BITSBACK_DEBUG", "")
-        code = 0
-        try:
-            main()
-        except SystemExit as stopped:
-            code = stopped.code or 0
-        said = capsys.readouterr()
-        return SimpleNamespace(code=code, out=said.out, err=said.err)
-
-    return call
+    return run_verb
 
 
 def test_send_and_receive_from_the_command_line(cli, tmp_path):

@@ -3,7 +3,6 @@
 import json
 import re
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ import torch
 from torch import nn
 
 import bitsback
-from bitsback.cli.app import main
 from bitsback.config import Config, Experiment, load_config
 from bitsback.data import Examples
 from bitsback.errors import BitsbackError, FileError, LayerError, PriorError
@@ -399,21 +397,9 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture
-def cli(run, tmp_path, monkeypatch, capsys):
+def cli(run, tmp_path, monkeypatch, run_verb):
     monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["bitsback", *map(str, arguments)])
-        monkeypatch.setenv("BITSBACK_DEBUG", "")
-        code = 0
-        try:
-            main()
-        except SystemExit as stopped:
-            code = stopped.code or 0
-        said = capsys.readouterr()
-        return SimpleNamespace(code=code, out=said.out, err=said.err)
-
-    return call
+    return run_verb
 
 
 @each_codec
