@@ -7,6 +7,7 @@ posterior, not a sample of q.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -52,8 +53,14 @@ class BlockCode:
         parts = [start + shuffled(self.key, t, size) for t, (start, size) in enumerate(zip(starts, self.sizes, strict=True))]
         self.order = np.concatenate(parts)
         self._quantiles = [PriorTable.build(shape, STANDARD_STEP).quantiles * STANDARD_STEP for shape in self.shapes]
-        self._standard = [table.astype(np.float32) for table in self._quantiles]
-        self._log_density = [log_density(s, z).astype(np.float32) for s, z in zip(self.shapes, self._quantiles, strict=True)]
+
+    @cached_property
+    def _standard(self) -> list[NDArray[np.float32]]:
+        return [table.astype(np.float32) for table in self._quantiles]  # like the next, only a writer needs it
+
+    @cached_property
+    def _log_density(self) -> list[NDArray[np.float32]]:
+        return [log_density(s, z).astype(np.float32) for s, z in zip(self.shapes, self._quantiles, strict=True)]
 
     def members(self, block: int) -> NDArray[np.int64]:
         """Positions of the block's weights."""

@@ -100,11 +100,11 @@ class BitWriter:
         parts = self._parts or [(0, 0)]
         while len(parts) > 1:
             pairs = [parts[i : i + 2] for i in range(0, len(parts), 2)]
-            parts = [(sum_(pair), sum(width for _, width in pair)) for pair in pairs]
+            parts = [(_joined(pair), sum(width for _, width in pair)) for pair in pairs]
         return parts[0][0].to_bytes(-(-self.bits // 8), "little")
 
 
-def sum_(pair: list[tuple[int, int]]) -> int:
+def _joined(pair: list[tuple[int, int]]) -> int:
     """One number from two neighbours."""
     return pair[0][0] | (pair[1][0] << pair[0][1] if len(pair) == 2 else 0)
 

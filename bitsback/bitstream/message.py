@@ -17,13 +17,12 @@ from torch import Tensor
 from bitsback.bitstream.ans import WORD_BITS, Integers, Stack
 from bitsback.bitstream.codec import Codec, bits_back, metered, raw_bits
 from bitsback.bitstream.container import BitReader, BitWriter, seal
-from bitsback.bitstream.density import place
 from bitsback.bitstream.grid import PriorCode, RoundedPosterior, under_posterior, under_prior
 from bitsback.bitstream.header import EXPONENT_BITS, EXPONENT_OFFSET, Header, default_lanes_log2
 from bitsback.bitstream.outputs import is_exact
 from bitsback.bitstream.randomness import whiten
 from bitsback.bitstream.sent import Sent
-from bitsback.bitstream.setting import DIGEST_BITS, Setting, digest
+from bitsback.bitstream.setting import DIGEST_BITS, Setting, digest, placed_priors
 from bitsback.bitstream.side import SideNumbers
 from bitsback.errors import BitsbackError, FileError
 from bitsback.posterior import holding
@@ -141,7 +140,7 @@ def _posterior_digest(q: RoundedPosterior) -> int:
 
 
 def _guard(setting: Setting, code: PriorCode, labels: Integers) -> int | None:
-    exact = all(place(weight.prior, weight.name).shape.exact for weight in setting.model.weights)
+    exact = all(prior.shape.exact for prior in placed_priors(setting.model))
     if exact and is_exact(setting.model.network) and not setting.model.deterministic():
         return None
     tables = b"".join(table.cumulative.astype("<i8").tobytes() for table in code.tables)

@@ -11,9 +11,9 @@ from torch import Tensor
 from bitsback.bitstream.ans import Integers
 from bitsback.bitstream.blocks import STANDARD_STEP, BlockCode
 from bitsback.bitstream.container import BitReader, BitWriter
-from bitsback.bitstream.density import PlacedShape, Shape, place
+from bitsback.bitstream.density import Shape
 from bitsback.bitstream.setting import DIGEST_BITS as GUARD_BITS
-from bitsback.bitstream.setting import digest
+from bitsback.bitstream.setting import digest, placed_priors
 from bitsback.bitstream.settings_text import put_settings
 from bitsback.bitstream.side import SideNumbers
 from bitsback.bitstream.table import PriorTable
@@ -30,11 +30,6 @@ class Part:
 
     name: str
     bits: float
-
-
-def placed_priors(model: BayesianModel) -> list[PlacedShape]:
-    """The prior of every weight tensor, in order."""
-    return [place(weight.prior, weight.name) for weight in model.weights]
 
 
 def block_code(model: BayesianModel, blocks: int, index_bits: int, key: int = 0) -> BlockCode:

@@ -11,9 +11,10 @@ from bitsback.bitstream.ans import Stack
 from bitsback.bitstream.container import BitReader, BitWriter
 from bitsback.bitstream.exchangeable import UnitGroup, exchangeable_groups
 from bitsback.bitstream.header import MOST_LANES_LOG2, default_lanes_log2
-from bitsback.bitstream.model_file import Part, placed_priors
+from bitsback.bitstream.model_file import Part
 from bitsback.bitstream.permutation import Refund, Specs, canonicalise, pop_network, push_network, rearranged
 from bitsback.bitstream.quantised import QuantisedTensor, quantise, step_level_for
+from bitsback.bitstream.setting import placed_priors
 from bitsback.errors import FileError
 from bitsback.model import BayesianModel
 

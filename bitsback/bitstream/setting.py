@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bitsback.bitstream.ans import Integers
 from bitsback.bitstream.codec import Codec
-from bitsback.bitstream.density import place
+from bitsback.bitstream.density import PlacedShape, place
 from bitsback.bitstream.grid import PriorCode, RoundedPosterior
 from bitsback.bitstream.labels import targets
 from bitsback.bitstream.outputs import exact_outputs, on_lattice
@@ -37,17 +37,16 @@ class Setting:
 
     def posterior(self) -> RoundedPosterior:
         """The model's posterior in whole numbers, all tensors after each other."""
-        flat = [torch.cat([part.detach().cpu().double().flatten() for part in parts]).numpy() for parts in self._moments()]
-        return RoundedPosterior.of(*flat)
-
-    def _moments(self) -> tuple[list[Tensor], list[Tensor]]:
         stds = [q.std() for q in self.model.posteriors()]
-        return [q.mean for q in self.model.posteriors()], [std for std in stds if std is not None]
+        moments = [q.mean for q in self.model.posteriors()], [std for std in stds if std is not None]
+        flat = [torch.cat([part.detach().cpu().double().flatten() for part in parts]).numpy() for parts in moments]
+        return RoundedPosterior.of(*flat)
 
     def prior_code(self, exponent: int) -> PriorCode:
         """The prior's tables, from the learned numbers as the model holds them now."""
-        placed = [place(weight.prior, weight.name) for weight in self.model.weights]
-        return PriorCode.build(placed, [tuple(weight.posterior.mean.shape) for weight in self.model.weights], exponent)
+        return PriorCode.build(
+            placed_priors(self.model), [tuple(weight.posterior.mean.shape) for weight in self.model.weights], exponent
+        )
 
     def tensors(self, point: Integers, exponent: int) -> dict[str, Tensor]:
         """Lattice points as the network's weight tensors, float64."""
@@ -65,6 +64,11 @@ class Setting:
         whole = torch.ldexp(on_lattice(inputs), torch.tensor(12)).long() if inputs.is_floating_point() else inputs.long()
         shape = np.array(inputs.shape, dtype="<i8").tobytes()
         return digest(shape + np.ascontiguousarray(whole.numpy().astype("<i8")).tobytes())
+
+
+def placed_priors(model: BayesianModel) -> list[PlacedShape]:
+    """The prior of every weight tensor, in order."""
+    return [place(weight.prior, weight.name) for weight in model.weights]
 
 
 def digest(content: bytes) -> int:

@@ -114,14 +114,14 @@ def pack(experiment: Experiment, settings: PackSettings | None = None, *, progre
     model.round_to_grid()
     experiment.likelihood.round_to_grid()
     codec, why = _choose_codec(experiment, settings)
-    label = _ledger_net_bits(experiment)
+    net_bits = _ledger_net_bits(experiment)
     if codec == "both":
         state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         found, faults = [], []
         for one in ("relative_entropy", "quantised"):
             model.load_state_dict(state)
             try:
-                found.append(_measured(experiment, _content(experiment, one, settings, progress), one, why, label))
+                found.append(_measured(experiment, _content(experiment, one, settings, progress), one, why, net_bits))
             except FileError as fault:  # the budget is too small for this one
                 faults.append(fault)
         if not found:
@@ -130,7 +130,7 @@ def pack(experiment: Experiment, settings: PackSettings | None = None, *, progre
         reason = "the other does not fit the budget" if faults else f"{best.codec} describes the labels in fewer bits"
         best = replace(best, why=f"{why}: both were tried, {reason}")
     else:
-        best = _measured(experiment, _content(experiment, codec, settings, progress), codec, why, label)
+        best = _measured(experiment, _content(experiment, codec, settings, progress), codec, why, net_bits)
     _take_over(model, best.loaded.model)
     return best
 
