@@ -24,6 +24,10 @@ class LedgerError(BitsbackError):
     """A ledger that does not add up or does not cover the model."""
 
 
+class CertificateError(BitsbackError):
+    """A certificate that would not hold: a prior that saw the examples, a loss without bound, a delta that is no probability."""
+
+
 class LayerError(BitsbackError):
     """A module that cannot hold a posterior the way it was asked to."""
 

@@ -67,7 +67,8 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("runs/records"))
     parser.add_argument("--set", nargs="*", default=[], help="overrides, for a toy run")
     options = parser.parse_args()
-    paths = [RECORDS / f"{name}.yaml" for name in options.names] or sorted(RECORDS.glob("*.yaml"))
+    budgeted = sorted(path for path in RECORDS.glob("*.yaml") if "budget_bytes" in path.read_text(encoding="utf-8"))
+    paths = [RECORDS / f"{name}.yaml" for name in options.names] or budgeted
     for config in paths:
         for seed in options.seeds.split(","):
             overrides = [f"data.root={options.data_root}", *options.set]

@@ -17,6 +17,7 @@ TOWER = [
     {"training", "report", "interop", "testing"},
     {"config"},
     {"shipping"},
+    {"studies"},
     {"cli"},
 ]
 FLOOR = {room: height for height, rooms in enumerate(TOWER) for room in rooms}

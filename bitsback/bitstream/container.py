@@ -11,7 +11,7 @@ from bitsback.errors import FileError
 
 MARK = b"bb"
 VERSION = 1
-KINDS = {0: "message", 1: "relative_entropy", 2: "quantised"}
+KINDS = {0: "message", 1: "relative_entropy", 2: "quantised", 3: "prequential", 4: "decimal", 5: "two_part"}
 SMALL_FILE_BYTES = 255
 HEADER_BYTES = len(MARK) + 1
 

@@ -66,7 +66,9 @@ def _is_plain(module: nn.Module) -> bool:
     """Whether torch's own forward runs, with nothing hung onto it."""
     owner = next(kind for kind in type(module).__mro__ if "forward" in vars(kind) and not issubclass(kind, BayesianModule))
     renorms = getattr(module, "max_norm", None) is not None
-    return owner.__module__.startswith(("torch.nn.", "bitsback.")) and not renorms and not module._forward_hooks
+    inner = next((kind for kind in type(module).__mro__ if "_conv_forward" in vars(kind)), nn.Conv2d)
+    own = not owner.__module__.startswith(("torch.nn.", "bitsback.")) or not inner.__module__.startswith("torch.nn.")
+    return not own and not renorms and not module._forward_hooks
 
 
 @contextmanager

@@ -56,11 +56,11 @@ class QuantisedTensor:
         """Shape of the tensor."""
         return self.levels.shape
 
-    def values(self) -> NDArray[np.float32]:
-        """The weights: level times step, rounded to float32."""
+    def values(self, digits: int | None = None) -> NDArray[np.float32]:
+        """The weights, rounded to float32: level times step, or of a grid in ``digits`` decimal digits level / 10^digits."""
         found, flat = np.empty(self.levels.size, dtype=np.float32), self.levels.reshape(-1)
         for row in chunks(len(flat)):
-            found[row] = flat[row] * self.step
+            found[row] = flat[row] * self.step if digits is None else flat[row] / 10.0**digits
         return found.reshape(self.shape)
 
     def bits(self) -> float:
@@ -179,3 +179,16 @@ def quantise(
         levels = choose_levels(mean, std, step, lattice.code(stretch_level), trade_off)
         stretch_level = lattice.best_stretch(levels)
     return QuantisedTensor(levels, step_level, stretch_level, prior)
+
+
+def round_to_digits(mean: NDArray[np.floating], digits: int, prior: PlacedShape) -> QuantisedTensor:
+    """Round to ``digits`` decimal digits: levels are whole multiples of 10^-digits, coded as on the nearest binary grid.
+
+    >>> from bitsback.bitstream.density import NORMAL
+    >>> rounded = round_to_digits(np.array([0.126, -0.5]), 2, PlacedShape(NORMAL, np.zeros(()), np.full((), 0.5)))
+    >>> rounded.levels.tolist(), rounded.values(2).tolist() == np.float32([0.13, -0.5]).tolist()
+    ([13, -50], True)
+    """
+    levels = np.rint(mean.astype(np.float64) * 10.0**digits).astype(np.int64)
+    step_level = round(-4 * digits * float(np.log2(10.0)))
+    return QuantisedTensor(levels, step_level, Lattice(mean.shape, prior, step_level).best_stretch(levels), prior)

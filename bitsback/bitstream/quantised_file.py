@@ -1,6 +1,7 @@
 """The body of a quantised model file: every weight tensor on its grid, less what the order of hidden units gives back."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,14 +12,29 @@ from bitsback.bitstream.ans import Stack
 from bitsback.bitstream.container import BitReader, BitWriter
 from bitsback.bitstream.exchangeable import UnitGroup, exchangeable_groups
 from bitsback.bitstream.header import MOST_LANES_LOG2, default_lanes_log2
+from bitsback.bitstream.lattice import STEP_LEVELS, step_of
 from bitsback.bitstream.model_file import Part
 from bitsback.bitstream.permutation import Refund, Specs, canonicalise, pop_network, push_network, rearranged
-from bitsback.bitstream.quantised import QuantisedTensor, quantise, step_level_for
+from bitsback.bitstream.quantised import STEPS_PER_STD, QuantisedTensor, quantise, round_to_digits, step_level_for
 from bitsback.bitstream.setting import placed_priors
 from bitsback.errors import FileError
 from bitsback.model import BayesianModel
 
 LANES_WIDTH = 4
+DIGITS_WIDTH = 4
+
+
+def step_levels(model: BayesianModel, steps_per_std: float = STEPS_PER_STD) -> dict[str, int]:
+    """A grid for every weight tensor, in quarter octaves: ``steps_per_std`` stds wide; a point estimate has its own."""
+    found = {}
+    for weight in model.weights:
+        std = weight.posterior.std()
+        if std is None:
+            level = round(4 * math.log2(model.grid_step()))
+            found[weight.name] = min(max(level, STEP_LEVELS.start), STEP_LEVELS.stop - 1)
+        else:
+            found[weight.name] = step_level_for(std.detach().cpu().numpy(), steps_per_std)
+    return found
 
 
 @dataclass(frozen=True)
@@ -30,23 +46,38 @@ class QuantisedNetwork:
 
     @classmethod
     def of(
-        cls, model: BayesianModel, input_axes: int, steps_per_std: float, trade_off: float, *, permute: bool
+        cls, model: BayesianModel, input_axes: int, levels: Mapping[str, int], trade_off: float, *, permute: bool
     ) -> "QuantisedNetwork":
         """Quantise a model; its statistics and weights without posterior are permuted along, in place.
 
         Args:
             model: what is quantised.
             input_axes: axes of a batch of inputs, which tell whether a normalisation runs over units or positions.
-            steps_per_std: grid step in posterior stds; coarser grids make smaller files.
+            levels: step level of every weight tensor; see :func:`step_levels`. Coarser grids make smaller files.
             trade_off: weight of the code length against the distortion, both in bits; 0 rounds to the nearest level.
             permute: whether the order of hidden units gives its bits back.
         """
         tensors = {}
         for weight, prior in zip(model.weights, placed_priors(model), strict=True):
             std, mean = weight.posterior.std(), weight.posterior.mean.detach().cpu().numpy()
-            width = model.grid_step() if std is None else std.detach().cpu().numpy()
-            level = round(4 * math.log2(width)) if isinstance(width, float) else step_level_for(width, steps_per_std)
+            level = levels[weight.name]
+            width = step_of(level) / STEPS_PER_STD if std is None else std.detach().cpu().numpy()
             tensors[weight.name] = quantise(mean, width, prior, level, trade_off)
+        return cls._ordered(model, input_axes, tensors, permute)
+
+    @classmethod
+    def decimal(cls, model: BayesianModel, input_axes: int, digits: int, *, permute: bool) -> "QuantisedNetwork":
+        """The means rounded to ``digits`` decimal digits; statistics are permuted along, in place."""
+        tensors = {
+            weight.name: round_to_digits(weight.posterior.mean.detach().cpu().numpy(), digits, prior)
+            for weight, prior in zip(model.weights, placed_priors(model), strict=True)
+        }
+        return cls._ordered(model, input_axes, tensors, permute)
+
+    @classmethod
+    def _ordered(
+        cls, model: BayesianModel, input_axes: int, tensors: dict[str, QuantisedTensor], permute: bool
+    ) -> "QuantisedNetwork":
         groups = tuple(exchangeable_groups(model.network, input_axes)) if permute else None
         if groups:
             tensors, orders = canonicalise(tensors, groups)
@@ -66,8 +97,12 @@ class QuantisedNetwork:
         return stack.to_bytes(), refunds
 
 
-def take_quantised(reader: BitReader, model: BayesianModel, input_axes: int) -> tuple[dict[str, Tensor], list[Part]]:
+def take_quantised(
+    reader: BitReader, model: BayesianModel, input_axes: int, digits: int | None = None
+) -> tuple[dict[str, Tensor], list[Part]]:
     """Read what :meth:`QuantisedNetwork.put` wrote: the weights by name, and what they took.
+
+    With ``digits``, a weight is its level divided by 10^digits, instead of its level times the step.
 
     Raises:
         FileError: when the message does not end where it should.
@@ -90,4 +125,4 @@ def take_quantised(reader: BitReader, model: BayesianModel, input_axes: int) -> 
     refund = before - sum(part.bits for part in parts[1:])
     parts.append(Part("order of hidden units, given back", refund))
     parts.append(Part("heads of the lanes", 8 * len(content) - before))
-    return {name: torch.from_numpy(tensor.values()) for name, tensor in tensors.items()}, parts
+    return {name: torch.from_numpy(tensor.values(digits)) for name, tensor in tensors.items()}, parts

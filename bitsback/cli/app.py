@@ -7,11 +7,14 @@ from typing import Any
 
 import typer
 
+from bitsback.cli.certify import certify
+from bitsback.cli.codelengths import codelengths
 from bitsback.cli.compare import compare
 from bitsback.cli.ledger import ledger
 from bitsback.cli.pack import inspect, pack, unpack
 from bitsback.cli.predict import predict
 from bitsback.cli.priors import priors
+from bitsback.cli.prune import prune
 from bitsback.cli.receive import PLACES, receive
 from bitsback.cli.schema import schema
 from bitsback.cli.send import send
@@ -30,9 +33,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 VERBS: tuple[Callable[..., Any], ...] = (
-    train, ledger, widen, compare, send, receive, pack, unpack, inspect, predict, priors, schema,
+    train, ledger, widen, compare, codelengths, send, receive, pack, unpack, inspect, predict, prune, certify, priors, schema,
 )  # fmt: skip
-TAKE_PLACES = (receive, unpack, inspect, predict)
+TAKE_PLACES = (receive, unpack, inspect, predict, certify)
 for verb in VERBS:
     app.command(context_settings=PLACES if verb in TAKE_PLACES else None)(verb)
 

@@ -18,17 +18,30 @@ def receive(
     message: Annotated[Path, typer.Argument(help="What send wrote.", show_default=False)],
     out: OutDirectory = None,
 ) -> None:
-    """Decode a message: DIR/payload, DIR/labels.npy and DIR/model.safetensors.
+    """Decode a message: DIR/payload, DIR/labels.npy and DIR/model.safetensors; of a prequential one DIR/labels.npy alone.
 
-    The network is trained again on the decoded labels to find out which payload chose its weights. The inputs are the
-    receiver's own; where they are is said by places such as --data.root=DIR.
+    The network is trained again on the decoded labels to find out which payload chose its weights; with --code prequential,
+    one is trained for every block. The inputs are the receiver's own; where they are is said by places such as --data.root=DIR.
 
     Example: bitsback receive digits.bbm -o received
     """
-    from bitsback.shipping.message import receive_file
+    from bitsback.bitstream.container import unseal
+    from bitsback.bitstream.prequential import KIND
+    from bitsback.shipping.message import read_file, receive_file
+    from bitsback.shipping.prequential import receive_prequential
+    from bitsback.shipping.two_part import receive_two_part
 
     if out is None:
         raise FileError("say where the contents go: -o DIR")
+    kind = unseal(read_file(message), str(message))[0]
+    if kind == KIND:
+        labels = receive_prequential(message, out, context.args)
+        print(f"{len(labels):,} labels are in {out}")
+        return
+    if kind == "two_part":
+        labels = receive_two_part(message, out, context.args).labels
+        print(f"{len(labels):,} labels and the network that predicts them are in {out}")
+        return
     received = receive_file(message, out, context.args)
     assert received.payload is not None
     weights = sum(tensor.numel() for tensor in received.weights.values())

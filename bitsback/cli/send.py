@@ -1,25 +1,36 @@
-"""bitsback send: labels and network inside a payload."""
+"""bitsback send: labels and network inside a payload, or the labels alone, block by block."""
 
 import json as json_library
 import math
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bitsback.cli.send_two_part import send_two_part_file
 from bitsback.cli.train import JsonOption
 from bitsback.errors import FileError
 
 if TYPE_CHECKING:
     from bitsback.bitstream.sent import Sent
     from bitsback.shipping.message import Sender
+    from bitsback.shipping.prequential import Prequential
 
 
 NOT_ROBUST = (
     "note: only a machine like this one will get the payload back from this run; train it with training.precision=float64 "
     "data.fraction_bits=12 to make that likely elsewhere"
 )
+
+
+class Code(StrEnum):
+    """What send writes."""
+
+    BITS_BACK = "bits_back"
+    PREQUENTIAL = "prequential"
+    TWO_PART = "two_part"
 
 
 def send(
@@ -31,16 +42,39 @@ def send(
     step: Annotated[str | None, typer.Option(help="Grid of the weights, such as 2^-8; several, with commas: a table.")] = None,
     pad: Annotated[bool, typer.Option("--pad", help="Fill a payload that is too short with random bits.")] = False,
     draws: Annotated[int, typer.Option(min=1, help="Average the table over so many draws.")] = 1,
+    code: Annotated[
+        Code,
+        typer.Option(
+            help="prequential: blocks of labels, under networks trained on those before. two_part: a model, then labels."
+        ),
+    ] = (Code.BITS_BACK),
     json: JsonOption = False,
 ) -> None:
     """Train, and send labels and weights as a bits-back message; the payload that chose the weights is given back in full.
 
     Example: bitsback send configs/digits.yaml --payload letter.txt -o digits.bbm
+
+    Example: bitsback send configs/prequential_digits.yaml --code prequential -o digits.bbm
     """
     from bitsback.config import load_config, load_run
     from bitsback.files import check_new_file, write_bytes
     from bitsback.shipping.message import Sender, read_file
 
+    if code is Code.PREQUENTIAL:
+        given = {
+            "--payload": payload,
+            "--run": run,
+            "--step": step,
+            "--pad": pad or None,
+            "--draws": draws if draws > 1 else None,
+        }
+        _send_prequential(config, overrides or [], out, [name for name, value in given.items() if value is not None], json)
+        return
+    if code is Code.TWO_PART:
+        if payload is not None or step is not None or pad or draws > 1:
+            raise FileError("--code two_part chooses the weights itself; leave out --payload, --step, --pad and --draws")
+        send_two_part_file(config, overrides or [], run, out, json)
+        return
     exponents = [_exponent(text) for text in step.split(",")] if step else [None]
     if payload is None or (config is None and run is None):
         raise FileError("say what to send: `bitsback send CONFIG --payload FILE -o MSG`, or --run RUN")
@@ -73,6 +107,52 @@ def send(
     print(_text(sent, out))
     if sent.padding_bits:
         print(f"{sent.padding_bits // 8:,} random bytes had to follow the payload: the message carries them for nothing.")
+
+
+def _send_prequential(config: Path | None, overrides: list[str], out: Path | None, foreign: list[str], json: bool) -> None:
+    from bitsback.config import load_config
+    from bitsback.files import check_new_file, write_bytes
+    from bitsback.shipping.prequential import prequential
+
+    if foreign:
+        raise FileError(f"--code prequential sends labels, and no weights that a payload could choose; leave out {foreign[0]}")
+    if config is None or (out is None and not json):
+        raise FileError("say what to send, and where to: `bitsback send CONFIG --code prequential -o MSG`")
+    if out is not None:
+        check_new_file(out)
+    coded = prequential(load_config(config, overrides))
+    if out is not None:
+        write_bytes(out, coded.content)
+    print(json_library.dumps(coded.facts(), indent=2) if json else _prequential_text(coded, out))
+
+
+def _prequential_text(coded: "Prequential", out: Path | None) -> str:
+    from bitsback.cli.text import table
+
+    rows = []
+    for block in coded.blocks:
+        bits = [f"{block.bits:,.1f}", f"{block.bits / (block.end - block.start):.4f}"]
+        shown = [
+            f"{100 * block.error:.2f} %",
+            f"{block.calibration.temperature:.2f}",
+            f"{block.steps:,}",
+            f"{block.seconds:.1f}",
+        ]
+        rows.append([f"{block.start:,} to {block.end:,}", *bits, *shown])
+    test = (
+        ""
+        if coded.test_error is None
+        else f" The last block's predictor errs on {100 * coded.test_error:.2f} % of the test split."
+    )
+    return (
+        f"{table(HEAD, rows, left=1)}\n"
+        f"{coded.bits:,.1f} bits for {coded.blocks[-1].end:,} labels in the prequential code, {coded.uniform_bits:,.1f} in the "
+        f"uniform one.{test}\nThe message{f' in {out}' if out else ''} has {len(coded.content):,} bytes: {coded.header_bits:,} "
+        f"bits of configuration and digests, {coded.file_bits - coded.header_bits:,} of labels. It took {coded.seconds:.1f} s."
+    )
+
+
+HEAD = ("labels", "bits", "bits a label", "error", "temperature", "steps", "seconds")
 
 
 def _exponent(text: str) -> int:

@@ -1,8 +1,10 @@
 """A configuration becomes objects, and a run directory becomes them again."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -127,6 +129,15 @@ class Run:
             return Ledger.from_json(path.read_text(encoding="utf-8"))
         except UnicodeDecodeError as fault:
             raise RunError(f"{path} is not UTF-8 text; use `bitsback ledger RUN --recompute`") from fault
+
+    def summary(self) -> dict[str, Any]:
+        """What the training ended with: test error, seconds, versions; raises RunError when the run has not finished."""
+        path = self.directory / "summary.json"
+        try:
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as fault:
+            raise RunError(f"{path} cannot be read; finish the run with `bitsback train {self.directory} --resume`") from fault
+        return found
 
     def experiment(self) -> Experiment:
         """The experiment with the weights of the last checkpoint."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bitsback.errors import ConfigError, near_miss
 from bitsback.files import read_tensors
+from bitsback.layers import SmoothConv2d
 from bitsback.registry import FilePath, Settings
 
 INFERRED = {
@@ -28,6 +29,8 @@ INFERRED = {
     "embed_dim": -1,
 }
 """Constructor arguments that can be read off the layer's input: name to the axis that has the size."""
+
+OWN_LAYERS: dict[str, type[nn.Module]] = {"SmoothConv2d": SmoothConv2d}
 
 LayerSpec = str | dict[str, dict[str, Any] | None]
 
@@ -43,10 +46,10 @@ class Network(nn.Sequential):
 
 
 def layer_kinds() -> dict[str, type[nn.Module]]:
-    """The layers that can be named in YAML: every module class of torch.nn that is not a container or a loss."""
+    """The layers that can be named in YAML: every module class of torch.nn that is not a container or a loss, and our own."""
     found = {name: kind for name, kind in vars(nn).items() if inspect.isclass(kind) and issubclass(kind, nn.Module)}
     containers = {"Module", "Sequential", "ModuleList", "ModuleDict", "ParameterList", "ParameterDict", "Container"}
-    return {name: kind for name, kind in found.items() if name not in containers and not name.endswith("Loss")}
+    return {name: kind for name, kind in found.items() if name not in containers and not name.endswith("Loss")} | OWN_LAYERS
 
 
 def _split_spec(spec: LayerSpec) -> tuple[str, dict[str, Any]]:

@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from bitsback.codelength.prequential import PrequentialSettings
 from bitsback.config.network import AnyNetworkSettings, SequentialSettings
 from bitsback.data import AnyDataSettings
 from bitsback.data.digits import DigitsSettings
@@ -46,6 +47,7 @@ class Config(Settings):
     ledger: LedgerSettings = LedgerSettings()
     logging: LoggingSettings = LoggingSettings()
     pack: PackSettings = PackSettings()
+    prequential: PrequentialSettings = PrequentialSettings()
     seed: int = Field(0, ge=0, le=2**32 - 1, description="seed of initial weights, batches and draws")
 
 

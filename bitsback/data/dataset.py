@@ -2,14 +2,15 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from bitsback.data.features import AnyFeatures, Map
+from bitsback.data.feature_map import Map
+from bitsback.data.features import AnyFeatures
 from bitsback.errors import DataError
 from bitsback.registry import Registry, Settings
 from bitsback.threads import using_threads
@@ -55,6 +56,9 @@ class Examples:
             return self
         return Examples(self.inputs.to(device, wanted), self.targets.to(device), self.name, self.assumed)
 
+
+PART_STREAM = 1
+"""Keeps the draw of the parts apart from the draw behind ``limit``."""
 
 ZERO, ONE = torch.tensor(0.0), torch.tensor(1.0)
 
@@ -112,12 +116,24 @@ class DataSettings(Settings):
 
     kind: str
     limit: int | None = Field(None, ge=1, description="use only this many training examples, drawn by split_seed")
-    split_seed: int = Field(0, ge=0, description="seed of the draw behind limit and test_fraction")
+    split_seed: int = Field(0, ge=0, description="seed of the draw behind limit, prior_fraction and test_fraction")
+    prior_fraction: float | None = Field(
+        None, gt=0, lt=1, description="share of the training examples set apart, by split_seed, to learn a prior from"
+    )
+    part: Literal["prior", "posterior"] | None = Field(
+        None, description="prior: train on the examples set apart; posterior: on all the others; default: on all"
+    )
     scaling: Literal["unit", "centred", "standard", "none"] = Field(
         "unit",
         description="unit: divided by the largest possible value; centred: the same, less the training mean; standard: each "
         "feature has mean 0 and std 1 over the training inputs, which the receiver holds too; none: as stored",
     )
+
+    @model_validator(mode="after")
+    def _both_or_neither(self) -> Self:
+        if (self.prior_fraction is None) != (self.part is None):
+            raise ValueError("prior_fraction and part: prior | posterior go together; give both, or neither")
+        return self
 
     @abstractmethod
     def load(self) -> Dataset:
@@ -136,19 +152,34 @@ class DataSettings(Settings):
     features: AnyFeatures | None = Field(None, description="a fixed map of the inputs, made without labels; default: none")
 
     def finish(self, name: str, train: Examples, test: Examples | None, classes: int | None, largest: float) -> Dataset:
-        """Apply ``limit``, ``scaling`` and ``features`` to what was read."""
+        """Apply ``limit``, ``part``, ``scaling`` and ``features``, in this order, to what was read."""
         if self.limit is not None and self.limit < len(train):
             kept = torch.from_numpy(np.random.default_rng(self.split_seed).permutation(len(train))[: self.limit]).sort().values
             train = Examples(train.inputs[kept], train.targets[kept])
+        train = self._part_of(train)
         preprocessing = self._scaling(train.inputs, largest)
         note: tuple[str, ...] = ()
         if self.features is not None:
-            note = (f"{self.features.kind} of the training inputs, which the receiver holds",)
+            if self.features.is_fitted:
+                note = (f"{self.features.kind} of the training inputs, which the receiver holds",)
             with using_threads(1):  # the same features whatever else the process does
                 preprocessing = replace(preprocessing, features=self.features.fit(preprocessing(train.inputs)))
         preprocessing = replace(preprocessing, fraction_bits=self.fraction_bits)
         test = test and preprocessing.of(test, note)
         return Dataset(name, preprocessing.of(train, note), test, classes, preprocessing)
+
+    def _part_of(self, train: Examples) -> Examples:
+        """The examples of ``part``: the two parts of one split_seed share no example, and together they are all."""
+        if self.prior_fraction is None:
+            return train
+        apart = round(self.prior_fraction * len(train))
+        order = torch.from_numpy(np.random.default_rng([self.split_seed, PART_STREAM]).permutation(len(train)))
+        kept = (order[:apart] if self.part == "prior" else order[apart:]).sort().values
+        if not 0 < apart < len(train):
+            raise DataError(
+                f"data.prior_fraction {self.prior_fraction:g} of {len(train)} examples leaves one part empty; choose another"
+            )
+        return Examples(train.inputs[kept], train.targets[kept])
 
     def _scaling(self, inputs: Tensor, largest: float) -> Preprocessing:
         if not inputs.is_floating_point() or self.scaling == "none":

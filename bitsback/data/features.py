@@ -1,33 +1,24 @@
-"""Fixed maps of the inputs, made from the training inputs alone.
+"""Fixed maps of the inputs, made from inputs alone.
 
 A code of the labels *given the inputs* may use any function of the inputs for free: the receiver holds them, and computes the
 same map before the first bit arrives. No label is ever looked at.
 """
 
-from abc import abstractmethod
-from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Union
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
+from tqdm import tqdm
 
+from bitsback.data.deskew import DeskewSettings
+from bitsback.data.feature_map import ROWS_AT_ONCE, FeatureSettings, Map
+from bitsback.data.gradients import GradientHistogramSettings
+from bitsback.data.walk import fixed_signs, sparse_walk_modes
 from bitsback.errors import DataError
-from bitsback.registry import Settings
 
-Map = Callable[[Tensor], Tensor]
 MOST_INPUTS_IN_A_GRAPH = 6000
-ROWS_AT_ONCE = 2048
-
-
-class FeatureSettings(Settings):
-    """Settings of a feature map."""
-
-    kind: str
-
-    @abstractmethod
-    def fit(self, inputs: Tensor) -> Map:
-        """The map from inputs (n, ...) to features (n, k), made from the training inputs."""
+SHOWN_AFTER_SECONDS = 2.0
 
 
 class PrincipalComponents(FeatureSettings):
@@ -45,7 +36,7 @@ class PrincipalComponents(FeatureSettings):
         if self.features > min(flat.shape):
             raise DataError(f"data.features: {self.features} components of {tuple(flat.shape)} inputs; ask for fewer")
         mean = flat.mean(0)
-        directions = _fixed_signs(torch.linalg.eigh((flat - mean).T @ (flat - mean)).eigenvectors.flip(1)[:, : self.features])
+        directions = fixed_signs(torch.linalg.eigh((flat - mean).T @ (flat - mean)).eigenvectors.flip(1)[:, : self.features])
         return lambda x: ((x.flatten(1).double() - mean) @ directions).to(x.dtype)
 
 
@@ -66,13 +57,20 @@ class RandomWalkModes(FeatureSettings):
     features: PositiveInt = Field(13, description="how many modes, the constant one included")
     neighbours: PositiveInt = Field(7, description="the neighbour whose distance is a point's reach")
     sharpness: PositiveFloat = Field(8.0, description="how fast the probability of a step falls with distance")
+    edges: PositiveInt | None = Field(
+        None, description="steps go to so many nearest neighbours only: for graphs of more than 6,000 inputs; default: to all"
+    )
 
     def fit(self, inputs: Tensor) -> Map:
+        if self.edges is not None:
+            return sparse_walk_modes(
+                inputs.flatten(1), self.features, neighbours=self.neighbours, sharpness=self.sharpness, edges=self.edges
+            )
         points = inputs.flatten(1).double()
         if not max(self.features, self.neighbours) < len(points) <= MOST_INPUTS_IN_A_GRAPH:
             raise DataError(
                 f"data.features: random_walk_modes needs more than {max(self.features, self.neighbours)} and at most "
-                f"{MOST_INPUTS_IN_A_GRAPH} training inputs, got {len(points)}; set data.limit, or use principal_components"
+                f"{MOST_INPUTS_IN_A_GRAPH} training inputs, got {len(points)}; for more, set data.features.edges=10"
             )
         reach = torch.cdist(points, points).kthvalue(self.neighbours + 1).values.clamp_min(1e-12)  # + 1: the point itself
 
@@ -85,7 +83,7 @@ class RandomWalkModes(FeatureSettings):
         near = (near + near.T) / 2
         degree = near.sum(1).sqrt()
         rates, modes = torch.linalg.eigh(near / (degree[:, None] * degree))
-        rates, modes = rates.flip(0)[: self.features], _fixed_signs(modes.flip(1)[:, : self.features])
+        rates, modes = rates.flip(0)[: self.features], fixed_signs(modes.flip(1)[:, : self.features])
         table = modes / degree[:, None] * degree.norm() / rates
 
         def walk(x: Tensor) -> Tensor:
@@ -95,9 +93,35 @@ class RandomWalkModes(FeatureSettings):
         return walk
 
 
-def _fixed_signs(vectors: Tensor) -> Tensor:
-    """Eigenvectors with their largest entry positive, so that every machine has the same ones."""
-    return vectors * vectors[vectors.abs().argmax(0), torch.arange(vectors.shape[1])].sign()
+class Chain(FeatureSettings):
+    """Several maps, one after the other, each made from what the ones before it give.
+
+    >>> maps = (PrincipalComponents(features=4), RandomWalkModes(features=2, neighbours=3))
+    >>> Chain(maps=maps).fit(torch.randn(50, 8))(torch.randn(3, 8)).shape
+    torch.Size([3, 2])
+    """
+
+    kind: Literal["chain"] = "chain"
+    maps: tuple["AnyFeatures", ...] = Field(min_length=1, description="feature maps, the first one first")
+
+    @property
+    def is_fitted(self) -> bool:
+        return any(one.is_fitted for one in self.maps)
+
+    def fit(self, inputs: Tensor) -> Map:
+        fitted: list[Map] = []
+        for one in tqdm(self.maps, desc="features", leave=False, delay=SHOWN_AFTER_SECONDS):
+            fitted.append(one.fit(inputs))
+            inputs = fitted[-1](inputs) if inputs.numel() else inputs
+
+        def chain(x: Tensor) -> Tensor:
+            for one in fitted:
+                x = one(x)
+            return x
+
+        return chain
 
 
-AnyFeatures = Annotated[PrincipalComponents | RandomWalkModes, Field(discriminator="kind")]
+AnyFeatures = Annotated[
+    Union[PrincipalComponents, RandomWalkModes, DeskewSettings, GradientHistogramSettings, Chain], Field(discriminator="kind")  # noqa: UP007
+]

@@ -22,6 +22,7 @@ from bitsback.layers.faces import (
     Linear,
     MultiheadAttention,
 )
+from bitsback.layers.smooth import SmoothConv2d
 
 FACES = (Linear, Bilinear, Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d, Embedding, LayerNorm,
          GroupNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, RNN, LSTM, GRU, MultiheadAttention)  # fmt: skip
@@ -49,6 +50,7 @@ __all__ = [
     "LayerNorm",
     "Linear",
     "MultiheadAttention",
+    "SmoothConv2d",
     "bayesian_class",
     "convert",
     "fan_in",

@@ -6,8 +6,10 @@ from typing import Any
 
 from bitsback.bitstream.container import BitReader, unseal
 from bitsback.bitstream.header import Header
+from bitsback.bitstream.prequential import KIND, Head
 from bitsback.shipping.message import read_file
 from bitsback.shipping.model_file import decode
+from bitsback.shipping.two_part import model_inside
 
 NO_SAMPLE = "The weights were chosen, block by block, to describe the labels well; they are not a sample of the posterior."
 
@@ -22,11 +24,15 @@ def inspect_file(path: Path, places: Sequence[str] = ()) -> dict[str, Any]:
     kind, contents = unseal(content, str(path))
     if kind == "message":
         return _message(content, contents)
+    if kind == KIND:
+        return _prequential(content, contents)
+    if kind == "two_part":
+        return _two_part(content, str(path), places)
     loaded = decode(content, str(path), places)
     weights = sum(weight.posterior.weights for weight in loaded.model.weights)
     kinds = ", ".join(dict.fromkeys(weight.prior.kind for weight in loaded.model.weights))
     notes = [NO_SAMPLE] if kind == "relative_entropy" else []
-    if loaded.config.data.features is not None:
+    if loaded.config.data.features is not None and loaded.config.data.features.is_fitted:
         notes.append(
             f"Predictions need the training inputs, from which the features {loaded.config.data.features.kind} are made."
         )
@@ -57,7 +63,7 @@ def _message(content: bytes, contents: bytes) -> dict[str, Any]:
     return {
         "kind": "message",
         "sentence": f"A bits-back message of {len(content):,} bytes around a payload of {header.payload_bytes:,} bytes: data "
-        f"{_kind(header, 'data')}, prior {_kind(header, 'prior')}, grid 2^{-header.exponent}.",
+        f"{_kind(header.settings, 'data')}, prior {_kind(header.settings, 'prior')}, grid 2^{-header.exponent}.",
         "file_bytes": len(content),
         "settings": header.settings,
         "parts": [{"name": name, "bits": bits} for name, bits in parts.items()],
@@ -65,8 +71,44 @@ def _message(content: bytes, contents: bytes) -> dict[str, Any]:
     }
 
 
-def _kind(header: Header, section: str) -> str:
-    """What a header says, which may be anything: it has not been made a configuration."""
-    part = header.settings.get(section)
+def _two_part(content: bytes, what: str, places: Sequence[str]) -> dict[str, Any]:
+    model = model_inside(content, what)
+    loaded = decode(model, what, places)
+    parts = [{"name": part.name, "bits": part.bits} for part in loaded.parts]
+    return {
+        "kind": "two_part",
+        "sentence": f"A two-part file of {len(content):,} bytes: a {loaded.codec} model of {len(model):,} bytes, and labels.",
+        "file_bytes": len(content),
+        "settings": loaded.tree,
+        "parts": [*parts, {"name": "labels, and what tells the two apart", "bits": 8 * (len(content) - len(model))}],
+        "notes": ["`bitsback receive` gives the labels of the inputs that the receiver holds."],
+    }
+
+
+def _prequential(content: bytes, contents: bytes) -> dict[str, Any]:
+    reader = BitReader(contents)
+    head = Head.take(reader)
+    label_bits = 8 * len(reader.rest())
+    parts = {
+        "mark, version, checksum": 8 * (len(content) - len(contents)),
+        "configuration, digests": 8 * len(contents) - label_bits,
+        "labels": label_bits,
+    }
+    return {
+        "kind": KIND,
+        "sentence": f"A message of {len(content):,} bytes: {head.examples:,} labels in the prequential code, in "
+        f"{len(head.tables)} blocks; data {_kind(head.settings, 'data')}, prior {_kind(head.settings, 'prior')}.",
+        "file_bytes": len(content),
+        "examples": head.examples,
+        "blocks": len(head.tables),
+        "settings": head.settings,
+        "parts": [{"name": name, "bits": bits} for name, bits in parts.items()],
+        "notes": ["Only a machine whose arithmetic is the sender's decodes them: it trains the same networks again."],
+    }
+
+
+def _kind(settings: dict[str, Any], section: str) -> str:
+    """What a file says, which may be anything: it has not been made a configuration."""
+    part = settings.get(section)
     kind = part.get("kind") if isinstance(part, dict) else None
     return kind if isinstance(kind, str) and kind.isidentifier() else "unknown"

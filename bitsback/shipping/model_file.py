@@ -7,17 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from bitsback.bitstream.container import BitReader, unseal
-from bitsback.bitstream.model_file import Part, take_blocks, take_side
-from bitsback.bitstream.quantised_file import take_quantised
+from bitsback.bitstream.container import BitReader, BitWriter, unseal
+from bitsback.bitstream.model_file import Part, put_head, take_blocks, take_side
+from bitsback.bitstream.quantised_file import DIGITS_WIDTH, take_quantised
 from bitsback.bitstream.settings_text import bases, take_settings
 from bitsback.bitstream.side import FLOAT32, SideNumbers, Slot
 from bitsback.config import Config, Experiment
 from bitsback.config.experiment import build_model
 from bitsback.config.load import to_yaml
 from bitsback.data import Preprocessing
+from bitsback.data.features import AnyFeatures
 from bitsback.errors import FileError
 from bitsback.files import whole_directory, write_tensors, write_text
 from bitsback.likelihoods import Likelihood
@@ -37,7 +39,7 @@ class LoadedModel(nn.Module):
 
     Attributes:
         config: the configuration in the file; its data section says how the inputs were made.
-        codec: ``relative_entropy`` or ``quantised``.
+        codec: ``relative_entropy``, ``quantised`` or ``decimal``.
         parts: where every bit of the file goes.
     """
 
@@ -58,8 +60,12 @@ class LoadedModel(nn.Module):
     def preprocessing(self) -> Preprocessing:
         """From stored inputs to the network's; features that were fitted to training inputs are fitted to them again."""
         data = self.tree.get("data", {})
+        scaling = replace(self._scaling, fraction_bits=data.get("fraction_bits"))
         if data.get("features") is None:
-            return replace(self._scaling, fraction_bits=data.get("fraction_bits"))
+            return scaling
+        features = TypeAdapter(AnyFeatures).validate_python(data["features"])
+        if not features.is_fitted:
+            return replace(scaling, features=features.fit(torch.empty(0)))
         if self.config.data.kind != data["kind"]:
             raise FileError(
                 f"predictions need the training inputs, from which the features {data['features']['kind']} are made; say where "
@@ -162,6 +168,14 @@ def model_tree(experiment: Experiment) -> Tree:
     return tree
 
 
+def put_experiment_head(writer: BitWriter, experiment: Experiment, tree: Tree) -> None:
+    """Write settings, learned numbers (rounded to their grids, in place) and guard."""
+    experiment.model.round_to_grid()
+    numbers = SideNumbers.of(experiment.model, experiment.likelihood, with_frozen=True)
+    statistics = Shell.statistics_of(experiment.dataset.preprocessing)
+    put_head(writer, tree, SideNumbers((*numbers.slots, *statistics)), experiment.model)
+
+
 def decode(content: bytes, what: str, places: Sequence[str] = ()) -> LoadedModel:
     """The model in the bytes of a file.
 
@@ -169,8 +183,8 @@ def decode(content: bytes, what: str, places: Sequence[str] = ()) -> LoadedModel
         FileError: for anything but a model file that is whole.
     """
     kind, contents = unseal(content, what)
-    if kind == "message":
-        raise FileError(f"{what} is a message, not a model file; use `bitsback receive`")
+    if kind not in ("relative_entropy", "quantised", "decimal"):
+        raise FileError(f"{what} is a message ({kind}), not a model file; use `bitsback receive`")
     reader = BitReader(contents)
     tree = take_settings(reader)
     shell = Shell.of(tree, places, len(content))
@@ -183,7 +197,8 @@ def decode(content: bytes, what: str, places: Sequence[str] = ()) -> LoadedModel
     if kind == "relative_entropy":
         weights, body = take_blocks(reader, shell.model)
     else:
-        weights, body = take_quantised(reader, shell.model, 1 + len(tree["inputs"]))
+        digits = reader.take(DIGITS_WIDTH) if kind == "decimal" else None
+        weights, body = take_quantised(reader, shell.model, 1 + len(tree["inputs"]), digits)
     parts += body
     reader.close()
     parts.append(Part("padding", 8 * len(content) - sum(part.bits for part in parts)))

@@ -1,7 +1,5 @@
 """pack: from a trained experiment to the bytes of a model file, and what they say."""
 
-import json
-import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -14,24 +12,21 @@ from torch import Tensor
 
 from bitsback.bitstream.container import BitWriter, seal, sealed_bytes
 from bitsback.bitstream.labels import code_bits
-from bitsback.bitstream.model_file import INDEX_WIDTH, block_code, put_blocks, put_head
+from bitsback.bitstream.model_file import INDEX_WIDTH, block_code, put_blocks
 from bitsback.bitstream.outputs import exact_outputs
-from bitsback.bitstream.quantised import STEPS_PER_STD
-from bitsback.bitstream.quantised_file import QuantisedNetwork
-from bitsback.bitstream.side import SideNumbers
 from bitsback.config import Experiment
 from bitsback.config.load import parse_value
-from bitsback.config.network import FactorySettings
 from bitsback.errors import ConfigError, FileError, LayerError
 from bitsback.likelihoods.classes import CategoricalLikelihood
 from bitsback.model import BayesianModel, evaluate
 from bitsback.model.accounting import seeded
 from bitsback.posterior import GaussianPosterior, PointPosterior
-from bitsback.shipping.model_file import LoadedModel, Shell, decode, model_tree
-from bitsback.shipping.tree import paths_of
+from bitsback.shipping.model_file import LoadedModel, decode, model_tree, put_experiment_head
+from bitsback.shipping.quantising import quantised_content
+from bitsback.shipping.tree import places_of
 from bitsback.threads import using_threads
 from bitsback.training.train import threads_for
-from bitsback.training.tuning import FIXED_LOG_STD, PackSettings, QuantisingSettings, Tuner, TuningSettings
+from bitsback.training.tuning import FIXED_LOG_STD, PackSettings, Tuner, TuningSettings
 from bitsback.units import bits_to_bytes
 
 BLOCKS_BELOW_BITS, QUANTISED_ABOVE_BITS = 3.0, 4.0
@@ -178,13 +173,15 @@ def _choose_codec(experiment: Experiment, settings: PackSettings) -> tuple[str, 
 
 
 def _content(experiment: Experiment, codec: str, settings: PackSettings, progress: bool) -> bytes:
-    return _quantised(experiment, settings) if codec == "quantised" else _blocks_file(experiment, settings, progress)
+    if codec == "quantised":
+        return quantised_content(experiment, settings, progress=progress)
+    return _blocks_file(experiment, settings, progress)
 
 
 def _blocks_file(experiment: Experiment, settings: PackSettings, progress: bool) -> bytes:
     model, tree = experiment.model, model_tree(experiment)
     head = BitWriter()
-    put_head(head, tree, _side(experiment), model)
+    put_experiment_head(head, experiment, tree)
     blocks = _blocks(float(model.kl_bits().detach()), head.bits, settings)
     weights = sum(q.weights for q in model.posteriors())
     code = block_code(model, min(blocks, weights), settings.index_bits, settings.key)
@@ -203,59 +200,9 @@ def _blocks_file(experiment: Experiment, settings: PackSettings, progress: bool)
     with using_threads(threads_for(experiment.config.training, model)), seeded(experiment.config.seed, torch.device("cpu")):
         indices = tuner.run()
     writer = BitWriter()
-    put_head(writer, tree, _side(experiment), model)  # after tuning: running statistics have moved
+    put_experiment_head(writer, experiment, tree)  # after tuning: running statistics have moved
     put_blocks(writer, indices, settings.index_bits, settings.key)
     return seal("relative_entropy", writer.to_bytes())
-
-
-COARSENESS = tuple(STEPS_PER_STD * 2 ** (k / 4) for k in range(-6, 17))
-TRADE_OFFS = (0.0, 0.25, 1.0)
-
-
-def _quantised(experiment: Experiment, settings: PackSettings) -> bytes:
-    """One quantised file; with a budget the finest that fits, with tuning the one that describes the labels in fewest bits."""
-    wanted = settings.quantising
-    if settings.budget_bytes is None and settings.tuning is None:
-        return _quantised_once(experiment, wanted)
-    state = {name: tensor.clone() for name, tensor in experiment.model.state_dict().items()}
-    trade_offs = TRADE_OFFS if settings.tuning is not None else (wanted.trade_off,)
-    best, best_bits, least = b"", math.inf, math.inf
-    for trade_off in trade_offs:
-        for steps_per_std in COARSENESS:
-            experiment.model.load_state_dict(state)
-            change = {"steps_per_std": steps_per_std, "trade_off": trade_off}
-            content = _quantised_once(experiment, wanted.model_copy(update=change))
-            least = min(least, len(content))
-            if settings.budget_bytes is not None and len(content) > settings.budget_bytes:
-                continue
-            bits = _total_bits(experiment, content)
-            if bits < best_bits:
-                best, best_bits = content, bits
-            if settings.tuning is None:
-                break  # the finest that fits
-    if not best:
-        raise FileError(f"a budget of {settings.budget_bytes} bytes is too small; the least for this network is {least} bytes")
-    return best
-
-
-def _quantised_once(experiment: Experiment, settings: QuantisingSettings) -> bytes:
-    model, axes = experiment.model, experiment.dataset.train.inputs.ndim
-    network = QuantisedNetwork.of(model, axes, settings.steps_per_std, settings.trade_off, permute=settings.permute)
-    writer = BitWriter()
-    put_head(writer, model_tree(experiment), _side(experiment), model)
-    message, _ = network.put(writer)
-    return seal("quantised", writer.to_bytes() + message)
-
-
-def _total_bits(experiment: Experiment, content: bytes) -> float:
-    loaded = decode(content, "the packed file", _places(experiment))
-    return 8 * len(content) + evaluate(loaded.model, loaded.likelihood, experiment.dataset.train, samples=0).data_bits
-
-
-def _side(experiment: Experiment) -> SideNumbers:
-    experiment.model.round_to_grid()
-    numbers = SideNumbers.of(experiment.model, experiment.likelihood, with_frozen=True)
-    return SideNumbers((*numbers.slots, *Shell.statistics_of(experiment.dataset.preprocessing)))
 
 
 def _blocks(net_weight_bits: float, head_bits: int, settings: PackSettings) -> int:
@@ -285,7 +232,7 @@ def _ledger_net_bits(experiment: Experiment) -> float:
 
 
 def _measured(experiment: Experiment, content: bytes, codec: str, why: str, net_bits: float) -> Packed:
-    loaded = decode(content, "the packed file", _places(experiment))
+    loaded = decode(content, "the packed file", places_of(experiment.config))
     data, likelihood = experiment.dataset, loaded.likelihood
     train = evaluate(loaded.model, likelihood, data.train, samples=0)
     test = evaluate(loaded.model, likelihood, data.test, samples=0).error if data.test is not None else None
@@ -297,10 +244,3 @@ def _measured(experiment: Experiment, content: bytes, codec: str, why: str, net_
             label_bits = code_bits(outputs.numpy(), data.train.targets.numpy().astype(np.int64))
         loaded.model.float()
     return Packed(content, codec, why, loaded, train.data_bits, label_bits, train.error, test, likelihood.error_name, net_bits)
-
-
-def _places(experiment: Experiment) -> list[str]:
-    """What a receiver would be asked for: where this machine keeps what the configuration names, and the network's factory."""
-    config = experiment.config
-    found = [f"{key}={json.dumps(str(path))}" for key, path in paths_of(config).items()]
-    return [*found, f"network.factory={config.network.factory}"] if isinstance(config.network, FactorySettings) else found

@@ -1,5 +1,6 @@
 """A configuration as a tree of JSON values without the places of this machine, and back."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,14 @@ MESSAGE_SECTIONS = (*MODEL_SECTIONS, "posterior", "training", "seed")
 NEEDED = {"needed": True}
 """Stands for a path that the receiver has to give."""
 
+LATER_SETTINGS: dict[tuple[str, ...], Any] = {
+    ("data", "prior_fraction"): None,
+    ("data", "part"): None,
+    ("data", "features", "edges"): None,
+    ("training", "objective"): {"kind": "elbo"},
+}
+"""Settings that the first files did not have, and what a missing one means: with this value they are left out."""
+
 PLACED = ("data", "network", "prior", "prior_overrides")
 """Sections that have places: paths, and the factory of the network."""
 
@@ -26,6 +35,12 @@ def to_tree(config: Config, sections: Sequence[str]) -> dict[str, Any]:
     Where a receiver trains, a pretrained start is marked, for without it training would end elsewhere.
     """
     tree = {name: _plain(getattr(config, name)) for name in sections}
+    for (*sections_above, name), value in LATER_SETTINGS.items():
+        part: Any = tree
+        for section in sections_above:
+            part = part.get(section) or {}
+        if name in part and part[name] == value:
+            del part[name]
     if config.network.pretrained is not None and "training" in sections:
         tree["network"]["pretrained"] = NEEDED
     return tree
@@ -114,6 +129,12 @@ def paths_of(config: Config) -> dict[str, Path]:
     parts |= {f"prior_overrides.{pattern}": prior for pattern, prior in config.prior_overrides.items()}
     named = ((f"{key}.{name}", getattr(part, name)) for key, part in parts.items() for name in part.model_fields_set)
     return {key: value for key, value in named if isinstance(value, Path)}
+
+
+def places_of(config: Config) -> list[str]:
+    """What a receiver would be asked for: where this machine keeps what the configuration names, and the network's factory."""
+    found = [f"{key}={json.dumps(str(path))}" for key, path in paths_of(config).items()]
+    return [*found, f"network.factory={config.network.factory}"] if isinstance(config.network, FactorySettings) else found
 
 
 def _without_kind(name: str) -> str:

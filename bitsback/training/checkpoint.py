@@ -27,6 +27,7 @@ def save_checkpoint(path: Path, fit: Fit, extra: dict[str, Any]) -> None:
     }
     _pack(fit.model.state_dict(), "model", tensors)
     _pack(fit.likelihood.state_dict(), "likelihood", tensors)
+    _pack(fit.objective.state_dict(), "objective", tensors)
     stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     write_tensors(path, stored, {"facts": json.dumps(facts)})
 
@@ -41,6 +42,7 @@ def load_checkpoint(path: Path, fit: Fit) -> dict[str, Any]:
     try:
         facts = json.loads(metadata["facts"])
         load_weights(tensors, fit.model, fit.likelihood)
+        fit.objective.load_state_dict(_of("objective", tensors))
         fit.optimizer.load_state_dict(_unpack(facts["optimizer"], tensors))
         if fit.schedule is not None:
             fit.schedule.load_state_dict(_unpack(facts["schedule"], tensors))
@@ -56,9 +58,12 @@ def load_checkpoint(path: Path, fit: Fit) -> dict[str, Any]:
 def load_weights(tensors: dict[str, Tensor], model: torch.nn.Module, likelihood: torch.nn.Module) -> None:
     """Put a checkpoint's weights into a model and its likelihood."""
     for prefix, module in (("model", model), ("likelihood", likelihood)):
-        cut = len(prefix) + 1
-        own = {name[cut:]: tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}/")}
-        module.load_state_dict(own)
+        module.load_state_dict(_of(prefix, tensors))
+
+
+def _of(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A module's own tensors, without the prefix."""
+    return {name.removeprefix(f"{prefix}/"): tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}/")}
 
 
 def _pack(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:

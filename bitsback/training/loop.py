@@ -15,6 +15,7 @@ from bitsback.likelihoods import Likelihood
 from bitsback.model import BayesianModel
 from bitsback.training.augment import augmented
 from bitsback.training.beta import Beta
+from bitsback.training.objective import DescriptionLength, Objective
 from bitsback.training.settings import TrainingSettings
 
 PRIOR_RATE = 0.03
@@ -33,7 +34,11 @@ class Fit:
     optimizer: Optimizer
     schedule: LRScheduler | None
     beta: Beta
+    objective: Objective = None  # type: ignore[assignment]  # the description length
     epoch: int = 0
+
+    def __post_init__(self) -> None:
+        self.objective = self.objective or DescriptionLength(len(self.train))
 
     @cached_property
     def _deterministic_bits(self) -> float:
@@ -72,18 +77,17 @@ class Fit:
             yield inputs, self.train.targets[batch]
 
     def _step(self, step: int, inputs: Tensor, targets: Tensor) -> tuple[float, float]:
-        """One step on the total description length, in bits per example; returns the batch's data bits and the weight bits."""
-        count = len(self.train)
+        """One step on the objective; returns the batch's data bits and the weight bits."""
         done = step / (self.settings.epochs * self.steps_per_epoch)
         self.model.update_priors(PRIOR_RATE + (1 - PRIOR_RATE) * done**2)
         weight_bits = self.model.kl_bits()
         beta = self.beta.before_step(step, float(weight_bits.detach()) + self._deterministic_bits)
         try:
-            data_bits = self._data_bits(inputs, targets)
+            example_bits = self._example_bits(inputs, targets)
         except (RuntimeError, ValueError) as fault:
             hint = " (the batch is cut into training.draws groups)" if self.settings.draws > 1 else ""
             raise TrainingError(f"step {step} on {len(inputs)} examples{hint} fails: {str(fault).splitlines()[0]}") from fault
-        loss = (data_bits * (count / len(inputs)) + beta * weight_bits) / count
+        loss = self.objective(example_bits, beta * weight_bits)
         if not torch.isfinite(loss):
             raise TrainingError(f"the loss is not finite at step {step}: {self._blame(inputs)}; lower training.optimizer.lr")
         self.optimizer.zero_grad(set_to_none=True)
@@ -94,10 +98,11 @@ class Fit:
         self.optimizer.step()
         if self.schedule is not None:
             self.schedule.step()
-        return float(data_bits.detach()), float(weight_bits.detach())
+        data_bits = torch.stack([bits.detach().sum() for bits in example_bits]).sum()
+        return float(data_bits), float(weight_bits.detach())
 
-    def _data_bits(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Data bits of one batch, each of its ``draws`` groups under a weight draw of its own."""
+    def _example_bits(self, inputs: Tensor, targets: Tensor) -> list[Tensor]:
+        """Data bits of every example of a batch, each of its ``draws`` groups under a weight draw of its own."""
         groups = min(self.settings.draws, len(inputs))
         half = self.settings.precision == "bfloat16"
         parts = []
@@ -105,8 +110,8 @@ class Fit:
             with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=half):
                 outputs = self.model(x)
             outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
-            parts.append(self.likelihood.bits(outputs, y).sum())
-        return torch.stack(parts).sum()
+            parts.append(self.likelihood.bits(outputs, y))
+        return parts
 
     @torch.no_grad()
     def _fault_in_numbers(self) -> str:

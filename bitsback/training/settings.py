@@ -44,6 +44,27 @@ class BudgetSettings(Settings):
     epochs: PositiveFloat = Field(description="epochs until the budget is at its end")
 
 
+class ElboSettings(Settings):
+    """The description length: data bits and weight bits (Hinton & van Camp 1993)."""
+
+    kind: Literal["elbo"] = "elbo"
+
+
+class BoundSettings(Settings):
+    """A PAC-Bayes bound on the risk, with cross-entropy cut off and scaled to [0, 1] in place of the 0-1 loss.
+
+    Perez-Ortiz, Rivasplata, Shawe-Taylor & Szepesvari 2021, "Tighter risk certificates for neural networks", equations 8 to 10;
+    see :mod:`bitsback.training.objective`.
+    """
+
+    kind: Literal["quad", "lambda", "classic"] = Field(description="which bound")
+    delta: float = Field(0.025, gt=0, lt=1, description="probability that the bound fails")
+    p_min: float = Field(1e-5, gt=0, lt=0.5, description="no label costs more than log2(1 / p_min); this cost is a loss of 1")
+
+
+AnyObjectiveSettings = Annotated[ElboSettings | BoundSettings, Field(discriminator="kind")]
+
+
 class EarlyStopSettings(Settings):
     """Stop when the net bits of the training epochs no longer fall: their mean over the last epochs against as many before.
 
@@ -55,11 +76,12 @@ class EarlyStopSettings(Settings):
 
 
 class TrainingSettings(Settings):
-    """The total description length is the loss; everything here says how it is lowered."""
+    """The total description length is the loss, unless ``objective`` says otherwise; the rest says how it is lowered."""
 
     epochs: PositiveInt = Field(100, description="passes over the training split")
     batch_size: PositiveInt = Field(128, description="examples per step; the epoch is cut into equal batches of at most this")
     draws: PositiveInt = Field(1, description="weight draws per batch: the batch is cut into as many groups")
+    objective: AnyObjectiveSettings = Field(ElboSettings(), description="what is lowered; the ledger is always the same")
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     beta: BetaSettings = BetaSettings()
@@ -82,6 +104,8 @@ class TrainingSettings(Settings):
     def _check(self) -> "TrainingSettings":
         if self.budget_bits is not None and self.beta != BetaSettings():
             raise ValueError("budget_bits adjusts beta by itself; leave training.beta out")
+        if self.budget_bits is not None and isinstance(self.objective, BoundSettings):
+            raise ValueError(f"objective {self.objective.kind} weighs weight bits by itself; leave training.budget_bits out")
         if self.beta.start < 1 and not self.beta.warmup_epochs:
             raise ValueError("beta.start has no effect without beta.warmup_epochs; set how long beta takes to rise to 1")
         if self.schedule.warmup_epochs > self.epochs:

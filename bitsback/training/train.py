@@ -19,6 +19,7 @@ from bitsback.threads import using_threads
 from bitsback.training.beta import Beta
 from bitsback.training.loggers import require_tensorboard
 from bitsback.training.loop import Fit
+from bitsback.training.objective import make_objective
 from bitsback.training.optimise import make_optimizer, make_schedule
 from bitsback.training.session import Session
 from bitsback.training.settings import LedgerSettings, LoggingSettings, TrainingSettings
@@ -113,10 +114,13 @@ def train(
 
 
 def _start(model: BayesianModel, likelihood: Likelihood, data: Examples, settings: TrainingSettings, seed: int) -> Fit:
-    optimizer = make_optimizer([model, likelihood], settings.optimizer)
+    other_bits = model.deterministic_bits() + sum(charge.bits for charge in [*model.charges(), *likelihood.charges()])
+    objective = make_objective(settings.objective, likelihood, len(data), other_bits)
+    objective.to(data.inputs.device)
+    optimizer = make_optimizer([model, likelihood, objective], settings.optimizer)
     steps = -(-len(data) // settings.batch_size)
     schedule = make_schedule(optimizer, settings.schedule, settings.epochs, steps)
-    return Fit(model, likelihood, data, settings, seed, optimizer, schedule, Beta(settings, steps))
+    return Fit(model, likelihood, data, settings, seed, optimizer, schedule, Beta(settings, steps), objective)
 
 
 def _write_results(directory: Path, model: BayesianModel, likelihood: Likelihood, outcome: Outcome) -> None:

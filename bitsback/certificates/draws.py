@@ -1,0 +1,75 @@
+"""The posterior's risk, measured: every example is judged by a weight vector of its own."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from bitsback.data import Examples
+from bitsback.errors import CertificateError
+from bitsback.likelihoods import Likelihood
+from bitsback.model import BayesianModel
+from bitsback.model.accounting import SHOWN_AFTER_SECONDS, seeded
+from bitsback.posterior import Posterior, holding
+
+NUMBERS_AT_ONCE = 2_000_000
+MOST_AT_ONCE = 64
+
+
+@torch.no_grad()
+def mean_loss_of_draws(
+    model: BayesianModel, likelihood: Likelihood, examples: Examples, *, passes: int = 1, seed: int = 0, progress: bool = False
+) -> float:
+    """Mean loss over ``passes`` times n pairs of an example and a whole-network draw made for it alone.
+
+    The draws are independent, so the losses are independent numbers in [0, 1] whose expectations average to the posterior's
+    mean loss over the n examples: what :func:`bitsback.certificates.draws_bound` asks for, with passes * n draws. A draw that a
+    batch shares would be judged more often, but counts once, however large the batch. On the same machine time, fresh draws for
+    single examples give a far tighter bound.
+
+    Raises:
+        CertificateError: when the network cannot be run with a weight vector for each example.
+    """
+    model.eval()
+    posteriors, device = model.posteriors(), next(model.parameters()).device
+    examples = examples.to(device, next(model.parameters()).dtype)
+    size = max(1, min(MOST_AT_ONCE, NUMBERS_AT_ONCE // max(1, sum(q.weights for q in posteriors))))
+
+    def judge(weights: tuple[Tensor, ...], inputs: Tensor) -> Tensor:
+        drawn = {id(posterior): value for posterior, value in zip(posteriors, weights, strict=True)}
+        with holding(posteriors, lambda posterior: drawn[id(posterior)]):
+            outputs: Tensor = model(inputs[None])
+        return outputs[0]
+
+    total = 0.0
+    shown = tqdm(total=passes * len(examples), desc="draws", disable=not progress, leave=False, delay=SHOWN_AFTER_SECONDS)
+    with seeded(seed, device), shown as bar:
+        for _ in range(passes):
+            for inputs, targets in _parts(examples, size):
+                weights = tuple(_draw(posterior, len(inputs)) for posterior in posteriors)
+                try:
+                    outputs = torch.vmap(judge)(weights, inputs)
+                except (RuntimeError, ValueError, NotImplementedError) as fault:
+                    reason = str(fault).splitlines()[0]
+                    raise CertificateError(
+                        f"this network cannot be run with a weight vector for each example ({reason}); use layers that "
+                        "torch.vmap knows, or pack the run and certify the file"
+                    ) from fault
+                total += float(likelihood.error(likelihood.predict(outputs), targets).double().sum())
+                bar.update(len(inputs))
+    return total / (passes * len(examples))
+
+
+def _draw(posterior: Posterior, count: int) -> Tensor:
+    """``count`` independent draws of one weight tensor, along a new first axis."""
+    std = posterior.std()
+    if std is None:
+        raise CertificateError("a point has no draws; pack the run and certify the file")
+    noise = torch.randn(count, *std.shape, dtype=std.dtype, device=std.device)
+    return posterior.mean + std * noise
+
+
+def _parts(examples: Examples, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    for start in range(0, len(examples), size):
+        yield examples.inputs[start : start + size], examples.targets[start : start + size]

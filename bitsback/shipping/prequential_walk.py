@@ -1,0 +1,200 @@
+"""The walk over the blocks of the prequential code, which sender and receiver take alike.
+
+It never holds a label that it has not been told: the sender answers each block with its labels, the receiver decodes them.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from bitsback.bitstream.ans import Integers
+from bitsback.bitstream.outputs import BATCH, FRACTION_BITS
+from bitsback.bitstream.randomness import shuffled
+from bitsback.codelength.prequential import Block, Calibration
+from bitsback.config import Config, Experiment
+from bitsback.data import Dataset, Examples
+from bitsback.errors import ConfigError, TrainingError
+from bitsback.likelihoods.classes import CategoricalSettings
+from bitsback.model import BayesianModel
+from bitsback.model.accounting import seeded
+from bitsback.posterior import PointPosteriorSettings
+from bitsback.threads import using_threads
+from bitsback.training import TrainingSettings
+from bitsback.training.beta import Beta
+from bitsback.training.loop import Fit
+from bitsback.training.optimise import make_optimizer, make_schedule
+from bitsback.training.settings import ElboSettings
+from bitsback.units import nats_to_bits
+
+if TYPE_CHECKING:
+    Bar = tqdm[Any]
+
+Answer = Callable[[int, Integers], Integers]
+"""From a block's number and its predictions, log-probabilities (n, classes) in units of 2^-12 nats, to its labels (n,)."""
+
+CPU = torch.device("cpu")
+
+
+def check(config: Config) -> None:
+    """Raise ConfigError for settings that make no sense here, each with the fix."""
+    training, prequential = config.training, config.prequential
+    if not isinstance(config.likelihood, CategoricalSettings):
+        raise ConfigError(
+            f"the prequential code is one of labels, which likelihood.kind={config.likelihood.kind} has not; use categorical"
+        )
+    if training.device != "cpu":
+        raise ConfigError(f"training.device={training.device} need not repeat its sums, which a receiver has to; set it to cpu")
+    for name in ("budget_bits", "early_stop"):
+        if getattr(training, name) is not None:
+            raise ConfigError(f"training.{name} suits one training set, and the prequential code has one a block; leave it out")
+    if not isinstance(training.objective, ElboSettings):
+        raise ConfigError(
+            f"training.objective={training.objective.kind} bounds a risk; the prequential code has none: leave it out"
+        )
+    if prequential.predict == "samples" and isinstance(config.posterior, PointPosteriorSettings):
+        raise ConfigError("a point has no samples to average; set posterior.kind=gaussian, or prequential.predict=ensemble")
+
+
+@dataclass(frozen=True)
+class Walk:
+    """What sender and receiver both hold.
+
+    Attributes:
+        config: one that :func:`check` has passed, with a number of threads.
+        inputs: (n, ...), in the order of the data.
+        classes: how many labels there are.
+    """
+
+    config: Config
+    inputs: Tensor
+    classes: int
+
+    @property
+    def order(self) -> Integers:
+        """The places in the data of first, second, ... example of the code."""
+        count = len(self.inputs)
+        return shuffled(self.config.seed, 0, count) if self.config.prequential.shuffle else np.arange(count)
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The ends of the blocks; raises ConfigError when they do not cover the examples."""
+        return self.config.prequential.ends(len(self.inputs))
+
+    def run(self, answer: Answer, test: Examples | None = None, *, progress: bool = True) -> tuple[list[Block], float | None]:
+        """Code every block: predict it from the labels before it, and ask ``answer`` for its own.
+
+        Returns:
+            the blocks, and the last predictor's error on ``test``, which chooses nothing.
+        """
+        inputs, ends, threads = self.inputs[torch.from_numpy(self.order)], self.ends, self.config.training.threads
+        assert isinstance(threads, int)
+        known = torch.zeros(0, dtype=torch.long)
+        told = torch.zeros(0, self.classes, dtype=torch.float64)  # predictions of the known labels, before calibration
+        blocks: list[Block] = []
+        test_error = None
+        with using_threads(threads), self._bar(progress) as bar:
+            for number, (start, end) in enumerate(zip((0, *ends[:-1]), ends, strict=True)):
+                began = time.perf_counter()
+                bar.set_postfix_str(f"labels {start:,} to {end:,} of {ends[-1]:,}")
+                asked, size = inputs[start:end], end - start
+                if test is not None and end == ends[-1]:
+                    asked = torch.cat([asked, test.inputs])
+                raw = self._predict(number, Examples(inputs[:start], known), asked, bar) if start else self._uniform(size)
+                if test is not None and len(raw) > size:
+                    test_error = float((raw[size:].argmax(1) != test.targets).double().mean())
+                calibration = self._calibration(told, known)
+                found = calibration(raw[:size])
+                labels = torch.from_numpy(answer(number, torch.round(found * 2.0**FRACTION_BITS).long().numpy()))
+                known, told = torch.cat([known, labels]), torch.cat([told, raw[:size]])
+                bits, error = nats_to_bits(-float(found.gather(1, labels[:, None]).sum())), (found.argmax(1) != labels).double()
+                seconds = time.perf_counter() - began
+                blocks.append(Block(start, end, bits, float(error.mean()), calibration, self._steps(start), seconds))
+        return blocks, test_error
+
+    def _bar(self, progress: bool) -> "Bar":
+        steps = sum(self._steps(start) for start in (0, *self.ends[:-1]))
+        return tqdm(total=steps, desc="prequential", unit="step", disable=not progress)
+
+    @property
+    def _networks(self) -> int:
+        return self.config.prequential.members if self.config.prequential.predict == "ensemble" else 1
+
+    def _steps(self, examples: int) -> int:
+        return epochs_for(self.config, examples) * -(-examples // self.config.training.batch_size) * self._networks
+
+    def _uniform(self, count: int) -> Tensor:
+        return torch.full((count, self.classes), -math.log(self.classes), dtype=torch.float64)
+
+    def _calibration(self, told: Tensor, known: Tensor) -> Calibration:
+        """Of the later half of the known labels, predicted before they were known: early networks were worse."""
+        half = len(known) // 2
+        return Calibration.fit(told[half:], known[half:]) if self.config.prequential.calibrate else Calibration()
+
+    @torch.no_grad()
+    def _predict(self, number: int, earlier: Examples, asked: Tensor, bar: "Bar") -> Tensor:
+        """Log-probabilities (n, classes) in nats for inputs (n, ...), averaged over members; float64."""
+        settings, parts = self.config.prequential, []
+        for member in range(self._networks):
+            seed = int(np.random.SeedSequence([self.config.seed, number, member]).generate_state(1)[0])
+            with seeded(seed, CPU):
+                model = train(self.config.model_copy(update={"seed": seed}), self.classes, earlier, bar)
+                ready = asked.to(next(model.parameters()).dtype) if asked.is_floating_point() else asked
+                for _ in range(settings.members // self._networks):
+                    with model.sample() if settings.predict == "samples" else model.mean():
+                        parts.append(torch.cat([model(batch) for batch in ready.split(BATCH)]).double().log_softmax(1))
+        averaged = torch.logsumexp(torch.stack(parts), 0) - math.log(len(parts))
+        if not torch.isfinite(averaged).all():
+            raise TrainingError(f"the predictions of block {number + 1} are not finite; lower training.optimizer.lr")
+        return averaged
+
+
+def epochs_for(config: Config, examples: int) -> int:
+    """Passes over so many examples: ``training.epochs``, or more where they would be fewer steps than ``least_steps``.
+
+    >>> epochs_for(Config(), 128), epochs_for(Config(), 12_800)
+    (300, 100)
+    """
+    per_epoch = max(1, -(-examples // config.training.batch_size))
+    return max(config.training.epochs, -(-config.prequential.least_steps // per_epoch))
+
+
+@torch.enable_grad()
+def train(config: Config, classes: int, examples: Examples, bar: "Bar") -> BayesianModel:
+    """A network that has seen these examples alone; the schedules of the training are stretched to its epochs."""
+    epochs, settings = epochs_for(config, len(examples)), config.training
+    settings = _stretched(settings, epochs)
+    experiment = Experiment.build(config, dataset=Dataset("earlier labels", examples, None, classes))
+    model, likelihood = experiment.model, experiment.likelihood
+    dtype = torch.float64 if settings.precision == "float64" else torch.float32
+    model.to(CPU, dtype)
+    if examples.inputs.ndim == 4:
+        _interleave_channels(model)
+    optimizer = make_optimizer([model, likelihood], settings.optimizer)
+    per_epoch = -(-len(examples) // settings.batch_size)
+    schedule = make_schedule(optimizer, settings.schedule, epochs, per_epoch)
+    fit = Fit(model, likelihood, examples.to(CPU, dtype), settings, config.seed, optimizer, schedule, Beta(settings, per_epoch))
+    for _ in range(epochs):
+        fit.run_epoch()
+        bar.update(per_epoch)
+    return model.eval()
+
+
+def _interleave_channels(model: BayesianModel) -> None:
+    """Lay convolutions out with the channels last: the same numbers, about twice as fast."""
+    for parameter in model.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+
+
+def _stretched(training: TrainingSettings, epochs: int) -> TrainingSettings:
+    factor = epochs / training.epochs
+    schedule = training.schedule.model_copy(update={"warmup_epochs": training.schedule.warmup_epochs * factor})
+    beta = training.beta.model_copy(update={"warmup_epochs": training.beta.warmup_epochs * factor})
+    return training.model_copy(update={"epochs": epochs, "schedule": schedule, "beta": beta})
