@@ -25,7 +25,7 @@ class LedgerError(BitsbackError):
 
 
 class CertificateError(BitsbackError):
-    """A certificate that would not hold: a prior that saw the examples, a loss without bound, a delta that is no probability."""
+    """A certificate that would not hold: a prior that saw the examples, a loss without bound, a delta that is none."""
 
 
 class LayerError(BitsbackError):

@@ -58,7 +58,8 @@ class Record:
             return {}
         out = self.place / f"received-{message.stem}"
         _, seconds = run("receive", message, "-o", out, f"--{self.root}")
-        command = [sys.executable, "-c", LABELS, str(self.place / "true.npy"), str(self.config), *self.overrides]
+        more = [*self.overrides, "data.features=null"]
+        command = [sys.executable, "-c", LABELS, str(self.place / "true.npy"), str(self.config), *more]
         subprocess.run(command, check=True)
         same = bool(np.array_equal(np.load(self.place / "true.npy"), np.load(out / "labels.npy")))
         return {"labels_come_back": same, "receive_seconds": seconds}
@@ -89,7 +90,7 @@ class Record:
             prior, _ = self.train(earlier, "prior")
             more = [f"prior.run={prior}"]
         directory, _ = self.train(None, "run", *more)
-        said, _ = run("certify", directory, "--json")
+        said, _ = run("certify", directory, "--draws", 180000, "--json")
         self.say("certificate", round(time.perf_counter() - began, 1), **json.loads(said))
 
 

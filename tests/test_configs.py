@@ -24,11 +24,22 @@ def earlier(tmp_path_factory):
     return directory
 
 
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory, mnist):
+    """A finished run on the part of MNIST that a prior is learned from."""
+    directory = tmp_path_factory.mktemp("runs") / "prior"
+    config = load_config(CONFIGS / "records" / "mnist_certificate_prior.yaml", [*TOY, f"data.root={mnist}"])
+    Experiment.build(config).train(directory, progress=False)
+    return directory
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(CONFIGS)))
-def test_every_shipped_configuration_trains(path, mnist, earlier):
+def test_every_shipped_configuration_trains(path, mnist, earlier, learnt):
     overrides = list(TOY)
     if path.stem.startswith("mnist") or path.parent.name == "records":
         overrides.append(f"data.root={mnist}")
+    if path.stem == "mnist_certificate_posterior":
+        overrides.append(f"prior.run={learnt}")
     if path.stem == "checkpoint":
         overrides.append(f"prior.run={earlier}")
     outcome = Experiment.build(load_config(path, overrides)).train(None, progress=False)

@@ -14,6 +14,7 @@ from bitsback.cli.app import VERBS
 ROOT = Path(__file__).parent.parent
 TEXTS = {name: (ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md")}
 TOY = ["training.epochs=2", "ledger.samples=2"]
+BLOCKS_TOY = ["prequential.blocks.first=400", "prequential.least_steps=5", "pack.tuning={steps: 2, balance_steps: 2, groups: 2}"]
 TUNED_TOY = ["--set", "tuning.steps=2", "--set", "tuning.balance_steps=2"]
 
 
@@ -46,7 +47,8 @@ def test_commands_run(monkeypatch, tmp_path, capsys):
         words = shlex.split(line)[1:]
         if "mnist" in line:
             continue  # needs the real MNIST; test_configs trains these configurations on made-up pictures
-        toy = TOY if words[0] in ("train", "compare", "send") else []
+        trains = words[0] in ("train", "compare", "send") or (words[0] == "codelengths" and words[1].startswith("configs"))
+        toy = [*TOY, *BLOCKS_TOY] if trains else []
         words = [*("2" if word == "200" else word for word in words), *TUNED_TOY * (words[0] == "pack")]
         monkeypatch.setattr(sys, "argv", ["bitsback", words[0], *words[1:2], *toy, *words[2:]] if toy else ["bitsback", *words])
         with pytest.raises(SystemExit) as ended:

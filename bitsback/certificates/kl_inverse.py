@@ -11,8 +11,8 @@ SLACK = 2.0**-49
 def bernoulli_kl(q: float, p: float) -> float:
     """kl(q || p) in nats between two coins that fall heads with probability q and p, rounded down: never above the true value.
 
-    >>> bernoulli_kl(0.5, 0.5), round(bernoulli_kl(0.0, 0.5), 6), bernoulli_kl(0.5, 1.0)
-    (0.0, 0.693147, inf)
+    >>> bernoulli_kl(0.5, 0.5), round(bernoulli_kl(0.0, 0.25), 6), bernoulli_kl(0.5, 1.0)
+    (0.0, 0.287682, inf)
     """
     heads = q * math.log(q / p) if q > 0 and p > 0 else (math.inf if q > 0 else 0.0)
     tails = (1 - q) * (math.log1p(-q) - math.log1p(-p)) if q < 1 and p < 1 else (math.inf if q < 1 else 0.0)

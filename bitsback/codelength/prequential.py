@@ -90,9 +90,9 @@ class PrequentialSettings(Settings):
         return ends
 
 
-WIDTHS = {"temperature": 0.5, "uniform_share": 1.5}
+WIDTHS = {"temperature": 0.25, "uniform_share": 1.5}
 """Standard deviations of the natural logarithms, before any label has been seen."""
-START = {"temperature": 2.0, "uniform_share": 1e-3}
+START = {"temperature": 1.5, "uniform_share": 1e-3}
 LIMITS = {"temperature": (0.2, 8.0), "uniform_share": (1e-7, 0.2)}
 ROUNDS = 3
 
