@@ -152,7 +152,8 @@ def table_facts() -> dict[str, str]:
         "exponentials of labels": _exponentials(),
     }
     found = {name: digest(table.astype("<i8").tobytes()) for name, table in tables.items()}
-    return found | {"configurations": digest(json.dumps(bases(), separators=(",", ":")).encode())}
+    frozen = {"configurations": bases(1), "configurations of the second list": bases(2)}
+    return found | {name: digest(json.dumps(trees, separators=(",", ":")).encode()) for name, trees in frozen.items()}
 
 
 def write_model(name: str, parts: dict[str, Any], directory: Path) -> None:

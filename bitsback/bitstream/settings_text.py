@@ -1,8 +1,8 @@
-"""A configuration in few bytes: the difference from the nearest of a frozen list of configurations, deflated.
+"""A configuration in few bytes: the difference from the nearest of some frozen configurations, deflated.
 
-The list (``settings_1.json``) belongs to format version 1. It never changes and never grows, for the whole file is also the
-dictionary of the deflation: so a file decodes for ever, whatever the defaults of later releases are. A configuration of the
-list costs one byte.
+The lists (``settings_1.json``, ``settings_2.json``) belong to format version 1. They never change and never grow, for the files
+are also the dictionaries of the deflation: so a file decodes for ever, whatever the defaults of later releases are. A
+configuration of the first list costs one byte, one of the second two.
 """
 
 import json
@@ -15,20 +15,24 @@ from bitsback.bitstream.container import BitReader, BitWriter
 from bitsback.errors import FileError
 
 Tree = dict[str, Any]
-UNCHANGED_BITS = 7
+UNCHANGED_BITS, SECOND_BITS = 7, 8
+SECOND_LIST = 127
 MOST_TEXT_BYTES = 1 << 20
 
 
 def put_settings(writer: BitWriter, settings: Tree) -> None:
     """Write a tree of JSON values.
 
-    One bit: changed or not; seven bits: number of the base; if changed, the number of bytes of the deflated difference (a
-    count) and those bytes.
+    One bit: changed or not; seven bits: number of the base, or 127 and eight bits: its number in the second list; if changed,
+    the number of bytes of the deflated difference (a count) and those bytes.
     """
-    texts = [_difference_text(base, settings) for base in bases()]
-    number = min(range(len(texts)), key=lambda k: len(texts[k]))
+    first = len(bases(1))
+    texts = [_difference_text(base, settings, 1 if k < first else 2) for k, base in enumerate(bases())]
+    number = min(range(len(texts)), key=lambda k: (len(texts[k]) + (k >= first), k))
     writer.put(int(bool(texts[number])), 1)
-    writer.put(number, UNCHANGED_BITS)
+    writer.put(number if number < first else SECOND_LIST, UNCHANGED_BITS)
+    if number >= first:
+        writer.put(number - first, SECOND_BITS)
     if texts[number]:
         writer.put_count(len(texts[number]))
         for byte in texts[number]:
@@ -37,10 +41,12 @@ def put_settings(writer: BitWriter, settings: Tree) -> None:
 
 def take_settings(reader: BitReader) -> Tree:
     """Read what :func:`put_settings` wrote; raises FileError when it makes no sense."""
-    changed, number = reader.take(1), reader.take(UNCHANGED_BITS)
-    if number >= len(bases()):
+    changed, number, which = reader.take(1), reader.take(UNCHANGED_BITS), 1
+    if number == SECOND_LIST:
+        number, which = reader.take(SECOND_BITS), 2
+    if number >= len(bases(which)):
         raise FileError(f"the file builds on configuration {number}, which format version 1 does not have; it is damaged")
-    base = json.loads(json.dumps(bases()[number]))
+    base = json.loads(json.dumps(bases(which)[number]))
     if not changed:
         return base
     count = reader.take_count()
@@ -48,7 +54,7 @@ def take_settings(reader: BitReader) -> Tree:
         raise FileError("the file claims a configuration of more than a megabyte; it is damaged")
     text = bytes(reader.take(8) for _ in range(count))
     try:
-        inflater = zlib.decompressobj(-15, zdict=_dictionary())
+        inflater = zlib.decompressobj(-15, zdict=_dictionary(which))
         plain = inflater.decompress(text, MOST_TEXT_BYTES)
         if not inflater.eof or inflater.unused_data:
             raise ValueError("not one deflated text")
@@ -59,22 +65,28 @@ def take_settings(reader: BitReader) -> Tree:
 
 
 @cache
-def bases() -> list[Tree]:
-    """The frozen configurations of format version 1."""
-    return list(json.loads(_dictionary()))
+def bases(which: int | None = None) -> list[Tree]:
+    """The frozen configurations of format version 1: of one list, or of both, one after the other."""
+    return [*bases(1), *bases(2)] if which is None else list(json.loads(_list(which)))
 
 
 @cache
-def _dictionary() -> bytes:
-    return (files("bitsback.bitstream") / "settings_1.json").read_bytes()
+def _list(which: int) -> bytes:
+    return (files("bitsback.bitstream") / f"settings_{which}.json").read_bytes()
 
 
-def _difference_text(base: Tree, settings: Tree) -> bytes:
+@cache
+def _dictionary(which: int) -> bytes:
+    """The first list alone, or both: what is nearest to the text comes last."""
+    return _list(1) if which == 1 else _list(1) + _list(2)
+
+
+def _difference_text(base: Tree, settings: Tree, which: int) -> bytes:
     changes, removals = difference(base, settings)
     if not changes and not removals:
         return b""
     plain = json.dumps([changes, removals], separators=(",", ":")).encode()
-    deflater = zlib.compressobj(9, zlib.DEFLATED, -15, zdict=_dictionary())
+    deflater = zlib.compressobj(9, zlib.DEFLATED, -15, zdict=_dictionary(which))
     return deflater.compress(plain) + deflater.flush()
 
 
