@@ -33,6 +33,8 @@ from bitsback.priors import AdaptiveMixturePrior, StudentTPrior
 from bitsback.shipping.message import Sender, receive_file
 from bitsback.shipping.model_file import LoadedModel, decode
 from bitsback.shipping.pack import pack
+from bitsback.shipping.quantising import decimal_content
+from bitsback.shipping.two_part import decode_two_part, send_two_part
 
 GOLDEN = Path(__file__).parent.parent / "tests" / "golden"
 PAYLOAD = b"".join(hashlib.sha256(bytes([k])).digest() for k in range(64)) + b"end"
@@ -136,8 +138,13 @@ def message_facts(path: Path) -> dict[str, str]:
 def facts(path: Path) -> dict[str, str]:
     """Kind, and digests of what a file decodes to; all but the payload of a message are the same on any machine."""
     content = path.read_bytes()
-    if unseal(content, path.name)[0] == "message":
+    kind = unseal(content, path.name)[0]
+    if kind == "message":
         return message_facts(path)
+    if kind == "two_part":
+        received = decode_two_part(content, path.name)
+        weights = weights_digest(model_tensors(received.loaded))
+        return {"kind": kind, "weights": weights, "labels": labels_digest(received.labels)}
     loaded = decode(content, path.name)
     return {"kind": loaded.codec, "weights": weights_digest(model_tensors(loaded))}
 
@@ -180,6 +187,18 @@ def write_message(directory: Path) -> None:
     write_json(path.with_suffix(".json"), {**found, "file": digest(sent.content)})
 
 
+def write_two_part(directory: Path) -> None:
+    """Train, and write the network with its labels; and the same means in two decimal digits."""
+    experiment = Experiment.build(configured(MESSAGE | {"pack": {"codec": "quantised"}}))
+    experiment.train(None, progress=False)
+    contents = {"decimal": decimal_content(experiment, 2), "two_part": send_two_part(experiment, progress=False).content}
+    for name, content in contents.items():
+        path = directory / f"{name}.bb"
+        path.write_bytes(content)
+        write_json(path.with_suffix(".json"), {**facts(path), "file": digest(content)})
+    assert facts(directory / "two_part.bb")["labels"] == labels_digest(experiment.dataset.train.targets.numpy())
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n")
 
@@ -199,6 +218,7 @@ def main() -> None:
     for name, parts in MODELS.items():
         write_model(name, parts, arguments.directory)
     write_message(arguments.directory)
+    write_two_part(arguments.directory)
     write_json(arguments.directory / "tables.json", table_facts())
 
 

@@ -14,7 +14,11 @@ from bitsback.cli.app import VERBS
 ROOT = Path(__file__).parent.parent
 TEXTS = {name: (ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md")}
 TOY = ["training.epochs=2", "ledger.samples=2"]
-BLOCKS_TOY = ["prequential.blocks.first=400", "prequential.least_steps=5", "pack.tuning={steps: 2, balance_steps: 2, groups: 2}"]
+BLOCKS_TOY = [
+    "prequential.blocks.first=400",
+    "prequential.least_steps=5",
+    "pack.tuning={steps: 2, balance_steps: 2, groups: 2}",
+]
 TUNED_TOY = ["--set", "tuning.steps=2", "--set", "tuning.balance_steps=2"]
 
 

@@ -21,8 +21,8 @@ class GradientHistogramSettings(FeatureSettings):
     under Gaussian windows ``cell`` pixels apart. Square roots of the averages, at length one, are the features: their distance
     is then the Hellinger distance. Nothing is fitted.
 
-    >>> GradientHistogramSettings(cell=4).fit(torch.empty(0))(torch.rand(2, 1, 8, 8)).shape
-    torch.Size([2, 32])
+    >>> GradientHistogramSettings(cell=4).fit(torch.empty(0))(torch.rand(2, 1, 16, 16)).shape
+    torch.Size([2, 72])
     """
 
     kind: Literal["gradient_histograms"] = "gradient_histograms"

@@ -184,7 +184,8 @@ def decode(content: bytes, what: str, places: Sequence[str] = ()) -> LoadedModel
     """
     kind, contents = unseal(content, what)
     if kind not in ("relative_entropy", "quantised", "decimal"):
-        raise FileError(f"{what} is a message ({kind}), not a model file; use `bitsback receive`")
+        name = "message" if kind == "message" else f"{kind} message"
+        raise FileError(f"{what} is a {name}, not a model file; use `bitsback receive`")
     reader = BitReader(contents)
     tree = take_settings(reader)
     shell = Shell.of(tree, places, len(content))

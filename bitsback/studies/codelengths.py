@@ -72,8 +72,8 @@ class Codelengths:
 
     >>> from bitsback.training import TrainingSettings
     >>> codes = Codelengths(Config(training=TrainingSettings(epochs=5)), progress=False)
-    >>> [round(codes.row(name).ratio, 1) for name in ("uniform", "float32")]
-    [1.0, 4.9]
+    >>> codes.row("uniform").ratio, codes.row("float32").ratio > 4
+    (1.0, True)
     """
 
     def __init__(self, source: Config | Run, *, progress: bool = True) -> None:
