@@ -90,7 +90,7 @@ class Record:
             prior, _ = self.train(earlier, "prior")
             more = [f"prior.run={prior}"]
         directory, _ = self.train(None, "run", *more)
-        said, _ = run("certify", directory, "--draws", 180000, "--json")
+        said, _ = run("certify", directory, "--draws", 180000, "--alternatives", 100, "--json")
         self.say("certificate", round(time.perf_counter() - began, 1), **json.loads(said))
 
 

@@ -134,6 +134,19 @@ def test_laplace_needs_a_point(point):
     assert bic_model_bits(100, 256) == 400
 
 
+def test_laplace_charges_weights_without_a_posterior():
+    e = trained(point_config(config()))
+    whole = laplace_model_bits(e.model, e.likelihood, e.dataset.train).model_bits
+    part = trained(point_config(config(bayesian={"exclude": ["linear1.weight"]})))
+    found = laplace_model_bits(part.model, part.likelihood, part.dataset.train).model_bits
+    assert found > 32 * 64 * 8 > whole
+
+
+def test_the_point_network_minimises_the_description_whatever_the_run_does():
+    settings = point_config(config(training={"objective": {"kind": "quad"}, "early_stop": {"patience_epochs": 3}}))
+    assert (settings.training.objective.kind, settings.training.early_stop) == ("elbo", None)
+
+
 # --- penalties are code lengths ---------------------------------------------------------------------------------------
 
 
@@ -273,6 +286,9 @@ def test_the_quantised_row_is_the_size_of_the_real_file():
         (["configs/digits.yaml", "posterior.kind=point"], "no variational code"),
         (["configs/digits.yaml", "--digits", "--regularisation"], "two tables"),
         (["configs/digits.yaml", "--digits", "--codes", "bic"], "leave it out"),
+        (["configs/digits.yaml", "prequential.blocks=[8,100]"], "or leave this code out"),
+        (["configs/digits.yaml", "training.budget_bits=100"], "or leave this code out"),
+        (["configs/digits.yaml", "prior={kind: pyro, distribution: ImproperUniform}"], "is improper"),
         (["nowhere.npz"], "nowhere.npz"),
         (["nowhere.yaml"], "cannot read"),
     ],

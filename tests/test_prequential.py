@@ -292,3 +292,22 @@ def test_options_of_other_codes_are_refused(arguments, said, tmp_path, monkeypat
 def test_a_network_that_overflows_is_named():
     with pytest.raises(BitsbackError, match=r"not finite.*lower training.optimizer.lr"):
         prequential(config(training={**TRAINING, "optimizer": {"name": "SGD", "lr": 1e37}}), progress=False)
+
+
+def test_the_test_split_shares_no_batch_with_the_last_block():
+    """The last bits of a sum may depend on its neighbours in a batch, and a receiver has no test split."""
+    settings = config({**BLOCKS, "blocks": [40, 93, 100]})
+    experiment, labels = Experiment.build(settings), labels_of(settings)
+    walk = Walk(settings, experiment.dataset.train.inputs, 10)
+    found = []
+    for test in (experiment.dataset.test, None):
+        asked = []
+
+        def answer(number, whole, asked=asked):
+            asked.append(whole)
+            return labels[walk.order][walk.ends[number] - len(whole) : walk.ends[number]]
+
+        _, error = walk.run(answer, test, progress=False)
+        assert (error is None) == (test is None)
+        found.append(asked)
+    assert all(np.array_equal(one, other) for one, other in zip(*found, strict=True))

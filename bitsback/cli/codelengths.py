@@ -48,7 +48,7 @@ def codelengths(
 
     names = NAMES if codes is None else tuple(dict.fromkeys(code.strip() for code in codes.split(",")))
     check_names(names)
-    table = Codelengths(given)
+    table = Codelengths(given, names)
     rows = []
     for name in names:
         print(name, file=sys.stderr)

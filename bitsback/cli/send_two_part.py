@@ -15,7 +15,7 @@ def send_two_part_file(config: Path | None, overrides: list[str], run: Path | No
     """
     from bitsback.config import Experiment, load_config, load_run
     from bitsback.files import check_new_file, write_bytes
-    from bitsback.shipping.two_part import send_two_part
+    from bitsback.shipping.two_part import check_targets, send_two_part
 
     if (config is None) == (run is None) or (out is None and not json):
         raise FileError("say what to send, and where to: `bitsback send CONFIG --code two_part -o MSG`, or --run RUN alone")
@@ -26,6 +26,7 @@ def send_two_part_file(config: Path | None, overrides: list[str], run: Path | No
     else:
         assert config is not None
         experiment = Experiment.build(load_config(config, overrides))
+        check_targets(experiment)
         experiment.train(None)
     sent = send_two_part(experiment)
     if out is not None:

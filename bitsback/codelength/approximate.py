@@ -13,6 +13,7 @@ from bitsback.errors import LedgerError
 from bitsback.kl import kl
 from bitsback.likelihoods.classes import CategoricalLikelihood
 from bitsback.model import BayesianModel
+from bitsback.model.model import FLOAT32_BITS
 from bitsback.posterior import PointPosterior, holding
 from bitsback.units import nats_to_bits
 
@@ -52,6 +53,7 @@ def laplace_model_bits(
 
     H is the generalised Gauss-Newton matrix of the labels' nats plus the prior's curvature, both at w. Where the prior is
     flatter than a Gaussian of its width (Laplace, Student-t), that Gaussian's curvature stands in: no direction is flat.
+    Weights without a posterior and running statistics are charged at 32 bits each.
 
     Args:
         model: with a point posterior for every weight.
@@ -82,7 +84,9 @@ def laplace_model_bits(
             curvature += rows.double().square().sum(0)
         log_det = float((flatness + curvature * (len(examples) / len(some))).log().sum())
     nats = cost_nats - weights / 2 * math.log(2 * math.pi) + log_det / 2
-    return LaplaceBits(nats_to_bits(nats), "full" if full else "diagonal")
+    statistics = sum(tensor.numel() for _, tensor in model.statistics())
+    others = model.deterministic_bits() + FLOAT32_BITS * statistics
+    return LaplaceBits(nats_to_bits(nats) + others, "full" if full else "diagonal")
 
 
 def _prior_curvature(model: BayesianModel, index: int) -> Tensor:

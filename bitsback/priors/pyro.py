@@ -56,6 +56,11 @@ class PyroPrior(Prior):
         if self.distribution not in names:
             hint = near_miss(self.distribution, names)
             raise PriorError(f"pyro.distributions has no '{self.distribution}'{hint}; see docs.pyro.ai for the names")
+        if self.distribution == "ImproperUniform":
+            raise PriorError(
+                "pyro.distributions.ImproperUniform is improper: its mass is not one, so it codes no weights; use a proper "
+                "prior, such as a wide gaussian"
+            )
         try:
             numbers = {key: self._tensor(value, dtype) for key, value in self.arguments.items()}
             return getattr(library, self.distribution)(**numbers, validate_args=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from bitsback.bitstream.container import BitReader, BitWriter, unseal
@@ -30,6 +30,8 @@ from bitsback.shipping.size import check_size
 from bitsback.shipping.tree import MODEL_SECTIONS, from_tree, to_tree
 
 Tree = dict[str, Any]
+MOST_DIGITS = 9
+"""Decimal digits of weights: for more, no binary grid is near that a file can name."""
 
 
 class LoadedModel(nn.Module):
@@ -63,7 +65,10 @@ class LoadedModel(nn.Module):
         scaling = replace(self._scaling, fraction_bits=data.get("fraction_bits"))
         if data.get("features") is None:
             return scaling
-        features = TypeAdapter(AnyFeatures).validate_python(data["features"])
+        try:
+            features = TypeAdapter(AnyFeatures).validate_python(data["features"])
+        except ValidationError as fault:  # a file whose data are elsewhere has not been asked about them yet
+            raise FileError("the file does not say how its features are made; it is damaged") from fault
         if not features.is_fitted:
             return replace(scaling, features=features.fit(torch.empty(0)))
         if self.config.data.kind != data["kind"]:
@@ -199,6 +204,11 @@ def decode(content: bytes, what: str, places: Sequence[str] = ()) -> LoadedModel
         weights, body = take_blocks(reader, shell.model)
     else:
         digits = reader.take(DIGITS_WIDTH) if kind == "decimal" else None
+        if digits is not None and digits > MOST_DIGITS:
+            raise FileError(
+                f"the file claims weights of {digits} decimal digits, at most {MOST_DIGITS} are allowed; it is damaged"
+            )
+        parts += [] if digits is None else [Part("decimal digits", DIGITS_WIDTH)]
         weights, body = take_quantised(reader, shell.model, 1 + len(tree["inputs"]), digits)
     parts += body
     reader.close()

@@ -103,16 +103,19 @@ class Walk:
             for number, (start, end) in enumerate(zip((0, *ends[:-1]), ends, strict=True)):
                 began = time.perf_counter()
                 bar.set_postfix_str(f"labels {start:,} to {end:,} of {ends[-1]:,}")
-                asked, size = inputs[start:end], end - start
-                if test is not None and end == ends[-1]:
-                    asked = torch.cat([asked, test.inputs])
-                raw = self._predict(number, Examples(inputs[:start], known), asked, bar) if start else self._uniform(size)
-                if test is not None and len(raw) > size:
-                    test_error = float((raw[size:].argmax(1) != test.targets).double().mean())
+                asked = [inputs[start:end]]
+                if start and test is not None and end == ends[-1]:
+                    asked.append(test.inputs)
+                if start:
+                    raw, *more = self._predict(number, Examples(inputs[:start], known), asked, bar)
+                else:
+                    raw, more = self._uniform(end - start), []
+                if test is not None and more:
+                    test_error = float((more[0].argmax(1) != test.targets).double().mean())
                 calibration = self._calibration(told, known)
-                found = calibration(raw[:size])
+                found = calibration(raw)
                 labels = torch.from_numpy(answer(number, torch.round(found * 2.0**FRACTION_BITS).long().numpy()))
-                known, told = torch.cat([known, labels]), torch.cat([told, raw[:size]])
+                known, told = torch.cat([known, labels]), torch.cat([told, raw])
                 bits, error = nats_to_bits(-float(found.gather(1, labels[:, None]).sum())), (found.argmax(1) != labels).double()
                 seconds = time.perf_counter() - began
                 blocks.append(Block(start, end, bits, float(error.mean()), calibration, self._steps(start), seconds))
@@ -138,19 +141,25 @@ class Walk:
         return Calibration.fit(told[half:], known[half:]) if self.config.prequential.calibrate else Calibration()
 
     @torch.no_grad()
-    def _predict(self, number: int, earlier: Examples, asked: Tensor, bar: "Bar") -> Tensor:
-        """Log-probabilities (n, classes) in nats for inputs (n, ...), averaged over members; float64."""
-        settings, parts = self.config.prequential, []
+    def _predict(self, number: int, earlier: Examples, asked: list[Tensor], bar: "Bar") -> list[Tensor]:
+        """Log-probabilities (n, classes) in nats for each of some inputs (n, ...), averaged over members; float64.
+
+        No two of them share a batch, for the last bits of a sum may depend on its neighbours.
+        """
+        settings = self.config.prequential
+        parts: list[list[Tensor]] = [[] for _ in asked]
         for member in range(self._networks):
             seed = int(np.random.SeedSequence([self.config.seed, number, member]).generate_state(1)[0])
             with seeded(seed, CPU):
                 model = train(self.config.model_copy(update={"seed": seed}), self.classes, earlier, bar)
-                ready = asked.to(next(model.parameters()).dtype) if asked.is_floating_point() else asked
+                dtype = next(model.parameters()).dtype
                 for _ in range(settings.members // self._networks):
                     with model.sample() if settings.predict == "samples" else model.mean():
-                        parts.append(torch.cat([model(batch) for batch in ready.split(BATCH)]).double().log_softmax(1))
-        averaged = torch.logsumexp(torch.stack(parts), 0) - math.log(len(parts))
-        if not torch.isfinite(averaged).all():
+                        for inputs, found in zip(asked, parts, strict=True):
+                            ready = inputs.to(dtype) if inputs.is_floating_point() else inputs
+                            found.append(torch.cat([model(batch) for batch in ready.split(BATCH)]).double().log_softmax(1))
+        averaged = [torch.logsumexp(torch.stack(found), 0) - math.log(len(found)) for found in parts]
+        if not torch.isfinite(averaged[0]).all():
             raise TrainingError(f"the predictions of block {number + 1} are not finite; lower training.optimizer.lr")
         return averaged
 

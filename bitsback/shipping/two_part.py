@@ -16,6 +16,7 @@ from bitsback.bitstream.outputs import exact_outputs
 from bitsback.bitstream.setting import digest
 from bitsback.config import Experiment
 from bitsback.data import Examples
+from bitsback.data.friedman import FriedmanSettings
 from bitsback.errors import FileError
 from bitsback.files import check_new_directory, whole_directory, write_array, write_tensors
 from bitsback.shipping.message import read_file
@@ -70,6 +71,7 @@ def send_two_part(experiment: Experiment, settings: PackSettings | None = None, 
         FileError: for targets that are no labels, or activations too large for exact arithmetic; otherwise as
             :func:`bitsback.shipping.pack.pack`.
     """
+    check_targets(experiment)
     packed = pack(experiment, settings, progress=progress)
     kind, model = unseal(packed.content, "the model file")
     train = experiment.dataset.train
@@ -83,6 +85,11 @@ def send_two_part(experiment: Experiment, settings: PackSettings | None = None, 
     writer.put(_check(values), CHECK_WIDTH)
     content = seal("two_part", writer.to_bytes() + model + stream)
     return TwoPart(content, packed, 8 * len(stream))
+
+
+def check_targets(experiment: Experiment) -> None:
+    """Raise FileError for targets that are no labels."""
+    targets(experiment.likelihood, np.zeros((1, experiment.likelihood.outputs(experiment.dataset.train.targets)), np.int64))
 
 
 @dataclass(frozen=True)
@@ -103,6 +110,10 @@ def decode_two_part(content: bytes, what: str, places: Sequence[str] = ()) -> Re
     loaded = decode(model, what, places)
     if "data" not in loaded.tree:
         raise FileError(f"{what} does not say which inputs its labels belong to; it was made from data in memory")
+    if "data" not in loaded.config.model_fields_set:  # its places are not known
+        raise FileError(f"{what} needs the sender's inputs; say where they are (--data.root=..., --data.path=...)")
+    if isinstance(loaded.config.data, FriedmanSettings):  # made in any number that a file asks for
+        raise FileError(f"{what} names data without labels (friedman); it is damaged")
     data = loaded.config.data.load_inputs()
     if tuple(data.train.inputs.shape[1:]) != tuple(loaded.tree["inputs"]):
         raise FileError(f"the inputs here have another shape than the sender's; give the same ones ({what})")

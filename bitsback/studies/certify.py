@@ -7,6 +7,8 @@ preprocessing has seen the examples that the risk is measured on.
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from bitsback.certificates import Certificate, certify_file, certify_posterior
 from bitsback.config import Config, load_run
 from bitsback.data import DataSettings
@@ -20,6 +22,10 @@ from bitsback.training.train import threads_for
 
 DRAWS = 150_000
 """Pairs of weights and example behind the risk of a posterior; as many as Perez-Ortiz et al. 2021 drew."""
+
+
+DRAWS_STREAM = 0x0CE4
+"""Keeps the draws that measure the risk apart from those that trained the posterior."""
 
 
 def certify_run(
@@ -57,7 +63,7 @@ def certify_run(
             delta_draws=delta_draws,
             draws=draws,
             alternatives=alternatives,
-            seed=run.config.seed if seed is None else seed,
+            seed=int(np.random.SeedSequence([run.config.seed if seed is None else seed, DRAWS_STREAM]).generate_state(1)[0]),
             progress=progress,
         )
 

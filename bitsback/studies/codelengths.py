@@ -13,6 +13,7 @@ from bitsback.ledger import Ledger
 from bitsback.model.model import FLOAT32_BITS
 from bitsback.posterior import PointPosteriorSettings
 from bitsback.shipping.prequential import prequential
+from bitsback.shipping.prequential_walk import check as check_prequential
 from bitsback.shipping.two_part import send_two_part
 from bitsback.studies.point import PointNetwork, check_labels, point_config
 from bitsback.training.tuning import PackSettings, TuningSettings
@@ -64,11 +65,12 @@ class Codelengths:
 
     Args:
         source: a configuration or a run.
+        names: the codes that will be asked for.
         progress: show bars.
 
     Raises:
         DataError: for targets that are no labels.
-        ConfigError: for a point posterior, which has no variational code.
+        ConfigError: for a point posterior, which has no variational code, and for settings that suit no prequential code.
 
     >>> from bitsback.training import TrainingSettings
     >>> codes = Codelengths(Config(training=TrainingSettings(epochs=5)), progress=False)
@@ -76,7 +78,8 @@ class Codelengths:
     (1.0, True)
     """
 
-    def __init__(self, source: Config | Run, *, progress: bool = True) -> None:
+    def __init__(self, source: Config | Run, names: Sequence[str] = NAMES, *, progress: bool = True) -> None:
+        check_names(names)
         self._run = source if isinstance(source, Run) else None
         self.config = source.config if isinstance(source, Run) else source
         self._progress = progress
@@ -86,6 +89,12 @@ class Codelengths:
         self._experiment = source.experiment() if isinstance(source, Run) else Experiment.build(source)
         self._likelihood = check_labels(self._experiment)
         self._train = self._experiment.dataset.train
+        if "prequential" in names:  # refused now, rather than after the other networks have been trained
+            try:
+                check_prequential(self.config)
+                self.config.prequential.ends(len(self._train))
+            except ConfigError as fault:
+                raise ConfigError(f"{fault} (or leave this code out: --codes uniform,variational,...)") from fault
         self.uniform_bits = self._likelihood.uniform_bits(self._train.targets)
 
     def row(self, name: str) -> Row:

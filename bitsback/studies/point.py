@@ -12,7 +12,7 @@ from bitsback.priors import AnyPriorSettings
 from bitsback.priors.base import ScaleSettings
 from bitsback.priors.gaussian import GaussianPriorSettings
 from bitsback.priors.laplace import LaplacePriorSettings
-from bitsback.training.settings import BetaSettings
+from bitsback.training.settings import BetaSettings, ElboSettings
 
 Regularisation = Literal["L2", "L1", "none"]
 REGULARISATIONS: tuple[Regularisation, ...] = ("L2", "L1", "none")
@@ -53,7 +53,8 @@ def point_config(config: Config) -> Config:
 
     A point estimate cannot learn its prior's scale: the narrower the prior, the smaller the weights, down to nothing.
     """
-    training = config.training.model_copy(update={"budget_bits": None, "beta": BetaSettings(), "draws": 1})
+    plain = {"budget_bits": None, "beta": BetaSettings(), "draws": 1, "early_stop": None, "objective": ElboSettings()}
+    training = config.training.model_copy(update=plain)
     point = PointPosteriorSettings(grid_step=FINE_GRID)
     held = {name: _held(prior) for name, prior in config.prior_overrides.items()}
     return config.model_copy(
