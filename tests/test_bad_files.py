@@ -1,8 +1,11 @@
 """Bad input to the verbs of files: one clear sentence on stderr, exit code 1 or 2, no traceback, nothing half-written."""
 
+import json
 import os
 import re
+import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +16,12 @@ from bitsback.config import Config, Experiment
 from bitsback.files import write_bytes
 from bitsback.shipping.message import Sender
 from bitsback.shipping.pack import pack
+from bitsback.shipping.prequential import prequential
+from bitsback.shipping.two_part import send_two_part
 from bitsback.training.tuning import PackSettings
 
+GOLDEN = Path(__file__).parent / "golden"
+BLOCKS = {"blocks": [30, 60], "least_steps": 1}
 TOY = "data: {kind: digits, limit: 60}\ntraining: {epochs: 1}\nledger: {samples: 1}\n"
 
 
@@ -26,7 +33,7 @@ def config(**sections):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A folder with a message, model files of both kinds, runs, payloads and inputs; nobody changes it."""
+    """A folder with a file of every kind, runs, payloads and inputs; nobody changes it."""
     folder = tmp_path_factory.mktemp("made")
     (folder / "toy.yaml").write_text(TOY)
     (folder / "plain").write_text("a regular file")
@@ -45,6 +52,15 @@ def made(tmp_path_factory):
         experiment = Experiment.build(config())
         experiment.train(None, progress=False)
         write_bytes(folder / f"{codec}.bb", pack(experiment, PackSettings(codec=codec), progress=False).content)
+    for name in ("decimal", "two_part"):
+        shutil.copy(GOLDEN / f"{name}.bb", folder)
+    write_bytes(folder / "prequential.bb", prequential(config(prequential=BLOCKS), progress=False).content)
+    np.savez(folder / "labelled.npz", inputs=np.eye(40, 4, dtype=np.float32), targets=np.arange(40) % 2)
+    np.savez(folder / "others.npz", inputs=np.zeros((40, 4), dtype=np.float32), targets=np.zeros(40, dtype=np.int64))
+    elsewhere = {"data": {"kind": "npz", "path": str(folder / "labelled.npz")}, "pack": {"codec": "quantised"}}
+    experiment = Experiment.build(config(network={"kind": "sequential", "layers": ["Linear"]}, **elsewhere))
+    experiment.train(None, progress=False)
+    write_bytes(folder / "elsewhere.bb", send_two_part(experiment, progress=False).content)
     arrays = {
         "good": np.zeros((3, 8, 8)), "flat": np.zeros((3, 64)), "narrow": np.zeros((3, 7, 8)), "one": np.zeros(64), "none": np.zeros((0, 8, 8)),
         "nan": np.where(np.arange(64).reshape(8, 8) == 5, np.nan, 0.0)[None], "scalar": np.zeros(()), "text": np.array(["a", "b"]),
@@ -107,6 +123,12 @@ REFUSED = {
     "receive what is gone": ("receive gone -o out", "cannot read gone: No such file"),
     "receive a folder": ("receive full -o out", "cannot read full: Is a directory"),
     "receive a model file": ("receive quantised.bb -o out", "quantised.bb is a model file .quantised., not a message; use `bitsback unpack`"),
+    "receive a decimal file": ("receive decimal.bb -o out", "decimal.bb is a model file .decimal., not a message; use `bitsback unpack`"),
+    "receive labels of inputs elsewhere": ("receive elsewhere.bb -o out", r"elsewhere.bb needs the sender's inputs; say where they are \(--data.root=..., --data.path=...\)"),
+    "receive labels of other inputs": ("receive elsewhere.bb -o out --data.path=others.npz", "the labels do not come back: these inputs are not the sender's"),
+    "receive a two-part file into a full folder": ("receive two_part.bb -o full", "full is not empty; choose another --out"),
+    "receive a prequential file into a full folder": ("receive prequential.bb -o full", "full is not empty; choose another --out"),
+    "receive a two-part file with a setting": ("receive two_part.bb -o out --likelihood.classes=3", "says no place"),
     "receive text": ("receive plain -o out", "plain is not a bitsback file .it does not begin with 'bb'.; give one that send or pack has written"),
     "receive nothing": ("receive empty -o out", "empty is empty; copy it again"),
     "receive into a full folder": ("receive message -o full", "full is not empty; choose another --out"),
@@ -131,6 +153,8 @@ REFUSED = {
     "pack with no value": ("pack run -o out --set index_bits=[", "cannot read '\\['"),
     "unpack without out": ("unpack quantised.bb", "say where the network goes: -o DIR"),
     "unpack a message": ("unpack message -o out", "message is a message, not a model file; use `bitsback receive`"),
+    "unpack a two-part file": ("unpack two_part.bb -o out", "two_part.bb is a two_part message, not a model file; use `bitsback receive`"),
+    "unpack a prequential file": ("unpack prequential.bb -o out", "prequential.bb is a prequential message, not a model file; use `bitsback receive`"),
     "unpack text": ("unpack plain -o out", "plain is not a bitsback file"),
     "unpack what is gone": ("unpack gone -o out", "cannot read gone: No such file"),
     "unpack into a full folder": ("unpack quantised.bb -o full", "full is not empty"),
@@ -142,6 +166,8 @@ REFUSED = {
     "predict without data": ("predict quantised.bb", "say which inputs: --data FILE .\\.npy, \\.npz or IDX."),
     "predict what is gone": ("predict quantised.bb --data gone.npy", "cannot read gone.npy: .*No such file"),
     "predict a message": ("predict message --data good.npy", "message is a message, not a model file"),
+    "predict a two-part file": ("predict two_part.bb --data good.npy", "two_part.bb is a two_part message, not a model file; use `bitsback receive`"),
+    "predict a prequential file": ("predict prequential.bb --data good.npy", "prequential.bb is a prequential message, not a model file; use"),
     "predict text": ("predict plain --data good.npy", "plain is not a bitsback file"),
     "predict with a model that is gone": ("predict gone --data good.npy", "cannot read gone: No such file"),
     "predict narrow images": ("predict quantised.bb --data narrow.npy", r"the model takes inputs of shape \(1, 8, 8\), got \(7, 8\); give such inputs"),
@@ -210,10 +236,31 @@ def test_a_place_that_may_not_be_written_is_refused(call, tmp_path, line):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("verb", ["receive", "unpack"])
-def test_an_empty_folder_is_filled(call, tmp_path, verb):
-    assert call(verb, {"receive": "message", "unpack": "quantised.bb"}[verb], "-o", tmp_path).code == 0
-    assert (tmp_path / "model.safetensors").stat().st_size > 0
+FILLED = {
+    "message": "receive",
+    "quantised.bb": "unpack",
+    "decimal.bb": "unpack",
+    "two_part.bb": "receive",
+    "prequential.bb": "receive",
+}
+
+
+@pytest.mark.parametrize("file", FILLED)
+def test_an_empty_folder_is_filled(call, tmp_path, file):
+    assert call(FILLED[file], file, "-o", tmp_path).code == 0
+    assert (tmp_path / ("labels.npy" if file == "prequential.bb" else "model.safetensors")).stat().st_size > 0
+
+
+@pytest.mark.parametrize("kind", ["decimal", "two_part", "prequential"])
+def test_inspect_says_which_kind_it_is_and_where_every_byte_goes(call, made, kind):
+    said = call("inspect", f"{kind}.bb", "--json")
+    assert said.code == 0
+    found = json.loads(said.out)
+    assert found["kind"] == kind
+    size = (made / f"{kind}.bb").stat().st_size
+    assert found["file_bytes"] == size
+    assert round(sum(part["bits"] for part in found["parts"])) == 8 * size
+    assert [part["bits"] for part in found["parts"] if part["name"] == "decimal digits"] == ([4] if kind == "decimal" else [])
 
 
 @pytest.mark.parametrize("verb", ["send", "pack", "receive", "unpack", "predict"])
@@ -233,8 +280,6 @@ def test_a_target_that_cannot_be_written_is_refused_before_any_training(call, mo
 @pytest.mark.parametrize("wrong", [float("nan"), -1e6])
 @pytest.mark.parametrize("verb", ["pack", "send"])
 def test_a_run_whose_std_is_nan_or_zero_is_refused(made, tmp_path, monkeypatch, capsys, verb, wrong):
-    import shutil
-
     from bitsback.files import read_tensors, write_tensors
 
     run = shutil.copytree(made / "run", tmp_path / "run")

@@ -5,6 +5,8 @@ import json
 import math
 import struct
 from bisect import bisect_right
+from fractions import Fraction
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from bitsback.bitstream import elementary
 from bitsback.bitstream.container import BitReader, unseal
 from bitsback.bitstream.reference import Stack, start_of
 from bitsback.bitstream.settings_text import take_settings
+from bitsback.data.digits import DigitsSettings
 from bitsback.shipping.model_file import load
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -210,4 +213,88 @@ def test_a_quantised_file_with_its_order_given_back():
     assert (stack.heads, stack.words) == ([1 << 32] * lanes, [])
     stated = load(path).tensors()
     for name, (levels, step) in found.items():
-        assert stated[name].flatten().tolist() == [struct.unpack("<f", struct.pack("<f", k * step))[0] for k in levels], name
+        assert stated[name].flatten().tolist() == [float32(k * step) for k in levels], name
+
+
+def float32(x):
+    return struct.unpack("<f", struct.pack("<f", x))[0]
+
+
+LAYERS = {"linear1": (4, 64), "linear2": (10, 4)}
+"""Of the network in the golden files of kinds decimal and two_part: outputs and inputs."""
+
+
+def two_layers(contents, *, decimal):
+    """Sections 4, 6, 10, 11 and 17: the weights of a model file without mark and checksum, and its settings."""
+    reader = BitReader(contents)
+    tree = take_settings(reader)
+    assert (tree["network"]["layers"][1::2], tree["prior"]["kind"]) == ([{"Linear": {"out_features": 4}}, "Linear"], "laplace")
+    names = [(f"{layer}.{part}", size) for layer, (out, inputs) in LAYERS.items() for part, size in
+             (("weight", out * inputs), ("bias", out))]  # fmt: skip
+    scales = [exp(-16 + reader.take(10) / 32) for _ in names]
+    assert not reader.take(1)  # no guard
+    digits = reader.take(4) if decimal else None
+    lanes, permute = 1 << reader.take(4), reader.take(1)
+    assert permute
+    stack, found = Stack.from_bytes(reader.rest(), lanes), {}
+    for (name, count), scale in zip(names, scales, strict=True):
+        found[name] = pop_tensor(stack, count, "laplace", [scale] * count)
+        if name == "linear1.bias":
+            push_back(stack, [found["linear1.weight"][0], found["linear1.bias"][0]], 4)
+    assert (stack.heads, stack.words) == ([1 << 32] * lanes, [])
+    values = {
+        name: [float32(k * step if digits is None else float(k) / 10.0**digits) for k in levels]
+        for name, (levels, step) in found.items()
+    }
+    return values, tree, digits
+
+
+def test_a_decimal_file():
+    path = GOLDEN / "decimal.bb"
+    values, _, digits = two_layers(unseal(path.read_bytes(), path.name)[1], decimal=True)
+    assert digits == 2
+    assert values == {name: tensor.flatten().tolist() for name, tensor in load(path).tensors().items()}
+
+
+def on_lattice(x, bits):
+    """x in units of 2^-bits, rounded to the nearest, ties to even."""
+    return round(x * 2**bits)
+
+
+def logits(values, row):
+    """Section 12.3 in whole numbers: y of one input, in units of 2^-12."""
+    row = [on_lattice(x, 12) for x in row]
+    for layer, (out, inputs) in LAYERS.items():
+        weight, bias = ([on_lattice(w, 20) for w in values[f"{layer}.{part}"]] for part in ("weight", "bias"))
+        sums = [sum(weight[o * inputs + i] * row[i] for i in range(inputs)) + (bias[o] << 12) for o in range(out)]
+        row = [round(Fraction(s, 1 << 20)) for s in sums]
+        row = [max(y, 0) for y in row] if layer == "linear1" else row
+    return row
+
+
+def frequencies(y):
+    share = [math.floor(exp(-(min(max(y) - one, 98304) / 4096)) * 2.0**32 + 0.5) for one in y]
+    found = [1 + s * (2**24 - len(y)) // sum(share) for s in share]
+    found[y.index(max(y))] += 2**24 - sum(found)
+    return found
+
+
+def test_a_two_part_file():
+    contents = unseal((GOLDEN / "two_part.bb").read_bytes(), "two_part.bb")[1]
+    reader = BitReader(contents)
+    kind, length, check = reader.take(4), reader.take_count(), reader.take(16)
+    body = reader.rest()
+    assert kind == 2
+    values, tree, _ = two_layers(body[:length], decimal=False)
+    examples = DigitsSettings.model_validate(tree["data"]).load().train
+    tables = [list(accumulate(frequencies(logits(values, row)), initial=0)) for row in examples.inputs.flatten(1).tolist()]
+
+    def find(slot, place):
+        at = bisect_right(tables[place], slot) - 1
+        return at, tables[place][at], tables[place][at + 1] - tables[place][at]
+
+    stack = Stack.from_bytes(body[length:], 1)
+    labels = stack.pop(len(tables), 24, find)
+    assert labels == examples.targets.tolist()
+    assert (stack.heads, stack.words) == ([1 << 32], [])
+    assert int.from_bytes(hashlib.sha256(struct.pack(f"<{len(labels)}q", *labels)).digest()[:2], "little") == check

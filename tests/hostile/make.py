@@ -11,13 +11,17 @@ from io import BytesIO
 from pathlib import Path
 
 from bitsback.bitstream.ans import Stack
-from bitsback.bitstream.container import BitReader, BitWriter, seal, unseal
+from bitsback.bitstream.container import KINDS, BitReader, BitWriter, seal, unseal
 from bitsback.bitstream.header import Header
+from bitsback.bitstream.prequential import Head
 from bitsback.bitstream.settings_text import put_settings, take_settings
 from bitsback.config import Config, Experiment
 from bitsback.shipping.message import Sender
 from bitsback.shipping.model_file import decode
 from bitsback.shipping.pack import pack
+from bitsback.shipping.prequential import prequential
+from bitsback.shipping.quantising import decimal_content
+from bitsback.shipping.two_part import send_two_part
 from bitsback.training.tuning import PackSettings
 
 HERE = Path(__file__).parent
@@ -32,26 +36,53 @@ def config(**sections):
 
 
 def valid():
-    """A message and both kinds of model file, as small as they come."""
+    """A file of every kind, as small as they come."""
     files = {"message": Sender.train(config(), progress=False).send(bytes(200)).content}
     for codec in ("relative_entropy", "quantised"):
         experiment = Experiment.build(config())
         experiment.train(None, progress=False)
         files[codec] = pack(experiment, PackSettings(codec=codec), progress=False).content
+    files["decimal"] = decimal_content(experiment, 2)
+    files["two_part"] = send_two_part(experiment, PackSettings(codec="quantised"), progress=False).content
+    blocks = {"blocks": [20, 40], "least_steps": 1, "predict": "point", "members": 1}
+    files["prequential"] = prequential(config(prequential=blocks), progress=False).content
     return files
 
 
 def settings_of(content):
     """The settings in a file."""
-    return take_settings(BitReader(unseal(content, "the file")[1]))
+    kind, contents = unseal(content, "the file")
+    return settings_of(inside(content)[0]) if kind == "two_part" else take_settings(BitReader(contents))
+
+
+def inside(content):
+    """Model file, digest and label stream of a two-part file."""
+    reader = BitReader(unseal(content, "the file")[1])
+    kind, length, check = KINDS[reader.take(4)], reader.take_count(), reader.take(16)
+    body = reader.rest()
+    return seal(kind, body[:length]), check, body[length:]
+
+
+def two_part(model, check, stream, length=None):
+    """A two-part file around any file, with a length of its own."""
+    kind, contents = unseal(model, "the file")
+    writer = BitWriter()
+    writer.put(next(number for number, name in KINDS.items() if name == kind), 4)
+    writer.put_count(len(contents) if length is None else length)
+    writer.put(check, 16)
+    return seal("two_part", writer.to_bytes() + contents + stream)
 
 
 def with_settings(content, **sections):
     """The same file with other settings, and a checksum that fits."""
     kind, contents = unseal(content, "the file")
+    if kind == "two_part":
+        model, *labels = inside(content)
+        return two_part(with_settings(model, **sections), *labels)
     reader, writer = BitReader(contents), BitWriter()
     put_settings(writer, {**take_settings(reader), **sections})
-    end = {"message": message_head, "relative_entropy": all_blocks, "quantised": quantised_head}[kind](content)
+    end = {"message": message_head, "relative_entropy": all_blocks, "quantised": quantised_head, "decimal": quantised_head,
+           "prequential": prequential_head}[kind](content)  # fmt: skip
     width = end - reader.place
     writer.put(reader.take(width), width)
     return seal(kind, writer.to_bytes() + reader.rest())
@@ -61,6 +92,13 @@ def message_head(content):
     """Where the header ends and whole bytes begin."""
     reader = BitReader(unseal(content, "the file")[1])
     Header.take(reader)
+    return reader.place
+
+
+def prequential_head(content):
+    """Where the digests end and whole bytes begin."""
+    reader = BitReader(unseal(content, "the file")[1])
+    Head.take(reader)
     return reader.place
 
 
@@ -127,7 +165,77 @@ def with_counts(files):
     writer.put(1, 8)
     writer.put(0, 200)
     found["count_without_end"] = seal("quantised", writer.to_bytes())
+    return found | with_decimals(files["decimal"]) | with_labels_behind(files) | with_blocks(files["prequential"])
+
+
+def with_decimals(content):
+    """Heads of decimal files that no writer writes."""
+    reader, width = BitReader(unseal(content, "the file")[1]), quantised_head(content) - 9
+    head = reader.take(width)
+    digits, lanes, permute = reader.take(4), reader.take(4), reader.take(1)
+
+    def decimal(digits=digits, lanes=lanes):
+        writer = BitWriter()
+        for value, bits in ((head, width), (digits, 4), (lanes, 4), (permute, 1)):
+            writer.put(value, bits)
+        return seal("decimal", writer.to_bytes() + reader.rest())
+
+    assert decimal() == content
+    found = {f"decimal_digits_{digits}": decimal(digits=digits) for digits in (10, 15)}
+    return found | {f"decimal_lanes_2^{lanes}": decimal(lanes=lanes) for lanes in (10, 11, 15)}
+
+
+def with_labels_behind(files):
+    """Two-part files around the wrong thing, of the wrong length, or without the labels."""
+    model, check, stream = inside(files["two_part"])
+    assert two_part(model, check, stream) == files["two_part"]
+    found = {
+        f"two_part_of_{kind}": two_part(files[kind], check, stream)
+        for kind in ("message", "prequential", "decimal", "two_part")
+    }
+    found |= {f"two_part_length_2^{power}": two_part(model, check, stream, 1 << power) for power in (20, 40, 63)}
+    found |= {f"two_part_length_{length}": two_part(model, check, stream, length) for length in (0, 5)}
+    found["two_part_labels_missing"] = two_part(model, check, b"")
+    found["two_part_labels_cut"] = two_part(model, check, stream[:-4])
+    found["two_part_labels_longer"] = two_part(model, check, stream + bytes(4))
+    found["two_part_labels_other"] = two_part(model, check ^ 1, stream)
+    data = settings_of(files["two_part"])["data"]
+    made = {"kind": "friedman", "examples": 1 << 40}
+    found["two_part_inputs_2^40"] = with_settings(files["two_part"], data=made)
+    found["two_part_inputs_elsewhere"] = with_settings(files["two_part"], data={"kind": "npz"})
+    found["two_part_inputs_fewer"] = with_settings(files["two_part"], data=data | {"limit": 39})
     return found
+
+
+def with_blocks(content):
+    """Heads of prequential files that do not fit their labels."""
+    reader = BitReader(unseal(content, "the file")[1])
+    head = Head.take(reader)
+    rest = reader.rest()
+
+    def changed(blocks=None, **changes):
+        whole, writer = Head(**{**vars(head), **changes}), BitWriter()
+        put_settings(writer, whole.settings)
+        writer.put_count(whole.examples)
+        writer.put_count(len(whole.tables) if blocks is None else blocks)
+        writer.put(whole.inputs_digest, 32)
+        for table in whole.tables:
+            writer.put(table, 8)
+        writer.put(whole.labels_digest, 16)
+        return seal("prequential", writer.to_bytes() + rest)
+
+    assert changed() == content
+    training = head.settings["training"]
+    return {
+        "prequential_blocks_0": changed(blocks=0),
+        "prequential_blocks_2^40": changed(blocks=1 << 40, examples=1 << 41),
+        "prequential_blocks_above_labels": changed(blocks=41),
+        "prequential_blocks_of_another_schedule": changed(tables=(*head.tables, 0)),
+        "prequential_labels_2^40": changed(examples=1 << 40),
+        "prequential_labels_2^63": changed(examples=1 << 63),
+        "prequential_threads_of_nobody": changed(settings=head.settings | {"training": training | {"threads": "auto"}}),
+        "prequential_inputs_of_another": changed(inputs_digest=head.inputs_digest ^ 1),
+    }
 
 
 def with_wishes(files):
