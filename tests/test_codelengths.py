@@ -16,6 +16,7 @@ from bitsback.config import Config, Experiment, load_config, load_run
 from bitsback.data import Dataset, Examples
 from bitsback.errors import DataError, FileError, LedgerError
 from bitsback.layers import SmoothConv2d
+from bitsback.layers.smooth import _axis_root
 from bitsback.likelihoods import CategoricalLikelihood
 from bitsback.model import evaluate
 from bitsback.posterior import PointPosteriorSettings
@@ -349,6 +350,15 @@ def test_a_network_with_smooth_filters_is_packed_and_comes_back(tmp_path):
     assert np.array_equal(received.labels, experiment.dataset.train.targets.numpy())
     inputs = experiment.dataset.test.inputs
     assert torch.equal(received.loaded(inputs).argmax(1), sent.packed.loaded(inputs).argmax(1))
+
+
+def test_a_file_with_smooth_filters_opens_in_a_fresh_process(tmp_path):
+    layers = [{"SmoothConv2d": {"out_channels": 2, "kernel_size": 3, "length": 0.7}}, "ReLU", "Flatten", "Linear"]
+    sent = send_two_part(trained(config(network={"kind": "sequential", "layers": layers})), progress=False)
+    _axis_root.cache_clear()  # as if nothing had been built before the size of the network is found out
+    assert len(decode_two_part(sent.content, "f").labels) == 150
+    with pytest.raises(FileError, match="0 to 9 decimal digits"):
+        decimal_content(Experiment.build(config()), 10)
 
 
 def test_a_smooth_filter_needs_a_length(run_verb):

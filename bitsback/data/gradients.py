@@ -26,7 +26,7 @@ class GradientHistogramSettings(FeatureSettings):
     """
 
     kind: Literal["gradient_histograms"] = "gradient_histograms"
-    orientations: PositiveInt = Field(8, description="directions that gradients are shared out among")
+    orientations: PositiveInt = Field(8, le=256, description="directions that gradients are shared out among")
     cell: PositiveInt = Field(4, description="pixels between the windows; their std is 0.6 of it")
     focus: PositiveFloat = Field(2.0, description="power of the cosine that a gradient counts for a direction with")
 

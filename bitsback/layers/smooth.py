@@ -15,11 +15,12 @@ NUGGET = 1e-4
 @lru_cache(maxsize=64)
 def _axis_root(size: int, length: float) -> Tensor:
     """B (size, size), float64, with B B^T = exp(-d^2 / (2 length^2)) + nugget; its columns are orthogonal."""
-    place = torch.arange(size, dtype=torch.float64)
-    covariance = torch.exp((place[:, None] - place).square() / (-2 * length**2)) + NUGGET * torch.eye(size, dtype=torch.float64)
-    variances, directions = torch.linalg.eigh(covariance)
-    largest = directions[directions.abs().argmax(0), torch.arange(size)]
-    return directions * largest.sign() * variances.clamp_min(0).sqrt()
+    with torch.device("cpu"):  # whatever device is the default: what is kept has numbers
+        place = torch.arange(size, dtype=torch.float64)
+        nugget = NUGGET * torch.eye(size, dtype=torch.float64)
+        variances, directions = torch.linalg.eigh(torch.exp((place[:, None] - place).square() / (-2 * length**2)) + nugget)
+        largest = directions[directions.abs().argmax(0), torch.arange(size)]
+        return directions * largest.sign() * variances.clamp_min(0).sqrt()
 
 
 class SmoothConv2d(nn.Conv2d):

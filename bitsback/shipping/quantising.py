@@ -13,7 +13,7 @@ from bitsback.config import Experiment
 from bitsback.data import Examples
 from bitsback.errors import FileError
 from bitsback.model import BayesianModel, evaluate
-from bitsback.shipping.model_file import decode, model_tree, put_experiment_head
+from bitsback.shipping.model_file import MOST_DIGITS, decode, model_tree, put_experiment_head
 from bitsback.shipping.tree import places_of
 from bitsback.training.tuning import PackSettings
 
@@ -55,7 +55,13 @@ def quantised_content(experiment: Experiment, settings: PackSettings, *, progres
 
 
 def decimal_content(experiment: Experiment, digits: int, *, permute: bool = True) -> bytes:
-    """A file whose weights are the means rounded to ``digits`` decimal digits, 0 to 15, exactly."""
+    """A file whose weights are the means rounded to ``digits`` decimal digits, 0 to 9, exactly.
+
+    Raises:
+        FileError: for more digits.
+    """
+    if not 0 <= digits <= MOST_DIGITS:
+        raise FileError(f"a file holds weights of 0 to {MOST_DIGITS} decimal digits, not {digits}; ask for fewer")
     axes = experiment.dataset.train.inputs.ndim
     return _sealed(experiment, QuantisedNetwork.decimal(experiment.model, axes, digits, permute=permute), digits)
 
