@@ -120,6 +120,6 @@ def _half_hessians(model: BayesianModel, examples: Examples) -> Iterator[Tensor]
             parts, logits = jacobian(means, inputs)
             slopes = torch.cat([parts[name].flatten(2) for name in means], dim=2)
             p = logits.softmax(-1)[..., None]
-            yield (p.sqrt() * (slopes - (p * slopes).sum(1, keepdim=True))).flatten(0, 1)
+            yield (p.sqrt() * (slopes - (p * slopes).sum(1, keepdim=True))).flatten(0, 1).detach()
     finally:
         model.train(was_training)

@@ -7,11 +7,11 @@ from pydantic import Field, PositiveFloat
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-from bitsback.data.feature_map import ROWS_AT_ONCE, FeatureSettings, Map
+from bitsback.data.feature_map import PerInputSettings
 from bitsback.errors import DataError
 
 
-class DeskewSettings(FeatureSettings):
+class DeskewSettings(PerInputSettings):
     """Images moved to the centre of their mass and sheared until columns no longer lean, from their own moments.
 
     The shear is the covariance of the two coordinates over the variance of the vertical one, under the image's grey levels as
@@ -28,14 +28,7 @@ class DeskewSettings(FeatureSettings):
     height_share: float = Field(0.8, ge=0, le=1, description="how far: 0 not at all, 1 all the way, in the logarithm")
     width_share: float = Field(0.4, ge=0, le=1, description="the same along the columns")
 
-    @property
-    def is_fitted(self) -> bool:
-        return False
-
-    def fit(self, inputs: Tensor) -> Map:
-        return lambda images: torch.cat([self._upright(part) for part in images.split(ROWS_AT_ONCE)])
-
-    def _upright(self, images: Tensor) -> Tensor:
+    def map(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or not bool((images >= 0).all()):
             raise DataError(
                 f"data.features: deskew needs images (n, channels, height, width) of grey levels from zero up, got shape "

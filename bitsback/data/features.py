@@ -12,13 +12,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bitsback.data.deskew import DeskewSettings
-from bitsback.data.feature_map import ROWS_AT_ONCE, FeatureSettings, Map
+from bitsback.data.feature_map import ROWS_AT_ONCE, SHOWN_AFTER_SECONDS, FeatureSettings, Map
 from bitsback.data.gradients import GradientHistogramSettings
 from bitsback.data.walk import fixed_signs, sparse_walk_modes
 from bitsback.errors import DataError
 
 MOST_INPUTS_IN_A_GRAPH = 6000
-SHOWN_AFTER_SECONDS = 2.0
 
 
 class PrincipalComponents(FeatureSettings):

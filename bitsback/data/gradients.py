@@ -8,13 +8,13 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
-from bitsback.data.feature_map import ROWS_AT_ONCE, FeatureSettings, Map
+from bitsback.data.feature_map import PerInputSettings
 from bitsback.errors import DataError
 
 BLUR = (0.25, 0.5, 0.25)
 
 
-class GradientHistogramSettings(FeatureSettings):
+class GradientHistogramSettings(PerInputSettings):
     """Local histograms of gradient orientations (Dalal & Triggs 2005), whose distances mean more than those of pixels.
 
     Each channel is blurred, its gradients are shared out among ``orientations`` directions, and each direction is averaged
@@ -30,14 +30,7 @@ class GradientHistogramSettings(FeatureSettings):
     cell: PositiveInt = Field(4, description="pixels between the windows; their std is 0.6 of it")
     focus: PositiveFloat = Field(2.0, description="power of the cosine that a gradient counts for a direction with")
 
-    @property
-    def is_fitted(self) -> bool:
-        return False
-
-    def fit(self, inputs: Tensor) -> Map:
-        return lambda images: torch.cat([self._histograms(part) for part in images.split(ROWS_AT_ONCE)])
-
-    def _histograms(self, images: Tensor) -> Tensor:
+    def map(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or min(images.shape[2:]) < self.cell:
             raise DataError(
                 f"data.features: gradient_histograms needs images (n, channels, height, width) no smaller than a cell, got "
@@ -46,10 +39,8 @@ class GradientHistogramSettings(FeatureSettings):
         planes = images.flatten(0, 1)[:, None]
         blur = torch.tensor(BLUR, dtype=images.dtype)
         planes = conv2d(planes, (blur[:, None] * blur)[None, None], padding=1)
-        across, down = (
-            pad(planes[..., 2:] - planes[..., :-2], (1, 1)),
-            pad(planes[..., 2:, :] - planes[..., :-2, :], (0, 0, 1, 1)),
-        )
+        across = pad(planes[..., 2:] - planes[..., :-2], (1, 1))
+        down = pad(planes[..., 2:, :] - planes[..., :-2, :], (0, 0, 1, 1))
         size, angle = torch.hypot(across, down), torch.atan2(down, across)
         shares = [
             size * torch.cos(angle - 2 * math.pi * k / self.orientations).clamp_min(0) ** self.focus

@@ -5,11 +5,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from bitsback.data.feature_map import Map
+from bitsback.data.feature_map import SHOWN_AFTER_SECONDS, Map
 from bitsback.errors import DataError
 
 ROWS_AT_ONCE = 1024
-SHOWN_AFTER_SECONDS = 2.0
 TOLERANCE = 1e-5
 SPARSE_FLOOR = 1e-12
 

@@ -165,7 +165,7 @@ def _labels(loaded: LoadedModel, examples: Examples, stream: bytes) -> Integers 
         labels: Integers = code.pop(stack)
     except FileError:  # bits ran out
         return None
-    return None if len(stack.words) or int(stack.heads[0]) != 1 << 32 else labels
+    return None if stack.bits else labels
 
 
 def _label_code(loaded: LoadedModel, examples: Examples) -> Codec:

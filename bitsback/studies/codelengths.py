@@ -161,29 +161,24 @@ class Codelengths:
                          how=f"an approximation ({found.curvature} curvature)", decodable=False)  # fmt: skip
 
     def _quantised(self) -> Row:
-        model = self._point.experiment.model
-        kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         settings = PackSettings(codec="quantised", tuning=TuningSettings())
-        try:
-            return self._file("quantised", self._point.experiment, settings, self._point.seconds)
-        finally:
-            model.load_state_dict(kept)
+        return self._file("quantised", self._point.experiment, settings, self._point.seconds)
 
     def _realised(self) -> Row:
         _, _, seconds = self._trained
         settings = self.config.pack
         if settings.tuning is None:
             settings = settings.model_copy(update={"tuning": TuningSettings()})
-        model = self._experiment.model
-        kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        try:
-            return self._file("realised", self._experiment, settings, seconds)
-        finally:
-            model.load_state_dict(kept)
+        return self._file("realised", self._experiment, settings, seconds)
 
     def _file(self, name: str, experiment: Experiment, settings: PackSettings, seconds: float) -> Row:
+        """The row of a two-part file; the experiment's model is left as it was."""
         began = time.perf_counter()
-        sent = send_two_part(experiment, settings, progress=self._progress)
+        kept = {name: tensor.clone() for name, tensor in experiment.model.state_dict().items()}
+        try:
+            sent = send_two_part(experiment, settings, progress=self._progress)
+        finally:
+            experiment.model.load_state_dict(kept)
         model_bits = 8 * len(sent.packed.content)
         seconds += time.perf_counter() - began
         return self._row(name, model_bits, sent.total_bits - model_bits, sent.packed.test_error, seconds,
