@@ -1,6 +1,6 @@
 """The loop: batch, data bits + weight bits, step, log."""
 
 from bitsback.training.settings import LedgerSettings, LoggingSettings, TrainingSettings
-from bitsback.training.train import Outcome, train
+from bitsback.training.train import Outcome, start, train
 
-__all__ = ["LedgerSettings", "LoggingSettings", "Outcome", "TrainingSettings", "train"]
+__all__ = ["LedgerSettings", "LoggingSettings", "Outcome", "TrainingSettings", "start", "train"]

@@ -58,7 +58,7 @@ class Fit:
         self.model.train()
         data_bits, weight_bits = 0.0, 0.0
         for number, (inputs, targets) in enumerate(self._batches()):
-            spent, weight_bits = self._step(self.epoch * self.steps_per_epoch + number, inputs, targets)
+            spent, weight_bits = self.step(self.epoch * self.steps_per_epoch + number, inputs, targets)
             data_bits += spent
         fault = self._fault_in_numbers()
         if fault:
@@ -76,7 +76,7 @@ class Fit:
                 inputs = augmented(inputs, self.settings.augment)
             yield inputs, self.train.targets[batch]
 
-    def _step(self, step: int, inputs: Tensor, targets: Tensor) -> tuple[float, float]:
+    def step(self, step: int, inputs: Tensor, targets: Tensor) -> tuple[float, float]:
         """One step on the objective; returns the batch's data bits and the weight bits."""
         done = step / (self.settings.epochs * self.steps_per_epoch)
         self.model.update_priors(PRIOR_RATE + (1 - PRIOR_RATE) * done**2)

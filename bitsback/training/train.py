@@ -92,7 +92,7 @@ def train(
     if logging.tensorboard:
         require_tensorboard(directory)
     with using_threads(threads_for(training, model)), seeded(seed, device):
-        fit = _start(model, likelihood, data, training, seed)
+        fit = start(model, likelihood, data, training, seed)
         if directory is not None and config_text is not None and not resume:
             write_text(directory / "config.yaml", config_text)
         session = Session(fit, test, directory, logging, progress, resume)
@@ -113,7 +113,17 @@ def train(
     return outcome
 
 
-def _start(model: BayesianModel, likelihood: Likelihood, data: Examples, settings: TrainingSettings, seed: int) -> Fit:
+def start(model: BayesianModel, likelihood: Likelihood, data: Examples, settings: TrainingSettings, seed: int = 0) -> Fit:
+    """A training that is about to begin, for loops of your own: ``fit.step(number, inputs, targets)``, or ``fit.run_epoch()``.
+
+    :func:`train` does this, with devices, logs, checkpoints and the ledger.
+
+    >>> from bitsback.likelihoods import CategoricalLikelihood
+    >>> from bitsback.model import bayesianize
+    >>> examples = Examples(torch.randn(20, 4), torch.arange(20) % 2)
+    >>> fit = start(bayesianize(torch.nn.Linear(4, 2)), CategoricalLikelihood(2), examples, TrainingSettings(epochs=1))
+    >>> data_bits, weight_bits = fit.step(0, examples.inputs[:10], examples.targets[:10])
+    """
     other_bits = model.deterministic_bits() + sum(charge.bits for charge in [*model.charges(), *likelihood.charges()])
     objective = make_objective(settings.objective, likelihood, len(data), other_bits)
     objective.to(data.inputs.device)
