@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from bitsback.charge import Charge as Charge  # its old home
 from bitsback.errors import BitsbackError
 
 Learn = Literal["none", "gradient", "closed_form"]
@@ -89,23 +90,6 @@ LOGIT = UniformGrid(low=-16.0, step=2**-4, levels=512)
 
 BFLOAT16 = Bfloat16Grid()
 """Locations and batch-norm statistics: 16 bits each."""
-
-
-@dataclass(frozen=True)
-class Charge:
-    """Bits paid for ``numbers`` learned numbers that are not weights.
-
-    >>> Charge("prior.log_scale", 2, 10.0).bits
-    20.0
-    """
-
-    name: str
-    numbers: int
-    bits_each: float
-
-    @property
-    def bits(self) -> float:
-        return self.numbers * self.bits_each
 
 
 class Learned(nn.Module):

@@ -1,9 +1,12 @@
 """The scripts run, at toy size."""
 
 import json
+import math
 import runpy
 import sys
 from pathlib import Path
+
+import pytest
 
 from bitsback.config import Experiment, load_config
 
@@ -12,8 +15,16 @@ ROOT = Path(__file__).parent.parent
 
 def run(monkeypatch, capsys, name, *arguments):
     monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+    monkeypatch.syspath_prepend(ROOT / "scripts")
     runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
     return capsys.readouterr().out
+
+
+def table_rows(text):
+    """The lines of Markdown tables that begin with a name, without their heads."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    heads = [place for place, line in enumerate(lines) if line.startswith("| ---")]
+    return [line for place, line in enumerate(lines) if not {place, place + 1} & set(heads)]
 
 
 def test_compare_priors_prints_a_row_for_every_configuration(monkeypatch, capsys):
@@ -29,10 +40,47 @@ def test_recompute_ledger_agrees_with_the_ledger(monkeypatch, capsys, tmp_path):
     assert float(out.split()[-1]) < 1e-6
 
 
-def test_benchmark_codecs_measures(monkeypatch, capsys):
-    report = json.loads(run(monkeypatch, capsys, "benchmark_codecs.py", "--weights", 4000, "--quantised-weights", 4000))
-    assert abs(report["message"]["net_bits"] / report["message"]["ledger_bits"] - 1) < 0.01
-    assert report["quantised"]["file_bits"] >= report["quantised"]["declared_bits"]
+def report(path):
+    """What a bench wrote, which says where it comes from."""
+    found = json.loads(path.read_text())
+    assert found["machine"]["cores"] >= 1
+    assert {"date", "command", "versions"} < set(found)
+    return found
+
+
+def test_bench_codec_measures_speed_and_overhead(monkeypatch, capsys, tmp_path):
+    out = run(monkeypatch, capsys, "bench_codec.py", "--weights", 2000, "--rounds", 1, "--json", tmp_path / "codec.json")
+    rows = {row["codec"]: row for row in report(tmp_path / "codec.json")["rows"]}
+    assert len(rows) == len(table_rows(out)) == 3
+    assert abs(rows["message"]["overhead_percent"]) < 1
+    assert rows["quantised"]["beyond_tables_bits"] > -8  # its own side information is counted in whole bits
+    assert abs(rows["relative entropy"]["overhead_bits"]) <= 6  # half a block
+    assert all(row["write_weights_per_second"]["median"] > 0 for row in rows.values())
+
+
+def test_bench_scale_fits_exponents(monkeypatch, capsys, tmp_path):
+    sizes = ["--weights", 500, 2000, "--rounds", 1, "--parts", "weights"]
+    out = run(monkeypatch, capsys, "bench_scale.py", *sizes, "--json", tmp_path / "scale.json")
+    found = report(tmp_path / "scale.json")["weights"]
+    assert [row["weights"] for row in found["rows"]] == pytest.approx([500, 2000], rel=0.1)
+    assert [fit["what"] for fit in found["exponents"]] == ["step_seconds", "ledger_seconds", "pack_seconds"]
+    assert len(table_rows(out)) == 5
+
+
+def test_an_exponent_is_the_slope_of_a_power_law(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    slope = runpy.run_path(str(ROOT / "scripts" / "bench_scale.py"))["slope"]
+    assert slope([1, 10, 100], [2, 20 * 10**0.5, 2000]) == pytest.approx((1.5, 0.0), abs=1e-9)
+    exponent, stderr = slope([1, 10, 100], [1, 20, 100])
+    assert (exponent, stderr) == pytest.approx((1.0, math.log10(2) / 3**0.5))
+
+
+def test_bench_startup_times_every_command(monkeypatch, capsys, tmp_path):
+    out = run(monkeypatch, capsys, "bench_startup.py", "--runs", 1, "--only", "ledger", "--json", tmp_path / "startup.json")
+    (row,) = report(tmp_path / "startup.json")["rows"]
+    assert row["command"] == "bitsback ledger RUN"
+    assert row["seconds"]["median"] > 0
+    assert len(table_rows(out)) == 1
 
 
 def test_reproduce_files_trains_packs_and_decodes(monkeypatch, capsys, tmp_path, mnist):

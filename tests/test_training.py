@@ -198,14 +198,14 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_checkpoint(tmp_path, mo
 
 
 def test_statistics_that_are_not_finite_are_named(tmp_path, monkeypatch):
-    real = Fit._step
+    real = Fit.step
 
     def broken(fit, *args):
         result = real(fit, *args)
         dict(fit.model.statistics())["batchnorm1d1.running_var"].fill_(math.inf)
         return result
 
-    monkeypatch.setattr(Fit, "_step", broken)
+    monkeypatch.setattr(Fit, "step", broken)
     with pytest.raises(TrainingError, match=r"'batchnorm1d1\.running_var' is not finite"):
         train(tmp_path / "run", network={"kind": "sequential", "layers": ["Flatten", "BatchNorm1d", "Linear"]})
 

@@ -1,11 +1,14 @@
 """bitsback ledger: what a run cost."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bitsback.cli.train import JsonOption
+
+if TYPE_CHECKING:
+    from bitsback.ledger import Ledger
 
 RunArgument = Annotated[Path, typer.Argument(help="Run directory.", show_default=False)]
 
@@ -21,24 +24,27 @@ def ledger(
 
     Example: bitsback ledger runs/digits --recompute --samples 200
     """
-    from bitsback.config import load_run
-    from bitsback.ledger import render
+    from bitsback.ledger import open_results, render
 
-    opened = load_run(run)
     if recompute or samples is not None or seed is not None:
-        from bitsback.model import take_ledger
-
-        e = opened.experiment()
-        settings = e.config.ledger
-        book = take_ledger(
-            e.model,
-            e.likelihood,
-            e.dataset.train,
-            samples=samples or settings.samples,
-            seed=e.config.seed if seed is None else seed,
-            grid_step=settings.grid_step,
-            progress=True,
-        )
+        book = _taken_again(run, samples, seed)
     else:
-        book = opened.ledger()
+        book = open_results(run).ledger()  # needs no torch: quick
     print(book.to_json() if json else render(book))
+
+
+def _taken_again(run: Path, samples: int | None, seed: int | None) -> "Ledger":
+    from bitsback.config import load_run
+    from bitsback.model import take_ledger
+
+    e = load_run(run).experiment()
+    settings = e.config.ledger
+    return take_ledger(
+        e.model,
+        e.likelihood,
+        e.dataset.train,
+        samples=samples or settings.samples,
+        seed=e.config.seed if seed is None else seed,
+        grid_step=settings.grid_step,
+        progress=True,
+    )

@@ -21,6 +21,7 @@ def train(
     overrides: Annotated[list[str] | None, typer.Argument(help="Such as prior.kind=laplace.", show_default=False)] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory; default: runs/NAME-DATE-TIME.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run, to the same end.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Say where a step goes, in RUN/profile.")] = False,
     json: JsonOption = False,
 ) -> None:
     """Train a network and take its ledger.
@@ -41,13 +42,15 @@ def train(
         check_new_directory(directory)
         experiment = Experiment.build(settings)
     try:
-        outcome = experiment.train(directory, resume=resume)
+        outcome = experiment.train(directory, resume=resume, profile=profile)
     except KeyboardInterrupt:
         print(f"\ninterrupted; continue with: bitsback train {directory} --resume", file=sys.stderr)
         raise
     if json:
         print(outcome.ledger.to_json())
         return
+    if profile:
+        print((directory / "profile" / "steps.txt").read_text(encoding="utf-8"))
     print(render(outcome.ledger))
     stopped = f", stopped early after {outcome.epochs} epochs" if outcome.stopped_early else ""
     facts = [f"Trained in {outcome.training_seconds:.1f} s{stopped}"]

@@ -1,10 +1,8 @@
 """A configuration becomes objects, and a run directory becomes them again."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +12,7 @@ from bitsback.config.schema import Config
 from bitsback.data import Dataset
 from bitsback.errors import ConfigError, RunError
 from bitsback.files import read_tensors
-from bitsback.ledger import Ledger
+from bitsback.ledger import Results, open_results
 from bitsback.likelihoods import Likelihood
 from bitsback.model import BayesianModel, bayesianize
 from bitsback.training import Outcome, train
@@ -96,8 +94,8 @@ class Experiment:
         dataset = replace(data, train=data.train.to(cpu, torch.float64), test=test)
         return Experiment(self.config, dataset, self.model.double(), self.likelihood.double())
 
-    def train(self, directory: Path | None, *, resume: bool = False, progress: bool = True) -> Outcome:
-        """Train, and write the run to ``directory``."""
+    def train(self, directory: Path | None, *, resume: bool = False, progress: bool = True, profile: bool = False) -> Outcome:
+        """Train, and write the run to ``directory``; with ``profile``, what its steps cost to ``directory``/profile."""
         return train(
             self.model,
             self.likelihood,
@@ -110,34 +108,15 @@ class Experiment:
             seed=self.config.seed,
             resume=resume,
             progress=progress,
+            profile_to=directory / "profile" if profile and directory is not None else None,
         )
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Results):
     """A run directory that was written by ``bitsback train``."""
 
-    directory: Path
     config: Config
-
-    def ledger(self) -> Ledger:
-        """The final ledger; raises RunError when the run has not finished."""
-        path = self.directory / "ledger.json"
-        if not path.is_file():
-            raise RunError(f"{self.directory} has no ledger yet; finish it with `bitsback train {self.directory} --resume`")
-        try:
-            return Ledger.from_json(path.read_text(encoding="utf-8"))
-        except UnicodeDecodeError as fault:
-            raise RunError(f"{path} is not UTF-8 text; use `bitsback ledger RUN --recompute`") from fault
-
-    def summary(self) -> dict[str, Any]:
-        """What the training ended with: test error, seconds, versions; raises RunError when the run has not finished."""
-        path = self.directory / "summary.json"
-        try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as fault:
-            raise RunError(f"{path} cannot be read; finish the run with `bitsback train {self.directory} --resume`") from fault
-        return found
 
     def experiment(self) -> Experiment:
         """The experiment with the weights of the last checkpoint."""
@@ -155,7 +134,5 @@ class Run:
 
 def load_run(directory: str | Path) -> Run:
     """A run directory; raises RunError when it is not one."""
-    place = Path(directory)
-    if not (place / "config.yaml").is_file() or not (place / "checkpoint").is_dir():
-        raise RunError(f"{place} is not a run directory (no config.yaml, no checkpoint/); make one with `bitsback train`")
+    place = open_results(directory).directory
     return Run(place, load_config(place / "config.yaml"))

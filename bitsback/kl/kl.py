@@ -18,6 +18,9 @@ from bitsback.priors import Prior
 from bitsback.units import nats_to_bits
 
 Method = Literal["auto", "closed_form", "quadrature", "monte_carlo"]
+CHUNK = 1 << 18
+"""Weights whose divergence is found at once, where it is only counted."""
+
 HALF_LOG_2_PI_E = 0.5 * math.log(2 * math.pi * math.e)
 
 
@@ -113,11 +116,18 @@ def _choose(p: Distribution) -> str:
 
 
 def _closed_form(mean: Tensor, std: Tensor, p: Distribution) -> KL:
+    is_counted = not torch.is_grad_enabled() and not p.batch_shape
+    pairs = zip(_flat_chunks(mean), _flat_chunks(std), strict=True) if is_counted else [(mean, std)]
     try:
-        nats = kl_divergence(Normal(mean, std, validate_args=False), p)
+        parts = [kl_divergence(Normal(m, s, validate_args=False), p).expand(m.shape).sum() for m, s in pairs]
     except NotImplementedError as fault:
         raise BitsbackError(f"no closed form of KL(Normal || {type(p).__name__}) is known; use method='quadrature'") from fault
-    return KL(nats.expand(mean.shape).sum(), 0.0, "closed_form")
+    return KL(torch.stack(parts).sum(), 0.0, "closed_form")
+
+
+def _flat_chunks(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Stretches that stay in the cache with everything that is made of them."""
+    return tensor.flatten().split(CHUNK)
 
 
 def _chunks(count: int, nodes_each: int) -> Iterator[slice]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bitsback.errors import LayerError
+from bitsback.layers.noise import with_noise
 from bitsback.posterior import GaussianPosteriorSettings, Posterior, PosteriorSettings, holding
 
 Estimator = Literal["auto", "weight", "output"]
@@ -53,12 +54,14 @@ class BayesianModule(nn.Module):
     @property
     def own_posteriors(self) -> list[Posterior]:
         """The posteriors of this module's own weights, without those of its children."""
-        return list(self.posteriors.values())  # type: ignore[arg-type]
+        return list(self._modules["posteriors"]._modules.values())  # type: ignore[arg-type, union-attr]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         own = self.own_posteriors
-        held = any(posterior.is_holding for posterior in own)
-        if self.estimator == "output" and not held and not self._is_over_a_sequence((*args, *kwargs.values())):
+        held = [posterior.is_holding for posterior in own]
+        if all(held):
+            return super().forward(*args, **kwargs)
+        if self.estimator == "output" and not any(held) and not self._is_over_a_sequence((*args, *kwargs.values())):
             return self._draw_output(*args, **kwargs)
         with holding(own):
             output = super().forward(*args, **kwargs)
@@ -76,14 +79,18 @@ class BayesianModule(nn.Module):
             return super().extra_repr()
 
     def _draw_output(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Mean f(x; m), variance f(x^2; s^2); the variance in float32 or better, for squares underflow in half precision."""
+        """Mean f(x; m), variance f(x^2; s^2); the variance in float32 or better, unless it was prepared for mixed precision."""
         own = self.own_posteriors
         with holding(own, _mean):
             mean = super().forward(*args, **kwargs)
+        if own[0].loan is not None:
+            with holding(own, lambda q: q.variance()):
+                variance = super().forward(*map(_squared, args), **{key: _squared(arg) for key, arg in kwargs.items()})
+            return with_noise(mean, variance, own[0].loan.noise(variance))
         precise = own[0].mean.dtype
         args = tuple(_square(arg, precise) for arg in args)
         kwargs = {key: _square(arg, precise) for key, arg in kwargs.items()}
-        with torch.autocast(mean.device.type, enabled=False), holding(own, _variance):
+        with torch.autocast(mean.device.type, enabled=False), holding(own, lambda q: q.variance()):
             variance = super().forward(*args, **kwargs)
         std = variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()
         return mean + (std * torch.randn_like(std)).to(mean.dtype)
@@ -93,13 +100,12 @@ def _square(value: Any, dtype: torch.dtype) -> Any:
     return value.to(dtype).square() if isinstance(value, Tensor) else value
 
 
+def _squared(value: Any) -> Any:
+    return value.square() if isinstance(value, Tensor) else value
+
+
 def _mean(posterior: Posterior) -> Tensor:
     return posterior.mean
-
-
-def _variance(posterior: Posterior) -> Tensor:
-    std = posterior.std()
-    return torch.zeros_like(posterior.mean) if std is None else std.square()
 
 
 class _RecurrentWeights:

@@ -2,6 +2,7 @@
 
 from bitsback.ledger.entry import Entry
 from bitsback.ledger.ledger import Ledger
+from bitsback.ledger.results import Results, open_results
 from bitsback.ledger.table import render, shown_bits
 
-__all__ = ["Entry", "Ledger", "render", "shown_bits"]
+__all__ = ["Entry", "Ledger", "Results", "open_results", "render", "shown_bits"]

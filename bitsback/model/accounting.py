@@ -13,11 +13,12 @@ from tqdm import tqdm
 from bitsback.data import Examples
 from bitsback.errors import LedgerError
 from bitsback.kl import kl
+from bitsback.layout import interleaved
 from bitsback.learned import Charge
 from bitsback.ledger import Entry, Ledger
 from bitsback.likelihoods import Likelihood
 from bitsback.model.model import FLOAT32_BITS, BayesianModel, Weight
-from bitsback.posterior import GaussianPosterior, PointPosterior
+from bitsback.posterior import GaussianPosterior, PointPosterior, Posterior, holding
 from bitsback.units import nats_to_bits
 
 NO_REFUND = "a point estimate has no refund: q has no width, so choosing w carries no bits that could be given back"
@@ -61,6 +62,14 @@ def _device(model: BayesianModel) -> torch.device:
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
+def _drawn(posterior: Posterior) -> Tensor:
+    return interleaved(posterior.draw())
+
+
+def _mean(posterior: Posterior) -> Tensor:
+    return interleaved(posterior.mean).clone()  # some layers write to it
+
+
 @torch.no_grad()
 def evaluate(
     model: BayesianModel,
@@ -87,7 +96,7 @@ def evaluate(
         with seeded(seed, device):
             rounds = range(max(1, samples))
             for _ in tqdm(rounds, desc="draws", leave=False, disable=not progress, delay=SHOWN_AFTER_SECONDS):
-                with model.sample() if samples > 0 else model.mean():
+                with holding(model.posteriors(), _drawn if samples > 0 else _mean):
                     total = 0.0
                     for index, start in enumerate(range(0, len(examples), batch_size)):
                         part = slice(start, start + batch_size)

@@ -114,15 +114,20 @@ class BayesianModel(nn.Module):
         with holding((weight.posterior for weight in self.weights), lambda q: q.mean.clone()):  # some layers write to it
             yield self
 
-    def kl_bits(self, *, exact: bool = False) -> Tensor:
-        """Net weight bits, KL(q||p) / ln 2, over all weights; a scalar, differentiable.
+    def is_drawn(self, posterior: Posterior) -> bool:
+        """True when a layer with the ``weight`` estimator reads it; others draw their outputs."""
+        return any(posterior is drawn for drawn in self._drawn_per_call)
+
+    def kl_bits(self, among: Sequence[Weight] | None = None, *, exact: bool = False) -> Tensor:
+        """Net weight bits, KL(q||p) / ln 2, over all weights, or those ``among`` them; a scalar, differentiable.
 
         For a point estimate: -log2 p(w) :meth:`grid_step`, the penalty and the cost of its grid. ``exact`` takes the ledger's
         quadrature instead of the faster one for training, where the prior has no closed form.
         """
         panels = Panels.exact() if exact else Panels.fast()
-        parts = [kl(weight.posterior, weight.prior, panels=panels, samples=1).bits for weight in self.weights]
-        points = sum(q.weights for q in self.posteriors() if isinstance(q, PointPosterior))
+        weights = self.weights if among is None else among
+        parts = [kl(weight.posterior, weight.prior, panels=panels, samples=1).bits for weight in weights]
+        points = sum(weight.posterior.weights for weight in weights if isinstance(weight.posterior, PointPosterior))
         grid_bits = -points * math.log2(self.grid_step()) if points else 0.0
         return torch.stack(parts).sum() + grid_bits if parts else torch.zeros(())
 
@@ -179,10 +184,14 @@ class BayesianModel(nn.Module):
         return 2.0 ** (math.ceil(math.log2(min(limits, default=1.0))) - 1)
 
     @torch.no_grad()
-    def update_priors(self, rate: float = 1.0) -> None:
-        """Move every prior that learns in closed form by ``rate`` of the way to its best given the posteriors."""
+    def update_priors(self, rate: float = 1.0, among: Sequence[Weight] | None = None) -> None:
+        """Move every prior that learns in closed form by ``rate`` of the way to its best given the posteriors.
+
+        ``among``: only the priors of these weights.
+        """
+        wanted = {id(weight.prior) for weight in self.weights if among is None or weight in among}
         for prior, weights in self.weights_by_prior():
-            if prior.learns_in_closed_form:
+            if prior.learns_in_closed_form and id(prior) in wanted:
                 prior.update([(weight.posterior.mean, weight.posterior.std()) for weight in weights], rate)
 
     def deterministic(self) -> list[tuple[str, nn.Parameter]]:

@@ -1,6 +1,6 @@
 """q(w): what is known about each weight after the data."""
 
-from bitsback.posterior.base import Posterior, holding
+from bitsback.posterior.base import Loan, Posterior, holding, lending
 from bitsback.posterior.gaussian import GaussianPosterior, GaussianPosteriorSettings
 from bitsback.posterior.point import PointPosterior, PointPosteriorSettings
 
@@ -9,9 +9,11 @@ PosteriorSettings = GaussianPosteriorSettings | PointPosteriorSettings
 __all__ = [
     "GaussianPosterior",
     "GaussianPosteriorSettings",
+    "Loan",
     "PointPosterior",
     "PointPosteriorSettings",
     "Posterior",
     "PosteriorSettings",
     "holding",
+    "lending",
 ]

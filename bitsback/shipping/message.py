@@ -33,8 +33,8 @@ MOST_TARGETS = 1 << 16
 
 
 def message_config(config: Config) -> Config:
-    """The configuration as messages train it: in float64, on one kind of device, on inputs rounded to a coarse lattice."""
-    training = config.training.model_copy(update={"precision": "float64", "device": "cpu"})
+    """The configuration as messages train it: plainly, in float64, on one kind of device, on inputs on a coarse lattice."""
+    training = config.training.model_copy(update={"precision": "float64", "device": "cpu", "fused": False})
     data = config.data
     if data.fraction_bits is None:
         data = data.model_copy(update={"fraction_bits": FRACTION_BITS})

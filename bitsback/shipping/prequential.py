@@ -142,7 +142,7 @@ def prequential(config: Config, *, progress: bool = True) -> Prequential:
     check(config)
     began = time.perf_counter()
     experiment = Experiment.build(config)
-    training = config.training.model_copy(update={"threads": threads_for(config.training, experiment.model)})
+    training = config.training.model_copy(update={"threads": threads_for(config.training, experiment.model), "fused": False})
     config, train = config.model_copy(update={"training": training}), experiment.dataset.train
     walk = Walk(config, train.inputs, experiment.likelihood.outputs(train.targets))
     sending = _Sending(train.targets.long().numpy()[walk.order], walk.ends)

@@ -22,6 +22,9 @@ LATER_SETTINGS: dict[tuple[str, ...], Any] = {
     ("data", "part"): None,
     ("data", "features", "edges"): None,
     ("training", "objective"): {"kind": "elbo"},
+    ("training", "antithetic"): False,
+    ("training", "fused"): False,
+    ("training", "noise_reuse"): 8,
 }
 """Settings that the first files did not have, and what a missing one means: with this value they are left out."""
 
@@ -68,6 +71,8 @@ def from_tree(tree: dict[str, Any], places: Sequence[str] = (), *, data_is_neede
         FileError: for a place that is not one, and for a configuration that this version cannot use or that asks for too much.
     """
     values, given = dict(tree), set()
+    if isinstance(values.get("training"), dict):
+        values["training"] = {"fused": False, **values["training"]}  # as the first files were trained
     for place in places:
         key, equals, text = place.removeprefix("--").partition("=")
         section, pattern, last = _split(key)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from bitsback.errors import RunError
 from bitsback.files import read_tensors, write_tensors
@@ -44,6 +45,7 @@ def load_checkpoint(path: Path, fit: Fit) -> dict[str, Any]:
         load_weights(tensors, fit.model, fit.likelihood)
         fit.objective.load_state_dict(_of("objective", tensors))
         fit.optimizer.load_state_dict(_unpack(facts["optimizer"], tensors))
+        _lay_out_as_parameters(fit.optimizer)
         if fit.schedule is not None:
             fit.schedule.load_state_dict(_unpack(facts["schedule"], tensors))
         fit.epoch = facts["epoch"]
@@ -53,6 +55,14 @@ def load_checkpoint(path: Path, fit: Fit) -> dict[str, Any]:
     except (KeyError, ValueError, RuntimeError, TypeError) as fault:
         reason = " ".join(str(fault).split())
         raise RunError(f"{path} does not fit this configuration: {reason}; start a new run") from fault
+
+
+def _lay_out_as_parameters(optimizer: Optimizer) -> None:
+    """Moments lie in memory as their parameters do, as fused optimisers expect."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def load_weights(tensors: dict[str, Tensor], model: torch.nn.Module, likelihood: torch.nn.Module) -> None:

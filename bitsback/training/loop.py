@@ -1,6 +1,7 @@
 """The loop on one page: batch, data bits + weight bits, step, log."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,6 +18,7 @@ from bitsback.training.augment import augmented
 from bitsback.training.beta import Beta
 from bitsback.training.objective import DescriptionLength, Objective
 from bitsback.training.settings import TrainingSettings
+from bitsback.training.weights import PlainWeights, StepWeights
 
 PRIOR_RATE = 0.03
 """How fast closed-form priors follow at first; at once, they would shrink with weights that have learned nothing yet."""
@@ -35,10 +37,12 @@ class Fit:
     schedule: LRScheduler | None
     beta: Beta
     objective: Objective = None  # type: ignore[assignment]  # the description length
+    weights: StepWeights = None  # type: ignore[assignment]  # the plain ones
     epoch: int = 0
 
     def __post_init__(self) -> None:
         self.objective = self.objective or DescriptionLength(len(self.train))
+        self.weights = self.weights or PlainWeights(self.model)
 
     @cached_property
     def _deterministic_bits(self) -> float:
@@ -56,8 +60,9 @@ class Fit:
         """
         torch.manual_seed(self.seed * 1_000_003 + self.epoch)
         self.model.train()
+        self.weights.restart()
         data_bits, weight_bits = 0.0, 0.0
-        for number, (inputs, targets) in enumerate(self._batches()):
+        for number, (inputs, targets) in enumerate(self.batches()):
             spent, weight_bits = self.step(self.epoch * self.steps_per_epoch + number, inputs, targets)
             data_bits += spent
         fault = self._fault_in_numbers()
@@ -68,7 +73,8 @@ class Fit:
         self.epoch += 1
         return data_bits, weight_bits
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs and targets of an epoch's steps, in a random order."""
         order = torch.randperm(len(self.train)).to(self.train.inputs.device)
         for batch in order.tensor_split(self.steps_per_epoch):
             inputs = self.train.inputs[batch]
@@ -79,8 +85,8 @@ class Fit:
     def step(self, step: int, inputs: Tensor, targets: Tensor) -> tuple[float, float]:
         """One step on the objective; returns the batch's data bits and the weight bits."""
         done = step / (self.settings.epochs * self.steps_per_epoch)
-        self.model.update_priors(PRIOR_RATE + (1 - PRIOR_RATE) * done**2)
-        weight_bits = self.model.kl_bits()
+        self.optimizer.zero_grad(set_to_none=True)
+        weight_bits = self.weights.cost(PRIOR_RATE + (1 - PRIOR_RATE) * done**2)
         beta = self.beta.before_step(step, float(weight_bits.detach()) + self._deterministic_bits)
         try:
             example_bits = self._example_bits(inputs, targets)
@@ -90,24 +96,31 @@ class Fit:
         loss = self.objective(example_bits, beta * weight_bits)
         if not torch.isfinite(loss):
             raise TrainingError(f"the loss is not finite at step {step}: {self._blame(inputs)}; lower training.optimizer.lr")
-        self.optimizer.zero_grad(set_to_none=True)
+        self._backward(loss)
+        self.weights.add_gradients()
+        self._move()
+        data_bits = torch.stack([bits.detach().sum() for bits in example_bits]).sum()
+        return float(data_bits), float(weight_bits.detach())
+
+    def _backward(self, loss: Tensor) -> None:
         loss.backward()
+
+    def _move(self) -> None:
+        """Take the step that the gradients ask for."""
         if self.settings.gradient_clip is not None:
             parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
             torch.nn.utils.clip_grad_norm_(parameters, self.settings.gradient_clip)
         self.optimizer.step()
         if self.schedule is not None:
             self.schedule.step()
-        data_bits = torch.stack([bits.detach().sum() for bits in example_bits]).sum()
-        return float(data_bits), float(weight_bits.detach())
 
     def _example_bits(self, inputs: Tensor, targets: Tensor) -> list[Tensor]:
         """Data bits of every example of a batch, each of its ``draws`` groups under a weight draw of its own."""
         groups = min(self.settings.draws, len(inputs))
         half = self.settings.precision == "bfloat16"
         parts = []
-        for x, y in zip(inputs.tensor_split(groups), targets.tensor_split(groups), strict=True):
-            with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=half):
+        for number, (x, y) in enumerate(zip(inputs.tensor_split(groups), targets.tensor_split(groups), strict=True)):
+            with self.weights.group(number), torch.autocast(x.device.type, torch.bfloat16) if half else nullcontext():
                 outputs = self.model(x)
             outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
             parts.append(self.likelihood.bits(outputs, y))

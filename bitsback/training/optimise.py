@@ -11,28 +11,41 @@ from torch.optim.lr_scheduler import LinearLR, LRScheduler, ReduceLROnPlateau, S
 
 from bitsback.errors import ConfigError, near_miss
 from bitsback.model.model import parameter_groups
+from bitsback.training.ivon import IVON
 from bitsback.training.settings import OptimizerSettings, ScheduleSettings
 
 REFUSALS = (TypeError, ValueError, RuntimeError, LookupError, ArithmeticError, AttributeError)
 """What torch raises for arguments that it does not want."""
 
 
-def make_optimizer(modules: list[nn.Module], settings: OptimizerSettings) -> Optimizer:
+def make_optimizer(modules: list[nn.Module], settings: OptimizerSettings, examples: int, *, fused: bool = False) -> Optimizer:
     """The optimiser over all trainable parameters, log stds in a group of their own.
+
+    Args:
+        modules: whose parameters are trained.
+        settings: which optimiser.
+        examples: how many there are to train on, which natural gradients need to know.
+        fused: take torch's fused implementation where there is one, unless the settings say which.
 
     Raises:
         ConfigError: for an unknown name or arguments that the optimiser refuses.
     """
     known = {name for name, kind in vars(torch.optim).items() if inspect.isclass(kind) and issubclass(kind, Optimizer)}
-    known -= {"Optimizer", "LBFGS", "SparseAdam"}
+    known = known - {"Optimizer", "LBFGS", "SparseAdam"} | {IVON.__name__}
     if settings.name not in known:
         hint = near_miss(settings.name, known)
         raise ConfigError(f"training.optimizer.name: '{settings.name}'{hint} is not one of {', '.join(sorted(known))}")
-    groups = parameter_groups(modules, settings.lr, settings.log_std_lr or settings.lr)
+    log_std_lr, arguments = settings.log_std_lr or settings.lr, dict(settings.arguments)
     try:
-        return getattr(torch.optim, settings.name)(groups, lr=settings.lr, **settings.arguments)
+        if settings.name == IVON.__name__:
+            return IVON(modules, examples, settings.lr, log_std_lr, **arguments)
+        kind = getattr(torch.optim, settings.name)
+        if fused and "fused" in inspect.signature(kind).parameters and not arguments.keys() & {"fused", "foreach"}:
+            arguments["fused"] = True
+        optimizer: Optimizer = kind(parameter_groups(modules, settings.lr, log_std_lr), lr=settings.lr, **arguments)
     except REFUSALS as fault:
         raise ConfigError(f"training.optimizer: {settings.name} refuses its arguments: {fault}") from fault
+    return optimizer
 
 
 def make_schedule(optimizer: Optimizer, settings: ScheduleSettings, epochs: int, steps_per_epoch: int) -> LRScheduler | None:

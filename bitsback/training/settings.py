@@ -11,12 +11,19 @@ Threads = Annotated[int, Field(ge=1, le=256)]
 
 
 class OptimizerSettings(Settings):
-    """Any optimiser of torch.optim by name."""
+    """Any optimiser of torch.optim by name, or IVON: natural gradients, see :class:`bitsback.training.ivon.IVON`."""
 
-    name: str = Field("Adam", description="a class of torch.optim")
-    lr: PositiveFloat = Field(0.01, description="learning rate of the means and of everything else")
-    log_std_lr: PositiveFloat | None = Field(None, description="learning rate of log std; default: as lr")
+    name: str = Field("Adam", description="a class of torch.optim, or IVON")
+    lr: PositiveFloat = Field(0.01, description="learning rate of the means and of everything else; default of IVON: 0.3")
+    log_std_lr: PositiveFloat | None = Field(None, description="learning rate of log std; default: as lr; of IVON: 0.03")
     arguments: dict[str, Any] = Field(default_factory=dict, description="further arguments, for example {betas: [0.9, 0.99]}")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _natural_units(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("name") == "IVON":
+            return {"lr": 0.3, "log_std_lr": 0.03, **given}
+        return given
 
 
 class ScheduleSettings(Settings):
@@ -81,6 +88,9 @@ class TrainingSettings(Settings):
     epochs: PositiveInt = Field(100, description="passes over the training split")
     batch_size: PositiveInt = Field(128, description="examples per step; the epoch is cut into equal batches of at most this")
     draws: PositiveInt = Field(1, description="weight draws per batch: the batch is cut into as many groups")
+    antithetic: bool = Field(False, description="every second draw of a batch is the mirror image of the one before")
+    fused: bool = Field(True, description="draw all weights and find their gradients in one go; false: leave it to autograd")
+    noise_reuse: PositiveInt = Field(8, description="steps that use a drawn number, each for another weight; 1: all new")
     objective: AnyObjectiveSettings = Field(ElboSettings(), description="what is lowered; the ledger is always the same")
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
@@ -104,6 +114,8 @@ class TrainingSettings(Settings):
     def _check(self) -> "TrainingSettings":
         if self.budget_bits is not None and self.beta != BetaSettings():
             raise ValueError("budget_bits adjusts beta by itself; leave training.beta out")
+        if self.optimizer.name == "IVON" and isinstance(self.objective, BoundSettings):
+            raise ValueError(f"IVON needs bits for a loss, and objective {self.objective.kind} is none; use Adam")
         if self.budget_bits is not None and isinstance(self.objective, BoundSettings):
             raise ValueError(f"objective {self.objective.kind} weighs weight bits by itself; leave training.budget_bits out")
         if self.beta.start < 1 and not self.beta.warmup_epochs:
@@ -112,6 +124,8 @@ class TrainingSettings(Settings):
             raise ValueError(f"schedule.warmup_epochs {self.schedule.warmup_epochs:g} must not exceed epochs {self.epochs}")
         if self.draws > self.batch_size:
             raise ValueError(f"draws {self.draws} must not exceed batch_size {self.batch_size}")
+        if self.antithetic and (self.draws % 2 or not self.fused):
+            raise ValueError("antithetic draws come in pairs, from the fused step: set draws to 2 or 4, and fused to true")
         if self.beta.warmup_epochs > self.epochs:
             raise ValueError(f"beta.warmup_epochs {self.beta.warmup_epochs:g} must not exceed epochs {self.epochs}")
         return self

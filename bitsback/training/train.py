@@ -1,5 +1,6 @@
 """Train a model in a run directory, and take its ledger."""
 
+import copy
 import json
 import platform
 from dataclasses import dataclass, replace
@@ -11,12 +12,14 @@ import torch
 from bitsback.data import Dataset, Examples
 from bitsback.errors import ConfigError
 from bitsback.files import write_tensors, write_text
+from bitsback.layout import interleave, straighten
 from bitsback.ledger import Ledger
 from bitsback.likelihoods import Likelihood
 from bitsback.model import BayesianModel, evaluate, posterior_tensors, take_ledger
 from bitsback.model.accounting import check_point_grids, seeded
 from bitsback.threads import using_threads
 from bitsback.training.beta import Beta
+from bitsback.training.fused import step_weights
 from bitsback.training.loggers import require_tensorboard
 from bitsback.training.loop import Fit
 from bitsback.training.objective import make_objective
@@ -53,6 +56,7 @@ def train(
     seed: int = 0,
     resume: bool = False,
     progress: bool = True,
+    profile_to: Path | None = None,
 ) -> Outcome:
     """Lower the total description length of the training targets, then take the ledger.
 
@@ -64,6 +68,8 @@ def train(
         seed: of batches and draws. Equal seed, threads and machine give equal bits.
         resume: continue from ``directory``'s checkpoint, to the same end, bit for bit, as without the interruption.
         progress: show the bar.
+        profile_to: where :func:`bitsback.training.profile.profile` writes what the first steps cost; the training is the same
+            with and without.
 
     Raises:
         TrainingError: when the loss is not finite; the last good checkpoint stays.
@@ -92,11 +98,18 @@ def train(
     if logging.tensorboard:
         require_tensorboard(directory)
     with using_threads(threads_for(training, model)), seeded(seed, device):
+        if profile_to is not None:
+            from bitsback.training.profile import STEPS, profile
+
+            longer = training.model_copy(update={"epochs": training.epochs + STEPS})  # schedules end, and may not go on
+            with seeded(seed, device):
+                profile(start(copy.deepcopy(model), copy.deepcopy(likelihood), data, longer, seed), profile_to)
         fit = start(model, likelihood, data, training, seed)
         if directory is not None and config_text is not None and not resume:
             write_text(directory / "config.yaml", config_text)
         session = Session(fit, test, directory, logging, progress, resume)
         session.run()
+        straighten(model)
         model.update_priors()
         book = take_ledger(
             model, likelihood, data, samples=ledger.samples, grid_step=ledger.grid_step, seed=seed, progress=progress
@@ -124,13 +137,16 @@ def start(model: BayesianModel, likelihood: Likelihood, data: Examples, settings
     >>> fit = start(bayesianize(torch.nn.Linear(4, 2)), CategoricalLikelihood(2), examples, TrainingSettings(epochs=1))
     >>> data_bits, weight_bits = fit.step(0, examples.inputs[:10], examples.targets[:10])
     """
+    if settings.fused:
+        interleave(model)
     other_bits = model.deterministic_bits() + sum(charge.bits for charge in [*model.charges(), *likelihood.charges()])
     objective = make_objective(settings.objective, likelihood, len(data), other_bits)
     objective.to(data.inputs.device)
-    optimizer = make_optimizer([model, likelihood, objective], settings.optimizer)
+    optimizer = make_optimizer([model, likelihood, objective], settings.optimizer, len(data), fused=settings.fused)
     steps = -(-len(data) // settings.batch_size)
     schedule = make_schedule(optimizer, settings.schedule, settings.epochs, steps)
-    return Fit(model, likelihood, data, settings, seed, optimizer, schedule, Beta(settings, steps), objective)
+    weights = step_weights(model, settings)
+    return Fit(model, likelihood, data, settings, seed, optimizer, schedule, Beta(settings, steps), objective, weights)
 
 
 def _write_results(directory: Path, model: BayesianModel, likelihood: Likelihood, outcome: Outcome) -> None:

@@ -1,0 +1,43 @@
+"""What a run directory says of its results: plain files, read without building the network."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bitsback.errors import RunError
+from bitsback.ledger.ledger import Ledger
+
+
+@dataclass(frozen=True)
+class Results:
+    """The results in a run directory."""
+
+    directory: Path
+
+    def ledger(self) -> Ledger:
+        """The final ledger; raises RunError when the run has not finished."""
+        path = self.directory / "ledger.json"
+        if not path.is_file():
+            raise RunError(f"{self.directory} has no ledger yet; finish it with `bitsback train {self.directory} --resume`")
+        try:
+            return Ledger.from_json(path.read_text(encoding="utf-8"))
+        except UnicodeDecodeError as fault:
+            raise RunError(f"{path} is not UTF-8 text; use `bitsback ledger RUN --recompute`") from fault
+
+    def summary(self) -> dict[str, Any]:
+        """What the training ended with: test error, seconds, versions; raises RunError when the run has not finished."""
+        path = self.directory / "summary.json"
+        try:
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as fault:
+            raise RunError(f"{path} cannot be read; finish the run with `bitsback train {self.directory} --resume`") from fault
+        return found
+
+
+def open_results(directory: str | Path) -> Results:
+    """The results in a run directory; raises RunError when it is not one."""
+    place = Path(directory)
+    if not (place / "config.yaml").is_file() or not (place / "checkpoint").is_dir():
+        raise RunError(f"{place} is not a run directory (no config.yaml, no checkpoint/); make one with `bitsback train`")
+    return Results(place)

@@ -1,0 +1,132 @@
+"""Where a training step goes: milliseconds by phase, multiply-adds by layer, operators, and a trace to look at."""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import cycle, islice
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, record_function
+from torch.utils.flop_counter import FlopCounterMode
+
+from bitsback.files import write_text
+from bitsback.training.loop import Fit
+
+WARM_UP, TIMED, TRACED = 5, 30, 5
+STEPS = WARM_UP + TIMED + TRACED + 1
+"""Steps that a profile takes."""
+
+OPERATORS = 12
+"""How many operators the table shows."""
+
+PHASES: tuple[tuple[str, Callable[[Fit], object], str], ...] = (
+    ("draw weights, count KL", lambda fit: fit.weights, "cost"),
+    ("forward", lambda fit: fit, "_example_bits"),
+    ("backward", lambda fit: fit, "_backward"),
+    ("gradients of mean, std", lambda fit: fit.weights, "add_gradients"),
+    ("optimiser", lambda fit: fit, "_move"),
+)
+"""The phases of a step, and the methods that they are."""
+
+LOOP = "loop"
+"""What is left."""
+
+
+@contextmanager
+def timed_phases(fit: Fit) -> Iterator[dict[str, list[float]]]:
+    """Inside, every phase of the fit's steps adds its seconds to the dictionary that is given."""
+    seconds: dict[str, list[float]] = defaultdict(list)
+    device = fit.train.inputs.device
+
+    def timed(name: str, method: Callable[..., object]) -> Callable[..., object]:
+        def call(*args: object) -> object:
+            began = time.perf_counter()
+            with record_function(name):
+                result = method(*args)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds[name].append(time.perf_counter() - began)
+            return result
+
+        return call
+
+    methods = [(owner(fit), method, name) for name, owner, method in PHASES]
+    for owner, method, name in methods:
+        setattr(owner, method, timed(name, getattr(owner, method)))
+    try:
+        yield seconds
+    finally:
+        for owner, method, _ in methods:
+            delattr(owner, method)  # the class's own is seen again
+
+
+def profile(fit: Fit, directory: Path) -> str:
+    """Take some steps, and write ``directory``/trace.json (for Perfetto or chrome://tracing) and ``directory``/steps.txt.
+
+    Args:
+        fit: a training that is about to begin; it is trained by these steps, so give one that is thrown away.
+        directory: made when missing.
+
+    Returns:
+        the text of steps.txt: tables of phases, layers and operators.
+    """
+    fit.model.train()
+    fit.weights.restart()
+    supply = enumerate(cycle(list(islice(fit.batches(), 8))))
+
+    def take(count: int) -> list[float]:
+        seconds = []
+        for number, (inputs, targets) in islice(supply, count):
+            began = time.perf_counter()
+            fit.step(number, inputs, targets)
+            seconds.append(time.perf_counter() - began)
+        return seconds
+
+    take(WARM_UP)
+    with timed_phases(fit) as phases:
+        seconds = take(TIMED)
+        rest = [step - sum(parts) for step, *parts in zip(seconds, *phases.values(), strict=True)]
+        medians = {name: median(several) for name, several in (*phases.items(), (LOOP, rest))}
+        accelerators = [ProfilerActivity.CUDA] if fit.train.inputs.device.type == "cuda" else []
+        with torch.profiler.profile(activities=[ProfilerActivity.CPU, *accelerators]) as trace:
+            take(TRACED)
+    with FlopCounterMode(display=False) as counter:
+        take(1)
+    directory.mkdir(parents=True, exist_ok=True)
+    trace.export_chrome_trace(str(directory / "trace.json"))
+    whole = median(seconds)
+    parts = [_phase_table(medians, whole), _layer_table(counter, whole), _operator_table(trace)]
+    text = "\n\n".join(parts) + "\n"
+    write_text(directory / "steps.txt", text)
+    return text
+
+
+def _phase_table(medians: dict[str, float], whole: float) -> str:
+    lines = [f"{name:24} {1e3 * seconds:9.3f} {seconds / whole:7.1%}" for name, seconds in medians.items()]
+    return "\n".join([f"{'phase of a step':24} {'ms':>9} {'share':>7}", *lines, f"{'step':24} {1e3 * whole:9.3f} {1:7.1%}"])
+
+
+def _layer_table(counter: FlopCounterMode, whole: float) -> str:
+    """Multiply-adds of one step by layer, forward and backward: what the products alone would cost."""
+    counts = {name: sum(by_kind.values()) // 2 for name, by_kind in counter.get_flop_counts().items()}
+    total = max(1, counts.get("Global", 1))
+    layers = [name for name in counts if not any(other.startswith(f"{name}.") for other in counts) and name != "Global"]
+    short = {name: name.partition(".network.")[2] or name for name in layers}
+    lines = [f"{short[name]:24} {counts[name]:15,} {counts[name] / total:7.1%}" for name in layers]
+    rate = f"{2 * total / whole / 1e9:.1f} GFLOP/s over the whole step"
+    return "\n".join([f"{'layer':24} {'multiply-adds':>15} {'share':>7}", *lines, f"{'step':24} {total:15,} ({rate})"])
+
+
+def _operator_table(trace: Any) -> str:
+    events = sorted(trace.key_averages(), key=lambda event: -event.self_cpu_time_total)[:OPERATORS]
+    total = sum(event.self_cpu_time_total for event in trace.key_averages()) or 1
+    lines = [
+        f"{event.key[:40]:40} {event.self_cpu_time_total / 1e3 / TRACED:9.3f} {event.self_cpu_time_total / total:7.1%} "
+        f"{event.count // TRACED:6}"
+        for event in events
+    ]
+    return "\n".join([f"{'operator':40} {'ms a step':>9} {'share':>7} {'calls':>6}", *lines])
