@@ -91,13 +91,13 @@ class IVON(Adam):
         states = [self.state[mean] for mean in means]
         for mean, state in zip(means, states, strict=True):
             if not state:
-                state.update(step=0, momentum=torch.zeros_like(mean))
+                state.update(step=torch.zeros(()), momentum=torch.zeros_like(mean))  # a tensor, as Adam keeps it
             state["step"] += 1
         averages, memory = [state["momentum"] for state in states], group["betas"][0]
         torch._foreach_lerp_(averages, gradients, 1 - memory)
         stds = torch._foreach_exp(log_stds)
         steps = torch._foreach_mul(averages, stds)
-        unbiased = [group["lr"] * self.to_nats / (1 - memory ** state["step"]) for state in states]
+        unbiased = [group["lr"] * self.to_nats / (1 - memory ** float(state["step"])) for state in states]
         torch._foreach_mul_(steps, unbiased)
         torch._foreach_clamp_min_(steps, -self.most_stds)
         torch._foreach_clamp_max_(steps, self.most_stds)

@@ -1,0 +1,26 @@
+"""--profile says where a step goes, and changes nothing."""
+
+import json
+from pathlib import Path
+
+from bitsback.config import Experiment, load_run
+from bitsback.config.load import load_config
+from bitsback.training.profile import PHASES
+
+CONFIG = Path(__file__).parent.parent / "configs" / "digits_conv.yaml"
+
+
+def test_profile_writes_a_trace_and_tables_and_leaves_the_training_alone(tmp_path, run_verb):
+    quick = ["training.epochs=2", "ledger.samples=2"]
+    done = run_verb("train", CONFIG, *quick, "--profile", "--out", tmp_path / "a")
+    assert done.code == 0
+    written = (tmp_path / "a" / "profile" / "steps.txt").read_text()
+    assert written in done.out
+    for name, *_ in PHASES:
+        assert name in written
+    assert "aten::" in written
+    assert "conv2d1" in written
+    trace = json.loads((tmp_path / "a" / "profile" / "trace.json").read_text())
+    assert {"forward", "optimiser"} <= {event.get("name") for event in trace["traceEvents"]}
+    Experiment.build(load_config(CONFIG, quick)).train(tmp_path / "b", progress=False)
+    assert load_run(tmp_path / "a").ledger() == load_run(tmp_path / "b").ledger()
