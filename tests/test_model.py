@@ -17,6 +17,7 @@ from bitsback.data import Examples
 from bitsback.errors import LayerError, LedgerError, PriorError
 from bitsback.likelihoods import CategoricalLikelihood, GaussianLikelihood
 from bitsback.model import bayesianize, evaluate, take_ledger, width_curve
+from bitsback.model.draws import draws_at_once
 from bitsback.posterior import GaussianPosteriorSettings, PointPosteriorSettings
 from bitsback.training import TrainingSettings, train
 from bitsback.training.settings import OptimizerSettings
@@ -273,3 +274,24 @@ def test_the_trained_width_sits_at_the_bottom_of_the_curve():
     assert q.mean.item() == pytest.approx(mean, abs=0.2 * precision**-0.5)
     curve = width_curve(model, likelihood, data.train, samples=200)
     assert min(curve, key=lambda factor: curve[factor].net_bits) == 1.0
+
+
+@pytest.mark.parametrize("samples", [1, 7, 23])
+def test_draws_taken_together_are_the_draws_taken_one_by_one(monkeypatch, samples):
+    model = bayesianize(torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 3))).double()
+    examples = Examples(torch.randn(30, 4), torch.arange(30) % 3)
+    together = evaluate(model, CategoricalLikelihood(3), examples, samples=samples, seed=5, batch_size=8)
+    monkeypatch.setattr("bitsback.model.draws.TOGETHER", 1)
+    one_by_one = evaluate(model, CategoricalLikelihood(3), examples, samples=samples, seed=5, batch_size=8)
+    assert together.draws_bits == pytest.approx(one_by_one.draws_bits, rel=1e-12)
+    assert together.error == one_by_one.error
+
+
+def test_only_dense_networks_are_drawn_together():
+    class Own(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + float(x.sum())
+
+    assert draws_at_once(bayesianize(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2)))) > 1
+    assert draws_at_once(bayesianize(torch.nn.Sequential(Own(4, 2)))) == 1
+    assert draws_at_once(bayesianize(torch.nn.GRU(3, 2))) == 1

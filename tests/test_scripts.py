@@ -83,6 +83,45 @@ def test_bench_startup_times_every_command(monkeypatch, capsys, tmp_path):
     assert len(table_rows(out)) == 1
 
 
+def test_bench_step_compares_with_the_deterministic_network(monkeypatch, capsys, tmp_path):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    toy = ["--net", "mlp", "--rounds", 2, "--steps", 1, "--batch", 8, "--only", "bitsback weight", "--no-memory"]
+    out = run(monkeypatch, capsys, "bench_step.py", *toy, "--json", tmp_path / "step_mlp.json")
+    found = report(tmp_path / "step_mlp.json")
+    assert found["contestants"][found["baseline"]]["threads_1"]["cpu_ratio"]["median"] == 1
+    ours = found["contestants"]["bitsback weight"]
+    assert ours["threads_1"]["cpu_ratio"]["low"] > 0
+    assert ours["operator_calls"] < found["contestants"]["bitsback weight, plain"]["operator_calls"]
+    assert len(table_rows(out)) == len(found["contestants"])
+
+
+def test_bench_bits_counts_seconds_to_bits(monkeypatch, capsys, tmp_path, mnist):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    toy = ["--net", "mlp", "--seconds", 0.3, "--only", "bitsback, Adam", "--data-root", mnist]
+    run(monkeypatch, capsys, "bench_bits.py", *toy, "--json", tmp_path / "bits.json")
+    found = report(tmp_path / "bits.json")
+    assert {run["contestant"] for run in found["runs"]} >= {"bitsback, Adam", "bitsback, Adam, plain"}
+    first = found["runs"][0]
+    assert first["points"][-1]["cpu_seconds"] >= 0.2
+    assert found["summary"][0]["22200"]["seconds"] <= 1  # two hundred labels cost less from the start
+
+
+def test_bench_overhead_measures_what_surrounds_the_steps(monkeypatch, capsys, tmp_path):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    run(monkeypatch, capsys, "bench_overhead.py", "--epochs", 1, "--rounds", 1, "--json", tmp_path / "overhead.json")
+    rows = report(tmp_path / "overhead.json")["rows"]
+    assert set(rows) == {"LeNet-5-Caffe", "digits MLP"}
+    assert all(row["step_ms"] > 0 < row["share"] for row in rows.values())
+
+
+def test_bench_figures_draws_what_was_measured(monkeypatch, capsys, tmp_path):
+    pytest.importorskip("matplotlib")
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    places = ["--results", ROOT / "docs" / "benchmarks", "--out", tmp_path]
+    run(monkeypatch, capsys, "bench_figures.py", *places)
+    assert {path.name for path in tmp_path.glob("*.svg")} == {"steps.svg", "bits.svg", "scale.svg"}
+
+
 def test_reproduce_files_trains_packs_and_decodes(monkeypatch, capsys, tmp_path, mnist):
     toy = ["training.epochs=1", "training.schedule.warmup_epochs=0", "ledger.samples=1", "pack.budget_bytes=90"]
     toy.append("pack.tuning={groups: 2, steps: 1, balance_steps: 1}")

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from math import inf
 
 import torch
 from torch import Tensor
@@ -14,11 +15,15 @@ from bitsback.data import Examples
 from bitsback.errors import TrainingError
 from bitsback.likelihoods import Likelihood
 from bitsback.model import BayesianModel
+from bitsback.model.accounting import set_seed
 from bitsback.training.augment import augmented
 from bitsback.training.beta import Beta
 from bitsback.training.objective import DescriptionLength, Objective
 from bitsback.training.settings import TrainingSettings
 from bitsback.training.weights import PlainWeights, StepWeights
+
+FAR = 80.0
+"""Numbers within are finite, and so is a std of such a logarithm; beyond, each is looked at."""
 
 PRIOR_RATE = 0.03
 """How fast closed-form priors follow at first; at once, they would shrink with weights that have learned nothing yet."""
@@ -58,7 +63,7 @@ class Fit:
 
         All randomness of an epoch follows from the seed and the epoch's number, so that a resumed run repeats it exactly.
         """
-        torch.manual_seed(self.seed * 1_000_003 + self.epoch)
+        set_seed(self.seed * 1_000_003 + self.epoch, self.train.inputs.device)
         self.model.train()
         self.weights.restart()
         data_bits, weight_bits = 0.0, 0.0
@@ -129,6 +134,11 @@ class Fit:
     @torch.no_grad()
     def _fault_in_numbers(self) -> str:
         """The first learned number that is not finite, or a std that is not positive; nothing when all is well."""
+        learned = [*self.model.parameters(), *self.likelihood.parameters(), *self.model.priors.buffers()]
+        learned += [statistic for _, statistic in self.model.statistics()]
+        learned = [tensor for tensor in learned if tensor.is_floating_point() and tensor.numel()]
+        if bool(torch.stack(torch._foreach_norm(learned, inf)).max() < FAR):  # false for nan
+            return ""
         for weight in self.model.weights:
             std = weight.posterior.std()
             if not torch.isfinite(weight.posterior.mean).all():

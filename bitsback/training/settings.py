@@ -144,4 +144,4 @@ class LoggingSettings(Settings):
     """What is written while training."""
 
     tensorboard: bool = Field(False, description="write TensorBoard events under RUN/tensorboard (extra: tensorboard)")
-    test_every: PositiveInt = Field(1, description="epochs between looks at the test error, which is only shown")
+    test_every: PositiveInt = Field(5, description="epochs between looks at the test error, which is only shown")
