@@ -38,7 +38,7 @@ class Tied(nn.Module):
 
 NETWORKS = {
     "dense": (lambda: nn.Sequential(nn.Linear(5, 40), nn.Tanh(), nn.Linear(40, 3)), (12, 5)),
-    "long": (lambda: nn.Sequential(nn.Linear(300, 250), nn.Tanh(), nn.Linear(250, 3)), (12, 300)),
+    "long": (lambda: nn.Sequential(nn.Linear(500, 300), nn.Tanh(), nn.Linear(300, 3)), (12, 500)),
     "convolution": (
         lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3)),
         (12, 2, 8, 8),

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bitsback.posterior import GaussianPosterior
 
-PIECE = 65536
+PIECE = 131072
 """Weights whose mean, log std, std, noise and draw are in a processor's cache together."""
 
 

@@ -54,13 +54,15 @@ _CONFIG = {
 BITS_OURS: Contestants = {
     "bitsback, Adam": partial(Ours, **_CONFIG),
     "bitsback, Adam, bfloat16": partial(Ours, **_CONFIG, precision="bfloat16"),
+    "bitsback, Adam, bfloat16, one draw": partial(Ours, **{**_CONFIG, "draws": 1}, precision="bfloat16"),
+    "bitsback, output noise, bfloat16": partial(Ours, **{**_CONFIG, "estimator": "output", "draws": 1}, precision="bfloat16"),
     "bitsback, IVON": partial(Ours, **{**_CONFIG, "log_std_speed": 0.03}, optimizer={"name": "IVON"}),
     "bitsback, Adam, noise drawn afresh": partial(Ours, **_CONFIG, noise_reuse=1),
     "bitsback, Adam, plain": partial(Ours, **_CONFIG, fused=False),
 }
 BITS: Contestants = {**BITS_OURS, **PEERS, "ivon-opt": partial(Ivon, beta2=0.9995)}
 
-BITS_RATES = {"": (0.01, 0.03), "ivon-opt": (0.3, 0.5), "bitsback": (0.01,), "bitsback, IVON": (0.03,)}
+BITS_RATES = {"": (0.01, 0.03), "ivon-opt": (0.3, 0.5), "bitsback": (0.01, 0.02), "bitsback, IVON": (0.03,)}
 """Learning rates of the contestants whose name begins so; the longest beginning counts.
 
 Chosen, with the initial std of 0.05, by single trainings of 8 s on the conv network, in net bits at their end. torchbnn, from a
