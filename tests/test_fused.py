@@ -172,6 +172,9 @@ def test_points_and_frozen_tensors_go_the_plain_way():
     model, inputs, targets = make("dense")
     model.weights[0].posterior.log_std.requires_grad_(False)
     compare(model, inputs, targets)
+    model, inputs, targets = make("dense", "one for all")
+    model.weights[0].posterior.log_std.requires_grad_(False)
+    compare(model, inputs, targets)
     points, *_ = make("dense", "fixed, off centre", posterior=PointPosteriorSettings())
     assert isinstance(step_weights(points, TrainingSettings()), PlainWeights)
 

@@ -59,15 +59,21 @@ class FusedWeights:
         self.model, self.mirror = model, 2 if antithetic else 1
         signs = [-1.0 if number % self.mirror else 1.0 for number in range(draws)]
         weights = fusible(model)
+        cheap = {
+            id(prior)
+            for prior, sharing in model.weights_by_prior()
+            if has_one_scale(prior) and all(weight in weights for weight in sharing)
+        }
         self.drawn: list[Drawn] = []
         self.lent: list[Lent] = []
         for weight in weights:
             q = weight.posterior
             assert isinstance(q, GaussianPosterior)
+            centre = float(weight.prior.mean) if id(weight.prior) in cheap else None
             if model.is_drawn(q):
-                self.drawn.append(Drawn(q, _centre(weight), signs))
+                self.drawn.append(Drawn(q, centre, signs))
             else:
-                self.lent.append(Lent(q, _centre(weight)))
+                self.lent.append(Lent(q, centre))
         self.parts = [*self.drawn, *self.lent]
         by_posterior = {id(weight.posterior): weight for weight in weights}
         self.paid = [part for part in self.parts if part.centre is not None]
@@ -123,8 +129,3 @@ class FusedWeights:
                 part.finish(0.0, 0.0)
             else:
                 part.finish(k, next(pull))
-
-
-def _centre(weight: Weight) -> float | None:
-    """mu of a prior whose cost is found here, None where autograd finds it."""
-    return float(weight.prior.mean) if has_one_scale(weight.prior) else None
