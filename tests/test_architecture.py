@@ -14,9 +14,9 @@ TOWER = [
     {"layers"},
     {"model"},
     {"codelength", "bitstream", "certificates"},
-    {"training", "report", "interop", "testing"},
+    {"training", "interop", "testing"},
     {"config"},
-    {"shipping"},
+    {"shipping", "report"},
     {"studies"},
     {"cli"},
 ]

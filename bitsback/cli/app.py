@@ -12,13 +12,16 @@ from bitsback.cli.codelengths import codelengths
 from bitsback.cli.compare import compare
 from bitsback.cli.ledger import ledger
 from bitsback.cli.pack import inspect, pack, unpack
+from bitsback.cli.plot import plot
 from bitsback.cli.predict import predict
 from bitsback.cli.priors import priors
 from bitsback.cli.prune import prune
 from bitsback.cli.receive import PLACES, receive
+from bitsback.cli.report import report
 from bitsback.cli.schema import schema
 from bitsback.cli.send import send
 from bitsback.cli.train import train
+from bitsback.cli.watch import watch
 from bitsback.cli.widen import widen
 from bitsback.errors import BitsbackError
 
@@ -33,7 +36,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 VERBS: tuple[Callable[..., Any], ...] = (
-    train, ledger, widen, compare, codelengths, send, receive, pack, unpack, inspect, predict, prune, certify, priors, schema,
+    train, watch, report, plot, ledger, widen, compare, codelengths, send, receive, pack, unpack, inspect, predict, prune,
+    certify, priors, schema,
 )  # fmt: skip
 TAKE_PLACES = (receive, unpack, inspect, predict, certify)
 for verb in VERBS:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bitsback.cli.train import ConfigArgument, JsonOption, shown_error
+from bitsback.cli.train import ConfigArgument, JsonOption, shown_error, write_page
 from bitsback.errors import ConfigError
 
 COLUMNS = ("net_bits", "gross_bits", "refund_bits", "data_bits", "net_weight_bits", "hyperparameter_bits")
@@ -35,7 +35,10 @@ def compare(
     rows: list[dict[str, Any]] = []
     for value, experiment in experiments.items():
         print(f"{key}={value}", file=sys.stderr)
-        outcome = experiment.train(out / f"{key}={value}" if out is not None else None)
+        directory = out / f"{key}={value}" if out is not None else None
+        outcome = experiment.train(directory)
+        if directory is not None:
+            write_page(experiment, directory)
         book = outcome.ledger
         rows.append(
             {
@@ -48,6 +51,10 @@ def compare(
                 "seconds": outcome.training_seconds,
             }
         )
+    if out is not None:
+        from bitsback.report import write_comparison
+
+        write_comparison([out / f"{key}={value}" for value in values], out / "report.html")
     if json:
         print(json_library.dumps(rows, indent=2))
         return
@@ -59,6 +66,8 @@ def compare(
         bits = [net, gross, refund, f"{row['data_bits']:,.1f}", f"{row['grid_step']:g}"]
         body.append([row[key], *bits, "" if error is None else shown_error(row["error_name"], error), f"{row['seconds']:.1f}"])
     print(table(head, body))
+    if out is not None:
+        print(f"To look at them: {out / 'report.html'}")
 
 
 def split_choices(choices: list[str]) -> tuple[str, list[str], list[str]]:

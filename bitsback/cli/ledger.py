@@ -24,13 +24,16 @@ def ledger(
 
     Example: bitsback ledger runs/digits --recompute --samples 200
     """
-    from bitsback.ledger import open_results, render
+    from bitsback.ledger import open_results, show
 
     if recompute or samples is not None or seed is not None:
         book = _taken_again(run, samples, seed)
     else:
         book = open_results(run).ledger()  # needs no torch: quick
-    print(book.to_json() if json else render(book))
+    if json:
+        print(book.to_json())
+    else:
+        show(book)
 
 
 def _taken_again(run: Path, samples: int | None, seed: int | None) -> "Ledger":

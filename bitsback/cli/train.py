@@ -30,7 +30,7 @@ def train(
     """
     from bitsback.config import Experiment, load_config
     from bitsback.files import check_new_directory
-    from bitsback.ledger import render
+    from bitsback.ledger import show
 
     if resume:
         experiment, directory = _resumed(config, overrides or [], out)
@@ -48,15 +48,32 @@ def train(
         raise
     if json:
         print(outcome.ledger.to_json())
+        write_page(experiment, directory)
         return
     if profile:
         print((directory / "profile" / "steps.txt").read_text(encoding="utf-8"))
-    print(render(outcome.ledger))
+    show(outcome.ledger)
     stopped = f", stopped early after {outcome.epochs} epochs" if outcome.stopped_early else ""
     facts = [f"Trained in {outcome.training_seconds:.1f} s{stopped}"]
     if outcome.test_error is not None:
         facts.append(f"test error {shown_error(outcome.error_name, outcome.test_error)}")
     print(f"{'; '.join(facts)}. The run is in {directory}")
+    if page := write_page(experiment, directory):
+        print(f"To look at it: {page}")
+
+
+def write_page(experiment: "Experiment", directory: Path) -> Path | None:
+    """RUN/report.html of a run that has just finished, unless its configuration wants none; returns where it is."""
+    if not experiment.config.logging.report:
+        return None
+    from bitsback.report import write_report
+
+    sys.stdout.flush()  # the ledger is there to read meanwhile
+    try:
+        return write_report(directory, experiment=experiment, progress=True)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; the run is complete, and its page is written by: bitsback report {directory}", file=sys.stderr)
+        raise
 
 
 def _resumed(config: Path, overrides: list[str], out: Path | None) -> "tuple[Experiment, Path]":

@@ -1,6 +1,6 @@
 """A configuration becomes objects, and a run directory becomes them again."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from bitsback.files import read_tensors
 from bitsback.ledger import Results, open_results
 from bitsback.likelihoods import Likelihood
 from bitsback.model import BayesianModel, bayesianize
-from bitsback.training import Outcome, train
+from bitsback.training import Logger, Outcome, train
 from bitsback.training.checkpoint import load_weights
 
 
@@ -94,8 +94,19 @@ class Experiment:
         dataset = replace(data, train=data.train.to(cpu, torch.float64), test=test)
         return Experiment(self.config, dataset, self.model.double(), self.likelihood.double())
 
-    def train(self, directory: Path | None, *, resume: bool = False, progress: bool = True, profile: bool = False) -> Outcome:
-        """Train, and write the run to ``directory``; with ``profile``, what its steps cost to ``directory``/profile."""
+    def train(
+        self,
+        directory: Path | None,
+        *,
+        resume: bool = False,
+        progress: bool = True,
+        profile: bool = False,
+        loggers: Sequence[Logger] = (),
+    ) -> Outcome:
+        """Train, and write the run to ``directory``; with ``profile``, what its steps cost to ``directory``/profile.
+
+        ``loggers``: as :func:`bitsback.training.train` takes them.
+        """
         return train(
             self.model,
             self.likelihood,
@@ -109,6 +120,7 @@ class Experiment:
             resume=resume,
             progress=progress,
             profile_to=directory / "profile" if profile and directory is not None else None,
+            loggers=loggers,
         )
 
 

@@ -1,5 +1,7 @@
 """The ledger as a text table that survives a pipe."""
 
+import os
+import sys
 from collections import Counter
 
 from bitsback.ledger.ledger import Ledger
@@ -54,3 +56,30 @@ def render(ledger: Ledger) -> str:
     lines += [f"not charged: {what}" for what in ledger.not_charged]
     lines += [f"note: {note}" for note in ledger.notes]
     return "\n".join([*lines, "", ledger.sentence()])
+
+
+def show(ledger: Ledger) -> None:
+    """Print the ledger: to a pipe or a file exactly :func:`render`, to a terminal the same text, its totals bold.
+
+    Lines are never cut or folded to the terminal's width; characters that its encoding lacks are escaped. ``NO_COLOR`` and a
+    terminal that cannot (``TERM=dumb``) leave the text plain.
+    """
+    encoding = sys.stdout.encoding or "utf-8"
+    text = render(ledger).encode(encoding, "backslashreplace").decode(encoding)
+    if not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        print(text)
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    lines = text.split("\n")
+    for number, line in enumerate(lines):
+        console.print(Text(line, style=_style(line, number, len(lines))), soft_wrap=True)
+
+
+def _style(line: str, number: int, count: int) -> str:
+    """How a line of the table looks in a terminal; names of weights never begin a line of totals."""
+    if number in (0, count - 1) or line.startswith(("total ", "all weights ")):
+        return "bold"
+    return "dim" if line.startswith(("---", "not charged: ", "note: ")) else ""

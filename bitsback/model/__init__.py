@@ -4,7 +4,7 @@ from bitsback.model.accounting import Evaluation, evaluate, take_ledger
 from bitsback.model.build import bayesianize
 from bitsback.model.files import posterior_tensors
 from bitsback.model.model import BayesianModel, Weight
-from bitsback.model.width import WIDTH_FACTORS, width_curve
+from bitsback.model.width import WIDTH_FACTORS, widened, width_curve
 
 __all__ = [
     "WIDTH_FACTORS",
@@ -15,5 +15,6 @@ __all__ = [
     "evaluate",
     "posterior_tensors",
     "take_ledger",
+    "widened",
     "width_curve",
 ]

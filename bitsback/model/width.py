@@ -1,7 +1,8 @@
 """The width curve: what wider and narrower posteriors would cost."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from tqdm import tqdm
 
@@ -15,6 +16,28 @@ from bitsback.posterior import GaussianPosterior
 
 WIDTH_FACTORS = tuple(2.0**k for k in range(-4, 5))
 """From a sixteenth of the trained width to sixteen times it."""
+
+
+@contextmanager
+def widened(model: BayesianModel, factor: float) -> Iterator[BayesianModel]:
+    """Inside, every posterior std is ``factor`` times as large; afterwards it is what it was, bit for bit.
+
+    Raises:
+        LedgerError: when the model has no Gaussian posterior (a point has no width), or the factor is not positive.
+    """
+    wide = [q for q in model.posteriors() if isinstance(q, GaussianPosterior)]
+    if not wide:
+        raise LedgerError("a point estimate has no width to change; train with posterior.kind=gaussian")
+    if not factor > 0:
+        raise LedgerError(f"a width factor must be above zero, got {factor:g}")
+    trained = [q.log_std.detach().clone() for q in wide]
+    try:
+        for posterior in wide:
+            posterior.scale_std(factor)
+        yield model
+    finally:
+        for posterior, log_std in zip(wide, trained, strict=True):
+            posterior.log_std.data.copy_(log_std)
 
 
 def width_curve(
@@ -35,23 +58,17 @@ def width_curve(
     Raises:
         LedgerError: when the model has no Gaussian posterior (a point has no width), or a factor is not positive.
     """
-    wide = [q for q in model.posteriors() if isinstance(q, GaussianPosterior)]
-    if not wide:
-        raise LedgerError("a point estimate has no width to change; train with posterior.kind=gaussian")
     if not factors or not all(factor > 0 for factor in factors):
         raise LedgerError(f"width factors must be above zero, got {list(factors)}")
     states = [(module, copy.deepcopy(module.state_dict())) for module in (model, likelihood)]
-    trained = [q.log_std.detach().clone() for q in wide]
     grid_step = model.grid_step() * min(1.0, *factors)  # below the smallest std at every width
     curve = {}
     try:
         for factor in tqdm(factors, desc="widths", leave=False, disable=not progress, delay=SHOWN_AFTER_SECONDS):
-            for posterior, log_std in zip(wide, trained, strict=True):
-                posterior.log_std.data.copy_(log_std)
-                posterior.scale_std(factor)
-            curve[factor] = take_ledger(
-                model, likelihood, examples, samples=samples, grid_step=grid_step, seed=seed, priors_are_held=True
-            )
+            with widened(model, factor):
+                curve[factor] = take_ledger(
+                    model, likelihood, examples, samples=samples, grid_step=grid_step, seed=seed, priors_are_held=True
+                )
     finally:
         for module, state in states:
             module.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""Where the numbers of an epoch go: the progress bar, metrics.jsonl, TensorBoard."""
+"""Where the numbers of an epoch go: the progress bar, metrics.jsonl, and whatever else takes them."""
 
 import json
 from pathlib import Path
@@ -6,20 +6,35 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from bitsback.errors import RunError
 from bitsback.files import write_text
 
 Metrics = dict[str, Any]
 
 
 class Logger(Protocol):
-    """Takes the metrics of every epoch."""
+    """Takes the metrics of every epoch: a class of your own with these two methods goes into ``train(..., loggers=[...])``.
+
+    What it needs beyond the metrics, such as the model, it is given when it is made.
+    """
 
     def log(self, metrics: Metrics) -> None:
-        """One epoch's numbers."""
+        """One epoch's numbers, under the names of metrics.jsonl; the dictionary is shared, and not to be changed."""
 
     def close(self) -> None:
-        """Nothing more will come."""
+        """Nothing more will come: the last epoch is done, or the training has failed."""
+
+
+def scalars(metrics: Metrics) -> dict[str, float]:
+    """An epoch's numbers by their place on a dashboard: bits under ``bits/``, everything else under ``training/``.
+
+    >>> scalars({"epoch": 3, "net_bits": 1210.0, "beta": 1.0, "test_error": None, "error_name": "error"})
+    {'bits/net': 1210.0, 'training/beta': 1.0}
+    """
+    return {
+        f"bits/{name.removesuffix('_bits')}" if name.endswith("_bits") else f"training/{name}": value
+        for name, value in metrics.items()
+        if isinstance(value, int | float) and name != "epoch"
+    }
 
 
 def bar_text(metrics: Metrics) -> str:
@@ -73,31 +88,3 @@ class JsonLines:
 
     def close(self) -> None:
         self._file.close()
-
-
-def require_tensorboard(directory: Path | None) -> None:
-    """Raise RunError, before anything is written, when TensorBoard is not installed or has nowhere to write."""
-    if directory is None:
-        raise RunError("logging.tensorboard needs a run directory to write to")
-    try:
-        import torch.utils.tensorboard  # noqa: F401
-    except ImportError as fault:
-        raise RunError("logging.tensorboard needs the extra: pip install 'bitsback[tensorboard]'") from fault
-
-
-class TensorBoard:
-    """Scalars under ``bits/`` and ``training/``."""
-
-    def __init__(self, directory: Path, keep_epochs: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer = SummaryWriter(str(directory), purge_step=keep_epochs + 1)
-
-    def log(self, metrics: Metrics) -> None:
-        for name, value in metrics.items():
-            if isinstance(value, int | float) and name != "epoch":
-                place = f"bits/{name.removesuffix('_bits')}" if name.endswith("_bits") else f"training/{name}"
-                self._writer.add_scalar(place, value, metrics["epoch"])
-
-    def close(self) -> None:
-        self._writer.close()

@@ -1,22 +1,42 @@
 """The epochs of one training: what is logged, when it is saved, when it stops."""
 
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import fmean
 
 from bitsback.data import Examples
 from bitsback.model import evaluate
 from bitsback.training.checkpoint import load_checkpoint, save_checkpoint
-from bitsback.training.loggers import Bar, JsonLines, Logger, Metrics, TensorBoard
+from bitsback.training.dashboards import Subject, open_dashboards
+from bitsback.training.loggers import Bar, JsonLines, Logger, Metrics
 from bitsback.training.loop import Fit
 from bitsback.training.settings import LoggingSettings
 
 
 class Session:
-    """The epochs of one training: logs, checkpoints, early stop."""
+    """The epochs of one training: logs, checkpoints, early stop. A context, at whose end the dashboards are closed.
+
+    Args:
+        fit, test, directory, logging: the training, what only measures, where files go, and which.
+        subject: what the dashboards show beside the metrics; its ``final`` numbers are theirs when the context ends.
+        loggers: the caller's own, closed after the last epoch.
+        progress: show the bar.
+        resume: continue from the checkpoint.
+    """
 
     def __init__(
-        self, fit: Fit, test: Examples | None, directory: Path | None, logging: LoggingSettings, progress: bool, resume: bool
+        self,
+        fit: Fit,
+        test: Examples | None,
+        directory: Path | None,
+        logging: LoggingSettings,
+        subject: Subject,
+        loggers: Sequence[Logger] = (),
+        *,
+        progress: bool,
+        resume: bool,
     ) -> None:
         self.fit, self.test, self.directory, self.logging = fit, test, directory, logging
         self.seconds, self.finished = 0.0, False
@@ -26,11 +46,17 @@ class Session:
             state = load_checkpoint(self.checkpoint, fit)
             self.seconds, self.history, self.finished = state["seconds"], state["history"], state["finished"]
             self._test_error = state["test_error"]
+        self.dashboards = open_dashboards(logging, directory, subject, keep_epochs=fit.epoch, resume=resume)
         self.loggers: list[Logger] = [Bar(fit.settings.epochs, fit.epoch, shown=progress)]
         if directory is not None:
             self.loggers.append(JsonLines(directory / "metrics.jsonl", keep_epochs=fit.epoch))
-        if logging.tensorboard and directory is not None:
-            self.loggers.append(TensorBoard(directory / "tensorboard", keep_epochs=fit.epoch))
+        self.loggers += loggers
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *fault: object) -> None:
+        close(self.dashboards)
 
     @property
     def checkpoint(self) -> Path:
@@ -46,15 +72,14 @@ class Session:
             while self.fit.epoch < self.fit.settings.epochs and not self.finished:
                 metrics = self._metrics(*self.fit.run_epoch())
                 self.seconds = metrics["seconds"] = time.perf_counter() - began
-                for logger in self.loggers:
+                for logger in [*self.loggers, *self.dashboards]:
                     logger.log(metrics)
                 self._watch(metrics["net_bits"])
                 if self.directory is not None and time.perf_counter() - saved >= self.fit.settings.checkpoint_seconds:
                     self.save()
                     saved = time.perf_counter()
         finally:
-            for logger in self.loggers:
-                logger.close()
+            close(self.loggers)
 
     def _metrics(self, data_bits: float, net_weight_bits: float) -> Metrics:
         fit = self.fit
@@ -99,3 +124,10 @@ class Session:
         state = {"seconds": self.seconds, "history": self.history, "finished": finished or self.finished}
         state["test_error"] = self._test_error
         save_checkpoint(self.checkpoint, self.fit, state)
+
+
+def close(loggers: Sequence[Logger]) -> None:
+    """Close every logger, the others too when one fails."""
+    with ExitStack() as stack:
+        for logger in reversed(loggers):
+            stack.callback(logger.close)

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from bitsback.registry import Settings
 from bitsback.training.augment import AugmentSettings
@@ -140,8 +140,25 @@ class LedgerSettings(Settings):
     )
 
 
+class WandbSettings(Settings):
+    """A run at Weights & Biases; ``WANDB_MODE=offline`` and its other variables work as they do everywhere."""
+
+    project: str = Field("bitsback", min_length=1, description="project that the run is filed under")
+    entity: str | None = Field(None, description="user or team; default: your own")
+    name: str | None = Field(None, description="name of the run; default: the run directory's")
+    group: str | None = Field(None, description="runs of one group are shown together")
+    tags: tuple[str, ...] = Field((), description="labels of the run")
+
+
 class LoggingSettings(Settings):
     """What is written while training."""
 
     tensorboard: bool = Field(False, description="write TensorBoard events under RUN/tensorboard (extra: tensorboard)")
+    wandb: bool | WandbSettings = Field(
+        False, description="log to Weights & Biases (extra: wandb): true, or a mapping such as {project: digits}"
+    )
+    histograms_every: NonNegativeInt = Field(
+        10, description="epochs between histograms of the weights, for TensorBoard and W&B; one more at the end; 0: none"
+    )
     test_every: PositiveInt = Field(5, description="epochs between looks at the test error, which is only shown")
+    report: bool = Field(True, description="write RUN/report.html when the training has finished")

@@ -3,6 +3,7 @@
 import copy
 import json
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,8 +20,9 @@ from bitsback.model import BayesianModel, evaluate, posterior_tensors, take_ledg
 from bitsback.model.accounting import check_point_grids, seeded
 from bitsback.threads import using_threads
 from bitsback.training.beta import Beta
+from bitsback.training.dashboards import check_dashboards, final_numbers, subject_of
 from bitsback.training.fused import step_weights
-from bitsback.training.loggers import require_tensorboard
+from bitsback.training.loggers import Logger
 from bitsback.training.loop import Fit
 from bitsback.training.objective import make_objective
 from bitsback.training.optimise import make_optimizer, make_schedule
@@ -57,6 +59,7 @@ def train(
     resume: bool = False,
     progress: bool = True,
     profile_to: Path | None = None,
+    loggers: Sequence[Logger] = (),
 ) -> Outcome:
     """Lower the total description length of the training targets, then take the ledger.
 
@@ -70,6 +73,8 @@ def train(
         progress: show the bar.
         profile_to: where :func:`bitsback.training.profile.profile` writes what the first steps cost; the training is the same
             with and without.
+        loggers: objects of yours with the methods ``log(metrics)``, called after every epoch with the numbers of metrics.jsonl,
+            and ``close()``, called when the epochs are over or have failed.
 
     Raises:
         TrainingError: when the loss is not finite; the last good checkpoint stays.
@@ -95,8 +100,7 @@ def train(
     model.to(device, dtype)
     likelihood.to(device, dtype)
     data, test = dataset.train.to(device, dtype), dataset.test and dataset.test.to(device, dtype)
-    if logging.tensorboard:
-        require_tensorboard(directory)
+    check_dashboards(logging, directory)
     with using_threads(threads_for(training, model)), seeded(seed, device):
         if profile_to is not None:
             from bitsback.training.profile import STEPS, profile
@@ -105,21 +109,22 @@ def train(
             with seeded(seed, device):
                 profile(start(copy.deepcopy(model), copy.deepcopy(likelihood), data, longer, seed), profile_to)
         fit = start(model, likelihood, data, training, seed)
-        if directory is not None and config_text is not None and not resume:
-            write_text(directory / "config.yaml", config_text)
-        session = Session(fit, test, directory, logging, progress, resume)
-        session.run()
-        straighten(model)
-        model.update_priors()
-        book = take_ledger(
-            model, likelihood, data, samples=ledger.samples, grid_step=ledger.grid_step, seed=seed, progress=progress
-        )
-        book = replace(book, notes=(*book.notes, *fit.beta.notes(book.net_weight_bits)))
-        draws = ledger.samples if model.smallest_std() is not None else 0
-        error = evaluate(model, likelihood, test, samples=draws, seed=seed + 1).error if test else None
-        outcome = Outcome(
-            book, error, likelihood.error_name, session.seconds, fit.epoch, torch.get_num_threads(), fit.epoch < training.epochs
-        )
+        subject = subject_of(model, logging, {"training": training, "ledger": ledger}, seed, config_text)
+        with Session(fit, test, directory, logging, subject, loggers, progress=progress, resume=resume) as session:
+            if directory is not None and config_text is not None and not resume:
+                write_text(directory / "config.yaml", config_text)
+            session.run()
+            straighten(model)
+            model.update_priors()
+            book = take_ledger(
+                model, likelihood, data, samples=ledger.samples, grid_step=ledger.grid_step, seed=seed, progress=progress
+            )
+            book = replace(book, notes=(*book.notes, *fit.beta.notes(book.net_weight_bits)))
+            draws = ledger.samples if model.smallest_std() is not None else 0
+            error = evaluate(model, likelihood, test, samples=draws, seed=seed + 1).error if test else None
+            subject.final = final_numbers(book, error)
+        threads, stopped_early = torch.get_num_threads(), fit.epoch < training.epochs
+    outcome = Outcome(book, error, likelihood.error_name, session.seconds, fit.epoch, threads, stopped_early)
     if directory is not None:
         session.save(finished=True)
         _write_results(directory, model, likelihood, outcome)

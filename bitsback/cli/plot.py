@@ -1,0 +1,31 @@
+"""bitsback plot: one figure of a run, for a paper."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bitsback.cli.ledger import RunArgument
+
+
+def plot(
+    run: RunArgument,
+    figure: Annotated[str, typer.Argument(help="Such as width, ledger, training; a wrong name lists all.", show_default=False)],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help=".svg, .png or .pdf; default: FIGURE.svg.")] = None,
+) -> None:
+    """Draw one figure of a run into a file.
+
+    Figures: training, ledger, width, grid, bells, priors, means, signal_to_noise, bits_per_weight, bits_and_prior,
+    first_mean, first_std, first_bits, calibration, examples.
+
+    Example: bitsback plot runs/digits width -o width.svg
+    """
+    from bitsback.files import check_new_file
+    from bitsback.report import figure as drawn
+    from bitsback.report import observe, plots
+
+    place = out or Path(f"{figure}.svg")
+    check_new_file(place)
+    plots.check_suffix(place)
+    plots.save(drawn(observe(run, progress=True), figure), place)
+    print(f"The figure is in {place}")

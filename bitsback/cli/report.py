@@ -1,0 +1,30 @@
+"""bitsback report: a run as one page to look at."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories; several are compared.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Default: RUN/report.html; of several runs, ./comparison.html.")
+    ] = None,
+) -> None:
+    """Write one self-contained HTML page: ledger, width and grid to play with, other priors, weights, examples.
+
+    Of several runs: their curves over each other and a table.
+
+    Example: bitsback report runs/digits
+    """
+    from bitsback.files import check_new_file
+    from bitsback.report import write_comparison, write_report
+
+    if out is not None:
+        check_new_file(out)
+    if len(runs) == 1:
+        place = write_report(runs[0], to=out, progress=True)
+    else:
+        place = write_comparison(runs, out or Path("comparison.html"))
+    print(f"The report is in {place}")

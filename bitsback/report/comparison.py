@@ -1,0 +1,133 @@
+"""One page for several runs: a table, overlaid curves, what differs between them."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from bitsback.config import load_run
+from bitsback.errors import RunError
+from bitsback.files import write_text
+from bitsback.ledger import Ledger
+from bitsback.ledger.table import shown_bits
+from bitsback.report import plots
+from bitsback.report.frame import render, shown
+from bitsback.report.observe import Metrics, read_metrics
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What a comparison needs of one run."""
+
+    label: str
+    book: Ledger
+    metrics: Metrics
+    summary: dict[str, Any]
+    settings: dict[str, str]
+
+
+def write_comparison(directories: Sequence[str | Path], to: Path) -> Path:
+    """Write the page that sets several finished runs side by side; returns ``to``.
+
+    Raises:
+        RunError: when one is no finished run, or the page cannot be written.
+    """
+    write_text(to, comparison_page(compared(directories)))
+    return to
+
+
+def compared(directories: Sequence[str | Path]) -> list[Compared]:
+    """The runs, cheapest first, each under a name of its own."""
+    if len({Path(directory).resolve() for directory in directories}) < len(directories):
+        raise RunError("the same run is given twice; name each once")
+    runs = [load_run(directory) for directory in directories]
+    names = [run.directory.resolve().name for run in runs]
+    if max(Counter(names).values()) > 1:
+        names = [str(run.directory) for run in runs]
+    found = [
+        Compared(name, run.ledger(), read_metrics(run.directory), run.summary(), flat(run.config.model_dump(mode="json")))
+        for name, run in zip(names, runs, strict=True)
+    ]
+    return sorted(found, key=lambda run: run.book.net_bits)
+
+
+def flat(values: Any, prefix: str = "") -> dict[str, str]:
+    """Nested settings as ``section.key``.
+
+    >>> flat({"prior": {"kind": "laplace", "scale": 0.3}, "seed": 0})
+    {'prior.kind': 'laplace', 'prior.scale': '0.3', 'seed': '0'}
+    """
+    if not isinstance(values, dict):
+        return {prefix: str(values)}
+    found: dict[str, str] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}.{key}" if prefix else key)
+    return found
+
+
+def comparison_page(runs: Sequence[Compared]) -> str:
+    """The page of several runs as HTML, without any reference to a network."""
+    best, books = runs[0], {run.label: run.book for run in runs}
+    with plots.off_screen():
+        figures = {"runs": plots.runs({run.label: run.metrics for run in runs}), "priors": plots.priors(books)}
+    return render(
+        "comparison.html",
+        {"widths": [], "grid": [], "runs": {run.label: run.book.net_bits for run in runs}},
+        title=f"{len(runs)} runs, the cheapest at {shown(best.book.net_bits)} bits",
+        name=f"{len(runs)} runs",
+        sentence=f"The cheapest of {len(runs)} descriptions is {best.label}: {shown(best.book.net_bits)} bits, model included.",
+        rows=_rows(runs),
+        notes=_notes(runs),
+        figures={name: Markup(plots.svg(axes, themed=True)) for name, axes in figures.items()},
+        differences=_differences(runs),
+    )
+
+
+def _rows(runs: Sequence[Compared]) -> list[list[str]]:
+    head = [
+        "run",
+        "prior",
+        "net bits",
+        "gross bits",
+        "refund",
+        "data bits",
+        "weights net",
+        "hyper-parameters",
+        "test error",
+        "seconds",
+    ]
+    rows = [head]
+    for run in runs:
+        book, summary = run.book, run.summary
+        gross, refund, net = shown_bits(book.net_bits, book.refund_bits)
+        error = summary.get("test_error")
+        parts = [book.data_bits, book.net_weight_bits, book.hyperparameter_bits]
+        rows.append(
+            [run.label, run.settings["prior.kind"], net, gross, refund, *(f"{bits:,.1f}" for bits in parts),
+             "" if error is None else f"{error:.4g}", f"{summary['training_seconds']:.1f}"]
+        )  # fmt: skip
+    return rows
+
+
+def _notes(runs: Sequence[Compared]) -> list[str]:
+    """What makes runs hard to compare."""
+    notes = []
+    if len({run.book.uniform_bits for run in runs}) > 1:
+        notes.append("These runs describe different labels: their totals are not to be compared.")
+    if len({run.book.grid_step for run in runs}) > 1:
+        notes.append("Their grids differ: compare net bits, not gross bits or refunds.")
+    given = [f"{run.label} is charged given {run.book.given}." for run in runs if run.book.given]
+    return notes + given
+
+
+def _differences(runs: Sequence[Compared]) -> list[list[str]]:
+    keys = list(dict.fromkeys(key for run in runs for key in run.settings))
+    rows = [["setting", *(run.label for run in runs)]]
+    for key in keys:
+        values = [run.settings.get(key, "") for run in runs]
+        if len(set(values)) > 1:
+            rows.append([key, *values])
+    return rows if len(rows) > 1 else [*rows, ["nothing", *("" for _ in runs)]]

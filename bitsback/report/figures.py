@@ -1,0 +1,85 @@
+"""Every still picture of a run by its name: what `bitsback plot` draws, and what the page shows."""
+
+from collections.abc import Callable, Iterator
+
+from matplotlib.axes import Axes
+
+from bitsback.errors import RunError, near_miss
+from bitsback.report import plots
+from bitsback.report.observe import DEAREST, Observation
+
+Figure = Callable[[Observation], Axes | None]
+
+
+def figure(seen: Observation, name: str) -> Axes:
+    """One picture of a run.
+
+    Raises:
+        RunError: for a name that is none of :data:`FIGURES`, or when this run has nothing to show there.
+    """
+    if name not in FIGURES:
+        raise RunError(f"there is no figure '{name}'{near_miss(name, FIGURES)}; known: {', '.join(FIGURES)}")
+    with plots.off_screen():
+        axes = FIGURES[name](seen)
+    if axes is None:
+        raise RunError(f"{seen.run.directory} has nothing to show as '{name}'; {WHY_NOT.get(name, POINT)}")
+    return axes
+
+
+def drawn(seen: Observation) -> Iterator[tuple[str, Axes | None]]:
+    """Every picture with its name; None for what this run cannot show."""
+    for name, draw in FIGURES.items():
+        with plots.off_screen():
+            axes = draw(seen)
+        yield name, axes
+
+
+def _of_weights(name: str) -> Figure:
+    return lambda seen: getattr(plots, name)(seen.weights) if seen.weights else None
+
+
+def _first(part: str, title: str) -> Figure:
+    def draw(seen: Observation) -> Axes | None:
+        values = getattr(seen.first, part, None)
+        return None if values is None else plots.filters(values.numpy(), symmetric=part == "mean", title=title)
+
+    return draw
+
+
+def _calibration(seen: Observation) -> Axes | None:
+    looked = seen.test or seen.train
+    return plots.calibration(looked.predicted.numpy(), looked.targets.numpy()) if seen.has_classes else None
+
+
+def _examples(seen: Observation) -> Axes | None:
+    if not seen.has_classes or seen.pictures is None:
+        return None
+    order = seen.train.dearest(DEAREST)
+    said = seen.train.predicted[order].argmax(-1).numpy()
+    bits, labels = seen.train.bits[order].numpy(), seen.train.targets[order].numpy()
+    return plots.examples(seen.pictures.numpy(), bits, labels, predicted=said)
+
+
+POINT = "a point estimate has no width and no refund; train with posterior.kind=gaussian"
+WHY_NOT = {
+    "calibration": "its targets are no labels",
+    "examples": "its inputs are no pictures, or its targets no labels",
+    "first_bits": "its prior does not code weights one by one, or no layer has a matrix of weights",
+}
+FIGURES: dict[str, Figure] = {
+    "training": lambda seen: plots.training(seen.metrics),
+    "ledger": lambda seen: plots.ledger(seen.book),
+    "width": lambda seen: plots.width(seen.widths.curve) if seen.widths else None,
+    "grid": lambda seen: plots.grid(seen.book) if seen.weights else None,
+    "bells": lambda seen: plots.bells(seen.weights[0]) if seen.weights else None,
+    "priors": lambda seen: plots.priors(seen.other_priors) if seen.other_priors else None,
+    "means": _of_weights("means"),
+    "signal_to_noise": _of_weights("signal_to_noise"),
+    "bits_per_weight": _of_weights("bits_per_weight"),
+    "bits_and_prior": _of_weights("bits_and_prior"),
+    "first_mean": _first("mean", "mean"),
+    "first_std": _first("std", "std"),
+    "first_bits": _first("bits", "net bits"),
+    "calibration": _calibration,
+    "examples": _examples,
+}

@@ -1,0 +1,37 @@
+"""Figures as functions: each takes what it shows and, if you like, the Axes to draw on, and returns the Axes.
+
+>>> from bitsback.report import plots
+>>> plots.codes({"uniform": 4773.6, "variational": 250.9}).get_xlabel()
+'bits'
+"""
+
+from bitsback.report.plots.bits import codes, grid, ledger, priors, runs, training, width
+from bitsback.report.plots.export import check_suffix, save, svg
+from bitsback.report.plots.pictures import calibration, examples, filters
+from bitsback.report.plots.style import COLOURS, off_screen, styled
+from bitsback.report.plots.weights import bells, bits_and_prior, bits_per_weight, means, prior_density, signal_to_noise
+
+__all__ = [
+    "COLOURS",
+    "bells",
+    "bits_and_prior",
+    "bits_per_weight",
+    "calibration",
+    "check_suffix",
+    "codes",
+    "examples",
+    "filters",
+    "grid",
+    "ledger",
+    "means",
+    "off_screen",
+    "prior_density",
+    "priors",
+    "runs",
+    "save",
+    "signal_to_noise",
+    "styled",
+    "svg",
+    "training",
+    "width",
+]

@@ -1,0 +1,86 @@
+"""What the posteriors look like, tensor by tensor: numbers for histograms."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bitsback.errors import BitsbackError
+from bitsback.kl import Panels
+from bitsback.kl.kl import kl_each
+from bitsback.model import BayesianModel, Weight
+from bitsback.model.accounting import seeded
+from bitsback.posterior import GaussianPosterior
+from bitsback.units import nats_to_bits
+
+MOST_WEIGHTS = 4096
+"""Weights of a tensor that are looked at, always the same ones; of a larger tensor, a sample."""
+
+Plain = bool | int | float | str
+
+
+@torch.no_grad()
+def histograms(model: BayesianModel, most: int = MOST_WEIGHTS) -> dict[str, Tensor]:
+    """What to draw for every weight tensor, on the CPU: at most ``most`` finite numbers under each name.
+
+    ``weights/NAME/mean``, and for a Gaussian posterior ``log2_std``, ``signal_to_noise`` (|mean| / std) and, where the prior
+    codes weights one by one, ``net_bits``. The model, and all random generators, are left as they were.
+
+    >>> from bitsback.model import bayesianize
+    >>> drawn = histograms(bayesianize(torch.nn.Linear(300, 100), prior="laplace"))
+    >>> sorted(drawn)[:4]
+    ['weights/bias/log2_std', 'weights/bias/mean', 'weights/bias/net_bits', 'weights/bias/signal_to_noise']
+    >>> drawn["weights/weight/mean"].shape
+    torch.Size([4096])
+    """
+    found: dict[str, Tensor] = {}
+    for weight in model.weights:
+        with seeded(0, weight.posterior.mean.device):
+            seen = _sample(weight.posterior.weights, most).to(weight.posterior.mean.device)
+            for name, values in _numbers(weight, seen).items():
+                finite = values[values.isfinite()].cpu()
+                if len(finite):
+                    found[f"weights/{weight.name}/{name}"] = finite
+    return found
+
+
+def _sample(count: int, most: int) -> Tensor:
+    """Places of at most ``most`` among ``count`` weights."""
+    return torch.arange(count) if count <= most else torch.randint(count, (most,)).sort().values
+
+
+def _numbers(weight: Weight, seen: Tensor) -> dict[str, Tensor]:
+    posterior = weight.posterior
+    mean = posterior.mean.detach().flatten()[seen].float()
+    if not isinstance(posterior, GaussianPosterior):
+        return {"mean": mean}
+    std = posterior.log_std.detach().flatten()[seen].float().exp()
+    numbers = {"mean": mean, "log2_std": std.log2(), "signal_to_noise": mean.abs() / std}
+    try:
+        return {**numbers, "net_bits": nats_to_bits(_nats(weight, posterior, seen))}
+    except (BitsbackError, NotImplementedError):  # a prior over whole groups of weights
+        return numbers
+
+
+def _nats(weight: Weight, posterior: GaussianPosterior, seen: Tensor) -> Tensor:
+    """KL(q||p) of the weights that are looked at."""
+    if weight.prior().batch_shape.numel() > 1:  # a prior of each weight's own: all of them, in closed form
+        return kl_each(posterior, weight.prior).flatten()[seen]
+    mean, log_std = posterior.mean.detach().flatten()[seen], posterior.log_std.detach().flatten()[seen]
+    return kl_each(GaussianPosterior(mean, log_std.exp()), weight.prior, panels=Panels.fast())
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Plain]:
+    """Nested settings under dotted names, as they are overridden on the command line; empty ones are left out.
+
+    >>> flat({"prior": {"kind": "laplace", "scale": None}, "seed": 0, "tags": ["a", "b"]})
+    {'prior.kind': 'laplace', 'seed': 0, 'tags': "['a', 'b']"}
+    """
+    found: dict[str, Plain] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{name}.")
+        elif value is not None:
+            found[f"{prefix}{name}"] = value if isinstance(value, bool | int | float | str) else str(value)
+    return found
