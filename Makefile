@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 JOBS ?= 2
 
-.PHONY: run test test-fast lint format docs-check install clean
+.PHONY: run test test-fast lint format docs docs-check install clean
 run: $(READY)
 	$(BIN)/bitsback train configs/digits.yaml
 
@@ -17,6 +17,9 @@ test-fast: $(READY)
 
 docs-check: $(READY)
 	$(BIN)/python -m pytest tests/test_readme.py tests/test_configs.py bitsback --doctest-modules
+
+docs: $(READY)
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -36,4 +39,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis docs/_build docs/reference docs/notebooks docs/figures

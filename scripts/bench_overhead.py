@@ -23,6 +23,7 @@ from bitsback.data import Dataset, Examples
 from bitsback.likelihoods import CategoricalLikelihood
 from bitsback.model import bayesianize
 from bitsback.training import LoggingSettings, TrainingSettings, start
+from bitsback.training.dashboards import Subject
 from bitsback.training.loop import Fit
 from bitsback.training.session import Session
 
@@ -64,7 +65,8 @@ def overhead(name: str, epochs: int) -> tuple[float, float]:
 
     fit.step = timed  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:
-        session = Session(fit, dataset.test, Path(folder), LoggingSettings(), progress=True, resume=False)
+        subject = Subject(fit.model)
+        session = Session(fit, dataset.test, Path(folder), LoggingSettings(), subject, progress=True, resume=False)
         began = time.perf_counter()
         session.run()
         whole = time.perf_counter() - began

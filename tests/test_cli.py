@@ -14,7 +14,7 @@ from bitsback.errors import ConfigError
 from bitsback.priors import registry as priors
 from bitsback.training.loop import Fit
 
-TOY = "data: {kind: digits, limit: 200}\ntraining: {epochs: 3}\nledger: {samples: 2}\n"
+TOY = "data: {kind: digits, limit: 200}\ntraining: {epochs: 3}\nledger: {samples: 2}\nlogging: {report: false}\n"
 VERBS = ["train", "ledger", "widen", "compare", "priors", "schema"]
 MONEY = ("net_bits", "gross_bits", "refund_bits", "data_bits")
 
@@ -36,7 +36,10 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli")
     (folder / "toy.yaml").write_text(TOY)
     with pytest.MonkeyPatch.context() as patch:
-        assert invoke(patch, "train", folder / "toy.yaml", "prior.kind=laplace", "--out", folder / "run") == 0
+        assert (
+            invoke(patch, "train", folder / "toy.yaml", "prior.kind=laplace", "logging.report=true", "--out", folder / "run")
+            == 0
+        )
     return folder / "run"
 
 
@@ -90,8 +93,14 @@ def lines_of(path):
 
 def test_train_writes_every_file_of_a_run(run):
     kept = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
-    files = {"config.yaml", "metrics.jsonl", "ledger.json", "summary.json", "posterior.safetensors"}
+    files = {"config.yaml", "metrics.jsonl", "ledger.json", "summary.json", "posterior.safetensors", "report.html"}
     assert kept == files | {"checkpoint/state.safetensors"}
+
+
+def test_a_run_that_wants_no_report_has_none(cli, tmp_path):
+    said = cli("train", "toy.yaml", "--out", "out")
+    assert "report.html" not in said.out
+    assert not (tmp_path / "out" / "report.html").exists()
 
 
 def test_train_without_out_makes_a_run_named_by_its_configuration(cli, tmp_path):
@@ -102,12 +111,12 @@ def test_train_without_out_makes_a_run_named_by_its_configuration(cli, tmp_path)
 
 
 def test_train_prints_a_ledger_that_adds_up_in_the_digits_shown(cli):
-    said = cli("train", "toy.yaml", "--out", "out")
+    said = cli("train", "toy.yaml", "logging.report=true", "--out", "out")
     rows = shown(said.out)
     assert len(rows) == 2 + 5
     assert all(gross - refund == pytest.approx(net, abs=1e-6) for gross, refund, net, *_ in rows)
     assert re.search(r"The labels cost 664 bits without a model; with it [\d,]+ bits, model included\.", said.out)
-    assert said.out.endswith("The run is in out\n")
+    assert said.out.endswith("The run is in out\nTo look at it: out/report.html\n")
 
 
 def test_train_prints_json_alone_on_stdout(cli, tmp_path):
@@ -128,7 +137,7 @@ def test_metrics_have_a_line_for_every_epoch_that_adds_up(run):
 
 
 def test_the_configuration_of_a_run_reads_back_equal(run):
-    assert load_config(run / "config.yaml") == load_config(run.parent / "toy.yaml", ["prior.kind=laplace"])
+    assert load_config(run / "config.yaml") == load_config(run.parent / "toy.yaml", ["prior.kind=laplace", "logging.report=true"])
 
 
 def test_an_interruption_exits_with_130_and_says_how_to_resume(interrupted, cli, tmp_path):

@@ -169,7 +169,7 @@ def test_budgets_leave_out_draws_first_then_examples(seen):
 def test_the_chosen_weights_span_the_signal_to_noise(seen):
     found = chosen(seen.weights)
     ratios = [float((w.posterior.mean.flatten()[i].abs() / w.posterior.std().flatten()[i]).detach()) for w, i in found]
-    every = torch.cat([(w.posterior.mean.abs() / w.posterior.std()).flatten() for w in seen.weights])
+    every = torch.cat([(w.posterior.mean.abs() / w.posterior.std()).flatten() for w in seen.weights]).detach()
     assert ratios == sorted(ratios, reverse=True)
     assert (ratios[0], ratios[-1]) == (pytest.approx(float(every.max())), pytest.approx(float(every.min())))
 

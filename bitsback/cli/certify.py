@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bitsback.cli.train import JsonOption, shown_error
+from bitsback.cli.train import JsonOption
 from bitsback.errors import CertificateError
+from bitsback.ledger.table import shown_error
 
 if TYPE_CHECKING:
     from bitsback.certificates import Certificate

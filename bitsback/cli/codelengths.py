@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bitsback.cli.train import JsonOption, shown_error
+from bitsback.cli.train import JsonOption
 from bitsback.errors import ConfigError
+from bitsback.ledger.table import shown_error
 
 if TYPE_CHECKING:
     from bitsback.config import Config, Run

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from bitsback.cli.train import ConfigArgument, JsonOption, shown_error, write_page
+from bitsback.cli.train import ConfigArgument, JsonOption, write_page
 from bitsback.errors import ConfigError
+from bitsback.ledger.table import shown_error
 
 COLUMNS = ("net_bits", "gross_bits", "refund_bits", "data_bits", "net_weight_bits", "hyperparameter_bits")
 

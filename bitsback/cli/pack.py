@@ -8,8 +8,9 @@ import typer
 
 from bitsback.cli.ledger import RunArgument
 from bitsback.cli.receive import OutDirectory
-from bitsback.cli.train import JsonOption, shown_error
+from bitsback.cli.train import JsonOption
 from bitsback.errors import FileError
+from bitsback.ledger.table import shown_error
 
 Codec = Literal["auto", "relative_entropy", "quantised"]
 FileArgument = Annotated[Path, typer.Argument(help="Model file.", show_default=False)]

@@ -7,7 +7,8 @@ import typer
 
 from bitsback.cli.ledger import RunArgument
 from bitsback.cli.receive import OutDirectory
-from bitsback.cli.train import JsonOption, shown_error
+from bitsback.cli.train import JsonOption
+from bitsback.ledger.table import shown_error
 
 if TYPE_CHECKING:
     from bitsback.shipping.pack import Packed

@@ -3,8 +3,8 @@
 import json as json_library
 from pathlib import Path
 
-from bitsback.cli.train import shown_error
 from bitsback.errors import FileError
+from bitsback.ledger.table import shown_error
 
 
 def send_two_part_file(config: Path | None, overrides: list[str], run: Path | None, out: Path | None, json: bool) -> None:

@@ -30,7 +30,7 @@ def train(
     """
     from bitsback.config import Experiment, load_config
     from bitsback.files import check_new_directory
-    from bitsback.ledger import show
+    from bitsback.ledger import show, shown_error
 
     if resume:
         experiment, directory = _resumed(config, overrides or [], out)
@@ -87,12 +87,3 @@ def _resumed(config: Path, overrides: list[str], out: Path | None) -> "tuple[Exp
     if config.is_dir() and overrides:
         raise RunError("a resumed run keeps its configuration; leave the overrides out")
     return Experiment.build(run.config), directory
-
-
-def shown_error(name: str, value: float) -> str:
-    """An error for a person: a percentage for classes, a plain number otherwise.
-
-    >>> shown_error("error", 0.031), shown_error("rmse", 0.12346)
-    ('3.1 %', '0.1235 (rmse)')
-    """
-    return f"{100 * value:.1f} %" if name == "error" else f"{value:.4g} ({name})"

@@ -11,8 +11,9 @@ import typer
 
 from bitsback.cli.ledger import RunArgument
 from bitsback.cli.tail import Metrics, Progress, Tail, check_run
-from bitsback.cli.train import JsonOption, shown_error
+from bitsback.cli.train import JsonOption
 from bitsback.errors import RunError
+from bitsback.ledger.table import shown_error
 
 if TYPE_CHECKING:
     from rich.console import Console

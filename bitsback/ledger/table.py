@@ -15,6 +15,15 @@ def shown_bits(net_bits: float, refund_bits: float) -> tuple[str, str, str]:
     return f"{net + refund:,.1f}", f"{refund:,.1f}", f"{net:,.1f}"
 
 
+def shown_error(name: str, value: float) -> str:
+    """An error for a person: a percentage for classes, a plain number otherwise.
+
+    >>> shown_error("error", 0.031), shown_error("rmse", 0.12346)
+    ('3.1 %', '0.1235 (rmse)')
+    """
+    return f"{100 * value:.1f} %" if name == "error" else f"{value:.4g} ({name})"
+
+
 def _row(name: str, weights: str, net_bits: float, refund_bits: float, per_weight: str, method: str) -> Row:
     return (name, weights, *shown_bits(net_bits, refund_bits), per_weight, method)
 

@@ -4,18 +4,23 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from markupsafe import Markup
 
-from bitsback.config import load_run
+from bitsback.config import Config, load_run
 from bitsback.errors import RunError
 from bitsback.files import write_text
 from bitsback.ledger import Ledger
-from bitsback.ledger.table import shown_bits
+from bitsback.ledger.table import shown_bits, shown_error
 from bitsback.report import plots
 from bitsback.report.frame import render, shown
 from bitsback.report.observe import Metrics, read_metrics
+from bitsback.training.histograms import flat
+
+LONGEST = 120
+"""Letters of a setting that are shown."""
 
 
 @dataclass(frozen=True)
@@ -48,24 +53,10 @@ def compared(directories: Sequence[str | Path]) -> list[Compared]:
     if max(Counter(names).values()) > 1:
         names = [str(run.directory) for run in runs]
     found = [
-        Compared(name, run.ledger(), read_metrics(run.directory), run.summary(), flat(run.config.model_dump(mode="json")))
+        Compared(name, run.ledger(), read_metrics(run.directory), run.summary(), _settings(run.config))
         for name, run in zip(names, runs, strict=True)
     ]
     return sorted(found, key=lambda run: run.book.net_bits)
-
-
-def flat(values: Any, prefix: str = "") -> dict[str, str]:
-    """Nested settings as ``section.key``.
-
-    >>> flat({"prior": {"kind": "laplace", "scale": 0.3}, "seed": 0})
-    {'prior.kind': 'laplace', 'prior.scale': '0.3', 'seed': '0'}
-    """
-    if not isinstance(values, dict):
-        return {prefix: str(values)}
-    found: dict[str, str] = {}
-    for key, value in values.items():
-        found |= flat(value, f"{prefix}.{key}" if prefix else key)
-    return found
 
 
 def comparison_page(runs: Sequence[Compared]) -> str:
@@ -103,13 +94,22 @@ def _rows(runs: Sequence[Compared]) -> list[list[str]]:
     for run in runs:
         book, summary = run.book, run.summary
         gross, refund, net = shown_bits(book.net_bits, book.refund_bits)
-        error = summary.get("test_error")
         parts = [book.data_bits, book.net_weight_bits, book.hyperparameter_bits]
         rows.append(
             [run.label, run.settings["prior.kind"], net, gross, refund, *(f"{bits:,.1f}" for bits in parts),
-             "" if error is None else f"{error:.4g}", f"{summary['training_seconds']:.1f}"]
+             _error(run), f"{summary['training_seconds']:.1f}"]
         )  # fmt: skip
     return rows
+
+
+def _settings(config: Config) -> dict[str, str]:
+    told = flat(config.model_dump(mode="json"))
+    return {key: shorten(str(value), LONGEST, placeholder=" ...") for key, value in told.items()}
+
+
+def _error(run: Compared) -> str:
+    error = run.summary.get("test_error")
+    return "" if error is None else shown_error(run.metrics[-1]["error_name"], error)
 
 
 def _notes(runs: Sequence[Compared]) -> list[str]:

@@ -83,3 +83,4 @@ FIGURES: dict[str, Figure] = {
     "calibration": _calibration,
     "examples": _examples,
 }
+"""Every figure of a run by its name; None is what a run cannot show."""

@@ -1,9 +1,12 @@
 """What a report says in words: the totals, four answers, and the facts of a run."""
 
+import math
+
 from bitsback.ledger import Ledger
-from bitsback.ledger.table import shown_bits
+from bitsback.ledger.table import shown_bits, shown_error
 from bitsback.report.frame import MINUS, shown
 from bitsback.report.observe import Observation
+from bitsback.report.plots.style import octave
 
 Rows = list[list[str]]
 
@@ -12,20 +15,20 @@ def cards(book: Ledger) -> list[tuple[str, str, str, str]]:
     """Colour, label, number and remark of each total."""
     gross, refund, net = (text.rpartition(".")[0] for text in shown_bits(round(book.net_weight_bits), round(book.refund_bits)))
     saved = book.uniform_bits / book.net_bits if book.net_bits > 0 else 0.0
-    more = f"a {saved:,.3g}th of what they cost without a model" if saved >= 2 else "with the model inside"
+    more = f"1/{saved:,.0f} of what they cost without a model" if saved >= 1.5 else "with the model inside"
+    spread = f"; ± {shown(book.data_bits_stderr)}" if book.data_bits_stderr else ""
     return [
-        ("gross", "Weights, gross", gross, f"on a grid of {book.grid_step:g}"),
+        ("gross", "Weights, gross", gross, f"on a grid of {_step(book.grid_step)}"),
         ("refund", f"{MINUS} refund", refund, "given back to the receiver"),
         ("net", "= weights, net", net, f"{shown(book.bits_per_weight)} bits for each of {book.weights:,}"),
         ("hyper", "+ hyper-parameters", shown(book.hyperparameter_bits), f"{_numbers(book)} learned beside the weights"),
-        (
-            "data",
-            f"+ data: the {book.described}",
-            shown(book.data_bits),
-            f"given the weights; ± {shown(book.data_bits_stderr)}",
-        ),
+        ("data", f"+ data: the {book.described}", shown(book.data_bits), f"given the weights{spread}"),
         ("net", "= net bits, in all", shown(book.net_bits), more),
     ]
+
+
+def _step(step: float) -> str:
+    return octave(step) if math.log2(step).is_integer() else f"{step:.2g}"
 
 
 def _numbers(book: Ledger) -> str:
@@ -97,7 +100,7 @@ def calibration_said(seen: Observation) -> str:
     which = "test" if seen.test else "training"
     return (
         f"How often the network is right when it is so sure: {len(looked):,} {which} examples, probabilities averaged over "
-        f"{looked.draws} draws of the weights."
+        f"{looked.draws} draw{'s' * (looked.draws != 1)} of the weights. The number at a point counts its examples."
     )
 
 
@@ -120,9 +123,7 @@ def fact_rows(seen: Observation) -> Rows:
     summary, book = seen.run.summary(), seen.book
     rows = [["fact", "value"], ["training examples", f"{book.examples:,}"], ["weights", f"{book.weights:,}"]]
     if summary.get("test_error") is not None:
-        name = seen.experiment.likelihood.error_name
-        error = summary["test_error"]
-        rows.append(["test error", f"{100 * error:.1f} %" if name == "error" else f"{error:.4g} ({name})"])
+        rows.append(["test error", shown_error(seen.experiment.likelihood.error_name, summary["test_error"])])
     rows += [["epochs", f"{summary['epochs']:,}"], ["seconds of training", f"{summary['training_seconds']:.1f}"]]
     rows.append(["draws behind the data bits", f"{book.samples:,}"])
     return rows + [[name, version] for name, version in summary["versions"].items()]

@@ -47,7 +47,7 @@ def sampled(weight: Weight, prior: Prior, most: int = WEIGHTS_LOOKED_AT) -> Samp
         prior: in float64; decides whether the cost is in closed form, and whether weights may be left out at all.
     """
     assert isinstance(weight.posterior, GaussianPosterior)
-    mean, std = weight.posterior.mean.cpu().double(), weight.posterior.std().cpu().double()
+    mean, std = weight.posterior.mean.detach().cpu().double(), weight.posterior.std().cpu().double()
     density = prior()
     if len(mean.flatten()) <= most or density.batch_shape.numel() != 1 or density.event_shape:
         return Sampled(mean, std)

@@ -96,6 +96,11 @@ def _label_ends(ax: Axes, ends: list[tuple[float, float, str, str]]) -> None:
         ax.annotate(name, (1.02, height - over), xycoords="axes fraction", color=colour, va="center", annotation_clip=False)
 
 
+def _beside(ax: Axes, text: str, x: float, y: float) -> None:
+    """Write at the end of a bar."""
+    ax.annotate(text, (x, y), (4, 0), textcoords="offset points", va="center", fontsize=8.5, annotation_clip=False)
+
+
 def ledger(book: Ledger, ax: Axes | None = None) -> Axes:
     """A bar for each weight tensor: the whole bar is gross, its hatched part was given back, its solid part stays net.
 
@@ -114,17 +119,16 @@ def ledger(book: Ledger, ax: Axes | None = None) -> Axes:
         places = np.arange(len(rows))[::-1]
         net, refund = np.array([row[1] for row in rows]), np.array([row[2] for row in rows])
         ax.barh(places, net, color=COLOURS["net"], height=0.62, label="net")
-        ax.barh(
-            places, refund, left=net, facecolor="none", edgecolor=COLOURS["gross"], hatch="////", height=0.62, label="refund"
-        )
+        if refund.any():
+            colour = COLOURS["gross"]
+            ax.barh(places, refund, left=net, facecolor="none", edgecolor=colour, hatch="////", height=0.62, label="refund")
         ax.set_yticks(places, [row[0] for row in rows])
         for place, paid, back in zip(places, net, refund, strict=True):
-            ax.annotate(f" {short(round(paid))} net of {short(round(paid + back))}", (paid + max(back, 0), place), va="center",
-                        fontsize=8, annotation_clip=False)  # fmt: skip
+            _beside(ax, f"{short(round(paid))} net of {short(round(paid + back))}", paid + max(back, 0.0), place)
         ax.set(xlabel="bits: gross = net + refund", xlim=(0, 1.3 * float(np.max(net + np.maximum(refund, 0)))))
         ax.grid(visible=False, axis="y")
         plain_ticks(ax.xaxis)
-        ax.legend(loc="lower right", ncols=1)
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
     return ax
 
 
@@ -212,13 +216,12 @@ def priors(books: Mapping[str, Ledger], ax: Axes | None = None) -> Axes:
             ax.barh(places, values, left=left, height=0.62, label=label, edgecolor=COLOURS[colour] if hatch else "none", **look)
             left = left + values
         for place, name in zip(places, order, strict=True):
-            end = (left[len(order) - 1 - place], place)
-            ax.annotate(f" {short(round(books[name].net_bits))}", end, va="center", fontsize=8.5, annotation_clip=False)
+            _beside(ax, short(round(books[name].net_bits)), left[len(order) - 1 - place], place)
         ax.set_yticks(places, order)
         ax.set(xlabel="net bits", xlim=(0, 1.15 * float(left.max())))
         ax.grid(visible=False, axis="y")
         plain_ticks(ax.xaxis)
-        ax.legend(loc="upper center", bbox_to_anchor=(0.4, -0.18), ncols=3, columnspacing=1, handlelength=1.2)
+        ax.legend(loc="lower left", bbox_to_anchor=(-0.2, 1), ncols=3, columnspacing=1, handlelength=1.2, borderaxespad=0.2)
     return ax
 
 
@@ -237,7 +240,7 @@ def codes(rows: Mapping[str, float], ax: Axes | None = None) -> Axes:
         places = np.arange(len(order))[::-1]
         ax.barh(places, [rows[name] for name in order], color=COLOURS["net"], height=0.62)
         for place, name in zip(places, order, strict=True):
-            ax.annotate(f" {short(round(rows[name]))}", (rows[name], place), va="center", fontsize=8.5, annotation_clip=False)
+            _beside(ax, short(round(rows[name])), rows[name], place)
         ax.set_yticks(places, order)
         far = rows[order[-1]] > 30 * max(rows[order[0]], 1e-9)
         ax.set(xlabel="bits", xscale="log" if far else "linear")

@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 SIZE = (4.6, 3.0)
 """Inches; a screen 360 pixels wide shows it almost one to one."""
@@ -97,7 +97,10 @@ def short(value: float, _place: object = None) -> str:
 
 
 def plain_ticks(axis: Any) -> None:
-    """Numbers as :func:`short` says them, no minor ticks."""
+    """Numbers as :func:`short` says them, no minor ticks; on a logarithmic axis of few decades, 1, 2 and 5 of each."""
+    if axis.get_scale() == "log":
+        low, high = axis.get_view_interval()
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
     axis.set_major_formatter(FuncFormatter(short))
     axis.set_minor_locator(NullLocator())
 

@@ -116,7 +116,7 @@ def signal_to_noise(weights: Sequence[Weight], ax: Axes | None = None) -> Axes:
         ax.hist(ratio, bins=BINS, range=(low, high), color=COLOURS["posterior"], alpha=0.75)
         ax.axvline(0.0, color=COLOURS["ink"], linewidth=1, linestyle="--")
         above = float((ratio > 0).mean())
-        ax.annotate(f"{above:.0%} above 1 ", (1.0, 1.01), xycoords="axes fraction", ha="right", color=COLOURS["muted"])
+        ax.annotate(f"{above:.0%} above 1", (1.0, 1.01), xycoords="axes fraction", ha="right", color=COLOURS["muted"])
         ticks = np.arange(low, high + 1, max(1, np.ceil((high - low) / 7)))
         ax.set_xticks(ticks, [octave(2.0**tick) for tick in ticks])
         ax.set(xlabel="|mean| / std", ylabel="weights")
@@ -140,7 +140,8 @@ def bits_per_weight(weights: Sequence[Weight], ax: Axes | None = None) -> Axes:
         ax.hist(bits, bins=BINS, color=COLOURS["net"], alpha=0.8)
         middle = float(bits.mean())
         ax.axvline(middle, color=COLOURS["ink"], linewidth=1, linestyle="--")
-        ax.annotate(f" mean {middle:.2f}", (middle, 0.95), xycoords=("data", "axes fraction"), color=COLOURS["muted"])
+        said = f"mean {middle:.2f}"
+        ax.annotate(said, (middle, 0.95), (5, 0), ("data", "axes fraction"), "offset points", color=COLOURS["muted"])
         ax.set(xlabel="net bits of a weight", ylabel="weights")
         plain_ticks(ax.xaxis)
         plain_ticks(ax.yaxis)

@@ -1,0 +1,108 @@
+"""How Sphinx builds this site: pages by hand, and pages made from the package when the build begins.
+
+``python -m sphinx -W --keep-going -b html docs docs/_build/html``; nothing is fetched from a network.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE / "_parts"), str(HERE.parent)]
+
+import api  # noqa: E402
+import bound  # noqa: E402
+import figures  # noqa: E402
+import settings  # noqa: E402
+import verbs  # noqa: E402
+from made import Made  # noqa: E402
+
+import bitsback  # noqa: E402
+
+project = "bitsback"
+author = "the authors of bitsback"
+copyright = "the authors of bitsback, Apache-2.0"
+version = release = bitsback.__version__
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "mathml"]
+exclude_patterns = ["_build", "_parts", "**.ipynb_checkpoints"]
+smartquotes = False
+highlight_language = "text"
+
+nb_execution_mode = "off"
+nb_merge_streams = True
+myst_enable_extensions = ["attrs_block", "attrs_inline", "colon_fence", "dollarmath"]
+myst_heading_anchors = 3
+suppress_warnings = ["mystnb.unknown_mime_type"]
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_inherit_docstrings = False
+autodoc_preserve_defaults = True
+autodoc_default_options = {"members": True, "show-inheritance": True, "ignore-module-all": True}
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 88
+toc_object_entries = False
+
+html_theme = "furo"
+html_title = "bitsback"
+html_static_path = ["_static"]
+html_css_files = ["bitsback.css"]
+html_copy_source = False
+html_show_sourcelink = False
+html_math_renderer = "mathml"
+pygments_style = "tango"
+pygments_dark_style = "github-dark"
+html_theme_options: dict[str, Any] = {
+    "light_css_variables": {"color-brand-primary": "#0b5394", "color-brand-content": "#0b5394"},
+    "dark_css_variables": {"color-brand-primary": "#7fb8e8", "color-brand-content": "#7fb8e8"},
+}
+
+
+def make_pages(_app: object) -> None:
+    """Write what is made from the package, its tables of numbers and its notebooks; untouched where nothing changed."""
+    made = Made(HERE)
+    for part in (api, settings, verbs, bound, figures):
+        part.make(made)
+    made.remove_others("reference", "notebooks", "figures")
+
+
+def give_title(_app: object, name: str, text: list[str]) -> None:
+    """A table that a script wrote has no title of its own."""
+    if name == "benchmarks/bits_first":
+        text[0] = "# Seconds to a bit: the first trainings\n\n" + text[0]
+
+
+def read_plainly(_app: object, what: str, _name: str, _thing: object, _options: object, lines: list[str]) -> None:
+    """Keep docstrings as they are meant: |w| is the size of w, and "this: that" about a constant begins with no type."""
+    for place, line in enumerate(lines):
+        parts = line.split("``")
+        lines[place] = "``".join(part if odd % 2 else part.replace("|", "\\|") for odd, part in enumerate(parts))
+    if what in ("attribute", "data", "property") and lines:
+        lines[0] = f": {lines[0]}"  # napoleon takes what stands before the first colon for a type
+
+
+def leave_out_object(_app: object, _name: str, _thing: object, _options: object, bases: list[object]) -> None:
+    """That a class is an object goes without saying."""
+    if object in bases:
+        bases.remove(object)
+
+
+def drop_empty_bases(_app: object, document: nodes.document) -> None:
+    """Remove the line that :func:`leave_out_object` has left without contents."""
+    for line in [each for each in document.findall(nodes.paragraph) if each.astext().strip() == "Bases:"]:
+        line.parent.remove(line)
+
+
+def setup(app: Any) -> None:
+    """Make the pages before Sphinx looks for them."""
+    app.connect("config-inited", lambda _app, _config: make_pages(_app))
+    app.connect("source-read", give_title)
+    app.connect("autodoc-process-bases", leave_out_object)
+    app.connect("doctree-read", drop_empty_bases)
+    app.connect("autodoc-process-docstring", read_plainly, priority=400)  # before napoleon

@@ -1,0 +1,163 @@
+"""What the documentation shows, runs; the site builds without a warning, and forgets no public name."""
+
+import contextlib
+import importlib
+import io
+import os
+import pkgutil
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer.main
+
+import bitsback
+from bitsback.cli.app import VERBS, app
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = {page.name: page.read_text() for page in sorted(DOCS.glob("*.md"))}
+MADE_ELSEWHERE = {"benchmarks.md"}  # its commands are those of scripts/
+
+
+def blocks(language):
+    return [(name, code) for name, text in PAGES.items() for code in re.findall(rf"```{language}\n(.*?)```", text, re.S)]
+
+
+def sessions():
+    """Python blocks of one page, in order, each with the text block that follows it at once: what it prints."""
+    shape = r"^```(?:python|\{code-block\} python\n:caption: bitsback)\n(.*?)^```\n(?:\n```text\n(.*?)```)?"
+    found = {name: re.findall(shape, text, re.S | re.M) for name, text in PAGES.items()}
+    return {name: parts for name, parts in found.items() if parts}
+
+
+@pytest.mark.parametrize("name", sessions())
+def test_the_python_of_a_page_runs_in_order(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "__main__"}
+    for code, expected in sessions()[name]:
+        line = PAGES[name][: PAGES[name].index(code)].count("\n")
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            exec(compile("\n" * line + code, str(DOCS / name), "exec"), names)
+        if expected:
+            assert said.getvalue() == expected
+
+
+def test_every_python_block_is_found():
+    shown = sum(len(re.findall(r"^```(?:python|\{code-block\} python)$", text, re.M)) for text in PAGES.values())
+    assert shown == sum(len(parts) for parts in sessions().values()) > 10
+
+
+@pytest.mark.parametrize(("name", "code"), blocks("yaml"), ids=lambda value: value[:20])
+def test_yaml_blocks_are_configurations(name, code, tmp_path):
+    from bitsback.config import load_config
+
+    (tmp_path / "shown.yaml").write_text(code)
+    load_config(tmp_path / "shown.yaml")
+
+
+def commands():
+    lines = [(name, line) for name, text in PAGES.items() for line in re.findall(r"^\$ (.*)$", text, re.M)]
+    return [(name, line) for name, line in lines if name not in MADE_ELSEWHERE]
+
+
+@pytest.mark.parametrize(("name", "line"), commands(), ids=lambda value: value[:60])
+def test_commands_are_verbs_with_their_options(name, line, monkeypatch):
+    """Every `$ bitsback ...` line parses; the README's run. Files of the repository that it names are there."""
+    monkeypatch.chdir(ROOT)
+    program, verb, *words = shlex.split(line)
+    assert program == "bitsback"
+    command = typer.main.get_command(app).commands[verb]
+    with command.make_context(verb, list(words)) as context:
+        assert not context.args, f"{name}: {line}: not understood: {context.args}"
+    for word in words:
+        assert not word.startswith("configs/") or (ROOT / word).is_file(), f"{name}: there is no {word}"
+
+
+def test_overrides_on_command_lines_are_settings():
+    from bitsback.config import load_config
+
+    for _, line in commands():
+        _, _, *words = shlex.split(line)
+        if words and words[0].startswith("configs/"):
+            given = [word.partition(",")[0] for word in words[1:] if re.match(r"[a-z_.]+=", word)]
+            load_config(ROOT / words[0], given)
+
+
+def test_numbers_are_those_of_the_readme_or_the_benchmarks():
+    """Prose and tables invent nothing: a figure with a comma or a point stands in one of the two."""
+    known = (ROOT / "README.md").read_text() + (DOCS / "benchmarks.md").read_text()
+    for name in ("index.md", "idea.md", "priors.md", "formats.md", "certificates.md", "cost.md"):
+        prose = re.sub(r"^```.*?^```|`[^`]*`|\$[^$]*\$", "", PAGES[name], flags=re.S | re.M)
+        for number in re.findall(r"(?<![\w.])\d[\d,]*\.\d+|\d{1,3}(?:,\d{3})+", prose):
+            assert number in known, f"{name}: where does {number} come from?"
+
+
+def build(out):
+    """Build the site; a warning is an error."""
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "-d", str(out / "trees")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, str(DOCS), str(out / "html")], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return out / "html"
+
+
+@pytest.mark.slow
+def test_the_site_builds_and_is_whole(tmp_path):
+    """One test, because one build serves all."""
+    site = build(tmp_path)
+    check_public_names(site)
+    check_verbs_and_sections(site)
+    check_nothing_is_loaded_from_a_network(site)
+    check_links_between_pages(site)
+
+
+def check_public_names(site):
+    from sphinx.util.inventory import InventoryFile
+
+    with (site / "objects.inv").open("rb") as file:
+        found = InventoryFile.load(file, "", lambda base, uri: uri)
+    described = {name for kind, names in found.items() if kind.startswith("py:") for name in names}
+    sys.path.insert(0, str(DOCS / "_parts"))
+    try:
+        from api import home
+    finally:
+        sys.path.pop(0)
+    walked = [info.name for info in pkgutil.walk_packages(bitsback.__path__, "bitsback.")]
+    modules = [name for name in walked if not name.endswith("__main__")]
+    assert set(modules) <= described
+    missing = [
+        f"{module}.{name} (as {home(module, name)})"
+        for module in ["bitsback", *modules]
+        for name in getattr(importlib.import_module(module), "__all__", ())
+        if home(module, name) not in described
+    ]
+    assert not missing, "give these a docstring where they are defined"
+
+
+def check_verbs_and_sections(site):
+    from bitsback.config.schema import Config
+
+    verbs, settings = ((site / "reference" / f"{name}.html").read_text() for name in ("verbs", "settings"))
+    for verb in VERBS:
+        assert f'id="{verb.__name__}"' in verbs
+    for section in Config.model_fields:
+        assert f">{section}<" in settings
+
+
+def check_nothing_is_loaded_from_a_network(site):
+    loads = r"<(?:script|img|iframe|source|link)\b[^>]*(?:src|href)=[\"'](?:https?:)?//[^\"']*"
+    for page in site.rglob("*.html"):
+        assert not re.findall(loads, page.read_text()), page
+    for style in site.rglob("*.css"):
+        assert not re.findall(r"@import|url\([\"']?(?:https?:)?//", style.read_text()), style
+
+
+def check_links_between_pages(site):
+    for page in site.rglob("*.html"):
+        for place in re.findall(r"href=\"([^\"#:?]*)[^\":]*\"", page.read_text()):
+            assert (page.parent / place).exists(), f"{page.name} points to {place}"
