@@ -19,7 +19,7 @@ FACTORS = tuple(2.0 ** (k / 2) for k in range(-8, 9))
 """From a sixteenth of the trained width to sixteen times it, two steps an octave."""
 OPERATIONS = 2.5e10
 """For the data bits of one width: about half a second."""
-MOST_DRAWS, LEAST_DRAWS = 50, 5
+LEAST_DRAWS = 5
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def widths(
     Raises:
         LedgerError: for a point estimate, which has no width.
     """
-    few, draws = affordable(examples, min(book.samples, MOST_DRAWS), OPERATIONS, operations(model, examples), least=LEAST_DRAWS)
+    few, draws = affordable(examples, book.samples, OPERATIONS, operations(model, examples), least=LEAST_DRAWS)
     scale = len(examples) / len(few)
     wide = [(weight, exact(weight.prior)) for weight in model.weights if isinstance(weight.posterior, GaussianPosterior)]
     moments = {weight.name: (sampled(weight, prior), prior) for weight, prior in wide}
