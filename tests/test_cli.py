@@ -137,7 +137,9 @@ def test_metrics_have_a_line_for_every_epoch_that_adds_up(run):
 
 
 def test_the_configuration_of_a_run_reads_back_equal(run):
-    assert load_config(run / "config.yaml") == load_config(run.parent / "toy.yaml", ["prior.kind=laplace", "logging.report=true"])
+    assert load_config(run / "config.yaml") == load_config(
+        run.parent / "toy.yaml", ["prior.kind=laplace", "logging.report=true"]
+    )
 
 
 def test_an_interruption_exits_with_130_and_says_how_to_resume(interrupted, cli, tmp_path):

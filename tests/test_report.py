@@ -14,7 +14,7 @@ from bitsback.data import Examples
 from bitsback.errors import LedgerError, RunError
 from bitsback.kl import kl
 from bitsback.model import bayesianize, evaluate, take_ledger, width_curve
-from bitsback.report import observe, write_comparison, write_report
+from bitsback.report import figure, observe, write_comparison, write_report
 from bitsback.report.explorers import chosen, explorers
 from bitsback.report.frame import render
 from bitsback.report.judged import judged
@@ -184,7 +184,7 @@ def test_a_bell_costs_what_the_kl_says(seen):
     assert bell["bits"][place]["net_weight_bits"] == pytest.approx(
         float(kl_divergence(q, weight.prior())) / np.log(2), rel=1e-4
     )
-    assert bell["mean"] == pytest.approx(float(weight.posterior.mean.flatten()[index]))
+    assert bell["mean"] == pytest.approx(float(weight.posterior.mean.detach().flatten()[index]))
     mass = np.trapezoid(bell["density"], np.linspace(-bell["reach"], bell["reach"], len(bell["density"])))
     assert 0.97 < mass < 1.0001
 
@@ -251,11 +251,11 @@ def test_several_runs_are_one_table(run, tmp_path):
     [
         (["report", "nowhere"], "is not a run directory"),
         (["report", "RUN", "RUN"], "given twice"),
-        (["report", "RUN", "-o", "/proc/x/y.html"], "cannot write"),
+        (["report", "RUN", "-o", "FILE/page.html"], "cannot write"),
     ],
 )
 def test_mistakes_are_one_sentence(run, run_verb, words, said):
-    result = run_verb(*(str(run) if word == "RUN" else word for word in words))
+    result = run_verb(*(word.replace("RUN", str(run)).replace("FILE", str(run / "ledger.json")) for word in words))
     assert result.code == 1
     assert said in result.err
     assert len(result.err.strip().splitlines()) == 1
@@ -272,3 +272,57 @@ def test_an_unfinished_run_says_how_to_finish_it(run, tmp_path):
     (half / "metrics.jsonl").write_text("{")
     with pytest.raises(RunError, match="train the run again"):
         observe(half)
+
+
+def test_every_figure_of_a_run_can_be_plotted(run, run_verb, tmp_path):
+    for name in ("width", "ledger", "training", "calibration", "first_mean", "examples"):
+        said = run_verb("plot", run, name, "-o", tmp_path / f"{name}.svg")
+        assert said.code == 0, said.err
+        assert (tmp_path / f"{name}.svg").read_text().startswith("<?xml")
+    assert run_verb("plot", run, "grid", "-o", tmp_path / "grid.png").code == 0
+    assert (tmp_path / "grid.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["RUN", "widht"], "did you mean 'width'"),
+        (["RUN", "width", "-o", "width.jpg"], ".svg, .png, .pdf"),
+        (["POINT", "width"], "posterior.kind=gaussian"),
+        (["nowhere", "width"], "is not a run directory"),
+    ],
+)
+def test_what_cannot_be_plotted_says_why(run, point, run_verb, words, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    places = {"RUN": str(run), "POINT": str(point)}
+    result = run_verb("plot", *(places.get(word, word) for word in words))
+    assert result.code == 1
+    assert said in result.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_figure_is_named_in_the_help_of_its_verb():
+    from bitsback.cli.plot import plot
+    from bitsback.report import FIGURES
+
+    assert all(re.search(rf"\b{name}\b", plot.__doc__) for name in FIGURES)
+
+
+def test_compare_leaves_a_page_beside_its_runs(run_verb, tmp_path):
+    (tmp_path / "toy.yaml").write_text("data: {kind: digits, limit: 200}\ntraining: {epochs: 2}\nledger: {samples: 2}\n")
+    said = run_verb("compare", tmp_path / "toy.yaml", "prior.kind=gaussian,laplace", "--out", tmp_path / "both")
+    assert said.code == 0, said.err
+    assert "prior.kind=laplace" in (tmp_path / "both" / "report.html").read_text()
+    assert (tmp_path / "both" / "prior.kind=laplace" / "report.html").is_file()
+
+
+def test_a_prior_over_whole_rows_has_a_page_without_bits_of_single_weights(tmp_path):
+    prior = "prior={kind: pyro, distribution: MultivariateNormal, arguments: {loc: [0.0, 0.0], covariance_matrix: [[1.0, 0.5], [0.5, 1.0]]}}"
+    data = "data.features={kind: principal_components, features: 2}"
+    network = "network={kind: sequential, layers: [{Linear: {bias: false}}]}"
+    directory = trained("digits_linear.yaml", tmp_path / "run", data, network, prior)
+    text = write_report(directory).read_text()
+    assert 'id="figure-means"' in text
+    assert 'id="figure-bits_per_weight"' not in text
+    with pytest.raises(RunError, match="one by one"):
+        figure(observe(directory), "bits_and_prior")

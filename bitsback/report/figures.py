@@ -35,7 +35,11 @@ def drawn(seen: Observation) -> Iterator[tuple[str, Axes | None]]:
 
 
 def _of_weights(name: str) -> Figure:
-    return lambda seen: getattr(plots, name)(seen.weights) if seen.weights else None
+    def draw(seen: Observation) -> Axes | None:
+        one_by_one = all(not weight.prior().event_shape for weight in seen.weights)
+        return getattr(plots, name)(seen.weights) if seen.weights and (one_by_one or name not in OF_EACH) else None
+
+    return draw
 
 
 def _first(part: str, title: str) -> Figure:
@@ -61,10 +65,14 @@ def _examples(seen: Observation) -> Axes | None:
 
 
 POINT = "a point estimate has no width and no refund; train with posterior.kind=gaussian"
+ALONE = "its prior does not code weights one by one"
+OF_EACH = ("bits_per_weight", "bits_and_prior")
 WHY_NOT = {
+    "bits_per_weight": f"it is a point estimate, or {ALONE}",
+    "bits_and_prior": f"it is a point estimate, or {ALONE}",
     "calibration": "its targets are no labels",
     "examples": "its inputs are no pictures, or its targets no labels",
-    "first_bits": "its prior does not code weights one by one, or no layer has a matrix of weights",
+    "first_bits": f"it is a point estimate, {ALONE}, or no layer has a matrix of weights",
 }
 FIGURES: dict[str, Figure] = {
     "training": lambda seen: plots.training(seen.metrics),

@@ -1,6 +1,7 @@
 """Everything that a report shows of one run, gathered once."""
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,13 +21,15 @@ from bitsback.posterior import GaussianPosterior
 from bitsback.report import judged as judging
 from bitsback.report.judged import Judged, judged
 from bitsback.report.recoded import recoded
-from bitsback.report.sampled import exact, sampled
+from bitsback.report.sampled import exact
 from bitsback.report.thrift import affordable, operations
 from bitsback.report.widths import Widths, widths
 from bitsback.units import nats_to_bits
 
 DEAREST = 32
 """How many of the most expensive examples are shown."""
+SHOWN_CELLS = 1024
+"""Of each axis of the first layer, at most so many are kept: a picture shows no more."""
 
 Metrics = list[dict[str, Any]]
 
@@ -170,14 +173,19 @@ def _first_layer(weights: list[Weight], picture: torch.Size) -> FirstLayer | Non
     chosen = next(iter([*convolutions, *(weight for weight in weights if weight.posterior.mean.ndim == 2)]), None)
     if chosen is None:
         return None
-    shape = chosen.posterior.mean.shape
-    if len(shape) == 2 and len(picture) == 3 and shape[1] == picture.numel():
-        shape = torch.Size([shape[0], *picture])
-    prior = exact(chosen.prior)
-    moments = sampled(chosen, prior, most=chosen.posterior.weights)
-    mean, std = moments.mean.reshape(shape), moments.std.reshape(shape)
-    try:
-        bits = nats_to_bits(kl_each(GaussianPosterior(moments.mean, moments.std), prior)).reshape(shape)
-    except BitsbackError:  # a prior that does not code its weights one by one
-        bits = None
-    return FirstLayer(chosen.name, mean, std, bits)
+    mean, std, bits = chosen.posterior.mean.detach(), chosen.posterior.std(), None
+    assert std is not None
+    prior, seen = exact(chosen.prior), (slice(0, SHOWN_CELLS),) * mean.ndim
+    with suppress(BitsbackError):  # a prior that does not code its weights one by one has no bits of each
+        if prior().batch_shape.numel() == 1:  # the same for every weight: only those that are shown
+            few = GaussianPosterior(mean[seen].cpu().double(), std[seen].cpu().double())
+            bits = nats_to_bits(kl_each(few, prior))
+        else:
+            bits = nats_to_bits(kl_each(GaussianPosterior(mean.cpu().double(), std.cpu().double()), prior))
+    is_picture = mean.ndim == 2 and len(picture) == 3 and mean.shape[1] == picture.numel() <= SHOWN_CELLS
+
+    def shown(values: Tensor) -> Tensor:
+        values = values[seen].cpu().double()
+        return values.reshape(-1, *picture) if is_picture else values
+
+    return FirstLayer(chosen.name, shown(mean), shown(std), None if bits is None else shown(bits))

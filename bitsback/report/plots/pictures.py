@@ -9,6 +9,7 @@ from bitsback.errors import RunError
 from bitsback.report.plots.style import COLOURS, new_axes, plain_ticks, short, styled
 
 MOST_FILTERS = 64
+MOST_CELLS = 200
 BINS = 10
 
 
@@ -16,7 +17,8 @@ def filters(values: Any, ax: Axes | None = None, *, title: str = "", symmetric: 
     """Weights as pictures beside each other, with a colour bar.
 
     Args:
-        values: (n, h, w), one picture each; (n, channels, h, w), channels side by side; or a matrix (out, in), one picture.
+        values: (n, h, w), one picture each, at most 64; (n, channels, h, w), channels side by side; or a matrix (out, in),
+            one picture of its first 200 rows and columns.
         ax: where to draw; default: a new figure.
         title: what the colours mean.
         symmetric: blue below zero, red above; otherwise from the lowest to the highest value.
@@ -32,7 +34,7 @@ def filters(values: Any, ax: Axes | None = None, *, title: str = "", symmetric: 
     if array.ndim not in (2, 3, 4):
         raise RunError(f"pictures have shape (n, h, w), (n, channels, h, w) or (out, in); got {array.shape}")
     if array.ndim == 2:
-        board = array
+        board = array[:MOST_CELLS, :MOST_CELLS]
     else:
         pictures = array.reshape(-1, *array.shape[-2:])[:MOST_FILTERS]
         columns = array.shape[1] if array.ndim == 4 and 1 < array.shape[1] <= 8 else _columns(len(pictures))

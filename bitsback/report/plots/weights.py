@@ -12,6 +12,7 @@ from bitsback.kl import kl_each
 from bitsback.model import Weight
 from bitsback.posterior import GaussianPosterior
 from bitsback.report.plots.style import COLOURS, new_axes, octave, plain_ticks, styled
+from bitsback.report.sampled import exact, sampled
 from bitsback.units import nats_to_bits
 
 MOST_POINTS = 2_000
@@ -134,11 +135,11 @@ def bits_per_weight(weights: Sequence[Weight], ax: Axes | None = None) -> Axes:
     Raises:
         RunError: when no weight has a Gaussian posterior, or the prior does not code weights one by one.
     """
-    bits = net_bits_each(weights)
+    _, bits, shares = net_bits_each(weights)
     with styled():
         ax = ax or new_axes()
-        ax.hist(bits, bins=BINS, color=COLOURS["net"], alpha=0.8)
-        middle = float(bits.mean())
+        ax.hist(bits, bins=BINS, weights=shares, color=COLOURS["net"], alpha=0.8)
+        middle = float(np.average(bits, weights=shares))
         ax.axvline(middle, color=COLOURS["ink"], linewidth=1, linestyle="--")
         said = f"mean {middle:.2f}"
         ax.annotate(said, (middle, 0.95), (5, 0), ("data", "axes fraction"), "offset points", color=COLOURS["muted"])
@@ -158,7 +159,7 @@ def bits_and_prior(weights: Sequence[Weight], ax: Axes | None = None) -> Axes:
     Raises:
         RunError: when no weight has a Gaussian posterior, or the prior does not code weights one by one.
     """
-    mean, bits = _moments(weights)[0], net_bits_each(weights)
+    mean, bits, _ = net_bits_each(weights)
     places = np.unique(np.linspace(0, len(mean) - 1, min(len(mean), MOST_POINTS)).round().astype(int))
     low, high = _span(mean)
     with styled():
@@ -180,18 +181,29 @@ def bits_and_prior(weights: Sequence[Weight], ax: Axes | None = None) -> Axes:
     return ax
 
 
-def net_bits_each(weights: Sequence[Weight]) -> np.ndarray:
-    """Net bits of every weight, (n,); raises RunError when the prior does not code weights one by one."""
+def net_bits_each(weights: Sequence[Weight]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean, net bits and share of every weight, (n,) each; of a tensor whose bits cost a quadrature each, an even sample.
+
+    A share says how many weights one of the sample stands for.
+
+    Raises:
+        RunError: when no weight has a Gaussian posterior, or the prior does not code weights one by one.
+    """
     _moments(weights)
-    parts = []
+    means, bits, shares = [], [], []
     for weight in weights:
-        if isinstance(weight.posterior, GaussianPosterior):
-            try:
-                with torch.no_grad():
-                    parts.append(nats_to_bits(kl_each(weight.posterior, weight.prior)).flatten().cpu().double())
-            except BitsbackError as fault:
-                raise RunError(f"no bits of single weights: {fault}") from fault
-    return torch.cat(parts).numpy()
+        if not isinstance(weight.posterior, GaussianPosterior):
+            continue
+        prior = exact(weight.prior)
+        some = sampled(weight, prior)
+        try:
+            with torch.no_grad():
+                bits.append(nats_to_bits(kl_each(GaussianPosterior(some.mean, some.std), prior)).flatten())
+        except BitsbackError as fault:
+            raise RunError(f"no bits of single weights: {fault}") from fault
+        means.append(some.mean.flatten())
+        shares.append(torch.full_like(means[-1], some.scale))
+    return torch.cat(means).numpy(), torch.cat(bits).numpy(), torch.cat(shares).numpy()
 
 
 @torch.no_grad()
