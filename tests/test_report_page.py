@@ -116,3 +116,12 @@ def test_the_page_answers_what_a_reader_asks(run):
         assert f"{book['refund_bits']:,.0f} of the {book['gross_weight_bits']:,.0f} gross bits" in said
         assert "twice as wide" in said
         assert "Which prior was cheapest?" in said
+
+
+def test_the_readmes_picture_is_made_by_its_script(run, tmp_path, monkeypatch, capsys):
+    from test_scripts import run as run_script
+
+    with opened(run / "report.html"):  # skips where there is no browser
+        pass
+    run_script(monkeypatch, capsys, "report_picture.py", run, "-o", tmp_path / "report.png")
+    assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
