@@ -1,5 +1,6 @@
 """Figures show the numbers they are given: read back from bars, lines and points."""
 
+import itertools
 import re
 import xml.etree.ElementTree as ElementTree
 
@@ -74,7 +75,8 @@ def test_as_svg_it_is_small_and_a_page_may_colour_it(name, model):
         ElementTree.fromstring(text)
         assert text.startswith("<svg")
         assert len(text) < 60_000
-        assert not re.search(r"\d\.\d{3,}", re.sub(r'href="data:[^"]*"', "", text))  # no long coordinates
+        tags = "".join(re.findall(r"<[^>]*>", re.sub(r'href="data:[^"]*"', "", text)))
+        assert not re.search(r"\d\.\d{3,}", tags)  # no long coordinates
     ids = [set(re.findall(r'\bid="([^"]+)"', text)) for text in texts]
     assert not ids[0] & ids[1], "two pictures in one page must not share ids"
     for text, own in zip(texts, ids, strict=True):
@@ -198,21 +200,92 @@ def test_off_screen_figures_are_nobody_elses():
     ("draw", "said"),
     [
         (lambda: plots.training([]), "no metrics"),
+        (lambda: plots.training([{"epoch": 1, "net_bits": 3.0}]), "no gross_bits, refund_bits, data_bits"),
         (lambda: plots.runs({}), "no runs"),
         (lambda: plots.width({}), "width curve is empty"),
         (lambda: plots.priors({}), "no ledgers"),
         (lambda: plots.codes({}), "no codes"),
         (lambda: plots.filters(np.zeros(3)), "pictures have shape"),
+        (lambda: plots.filters(np.zeros((0, 3, 3))), "pictures have shape"),
+        (lambda: plots.examples(np.zeros((2, 3, 3)), [1.0], [1, 2]), "2 pictures need as many bits"),
         (lambda: plots.examples(np.zeros((0, 3, 3)), [], []), "pictures have shape"),
         (lambda: plots.calibration(np.zeros((3, 2)), np.zeros(2)), "give probabilities"),
         (lambda: plots.means(bayesianize(torch.nn.Linear(2, 2), posterior="point", prior={"kind": "laplace", "learn": "none"}).weights),
          "posterior.kind=gaussian"),
         (lambda: plots.bells(bayesianize(torch.nn.Linear(2, 2)).weights[0], index=4), "has 4 weights"),
+        (lambda: plots.bells(bayesianize(torch.nn.Linear(2, 2)).weights[0], factor=0.0), "above zero"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_drawn_says_why(draw, said):
     with pytest.raises(RunError, match=said):
         draw()
+
+
+def test_as_svg_labels_keep_their_digits():
+    axes = Figure(figsize=SIZE, layout="constrained").add_subplot()
+    plots.codes({"at 3.14159": 0.875, "b": 0.0734}, axes)
+    axes.set_xticks([0.125, 0.375])
+    said = [element.text for element in ElementTree.fromstring(plots.svg(axes)).iter() if element.tag.endswith("text")]
+    assert {"0.125", "0.375", "at 3.14159"} <= set(said)
+
+
+def test_a_saved_svg_has_a_size(tmp_path):
+    with plots.off_screen():
+        axes = plots.codes({"uniform": 10.0})
+    root = ElementTree.fromstring(plots.save(axes, tmp_path / "figure.svg").read_bytes())
+    wide, high = axes.get_figure().get_size_inches() * 72
+    assert [float(root.get(side).removesuffix("pt")) for side in ("width", "height")] == pytest.approx([wide, high], abs=0.01)
+
+
+@pytest.mark.parametrize("factor", [0.001, 1.0, 16.0])
+def test_a_bell_is_whole_at_every_width(model, factor):
+    line = plots.bells(model.weights[0], index=3, factor=factor).lines[1]
+    assert np.trapezoid(line.get_ydata(), line.get_xdata()) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_ratios_below_the_axis_are_said_to_be(model):
+    assert not plots.signal_to_noise(model.weights).get_xticklabels()[0].get_text().startswith("≤")
+    with torch.no_grad():
+        model.weights[0].posterior.mean[0, 0] = 0.0
+    assert plots.signal_to_noise(model.weights).get_xticklabels()[0].get_text() == "≤1/256"
+
+
+def test_codes_are_drawn_in_bits():
+    near = plots.codes({"a": 50.0, "b": 0.0})
+    assert [patch.get_width() for patch in near.patches] == [0.0, 50.0]
+    assert (near.get_xscale(), plots.codes({"a": 50.0, "b": 1.0}).get_xscale()) == ("linear", "log")
+
+
+def test_numbers_on_a_logarithmic_axis_do_not_overlap():
+    axes = plots.codes({"uniform": 199_317.0, "variational": 2_501.0})
+    axes.figure.draw_without_rendering()
+    left, right = axes.get_xlim()
+    boxes = [t.get_window_extent() for t in axes.get_xticklabels() if left <= t.get_position()[0] <= right]
+    assert all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes))
+
+
+def test_a_width_curve_has_ticks_at_any_factors():
+    axes = plots.width(dict.fromkeys((0.3, 1.0, 3.0), CURVE[1.0]))
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0.3", "1", "3"]
+
+
+def test_filters_are_the_values_a_row_for_each():
+    values = np.arange(2 * 3 * 2 * 2, dtype=float).reshape(2, 3, 2, 2)
+    board = plots.filters(torch.tensor(values, requires_grad=True)).images[0].get_array()
+    assert board.shape == (5, 8)
+    assert np.array_equal(board[3:5, 6:8], values[1, 2])
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ((64, 3, 3), "std"),
+        ((100, 1, 3, 3), "std, the first 64"),
+        ((100, 32, 3, 3), "std, the first 4 filters, the first 16 channels"),
+    ],
+)
+def test_filters_left_out_are_counted(shape, said):
+    assert plots.filters(np.ones(shape), title="std").get_title() == said
 
 
 def test_a_figure_is_axes():

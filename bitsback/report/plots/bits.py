@@ -30,13 +30,13 @@ def training(metrics: Sequence[Mapping[str, Any]], ax: Axes | None = None) -> Ax
         ax: where to draw; default: a new figure.
 
     Raises:
-        RunError: without metrics.
+        RunError: without metrics, or when their lines lack bits.
 
     >>> rows = [{"epoch": 1, "net_bits": 30.0, "gross_bits": 50.0, "refund_bits": 20.0, "data_bits": 9.0}] * 2
     >>> len(training(rows).lines)
     4
     """
-    rows = _thinned(metrics)
+    rows = _thinned(metrics, [key for key, *_ in FOUR])
     with styled():
         ax = ax or new_axes()
         epochs, ends = [row["epoch"] for row in rows], []
@@ -65,7 +65,7 @@ def runs(histories: Mapping[str, Sequence[Mapping[str, Any]]], ax: Axes | None =
     with styled():
         ax, ends = ax or new_axes(), []
         for place, (name, metrics) in enumerate(histories.items()):
-            rows = _thinned(metrics)
+            rows = _thinned(metrics, ["net_bits"])
             values = [max(row["net_bits"], 1e-3) for row in rows]
             colour = palette[place % len(palette)]
             ax.plot([row["epoch"] for row in rows], values, LINES[place % len(LINES)], color=colour, linewidth=1.5)
@@ -76,9 +76,12 @@ def runs(histories: Mapping[str, Sequence[Mapping[str, Any]]], ax: Axes | None =
     return ax
 
 
-def _thinned(metrics: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def _thinned(metrics: Sequence[Mapping[str, Any]], needed: Sequence[str]) -> list[Mapping[str, Any]]:
     if not metrics:
         raise RunError("there are no metrics to draw; give the lines of a run's metrics.jsonl")
+    missing = [key for key in ("epoch", *needed) if any(key not in row for row in metrics)]
+    if missing:
+        raise RunError(f"the metrics have no {', '.join(missing)}; give the lines of a run's metrics.jsonl")
     places = np.unique(np.linspace(0, len(metrics) - 1, min(len(metrics), MOST_POINTS)).round().astype(int))
     return [metrics[place] for place in places]
 
@@ -159,7 +162,8 @@ def width(curve: Mapping[float, Ledger], ax: Axes | None = None) -> Axes:
         ax.set_title(f"lowest: {short(round(curve[best].net_bits))} bits, at {where}", loc="left", color=COLOURS["net"])
         ax.axvline(1.0, color=COLOURS["muted"], linewidth=0.8, linestyle=(0, (3, 3)))
         ax.set(xscale="log", yscale="log", xlabel="posterior std, times the trained one", ylabel="bits")
-        shown = [factor for factor in factors if float(np.log2(factor)).is_integer()][:: 2 if len(factors) > 6 else 1]
+        octaves = [factor for factor in factors if float(np.log2(factor)).is_integer()]
+        shown = (octaves if len(octaves) > 1 else factors)[:: 2 if len(factors) > 6 else 1]
         ax.set_xticks(shown, [octave(factor) for factor in shown])
         ax.xaxis.minorticks_off()
         plain_ticks(ax.yaxis)
@@ -242,7 +246,7 @@ def codes(rows: Mapping[str, float], ax: Axes | None = None) -> Axes:
         for place, name in zip(places, order, strict=True):
             _beside(ax, short(round(rows[name])), rows[name], place)
         ax.set_yticks(places, order)
-        far = rows[order[-1]] > 30 * max(rows[order[0]], 1e-9)
+        far = 0 < 30 * rows[order[0]] < rows[order[-1]]
         ax.set(xlabel="bits", xscale="log" if far else "linear")
         ax.set_xlim(right=rows[order[-1]] * (3 if far else 1.2))
         ax.grid(visible=False, axis="y")

@@ -36,7 +36,7 @@ def svg(drawn: Axes | Figure, *, themed: bool = False) -> str:
     text = text[text.index("<svg") :].strip()
     text = re.sub(r"<metadata>.*?</metadata>\s*|<!--.*?-->\s*", "", text, flags=re.S)
     text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)
-    text = re.sub(r"(\d+\.\d{2})\d+", r"\1", text)
+    text = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d+\.\d{2})\d+", r"\1", tag[0]), text)  # labels keep their digits
     text = re.sub(
         r'\b(id="|#)(figure|axes|patch|line2d|text|xtick|ytick|matplotlib\.axis|PathCollection|FillBetweenPolyCollection|legend|QuadMesh|LineCollection)_(\d+)',
         rf"\1{salt}-\2-\3",
@@ -58,7 +58,8 @@ def save(drawn: Axes | Figure, path: str | Path) -> Path:
     """
     place = check_suffix(Path(path))
     if place.suffix == ".svg":
-        write_bytes(place, ('<?xml version="1.0" encoding="utf-8"?>\n' + svg(drawn)).encode())
+        sized = re.sub(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', r'width="\1pt" height="\2pt" \g<0>', svg(drawn), count=1)
+        write_bytes(place, ('<?xml version="1.0" encoding="utf-8"?>\n' + sized).encode())
         return place
     stream = io.BytesIO()
     _figure(drawn).savefig(

@@ -6,10 +6,11 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from bitsback.errors import RunError
-from bitsback.report.plots.style import COLOURS, new_axes, plain_ticks, short, styled
+from bitsback.report.plots.style import COLOURS, array_of, new_axes, plain_ticks, short, styled
 
 MOST_FILTERS = 64
 MOST_CELLS = 200
+MOST_CHANNELS = 16
 BINS = 10
 
 
@@ -17,35 +18,30 @@ def filters(values: Any, ax: Axes | None = None, *, title: str = "", symmetric: 
     """Weights as pictures beside each other, with a colour bar.
 
     Args:
-        values: (n, h, w), one picture each, at most 64; (n, channels, h, w), channels side by side; or a matrix (out, in),
-            one picture of its first 200 rows and columns.
+        values: (n, h, w), one picture each; (n, channels, h, w), a row for each, channels side by side; or a matrix
+            (out, in), one picture of its first 200 rows and columns. Of many, the first are drawn, and the title says so.
         ax: where to draw; default: a new figure.
         title: what the colours mean.
         symmetric: blue below zero, red above; otherwise from the lowest to the highest value.
 
     Raises:
-        RunError: for another shape.
+        RunError: for another shape, or without values.
 
     >>> import numpy as np
     >>> filters(np.zeros((4, 3, 3)), title="mean").get_title()
     'mean'
     """
-    array = np.asarray(values, dtype=float)
-    if array.ndim not in (2, 3, 4):
+    array = array_of(values).astype(float)
+    if array.ndim not in (2, 3, 4) or not array.size:
         raise RunError(f"pictures have shape (n, h, w), (n, channels, h, w) or (out, in); got {array.shape}")
-    if array.ndim == 2:
-        board = array[:MOST_CELLS, :MOST_CELLS]
-    else:
-        pictures = array.reshape(-1, *array.shape[-2:])[:MOST_FILTERS]
-        columns = array.shape[1] if array.ndim == 4 and 1 < array.shape[1] <= 8 else _columns(len(pictures))
-        board = _montage(pictures, columns)
+    board, first = _board(array)
     limit = float(np.nanmax(np.abs(board))) or 1.0
     look: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit} if symmetric else {"cmap": "viridis"}
     with styled():
         ax = ax or new_axes((4.6, float(np.clip(4.2 * board.shape[0] / board.shape[1], 1.6, 5.0))))
         shown = ax.imshow(board, interpolation="nearest", **look)
         ax.set_axis_off()
-        ax.set_title(title)
+        ax.set_title(", ".join(part for part in (title, first) if part))
         bar = ax.figure.colorbar(shown, ax=ax, shrink=0.8, aspect=18, pad=0.02)
         bar.outline.set_visible(False)
         plain_ticks(bar.ax.yaxis)
@@ -66,11 +62,15 @@ def examples(
         columns: pictures in a row.
 
     Raises:
-        RunError: without pictures.
+        RunError: without pictures, or when there are not as many bits and labels.
     """
-    pictures = np.asarray(images, dtype=float)
+    pictures, bits, labels = array_of(images).astype(float), array_of(bits), array_of(labels)
+    predicted = None if predicted is None else array_of(predicted)
     if pictures.ndim != 3 or not len(pictures):
         raise RunError(f"pictures have shape (n, h, w); got {pictures.shape}")
+    for name, given in (("bits", bits), ("labels", labels), ("predicted", predicted)):
+        if given is not None and given.shape != (len(pictures),):
+            raise RunError(f"{len(pictures)} pictures need as many {name}; got shape {given.shape}")
     columns = min(columns, len(pictures))
     rows, (height, width) = -(-len(pictures) // columns), pictures.shape[1:]
     step_x, step_y = 1.25, 1.25 * height / width + 0.55
@@ -115,7 +115,7 @@ def calibration(probabilities: Any, labels: Any, ax: Axes | None = None) -> Axes
     Raises:
         RunError: when the shapes do not fit.
     """
-    table, truth = np.asarray(probabilities, dtype=float), np.asarray(labels)
+    table, truth = array_of(probabilities).astype(float), array_of(labels)
     if table.ndim != 2 or truth.shape != table.shape[:1] or not len(truth):
         raise RunError(f"give probabilities (n, classes) and labels (n,); got {table.shape} and {truth.shape}")
     sure, right = table.max(1), table.argmax(1) == truth
@@ -142,6 +142,23 @@ def calibration(probabilities: Any, labels: Any, ax: Axes | None = None) -> Axes
         ax.annotate(f"calibration error {error:.1%}", (0.97, 0.05), xycoords="axes fraction", ha="right")
         ax.set(xlabel="how sure", ylabel="how often right", xlim=(0, 1.08), ylim=(0, 1.05))
     return ax
+
+
+def _board(array: np.ndarray) -> tuple[np.ndarray, str]:
+    """All pictures on one board; and in words which, where some are left out."""
+    if array.ndim == 2:
+        return array[:MOST_CELLS, :MOST_CELLS], ""
+    if array.ndim == 3 or array.shape[1] == 1:
+        pictures = array.reshape(-1, *array.shape[-2:])[:MOST_FILTERS]
+        return _montage(pictures, _columns(len(pictures))), _first(len(pictures), len(array), "")
+    channels = min(array.shape[1], MOST_CHANNELS)
+    rows = array[: MOST_FILTERS // channels, :channels]
+    said = [_first(len(rows), len(array), " filters"), _first(channels, array.shape[1], " channels")]
+    return _montage(rows.reshape(-1, *array.shape[-2:]), channels), ", ".join(part for part in said if part)
+
+
+def _first(shown: int, count: int, what: str) -> str:
+    return "" if shown == count else f"the first {shown}{what}"
 
 
 def _columns(count: int) -> int:

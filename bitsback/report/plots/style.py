@@ -7,6 +7,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
@@ -83,6 +84,11 @@ def off_screen() -> Iterator[None]:
         _off_screen.reset(before)
 
 
+def array_of(values: Any) -> np.ndarray:
+    """A tensor of any device, with or without gradient, or anything that NumPy takes, as an array."""
+    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+
+
 def short(value: float, _place: object = None) -> str:
     """A number for an axis: at most four digits, thousands separated.
 
@@ -97,21 +103,27 @@ def short(value: float, _place: object = None) -> str:
 
 
 def plain_ticks(axis: Any) -> None:
-    """Numbers as :func:`short` says them, no minor ticks; on a logarithmic axis of few decades, 1, 2 and 5 of each."""
+    """Numbers as :func:`short` says them, no minor ticks; on a logarithmic axis of few decades, 1, 2 and 5 of each.
+
+    Numbers beside each other need more room than numbers above each other.
+    """
     if axis.get_scale() == "log":
         low, high = axis.get_view_interval()
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
+        room = 300 if axis.axis_name == "y" else 30
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < room * low else (1,)))
     axis.set_major_formatter(FuncFormatter(short))
     axis.set_minor_locator(NullLocator())
 
 
 def octave(value: float) -> str:
-    """A power of two as a person writes it.
+    """A power of two as a person writes it; another number as :func:`short` says it.
 
-    >>> octave(0.25), octave(8.0), octave(2**-12)
-    ('1/4', '8', '2⁻¹²')
+    >>> octave(0.25), octave(8.0), octave(2**-12), octave(0.3)
+    ('1/4', '8', '2⁻¹²', '0.3')
     """
     exponent = math.log2(value)
+    if not exponent.is_integer():
+        return short(value)
     if exponent < -8 or exponent > 12:
         return "2" + f"{exponent:.0f}".translate(RAISED)
     return f"{value:g}" if value >= 1 else f"1/{1 / value:g}"

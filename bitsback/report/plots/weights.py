@@ -17,6 +17,8 @@ from bitsback.units import nats_to_bits
 
 MOST_POINTS = 2_000
 BINS = 40
+LOWEST_RATIO = 2.0**-8
+"""Of mean to std; weights below it are counted with it."""
 
 
 def bells(weight: Weight, index: int = 0, factor: float = 1.0, ax: Axes | None = None) -> Axes:
@@ -29,7 +31,7 @@ def bells(weight: Weight, index: int = 0, factor: float = 1.0, ax: Axes | None =
         ax: where to draw; default: a new figure.
 
     Raises:
-        RunError: for a point estimate, which has no density, and an index out of range.
+        RunError: for a point estimate, which has no density, an index out of range, and a factor of zero or below.
 
     >>> import torch, bitsback
     >>> model = bitsback.bayesianize(torch.nn.Linear(3, 2), prior="laplace")
@@ -39,9 +41,12 @@ def bells(weight: Weight, index: int = 0, factor: float = 1.0, ax: Axes | None =
     mean, std = _moments([weight])
     if not 0 <= index < len(mean):
         raise RunError(f"'{weight.name}' has {len(mean):,} weights; index {index} is not among them")
+    if not factor > 0:
+        raise RunError(f"a width factor must be above zero, got {factor:g}")
     centre, spread = float(mean[index]), float(std[index]) * factor
-    reach = max(abs(centre) + 4 * float(std[index]), 3 * float(weight.prior.width().detach().min()))
-    points = np.linspace(-reach, reach, 600)
+    reach = max(abs(centre) + 4 * float(std[index]) * max(1.0, factor), 3 * float(weight.prior.width().detach().min()))
+    points = np.union1d(np.linspace(-reach, reach, 440), centre + spread * np.linspace(-6, 6, 160))
+    points = points[np.abs(points) <= reach]  # dense where the bell is, which may be a needle
     place = ", ".join(str(axis) for axis in np.unravel_index(index, tuple(weight.posterior.mean.shape)))
     with styled():
         ax = ax or new_axes()
@@ -60,7 +65,7 @@ def bells(weight: Weight, index: int = 0, factor: float = 1.0, ax: Axes | None =
         ax.set(xlabel=f"{weight.name}[{place}]", ylabel="density", ylim=(0, None))
         plain_ticks(ax.xaxis)
         plain_ticks(ax.yaxis)
-        ax.legend(loc="upper left" if centre > 0 else "upper right")
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
     return ax
 
 
@@ -110,7 +115,7 @@ def signal_to_noise(weights: Sequence[Weight], ax: Axes | None = None) -> Axes:
         RunError: when no weight has a Gaussian posterior.
     """
     mean, std = _moments(weights)
-    ratio = np.log2(np.maximum(np.abs(mean) / std, 2.0**-8))
+    ratio = np.log2(np.maximum(np.abs(mean) / std, LOWEST_RATIO))
     low, high = np.floor(ratio.min()), max(np.ceil(ratio.max()), 1.0)
     with styled():
         ax = ax or new_axes()
@@ -119,7 +124,10 @@ def signal_to_noise(weights: Sequence[Weight], ax: Axes | None = None) -> Axes:
         above = float((ratio > 0).mean())
         ax.annotate(f"{above:.0%} above 1", (1.0, 1.01), xycoords="axes fraction", ha="right", color=COLOURS["muted"])
         ticks = np.arange(low, high + 1, max(1, np.ceil((high - low) / 7)))
-        ax.set_xticks(ticks, [octave(2.0**tick) for tick in ticks])
+        names = [octave(2.0**tick) for tick in ticks]
+        if ratio.min() == np.log2(LOWEST_RATIO):
+            names[0] = f"\N{LESS-THAN OR EQUAL TO}{names[0]}"
+        ax.set_xticks(ticks, names)
         ax.set(xlabel="|mean| / std", ylabel="weights")
         plain_ticks(ax.yaxis)
     return ax
