@@ -25,6 +25,9 @@ NAMES = (
     "04_ship_the_model",
     "05_certificates_and_codes",
 )
+SLOW = NAMES[2:5]
+"""More than ten seconds on a busy core."""
+
 MOST_BYTES = 400_000
 MOST_LINES = 200
 EXACTLY = 1e-9
@@ -38,7 +41,7 @@ def code_of(name):
     return [cell.source for cell in read(name).cells if cell.cell_type == "code"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in NAMES])
 def test_it_runs_at_toy_size(name, monkeypatch, tmp_path):
     nbclient = pytest.importorskip("nbclient", reason="needs `pip install .[notebooks]`")
     for variable, value in {"BITSBACK_TOY": "1", "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}.items():

@@ -290,3 +290,14 @@ def test_filters_left_out_are_counted(shape, said):
 
 def test_a_figure_is_axes():
     assert isinstance(plots.codes({"uniform": 10.0}), Axes)
+
+
+@pytest.mark.slow
+def test_every_cell_of_a_notebook_shows_its_figure():
+    import nbformat
+    from nbclient import NotebookClient
+
+    cells = ["from bitsback.report import plots; plots.codes({'uniform': 10.0})", "plots.codes({'uniform': 20.0})"]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    NotebookClient(notebook, timeout=120).execute()
+    assert all(any("image/png" in output.get("data", {}) for output in cell.outputs) for cell in notebook.cells)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from typing import Any
 
 import matplotlib as mpl
@@ -61,8 +62,19 @@ LINES = ("-", "--", ":", "-.")
 @contextmanager
 def styled() -> Iterator[None]:
     """The house style inside, and whatever was before outside."""
+    if not _off_screen.get():
+        _find_backend()
     with mpl.rc_context(LOOK):  # type: ignore[arg-type]  # its keys are literals
         yield
+
+
+@cache
+def _find_backend() -> None:
+    """Let pyplot find its backend now: found inside our style, what it sets in a notebook would be undone behind us."""
+    from matplotlib import pyplot
+
+    if not pyplot.get_fignums():
+        pyplot.switch_backend(pyplot.get_backend())
 
 
 def new_axes(size: tuple[float, float] = SIZE) -> Axes:
