@@ -64,12 +64,15 @@ def page(seen: Observation) -> str:
         example_rows=example_rows(seen, TABLE_ROWS),
         fact_rows=fact_rows(seen),
         config_text=(seen.run.directory / "config.yaml").read_text(encoding="utf-8"),
-        figures={name: _themed(axes) for name, axes in drawn(seen)},
+        figures={name: _themed(name, axes) for name, axes in drawn(seen)},
     )
 
 
-def _themed(axes: Axes | None) -> Markup | None:
-    return Markup(plots.svg(axes, themed=True)) if axes is not None else None
+def _themed(name: str, axes: Axes | None) -> Markup | None:
+    if axes is None:
+        return None
+    label = name.replace("_", " ")  # what is seen on it stands in its caption
+    return Markup(plots.svg(axes, themed=True).replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1))
 
 
 def _ledger_rows(book: Ledger) -> list[list[str]]:

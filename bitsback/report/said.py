@@ -1,6 +1,7 @@
 """What a report says in words: the totals, four answers, and the facts of a run."""
 
 import math
+from importlib.metadata import version
 
 from bitsback.ledger import Ledger
 from bitsback.ledger.table import shown_bits, shown_error
@@ -126,4 +127,8 @@ def fact_rows(seen: Observation) -> Rows:
         rows.append(["test error", shown_error(seen.experiment.likelihood.error_name, summary["test_error"])])
     rows += [["epochs", f"{summary['epochs']:,}"], ["seconds of training", f"{summary['training_seconds']:.1f}"]]
     rows.append(["draws behind the data bits", f"{book.samples:,}"])
-    return rows + [[name, version] for name, version in summary["versions"].items()]
+    return [
+        *rows,
+        *([name, text] for name, text in summary["versions"].items()),
+        ["bitsback, for this page", version("bitsback")],
+    ]
