@@ -130,6 +130,7 @@ def test_priors_are_stacked_cheapest_first():
 def test_training_curves_are_the_metrics():
     net = plots.training(ROWS).lines[0]
     assert list(net.get_ydata()) == pytest.approx([row["net_bits"] for row in ROWS])
+    assert all(line.get_marker() == "o" for line in plots.training(ROWS[:1]).lines)  # one epoch is a point, not a line of none
     long = [{**ROWS[0], "epoch": e} for e in range(10_000)]
     assert len(plots.training(long).lines[0].get_xdata()) <= 400
 

@@ -100,8 +100,9 @@ def test_weights_left_out_of_a_quadrature_stand_for_their_neighbours():
 
 
 def test_a_prior_recodes_its_own_weights_at_the_price_of_the_ledger(seen):
-    own = seen.other_priors[seen.own_prior]
+    own = recoded(seen.experiment.model, seen.book, [seen.own_prior])[seen.own_prior]
     assert own.net_bits == pytest.approx(seen.book.net_bits, rel=2e-3)
+    assert seen.other_priors[seen.own_prior] is seen.book  # whatever its settings: not that of the prior's defaults
     assert {book.data_bits for book in seen.other_priors.values()} == {seen.book.data_bits}
     assert {"laplace", "student_t", "horseshoe", "group_gaussian"} <= set(seen.other_priors)
     assert not {"checkpoint", "pyro"} & set(seen.other_priors)  # they need to be told more

@@ -108,8 +108,9 @@ def _settings(config: Config) -> dict[str, str]:
 
 
 def _error(run: Compared) -> str:
-    error = run.summary.get("test_error")
-    return "" if error is None else shown_error(run.metrics[-1]["error_name"], error)
+    name = run.metrics[-1]["error_name"]
+    error = run.summary.get(f"test_{name}")
+    return "" if error is None else shown_error(name, error)
 
 
 def _notes(runs: Sequence[Compared]) -> list[str]:

@@ -18,6 +18,7 @@ from bitsback.ledger import Ledger
 from bitsback.likelihoods import CategoricalLikelihood
 from bitsback.model import Weight
 from bitsback.posterior import GaussianPosterior
+from bitsback.priors import registry as priors
 from bitsback.report import judged as judging
 from bitsback.report.judged import Judged, judged
 from bitsback.report.recoded import recoded
@@ -99,8 +100,11 @@ class Observation:
 
     @cached_property
     def other_priors(self) -> dict[str, Ledger]:
-        """The ledger of the same posterior under each prior; empty for a point estimate."""
-        return recoded(self.experiment.model, self.book, progress=self.progress) if self.weights else {}
+        """The run's own ledger, and that of the same posterior under each other prior; empty for a point estimate."""
+        if not self.weights:
+            return {}
+        others = [kind for kind in priors if kind != self.own_prior]
+        return {self.own_prior: self.book, **recoded(self.experiment.model, self.book, others, progress=self.progress)}
 
     @cached_property
     def train(self) -> Judged:

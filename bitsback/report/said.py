@@ -123,8 +123,9 @@ def fact_rows(seen: Observation) -> Rows:
     """Test error, seconds, versions."""
     summary, book = seen.run.summary(), seen.book
     rows = [["fact", "value"], ["training examples", f"{book.examples:,}"], ["weights", f"{book.weights:,}"]]
-    if summary.get("test_error") is not None:
-        rows.append(["test error", shown_error(seen.experiment.likelihood.error_name, summary["test_error"])])
+    name = seen.experiment.likelihood.error_name
+    if summary.get(f"test_{name}") is not None:
+        rows.append(["test error", shown_error(name, summary[f"test_{name}"])])
     rows += [["epochs", f"{summary['epochs']:,}"], ["seconds of training", f"{summary['training_seconds']:.1f}"]]
     rows.append(["draws behind the data bits", f"{book.samples:,}"])
     return [

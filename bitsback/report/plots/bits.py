@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from bitsback.errors import RunError
 from bitsback.ledger import Ledger
@@ -39,15 +40,17 @@ def training(metrics: Sequence[Mapping[str, Any]], ax: Axes | None = None) -> Ax
     rows = _thinned(metrics, [key for key, *_ in FOUR])
     with styled():
         ax = ax or new_axes()
-        epochs, ends = [row["epoch"] for row in rows], []
+        epochs, ends, alone = [row["epoch"] for row in rows], [], len(rows) == 1
         for key, label, colour, dash in FOUR:
             values = np.maximum([row[key] for row in rows], 1e-3)
             if max(row[key] for row in rows) <= 0:  # the refund of a point estimate
                 continue
-            ax.plot(epochs, values, dash, color=COLOURS[colour], linewidth=2 if key == "net_bits" else 1.1)
+            width, marker = 2 if key == "net_bits" else 1.1, "o" if alone else ""
+            ax.plot(epochs, values, dash, color=COLOURS[colour], linewidth=width, marker=marker, markersize=4)
             ends.append((epochs[-1], values[-1], label, COLOURS[colour]))
-        ax.set(yscale="log", xlabel="epoch", ylabel="bits", xlim=(epochs[0], max(epochs[-1], epochs[0] + 1)))
+        ax.set(yscale="log", xlabel="epoch", ylabel="bits", xlim=(epochs[0] - alone, epochs[-1] + alone))
         plain_ticks(ax.yaxis)
+        ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         _label_ends(ax, ends)
     return ax
 
@@ -68,10 +71,12 @@ def runs(histories: Mapping[str, Sequence[Mapping[str, Any]]], ax: Axes | None =
             rows = _thinned(metrics, ["net_bits"])
             values = [max(row["net_bits"], 1e-3) for row in rows]
             colour = palette[place % len(palette)]
-            ax.plot([row["epoch"] for row in rows], values, LINES[place % len(LINES)], color=colour, linewidth=1.5)
+            epochs, marker = [row["epoch"] for row in rows], "o" if len(rows) == 1 else ""
+            ax.plot(epochs, values, LINES[place % len(LINES)], color=colour, linewidth=1.5, marker=marker, markersize=4)
             ends.append((rows[-1]["epoch"], values[-1], name, colour))
         ax.set(yscale="log", xlabel="epoch", ylabel="net bits")
         plain_ticks(ax.yaxis)
+        ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         _label_ends(ax, ends)
     return ax
 

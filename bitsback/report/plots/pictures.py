@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from bitsback.errors import RunError
-from bitsback.report.plots.style import COLOURS, array_of, new_axes, plain_ticks, short, styled
+from bitsback.report.plots.style import COLOURS, array_of, new_axes, plain_ticks, styled
 
 MOST_FILTERS = 64
 MOST_CELLS = 200
@@ -82,14 +82,8 @@ def examples(
                 1 - picture, cmap="gray", vmin=0, vmax=1, extent=(x, x + 1, y - height / width, y), interpolation="nearest"
             )
             said = "" if predicted is None else f", said {predicted[place]}"
-            ax.text(
-                x + 0.5,
-                y - height / width - 0.06,
-                f"{short(float(f'{float(bits[place]):.3g}'))} bits",
-                ha="center",
-                va="top",
-                fontsize=7,
-            )
+            cost = f"{bits[place]:,.0f}" if bits[place] >= 100 else f"{bits[place]:#.3g}"
+            ax.text(x + 0.5, y - height / width - 0.06, f"{cost} bits", ha="center", va="top", fontsize=7)
             ax.text(
                 x + 0.5,
                 y - height / width - 0.28,
