@@ -224,8 +224,12 @@ def test_a_point_estimate_has_a_page_without_sliders(point):
 
 
 def test_targets_that_are_numbers_have_a_page(tmp_path):
-    text = write_report(trained("regression.yaml", tmp_path / "run")).read_text()
+    directory = trained("regression.yaml", tmp_path / "run")
+    text = write_report(directory).read_text()
     assert "most expensive training examples" in text
+    error = f"{load_run(directory).summary()['test_rmse']:.4g} (rmse)"
+    assert error in text
+    assert error in write_comparison([directory], tmp_path / "page.html").read_text()
     assert 'id="figure-calibration"' not in text
 
 
