@@ -72,6 +72,7 @@ def _cheapest(seen: Observation) -> str:
     first, second = order[0], order[1]
     trained = f"trained here for {seen.own_prior}"
     own = "the one it was trained for" if first == seen.own_prior else f"although it was {trained}"
+    own += f", given {books[first].given}" if books[first].given else ""
     between = books[second].net_bits - books[first].net_bits
     return (
         f"{first} with {shown(books[first].net_bits)} bits, {own}; next comes {second}, {shown(between)} bits more "
