@@ -218,6 +218,8 @@ def test_a_point_estimate_has_a_page_without_sliders(point):
     text = write_report(point).read_text()
     assert "no refund" in text
     assert 'id="width-slider"' not in text
+    assert 'id="figure-means"' in text  # against the prior: its penalty is a code length
+    assert 'id="figure-first_mean"' in text
     e, book = load_run(point).experiment(), load_run(point).ledger()
     with pytest.raises(LedgerError, match="no width"):
         widths(e.model, e.likelihood, e.dataset.train, book)

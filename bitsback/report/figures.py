@@ -81,7 +81,7 @@ FIGURES: dict[str, Figure] = {
     "grid": lambda seen: plots.grid(seen.book) if seen.weights else None,
     "bells": lambda seen: plots.bells(seen.weights[0]) if seen.weights else None,
     "priors": lambda seen: plots.priors(seen.other_priors) if seen.other_priors else None,
-    "means": _of_weights("means"),
+    "means": lambda seen: plots.means(seen.experiment.model.weights),
     "signal_to_noise": _of_weights("signal_to_noise"),
     "bits_per_weight": _of_weights("bits_per_weight"),
     "bits_and_prior": _of_weights("bits_and_prior"),

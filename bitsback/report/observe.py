@@ -37,11 +37,14 @@ Metrics = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class FirstLayer:
-    """The first weights that meet the inputs: mean, std and net bits, as pictures (n, channels, h, w) or as one matrix."""
+    """The first weights that meet the inputs: mean, std and net bits, as pictures (n, [channels,] h, w) or as one matrix.
+
+    A point estimate has only its mean; under a prior that does not code weights one by one there are no bits of each.
+    """
 
     name: str
     mean: Tensor
-    std: Tensor
+    std: Tensor | None
     bits: Tensor | None
 
 
@@ -124,8 +127,8 @@ class Observation:
 
     @cached_property
     def first(self) -> FirstLayer | None:
-        """The first layer's weights as pictures; None for a point estimate."""
-        return _first_layer(self.weights, self.experiment.dataset.train.inputs.shape[1:])
+        """The first layer's weights as pictures; None when no layer has a matrix of them."""
+        return _first_layer(self.experiment.model.weights, self.experiment.dataset.train.inputs.shape[1:])
 
     def _look(self, split: Examples) -> Judged:
         e = self.experiment
@@ -173,23 +176,23 @@ def _pictures(run: Run, train: Examples, numbers: Tensor) -> Tensor | None:
 
 @torch.no_grad()
 def _first_layer(weights: list[Weight], picture: torch.Size) -> FirstLayer | None:
-    convolutions = [weight for weight in weights if weight.posterior.mean.ndim == 4]
+    convolutions = [weight for weight in weights if weight.posterior.mean.ndim in (3, 4)]
     chosen = next(iter([*convolutions, *(weight for weight in weights if weight.posterior.mean.ndim == 2)]), None)
     if chosen is None:
         return None
-    mean, std, bits = chosen.posterior.mean.detach(), chosen.posterior.std(), None
-    assert std is not None
-    prior, seen = exact(chosen.prior), (slice(0, SHOWN_CELLS),) * mean.ndim
-    with suppress(BitsbackError):  # a prior that does not code its weights one by one has no bits of each
-        if prior().batch_shape.numel() == 1:  # the same for every weight: only those that are shown
-            few = GaussianPosterior(mean[seen].cpu().double(), std[seen].cpu().double())
-            bits = nats_to_bits(kl_each(few, prior))
-        else:
-            bits = nats_to_bits(kl_each(GaussianPosterior(mean.cpu().double(), std.cpu().double()), prior))
+    mean, std = chosen.posterior.mean.detach(), chosen.posterior.std()
+    seen = (slice(0, SHOWN_CELLS),) * mean.ndim
     is_picture = mean.ndim == 2 and len(picture) == 3 and mean.shape[1] == picture.numel() <= SHOWN_CELLS
 
     def shown(values: Tensor) -> Tensor:
         values = values[seen].cpu().double()
         return values.reshape(-1, *picture) if is_picture else values
 
-    return FirstLayer(chosen.name, shown(mean), shown(std), None if bits is None else shown(bits))
+    if std is None:
+        return FirstLayer(chosen.name, shown(mean), None, None)
+    prior, bits = exact(chosen.prior), None
+    with suppress(BitsbackError):  # a prior that does not code its weights one by one has no bits of each
+        alike = prior().batch_shape.numel() == 1  # the same for every weight: only those that are shown
+        some = (part[seen] if alike else part for part in (mean, std))
+        bits = shown(nats_to_bits(kl_each(GaussianPosterior(*(part.cpu().double() for part in some)), prior)))
+    return FirstLayer(chosen.name, shown(mean), shown(std), bits)

@@ -56,7 +56,6 @@ def page(seen: Observation) -> str:
         own_prior=seen.own_prior,
         prior_rows=_prior_rows(seen, order),
         best_prior=0,
-        has_weights=bool(seen.weights),
         first=seen.first,
         first_title=first_title(seen),
         first_name=seen.first.name if seen.first else "",

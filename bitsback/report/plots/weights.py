@@ -70,16 +70,19 @@ def bells(weight: Weight, index: int = 0, factor: float = 1.0, ax: Axes | None =
 
 
 def means(weights: Sequence[Weight], ax: Axes | None = None) -> Axes:
-    """Histogram of the posterior means, with the density of the prior that charges for them.
+    """Histogram of the posterior means, or of point estimates, with the density of the prior that charges for them.
 
     Args:
         weights: such as ``model.weights``; several priors are mixed by how many weights each has.
         ax: where to draw; default: a new figure.
 
     Raises:
-        RunError: when no weight has a Gaussian posterior.
+        RunError: without weights.
     """
-    mean, _ = _moments(weights)
+    if not weights:
+        raise RunError("there are no weights to draw; give those of a model, such as model.weights")
+    mean = _flat([weight.posterior.mean for weight in weights])
+    wide = any(isinstance(weight.posterior, GaussianPosterior) for weight in weights)
     low, high = _span(mean)
     with styled():
         ax = ax or new_axes()
@@ -90,14 +93,14 @@ def means(weights: Sequence[Weight], ax: Axes | None = None) -> Axes:
             density=True,
             color=COLOURS["posterior"],
             alpha=0.75,
-            label="means",
+            label="means" if wide else "weights",
         )
         points = np.linspace(low, high, 401) + 1e-9  # beside a pole
         prior = prior_density(weights, points)
         tallest = ax.get_ylim()[1]
         if prior is not None:
             ax.plot(points, prior, "--", color=COLOURS["prior"], linewidth=1.6, label="prior")
-        ax.set(xlabel="posterior mean", ylabel="density", ylim=(0, 1.15 * tallest))
+        ax.set(xlabel="posterior mean" if wide else "weight", ylabel="density", ylim=(0, 1.15 * tallest))
         plain_ticks(ax.xaxis)
         plain_ticks(ax.yaxis)
         ax.legend(loc="upper right", title=None if prior is not None else "the prior has no density\nfor single weights")
@@ -247,10 +250,11 @@ def _moments(weights: Sequence[Weight]) -> tuple[np.ndarray, np.ndarray]:
     if not wide:
         raise RunError("no weight has a Gaussian posterior to draw; train with posterior.kind=gaussian")
 
-    def flat(parts: list[Tensor]) -> np.ndarray:
-        return torch.cat([part.detach().cpu().double().flatten() for part in parts]).numpy()
+    return _flat([q.mean for q in wide]), _flat([q.std() for q in wide])
 
-    return flat([q.mean for q in wide]), flat([q.std() for q in wide])
+
+def _flat(parts: list[Tensor]) -> np.ndarray:
+    return torch.cat([part.detach().cpu().double().flatten() for part in parts]).numpy()
 
 
 def _span(mean: np.ndarray) -> tuple[float, float]:
