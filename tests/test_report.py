@@ -225,6 +225,30 @@ def test_a_point_estimate_has_a_page_without_sliders(point):
         widths(e.model, e.likelihood, e.dataset.train, book)
 
 
+def test_a_network_without_posteriors_has_a_page(tmp_path):
+    directory = trained("digits_linear.yaml", tmp_path / "run", "bayesian.exclude=['*']")
+    text = write_report(directory).read_text()
+    assert 'id="figure-ledger"' in text
+    assert 'id="figure-means"' not in text
+    with pytest.raises(RunError, match=r"bayesian\.include"):
+        figure(observe(directory), "means")
+
+
+def test_yes_and_no_are_calibrated_as_two_classes(tmp_path):
+    draw = np.random.default_rng(0)
+    inputs, targets = draw.normal(size=(60, 3)).astype(np.float32), draw.integers(0, 2, (60, 2))
+    np.savez(tmp_path / "answers.npz", inputs=inputs, targets=targets)
+    data = f"data={{kind: npz, path: {tmp_path / 'answers.npz'}}}"
+    directory = trained("digits_linear.yaml", tmp_path / "run", data, "likelihood={kind: bernoulli}")
+    seen = observe(directory)
+    axes = figure(seen, "calibration")
+    counts = [int(text.get_text()) for text in axes.texts[:-1]]
+    assert sum(counts) == seen.test.targets.numel() == 24
+    sure = torch.maximum(seen.test.predicted, 1 - seen.test.predicted)
+    said = axes.collections[0].get_offsets()[:, 0]
+    assert (said * counts).sum() == pytest.approx(float(sure.sum()), rel=1e-5)
+
+
 def test_targets_that_are_numbers_have_a_page(tmp_path):
     directory = trained("regression.yaml", tmp_path / "run")
     text = write_report(directory).read_text()

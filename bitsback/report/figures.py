@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Iterator
 
+import numpy as np
 from matplotlib.axes import Axes
 
 from bitsback.errors import RunError, near_miss
+from bitsback.likelihoods import BernoulliLikelihood
 from bitsback.report import plots
 from bitsback.report.observe import DEAREST, Observation
 
@@ -52,7 +54,12 @@ def _first(part: str, title: str) -> Figure:
 
 def _calibration(seen: Observation) -> Axes | None:
     looked = seen.test or seen.train
-    return plots.calibration(looked.predicted.numpy(), looked.targets.numpy()) if seen.has_classes else None
+    predicted, targets = looked.predicted.numpy(), looked.targets.numpy()
+    if isinstance(seen.experiment.likelihood, BernoulliLikelihood):  # each answer has two classes: no and yes
+        predicted, targets = np.stack([1 - predicted, predicted], -1).reshape(-1, 2), targets.flatten()
+    elif not seen.has_classes:
+        return None
+    return plots.calibration(predicted, targets)
 
 
 def _examples(seen: Observation) -> Axes | None:
@@ -71,6 +78,7 @@ WHY_NOT = {
     "bits_per_weight": f"it is a point estimate, or {ALONE}",
     "bits_and_prior": f"it is a point estimate, or {ALONE}",
     "calibration": "its targets are no labels",
+    "means": "none of its weights is coded under a prior; name some with bayesian.include",
     "examples": "its inputs are no pictures, or its targets no labels",
     "first_bits": f"it is a point estimate, {ALONE}, or no layer has a matrix of weights",
 }
@@ -81,7 +89,7 @@ FIGURES: dict[str, Figure] = {
     "grid": lambda seen: plots.grid(seen.book) if seen.weights else None,
     "bells": lambda seen: plots.bells(seen.weights[0]) if seen.weights else None,
     "priors": lambda seen: plots.priors(seen.other_priors) if seen.other_priors else None,
-    "means": lambda seen: plots.means(seen.experiment.model.weights),
+    "means": lambda seen: plots.means(weights) if (weights := seen.experiment.model.weights) else None,
     "signal_to_noise": _of_weights("signal_to_noise"),
     "bits_per_weight": _of_weights("bits_per_weight"),
     "bits_and_prior": _of_weights("bits_and_prior"),
