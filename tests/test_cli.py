@@ -151,6 +151,12 @@ def test_an_interruption_exits_with_130_and_says_how_to_resume(interrupted, cli,
     assert "out has no ledger yet; finish it with `bitsback train out --resume`" in cli("ledger", "out").err
 
 
+def test_every_verb_says_that_it_was_interrupted(interrupted, cli, tmp_path):
+    said = interrupted("compare", "toy.yaml", "prior.kind=laplace,gaussian")
+    assert (said.code, said.err.splitlines()[-1]) == (130, "bitsback: interrupted")
+    assert "Traceback" not in said.err
+
+
 @pytest.mark.parametrize("seconds", [0, 1000])
 def test_a_resumed_run_ends_as_an_uninterrupted_one(interrupted, cli, tmp_path, seconds):
     overrides = ["prior.kind=laplace", f"training.checkpoint_seconds={seconds}"]

@@ -10,6 +10,7 @@ import typer
 from bitsback.cli.certify import certify
 from bitsback.cli.codelengths import codelengths
 from bitsback.cli.compare import compare
+from bitsback.cli.interrupt import interruptible
 from bitsback.cli.ledger import ledger
 from bitsback.cli.pack import inspect, pack, unpack
 from bitsback.cli.plot import plot
@@ -25,8 +26,6 @@ from bitsback.cli.watch import watch
 from bitsback.cli.widen import widen
 from bitsback.errors import BitsbackError
 
-INTERRUPTED = 130
-
 app = typer.Typer(
     name="bitsback",
     help="Train networks counted in bits. A weight is a posterior, not a number; a ledger says its gross, refund, net.",
@@ -41,7 +40,7 @@ VERBS: tuple[Callable[..., Any], ...] = (
 )  # fmt: skip
 TAKE_PLACES = (receive, unpack, inspect, predict, certify)
 for verb in VERBS:
-    app.command(context_settings=PLACES if verb in TAKE_PLACES else None)(verb)
+    app.command(context_settings=PLACES if verb in TAKE_PLACES else None)(interruptible(verb))
 
 
 def version(shown: bool) -> None:
@@ -71,9 +70,6 @@ def main() -> None:
             raise
         print(f"bitsback: {fault}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("bitsback: interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
     except BrokenPipeError:  # the reader of a pipe went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

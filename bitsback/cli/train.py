@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bitsback.cli.interrupt import stopped
 from bitsback.errors import RunError
 
 if TYPE_CHECKING:
@@ -44,8 +45,7 @@ def train(
     try:
         outcome = experiment.train(directory, resume=resume, profile=profile)
     except KeyboardInterrupt:
-        print(f"\ninterrupted; continue with: bitsback train {directory} --resume", file=sys.stderr)
-        raise
+        raise stopped(f"continue with: bitsback train {directory} --resume") from None
     if json:
         print(outcome.ledger.to_json())
         write_page(experiment, directory)
@@ -53,8 +53,8 @@ def train(
     if profile:
         print((directory / "profile" / "steps.txt").read_text(encoding="utf-8"))
     show(outcome.ledger)
-    stopped = f", stopped early after {outcome.epochs} epochs" if outcome.stopped_early else ""
-    facts = [f"Trained in {outcome.training_seconds:.1f} s{stopped}"]
+    early = f", stopped early after {outcome.epochs} epochs" if outcome.stopped_early else ""
+    facts = [f"Trained in {outcome.training_seconds:.1f} s{early}"]
     if outcome.test_error is not None:
         facts.append(f"test error {shown_error(outcome.error_name, outcome.test_error)}")
     print(f"{'; '.join(facts)}. The run is in {directory}")
@@ -72,8 +72,7 @@ def write_page(experiment: "Experiment", directory: Path) -> Path | None:
     try:
         return write_report(directory, experiment=experiment, progress=True)
     except KeyboardInterrupt:
-        print(f"\ninterrupted; the run is complete, and its page is written by: bitsback report {directory}", file=sys.stderr)
-        raise
+        raise stopped(f"the run is complete, and its page is written by: bitsback report {directory}") from None
 
 
 def _resumed(config: Path, overrides: list[str], out: Path | None) -> "tuple[Experiment, Path]":

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bitsback.cli.interrupt import INTERRUPTED
 from bitsback.cli.ledger import RunArgument
 from bitsback.cli.tail import Metrics, Progress, Tail, check_run
 from bitsback.cli.train import JsonOption
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-INTERRUPTED = 130
 GLANCE_SECONDS = 0.1
 """How soon a terminal of another size is noticed."""
 
