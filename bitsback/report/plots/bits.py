@@ -33,8 +33,8 @@ def training(metrics: Sequence[Mapping[str, Any]], ax: Axes | None = None) -> Ax
     Raises:
         RunError: without metrics, or when their lines lack bits.
 
-    >>> rows = [{"epoch": 1, "net_bits": 30.0, "gross_bits": 50.0, "refund_bits": 20.0, "data_bits": 9.0}] * 2
-    >>> len(training(rows).lines)
+    >>> bits = {"net_bits": 30.0, "gross_bits": 50.0, "refund_bits": 20.0, "data_bits": 9.0}
+    >>> len(training([{"epoch": 1, **bits}, {"epoch": 2, **bits}]).lines)
     4
     """
     rows = _thinned(metrics, [key for key, *_ in FOUR])
