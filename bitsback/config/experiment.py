@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bitsback.config.labels import with_classes
 from bitsback.config.load import load_config, to_yaml
 from bitsback.config.schema import Config
 from bitsback.data import Dataset
@@ -78,7 +79,10 @@ class Experiment:
         """
         if dataset is None:
             dataset = config.data.load_inputs() if inputs_only else config.data.load()
-        likelihood = config.likelihood.build(dataset.classes)
+        if not inputs_only:
+            config, dataset = with_classes(config, dataset)
+        likelihood = config.likelihood.build(dataset.classes, dataset.train.targets)
+        config = config.model_copy(update={"training": config.training.settled(len(dataset.train), likelihood)})
         for examples in (dataset.train, dataset.test):
             if examples is not None:
                 likelihood.check_targets(examples.targets, examples.name)

@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from tqdm import tqdm
@@ -17,6 +17,7 @@ from bitsback.ledger import Entry, Ledger
 from bitsback.likelihoods import Likelihood
 from bitsback.model.draws import drawing, draws_at_once
 from bitsback.model.model import FLOAT32_BITS, BayesianModel, Weight
+from bitsback.model.verdict import Course, warnings_of
 from bitsback.posterior import GaussianPosterior, PointPosterior
 from bitsback.units import nats_to_bits
 
@@ -86,6 +87,7 @@ def evaluate(
     are left as they were.
     """
     _check_arguments(model, examples)
+    likelihood.check_targets(examples.targets, examples.name)
     was_training, device = model.training, _device(model)
     examples = examples.to(device, next((p.dtype for p in model.parameters()), torch.get_default_dtype()))
     model.eval()
@@ -127,6 +129,7 @@ def take_ledger(
     batch_size: int = EVALUATION_BATCH,
     progress: bool = False,
     priors_are_held: bool = False,
+    course: Course | None = None,
 ) -> Ledger:
     """The ledger of a model on its training examples.
 
@@ -139,7 +142,9 @@ def take_ledger(
         samples: whole-network draws behind ``data_bits`` and its standard error.
         grid_step: grid of the weights in gross bits and refund; default :meth:`BayesianModel.grid_step`. It cancels in the net.
         seed: of the draws.
-        priors_are_held: say nothing about priors that are far from their closed form.
+        priors_are_held: the model is not what training left: say nothing of priors that are far from their closed form, nor
+            whether it is worth its bits.
+        course: of the training, which may show why a model is not worth its bits.
 
     Raises:
         LedgerError: when a grid step is too coarse for a point estimate's prior, or bits are not finite.
@@ -147,7 +152,7 @@ def take_ledger(
     if samples < 1 or (grid_step is not None and not grid_step > 0):
         raise LedgerError(f"a ledger needs samples >= 1 and a grid_step above zero, got {samples} and {grid_step}")
     _check_arguments(model, examples)
-    likelihood.check_targets(examples.targets, examples.name)
+    likelihood.fit(examples.targets)
     unfitted = [] if priors_are_held else _unfitted_priors(model)
     model.round_to_grid()
     likelihood.round_to_grid()
@@ -168,7 +173,7 @@ def take_ledger(
     held = sum(p.numel() for p in model.network.parameters())
     gaussians = sum(q.weights for q in model.posteriors() if isinstance(q, GaussianPosterior))
     likelihood_charges = [Charge(f"likelihood.{c.name}", c.numbers, c.bits_each) for c in likelihood.charges()]
-    return Ledger(
+    book = Ledger(
         entries=tuple(entries),
         model_weights=held - frozen - gaussians,  # a Gaussian posterior stores two numbers for each weight
         data_bits=paid.data_bits,
@@ -186,7 +191,9 @@ def take_ledger(
         notes=(*_notes(model, likelihood, step), *unfitted),
         given=model.given(),
         described=likelihood.described,
+        marginal_bits=likelihood.marginal_bits(examples.targets),
     )
+    return book if priors_are_held else replace(book, warnings=warnings_of(book, model, likelihood, examples, course))
 
 
 def _check_arguments(model: BayesianModel, examples: Examples) -> None:

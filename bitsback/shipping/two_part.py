@@ -14,6 +14,7 @@ from bitsback.bitstream.container import KINDS, BitReader, BitWriter, seal, unse
 from bitsback.bitstream.labels import targets
 from bitsback.bitstream.outputs import exact_outputs
 from bitsback.bitstream.setting import digest
+from bitsback.config.labels import as_labels
 from bitsback.config import Experiment
 from bitsback.data import Examples
 from bitsback.data.friedman import FriedmanSettings
@@ -133,7 +134,7 @@ def receive_two_part(path: Path, directory: Path, places: Sequence[str] = ()) ->
     check_new_directory(directory)
     received = decode_two_part(read_file(path), str(path), places)
     with whole_directory(directory) as place:
-        write_array(place / "labels.npy", torch.from_numpy(received.labels))
+        write_array(place / "labels.npy", as_labels(received.labels, received.loaded.config.likelihood))
         write_tensors(place / "model.safetensors", received.loaded.tensors(), {})
     return received
 

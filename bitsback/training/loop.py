@@ -89,7 +89,7 @@ class Fit:
 
     def step(self, step: int, inputs: Tensor, targets: Tensor) -> tuple[float, float]:
         """One step on the objective; returns the batch's data bits and the weight bits."""
-        done = step / (self.settings.epochs * self.steps_per_epoch)
+        done = step / (self.settings.passes * self.steps_per_epoch)
         self.optimizer.zero_grad(set_to_none=True)
         weight_bits = self.weights.cost(PRIOR_RATE + (1 - PRIOR_RATE) * done**2)
         beta = self.beta.before_step(step, float(weight_bits.detach()) + self._deterministic_bits)

@@ -91,6 +91,8 @@ def train(
     """
     training, ledger = training or TrainingSettings(), ledger or LedgerSettings()
     logging = logging or LoggingSettings()
+    likelihood.fit(dataset.train.targets)
+    training = training.settled(len(dataset.train), likelihood)
     for examples in (dataset.train, dataset.test):
         if examples is not None:
             likelihood.check_targets(examples.targets, examples.name)
@@ -105,7 +107,7 @@ def train(
         if profile_to is not None:
             from bitsback.training.profile import STEPS, profile
 
-            longer = training.model_copy(update={"epochs": training.epochs + STEPS})  # schedules end, and may not go on
+            longer = training.model_copy(update={"epochs": training.passes + STEPS})  # schedules end, and may not go on
             with seeded(seed, device):
                 profile(start(copy.deepcopy(model), copy.deepcopy(likelihood), data, longer, seed), profile_to)
         fit = start(model, likelihood, data, training, seed)
@@ -117,13 +119,20 @@ def train(
             straighten(model)
             model.update_priors()
             book = take_ledger(
-                model, likelihood, data, samples=ledger.samples, grid_step=ledger.grid_step, seed=seed, progress=progress
+                model,
+                likelihood,
+                data,
+                samples=ledger.samples,
+                grid_step=ledger.grid_step,
+                seed=seed,
+                progress=progress,
+                course=session.course,
             )
             book = replace(book, notes=(*book.notes, *fit.beta.notes(book.net_weight_bits)))
             draws = ledger.samples if model.smallest_std() is not None else 0
             error = evaluate(model, likelihood, test, samples=draws, seed=seed + 1).error if test else None
             subject.final = final_numbers(book, error)
-        threads, stopped_early = torch.get_num_threads(), fit.epoch < training.epochs
+        threads, stopped_early = torch.get_num_threads(), fit.epoch < training.passes
     outcome = Outcome(book, error, likelihood.error_name, session.seconds, fit.epoch, threads, stopped_early)
     if directory is not None:
         session.save(finished=True)
@@ -142,6 +151,8 @@ def start(model: BayesianModel, likelihood: Likelihood, data: Examples, settings
     >>> fit = start(bayesianize(torch.nn.Linear(4, 2)), CategoricalLikelihood(2), examples, TrainingSettings(epochs=1))
     >>> data_bits, weight_bits = fit.step(0, examples.inputs[:10], examples.targets[:10])
     """
+    likelihood.fit(data.targets)
+    settings = settings.settled(len(data), likelihood)
     if settings.fused:
         interleave(model)
     other_bits = model.deterministic_bits() + sum(charge.bits for charge in [*model.charges(), *likelihood.charges()])
@@ -149,7 +160,7 @@ def start(model: BayesianModel, likelihood: Likelihood, data: Examples, settings
     objective.to(data.inputs.device)
     optimizer = make_optimizer([model, likelihood, objective], settings.optimizer, len(data), fused=settings.fused)
     steps = -(-len(data) // settings.batch_size)
-    schedule = make_schedule(optimizer, settings.schedule, settings.epochs, steps)
+    schedule = make_schedule(optimizer, settings.schedule, settings.passes, steps)
     weights = step_weights(model, settings)
     return Fit(model, likelihood, data, settings, seed, optimizer, schedule, Beta(settings, steps), objective, weights)
 
