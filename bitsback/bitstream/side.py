@@ -75,6 +75,12 @@ class SideNumbers:
         return np.concatenate([np.zeros(0, dtype=np.int64), *parts])
 
     @torch.no_grad()
+    def round(self) -> None:
+        """Round every number to its grid, in place: what a receiver is told is what is used."""
+        for _, tensor, grid in self.slots:
+            tensor.copy_(grid.round(tensor))
+
+    @torch.no_grad()
     def assign(self, levels: Integers) -> None:
         """Put the numbers into the model, in place; raises FileError for one that is not finite."""
         start = 0
