@@ -205,6 +205,32 @@ def test_a_sine_table_stays_a_table(optimizer):
     assert {entry.name for entry in ledger.entries} == {"head.weight", "head.bias"}
 
 
+class Quantised(nn.Module):
+    """A trunk of eight-bit weights, as a quantised backbone has, under a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.trunk = nn.Parameter(torch.randint(-100, 100, (8, 8), dtype=torch.int8), requires_grad=False)
+        self.head = nn.Linear(8, C)
+
+    def forward(self, x):
+        return self.head((x @ (self.trunk.to(x.dtype) / 100)).tanh())
+
+
+def test_a_trunk_of_whole_numbers_leaves_inputs_as_they_are():
+    network, examples = Quantised(), table()
+    model = bayesianize(network, FIXED)
+    ledger = trained(model, examples).ledger
+    assert network.trunk.dtype == torch.int8
+    assert "trunk (64 frozen weights)" in ledger.not_charged
+    with model.mean(), torch.no_grad():
+        wanted = float(LIKELIHOOD.bits(model(examples.inputs), examples.targets).sum())
+    assert evaluate(model, LIKELIHOOD, examples, samples=0).data_bits == pytest.approx(wanted, rel=1e-6)
+    judged_bits = judged(model, LIKELIHOOD, examples, draws=1, numbers=torch.arange(N)).bits.sum()
+    assert float(judged_bits) == pytest.approx(evaluate(model, LIKELIHOOD, examples, samples=1).data_bits, rel=1e-6)
+    assert operations(model, examples) > 2 * 8 * C
+
+
 # What gets a posterior
 
 

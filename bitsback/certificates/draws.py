@@ -33,7 +33,7 @@ def mean_loss_of_draws(
         CertificateError: when the network cannot be run with a weight vector for each example.
     """
     posteriors, device = model.posteriors(), next(model.parameters()).device
-    examples = examples.to(device, next(model.parameters()).dtype)
+    examples = examples.to(device, model.dtype)
     size = max(1, min(MOST_AT_ONCE, NUMBERS_AT_ONCE // max(1, sum(q.weights for q in posteriors))))
 
     def judge(weights: tuple[Tensor, ...], inputs: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ def evaluate(
     """
     _check_arguments(model, examples)
     modes, device = Modes(model), _device(model)
-    examples = examples.to(device, next((p.dtype for p in model.parameters()), torch.get_default_dtype()))
+    examples = examples.to(device, model.dtype)
     model.eval()
     batches = [slice(start, start + batch_size) for start in range(0, len(examples), batch_size)]
     predicted = [torch.zeros(())] * len(batches)

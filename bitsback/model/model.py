@@ -158,6 +158,11 @@ class BayesianModel(nn.Module):
             sharing.setdefault(id(weight.prior), []).append(weight)
         return [(prior, sharing[id(prior)]) for prior in self._priors()]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the first weights that have one: a frozen trunk may be made of whole numbers."""
+        return next((p.dtype for p in self.parameters() if p.is_floating_point()), torch.get_default_dtype())
+
     def posteriors(self) -> list[Posterior]:
         """Every posterior once, in the order of the weights."""
         return [weight.posterior for weight in self.weights]

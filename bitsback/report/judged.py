@@ -48,11 +48,11 @@ def judged(
         draws: how many; for a point estimate all are alike, and one is enough.
         numbers: (n,), what the examples are called.
     """
-    parameter = next(model.parameters())
-    given = examples.to(parameter.device, parameter.dtype)
+    device = next(model.parameters()).device
+    given = examples.to(device, model.dtype)
     draws = draws if model.smallest_std() is not None else 1
     bits, predicted = torch.zeros(len(given), dtype=torch.float64), torch.zeros(())
-    with evaluating(model), seeded(seed, parameter.device):
+    with evaluating(model), seeded(seed, device):
         for _ in tqdm(range(draws), desc="examples", leave=False, disable=not progress, delay=SHOWN_AFTER_SECONDS):
             with model.sample():
                 outputs = torch.cat([model(part) for part in given.inputs.split(EVALUATION_BATCH)])
