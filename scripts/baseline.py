@@ -52,9 +52,7 @@ class Measurement:
         if self.name == "prequential_digits":
             self.place.mkdir(parents=True, exist_ok=True)
             file = self.place / "message.bbm"
-            said = json.loads(
-                self.run("send", self.config, *self.overrides, "--code", "prequential", "-o", file, "--json")
-            )
+            said = json.loads(self.run("send", self.config, *self.overrides, "--code", "prequential", "-o", file, "--json"))
             return {"prequential_bits": said["prequential_bits"], "file_bytes": file.stat().st_size}
         ledger, summary = self.trained()
         found = {name: ledger[name] for name in ("net_bits", "data_bits", "net_weight_bits", "refund_bits")}

@@ -102,7 +102,10 @@ def test_targets_without_a_code_are_refused(likelihood, targets, message):
     [
         (lambda: CategoricalLikelihood(3).bits(torch.zeros(2, 4), torch.zeros(2).long()), "3 classes need"),
         (lambda: BernoulliLikelihood().bits(torch.zeros(2, 4), torch.zeros(2, 3)), "change the last layer"),
-        (lambda: GaussianLikelihood(noise="predicted", target_step=0.01).bits(torch.zeros(2, 3), torch.zeros(2)), "even number"),
+        (
+            lambda: GaussianLikelihood(noise="predicted", target_step=0.01).bits(torch.zeros(2, 3), torch.zeros(2)),
+            "even number",
+        ),
         (lambda: GaussianLikelihood(target_step=0.0), "target_step must be above zero"),
         (lambda: CategoricalLikelihood(1), "two or more classes"),
         (lambda: GaussianLikelihood(0.001, target_step=0.01), "noise cannot be finer than the grid"),

@@ -30,10 +30,13 @@ class Setting:
     inputs: Tensor
 
     def check(self) -> None:
-        """Raise LayerError when a weight has no posterior to give bits back."""
+        """Raise LayerError when a weight has no posterior to give bits back, or a message would leave out what was learned."""
         if any(isinstance(q, PointPosterior) for q in self.model.posteriors()) or not self.model.weights:
             raise LayerError("a point estimate has no bits to give back; train with posterior.kind=gaussian, or pack it with "
                              "--codec quantised")  # fmt: skip
+        for name, _ in self.model.changed_buffers():
+            raise LayerError(f"training changed the buffer '{name}', which a message does not hold; pack the run: a model file "
+                             "holds it")  # fmt: skip
 
     def posterior(self) -> RoundedPosterior:
         """The model's posterior in whole numbers, all tensors after each other."""

@@ -12,7 +12,6 @@ from bitsback.learned import BFLOAT16, FLOAT32, Grid
 from bitsback.likelihoods import Likelihood
 from bitsback.model import BayesianModel
 
-
 Slot = tuple[str, Tensor, Grid]
 """A name, the tensor that holds the numbers, and their grid."""
 
@@ -51,6 +50,12 @@ class SideNumbers:
         """Every number's level on its grid."""
         parts = [grid.level(tensor.detach().cpu()).flatten().numpy() for _, tensor, grid in self.slots]
         return np.concatenate([np.zeros(0, dtype=np.int64), *parts])
+
+    @torch.no_grad()
+    def round(self) -> None:
+        """Round every number to its grid, in place: what a receiver is told is what is used."""
+        for _, tensor, grid in self.slots:
+            tensor.copy_(grid.round(tensor))
 
     @torch.no_grad()
     def assign(self, levels: Integers) -> None:

@@ -16,6 +16,7 @@ from bitsback.files import read_tensors
 from bitsback.ledger import Results, open_results
 from bitsback.likelihoods import Likelihood
 from bitsback.model import BayesianModel, bayesianize
+from bitsback.model.modes import evaluating
 from bitsback.training import Logger, Outcome, train
 from bitsback.training.checkpoint import load_weights
 
@@ -36,8 +37,7 @@ def build_model(
     """
     torch.manual_seed(config.seed)
     network = config.network.build(inputs, outputs)
-    with torch.no_grad():
-        network.eval()
+    with torch.no_grad(), evaluating(network):  # a factory may want parts in eval mode
         try:
             output = network(inputs[:2])
         except Exception as fault:  # whatever the user's network raises
@@ -47,7 +47,7 @@ def build_model(
             raise ConfigError(f"network: {name} fails on inputs of shape {shape}: {reason}") from fault
         check(output)
     return bayesianize(
-        network.train(),
+        network,
         config.prior,
         posterior=config.posterior,
         overrides=config.prior_overrides,

@@ -51,7 +51,12 @@ def with_classes(config: Config, dataset: Dataset) -> tuple[Config, Dataset]:
     if dataset.classes is not None or targets.ndim != 1:
         return config, dataset
     if targets.is_floating_point():
-        require(whole(targets), targets, dataset.train.name, "labels must be whole numbers or texts; or use likelihood.kind=gaussian")
+        require(
+            whole(targets),
+            targets,
+            dataset.train.name,
+            "labels must be whole numbers or texts; or use likelihood.kind=gaussian",
+        )
     declared = likelihood.classes or config.network.declared_outputs(dataset.train.inputs)
     wanted = likelihood.labels
     if wanted is None and declared is not None and not texts:
@@ -67,7 +72,9 @@ def with_classes(config: Config, dataset: Dataset) -> tuple[Config, Dataset]:
         )
     dataset = replace(dataset, classes=max(2, len(labels)))
     if len(labels) < 2:
-        raise DataError(f"every label of {dataset.name} is {labels[0]!r}: there is nothing to describe; give two labels or more")
+        raise DataError(
+            f"every label of {dataset.name} is {labels[0]!r}: there is nothing to describe; give two labels or more"
+        )
     if labels == tuple(range(len(labels))):
         return config, dataset
     named = replace(

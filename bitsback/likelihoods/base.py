@@ -12,7 +12,6 @@ from bitsback.learned import Learned
 from bitsback.registry import Registry, Settings
 from bitsback.units import nats_to_bits
 
-
 Answer = dict[str, Any]
 """What is predicted for one input, by name; nested lists where a target has axes."""
 

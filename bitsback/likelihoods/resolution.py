@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 STEP_BITS = 8.0
@@ -57,7 +56,9 @@ def resolution(targets: Tensor, *, narrowest: float, precision: float = 2.0**-52
         if bool(((multiple - multiple.round()).abs() <= tolerance).all()):
             return Resolution(step, "the coarsest power of ten or two that fits them")
     step = 2.0 ** math.ceil(math.log2(floor))
-    return Resolution(step, f"as no coarser power of ten or two fits them: the finest is 2^{math.log2(narrowest):.0f} of their std")
+    return Resolution(
+        step, f"as no coarser power of ten or two fits them: the finest is 2^{math.log2(narrowest):.0f} of their std"
+    )
 
 
 def _powers(largest: float, floor: float) -> Iterator[float]:

@@ -15,8 +15,10 @@ from bitsback.kl import kl
 from bitsback.learned import Charge
 from bitsback.ledger import Entry, Ledger
 from bitsback.likelihoods import Likelihood
+from bitsback.model.buffers import frozen_norms
 from bitsback.model.draws import drawing, draws_at_once
 from bitsback.model.model import FLOAT32_BITS, BayesianModel, Weight
+from bitsback.model.modes import Modes
 from bitsback.model.verdict import Course, warnings_of
 from bitsback.posterior import GaussianPosterior, PointPosterior
 from bitsback.units import nats_to_bits
@@ -83,13 +85,13 @@ def evaluate(
 ) -> Evaluation:
     """Data bits of ``samples`` whole-network draws (``samples = 0``: of the posterior means), and the posterior-averaged error.
 
-    Each draw is one w that all examples share, because a code transmits one w. The model's mode and the random generators
+    Each draw is one w that all examples share, because a code transmits one w. Every module's mode and the random generators
     are left as they were.
     """
     _check_arguments(model, examples)
     likelihood.check_targets(examples.targets, examples.name)
-    was_training, device = model.training, _device(model)
-    examples = examples.to(device, next((p.dtype for p in model.parameters()), torch.get_default_dtype()))
+    modes, device = Modes(model), _device(model)
+    examples = examples.to(device, model.dtype)
     model.eval()
     batches = [slice(start, start + batch_size) for start in range(0, len(examples), batch_size)]
     predicted = [torch.zeros(())] * len(batches)
@@ -112,7 +114,7 @@ def evaluate(
                 draws_bits += totals
                 bar.update(count)
     finally:
-        model.train(was_training)
+        modes.restore()
     average = torch.cat(predicted) / len(draws_bits)
     error = likelihood.summary(float(likelihood.error(average, examples.targets).cpu().double().mean()))
     return Evaluation(tuple(draws_bits), error, len(examples))
@@ -222,7 +224,18 @@ def _notes(model: BayesianModel, likelihood: Likelihood, step: float) -> Iterato
     smallest = model.smallest_std()
     if smallest is not None and step > smallest:
         yield f"the grid step exceeds the smallest std, {smallest:.2g}: gross and refund are no code lengths; the net holds"
+    fixed = [weight.name for weight in model.weights if not weight.posterior.mean.requires_grad]
+    if fixed:
+        yield f"{_listed(fixed)}: the posterior's mean is frozen, and its KL is charged as it stands"
+    norms = frozen_norms(model.network)
+    if norms:
+        yield f"{_listed(norms)}: weights are frozen but statistics charged, for train mode moves them; eval() holds them still"
     yield from likelihood.notes()
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(f"'{name}'" for name in names[:3]) + more
 
 
 def check_point_grids(model: BayesianModel, step: float, setting: str) -> None:

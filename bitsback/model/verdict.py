@@ -81,15 +81,12 @@ def _trained_on_other_bits(ledger: Ledger, model: BayesianModel, course: Course)
 
 
 @torch.no_grad()
-def _cause(
-    ledger: Ledger, model: BayesianModel, likelihood: Likelihood, examples: Examples, course: Course | None
-) -> str:
+def _cause(ledger: Ledger, model: BayesianModel, likelihood: Likelihood, examples: Examples, course: Course | None) -> str:
     """The likeliest cause: the first that shows."""
-    parameter = next(model.parameters())
     kept = torch.linspace(0, len(examples) - 1, min(LOOKED_AT, len(examples))).round().long()
-    inputs, targets = examples.inputs[kept].to(parameter.device), examples.targets[kept].to(parameter.device)
-    if inputs.is_floating_point():
-        inputs = inputs.to(parameter.dtype)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    some = Examples(examples.inputs[kept], examples.targets[kept]).to(device, model.dtype)
+    inputs, targets = some.inputs, some.targets
     with evaluating(model), model.mean():
         outputs = model(inputs)
     looks: tuple[Callable[[], str], ...] = (
@@ -106,7 +103,11 @@ def _cause(
 def _probabilities(likelihood: Likelihood, outputs: Tensor) -> str:
     """Whether probabilities are given where logits are asked for."""
     inside = bool(((outputs >= 0) & (outputs <= 1)).all())
-    if isinstance(likelihood, CategoricalLikelihood) and inside and torch.allclose(outputs.sum(-1), outputs.new_ones(()), atol=1e-3):
+    if (
+        isinstance(likelihood, CategoricalLikelihood)
+        and inside
+        and torch.allclose(outputs.sum(-1), outputs.new_ones(()), atol=1e-3)
+    ):
         return "the network ends with a softmax, and the likelihood wants logits; take the last layer away"
     if isinstance(likelihood, BernoulliLikelihood) and inside:
         return "the network ends with a sigmoid, and the likelihood wants logits; take the last layer away"

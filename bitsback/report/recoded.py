@@ -65,8 +65,8 @@ def _under(model: BayesianModel, other: BayesianModel, book: Ledger) -> Ledger:
         else e
         for e in book.entries
     ]
-    before = {charge.name for charge in model.charges()}
-    charges = (*other.charges(), *(charge for charge in book.charges if charge.name not in before))
+    before = {charge.name for charge in model.prior_charges()}
+    charges = (*other.prior_charges(), *(charge for charge in book.charges if charge.name not in before))
     return replace(book, entries=tuple(entries), charges=charges, given="", notes=())
 
 

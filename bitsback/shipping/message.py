@@ -19,8 +19,9 @@ from bitsback.bitstream.message import PayloadTooShortError, Received, RefundLos
 from bitsback.bitstream.outputs import FRACTION_BITS
 from bitsback.bitstream.sent import Sent
 from bitsback.bitstream.setting import Setting
-from bitsback.config.labels import as_labels
+from bitsback.bitstream.side import SideNumbers
 from bitsback.config import Config, Experiment, Run
+from bitsback.config.labels import as_labels
 from bitsback.errors import FileError
 from bitsback.files import check_new_directory, whole_directory, write_array, write_bytes, write_tensors
 from bitsback.shipping.size import check_size
@@ -76,8 +77,7 @@ class Sender:
     def of(cls, experiment: Experiment) -> "Sender":
         """A trained experiment."""
         experiment = experiment.double()
-        experiment.model.round_to_grid()
-        experiment.likelihood.round_to_grid()
+        SideNumbers.of(experiment.model, experiment.likelihood).round()
         return cls(experiment, Setting(experiment.model, experiment.likelihood, experiment.dataset.train.inputs))
 
     def send(self, payload: bytes, *, exponent: int | None = None, pad: bool = False) -> Sent:

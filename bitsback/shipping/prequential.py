@@ -17,8 +17,8 @@ from bitsback.bitstream.labels import labels
 from bitsback.bitstream.prequential import KIND, Head, labels_digest, tables_digest
 from bitsback.bitstream.setting import Setting
 from bitsback.codelength.prequential import Block
-from bitsback.config.labels import as_labels
 from bitsback.config import Config, Experiment
+from bitsback.config.labels import as_labels
 from bitsback.errors import FileError
 from bitsback.files import check_new_directory, whole_directory, write_array
 from bitsback.shipping.message import read_file

@@ -155,7 +155,7 @@ class Walk:
             seed = int(np.random.SeedSequence([self.config.seed, number, member]).generate_state(1)[0])
             with seeded(seed, CPU):
                 model = train(self.config.model_copy(update={"seed": seed}), self.classes, earlier, bar)
-                dtype = next(model.parameters()).dtype
+                dtype = model.dtype
                 for _ in range(settings.members // self._networks):
                     with model.sample() if settings.predict == "samples" else model.mean():
                         for inputs, found in zip(asked, parts, strict=True):

@@ -114,7 +114,11 @@ def _defaults_of(section: str, kinds: dict[str, Any], part: dict[str, Any]) -> d
     kind = part.get("kind", "")
     first = kinds.get(kind, {}) if isinstance(kind, str) else {}
     later = DEFAULTS["later"].get(section, {})
-    known = {"gaussian": ("standardise", "shift_bits"), "categorical": ("labels",)}.get(kind, ()) if section == "likelihood" else later
+    known = (
+        {"gaussian": ("standardise", "shift_bits"), "categorical": ("labels",)}.get(kind, ())
+        if section == "likelihood"
+        else later
+    )
     return {**first, **{name: later[name] for name in known}}
 
 
@@ -123,7 +127,9 @@ def _filled(defaults: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
     if part.get("name", defaults.get("name")) != defaults.get("name"):
         return part
     nested = {
-        key: _filled(value, part[key]) for key, value in defaults.items() if isinstance(value, dict) and isinstance(part.get(key), dict)
+        key: _filled(value, part[key])
+        for key, value in defaults.items()
+        if isinstance(value, dict) and isinstance(part.get(key), dict)
     }
     return {**defaults, **part, **nested}
 

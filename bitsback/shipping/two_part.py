@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from bitsback.bitstream.ans import Integers, Stack
 from bitsback.bitstream.codec import Codec
@@ -14,8 +13,8 @@ from bitsback.bitstream.container import KINDS, BitReader, BitWriter, seal, unse
 from bitsback.bitstream.labels import targets
 from bitsback.bitstream.outputs import exact_outputs
 from bitsback.bitstream.setting import digest
-from bitsback.config.labels import as_labels
 from bitsback.config import Experiment
+from bitsback.config.labels import as_labels
 from bitsback.data import Examples
 from bitsback.data.friedman import FriedmanSettings
 from bitsback.errors import FileError

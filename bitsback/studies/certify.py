@@ -155,9 +155,13 @@ def _checkpoints(config: Config) -> list[CheckpointPriorSettings]:
 
 
 def _check_frozen(config: Config, model: BayesianModel) -> None:
-    frozen = [name for name, parameter in model.deterministic() if not parameter.requires_grad]
-    if frozen and config.network.pretrained is not None:
+    if config.network.pretrained is None:
+        return
+    learned = {name for name, _ in model.learned_statistics()}
+    frozen = [(name, "weights", "give them a posterior") for name, p in model.deterministic() if not p.requires_grad]
+    frozen += [(name, "statistics", "put their layer into train mode") for name, _ in model.statistics() if name not in learned]
+    for name, what, fix in frozen:
         raise CertificateError(
-            f"the frozen weights '{frozen[0]}' come from {config.network.pretrained}, and what that has seen is unknown; give "
-            "them a posterior, or pack the run and certify the file, which pays for them"
+            f"the frozen {what} '{name}' come from {config.network.pretrained}, and what that has seen is unknown; {fix}, or "
+            "pack the run and certify the file, which pays for them"
         )

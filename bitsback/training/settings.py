@@ -64,7 +64,6 @@ class BetaSettings(Settings):
             raise ValueError(f"beta.start must not exceed 1, got {start:g}")
         return start
 
-
     @property
     def numbers(self) -> tuple[float, float]:
         """Start and warm-up epochs; :meth:`TrainingSettings.settled` makes numbers of ``auto``."""

@@ -63,6 +63,9 @@ def train(
 ) -> Outcome:
     """Lower the total description length of the training targets, then take the ledger.
 
+    Every module is trained in the mode that it is in, and is left in it: in eval mode, normalisation keeps its statistics and
+    dropout drops nothing. Parameters without ``requires_grad`` do not move.
+
     Args:
         model, likelihood, dataset: what is trained, in place, and on what; test examples only measure.
         directory: where the run's files go (see the README); None writes nothing.
@@ -116,6 +119,7 @@ def train(
             if directory is not None and config_text is not None and not resume:
                 write_text(directory / "config.yaml", config_text)
             session.run()
+            fit.modes.restore()  # loggers may have looked at the model
             straighten(model)
             model.update_priors()
             book = take_ledger(
