@@ -2,6 +2,9 @@
 
 import json
 import math
+import re
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -344,3 +347,23 @@ def test_weights_that_decay_to_nothing_under_a_peaked_prior_cost_bits(tmp_path):
     assert ledger.net_weight_bits > 0
     assert ledger.net_bits > ledger.uniform_bits  # a network that knows nothing is a loss, and the sentence says so
     assert ledger.sentence().startswith("The labels cost ")
+
+
+# and scipy says the same
+
+
+@pytest.mark.parametrize("step", [2.0**-3, 2.0**-6, 2.0**-10])
+@pytest.mark.parametrize("kind", ["gaussian", "laplace", "student_t", "cauchy", "logistic"])
+def test_points_are_recomputed_from_the_file_alone(kind, step, tmp_path, monkeypatch, capsys):
+    data = bitsback.Dataset("toy", bitsback.Examples(torch.randn(40, 30), torch.randint(7, (40,))), None, 7)
+    prior = {"kind": kind, "scale": 0.1, "mean": 0.3, "learn": "none"}
+    layer = nn.Linear(30, 7)
+    nn.init.constant_(layer.bias, 9.0)  # far out: beyond the table of a Gaussian
+    model = bayesianize(layer, prior, posterior=PointPosteriorSettings(grid_step=step))
+    settings = TrainingSettings(epochs=2)
+    ledger = train(model, CategoricalLikelihood(7), data, directory=tmp_path / "run", training=settings, progress=False).ledger
+    monkeypatch.setattr("sys.argv", ["recompute_ledger.py", str(tmp_path / "run")])
+    runpy.run_path(str(Path(__file__).parent.parent / "scripts" / "recompute_ledger.py"), run_name="__main__")
+    stated, recomputed = map(float, re.findall(r"[\d.]+(?= bits)|(?<=recomputed )[\d.]+", capsys.readouterr().out))
+    assert stated == pytest.approx(ledger.net_weight_bits, rel=1e-6)
+    assert recomputed == pytest.approx(stated, rel=5e-3 if step > 0.1 else 5e-4)  # a step wider than a prior with a kink
