@@ -23,12 +23,10 @@ from torch import Tensor
 
 from bitsback.bitstream.blocks import STANDARD_STEP
 from bitsback.bitstream.container import BitReader, unseal
-from bitsback.bitstream.density import NORMAL, STANDARD, Shape, place
 from bitsback.bitstream.labels import LABEL_TOTAL_BITS, _exponentials, frequencies
 from bitsback.bitstream.message import RefundLostError
 from bitsback.bitstream.prequential import Head
 from bitsback.bitstream.settings_text import bases
-from bitsback.bitstream.table import PriorTable
 from bitsback.config import Config, Experiment
 from bitsback.priors import AdaptiveMixturePrior, StudentTPrior
 from bitsback.shipping.message import Sender, receive_file
@@ -39,6 +37,8 @@ from bitsback.shipping.prequential_walk import Walk
 from bitsback.shipping.quantising import decimal_content
 from bitsback.shipping.tree import from_tree
 from bitsback.shipping.two_part import decode_two_part, send_two_part
+from bitsback.tables.density import NORMAL, STANDARD, Shape, place
+from bitsback.tables.table import PriorTable
 
 GOLDEN = Path(__file__).parent.parent / "tests" / "golden"
 PAYLOAD = b"".join(hashlib.sha256(bytes([k])).digest() for k in range(64)) + b"end"

@@ -10,7 +10,7 @@ TOWER = [
     {"units", "errors", "registry", "charge", "learned", "files", "threads", "layout"},
     {"data"},
     {"posterior", "priors", "ledger", "likelihoods"},
-    {"kl"},
+    {"kl", "tables"},
     {"layers"},
     {"model"},
     {"codelength", "bitstream", "certificates"},

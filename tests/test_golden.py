@@ -17,10 +17,10 @@ import torch
 
 from bitsback.bitstream import reference
 from bitsback.bitstream.container import KINDS
-from bitsback.bitstream.density import NORMAL
-from bitsback.bitstream.elementary import exp
-from bitsback.bitstream.table import PriorTable
 from bitsback.shipping.model_file import load
+from bitsback.tables.density import NORMAL
+from bitsback.tables.elementary import exp
+from bitsback.tables.table import PriorTable
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden"

@@ -12,7 +12,6 @@ from torch import nn
 from bitsback import layers
 from bitsback.bitstream import lattice
 from bitsback.bitstream.ans import Stack
-from bitsback.bitstream.density import place
 from bitsback.bitstream.exchangeable import UnitGroup, exchangeable_groups
 from bitsback.bitstream.lattice import Lattice, power, scale_level, step_of
 from bitsback.bitstream.permutation import (
@@ -39,6 +38,7 @@ from bitsback.priors import (
     ScaleMixturePrior,
     StudentTPrior,
 )
+from bitsback.tables.density import place
 
 SHAPE = (7, 30, 3)
 

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from bitsback.bitstream.ans import Integers
 from bitsback.bitstream.codec import Codec
-from bitsback.bitstream.density import PlacedShape, place
 from bitsback.bitstream.grid import PriorCode, RoundedPosterior
 from bitsback.bitstream.labels import targets
 from bitsback.bitstream.outputs import exact_outputs, on_lattice
@@ -17,6 +16,7 @@ from bitsback.errors import LayerError
 from bitsback.likelihoods import Likelihood
 from bitsback.model import BayesianModel
 from bitsback.posterior import PointPosterior
+from bitsback.tables.density import PlacedShape, place
 
 DIGEST_BITS = 32
 

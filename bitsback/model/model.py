@@ -24,6 +24,7 @@ from bitsback.posterior import (
     holding,
 )
 from bitsback.priors import Prior, PriorSettings
+from bitsback.tables.points import point_bits
 from bitsback.units import nats_to_bits
 
 FLOAT32_BITS = 32.0
@@ -130,15 +131,20 @@ class BayesianModel(nn.Module):
     def kl_bits(self, among: Sequence[Weight] | None = None, *, exact: bool = False) -> Tensor:
         """Net weight bits, KL(q||p) / ln 2, over all weights, or those ``among`` them; a scalar, differentiable.
 
-        For a point estimate: -log2 p(w) :meth:`grid_step`, the penalty and the cost of its grid. ``exact`` takes the ledger's
-        quadrature instead of the faster one for training, where the prior has no closed form.
+        For a point estimate: -log2 p(w) :meth:`grid_step`, the penalty and the cost of its grid; smooth, but no code length
+        under a peaked prior. ``exact`` takes what the ledger takes: its quadrature instead of the faster one for training,
+        where the prior has no closed form; and for a point the integer tables of its prior, which have no gradient.
         """
         panels = Panels.exact() if exact else Panels.fast()
         weights = self.weights if among is None else among
-        parts = [kl(weight.posterior, weight.prior, panels=panels, samples=1).bits for weight in weights]
-        points = sum(weight.posterior.weights for weight in weights if isinstance(weight.posterior, PointPosterior))
+        tabled = [weight for weight in weights if exact and isinstance(weight.posterior, PointPosterior)]
+        smooth = [weight for weight in weights if weight not in tabled]
+        parts = [kl(weight.posterior, weight.prior, panels=panels, samples=1).bits for weight in smooth]
+        points = sum(weight.posterior.weights for weight in smooth if isinstance(weight.posterior, PointPosterior))
         grid_bits = -points * math.log2(self.grid_step()) if points else 0.0
-        return torch.stack(parts).sum() + grid_bits if parts else torch.zeros(())
+        for weight in tabled:
+            grid_bits += float(point_bits(weight.prior, weight.name, weight.posterior.mean, self.grid_step()).sum())
+        return torch.stack(parts).sum() + grid_bits if parts else torch.tensor(grid_bits)
 
     def refund_bits(self, grid_step: float) -> Tensor:
         """E_q[-log2 q(w) grid_step] over all weights; zero for point estimates."""

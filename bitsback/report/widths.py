@@ -84,5 +84,6 @@ def _entries(book: Ledger, gained: dict[str, float], factor: float) -> Iterator[
         if entry.name not in gained:
             yield entry
             continue
-        net_bits, refund_bits = entry.net_bits + gained[entry.name], entry.refund_bits + entry.weights * octaves
+        net_bits = max(0.0, entry.net_bits + gained[entry.name])  # a sample of the weights may overshoot
+        refund_bits = entry.refund_bits + entry.weights * octaves
         yield Entry.of(entry.name, weights=entry.weights, net_bits=net_bits, refund_bits=refund_bits, method=entry.method)
