@@ -67,8 +67,8 @@ def with_classes(config: Config, dataset: Dataset) -> tuple[Config, Dataset]:
         raise DataError(f"{dataset.name} has {len(labels):,} distinct labels; if they are classes, set likelihood.classes")
     if declared is not None and len(labels) != declared:
         raise DataError(
-            f"{dataset.name} has {len(labels):,} distinct labels, and {declared:,} classes are declared; set likelihood.classes, "
-            "or leave it and the last layer's size out"
+            f"{dataset.name} has {len(labels):,} distinct labels, and {declared:,} classes are declared; set "
+            "likelihood.classes, or leave it and the last layer's size out"
         )
     dataset = replace(dataset, classes=max(2, len(labels)))
     if len(labels) < 2:

@@ -16,8 +16,8 @@ class Ledger:
     """Every bit of a description: data, weights (gross, refund, net) and learned hyper-parameters.
 
     ``model_weights`` is how many weights the model has; the entries must cover exactly as many, or the ledger raises
-    :class:`~bitsback.errors.LedgerError`. All sums are derived from what was counted. ``uniform_bits`` and ``marginal_bits`` are
-    what the targets cost without a model: all values alike, or one distribution for all examples, its parameters charged.
+    :class:`~bitsback.errors.LedgerError`. All sums are derived from what was counted. ``uniform_bits`` and ``marginal_bits``
+    are what the targets cost without a model: all values alike, or one distribution for all examples, its parameters charged.
     ``warnings`` say where the model is not worth its bits, and why.
 
     >>> book = Ledger(

@@ -105,8 +105,8 @@ class CategoricalSettings(LikelihoodSettings):
     class_names: tuple[str, ...] | None = Field(None, description="names of the classes, which predictions then carry")
     labels: LabelValues | None = Field(
         None,
-        description="the labels in the data, whole numbers or texts, in the order of the network's outputs; default: 0, 1, 2, ... "
-        "where classes are declared, else the distinct labels of the data, sorted",
+        description="the labels in the data, whole numbers or texts, in the order of the network's outputs; default: 0, 1, 2, "
+        "... where classes are declared, else the distinct labels of the data, sorted",
     )
 
     def build(self, classes: int | None, targets: Tensor | None = None) -> CategoricalLikelihood:

@@ -27,8 +27,8 @@ from bitsback.units import nats_to_bits
 Noise = Literal["fixed", "learned", "predicted"]
 
 START = 0.1
-"""Where the noise std starts, in stds of the targets. A wide start is a trap: while the noise explains the targets, the KL prunes
-the network (measured: docs/training.md)."""
+"""Where the noise std starts, in stds of the targets. A wide start is a trap: while the noise explains the targets, the KL
+prunes the network (measured: docs/training.md)."""
 
 SHIFT_TOLERANCE = 1 / 8
 """How far, in stds of the targets, a mean of 16 bits may be off before it is written in 32."""
@@ -43,9 +43,9 @@ class GaussianLikelihood(Likelihood):
     """Targets on a grid of width ``target_step``: -log2 N(y; shift + scale * output, std^2) - log2(step).
 
     The step makes the bits absolute: a real number has no code length, a number on a grid has one. The noise std is never
-    taken below the step, so that the code's mass stays one. What is left out is found by :meth:`fit`, which training calls: then
-    the network sees targets of mean 0 and std 1, ``shift`` and ``scale`` are charged on their grids, and everything that goes in
-    or comes out (targets, predictions, errors, ``std``, ``target_step``) is in the targets' own units.
+    taken below the step, so that the code's mass stays one. What is left out is found by :meth:`fit`, which training calls:
+    then the network sees targets of mean 0 and std 1, ``shift`` and ``scale`` are charged on their grids, and everything that
+    goes in or comes out (targets, predictions, errors, ``std``, ``target_step``) is in the targets' own units.
 
     Args:
         std: noise std in the targets' units, its start when it is learned; None: a tenth of the targets' std.

@@ -54,8 +54,8 @@ def warnings_of(
         name = "marginal" if ledger.no_model_bits < ledger.uniform_bits else "uniform"
         cause = _cause(ledger, model, likelihood, examples, course)
         found.append(
-            f"This model costs {ledger.net_bits:,.0f} bits, more than no model ({name} code: {ledger.no_model_bits:,.0f} bits): "
-            f"{cause}."
+            f"This model costs {ledger.net_bits:,.0f} bits, more than no model ({name} code: {ledger.no_model_bits:,.0f} "
+            f"bits): {cause}."
         )
     if course is not None:
         found += _trained_on_other_bits(ledger, model, course)
@@ -73,8 +73,8 @@ def _trained_on_other_bits(ledger: Ledger, model: BayesianModel, course: Course)
     noisier = any(isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 for module in model.network.modules())
     if paid - trained > error or (trained - paid > error and not noisier and drift < 0.1 * abs(trained - paid)):
         return [
-            f"The last epoch counted {trained:,.0f} data bits and the ledger {paid:,.0f}: training lowers another number than the "
-            "ledger's (set bayesian.estimator=weight, if layers are used several times or rows are not examples; else the "
+            f"The last epoch counted {trained:,.0f} data bits and the ledger {paid:,.0f}: training lowers another number "
+            "than the ledger's (set bayesian.estimator=weight, if layers are used several times or rows are not examples; else the "
             "network acts differently in train and eval mode)."
         ]
     return []
@@ -176,7 +176,7 @@ def _unrelated(likelihood: Likelihood, inputs: Tensor, targets: Tensor) -> str:
         chance = torch.stack([(column == value).double().mean().square() for column in answers.T for value in column.unique()])
         expected = chance.sum() / answers.shape[1]
         spread = (expected * (1 - expected) / answers.numel()).sqrt()
-        related = same > expected + STDERRS * spread
+        related = bool(same > expected + STDERRS * spread)
     else:
         centred = answers - answers.mean(0)
         agreement = (centred * centred[near]).mean(0) / centred.square().mean(0).clamp_min(1e-300)
@@ -184,8 +184,8 @@ def _unrelated(likelihood: Likelihood, inputs: Tensor, targets: Tensor) -> str:
     if related:
         return ""
     return (
-        f"the {likelihood.described} do not follow the inputs (nearest neighbours agree no more than chance): are they shuffled or "
-        "a row off, or is there nothing to learn?"
+        f"the {likelihood.described} do not follow the inputs (nearest neighbours agree no more than chance): are they shuffled "
+        "or a row off, or is there nothing to learn?"
     )
 
 
@@ -193,7 +193,7 @@ def _too_dear(ledger: Ledger) -> str:
     """Nothing stands out: say where the bits are."""
     if ledger.net_weight_bits > 0.5 * ledger.net_bits:
         return (
-            f"its {ledger.weights:,} weights cost {ledger.net_weight_bits:,.0f} bits, more than they save; take a smaller network, "
-            "or more examples"
+            f"its {ledger.weights:,} weights cost {ledger.net_weight_bits:,.0f} bits, more than they save; take a smaller "
+            "network, or more examples"
         )
     return "the network predicts badly, and neither its inputs, noise nor steps show why; try another network or learning rate"

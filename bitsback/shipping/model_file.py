@@ -14,7 +14,7 @@ from bitsback.bitstream.container import BitReader, BitWriter, unseal
 from bitsback.bitstream.model_file import Part, put_head, take_blocks, take_side
 from bitsback.bitstream.quantised_file import DIGITS_WIDTH, take_quantised
 from bitsback.bitstream.settings_text import bases, take_settings
-from bitsback.bitstream.side import FLOAT32, SideNumbers, Slot
+from bitsback.bitstream.side import SideNumbers, Slot
 from bitsback.config import Config, Experiment
 from bitsback.config.experiment import build_model
 from bitsback.config.load import to_yaml
@@ -22,6 +22,7 @@ from bitsback.data import Preprocessing
 from bitsback.data.features import AnyFeatures
 from bitsback.errors import FileError
 from bitsback.files import whole_directory, write_tensors, write_text
+from bitsback.learned import FLOAT32
 from bitsback.likelihoods import Likelihood
 from bitsback.likelihoods.classes import CategoricalLikelihood
 from bitsback.model import BayesianModel

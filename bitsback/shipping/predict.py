@@ -73,7 +73,9 @@ class Prediction:
 
         The variance of a prediction is the mean of the noise's variances and the variance of the means.
         """
-        first = second = noise = 0.0
+        first: Tensor | float = 0.0
+        second: Tensor | float = 0.0
+        noise: Tensor | float = 0.0
         count = 0
         for outputs in draws:
             mean, variance = likelihood.predict(outputs), likelihood.variance(outputs)

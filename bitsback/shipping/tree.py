@@ -109,29 +109,26 @@ def with_first_defaults(tree: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
+LATER_BY_KIND = {"gaussian": ("standardise", "shift_bits"), "categorical": ("labels",)}
+"""Of a section with kinds, who has which of the later settings."""
+
+
 def _defaults_of(section: str, kinds: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
     """The defaults of a section: of its kind, or of all where it has none."""
     kind = part.get("kind", "")
-    first = kinds.get(kind, {}) if isinstance(kind, str) else {}
+    if not isinstance(kind, str):
+        return {}
     later = DEFAULTS["later"].get(section, {})
-    known = (
-        {"gaussian": ("standardise", "shift_bits"), "categorical": ("labels",)}.get(kind, ())
-        if section == "likelihood"
-        else later
-    )
-    return {**first, **{name: later[name] for name in known}}
+    known = LATER_BY_KIND.get(kind, ()) if section == "likelihood" else later
+    return {**kinds.get(kind, {}), **{name: later[name] for name in known}}
 
 
 def _filled(defaults: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
     """The part with what it leaves out; an optimiser or schedule of another name has defaults of its own."""
     if part.get("name", defaults.get("name")) != defaults.get("name"):
         return part
-    nested = {
-        key: _filled(value, part[key])
-        for key, value in defaults.items()
-        if isinstance(value, dict) and isinstance(part.get(key), dict)
-    }
-    return {**defaults, **part, **nested}
+    nested = {key: part[key] for key, value in defaults.items() if isinstance(value, dict) and isinstance(part.get(key), dict)}
+    return {**defaults, **part, **{key: _filled(defaults[key], inner) for key, inner in nested.items()}}
 
 
 def _split(key: str) -> tuple[str, list[str], str]:

@@ -16,7 +16,7 @@ AUTO_STEPS, AUTO_EPOCHS = 4000, 30
 """A table of a hundred rows is one batch: a hundred passes would be a hundred steps, and leave the prior where it started."""
 
 WARMUP_SHARE, WARMUP_START = 0.3, 1e-3
-"""KL warm-up of likelihoods that learn their noise: while it is wide, the KL prunes the network (measured: docs/training.md)."""
+"""KL warm-up of likelihoods that learn their noise: while it is wide, the KL prunes the network (docs/training.md)."""
 
 
 class OptimizerSettings(Settings):
@@ -53,8 +53,8 @@ class BetaSettings(Settings):
     )
     warmup_epochs: NonNegativeFloat | Literal["auto"] = Field(
         "auto",
-        description="epochs until beta is 1; auto: 3 of 10 where the noise of real targets is found in training, or where start "
-        "is given; else 0",
+        description="epochs until beta is 1; auto: 3 of 10 where the noise of real targets is found in training, or where "
+        "start is given; else 0",
     )
 
     @field_validator("start")
@@ -178,8 +178,9 @@ class TrainingSettings(Settings):
         >>> TrainingSettings().settled(150, CategoricalLikelihood(3)).epochs
         2000
         """
-        epochs = self.epochs
-        if epochs == "auto":
+        if self.epochs != "auto":
+            epochs = self.epochs
+        else:
             epochs = max(AUTO_EPOCHS, -(-AUTO_STEPS // -(-examples // self.batch_size)), math.ceil(self.schedule.warmup_epochs))
         start, warmup = self.beta.start, self.beta.warmup_epochs
         if warmup == "auto":
