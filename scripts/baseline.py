@@ -3,8 +3,8 @@
 python scripts/baseline.py [NAME ...] [--data-root DIR] [--out DIR] [--write]
 
 A JSON line for each name: mean and spread (the standard deviation over the seeds) of bits, errors and bytes, with the commands
-that made them. `--write` stores them in tests/baseline.json; without it, every mean is printed beside the stored one. Runs of the
-digits take seconds; those of MNIST need its four files under --data-root, and up to ten minutes each.
+that made them. `--write` stores them in tests/baseline.json; without it, every mean is printed beside the stored one. Runs of
+the digits take seconds; those of MNIST need its four files under --data-root, and up to ten minutes each.
 """
 
 import argparse

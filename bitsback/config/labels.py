@@ -57,6 +57,7 @@ def with_classes(config: Config, dataset: Dataset) -> tuple[Config, Dataset]:
             dataset.train.name,
             "labels must be whole numbers or texts; or use likelihood.kind=gaussian",
         )
+    likelihood.check_labels()
     declared = likelihood.classes or config.network.declared_outputs(dataset.train.inputs)
     wanted = likelihood.labels
     if wanted is None and declared is not None and not texts:

@@ -85,7 +85,7 @@ class LikelihoodSettings(Settings):
 
     @abstractmethod
     def build(self, classes: int | None, targets: Tensor | None = None) -> Likelihood:
-        """The likelihood; ``classes`` is how many labels the data have, if they are labels, ``targets`` what it is fitted to."""
+        """The likelihood; ``classes`` is how many labels the data have, if labels they are, ``targets`` what to fit."""
 
     def resolved(self, likelihood: Likelihood) -> Self:
         """The settings with what :meth:`Likelihood.fit` found written out, so that a file or a run says it."""

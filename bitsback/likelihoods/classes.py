@@ -26,6 +26,9 @@ from bitsback.likelihoods.base import (
 )
 from bitsback.units import nats_to_bits
 
+SHOWN = 8
+"""Labels that a note lists; of more, the first three and the last."""
+
 NEVER = -(2**62)
 """A label that torch may ignore: none that anybody has. Its own choice, -100, would cost 0 bits."""
 
@@ -35,7 +38,8 @@ class CategoricalLikelihood(Likelihood):
 
     Args:
         classes: how many; targets are whole numbers from 0 to ``classes`` - 1.
-        labels: what :meth:`answers` calls the classes; default: their numbers.
+        labels: what stands for the classes in the data; default: their numbers.
+        names: what :meth:`answers` calls them; default: as the data do.
 
     >>> import torch
     >>> CategoricalLikelihood(4).bits(torch.zeros(1, 4), torch.tensor([2])).tolist()
@@ -44,13 +48,16 @@ class CategoricalLikelihood(Likelihood):
 
     kind = "categorical"
 
-    def __init__(self, classes: int, labels: Sequence[int | str] | None = None) -> None:
+    def __init__(
+        self, classes: int, labels: Sequence[int | str] | None = None, *, names: Sequence[str] | None = None
+    ) -> None:
         super().__init__()
         if classes < 2:
             raise DataError(f"a categorical likelihood needs two or more classes, got {classes}; set likelihood.classes")
         if labels is not None and len(labels) != classes:
             raise DataError(f"{len(labels)} labels were given for {classes} classes; give one for each")
         self.classes, self.labels = classes, tuple(labels) if labels is not None else None
+        self.names = tuple(names) if names is not None else self.labels
 
     def bits(self, outputs: Tensor, targets: Tensor) -> Tensor:
         if outputs.ndim != 2 or outputs.shape[1] != self.classes:
@@ -70,9 +77,9 @@ class CategoricalLikelihood(Likelihood):
 
     def answers(self, predicted: Tensor, std: Tensor | None = None) -> list[Answer]:
         probability, best = predicted.double().max(-1)
-        labels = self.labels or range(self.classes)
+        names = self.names or range(self.classes)
         return [
-            {"class": labels[k], "probability": float(f"{p:.6g}")}
+            {"class": names[k], "probability": float(f"{p:.6g}")}
             for k, p in zip(best.tolist(), probability.tolist(), strict=True)
         ]
 
@@ -81,6 +88,13 @@ class CategoricalLikelihood(Likelihood):
 
     def uniform_bits(self, targets: Tensor) -> float:
         return len(targets) * math.log2(self.classes)
+
+    def notes(self) -> list[str]:
+        if self.labels is None:
+            return []
+        shown = [f"'{label}'" for label in (self.labels if self.classes <= SHOWN else [*self.labels[:3], self.labels[-1]])]
+        listed = ", ".join(shown if self.classes <= SHOWN else [*shown[:3], "...", shown[3]])
+        return [f"the labels are {listed}, in this order classes 0 to {self.classes - 1}; files hold the list, the ledger does not"]
 
     def marginal_bits(self, targets: Tensor) -> float:
         counts = torch.bincount(targets.detach().cpu().long(), minlength=self.classes)
@@ -109,15 +123,22 @@ class CategoricalSettings(LikelihoodSettings):
         "... where classes are declared, else the distinct labels of the data, sorted",
     )
 
+    def check_labels(self) -> None:
+        """Raise DataError unless there are as many labels as classes, all of them different."""
+        if self.labels is None:
+            return
+        count = self.classes if self.classes is not None else len(self.labels)
+        if len(self.labels) != count or len(set(self.labels)) != count:
+            raise DataError(f"likelihood.labels has {len(self.labels)} labels for {count} classes; give each class its own")
+
     def build(self, classes: int | None, targets: Tensor | None = None) -> CategoricalLikelihood:
         count = self.classes if self.classes is not None else len(self.labels) if self.labels is not None else classes
         if self.class_names is not None and len(self.class_names) != count:
             raise DataError(f"likelihood.class_names has {len(self.class_names)} names for {count} classes; give one for each")
-        if self.labels is not None and (len(self.labels) != count or len(set(self.labels)) != count):
-            raise DataError(f"likelihood.labels has {len(self.labels)} labels for {count} classes; give each class its own")
+        self.check_labels()
         if count is None:
             raise DataError("the data set does not say how many classes it has; set likelihood.classes")
-        return CategoricalLikelihood(count, self.class_names or self.labels)
+        return CategoricalLikelihood(count, self.labels, names=self.class_names)
 
 
 class BernoulliLikelihood(Likelihood):

@@ -74,8 +74,8 @@ def _trained_on_other_bits(ledger: Ledger, model: BayesianModel, course: Course)
     if paid - trained > error or (trained - paid > error and not noisier and drift < 0.1 * abs(trained - paid)):
         return [
             f"The last epoch counted {trained:,.0f} data bits and the ledger {paid:,.0f}: training lowers another number "
-            "than the ledger's (set bayesian.estimator=weight, if layers are used several times or rows are not examples; else the "
-            "network acts differently in train and eval mode)."
+            "than the ledger's (set bayesian.estimator=weight, if layers are used several times or rows are not examples; "
+            "else the network acts differently in train and eval mode)."
         ]
     return []
 
@@ -184,8 +184,8 @@ def _unrelated(likelihood: Likelihood, inputs: Tensor, targets: Tensor) -> str:
     if related:
         return ""
     return (
-        f"the {likelihood.described} do not follow the inputs (nearest neighbours agree no more than chance): are they shuffled "
-        "or a row off, or is there nothing to learn?"
+        f"the {likelihood.described} do not follow the inputs (nearest neighbours agree no more than chance): are they "
+        "shuffled or a row off, or is there nothing to learn?"
     )
 
 

@@ -98,7 +98,7 @@ class LoadedModel(nn.Module):
     @property
     def class_names(self) -> tuple[int | str, ...] | None:
         """What the classes are called, where they are not 0, 1, 2, ..."""
-        return getattr(self.likelihood, "labels", None)
+        return getattr(self.likelihood, "names", None)
 
     def tensors(self) -> dict[str, Tensor]:
         """All weights and statistics by name, float32."""
