@@ -190,7 +190,7 @@ def take_ledger(
         grid_step=step,
         samples=len(paid.draws_bits),
         not_charged=(
-            "the configuration: architecture, fixed numbers of the prior, preprocessing",
+            "the configuration: architecture, number of classes or outputs, fixed numbers of the prior, preprocessing",
             *examples.assumed,
             *model.not_charged(),
         ),
