@@ -13,9 +13,9 @@ beside it. Prints a JSON summary; the exit code is 1 if anything differed or was
 import argparse
 import hashlib
 import json
+import multiprocessing
 import os
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,6 +23,11 @@ from pathlib import Path
 
 from safetensors import safe_open
 
+import bitsback.report
+import bitsback.studies.codelengths  # noqa: F401
+from bitsback.cli import main as main_of_bitsback
+
+METHOD = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
 HOME = Path(__file__).parent.parent
 COMMON = ["data.limit=200", "training.epochs=40", "ledger.samples=2", "training.threads=1"]
 CONFIGURATIONS = {
@@ -42,15 +47,26 @@ EXPECTED = {"config.yaml", "metrics.jsonl", "ledger.json", "summary.json", "post
 def command(name, run, *, resume):
     """The words that begin or resume a training."""
     if resume:
-        return [sys.executable, "-m", "bitsback", "train", str(run), "--resume"]
+        return ["train", str(run), "--resume"]
     report = [] if name == "report" else ["logging.report=false"]
     config = str(HOME / "configs" / "digits.yaml")
-    return [sys.executable, "-m", "bitsback", "train", config, *COMMON, *report, *CONFIGURATIONS[name], "--out", str(run)]
+    return ["train", config, *COMMON, *report, *CONFIGURATIONS[name], "--out", str(run)]
 
 
 def start(words, log):
-    """Start a training."""
-    return subprocess.Popen(words, cwd=HOME, stdout=log, stderr=log)
+    """Start a training in a process of its own; where there is fork, it need not import torch again."""
+    process = multiprocessing.get_context(METHOD).Process(target=verb, args=(words, str(log)))
+    process.start()
+    return process
+
+
+def verb(words, log):
+    """Be a verb of the command line."""
+    with open(log, "a", encoding="utf-8") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.argv = ["bitsback", *words]
+    main_of_bitsback()
 
 
 def taken(run):
@@ -71,12 +87,12 @@ def kill_at(process, run, moment, *, since_taken, while_writing):
         while_writing: wait for a temporary file after that.
     """
     due, before = None if since_taken else time.monotonic() + moment, taken(run)
-    while process.poll() is None:
+    while process.is_alive():
         if due is None and taken(run) not in (0, before):
             due = time.monotonic() + moment
         if due is not None and time.monotonic() >= due and (not while_writing or any(run.rglob(".*.tmp"))):
             process.kill()
-            process.wait()
+            process.join()
             return True
         time.sleep(0.0 if while_writing and due is not None else 0.001)
     return False
@@ -85,10 +101,10 @@ def kill_at(process, run, moment, *, since_taken, while_writing):
 def straight_run(name, run, log):
     """Train without interruption; seconds of the whole process, and of those in which it held its directory."""
     began, process, taken_at = time.monotonic(), start(command(name, run, resume=False), log), None
-    while process.poll() is None:
+    while process.is_alive():
         taken_at = taken_at or (time.monotonic() if taken(run) else None)
         time.sleep(0.001)
-    if process.returncode != 0:
+    if process.exitcode != 0:
         raise SystemExit(f"{name}: the uninterrupted training failed; see --log")
     return time.monotonic() - began, time.monotonic() - taken_at
 
@@ -142,8 +158,9 @@ def one_training(name, place, seconds, draw, budget, log):
                 damage_newest(run, draw)
                 damaged += 1
             continue
-        if process.wait() != 0:
-            raise SystemExit(f"{name}: a training that was {'resumed' if resume else 'begun'} ended with {process.returncode}")
+        process.join()
+        if process.exitcode != 0:
+            raise SystemExit(f"{name}: a training that was {'resumed' if resume else 'begun'} ended with {process.exitcode}")
         return run, kills, damaged
 
 
@@ -158,10 +175,8 @@ def main():
     options = parser.parse_args()
     draw = random.Random(options.seed)
     differences, left, kills, trainings, damaged = [], [], 0, 0, 0
-    with (
-        tempfile.TemporaryDirectory(dir=options.place) as folder,
-        open(options.log or os.devnull, "a", encoding="utf-8") as log,
-    ):
+    log = options.log or Path(os.devnull)
+    with tempfile.TemporaryDirectory(dir=options.place) as folder:
         straight, seconds = {}, {}
         for name in options.configurations:
             (Path(folder) / "straight" / name).mkdir(parents=True)
@@ -178,8 +193,9 @@ def main():
             differences += [f"{trainings} {name}: {key}" for key in ended if ended[key] != straight[name][key]]
             left += litter(run, name)
             kills, trainings, damaged = kills + done, trainings + 1, damaged + flipped
-            print(f"{trainings} {name}: {done} kills, {kills} in all, {len(differences)} differences, {len(left)} left over",
-                  file=log, flush=True)  # fmt: skip
+            with open(log, "a", encoding="utf-8") as file:
+                counts = f"{kills} kills in all, {len(differences)} differences, {len(left)} left over"
+                print(f"{trainings} {name}: {done} kills, {counts}", file=file)
     summary = {"seed": options.seed, "kills": kills, "trainings": trainings, "checkpoints_damaged": damaged,
                "differences": differences, "left_over": left}  # fmt: skip
     print(json.dumps(summary, indent=2))
