@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "bitsback"
 TOWER = [
-    {"units", "errors", "registry", "charge", "learned", "files", "threads", "layout"},
+    {"units", "errors", "registry", "charge", "learned", "files", "locks", "threads", "layout"},
     {"data"},
     {"posterior", "priors", "ledger", "likelihoods"},
     {"kl", "tables"},
@@ -21,7 +21,14 @@ TOWER = [
     {"cli"},
 ]
 FLOOR = {room: height for height, rooms in enumerate(TOWER) for room in rooms}
-SAME_FLOOR = {("learned", "errors"), ("learned", "charge"), ("registry", "errors"), ("files", "errors")}
+SAME_FLOOR = {
+    ("learned", "errors"),
+    ("learned", "charge"),
+    ("registry", "errors"),
+    ("files", "errors"),
+    ("files", "locks"),
+    ("locks", "errors"),
+}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

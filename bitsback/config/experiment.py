@@ -12,13 +12,13 @@ from bitsback.config.load import load_config, to_yaml
 from bitsback.config.schema import Config
 from bitsback.data import Dataset
 from bitsback.errors import ConfigError, RunError
-from bitsback.files import read_tensors
+from bitsback.files import DamagedFileError
 from bitsback.ledger import Results, open_results
 from bitsback.likelihoods import Likelihood
 from bitsback.model import BayesianModel, bayesianize
 from bitsback.model.modes import evaluating
 from bitsback.training import Logger, Outcome, train
-from bitsback.training.checkpoint import load_weights
+from bitsback.training.checkpoint import PREVIOUS, load_weights, read_checkpoint
 
 
 def build_model(
@@ -138,7 +138,11 @@ class Run(Results):
         """The experiment with the weights of the last checkpoint."""
         experiment = Experiment.build(self.config)
         path = self.directory / "checkpoint" / "state.safetensors"
-        tensors, _ = read_tensors(path)
+        try:
+            tensors, _ = read_checkpoint(path)
+        except DamagedFileError as fault:
+            hint = f"; or go on from the checkpoint before: bitsback train {self.directory} --resume"
+            raise RunError(f"{fault}{hint if path.with_name(PREVIOUS).exists() else ''}") from fault
         if self.config.training.precision == "float64":
             experiment = experiment.double()
         try:

@@ -1,8 +1,8 @@
 """What a report says in words: the totals, four answers, and the facts of a run."""
 
 import math
-from importlib.metadata import version
 
+from bitsback import __version__
 from bitsback.ledger import Ledger
 from bitsback.ledger.table import shown_bits, shown_error
 from bitsback.report.frame import MINUS, shown
@@ -132,5 +132,5 @@ def fact_rows(seen: Observation) -> Rows:
     return [
         *rows,
         *([name, text] for name, text in summary["versions"].items()),
-        ["bitsback, for this page", version("bitsback")],
+        ["bitsback, for this page", __version__],
     ]

@@ -74,8 +74,6 @@ class Session:
 
     def run(self) -> None:
         """Epochs until the last, or until the net bits no longer fall."""
-        if self.directory is not None and self.fit.epoch == 0:
-            self.save()
         began, saved = time.perf_counter() - self.seconds, time.perf_counter()
         try:
             while self.fit.epoch < self.fit.settings.passes and not self.finished:
@@ -129,11 +127,11 @@ class Session:
             before, lately = self.history[: rule.patience_epochs], self.history[rule.patience_epochs :]
             self.finished = fmean(lately) > fmean(before) - rule.min_improvement_bits
 
-    def save(self, finished: bool = False) -> None:
-        """Write the checkpoint."""
+    def save(self, *, finished: bool = False, is_first: bool = False) -> None:
+        """Write the checkpoint, and keep the one before unless it is of another training."""
         state = {"seconds": self.seconds, "history": self.history, "finished": finished or self.finished}
         state |= {"test_error": self._test_error, "data_bits": self._data_bits}
-        save_checkpoint(self.checkpoint, self.fit, state)
+        save_checkpoint(self.checkpoint, self.fit, state, is_first=is_first)
 
 
 def close(loggers: Sequence[Logger]) -> None:

@@ -1,11 +1,13 @@
 """Train a model in a run directory, and take its ledger."""
 
 import copy
+import functools
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ParamSpec
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from bitsback.files import write_tensors, write_text
 from bitsback.layout import interleave, straighten
 from bitsback.ledger import Ledger
 from bitsback.likelihoods import Likelihood
+from bitsback.locks import LOCK, exclusive, remove_left_over_files
 from bitsback.model import BayesianModel, evaluate, posterior_tensors, take_ledger
 from bitsback.model.accounting import check_point_grids, seeded
 from bitsback.threads import using_threads
@@ -45,6 +48,26 @@ class Outcome:
     stopped_early: bool = False
 
 
+P = ParamSpec("P")
+
+
+def _alone(call: Callable[P, Outcome]) -> Callable[P, Outcome]:
+    """The training, with its directory locked, and free of what killed ones left there."""
+
+    @functools.wraps(call)
+    def locked(*arguments: P.args, **settings: P.kwargs) -> Outcome:
+        directory = settings.get("directory")
+        if not isinstance(directory, Path):
+            return call(*arguments, **settings)
+        with exclusive(directory / LOCK, directory):
+            for folder in (directory, directory / "checkpoint", directory / "profile"):
+                remove_left_over_files(folder)
+            return call(*arguments, **settings)
+
+    return locked
+
+
+@_alone
 def train(
     model: BayesianModel,
     likelihood: Likelihood,
@@ -81,6 +104,7 @@ def train(
 
     Raises:
         TrainingError: when the loss is not finite; the last good checkpoint stays.
+        InUseError: when another process is writing to the directory.
         ConfigError, RunError, DataError: with the fix.
 
     >>> from bitsback.data.digits import DigitsSettings
@@ -116,8 +140,10 @@ def train(
         fit = start(model, likelihood, data, training, seed)
         subject = subject_of(model, logging, {"training": training, "ledger": ledger}, seed, config_text)
         with Session(fit, test, directory, logging, subject, loggers, progress=progress, resume=resume) as session:
-            if directory is not None and config_text is not None and not resume:
-                write_text(directory / "config.yaml", config_text)
+            if directory is not None and not resume:
+                session.save(is_first=True)
+                if config_text is not None:  # written last: a run with a configuration can be resumed
+                    write_text(directory / "config.yaml", config_text)
             session.run()
             fit.modes.restore()  # loggers may have looked at the model
             straighten(model)
