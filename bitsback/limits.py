@@ -82,7 +82,9 @@ def shown(number: int) -> str:
 
 
 def available_memory() -> int:
-    """Bytes that this process may still take: on Linux of the machine, or of its control group where that has less; else 16 GiB.
+    """Bytes that this process may still take: of the machine, or of its control group where that has less.
+
+    Linux says so; on another system it is 16 GiB.
 
     >>> available_memory() > 0
     True
@@ -124,7 +126,7 @@ TEXT = Limit("text", 1 << 20, "bytes of text")
 """Of a configuration, in YAML or inside a file."""
 
 DEPTH = Limit("depth", 64, "levels of nesting")
-VALUES = Limit("values", 200_000, "values")
+VALUES = Limit("values", 50_000, "values")
 """Of a configuration, its aliases written out."""
 
 DIGITS = Limit("digits", 100, "digits")

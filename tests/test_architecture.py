@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "bitsback"
 TOWER = [
-    {"units", "errors", "registry", "charge", "learned", "files", "threads", "layout", "limits"},
+    {"units", "errors", "registry", "charge", "learned", "files", "threads", "layout", "limits", "yaml"},
     {"data"},
     {"posterior", "priors", "ledger", "likelihoods"},
     {"kl"},
@@ -21,7 +21,7 @@ TOWER = [
     {"cli"},
 ]
 FLOOR = {room: height for height, rooms in enumerate(TOWER) for room in rooms}
-SAME_FLOOR = {("learned", "errors"), ("learned", "charge"), ("registry", "errors"), ("files", "errors"), ("limits", "errors")}
+SAME_FLOOR = {("learned", "errors"), ("learned", "charge"), ("registry", "errors"), ("files", "errors"), ("limits", "errors"), ("yaml", "errors"), ("yaml", "limits")}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -76,8 +76,8 @@ def check_size(
 def _check_numbers(numbers: int, most: int, file_bytes: int) -> None:
     if numbers > most:
         raise FileError(
-            f"the file's network is too large for a file of {file_bytes:,} bytes: it asks for {limits.shown(numbers)} numbers, and "
-            f"{limits.NUMBERS.allowed(numbers, most, 'it is damaged')}"
+            f"the file's network is too large for a file of {file_bytes:,} bytes: it asks for {limits.shown(numbers)} numbers, "
+            f"and {limits.NUMBERS.allowed(numbers, most, 'it is damaged')}"
         )
 
 
