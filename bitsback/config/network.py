@@ -84,8 +84,13 @@ class NetworkSettings(Settings):
         if self.pretrained is not None:
             file = self.pretrained / "posterior.safetensors" if self.pretrained.is_dir() else self.pretrained
             tensors, metadata = read_tensors(file)
-            if "priors" in metadata:
-                tensors = _means_of_run(network, tensors, list(json.loads(metadata["priors"])))
+            try:
+                if "priors" in metadata:
+                    tensors = _means_of_run(network, tensors, list(json.loads(metadata["priors"])))
+            except (KeyError, ValueError, TypeError, RecursionError) as fault:
+                raise ConfigError(
+                    f"network.pretrained: {self.pretrained} does not say which of its tensors are means; give a finished run"
+                ) from fault
             try:
                 loaded = network.load_state_dict(tensors, strict=False)
             except RuntimeError as fault:

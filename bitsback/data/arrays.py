@@ -26,6 +26,7 @@ REASONS = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib
 """What reading an archive may raise; a RuntimeError for an encrypted one."""
 
 OTHER_FORMATS = {
+    npy.MAGIC_PREFIX: "it is a single array (.npy); load it with x = numpy.load(FILE)",
     b"PAR1": "it is a Parquet file; read it with pandas.read_parquet",
     b"\x89HDF": "it is an HDF5 file; read it with h5py",
     b"\x1f\x8b": "it is compressed with gzip; unpack it",
@@ -35,12 +36,12 @@ OTHER_FORMATS = {
 
 def describe(start: bytes) -> str:
     """What a file is that is no archive of arrays, from its first bytes, and how to turn it into one."""
-    what = next((text for mark, text in OTHER_FORMATS.items() if start.startswith(mark)), "it is no archive of arrays")
-    if start.startswith(npy.MAGIC_PREFIX):
-        what = "it is a single array (.npy); load it with x = numpy.load(FILE)"
-    elif start and all(32 <= byte < 127 or byte in b"\t\r\n" or byte >= 128 for byte in start):
-        what = "it is text, such as CSV; read it with numpy.loadtxt(FILE, delimiter=',') or pandas.read_csv"
-    return what if start else "it is empty"
+    for mark, what in OTHER_FORMATS.items():
+        if start.startswith(mark):
+            return what
+    if start and all(byte >= 32 or byte in b"\t\r\n" for byte in start):
+        return "it is text, such as CSV; read it with numpy.loadtxt(FILE, delimiter=',') or pandas.read_csv"
+    return "it is no archive of arrays" if start else "it is empty"
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -51,7 +52,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         OSError, ValueError, zipfile.BadZipFile, ...: one of :data:`REASONS`, whose text says what is wrong.
     """
     with zipfile.ZipFile(path) as archive:
-        members = [member for member in archive.infolist() if not member.is_dir()]
+        members = [member for member in archive.infolist() if not member.filename.endswith("/")]
         limits.MEMORY.check(sum(member.file_size for member in members), str(path), DataError)
         budget, found = limits.MEMORY.value, {}
         for member in members:
