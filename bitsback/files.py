@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bitsback.errors import RunError
+from bitsback.errors import RunError, brief
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -104,4 +104,4 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (OSError, SafetensorError) as fault:
-        raise RunError(f"cannot read {path}: {fault}; is the run complete?") from fault
+        raise RunError(f"cannot read {path}: {brief(fault)}; is the run complete?") from fault
