@@ -489,7 +489,10 @@ class Stage:
 
 def _memory() -> tuple[int, int]:
     """Resident bytes, now and at most since the last reset; of all allocators alike."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    status = Path("/proc/self/status")
+    if not status.exists():  # not Linux: what is traced has to do
+        return 0, 0
+    lines = status.read_text().splitlines()
     values = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines if line.startswith(("VmRSS", "VmHWM"))}
     return values["VmRSS"], values["VmHWM"]
 

@@ -166,6 +166,14 @@ def test_nesting_and_digits_inside_a_file(whole):
         decode(make.with_settings(whole["quantised"], inputs=[10**300]), "the file")
 
 
+@pytest.mark.parametrize("shape", [(3, 7), (3, 1, 8, 9), (3, 2)])
+def test_inputs_of_another_shape_do_not_suit_features(whole, shape):
+    import torch
+
+    with pytest.raises(DataError, match=r"inputs of shape \(.*\) cannot be prepared as the training inputs were \(.*\); give"):
+        decode(whole["quantised"], "the file").predict(torch.zeros(shape))
+
+
 def test_made_data_is_held_to_memory(monkeypatch):
     monkeypatch.setenv("BITSBACK_LIMIT_MEMORY", "1e6")
     with pytest.raises(
@@ -455,6 +463,15 @@ def test_class_names_of_a_file_are_written_out(run_verb, whole, tmp_path):
     said = run_verb("predict", tmp_path / "model", "--data", tmp_path / "x.npy")
     assert said.code == 0
     assert clean(said.out)
+
+
+def test_the_live_picture_of_a_run_writes_its_name_out(tmp_path):
+    from bitsback.cli.tail import Progress, Tail
+    from bitsback.cli.watch import frame
+
+    run = tmp_path / f"x{ESCAPE}"
+    lines = frame(run, Tail(run / "metrics.jsonl"), Progress.of(run), 300, 20)
+    assert clean("\n".join(line.plain for line in lines))
 
 
 def test_text_without_control_characters_is_printed_as_it_is(run_verb):
