@@ -44,6 +44,16 @@ class TrainingError(BitsbackError):
     """Training that cannot go on, such as a loss that is not finite."""
 
 
+def brief(fault: object, characters: int = 200) -> str:
+    """What an error says, on one line and cut short: libraries quote whole files.
+
+    >>> brief("two\\nlines"), brief("x" * 9, characters=3)
+    ('two lines', 'xxx...')
+    """
+    text = " ".join(str(fault).split())
+    return text if len(text) <= characters else f"{text[:characters]}..."
+
+
 def near_miss(name: str, allowed: Iterable[str]) -> str:
     """A hint such as `` (did you mean 'laplace'?)``, or nothing when no name is close.
 

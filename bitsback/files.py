@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from bitsback.errors import RunError
+from bitsback.errors import RunError, brief
 from bitsback.locks import (
     LEFT_OVER,
     LOCK,
@@ -220,7 +220,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
             metadata = {key: value for key, value in (file.metadata() or {}).items() if key != "sha256"}
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
     except (OSError, SafetensorError) as fault:
-        raise DamagedFileError(f"cannot read {path}: {fault}; is the run complete?") from fault
+        raise DamagedFileError(f"cannot read {path}: {brief(fault)}; is the run complete?") from fault
 
 
 def check_seal(path: Path) -> bool:

@@ -8,8 +8,16 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from bitsback.errors import BitsbackError, near_miss
 
-FilePath = Annotated[Path, AfterValidator(Path.absolute)]
-"""A path, made absolute when it is read, so that a run can be opened from anywhere."""
+
+def _placed(path: Path) -> Path:
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError:  # ~somebody who has no home here
+        return path.absolute()
+
+
+FilePath = Annotated[Path, AfterValidator(_placed)]
+"""A path, made absolute when it is read, ``~`` included, so that a run can be opened from anywhere."""
 
 
 class Settings(BaseModel):

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "bitsback"
 TOWER = [
-    {"units", "errors", "registry", "charge", "learned", "files", "locks", "threads", "layout"},
+    {"units", "errors", "registry", "charge", "learned", "files", "locks", "threads", "layout", "limits", "yaml"},
     {"data"},
     {"posterior", "priors", "ledger", "likelihoods"},
     {"kl", "tables"},
@@ -28,6 +28,9 @@ SAME_FLOOR = {
     ("files", "errors"),
     ("files", "locks"),
     ("locks", "errors"),
+    ("limits", "errors"),
+    ("yaml", "errors"),
+    ("yaml", "limits"),
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

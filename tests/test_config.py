@@ -172,7 +172,9 @@ def test_extends_is_relative_to_the_file_that_says_it_through_a_chain_of_two(con
 
 def test_a_fault_in_an_extended_file_names_that_file_and_line(config):
     base = config("seed: 1\ntraining: {epochs: -1}", "base.yaml")
-    assert faults(config("extends: base.yaml\nseed: 2")) == [f"{base}:2: training.epochs: should be greater than 0 (or 'auto'), got -1"]
+    assert faults(config("extends: base.yaml\nseed: 2")) == [
+        f"{base}:2: training.epochs: should be greater than 0 (or 'auto'), got -1"
+    ]
 
 
 def test_a_missing_extended_file_is_named(config):

@@ -66,19 +66,20 @@ SAID = {
     "blocks_key_2^63": "but is shorter; it is damaged",
     "blocks_*": r"[\d,]+ blocks of \d+ bits (do not fit 40 weights|but is shorter)|the file is damaged",
     "settings_of_1048576_bytes": "the file ends before its contents do",
-    "settings_of_*": "the file claims a configuration of more than a megabyte; it is damaged",
+    "settings_of_*": r"the file's configuration asks for .* bytes of text, and at most 1,048,576 are allowed; it is damaged, or if",
     "count_without_end": "the file holds a count beyond 2.64; it is damaged",
     "*_calls_code": "made by calling os:mkdir, and no code that a file names is run unasked; .* add --network.factory=os:mkdir",
     "*_of_a_path": "the file itself names a path .(data.path|network.pretrained|prior.*.run)., which no file of bitsback does",
     "*_pyro_name": "pyro.distributions has no 'os.system'",
     "*_point": "change the last layer|has no weights that could have a posterior",
     "*_no_network": "the file's configuration does not suit this bitsback .network: ",
-    "message_huge_targets": "the message does not say what its targets look like; it is damaged",
+    "message_huge_targets": "the message asks for 1,000,000,000 answers for each example, and at most 65,536 are allowed",
     "message_without_posterior": "a point estimate has no bits to give back",
     "*_huge_s*": "the file does not say what its inputs look like; it is damaged",
     "*_inputs_below_zero": "the file does not say what its inputs look like; it is damaged",
     "*_no_inputs": "the file does not say what its inputs look like; it is damaged",
-    "*_huge_*": r"the file's network is too large for a file of [\d,]+ bytes; it is damaged",
+    "*_huge_deep": r"the file's network asks for 20,000 layers, and at most 4,096 are allowed; if you trust it, set BITSBACK_LIMIT_LAYERS",
+    "*_huge_*": r"the file's network is too large for a file of [\d,]+ bytes: .*; it is damaged, or if you trust it, set BITSBACK_LIMIT_",
 }
 LABELS = {"message", "two_part", "prequential"}
 MODEL_VERBS = {"unpack": ["-o", "out"], "inspect": [], "predict": ["--data", "inputs.npy", "-o", "means.npy"]}

@@ -27,7 +27,7 @@ def table(folder, targets, name="table", **arrays):
 
 
 def config(path, **sections):
-    base = {"data": {"kind": "npz", "path": str(path)}, "training": {"epochs": 40}, "ledger": {"samples": 5}}
+    base = {"data": {"kind": "npz", "path": str(path)}, "training": {"epochs": 300, "optimizer": {"name": "Adam", "lr": 0.03}}, "ledger": {"samples": 5}}
     return Config.model_validate({**base, "logging": {"report": False}, **sections})
 
 
@@ -97,7 +97,11 @@ LAST = {"kind": "sequential", "layers": [{"Linear": {"out_features": 3}}]}
 @pytest.mark.parametrize(
     ("targets", "sections", "message"),
     [
-        (np.array([1, 2, 3] * 20), {"likelihood": {"kind": "categorical", "classes": 3}}, "is 3; labels must be .* from 0 to 2"),
+        (
+            np.array([1, 2, 3] * 20),
+            {"likelihood": {"kind": "categorical", "classes": 3}},
+            "is 3; labels must be .* from 0 to 2",
+        ),
         (np.array([1, 2, 3] * 20), {"network": LAST}, "is 3; labels must be whole numbers from 0 to 2"),
         (np.array(["a", "b"] * 20), {"network": LAST}, "2 distinct labels, and 3 classes are declared"),
         (np.array(["a", "b"] * 20), {"likelihood": {"kind": "poisson"}}, "are texts, such as 'a', which .*poisson cannot"),
@@ -106,7 +110,11 @@ LAST = {"kind": "sequential", "layers": [{"Linear": {"out_features": 3}}]}
         (np.arange(100), {}, "80 distinct values in .* looks like a quantity.*gaussian.*poisson.*categorical"),
         (np.arange(100) / 3, {}, "are real numbers; say how to describe them"),
         (np.arange(100) / 3, {"likelihood": {"kind": "categorical"}}, "labels must be whole numbers or texts"),
-        (np.array([1, 2] * 20), {"likelihood": {"kind": "categorical", "labels": [1, 3]}}, "is 2, which is none of likelihood.labels"),
+        (
+            np.array([1, 2] * 20),
+            {"likelihood": {"kind": "categorical", "labels": [1, 3]}},
+            "is 2, which is none of likelihood.labels",
+        ),
         (np.array([1, 2] * 20), {"likelihood": {"kind": "categorical", "labels": [1, 1]}}, "give each class its own"),
     ],
 )

@@ -12,6 +12,7 @@ from bitsback.likelihoods import Likelihood
 from bitsback.tables.elementary import exp
 
 LABEL_TOTAL_BITS = 24
+MOST_CLASSES = 1 << 20
 FURTHEST = 24 << FRACTION_BITS
 """Logits more than 24 nats below the largest count as 24 below."""
 
@@ -62,6 +63,8 @@ def targets(likelihood: Likelihood, outputs: Integers) -> Codec:
         FileError: for a likelihood whose targets are real numbers or unbounded.
     """
     if likelihood.kind == "categorical":
+        if outputs.shape[1] > MOST_CLASSES:
+            raise FileError(f"the code of labels has at most {MOST_CLASSES:,} classes, got {outputs.shape[1]:,}; use fewer")
         return labels(outputs)
     if likelihood.kind == "bernoulli":
         flat = outputs.ravel()

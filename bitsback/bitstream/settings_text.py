@@ -11,13 +11,13 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from bitsback import limits
 from bitsback.bitstream.container import BitReader, BitWriter
 from bitsback.errors import FileError
 
 Tree = dict[str, Any]
 UNCHANGED_BITS, SECOND_BITS = 7, 8
 SECOND_LIST = 127
-MOST_TEXT_BYTES = 1 << 20
 
 
 def put_settings(writer: BitWriter, settings: Tree) -> None:
@@ -50,18 +50,26 @@ def take_settings(reader: BitReader) -> Tree:
     if not changed:
         return base
     count = reader.take_count()
-    if count > MOST_TEXT_BYTES:
-        raise FileError("the file claims a configuration of more than a megabyte; it is damaged")
+    limits.TEXT.check(count, "the file's configuration", FileError, "it is damaged")
+    if 8 * count > reader.bits_left:
+        raise FileError("the file ends before its contents do; it is damaged or incomplete")
     text = bytes(reader.take(8) for _ in range(count))
     try:
         inflater = zlib.decompressobj(-15, zdict=_dictionary(which))
-        plain = inflater.decompress(text, MOST_TEXT_BYTES)
+        plain = inflater.decompress(text, limits.TEXT.value)
         if not inflater.eof or inflater.unused_data:
             raise ValueError("not one deflated text")
-        changes, removals = json.loads(plain)
-        return _patched(base, changes, removals)
+        changes, removals = json.loads(plain, parse_int=_whole)
+        patched = _patched(base, changes, removals)
     except (zlib.error, ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as fault:
         raise FileError("the file's configuration cannot be read; it is damaged") from fault
+    limits.DEPTH.check(limits.depth_of(patched), "the file's configuration", FileError, "it is damaged")
+    return patched
+
+
+def _whole(text: str) -> int:
+    limits.DIGITS.check(len(text), "a number in the file's configuration", FileError, "it is damaged")
+    return int(text)
 
 
 @cache

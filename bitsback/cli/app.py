@@ -22,6 +22,7 @@ from bitsback.cli.receive import PLACES, receive
 from bitsback.cli.report import report
 from bitsback.cli.schema import schema
 from bitsback.cli.send import send
+from bitsback.cli.text import escaped_output, printable
 from bitsback.cli.train import train
 from bitsback.cli.watch import watch
 from bitsback.cli.widen import widen
@@ -66,9 +67,10 @@ def main() -> None:
     """Run a verb; a known mistake becomes one clear message on stderr and exit code 1."""
     with output_that_may_fail():
         try:
-            app()
+            with escaped_output():
+                app()
         except BitsbackError as fault:
             if os.environ.get("BITSBACK_DEBUG"):
                 raise
-            print(f"bitsback: {fault}", file=sys.stderr)
+            print(f"bitsback: {printable(str(fault))}", file=sys.stderr)
             sys.exit(1)

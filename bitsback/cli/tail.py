@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bitsback.errors import RunError
+from bitsback.errors import ConfigError, RunError
+from bitsback.yaml import load_yaml, read_text
 
 Metrics = dict[str, Any]
 
@@ -94,7 +95,7 @@ def _metrics(line: bytes) -> Metrics | None:
     try:
         found = json.loads(line)
         _point(found)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
     return dict(found)
 
@@ -178,13 +179,12 @@ def check_run(run: Path) -> None:
 
 def _training(path: Path) -> Metrics:
     """The section ``training`` of a configuration; empty when it cannot be read."""
-    from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
     try:
-        found = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        found = load_yaml(read_text(path), str(path))
         return dict(found["training"])
-    except (OSError, ValueError, KeyError, TypeError, YAMLError):
+    except (OSError, ValueError, KeyError, TypeError, YAMLError, ConfigError):
         return {}
 
 
@@ -194,5 +194,5 @@ def _summary(run: Path) -> Metrics | None:
         return None
     try:
         return dict(json.loads((run / "summary.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return {}

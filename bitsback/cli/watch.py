@@ -12,6 +12,7 @@ import typer
 from bitsback.cli.interrupt import exit_code
 from bitsback.cli.ledger import RunArgument
 from bitsback.cli.tail import Metrics, Progress, Tail, check_run
+from bitsback.cli.text import printable
 from bitsback.cli.train import JsonOption
 from bitsback.errors import RunError
 from bitsback.ledger.table import shown_error
@@ -64,7 +65,7 @@ def _print_once(run: Path, tail: Tail) -> None:
 def _live(run: Path, tail: Tail, every: float) -> None:
     from rich.console import Console
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, file=getattr(sys.stdout, "terminal", sys.stdout))
     if console.is_dumb_terminal:
         _print_once(run, tail)
         return
@@ -126,11 +127,11 @@ def frame(run: Path, tail: Tail, progress: Progress, width: int, height: int, *,
 
     from bitsback.cli.curves import chart, figures
 
-    head = _heading(str(run), progress.text(tail), width)
+    head = _heading(printable(str(run)), progress.text(tail), width)
     if tail.latest is None:
         return [Text(line, style="bold") for line in head]
     values, unit = figures(tail.latest)
-    facts = Text(_facts(tail.latest, values, unit, width))
+    facts = Text(printable(_facts(tail.latest, values, unit, width)))
     rows = height - len(head) - 1
     curves = chart(tail.curve(), values, width, rows, plain=plain) if rows >= LEAST_CHART_LINES and width >= 30 else []
     return [*(Text(line, style="bold") for line in head), *curves, facts]

@@ -20,6 +20,9 @@ WRONG_FORM = {"model_type", "model_attributes_type", "dict_type", "dict_attribut
 """Errors that say a mapping was expected."""
 
 
+SHOWN_CHARACTERS = 200
+
+
 @dataclass(frozen=True)
 class Fault:
     """One error at its place in the file; ``of_union`` when it is about one member of a union of forms.
@@ -85,7 +88,7 @@ def _problem(error: ErrorDetails, place: Place, values: dict[str, Any], word: st
         return "this key is required here"
     if kind in WRONG_FORM:
         example = "{kind: NAME}" if kind == "model_attributes_type" else "{key: value}"
-        return f"give a mapping, such as {example}, got {error['input']!r}"
+        return f"give a mapping, such as {example}, got {_shown(error['input'])}"
     if kind == "union_tag_not_found":
         return "a section needs its kind; set it with kind: NAME"
     if kind == "union_tag_invalid":
@@ -93,7 +96,13 @@ def _problem(error: ErrorDetails, place: Place, values: dict[str, Any], word: st
         return f"unknown kind '{context['tag']}'{near_miss(str(context['tag']), tags)}; allowed: {', '.join(tags)}"
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
     message += f" (or {word})" if word else ""
-    return f"{message}, got {error['input']!r}" if kind != "value_error" else message
+    return f"{message}, got {_shown(error['input'])}" if kind != "value_error" else message
+
+
+def _shown(value: Any) -> str:
+    """A value as Python writes it, a long one cut short."""
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
 
 
 def _locate(error: ErrorDetails, values: Any) -> Fault:

@@ -10,9 +10,14 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from bitsback import limits
 from bitsback.config.faults import Origins, Place, describe_all
 from bitsback.config.schema import Config
 from bitsback.errors import ConfigError
+from bitsback.yaml import load_yaml, read_text
+
+SHOWN_CHARACTERS = 80
+"""Of a value that cannot be read."""
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -55,19 +60,21 @@ def parse_value(text: str) -> Any:
     >>> parse_value("1e-3"), parse_value("laplace"), parse_value("null")
     (0.001, 'laplace', None)
     """
+    short = text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
     try:
-        return YAML(typ="safe", pure=True).load(text)
+        return load_yaml(text, f"'{short}'")
     except YAMLError as fault:
-        raise ConfigError(f"cannot read '{text}' as YAML: {str(fault).splitlines()[0]}") from fault
+        raise ConfigError(f"cannot read '{short}' as YAML: {str(fault).splitlines()[0]}") from fault
 
 
 def _read(path: Path, origins: Origins, chain: tuple[Path, ...]) -> dict[str, Any]:
     resolved = path.resolve()
+    limits.DEPTH.check(len(chain), f"{path}, read by extends,", ConfigError, "leave out some")
     if resolved in chain:
         names = " -> ".join(file.name for file in [*chain, resolved])
         raise ConfigError(f"{path} extends itself: {names}; remove one of the extends")
     try:
-        tree = YAML(typ="rt", pure=True).load(path.read_text(encoding="utf-8"))
+        tree = load_yaml(read_text(path), str(path), "rt")
     except (OSError, UnicodeDecodeError) as fault:
         reason = fault.strerror if isinstance(fault, OSError) else "not UTF-8 text"
         raise ConfigError(f"cannot read {path}: {reason}; give a YAML file such as configs/digits.yaml") from fault
@@ -88,7 +95,7 @@ def _read(path: Path, origins: Origins, chain: tuple[Path, ...]) -> dict[str, An
     if parent is not None:
         if not isinstance(parent, str):
             raise ConfigError(f"{path}: extends must name one YAML file, got {parent!r}")
-        base = _read(path.parent / parent, origins, (*chain, resolved))
+        base = _read(path.parent / Path(parent).expanduser(), origins, (*chain, resolved))
     return _merge(base, _plain(tree, (), str(path), origins))
 
 
@@ -98,8 +105,8 @@ def _plain(node: Any, place: Place, file: str, origins: Origins) -> Any:
         result: dict[str, Any] = {}
         for key, value in node.items():
             here = (*place, str(key))
-            line = node.lc.data.get(key, (node.lc.line,))[0]  # a merged key (<<) has no line of its own
-            origins[here] = f"{file}:{line + 1}"
+            line = (node.lc.data or {}).get(key, (node.lc.line,))[0]  # a merged key (<<) has no line of its own
+            origins[here] = file if line is None else f"{file}:{line + 1}"
             result[str(key)] = _plain(value, here, file, origins)
         return result
     if isinstance(node, list):

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from bitsback.errors import ConfigError, near_miss
+from bitsback.errors import ConfigError, brief, near_miss
 from bitsback.files import read_tensors
 from bitsback.layers import SmoothConv2d
 from bitsback.registry import FilePath, Settings
@@ -98,17 +98,21 @@ class NetworkSettings(Settings):
         if self.pretrained is not None:
             file = self.pretrained / "posterior.safetensors" if self.pretrained.is_dir() else self.pretrained
             tensors, metadata = read_tensors(file)
-            if "priors" in metadata:
-                tensors = _means_of_run(network, tensors, list(json.loads(metadata["priors"])))
+            try:
+                if "priors" in metadata:
+                    tensors = _means_of_run(network, tensors, list(json.loads(metadata["priors"])))
+            except (KeyError, ValueError, TypeError, RecursionError) as fault:
+                raise ConfigError(
+                    f"network.pretrained: {self.pretrained} does not say which of its tensors are means; give a finished run"
+                ) from fault
             try:
                 loaded = network.load_state_dict(tensors, strict=False)
             except RuntimeError as fault:
-                reason = " ".join(str(fault).split())
-                raise ConfigError(f"network.pretrained: {self.pretrained} does not fit the network: {reason}") from fault
+                raise ConfigError(f"network.pretrained: {self.pretrained} does not fit the network: {brief(fault)}") from fault
             needed = {name for name, _ in network.named_parameters() if not name.endswith(".log_std")}
             wrong = sorted(needed & set(loaded.missing_keys)) + sorted(loaded.unexpected_keys)
             if wrong:
-                raise ConfigError(f"network.pretrained: {self.pretrained} does not fit the network: {', '.join(wrong)}")
+                raise ConfigError(f"network.pretrained: {self.pretrained} does not fit the network: {brief(', '.join(wrong))}")
         return network
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bitsback.data.feature_map import Map
 from bitsback.data.features import AnyFeatures
-from bitsback.errors import DataError
+from bitsback.errors import DataError, brief
 from bitsback.registry import Registry, Settings
 from bitsback.threads import using_threads
 
@@ -85,10 +85,17 @@ class Preprocessing:
     def __call__(self, inputs: Tensor) -> Tensor:
         if not inputs.is_floating_point():
             return inputs
-        inputs = (inputs - self.shift) / self.scale
-        if self.features is not None:
-            with using_threads(1):  # the same features whatever else the process does
-                inputs = self.features(inputs)
+        shape = tuple(inputs.shape[1:])
+        try:
+            inputs = (inputs - self.shift) / self.scale
+            if self.features is not None:
+                with using_threads(1):  # the same features whatever else the process does
+                    inputs = self.features(inputs)
+        except RuntimeError as fault:  # torch finds that shapes do not go together
+            raise DataError(
+                f"inputs of shape {shape} cannot be prepared as the training inputs were ({brief(fault)}); give inputs of the "
+                "same shape"
+            ) from fault
         if self.fraction_bits is not None:
             inputs = ((inputs.double() * 2.0**self.fraction_bits).round() * 2.0**-self.fraction_bits).to(inputs.dtype)
         return inputs

@@ -12,7 +12,9 @@ import torch
 from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor
 
+from bitsback import limits
 from bitsback.data.dataset import Dataset, DataSettings, registry, split
+from bitsback.errors import DataError
 
 
 def friedman(examples: int, inputs: int, noise_std: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -41,6 +43,8 @@ class FriedmanSettings(DataSettings):
     test_fraction: float = Field(0.2, ge=0, lt=1, description="share of examples held out")
 
     def load(self) -> Dataset:
+        needed = limits.data_bytes(self.examples * (self.inputs + 3), 8)
+        limits.MEMORY.check(needed, "data.kind=friedman", DataError, "make fewer examples")
         made = friedman(self.examples, self.inputs, self.noise_std, self.data_seed)
         train, test = split(*made, self.test_fraction, self.split_seed)
         return self.finish("friedman", train, test)

@@ -4,12 +4,14 @@ import gzip
 import math
 import zlib
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 
+from bitsback import limits
+from bitsback.data.arrays import PIECE_BYTES, check_expansion, take
 from bitsback.data.dataset import Dataset, DataSettings, Examples, registry
 from bitsback.errors import DataError
 from bitsback.registry import FilePath
@@ -24,17 +26,58 @@ def read_idx(path: Path) -> np.ndarray:
         DataError: when the file cannot be read, is not IDX, or is shorter or longer than its header says.
     """
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with path.open("rb") as file:
+            is_packed, size = file.read(2) == b"\x1f\x8b" or path.suffix == ".gz", path.stat().st_size
+            file.seek(0)
+            if not is_packed:
+                return _read_array(file, path, size, None)
+            with gzip.open(file) as stream:
+                return _read_array(stream, path, None, size)
     except (OSError, EOFError, zlib.error) as fault:
         raise DataError(f"cannot read {path}: {fault}; fetch the file again") from fault
-    if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in TYPES:
+
+
+def _read_array(stream: IO[bytes] | gzip.GzipFile, path: Path, file_bytes: int | None, packed_bytes: int | None) -> np.ndarray:
+    """The array in a stream; of its length is known what the file has, or what it has while it is packed."""
+    start = stream.read(4)
+    if len(start) < 4 or start[:2] != b"\0\0" or start[2] not in TYPES:
         raise DataError(f"{path} is not an IDX file (it must begin with 00 00 and a known type); is it another format?")
-    kind, dimensions = np.dtype(TYPES[content[2]]), content[3]
-    header = 4 + 4 * dimensions
-    shape = tuple(np.frombuffer(content[4:header], ">u4").tolist()) if len(content) >= header else ()
-    if not shape or len(content) - header != math.prod(shape) * kind.itemsize:
-        raise DataError(f"{path} holds {len(content)} bytes, not what its header {shape} says; fetch the file again")
-    return np.frombuffer(content, kind, offset=header).reshape(shape).astype(kind.newbyteorder("="))
+    kind, dimensions = np.dtype(TYPES[start[2]]), start[3]
+    limits.DIMENSIONS.check(dimensions, str(path), DataError)
+    sizes = stream.read(4 * dimensions)
+    header = 4 + len(sizes)
+    shape = tuple(np.frombuffer(sizes, ">u4").tolist()) if len(sizes) == 4 * dimensions else ()
+    content_bytes = math.prod(shape) * kind.itemsize if shape else 0
+    if not shape or (file_bytes is not None and header + content_bytes != file_bytes):
+        raise _length_fault(path, header if file_bytes is None else file_bytes, shape)
+    limits.MEMORY.check(limits.data_bytes(math.prod(shape), kind.itemsize), str(path), DataError, "use fewer")
+    if packed_bytes is not None:
+        try:
+            check_expansion(content_bytes, packed_bytes, str(path))
+        except ValueError as fault:
+            raise DataError(f"{path} is shorter than its header {shape} says; fetch the file again") from fault
+    content = take(stream, content_bytes)
+    rest = len(stream.read(PIECE_BYTES))
+    if len(content) + rest != content_bytes:
+        raise _length_fault(path, header + len(content) + rest, shape, more=rest == PIECE_BYTES)
+    return np.frombuffer(content, kind).reshape(shape).astype(kind.newbyteorder("="), copy=False)
+
+
+def _length_fault(path: Path, size: int, shape: tuple[int, ...], *, more: bool = False) -> DataError:
+    claimed = f"{'more than ' if more else ''}{size} bytes"
+    return DataError(f"{path} holds {claimed}, not what its header {shape} says; fetch the file again")
+
+
+def other_names(name: str) -> list[str]:
+    """A file of MNIST's four under its other usual names, the name itself first.
+
+    >>> other_names("t10k-labels-idx1-ubyte")
+    ['t10k-labels-idx1-ubyte', 't10k-labels.idx1-ubyte', 'test-labels-idx1-ubyte', 'test-labels.idx1-ubyte']
+    """
+    prefixes = next((pair for pair in (("t10k-", "test-"), ("test-", "t10k-")) if name.startswith(pair[0])), ("", ""))
+    starts = [prefix + name.removeprefix(prefixes[0]) for prefix in dict.fromkeys(prefixes)]
+    found = [variant for start in starts for variant in (start, start.replace("-idx", ".idx"), start.replace(".idx", "-idx"))]
+    return list(dict.fromkeys(found))
 
 
 @registry.register("idx")
@@ -59,15 +102,19 @@ class IdxSettings(DataSettings):
         test, _ = self._read(self.test_images, self.test_labels, "test", inputs_only)
         return self.finish(self.root.name, train, test, largest=train_peak)
 
+    def _places(self, name: str) -> list[Path]:
+        """The files that there are under a name, plain before packed, its own name before others."""
+        names = [f"{other}{suffix}" for other in other_names(name) for suffix in ("", ".gz")]
+        return [path for path in (self.root / name for name in names) if path.is_file()]
+
     def _find(self, name: str) -> Path:
-        for path in (self.root / name, self.root / f"{name}.gz"):
-            if path.is_file():
-                return path
+        for path in self._places(name):
+            return path
         raise DataError(f"{self.root / name} (or the same with .gz) does not exist; put the file there or set data.root")
 
     def _read(self, images: str, labels: str, name: str, inputs_only: bool) -> tuple[Examples, float | None]:
         pictures = read_idx(self._find(images))
-        missing = inputs_only and not any((self.root / f"{labels}{suffix}").is_file() for suffix in ("", ".gz"))
+        missing = inputs_only and not self._places(labels)
         answers = np.zeros(len(pictures), dtype=np.int64) if missing else read_idx(self._find(labels))
         peak = float(np.iinfo(pictures.dtype).max) if pictures.dtype.kind in "iu" else None
         if not np.array_equal(answers, np.nan_to_num(answers).astype(np.int64)):

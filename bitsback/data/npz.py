@@ -1,7 +1,5 @@
 """NPZ: named numpy arrays in one file."""
 
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from bitsback.data.arrays import REASONS, describe, read_npz
 from bitsback.data.dataset import Dataset, DataSettings, Examples, registry, split
 from bitsback.errors import DataError, near_miss
 from bitsback.registry import FilePath
@@ -66,9 +65,13 @@ class NpzSettings(DataSettings):
 
     def _arrays(self) -> dict[str, np.ndarray]:
         try:
-            with np.load(self.path, allow_pickle=False) as file:
-                return {name: file[name] for name in file.files}
-        except (OSError, ValueError, TypeError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as fault:
+            with self.path.open("rb") as file:
+                start = file.read(64)
+            if not start.startswith(b"PK"):
+                fix = "write it with numpy.savez('data.npz', inputs=x, targets=y)"
+                raise DataError(f"cannot read {self.path} as NPZ: {describe(start)}; {fix}")
+            return read_npz(self.path)
+        except REASONS as fault:
             raise DataError(f"cannot read {self.path} as NPZ: {fault}; write it with numpy.savez, without objects") from fault
 
     def _tensor(self, arrays: dict[str, np.ndarray], name: str) -> Tensor:

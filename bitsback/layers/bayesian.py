@@ -238,6 +238,8 @@ def make_bayesian(
     for name in chosen:
         if isinstance(module._parameters[name], nn.parameter.UninitializedParameter):
             raise LayerError(f"'{name}' of {type(module).__name__} has no shape yet; run one batch through the network first")
+        if not module._parameters[name].numel():  # type: ignore[union-attr]
+            raise LayerError(f"'{name}' of {type(module).__name__} is empty; give the layer at least one input and one output")
     if isinstance(module, nn.utils.parametrize.ParametrizationList | nn.Sequential | nn.ModuleList | nn.ModuleDict):
         raise LayerError(f"{type(module).__name__} cannot hold posteriors itself; remove the parametrization, or exclude it")
     inputs = {name: fan_in(module, name) for name in chosen}

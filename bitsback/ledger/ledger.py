@@ -175,5 +175,5 @@ class Ledger:
         """Read back what :meth:`to_json` wrote."""
         try:
             return cls.from_dict(json.loads(text))
-        except json.JSONDecodeError as fault:
+        except (ValueError, RecursionError) as fault:
             raise LedgerError(f"not a ledger: {fault}; the file is not JSON") from fault

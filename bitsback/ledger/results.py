@@ -30,7 +30,7 @@ class Results:
         path = self.directory / "summary.json"
         try:
             found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as fault:
+        except (OSError, ValueError, RecursionError) as fault:
             raise RunError(f"{path} cannot be read; finish the run with `bitsback train {self.directory} --resume`") from fault
         return found
 

@@ -48,9 +48,7 @@ class CategoricalLikelihood(Likelihood):
 
     kind = "categorical"
 
-    def __init__(
-        self, classes: int, labels: Sequence[int | str] | None = None, *, names: Sequence[str] | None = None
-    ) -> None:
+    def __init__(self, classes: int, labels: Sequence[int | str] | None = None, *, names: Sequence[str] | None = None) -> None:
         super().__init__()
         if classes < 2:
             raise DataError(f"a categorical likelihood needs two or more classes, got {classes}; set likelihood.classes")
@@ -94,7 +92,9 @@ class CategoricalLikelihood(Likelihood):
             return []
         shown = [f"'{label}'" for label in (self.labels if self.classes <= SHOWN else [*self.labels[:3], self.labels[-1]])]
         listed = ", ".join(shown if self.classes <= SHOWN else [*shown[:3], "...", shown[3]])
-        return [f"the labels are {listed}, in this order classes 0 to {self.classes - 1}; files hold the list, the ledger does not"]
+        return [
+            f"the labels are {listed}, in this order classes 0 to {self.classes - 1}; files hold the list, the ledger does not"
+        ]
 
     def marginal_bits(self, targets: Tensor) -> float:
         counts = torch.bincount(targets.detach().cpu().long(), minlength=self.classes)

@@ -8,7 +8,7 @@ from pydantic import Field, PositiveFloat
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from bitsback.errors import PriorError
+from bitsback.errors import PriorError, brief
 from bitsback.files import DamagedFileError, check_seal
 from bitsback.learned import Learn
 from bitsback.priors.base import PriorSettings, WeightInfo, registry
@@ -68,7 +68,9 @@ class CheckpointPriorSettings(PriorSettings):
         except DamagedFileError as fault:
             raise PriorError(f"prior 'checkpoint' {fault}, and set prior.run to a finished run") from fault
         except (OSError, SafetensorError) as fault:
-            raise PriorError(f"prior 'checkpoint' cannot read {path}: {fault}; set prior.run to a finished run") from fault
+            raise PriorError(
+                f"prior 'checkpoint' cannot read {path}: {brief(fault)}; set prior.run to a finished run"
+            ) from fault
         if mean is None or mean.shape != weight.shape:
             found = "no such tensor" if mean is None else f"shape {tuple(mean.shape)}"
             raise PriorError(

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bitsback import limits
 from bitsback.bitstream.ans import Integers
 from bitsback.bitstream.container import BitReader, unseal
 from bitsback.bitstream.grid import RoundedPosterior
@@ -24,14 +25,11 @@ from bitsback.config import Config, Experiment, Run
 from bitsback.config.labels import as_labels
 from bitsback.errors import FileError
 from bitsback.files import check_new_directory, whole_directory, write_array, write_bytes, write_tensors
-from bitsback.shipping.size import check_size
+from bitsback.shipping.size import check_data, check_size, check_steps
 from bitsback.shipping.tree import MESSAGE_SECTIONS, from_tree, to_tree
 from bitsback.training import LedgerSettings, LoggingSettings
 from bitsback.training.train import threads_for
 from bitsback.units import bits_to_bytes
-
-MOST_TARGETS = 1 << 16
-"""Answers per example."""
 
 
 def message_config(config: Config) -> Config:
@@ -128,14 +126,24 @@ def receive_file(path: Path, directory: Path, places: Sequence[str] = (), *, pro
     settings = {key: value for key, value in header.settings.items() if key != "target_shape"}
     config, shape = from_tree(settings, places), _target_shape(header.settings)
     config = config.model_copy(update={"ledger": LedgerSettings(samples=1)})  # nobody reads the receiver's ledger
+    check_data(config, str(path), len(content))
     data = config.data.load_inputs()
+    check_steps(config, len(data.train), str(path))
+    if len(data.train) * math.prod(shape) > limits.numbers_for(len(content)) + data.train.inputs.numel():
+        raise FileError("the message does not say what its targets look like; it is damaged")
     blank = torch.zeros(len(data.train), *shape, dtype=data.train.targets.dtype)
     likelihood = config.likelihood.build(data.classes)
     classes = getattr(likelihood, "classes", None)
     data = dataclasses.replace(data, train=dataclasses.replace(data.train, targets=blank), test=None, classes=classes)
     outputs, inputs = likelihood.outputs(blank), data.train.inputs
     check_size(
-        config, inputs.shape[1:], outputs, whole=not inputs.is_floating_point(), file_bytes=len(content) + inputs.numel()
+        config,
+        inputs.shape[1:],
+        outputs,
+        whole=not inputs.is_floating_point(),
+        file_bytes=len(content),
+        examples=len(inputs),
+        data_numbers=inputs.numel(),
     )
     experiment = Experiment.build(config, dataset=data).double()
     setting = Setting(experiment.model, experiment.likelihood, experiment.dataset.train.inputs)
@@ -172,8 +180,9 @@ def read_file(path: Path) -> bytes:
 def _target_shape(settings: dict[str, Any]) -> tuple[int, ...]:
     shape = settings.get("target_shape", [])
     whole = isinstance(shape, list) and all(isinstance(size, int) and size > 0 for size in shape)
-    if not whole or math.prod(shape) > MOST_TARGETS:
+    if not whole:
         raise FileError("the message does not say what its targets look like; it is damaged")
+    limits.TARGETS.check(math.prod(shape), "the message", FileError)
     return tuple(shape)
 
 

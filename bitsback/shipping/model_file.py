@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bitsback.bitstream.container import BitReader, BitWriter, unseal
 from bitsback.bitstream.model_file import Part, put_head, take_blocks, take_side
+from bitsback.bitstream.outputs import BATCH
 from bitsback.bitstream.quantised_file import DIGITS_WIDTH, take_quantised
 from bitsback.bitstream.settings_text import bases, take_settings
 from bitsback.bitstream.side import SideNumbers, Slot
@@ -27,7 +28,7 @@ from bitsback.likelihoods import Likelihood
 from bitsback.likelihoods.classes import CategoricalLikelihood
 from bitsback.model import BayesianModel
 from bitsback.shipping.message import read_file
-from bitsback.shipping.size import check_size
+from bitsback.shipping.size import check_data, check_size
 from bitsback.shipping.tree import MODEL_SECTIONS, from_tree, to_tree
 
 Tree = dict[str, Any]
@@ -53,6 +54,8 @@ class LoadedModel(nn.Module):
         self.config, self.tree, self.codec = config, tree, codec
         self.model, self.likelihood, self._scaling = model.eval(), likelihood, scaling
         self.parts: list[Part] = []
+        self.rows = BATCH
+        """Examples that go through the network at once: fewer, where its activations are large."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         with self.model.mean():
@@ -77,6 +80,7 @@ class LoadedModel(nn.Module):
                 f"predictions need the training inputs, from which the features {data['features']['kind']} are made; say where "
                 "they are (--data.root=..., --data.path=...)"
             )
+        check_data(self.config, "the file", labels=False)
         return self.config.data.load_inputs().preprocessing
 
     @torch.no_grad()
@@ -88,7 +92,7 @@ class LoadedModel(nn.Module):
             if prepared.shape[1:].numel() != torch.Size(wanted).numel() or not prepared.ndim:
                 raise FileError(f"the model takes inputs of shape {wanted}, got {tuple(prepared.shape[1:])}; give such inputs")
             prepared = prepared.reshape(len(prepared), *wanted)
-        return torch.cat([self(part) for part in prepared.split(512)])
+        return torch.cat([self(part) for part in prepared.split(self.rows)])
 
     @torch.no_grad()
     def predict(self, inputs: Tensor) -> Tensor:
@@ -117,6 +121,7 @@ class Shell:
     model: BayesianModel
     likelihood: Likelihood
     scaling: Preprocessing
+    rows: int = BATCH
 
     @classmethod
     def of(cls, tree: Tree, places: Sequence[str] = (), file_bytes: int = 0) -> "Shell":
@@ -135,11 +140,12 @@ class Shell:
             raise FileError("the file does not say what its inputs look like; it is damaged") from fault
         likelihood = config.likelihood.build(classes, torch.zeros(1, *targets))
         count = likelihood.classes if isinstance(likelihood, CategoricalLikelihood) else outputs
-        if tree not in bases():  # those are known to be small
-            check_size(config, shape, count, whole=whole, file_bytes=file_bytes)
+        rows = BATCH  # the known ones are small
+        if tree not in bases():
+            rows = check_size(config, shape, count, whole=whole, file_bytes=file_bytes)
         scaling = Preprocessing(torch.zeros(spread), torch.full(spread, scale))
         example = torch.zeros(2, *shape, dtype=torch.int64 if whole else torch.float32)
-        return cls(tree, config, build_model(config, example, count), likelihood, scaling)
+        return cls(tree, config, build_model(config, example, count), likelihood, scaling, rows)
 
     @staticmethod
     def statistics_of(scaling: Preprocessing) -> tuple[Slot, ...]:
@@ -229,7 +235,7 @@ def decode(content: bytes, what: str, places: Sequence[str] = ()) -> LoadedModel
         for weight in shell.model.weights:
             weight.posterior.mean.copy_(weights[weight.name])
     loaded = LoadedModel(shell.config, tree, kind, shell.model, shell.likelihood, shell.scaling)
-    loaded.parts = parts
+    loaded.parts, loaded.rows = parts, shell.rows
     return loaded
 
 

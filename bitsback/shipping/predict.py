@@ -1,7 +1,5 @@
 """predict: a model file or a run, and inputs as they are stored, become predictions."""
 
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bitsback.config import Run, load_run
+from bitsback.data.arrays import REASONS, describe, read_npy, read_npz
 from bitsback.data.idx import read_idx
 from bitsback.errors import DataError, near_miss
 from bitsback.likelihoods import Likelihood
@@ -21,6 +20,7 @@ from bitsback.shipping.model_file import load
 
 DRAWS = 20
 ARRAYS = ("inputs", "test_inputs", "images")
+OTHER_SUFFIXES = (".csv", ".tsv", ".txt", ".parquet", ".h5", ".hdf5", ".pkl", ".pickle", ".pt")
 
 
 def read_inputs(path: Path) -> Tensor:
@@ -31,11 +31,13 @@ def read_inputs(path: Path) -> Tensor:
     """
     if path.suffix in (".npy", ".npz"):
         try:
-            with open(path, "rb") as file:
-                found = np.load(file, allow_pickle=False)
-                array = found if isinstance(found, np.ndarray) else _choose(found, path)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as fault:
+            with path.open("rb") as file:
+                start = file.read(2)
+            array = _choose(read_npz(path), path) if start == b"PK" else read_npy(path)
+        except REASONS as fault:
             raise DataError(f"cannot read {path}: {fault}; give an .npy, .npz or IDX file of inputs") from fault
+    elif path.suffix in OTHER_SUFFIXES:
+        raise DataError(f"cannot read {path}: {_describe(path)}; write the inputs with numpy.save('inputs.npy', x)")
     else:
         array = read_idx(path)
         array = array[:, None] if array.ndim == 3 else array  # images have a channel axis
@@ -47,7 +49,15 @@ def read_inputs(path: Path) -> Tensor:
     return tensor
 
 
-def _choose(arrays: "np.lib.npyio.NpzFile", path: Path) -> np.ndarray:
+def _describe(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return describe(file.read(64))
+    except OSError as fault:
+        return fault.strerror or str(fault)
+
+
+def _choose(arrays: dict[str, np.ndarray], path: Path) -> np.ndarray:
     name = next((name for name in ARRAYS if name in arrays), None)
     if name is None:
         hint = near_miss("inputs", arrays)

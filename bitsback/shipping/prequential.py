@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bitsback import limits
 from bitsback.bitstream.ans import Integers, Stack
 from bitsback.bitstream.container import BitReader, BitWriter, seal, unseal
 from bitsback.bitstream.labels import labels
@@ -23,7 +24,7 @@ from bitsback.errors import FileError
 from bitsback.files import check_new_directory, whole_directory, write_array
 from bitsback.shipping.message import read_file
 from bitsback.shipping.prequential_walk import Walk, check
-from bitsback.shipping.size import check_size
+from bitsback.shipping.size import check_data, check_size
 from bitsback.shipping.tree import MESSAGE_SECTIONS, from_tree, to_tree
 from bitsback.training.train import threads_for
 
@@ -214,17 +215,27 @@ def _receivers_walk(head: Head, config: Config, file_bytes: int) -> Walk:
     check(config)
     if not isinstance(config.training.threads, int):
         raise FileError("the file does not say with how many threads its sender trained; it is damaged")
+    check_data(config, "the file", file_bytes)
     data = config.data.load_inputs()
     inputs, likelihood, count = data.train.inputs, config.likelihood.build(data.classes), head.examples
     if count != len(inputs):
         raise FileError(f"the file holds labels of {count:,} examples, and here are {len(inputs):,}; give the sender's data")
     classes, blank = likelihood.outputs(data.train.targets), torch.zeros(count, dtype=torch.long)
-    check_size(config, inputs.shape[1:], classes, whole=not inputs.is_floating_point(), file_bytes=file_bytes + inputs.numel())
+    walk = Walk(config, inputs, classes)
+    limits.STEPS.check(walk.steps, "the file", FileError)
+    check_size(
+        config,
+        inputs.shape[1:],
+        classes,
+        whole=not inputs.is_floating_point(),
+        file_bytes=file_bytes,
+        examples=count,
+        data_numbers=inputs.numel(),
+    )
     data = dataclasses.replace(data, train=dataclasses.replace(data.train, targets=blank), test=None, classes=classes)
     experiment = Experiment.build(config, dataset=data)
     if head.inputs_digest != Setting(experiment.model, likelihood, inputs).inputs_digest():
         raise FileError("the inputs here are not the sender's; give the same examples, in the same order")
-    walk = Walk(config, inputs, classes)
     if len(walk.ends) != len(head.tables):
         raise FileError(f"the file has digests of {len(head.tables)} blocks, and its schedule {len(walk.ends)}; it is damaged")
     return walk

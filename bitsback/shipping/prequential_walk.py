@@ -90,6 +90,12 @@ class Walk:
         """The ends of the blocks; raises ConfigError when they do not cover the examples."""
         return self.config.prequential.ends(len(self.inputs))
 
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of all blocks, and the draws that are averaged."""
+        starts = (0, *self.ends[:-1])
+        return sum(self._steps(start) for start in starts) + len(starts) * self.config.prequential.members
+
     def run(self, answer: Answer, test: Examples | None = None, *, progress: bool = True) -> tuple[list[Block], float | None]:
         """Code every block: predict it from the labels before it, and ask ``answer`` for its own.
 

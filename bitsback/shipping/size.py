@@ -1,4 +1,4 @@
-"""How large a network a file may ask for, found out before anything is allocated."""
+"""How much a file may ask for, found out before anything is allocated, made or trained; the limits are in ``limits.py``."""
 
 from collections.abc import Sequence
 from math import prod
@@ -8,15 +8,30 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
+from bitsback import limits
+from bitsback.bitstream.outputs import BATCH
 from bitsback.config import Config
 from bitsback.config.network import SequentialSettings
+from bitsback.data.friedman import FriedmanSettings
 from bitsback.errors import FileError
 
-LARGEST_OF_ANY, LARGEST_PER_BYTE, MOST_LAYERS = 1 << 24, 1 << 12, 4096
-"""Numbers (weights, statistics, activations of two examples) that a file of any size, and a byte of it, may ask for."""
+ROOMY = 1 << 26
+"""Numbers of one layer's outputs that predictions may always take at once."""
+
+NUMBERS_PER_INPUT = 16
+"""Numbers that a receiver may be asked for, for each number of the inputs that it holds itself."""
 
 
-def check_size(config: Config, inputs: Sequence[int], outputs: int, *, whole: bool = False, file_bytes: int = 0) -> None:
+def check_size(
+    config: Config,
+    inputs: Sequence[int],
+    outputs: int,
+    *,
+    whole: bool = False,
+    file_bytes: int = 0,
+    examples: int = 2,
+    data_numbers: int = 0,
+) -> int:
     """Raise FileError when a file asks for far more than it could describe; a factory's network is the caller's own business.
 
     Args:
@@ -25,23 +40,68 @@ def check_size(config: Config, inputs: Sequence[int], outputs: int, *, whole: bo
         outputs: how many outputs the likelihood needs.
         whole: whether inputs are whole numbers.
         file_bytes: size of the file.
+        examples: how many are put through the network, at most :data:`BATCH` at once, and have their outputs kept.
+        data_numbers: numbers in the inputs that the receiver holds.
+
+    Returns:
+        how many examples may go through the network at once.
     """
-    most = LARGEST_OF_ANY + LARGEST_PER_BYTE * file_bytes
-    count = 2 * prod(inputs)
+    most = limits.numbers_for(file_bytes) + NUMBERS_PER_INPUT * data_numbers
+    widest, weights = prod(inputs), 0
     network = config.network
-    if count + outputs <= most and isinstance(network, SequentialSettings) and len(network.layers) <= MOST_LAYERS:
+    if isinstance(network, SequentialSettings):
+        limits.LAYERS.check(len(network.layers), "the file's network", FileError)
+        _check_numbers(2 * widest + outputs * max(2, examples), most, file_bytes)
 
-        def add(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            nonlocal count
-            count += output.numel() if isinstance(output, Tensor) else 0
+        def look(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            nonlocal widest
+            parts = output if isinstance(output, tuple) else (output,)
+            widest = max([widest, *(-(-part.numel() // 2) for part in parts if isinstance(part, Tensor))])
 
-        hook = register_module_forward_hook(add)
+        hook = register_module_forward_hook(look)
         try:
             with torch.device("meta"):  # shapes without numbers
                 example = torch.zeros(2, *inputs, dtype=torch.int64 if whole else torch.float32)
                 built = network.model_copy(update={"pretrained": None}).build(example, outputs)
         finally:
             hook.remove()
-        count += sum(tensor.numel() for tensor in [*built.parameters(), *built.buffers()])
-    if count + outputs > most or (isinstance(network, SequentialSettings) and len(network.layers) > MOST_LAYERS):
-        raise FileError(f"the file's network is too large for a file of {file_bytes:,} bytes; it is damaged")
+        weights = sum(tensor.numel() for tensor in [*built.parameters(), *built.buffers()])
+        numbers = weights + widest * min(max(2, examples), BATCH) + outputs * examples
+        _check_numbers(numbers, most, file_bytes)
+    else:
+        _check_numbers(2 * widest + outputs * max(2, examples), most, file_bytes)
+    return max(2, min(BATCH, max(most, ROOMY) // max(1, widest)))
+
+
+def _check_numbers(numbers: int, most: int, file_bytes: int) -> None:
+    if numbers > most:
+        raise FileError(
+            f"the file's network is too large for a file of {file_bytes:,} bytes: it asks for {limits.shown(numbers)} numbers, "
+            f"and {limits.NUMBERS.allowed(numbers, most, 'it is damaged')}"
+        )
+
+
+def check_data(config: Config, what: str, file_bytes: int = 0, *, labels: bool = True) -> None:
+    """Raise FileError when a file asks for examples to be made that nobody holds.
+
+    Args:
+        config: of the file.
+        what: how errors name it.
+        file_bytes: size of the file.
+        labels: whether it codes labels, which data that are made have not.
+    """
+    data = config.data
+    if not isinstance(data, FriedmanSettings):
+        return
+    if labels:  # made in any number that a file asks for
+        raise FileError(f"{what} names data without labels (friedman); it is damaged")
+    limits.EXAMPLES.check(data.examples, what, FileError)
+    numbers = data.inputs * (data.examples + data.inputs)  # and a table of inputs by inputs
+    if numbers > (most := limits.numbers_for(file_bytes)):
+        raise FileError(f"{what} asks for data of {limits.shown(numbers)} numbers, and {limits.NUMBERS.allowed(numbers, most)}")
+
+
+def check_steps(config: Config, examples: int, what: str) -> None:
+    """Raise FileError when a receiver would have to train for too long on so many examples."""
+    training = config.training
+    limits.STEPS.check(training.epochs * -(-examples // training.batch_size), what, FileError)

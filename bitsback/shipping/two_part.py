@@ -16,12 +16,12 @@ from bitsback.bitstream.setting import digest
 from bitsback.config import Experiment
 from bitsback.config.labels import as_labels
 from bitsback.data import Examples
-from bitsback.data.friedman import FriedmanSettings
 from bitsback.errors import FileError
 from bitsback.files import check_new_directory, whole_directory, write_array, write_tensors
 from bitsback.shipping.message import read_file
 from bitsback.shipping.model_file import LoadedModel, decode
 from bitsback.shipping.pack import Packed, pack
+from bitsback.shipping.size import check_data, check_size
 from bitsback.training.tuning import PackSettings
 
 KIND_WIDTH, CHECK_WIDTH = 4, 16
@@ -112,11 +112,21 @@ def decode_two_part(content: bytes, what: str, places: Sequence[str] = ()) -> Re
         raise FileError(f"{what} does not say which inputs its labels belong to; it was made from data in memory")
     if "data" not in loaded.config.model_fields_set:  # its places are not known
         raise FileError(f"{what} needs the sender's inputs; say where they are (--data.root=..., --data.path=...)")
-    if isinstance(loaded.config.data, FriedmanSettings):  # made in any number that a file asks for
-        raise FileError(f"{what} names data without labels (friedman); it is damaged")
+    check_data(loaded.config, what, len(content))
     data = loaded.config.data.load_inputs()
     if tuple(data.train.inputs.shape[1:]) != tuple(loaded.tree["inputs"]):
         raise FileError(f"the inputs here have another shape than the sender's; give the same ones ({what})")
+    inputs, classes = data.train.inputs, getattr(loaded.likelihood, "classes", 1)
+    whole = not inputs.is_floating_point()
+    check_size(
+        loaded.config,
+        inputs.shape[1:],
+        classes,
+        whole=whole,
+        file_bytes=len(content),
+        examples=len(inputs),
+        data_numbers=inputs.numel(),
+    )
     labels = _labels(loaded, data.train, stream)
     if labels is None or _check(labels) != check:
         raise FileError("the labels do not come back: these inputs are not the sender's, or this machine computes otherwise; "

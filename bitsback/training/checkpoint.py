@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from bitsback.errors import RunError
+from bitsback.errors import RunError, brief
 from bitsback.files import DamagedFileError, check_seal, read_tensors, write_tensors
 from bitsback.training.loop import Fit
 
@@ -113,13 +113,12 @@ def _put(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any], fit: Fit
         _lay_out_as_parameters(fit.optimizer)
         if fit.schedule is not None:
             fit.schedule.load_state_dict(_unpack(facts["schedule"], tensors))
-        fit.epoch = facts["epoch"]
+        fit.epoch = int(facts["epoch"])
         for name in BETA_STATE:
             setattr(fit.beta, name, facts["beta"][name])
         return dict(facts["extra"])
-    except (KeyError, ValueError, RuntimeError, TypeError) as fault:
-        reason = " ".join(str(fault).split())
-        raise RunError(f"{path} does not fit this configuration: {reason}; start a new run") from fault
+    except (LookupError, ValueError, RuntimeError, TypeError, AttributeError, ArithmeticError) as fault:
+        raise RunError(f"{path} does not fit this configuration: {brief(fault)}; start a new run") from fault
 
 
 def _lay_out_as_parameters(optimizer: Optimizer) -> None:

@@ -1,0 +1,119 @@
+"""Changed files of every kind are refused in one sentence, or decoded to what the plain reference makes of the same bytes."""
+
+import io
+import json
+import runpy
+import struct
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hostile import make
+
+from bitsback.config.network import SequentialSettings
+from bitsback.data.npz import NpzSettings
+from bitsback.errors import ConfigError, DataError, LayerError, RunError
+from bitsback.files import read_tensors, write_tensors
+from bitsback.shipping.model_file import decode
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def script():
+    return runpy.run_path(str(ROOT / "scripts" / "mutate_files.py"))
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return make.valid()
+
+
+def test_three_hundred_changed_files(script):
+    """Numbers of a campaign: every case is one of the three, and some of every kind of file get through."""
+    found = script["run"](first=0, count=300, seed=1, seconds_each=0.0)
+    assert found["first_failures"] == []
+    assert found["refused"] + found["equal_to_reference"] + found["compared_with_nothing"] == 300
+    assert found["equal_to_reference"] >= 30
+    assert len(found["kinds"]) == 12
+
+
+def test_a_case_is_the_same_wherever_a_range_begins(script, tmp_path):
+    files = {kind: [bytes(range(100))] for kind in ("idx", "npy")}
+    cases = [script["case"](number, 5, files, ["idx", "npy"]) for number in range(40)]
+    assert cases[17:20] == [script["case"](number, 5, files, ["idx", "npy"]) for number in (17, 18, 19)]
+    assert len({content for _, content in cases}) > 35
+
+
+def test_a_reader_that_differs_from_the_reference_is_found(script, monkeypatch, tmp_path):
+    """One bit of one weight, one label too many, an exception that is none of ours: each is a failure."""
+    from bitsback.bitstream import blocks, lattice
+
+    plain = blocks.BlockCode.values
+    monkeypatch.setattr(
+        blocks.BlockCode, "values", lambda self, block, index: np.nextafter(plain(self, block, index), np.float32(9))
+    )
+    with pytest.raises(script["DiffersError"]):
+        script["run"](first=0, count=1, seed=0, kinds=["relative_entropy"], seconds_each=0.0)
+    monkeypatch.undo()
+    monkeypatch.setattr(lattice.LatticeCode, "pop", lambda self, stack: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        script["run"](first=0, count=1, seed=0, kinds=["quantised"], seconds_each=0.0)
+
+
+# what the campaign has found
+
+
+def test_a_member_of_an_archive_without_a_name(tmp_path):
+    stream = io.BytesIO()
+    np.save(stream, np.zeros((3, 2)))
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("x.npy", stream.getvalue())
+    (tmp_path / "x.npz").write_bytes(packed.getvalue().replace(b"x.npy", b"\0.npy"))  # a name ends at its zero
+    with pytest.raises(DataError, match="has no array 'inputs'; arrays there: "):
+        NpzSettings(path=tmp_path / "x.npz").load()
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_a_layer_without_units(whole):
+    layers = [{"Linear": {"out_features": 0}}, "Linear"]
+    content = make.with_settings(whole["quantised"], network={"kind": "sequential", "layers": layers})
+    with pytest.raises(LayerError, match="'weight' of Linear is empty; give the layer at least one input and one output"):
+        decode(content, "the file")
+
+
+@pytest.mark.parametrize("priors", ['{"other": 1}', "[", "3", '{"weight": 1}', "[" * 100_000])
+def test_a_posterior_file_whose_metadata_name_no_tensor(tmp_path, priors):
+    write_tensors(tmp_path / "x", {"linear1.weight": torch.zeros(2, 2)}, {"priors": priors})
+    settings = SequentialSettings(layers=("Linear",), pretrained=tmp_path / "x")
+    with pytest.raises(
+        ConfigError, match=r"network.pretrained: .* does not say which of its tensors are means; give a finished"
+    ):
+        settings.build(torch.zeros(2, 2), 2)
+
+
+def test_a_library_that_quotes_the_whole_file_is_cut_short(tmp_path):
+    head = json.dumps({"__metadata__": {"facts": "x" * 9000}, "a": "no tensor"}).encode()
+    (tmp_path / "x").write_bytes(struct.pack("<Q", len(head)) + head)
+    with pytest.raises(RunError, match=r"cannot read .*; is the run complete") as refused:
+        read_tensors(tmp_path / "x")
+    assert len(str(refused.value)) < 400
+
+
+@pytest.mark.parametrize("change", [("optimizer", {"list": []}), ("optimizer", {"value": 3}), ("epoch", "x"), ("beta", [])])
+def test_a_checkpoint_whose_facts_are_of_another_form(tmp_path, change):
+    from bitsback.config import Experiment
+    from bitsback.training.checkpoint import load_checkpoint, save_checkpoint
+    from bitsback.training.train import start
+
+    experiment = Experiment.build(make.config())
+    fit = start(experiment.model, experiment.likelihood, experiment.dataset.train, experiment.config.training)
+    save_checkpoint(tmp_path / "x", fit, {})
+    tensors, metadata = read_tensors(tmp_path / "x")
+    facts = json.loads(metadata["facts"]) | dict([change])
+    write_tensors(tmp_path / "x", tensors, {"facts": json.dumps(facts)})
+    with pytest.raises(RunError, match=r"x does not fit this configuration: .*; start a new run"):
+        load_checkpoint(tmp_path / "x", fit)
