@@ -27,7 +27,11 @@ def table(folder, targets, name="table", **arrays):
 
 
 def config(path, **sections):
-    base = {"data": {"kind": "npz", "path": str(path)}, "training": {"epochs": 300, "optimizer": {"name": "Adam", "lr": 0.03}}, "ledger": {"samples": 5}}
+    base = {
+        "data": {"kind": "npz", "path": str(path)},
+        "training": {"epochs": 300, "optimizer": {"name": "Adam", "lr": 0.03}},
+        "ledger": {"samples": 5},
+    }
     return Config.model_validate({**base, "logging": {"report": False}, **sections})
 
 

@@ -51,6 +51,7 @@ def compare(
                 **{name: getattr(book, name) for name in COLUMNS},
                 "grid_step": book.grid_step,
                 "not_charged": list(book.not_charged),
+                "warnings": list(book.warnings),
                 "test_error": outcome.test_error,
                 "error_name": outcome.error_name,
                 "seconds": outcome.training_seconds,
@@ -75,6 +76,9 @@ def compare(
         bits = [net, gross, refund, f"{row['data_bits']:,.1f}", f"{row['grid_step']:g}"]
         body.append([row[key], *bits, "" if error is None else shown_error(row["error_name"], error), f"{row['seconds']:.1f}"])
     print(table(head, body))
+    for row in rows:
+        for said in row["warnings"]:
+            print(f"{key}={row[key]}: {said}")
     if out is not None and (out / "report.html").exists():
         print(f"To look at them: {out / 'report.html'}")
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import fmean, stdev
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +20,12 @@ LOOKED_AT = 1000
 FAR_OFF_SCALE, TINY_SCALE = 10.0, 0.01
 """Root mean square of a feature beyond which, or below which, starting weights and learning rates no longer fit."""
 
+LAST_EPOCHS = 10
+"""Whose data bits are compared with the ledger's: one alone sees about one draw of every weight."""
+
 NOISE_RATIO = 2.0
 FEW_STEPS = 1000
-STDERRS = 3.0
+STDERRS = 4.0 * math.sqrt(2)  # neighbours are often each other's: half as many pairs
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ def warnings_of(
         cause = _cause(ledger, model, likelihood, examples, course)
         found.append(
             f"This model costs {ledger.net_bits:,.0f} bits, more than no model ({name} code: {ledger.no_model_bits:,.0f} "
-            f"bits): {cause}."
+            f"bits): {cause}{'' if cause.endswith('?') else '.'}"
         )
     if course is not None:
         found += _trained_on_other_bits(ledger, model, course)
@@ -63,19 +67,20 @@ def warnings_of(
 
 
 def _trained_on_other_bits(ledger: Ledger, model: BayesianModel, course: Course) -> list[str]:
-    """Where the data bits of the last epoch and of the ledger differ beyond the errors of both."""
-    if not course.data_bits:
+    """Where the data bits of the last epochs and of the ledger differ beyond the errors of both."""
+    if len(course.data_bits) < LAST_EPOCHS:
         return []
-    trained, paid = course.data_bits[-1], ledger.data_bits
-    of_one_draw = ledger.data_bits_stderr * math.sqrt(ledger.samples)  # an epoch sees about one draw of every weight
-    drift = abs(course.data_bits[-1] - course.data_bits[-2]) if len(course.data_bits) > 1 else 0.0
-    error = max(5.0, 4 * math.hypot(of_one_draw, ledger.data_bits_stderr), 0.1 * paid, 2 * drift)
+    half = LAST_EPOCHS // 2
+    before, lately = fmean(course.data_bits[:half]), fmean(course.data_bits[half:])
+    trained, paid = fmean(course.data_bits), ledger.data_bits
+    error = math.hypot(stdev(course.data_bits) / math.sqrt(LAST_EPOCHS), ledger.data_bits_stderr)
+    error = max(5.0, 5 * error, 0.1 * paid, 2 * abs(lately - before))
     noisier = any(isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 for module in model.network.modules())
-    if paid - trained > error or (trained - paid > error and not noisier and drift < 0.1 * abs(trained - paid)):
+    if paid - trained > error or (trained - paid > error and not noisier):
         return [
-            f"The last epoch counted {trained:,.0f} data bits and the ledger {paid:,.0f}: training lowers another number "
-            "than the ledger's (set bayesian.estimator=weight, if layers are used several times or rows are not examples; "
-            "else the network acts differently in train and eval mode)."
+            f"The last {LAST_EPOCHS} epochs counted {trained:,.0f} data bits and the ledger {paid:,.0f}: training lowers "
+            "another number than the ledger's (set bayesian.estimator=weight, if layers are used several times or rows are not "
+            "examples; else the network acts differently in train and eval mode)."
         ]
     return []
 
@@ -94,8 +99,8 @@ def _cause(ledger: Ledger, model: BayesianModel, likelihood: Likelihood, example
         lambda: _unused_classes(likelihood, examples.targets),
         lambda: _unscaled(inputs),
         lambda: _noise(likelihood, outputs, targets),
-        lambda: _few_steps(course),
         lambda: _unrelated(likelihood, inputs, targets),
+        lambda: _few_steps(course),
     )
     return next((said for look in looks if (said := look())), _too_dear(ledger))
 

@@ -8,7 +8,7 @@ from statistics import fmean
 
 from bitsback.data import Examples
 from bitsback.model import evaluate
-from bitsback.model.verdict import Course
+from bitsback.model.verdict import LAST_EPOCHS, Course
 from bitsback.training.checkpoint import load_checkpoint, save_checkpoint
 from bitsback.training.dashboards import Subject, open_dashboards
 from bitsback.training.loggers import Bar, JsonLines, Logger, Metrics
@@ -79,7 +79,7 @@ class Session:
             while self.fit.epoch < self.fit.settings.passes and not self.finished:
                 metrics = self._metrics(*self.fit.run_epoch())
                 self.seconds = metrics["seconds"] = time.perf_counter() - began
-                self._data_bits = [*self._data_bits, metrics["data_bits"]][-2:]
+                self._data_bits = [*self._data_bits, metrics["data_bits"]][-LAST_EPOCHS:]
                 for logger in [*self.loggers, *self.dashboards]:
                     logger.log(metrics)
                 self._watch(metrics["net_bits"])

@@ -199,6 +199,7 @@ def _write_results(directory: Path, model: BayesianModel, likelihood: Likelihood
     write_tensors(directory / "posterior.safetensors", *posterior_tensors(model, likelihood))
     summary = {
         "sentence": outcome.ledger.sentence(),
+        "warnings": list(outcome.ledger.warnings),
         "net_bits": outcome.ledger.net_bits,
         f"test_{outcome.error_name}": outcome.test_error,
         "training_seconds": outcome.training_seconds,
