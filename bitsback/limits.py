@@ -114,6 +114,9 @@ NUMBERS = Limit("numbers", 1 << 22, "numbers")
 """Weights, statistics, activations and answers of a message or model file, which take up to 64 bytes each; see the next one."""
 
 NUMBERS_PER_BYTE = Limit("numbers_per_byte", 1 << 12, "numbers for each of its bytes")
+USES = Limit("uses", 512, "uses of it")
+"""Multiplications of a file's network for two examples, for each of the numbers that the file may ask for."""
+
 EXAMPLES = Limit("examples", 10_000_000, "examples")
 """That a message or model file has made for it."""
 
@@ -141,7 +144,8 @@ EXPANSION = Limit("expansion", 256, "times its compressed size")
 ALWAYS_UNPACKED = 1 << 28
 
 LIMITS = (
-    MEMORY, NUMBERS, NUMBERS_PER_BYTE, EXAMPLES, STEPS, LAYERS, TARGETS, TEXT, DEPTH, VALUES, DIGITS, DIMENSIONS, EXPANSION,
+    MEMORY, NUMBERS, NUMBERS_PER_BYTE, USES, EXAMPLES, STEPS, LAYERS, TARGETS, TEXT, DEPTH, VALUES, DIGITS, DIMENSIONS,
+    EXPANSION,
 )  # fmt: skip
 
 

@@ -154,6 +154,29 @@ def test_wide_layers_are_put_through_in_smaller_parts(whole):
     assert decode(whole["quantised"], "the file").rows == BATCH
 
 
+HEAVY = {
+    "recurrent layers": (["Flatten", {"Unflatten": {"dim": 1, "unflattened_size": [2, 2]}}, {"LSTM": {"hidden_size": 2, "num_layers": 10**9}},
+                          "Flatten", "Linear"], "the file's network asks for 1,000,000,00. layers, and at most 4,096"),
+    "a wide kernel": ([{"Unflatten": {"dim": 1, "unflattened_size": [1, 2, 2]}}, {"Upsample": {"scale_factor": 300}},
+                       {"Conv2d": {"out_channels": 1, "kernel_size": 301, "padding": "same"}}, "Flatten", "Linear"],
+                      r"each of its numbers asks for [\d,]+ uses of it, and at most 512 are allowed; it is damaged, or if"),
+    "a wide pool": ([{"Unflatten": {"dim": 1, "unflattened_size": [1, 2, 2]}}, {"Upsample": {"scale_factor": 300}},
+                     {"AvgPool2d": {"kernel_size": 301, "stride": 1}}, "Flatten", "Linear"],
+                    r"each of its numbers asks for [\d,]+ uses of it"),
+    "attention": ([{"Unflatten": {"dim": 1, "unflattened_size": [1, 4]}}, {"Upsample": {"scale_factor": 2000}},
+                   {"Unflatten": {"dim": 2, "unflattened_size": [4000, 2]}},
+                   {"Flatten": {"start_dim": 1, "end_dim": 2}}, {"TransformerEncoderLayer": {"d_model": 2, "nhead": 1, "batch_first": True}},
+                   "Flatten", "Linear"], r"too large for a file of \d+ bytes"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HEAVY)
+def test_a_network_that_computes_beyond_measure_is_refused(whole, name, little_memory):
+    layers, said = HEAVY[name]
+    with pytest.raises(FileError, match=said):
+        decode(make.with_settings(whole["quantised"], network={"kind": "sequential", "layers": layers}), "the file")
+
+
 def test_nesting_and_digits_inside_a_file(whole):
     deep = []
     for _ in range(100):

@@ -92,10 +92,8 @@ class Preprocessing:
                 with using_threads(1):  # the same features whatever else the process does
                     inputs = self.features(inputs)
         except RuntimeError as fault:  # torch finds that shapes do not go together
-            raise DataError(
-                f"inputs of shape {shape} cannot be prepared as the training inputs were ({brief(fault)}); give inputs of the "
-                "same shape"
-            ) from fault
+            reason = f"cannot be prepared as the training inputs were ({brief(fault)})"
+            raise DataError(f"inputs of shape {shape} {reason}; give inputs of the same shape") from fault
         if self.fraction_bits is not None:
             inputs = ((inputs.double() * 2.0**self.fraction_bits).round() * 2.0**-self.fraction_bits).to(inputs.dtype)
         return inputs

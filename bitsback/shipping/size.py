@@ -48,16 +48,19 @@ def check_size(
         how many examples may go through the network at once.
     """
     most = limits.numbers_for(file_bytes) + NUMBERS_PER_INPUT * data_numbers
-    widest, weights = prod(inputs), 0
+    widest, products, weights = prod(inputs), 0, 0
     network = config.network
     if isinstance(network, SequentialSettings):
-        limits.LAYERS.check(len(network.layers), "the file's network", FileError)
+        limits.LAYERS.check(_layers(network), "the file's network", FileError)
         _check_numbers(2 * widest + outputs * max(2, examples), most, file_bytes)
 
-        def look(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            nonlocal widest
-            parts = output if isinstance(output, tuple) else (output,)
-            widest = max([widest, *(-(-part.numel() // 2) for part in parts if isinstance(part, Tensor))])
+        def look(module: nn.Module, given: Any, output: Any) -> None:
+            nonlocal widest, products
+            made = output if isinstance(output, tuple) else (output,)
+            parts = [part for part in (*made, *given) if isinstance(part, Tensor)]
+            widest = max([widest, *(-(-part.numel() // 2) for part in parts), _attention(module, parts)])
+            counted = given if getattr(module, "transposed", False) else made
+            products += max((_products(module, part) for part in counted if isinstance(part, Tensor)), default=0)
 
         hook = register_module_forward_hook(look)
         try:
@@ -69,9 +72,37 @@ def check_size(
         weights = sum(tensor.numel() for tensor in [*built.parameters(), *built.buffers()])
         numbers = weights + widest * min(max(2, examples), BATCH) + outputs * examples
         _check_numbers(numbers, most, file_bytes)
+        limits.USES.check(products // most, "put through the file's network, each of its numbers", FileError, "it is damaged")
     else:
         _check_numbers(2 * widest + outputs * max(2, examples), most, file_bytes)
     return max(2, min(BATCH, max(most, ROOMY) // max(1, widest)))
+
+
+def _layers(network: SequentialSettings) -> int:
+    """Layers in a row, those inside of recurrent layers and transformers counted."""
+    arguments = [values or {} for layer in network.layers if isinstance(layer, dict) for values in layer.values()]
+    inside = [value for given in arguments for name, value in given.items() if "layers" in name]
+    return len(network.layers) + sum(value for value in inside if isinstance(value, int) and value > 0)
+
+
+def _attention(module: nn.Module, parts: Sequence[Tensor]) -> int:
+    """Numbers in the table of every position against every other, for one example."""
+    attention = getattr(module, "self_attn", module)
+    if not isinstance(attention, nn.MultiheadAttention):
+        return 0
+    positions = max(part.numel() // max(1, part.shape[-1]) for part in parts)
+    return attention.num_heads * positions**2 // 2
+
+
+def _products(module: nn.Module, part: Tensor) -> int:
+    """Multiplications behind a layer's output, or a transposed one's input, for two examples: each weight everywhere."""
+    own = sum(p.numel() for p in module.parameters(recurse=False))
+    if not own:
+        kernel = getattr(module, "kernel_size", 1)
+        sizes = kernel if isinstance(kernel, tuple) else (kernel,) * max(0, part.ndim - 2)
+        return part.numel() * prod(size for size in sizes if isinstance(size, int))
+    axis = 1 if isinstance(module, nn.modules.conv._ConvNd) and part.ndim > 1 else -1
+    return own * (part.numel() // max(1, part.shape[axis])) if part.ndim else own
 
 
 def _check_numbers(numbers: int, most: int, file_bytes: int) -> None:
