@@ -162,7 +162,8 @@ def one_training(name, place, seconds, draw, budget, log):
         moment = draw.uniform(0.0, 1.05 * seconds[since_taken])
         if kills < budget and kill_at(process, run, moment, since_taken=since_taken, while_writing=while_writing):
             kills += 1
-            if (run / "checkpoint" / "previous.safetensors").is_file() and draw.random() < 0.35:
+            checkpoints = [(run / "checkpoint" / f"{which}.safetensors").is_file() for which in ("state", "previous")]
+            if all(checkpoints) and draw.random() < 0.35:  # killed between two renames, it has the one before alone
                 damage_newest(run, draw)
                 damaged += 1
             continue
