@@ -129,6 +129,8 @@ def _leave(handle: int | None, lock: Path) -> None:
 
 def check_not_in_use(lock: Path, subject: Path) -> None:
     """Raise InUseError when another process holds a lock file; nothing is changed."""
+    if _held.get(str(lock.resolve()), (0, 0, 0))[0] == os.getpid():
+        return
     try:
         handle = os.open(lock, os.O_RDWR)
     except OSError:
@@ -201,9 +203,10 @@ def _take(lock: Path, subject: Path) -> int:
             raise InUseError(_refusal(subject, _told(owner)))
         if is_at(handle, lock):
             facts = {"pid": os.getpid(), "host": socket.gethostname(), "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
-            os.ftruncate(handle, 0)
-            os.lseek(handle, 0, os.SEEK_SET)
-            os.write(handle, json.dumps(facts).encode())
+            with suppress(OSError):  # a full disk: the lock holds, but does not say whose it is
+                os.ftruncate(handle, 0)
+                os.lseek(handle, 0, os.SEEK_SET)
+                os.write(handle, json.dumps(facts).encode())
             return handle
         os.close(handle)  # its owner removed it between the two steps
 

@@ -77,6 +77,14 @@ def taken(run):
         return 0
 
 
+def is_writing(run):
+    """True if there is a temporary file, of a living process or a killed one."""
+    try:
+        return any(name.endswith(".tmp") for folder in (run, run / "checkpoint") for name in os.listdir(folder))
+    except FileNotFoundError:
+        return False
+
+
 def kill_at(process, run, moment, *, since_taken, while_writing):
     """Kill a process; True if it was still running.
 
@@ -90,7 +98,7 @@ def kill_at(process, run, moment, *, since_taken, while_writing):
     while process.is_alive():
         if due is None and taken(run) not in (0, before):
             due = time.monotonic() + moment
-        if due is not None and time.monotonic() >= due and (not while_writing or any(run.rglob(".*.tmp"))):
+        if due is not None and time.monotonic() >= due and (not while_writing or is_writing(run)):
             process.kill()
             process.join()
             return True
@@ -154,7 +162,8 @@ def one_training(name, place, seconds, draw, budget, log):
         moment = draw.uniform(0.0, 1.05 * seconds[since_taken])
         if kills < budget and kill_at(process, run, moment, since_taken=since_taken, while_writing=while_writing):
             kills += 1
-            if (run / "checkpoint" / "previous.safetensors").is_file() and draw.random() < 0.35:
+            checkpoints = [(run / "checkpoint" / f"{which}.safetensors").is_file() for which in ("state", "previous")]
+            if all(checkpoints) and draw.random() < 0.35:  # killed between two renames, it has the one before alone
                 damage_newest(run, draw)
                 damaged += 1
             continue
@@ -167,7 +176,7 @@ def one_training(name, place, seconds, draw, budget, log):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200, help="how many in all")
-    parser.add_argument("--most-per-training", type=int, default=6, help="then it is let through")
+    parser.add_argument("--most-per-training", type=int, default=16, help="then it is let through")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--configurations", nargs="+", choices=CONFIGURATIONS, default=list(CONFIGURATIONS))
     parser.add_argument("--place", type=Path, help="where the runs go; default: a temporary directory")
@@ -184,7 +193,9 @@ def main():
             seconds[name] = straight_run(name, run, log)
             straight[name] = contents(run)
         while kills < options.kills:
-            name = options.configurations[trainings % len(options.configurations)]
+            (name,) = draw.choices(
+                options.configurations, [0.2 if name == "report" else 1.0 for name in options.configurations]
+            )
             place = Path(folder) / f"{trainings}"
             place.mkdir()
             budget = min(draw.randint(1, options.most_per_training), options.kills - kills)

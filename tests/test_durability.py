@@ -87,7 +87,7 @@ def wait_for(condition):
 
 def test_every_flipped_bit_of_a_tensor_file_is_found(tmp_path):
     path = tmp_path / "file"
-    write_tensors(path, {"weight": torch.randn(3), "é": torch.arange(2)}, {"facts": '{"a": 1}', "z": "\n"})
+    write_tensors(path, {"é": torch.randn(2)}, {"z": '"\n'})
     whole = read_tensors(path)
     unsealed, sentences = set(), set()
     for bit in range(8 * path.stat().st_size):
@@ -101,7 +101,7 @@ def test_every_flipped_bit_of_a_tensor_file_is_found(tmp_path):
     begin = path.read_bytes().index(b"sha256")
     assert sentences == {f"cannot read {path}"}
     assert unsealed == set(range(begin, begin + 6))  # under another name there is no checksum; the rest is as it was
-    assert read_tensors(path)[1] == whole[1] == {"facts": '{"a": 1}', "z": "\n"}
+    assert read_tensors(path)[1] == whole[1] == {"z": '"\n'}
 
 
 def test_other_programs_read_what_was_written(tmp_path):
@@ -341,6 +341,25 @@ def test_a_lock_whose_process_was_killed_blocks_nobody(tmp_path, held):
     with exclusive(tmp_path / LOCK, Path("it")):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_that_somebody_filled_meanwhile_is_not_said_to_be_in_use_by_the_caller(tmp_path):
+    with exclusive(tmp_path / LOCK, tmp_path):
+        (tmp_path / "file").write_text("theirs")
+        with pytest.raises(RunError, match="is not empty; choose another --out"), new_directory(tmp_path):
+            pass
+    assert files_of(tmp_path) == {"file": b"theirs"}
+
+
+def test_a_lock_that_cannot_say_whose_it_is_holds(tmp_path, monkeypatch, held):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with exclusive(tmp_path / LOCK, Path("it")):
+        refused = [sys.executable, "-c", HOLD, str(tmp_path / LOCK)]
+        said = subprocess.run(refused, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
+    assert "it is being written by process unknown on unknown since unknown" in said.stderr
 
 
 def test_a_thread_may_hold_a_lock_twice_and_another_thread_may_not(tmp_path):
