@@ -269,7 +269,7 @@ def test_the_verdict_stands_in_terminal_summary_report_and_comparison(tmp_path, 
     text = f"data: {{kind: npz, path: {tmp_path / 't.npz'}}}\ntraining: {{epochs: 1}}\nnetwork: {{kind: sequential, layers: [{{Linear: {{out_features: 99}}}}, ReLU, Linear]}}\nprior: {{kind: gaussian, learn: none, scale: 1}}\n"
     (tmp_path / "c.yaml").write_text(text)
     said = run_verb("train", tmp_path / "c.yaml", "--out", tmp_path / "run")
-    sentence = "3 steps are too few"
+    sentence = "2 steps are too few"
     assert sentence in said.out
     assert sentence in (tmp_path / "run" / "report.html").read_text()
     assert sentence in (tmp_path / "run" / "ledger.json").read_text()

@@ -50,7 +50,7 @@ class GaussianLikelihood(Likelihood):
     Args:
         std: noise std in the targets' units, its start when it is learned; None: a tenth of the targets' std.
         noise: ``fixed``, ``learned`` (one number, charged), or ``predicted`` (the network gives mean and log std: the last
-            axis of the outputs is twice as long).
+            axis of the outputs is twice as long; the std is in tenths of the targets' where those are standardised).
         target_step: the grid on which the targets are written; None: the coarsest power of ten or two that all of them are
             multiples of, for 8 more bits.
         standardise: whether :meth:`fit` looks for shift and scale; default: when anything else is left to it.
@@ -152,7 +152,8 @@ class GaussianLikelihood(Likelihood):
         if outputs.shape[-1] % 2:
             raise DataError(f"predicted noise needs mean and log std, an even number of outputs; got {outputs.shape[-1]}")
         mean, log_std = outputs.chunk(2, dim=-1)
-        return mean, _floored(log_std + log_scale, lowest)
+        start = math.log(START) if self.standardises else 0.0
+        return mean, _floored(log_std + start + log_scale, lowest)
 
     def bits(self, outputs: Tensor, targets: Tensor) -> Tensor:
         mean, log_std = self._split(outputs)
