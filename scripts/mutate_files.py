@@ -584,7 +584,8 @@ def _campaign(
         if max(grown, peak) > declared_bytes(kind, content) + SPARE_BYTES:
             failures.append({"case": number, "kind": kind, "fault": f"{max(grown, peak):,} bytes of memory", "where": ""})
         if log is not None and (number + 1 - first) % 1000 == 0:
-            line = {"done": number + 1, "seconds": round(time.perf_counter() - began), "failures": failures[-20:]}
+            spent, so_far = round(time.perf_counter() - began), {kind: dict(found) for kind, found in counts.items()}
+            line = {"done": number + 1, "seconds": spent, "failures": failures[-20:], "kinds": so_far, "worst": worst}
             with log.open("a") as file:
                 file.write(json.dumps(line) + "\n")
     total = sum(counts.values(), Counter())

@@ -77,6 +77,21 @@ def test_a_member_of_an_archive_without_a_name(tmp_path):
         NpzSettings(path=tmp_path / "x.npz").load()
 
 
+def test_a_name_with_line_ends_is_quoted_on_one_line(tmp_path):
+    stream = io.BytesIO()
+    np.save(stream, np.zeros((3, 2)))
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("inp\nuts\r.npy", stream.getvalue())
+    with pytest.raises(DataError, match=r"arrays there: inp\\nuts\\r$"):
+        NpzSettings(path=tmp_path / "x.npz").load()
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        for letter in "abc":
+            archive.writestr(60_000 * letter, stream.getvalue())
+    with pytest.raises(DataError, match=r"arrays there: aaa.*\.\.\.$") as refused:
+        NpzSettings(path=tmp_path / "x.npz").load()
+    assert len(str(refused.value)) < 1000
+
+
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 def test_a_layer_without_units(whole):
     layers = [{"Linear": {"out_features": 0}}, "Linear"]

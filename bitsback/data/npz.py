@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bitsback.data.arrays import REASONS, describe, read_npz
 from bitsback.data.dataset import Dataset, DataSettings, Examples, registry, split
-from bitsback.errors import DataError, near_miss
+from bitsback.errors import DataError, brief, near_miss
 from bitsback.registry import FilePath
 
 
@@ -65,7 +65,7 @@ class NpzSettings(DataSettings):
 
     def _tensor(self, arrays: dict[str, np.ndarray], name: str) -> Tensor:
         if name not in arrays:
-            known = ", ".join(sorted(arrays)) or "none"
+            known = brief(", ".join(sorted(arrays))) or "none"
             raise DataError(f"{self.path} has no array '{name}'{near_miss(name, arrays)}; arrays there: {known}")
         array = arrays[name]
         if array.dtype.kind not in "biuf":

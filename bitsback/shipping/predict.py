@@ -9,7 +9,7 @@ from torch import Tensor
 from bitsback.config import Run, load_run
 from bitsback.data.arrays import REASONS, describe, read_npy, read_npz
 from bitsback.data.idx import read_idx
-from bitsback.errors import DataError, near_miss
+from bitsback.errors import DataError, brief, near_miss
 from bitsback.model.accounting import seeded
 from bitsback.shipping.model_file import load
 
@@ -56,7 +56,7 @@ def _choose(arrays: dict[str, np.ndarray], path: Path) -> np.ndarray:
     name = next((name for name in ARRAYS if name in arrays), None)
     if name is None:
         hint = near_miss("inputs", arrays)
-        raise DataError(f"{path} has no array 'inputs'{hint}; arrays there: {', '.join(sorted(arrays)) or 'none'}")
+        raise DataError(f"{path} has no array 'inputs'{hint}; arrays there: {brief(', '.join(sorted(arrays))) or 'none'}")
     return arrays[name]
 
 
