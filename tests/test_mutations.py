@@ -84,6 +84,12 @@ def test_a_name_with_line_ends_is_quoted_on_one_line(tmp_path):
         archive.writestr("inp\nuts\r.npy", stream.getvalue())
     with pytest.raises(DataError, match=r"arrays there: inp\\nuts\\r$"):
         NpzSettings(path=tmp_path / "x.npz").load()
+    packed = bytearray((tmp_path / "x.npz").read_bytes())
+    packed[26:28] = b"\xff\xff"  # the length of the name; the library quotes what it takes for one
+    (tmp_path / "y.npz").write_bytes(packed + packed)
+    with pytest.raises(DataError, match=r"cannot read .* as NPZ: ") as refused:
+        NpzSettings(path=tmp_path / "y.npz").load()
+    assert len(str(refused.value)) < 1000
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
         for letter in "abc":
             archive.writestr(60_000 * letter, stream.getvalue())

@@ -61,7 +61,9 @@ class NpzSettings(DataSettings):
                 raise DataError(f"cannot read {self.path} as NPZ: {describe(start)}; {fix}")
             return read_npz(self.path)
         except REASONS as fault:
-            raise DataError(f"cannot read {self.path} as NPZ: {fault}; write it with numpy.savez, without objects") from fault
+            raise DataError(
+                f"cannot read {self.path} as NPZ: {brief(fault)}; write it with numpy.savez, without objects"
+            ) from fault
 
     def _tensor(self, arrays: dict[str, np.ndarray], name: str) -> Tensor:
         if name not in arrays:

@@ -30,7 +30,7 @@ def read_inputs(path: Path) -> Tensor:
                 start = file.read(2)
             array = _choose(read_npz(path), path) if start == b"PK" else read_npy(path)
         except REASONS as fault:
-            raise DataError(f"cannot read {path}: {fault}; give an .npy, .npz or IDX file of inputs") from fault
+            raise DataError(f"cannot read {path}: {brief(fault)}; give an .npy, .npz or IDX file of inputs") from fault
     elif path.suffix in OTHER_SUFFIXES:
         raise DataError(f"cannot read {path}: {_describe(path)}; write the inputs with numpy.save('inputs.npy', x)")
     else:
