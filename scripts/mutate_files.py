@@ -10,6 +10,7 @@ printed.
 """
 
 import argparse
+import copy
 import gzip
 import io
 import json
@@ -210,7 +211,7 @@ def resettled(content: bytes, draw: random.Random) -> bytes:
         else:
             old = inside[key]
             near = [old * 2, old + 1, -old, old * 10**6] if isinstance(old, int | float) and not isinstance(old, bool) else []
-            inside[key] = draw.choice([*WISHES, *near, *near, *near])
+            inside[key] = copy.deepcopy(draw.choice([*WISHES, *near, *near, *near]))
     return make.with_settings(content, **(dict.fromkeys(names) | tree))
 
 

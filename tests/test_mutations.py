@@ -47,6 +47,13 @@ def test_a_case_is_the_same_wherever_a_range_begins(script, tmp_path):
     assert len({content for _, content in cases}) > 35
 
 
+def test_settings_that_were_put_into_one_file_do_not_change_in_the_next(script, whole):
+    before = repr(script["WISHES"])
+    for number in range(200):
+        script["case"](number, 3, {"quantised": [whole["quantised"]]}, ["quantised"])
+    assert repr(script["WISHES"]) == before
+
+
 def test_a_reader_that_differs_from_the_reference_is_found(script, monkeypatch, tmp_path):
     """One bit of one weight, one label too many, an exception that is none of ours: each is a failure."""
     from bitsback.bitstream import blocks, lattice
