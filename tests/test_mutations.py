@@ -47,6 +47,13 @@ def test_a_case_is_the_same_wherever_a_range_begins(script, tmp_path):
     assert len({content for _, content in cases}) > 35
 
 
+def test_settings_that_were_put_into_one_file_do_not_change_in_the_next(script, whole):
+    before = repr(script["WISHES"])
+    for number in range(200):
+        script["case"](number, 3, {"quantised": [whole["quantised"]]}, ["quantised"])
+    assert repr(script["WISHES"]) == before
+
+
 def test_a_reader_that_differs_from_the_reference_is_found(script, monkeypatch, tmp_path):
     """One bit of one weight, one label too many, an exception that is none of ours: each is a failure."""
     from bitsback.bitstream import blocks, lattice
@@ -75,6 +82,27 @@ def test_a_member_of_an_archive_without_a_name(tmp_path):
     (tmp_path / "x.npz").write_bytes(packed.getvalue().replace(b"x.npy", b"\0.npy"))  # a name ends at its zero
     with pytest.raises(DataError, match="has no array 'inputs'; arrays there: "):
         NpzSettings(path=tmp_path / "x.npz").load()
+
+
+def test_a_name_with_line_ends_is_quoted_on_one_line(tmp_path):
+    stream = io.BytesIO()
+    np.save(stream, np.zeros((3, 2)))
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("inp\nuts\r.npy", stream.getvalue())
+    with pytest.raises(DataError, match=r"arrays there: inp\\nuts\\r$"):
+        NpzSettings(path=tmp_path / "x.npz").load()
+    packed = bytearray((tmp_path / "x.npz").read_bytes())
+    packed[26:28] = b"\xff\xff"  # the length of the name; the library quotes what it takes for one
+    (tmp_path / "y.npz").write_bytes(packed + packed)
+    with pytest.raises(DataError, match=r"cannot read .* as NPZ: ") as refused:
+        NpzSettings(path=tmp_path / "y.npz").load()
+    assert len(str(refused.value)) < 400
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        for letter in "abc":
+            archive.writestr(60_000 * letter, stream.getvalue())
+    with pytest.raises(DataError, match=r"arrays there: aaa.*\.\.\.$") as refused:
+        NpzSettings(path=tmp_path / "x.npz").load()
+    assert len(str(refused.value)) < 1000
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from bitsback import limits
-from bitsback.errors import DataError
+from bitsback.errors import DataError, brief
 
 MOST_HEADER_BYTES = 1 << 14
 PIECE_BYTES = 1 << 20
@@ -59,17 +59,23 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
             array = _read_member(archive, member, path, budget)
             if array is not None:
                 budget -= limits.data_bytes(array.size, array.itemsize)
-                found[member.filename.removesuffix(".npy")] = array
+                found[_name(member)] = array
     return found
+
+
+def _name(member: zipfile.ZipInfo) -> str:
+    """The name of an array, for errors to quote: control characters and line ends are written out, a long one is cut short."""
+    name = member.filename.removesuffix(".npy")
+    return brief(name if name.isprintable() else repr(name)[1:-1])
 
 
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path, budget: int) -> np.ndarray | None:
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack a piece whole, however large
-        raise ValueError(f"its array '{member.filename}' is compressed in a way that NumPy does not write")
+        raise ValueError(f"its array '{_name(member)}' is compressed in a way that NumPy does not write")
     with archive.open(member) as stream:
         if stream.read(len(npy.MAGIC_PREFIX)) != npy.MAGIC_PREFIX:
             return None
-        what = f"array '{member.filename.removesuffix('.npy')}' in {path}"
+        what = f"array '{_name(member)}' in {path}"
         packed = member.compress_size if member.compress_type == zipfile.ZIP_DEFLATED else None
         return _read_array(stream, what, budget, member.file_size, packed)
 

@@ -13,7 +13,7 @@ from pydantic import Field
 from bitsback import limits
 from bitsback.data.arrays import PIECE_BYTES, check_expansion, take
 from bitsback.data.dataset import Dataset, DataSettings, Examples, registry
-from bitsback.errors import DataError
+from bitsback.errors import DataError, brief
 from bitsback.registry import FilePath
 
 TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -34,7 +34,7 @@ def read_idx(path: Path) -> np.ndarray:
             with gzip.open(file) as stream:
                 return _read_array(stream, path, None, size)
     except (OSError, EOFError, zlib.error) as fault:
-        raise DataError(f"cannot read {path}: {fault}; fetch the file again") from fault
+        raise DataError(f"cannot read {path}: {brief(fault)}; fetch the file again") from fault
 
 
 def _read_array(stream: IO[bytes] | gzip.GzipFile, path: Path, file_bytes: int | None, packed_bytes: int | None) -> np.ndarray:

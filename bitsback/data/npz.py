@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bitsback.data.arrays import REASONS, describe, read_npz
 from bitsback.data.dataset import Dataset, DataSettings, Examples, registry, split
-from bitsback.errors import DataError, near_miss
+from bitsback.errors import DataError, brief, near_miss
 from bitsback.registry import FilePath
 
 
@@ -72,11 +72,13 @@ class NpzSettings(DataSettings):
                 raise DataError(f"cannot read {self.path} as NPZ: {describe(start)}; {fix}")
             return read_npz(self.path)
         except REASONS as fault:
-            raise DataError(f"cannot read {self.path} as NPZ: {fault}; write it with numpy.savez, without objects") from fault
+            raise DataError(
+                f"cannot read {self.path} as NPZ: {brief(fault)}; write it with numpy.savez, without objects"
+            ) from fault
 
     def _tensor(self, arrays: dict[str, np.ndarray], name: str) -> Tensor:
         if name not in arrays:
-            known = ", ".join(sorted(arrays)) or "none"
+            known = brief(", ".join(sorted(arrays))) or "none"
             raise DataError(f"{self.path} has no array '{name}'{near_miss(name, arrays)}; arrays there: {known}")
         array = arrays[name]
         if array.dtype.kind not in "biuf":

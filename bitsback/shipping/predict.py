@@ -12,7 +12,7 @@ from tqdm import tqdm
 from bitsback.config import Run, load_run
 from bitsback.data.arrays import REASONS, describe, read_npy, read_npz
 from bitsback.data.idx import read_idx
-from bitsback.errors import DataError, near_miss
+from bitsback.errors import DataError, brief, near_miss
 from bitsback.likelihoods import Likelihood
 from bitsback.likelihoods.base import Answer
 from bitsback.model.accounting import SHOWN_AFTER_SECONDS, seeded
@@ -35,7 +35,7 @@ def read_inputs(path: Path) -> Tensor:
                 start = file.read(2)
             array = _choose(read_npz(path), path) if start == b"PK" else read_npy(path)
         except REASONS as fault:
-            raise DataError(f"cannot read {path}: {fault}; give an .npy, .npz or IDX file of inputs") from fault
+            raise DataError(f"cannot read {path}: {brief(fault)}; give an .npy, .npz or IDX file of inputs") from fault
     elif path.suffix in OTHER_SUFFIXES:
         raise DataError(f"cannot read {path}: {_describe(path)}; write the inputs with numpy.save('inputs.npy', x)")
     else:
@@ -61,7 +61,7 @@ def _choose(arrays: dict[str, np.ndarray], path: Path) -> np.ndarray:
     name = next((name for name in ARRAYS if name in arrays), None)
     if name is None:
         hint = near_miss("inputs", arrays)
-        raise DataError(f"{path} has no array 'inputs'{hint}; arrays there: {', '.join(sorted(arrays)) or 'none'}")
+        raise DataError(f"{path} has no array 'inputs'{hint}; arrays there: {brief(', '.join(sorted(arrays))) or 'none'}")
     return arrays[name]
 
 
