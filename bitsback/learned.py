@@ -82,6 +82,26 @@ class Bfloat16Grid:
         return (levels << 16).to(torch.int32).view(torch.float32).double()
 
 
+@dataclass(frozen=True)
+class Float32Grid:
+    """The single-precision numbers: 32 bits.
+
+    >>> FLOAT32.value(FLOAT32.level(torch.tensor([0.1]))).float().item() == torch.tensor(0.1).item()
+    True
+    """
+
+    bits_each: float = 32.0
+
+    def round(self, values: Tensor) -> Tensor:
+        return values.float().to(values.dtype)
+
+    def level(self, values: Tensor) -> Tensor:
+        return values.float().view(torch.int32).long() & 0xFFFFFFFF
+
+    def value(self, levels: Tensor) -> Tensor:
+        return levels.to(torch.int32).view(torch.float32).double()
+
+
 LOG_SCALE = UniformGrid(low=-16.0, step=2**-5, levels=1024)
 """Natural logarithms of scales: 10 bits for a scale between e^-16 and e^16, within 1.6 %."""
 
@@ -90,6 +110,9 @@ LOGIT = UniformGrid(low=-16.0, step=2**-4, levels=512)
 
 BFLOAT16 = Bfloat16Grid()
 """Locations and batch-norm statistics: 16 bits each."""
+
+FLOAT32 = Float32Grid()
+"""What a weight without posterior is charged."""
 
 
 class Learned(nn.Module):

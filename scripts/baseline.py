@@ -2,9 +2,9 @@
 
 python scripts/baseline.py [NAME ...] [--data-root DIR] [--out DIR] [--write]
 
-A JSON line for each name: mean and spread (the standard deviation over the seeds) of bits, errors and bytes, with the commands that
-made them. `--write` stores them in tests/baseline.json; without it, every mean is printed beside the stored one. Runs of the
-digits take seconds; those of MNIST need its four files under --data-root, and up to ten minutes each.
+A JSON line for each name: mean and spread (the standard deviation over the seeds) of bits, errors and bytes, with the commands
+that made them. `--write` stores them in tests/baseline.json; without it, every mean is printed beside the stored one. Runs of
+the digits take seconds; those of MNIST need its four files under --data-root, and up to ten minutes each.
 """
 
 import argparse
@@ -52,9 +52,7 @@ class Measurement:
         if self.name == "prequential_digits":
             self.place.mkdir(parents=True, exist_ok=True)
             file = self.place / "message.bbm"
-            said = json.loads(
-                self.run("send", self.config, *self.overrides, "--code", "prequential", "-o", file, "--json")
-            )
+            said = json.loads(self.run("send", self.config, *self.overrides, "--code", "prequential", "-o", file, "--json"))
             return {"prequential_bits": said["prequential_bits"], "file_bytes": file.stat().st_size}
         ledger, summary = self.trained()
         found = {name: ledger[name] for name in ("net_bits", "data_bits", "net_weight_bits", "refund_bits")}

@@ -19,7 +19,6 @@ from torch import nn
 from bitsback.bitstream import reference
 from bitsback.bitstream.blocks import STANDARD_STEP
 from bitsback.bitstream.container import BitReader, unseal
-from bitsback.bitstream.density import place
 from bitsback.bitstream.exchangeable import exchangeable_groups
 from bitsback.bitstream.header import Header
 from bitsback.bitstream.labels import FURTHEST, _exponentials
@@ -27,9 +26,10 @@ from bitsback.bitstream.lattice import CHUNK, Lattice, power, step_of
 from bitsback.bitstream.permutation import _last_tensors
 from bitsback.bitstream.setting import Setting
 from bitsback.bitstream.side import SideNumbers
-from bitsback.bitstream.table import TOTAL_BITS, PriorTable
 from bitsback.model import BayesianModel
 from bitsback.shipping.model_file import LoadedModel
+from bitsback.tables.density import place
+from bitsback.tables.table import TOTAL_BITS, PriorTable
 
 Flat = list[float]
 

@@ -246,9 +246,10 @@ def test_a_folder_that_is_no_run_is_refused(refused, verb, place):
 def test_a_damaged_checkpoint_is_refused(refused, run, verb, damage):
     path = run / "checkpoint" / "state.safetensors"
     content = {"truncated": path.read_bytes()[:-1], "empty": b"", "other tensors": save({"a": torch.ones(2)})}.get(damage, b"")
-    path.unlink()
-    if damage != "missing":
-        path.write_bytes(content)
+    for place in (path, path.with_name("previous.safetensors")):  # that train --resume falls back on
+        place.unlink()
+        if damage != "missing":
+            place.write_bytes(content)
     assert re.search(r"run/checkpoint/state\.safetensors", refused(*verb, "run"))
 
 

@@ -94,7 +94,7 @@ def lines_of(path):
 def test_train_writes_every_file_of_a_run(run):
     kept = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
     files = {"config.yaml", "metrics.jsonl", "ledger.json", "summary.json", "posterior.safetensors", "report.html"}
-    assert kept == files | {"checkpoint/state.safetensors"}
+    assert kept == files | {"checkpoint/state.safetensors", "checkpoint/previous.safetensors"}
 
 
 def test_a_run_that_wants_no_report_has_none(cli, tmp_path):

@@ -9,14 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate, special, stats
 
-from bitsback.bitstream import elementary
 from bitsback.bitstream.ans import Stack
 from bitsback.bitstream.codec import bits_back, categorical, dependent, metered, raw_bits, sequence, substack
-from bitsback.bitstream.density import place
 from bitsback.bitstream.grid import PriorCode, RoundedPosterior, under_posterior, under_prior
 from bitsback.bitstream.labels import code_bits, frequencies, labels
 from bitsback.bitstream.randomness import whiten
-from bitsback.bitstream.table import TOTAL_BITS, PriorTable, bucket_of, start_of
 from bitsback.errors import FileError, LayerError, PriorError
 from bitsback.priors import (
     CauchyPrior,
@@ -31,6 +28,9 @@ from bitsback.priors import (
     SpikeAndSlabPrior,
     StudentTPrior,
 )
+from bitsback.tables import elementary
+from bitsback.tables.density import place
+from bitsback.tables.table import TOTAL_BITS, PriorTable, bucket_of, start_of
 
 COUNT = 90
 SHAPE = (9, 10)
@@ -187,7 +187,7 @@ def test_quantiles_of_a_table_are_those_of_its_prior():
 
 
 def test_a_density_without_mass_is_refused():
-    from bitsback.bitstream.density import Shape
+    from bitsback.tables.density import Shape
 
     for density in (
         np.zeros_like,

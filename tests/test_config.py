@@ -172,7 +172,9 @@ def test_extends_is_relative_to_the_file_that_says_it_through_a_chain_of_two(con
 
 def test_a_fault_in_an_extended_file_names_that_file_and_line(config):
     base = config("seed: 1\ntraining: {epochs: -1}", "base.yaml")
-    assert faults(config("extends: base.yaml\nseed: 2")) == [f"{base}:2: training.epochs: should be greater than 0, got -1"]
+    assert faults(config("extends: base.yaml\nseed: 2")) == [
+        f"{base}:2: training.epochs: should be greater than 0 (or 'auto'), got -1"
+    ]
 
 
 def test_a_missing_extended_file_is_named(config):
@@ -226,7 +228,7 @@ def test_an_override_that_is_no_yaml_is_refused(config):
 
 def test_a_fault_in_an_override_says_command_line(config):
     found = faults(config("seed: 1\ntraining: {epochs: 3}"), "training.epochs=0", "sed=2")
-    assert found[0] == "command line: training.epochs: should be greater than 0, got 0"
+    assert found[0] == "command line: training.epochs: should be greater than 0 (or 'auto'), got 0"
     assert found[1].startswith("command line: sed: unknown key (did you mean 'seed'?); allowed: ")
 
 

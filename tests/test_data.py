@@ -138,7 +138,7 @@ def test_an_idx_file_reads_back_as_written(tmp_path, dtype, suffix):
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_four_idx_files_make_a_data_set(tmp_path, suffix):
     data = mnist_like(tmp_path, suffix).load()
-    assert (data.name, data.classes) == (tmp_path.name, 4)
+    assert (data.name, data.classes, data.labels[-1]) == (tmp_path.name, None, 3)
     assert (tuple(data.train.inputs.shape), tuple(data.test.inputs.shape)) == ((6, 1, 4, 4), (3, 1, 4, 4))
     assert data.test.inputs.min() == 1  # 255 of 255
     assert data.train.targets.tolist() == [0, 1, 2, 0, 1, 2]
@@ -201,7 +201,7 @@ def test_mnist_is_the_published_one(name):
 def test_mnist_has_sixty_thousand_training_images():
     data = IdxSettings(root=MNIST).load()
     assert (tuple(data.train.inputs.shape), tuple(data.test.inputs.shape)) == ((60000, 1, 28, 28), (10000, 1, 28, 28))
-    assert (data.classes, data.train.inputs.min(), data.train.inputs.max()) == (10, 0, 1)
+    assert (data.labels, data.train.inputs.min(), data.train.inputs.max()) == (tuple(range(10)), 0, 1)
     assert torch.bincount(data.test.targets).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
 
 
@@ -210,7 +210,7 @@ def test_mnist_has_sixty_thousand_training_images():
 
 def test_an_npz_file_without_test_arrays_is_split(tmp_path):
     data = read_npz(tmp_path)
-    assert (data.name, len(data.train), len(data.test), data.classes) == ("data", 8, 2, 3)
+    assert (data.name, len(data.train), len(data.test), data.labels) == ("data", 8, 2, (0, 1, 2))
     assert sorted([*data.train.inputs[:, 0].tolist(), *data.test.inputs[:, 0].tolist()]) == list(range(0, 20, 2))
 
 
@@ -227,14 +227,29 @@ def test_one_training_example_beside_test_arrays_is_enough(tmp_path):
 
 def test_real_targets_are_no_labels_and_one_column_is_flattened(tmp_path):
     data = read_npz(tmp_path, targets=np.linspace(0, 1, 10)[:, None])
-    assert (data.classes, data.train.targets.shape, data.train.targets.dtype) == (None, (8,), torch.float32)
+    assert (data.labels, data.train.targets.shape, data.train.targets.dtype) == (None, (8,), torch.float64)
 
 
-def test_bytes_are_scaled_by_255_and_whole_number_inputs_stay_whole(tmp_path):
-    grey = NpzSettings(path=npz(tmp_path, inputs=np.full((10, 2), 255, np.uint8))).load().train.inputs
+def test_bytes_of_images_are_scaled_by_255_and_whole_numbers_stay_whole_where_that_is_said(tmp_path):
+    grey = NpzSettings(path=npz(tmp_path, inputs=np.full((10, 2, 2), 255, np.uint8))).load().train.inputs
     assert (grey.dtype, grey.unique().tolist()) == (torch.float32, [1])
-    tokens = NpzSettings(path=npz(tmp_path, inputs=np.full((10, 2), 9))).load().train.inputs
+    tokens = NpzSettings(path=npz(tmp_path, inputs=np.full((10, 2), 9)), scaling="none").load().train.inputs
     assert (tokens.dtype, tokens.unique().tolist()) == (torch.int64, [9])
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, np.float32, np.float64])
+def test_tables_are_standardised_whatever_their_numbers_are(tmp_path, kind):
+    table = np.stack([np.arange(10) * 20, np.arange(10)[::-1]], axis=1).astype(kind)
+    data = NpzSettings(path=npz(tmp_path, inputs=table), test_fraction=0).load()
+    assert torch.allclose(data.train.inputs.mean(0), torch.zeros(2), atol=1e-6)
+    assert torch.allclose(data.train.inputs.std(0, correction=0), torch.ones(2), atol=1e-6)
+    assert torch.allclose(data.preprocessing(torch.tensor([[90.0, 4.5]])), torch.zeros(1, 2), atol=1e-6)
+
+
+def test_inputs_of_1e30_are_standardised_too(tmp_path):
+    table = (np.arange(20.0)[:, None] - 3) * 1e30
+    inputs = NpzSettings(path=npz(tmp_path, inputs=table, targets=np.arange(20.0)), test_fraction=0).load().train.inputs
+    assert float(inputs.std(correction=0)) == pytest.approx(1, abs=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def run_on_line(optimizer, directory=None, epochs=60, resume=False):
     data = Dataset("line", Examples(inputs, inputs @ torch.tensor([[1.0], [-2.0], [0.5]])), None, 0)
     model = bayesianize(nn.Linear(3, 1))
     settings = TrainingSettings(epochs=epochs, batch_size=40, optimizer=optimizer, checkpoint_seconds=0)
-    likelihood = GaussianLikelihood()
+    likelihood = GaussianLikelihood(1.0, target_step=0.01)
     outcome = train(model, likelihood, data, training=settings, directory=directory, resume=resume, progress=False)
     return outcome.ledger.net_bits
 

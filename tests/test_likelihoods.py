@@ -21,9 +21,9 @@ CASES = [
     (CategoricalLikelihood(3), torch.randn(5, 3).double(), torch.tensor([0, 1, 2, 0, 1]), torch.arange(3)),
     (BernoulliLikelihood(), torch.randn(4, 1).double(), torch.tensor([0.0, 1.0, 1.0, 0.0]).double(), torch.tensor([0.0, 1.0])),
     (PoissonLikelihood(), torch.randn(4, 1).double(), torch.tensor([0.0, 3.0, 1.0, 7.0]).double(), torch.arange(200).double()),
-    (GaussianLikelihood(0.5, noise="fixed"), torch.randn(4, 1).double(), torch.randn(4).double(), wide),
-    (GaussianLikelihood(0.5, noise="learned"), torch.randn(4, 1).double(), torch.randn(4).double(), wide),
-    (GaussianLikelihood(noise="predicted"), torch.randn(4, 2).double(), torch.randn(4).double(), wide),
+    (GaussianLikelihood(0.5, noise="fixed", target_step=0.01), torch.randn(4, 1).double(), torch.randn(4).double(), wide),
+    (GaussianLikelihood(0.5, noise="learned", target_step=0.01), torch.randn(4, 1).double(), torch.randn(4).double(), wide),
+    (GaussianLikelihood(noise="predicted", target_step=0.01), torch.randn(4, 2).double(), torch.randn(4).double(), wide),
 ]
 
 
@@ -69,9 +69,8 @@ def test_uniform_codes():
 
 
 def test_only_learned_noise_is_charged():
-    assert [charge.bits for charge in GaussianLikelihood(noise="learned").charges()] == [10.0]
-    assert GaussianLikelihood(noise="fixed").charges() == []
-    assert GaussianLikelihood(noise="predicted").charges() == []
+    for noise, bits in (("learned", [10.0]), ("fixed", []), ("predicted", [])):
+        assert [charge.bits for charge in GaussianLikelihood(1.0, noise=noise, target_step=0.01).charges()] == bits
 
 
 def test_errors():
@@ -103,7 +102,10 @@ def test_targets_without_a_code_are_refused(likelihood, targets, message):
     [
         (lambda: CategoricalLikelihood(3).bits(torch.zeros(2, 4), torch.zeros(2).long()), "3 classes need"),
         (lambda: BernoulliLikelihood().bits(torch.zeros(2, 4), torch.zeros(2, 3)), "change the last layer"),
-        (lambda: GaussianLikelihood(noise="predicted").bits(torch.zeros(2, 3), torch.zeros(2)), "even number"),
+        (
+            lambda: GaussianLikelihood(noise="predicted", target_step=0.01).bits(torch.zeros(2, 3), torch.zeros(2)),
+            "even number",
+        ),
         (lambda: GaussianLikelihood(target_step=0.0), "target_step must be above zero"),
         (lambda: CategoricalLikelihood(1), "two or more classes"),
         (lambda: GaussianLikelihood(0.001, target_step=0.01), "noise cannot be finer than the grid"),

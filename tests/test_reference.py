@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from bitsback.bitstream import ans, randomness, reference
 from bitsback.bitstream.blocks import STANDARD_STEP, BlockCode
-from bitsback.bitstream.density import NORMAL, STANDARD
-from bitsback.bitstream.table import PriorTable, bucket_of, start_of
 from bitsback.errors import FileError
 from bitsback.priors import LaplacePrior
+from bitsback.tables.density import NORMAL, STANDARD
+from bitsback.tables.table import PriorTable, bucket_of, start_of
 
 LANES = st.integers(1, 8)
 KEYS = st.integers(0, 2**64 - 1)

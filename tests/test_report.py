@@ -74,7 +74,7 @@ def test_a_few_examples_give_about_the_same_curve(seen, monkeypatch):
     monkeypatch.setattr("bitsback.report.widths.OPERATIONS", 7e7)
     thrifty = widths(e.model, e.likelihood, e.dataset.train, seen.book, factors=(1.0, 4.0))
     assert thrifty.examples < len(e.dataset.train)
-    assert thrifty.curve[1.0].data_bits == seen.book.data_bits
+    assert thrifty.curve[1.0] == seen.book  # nothing is added to the ledger, from however few examples
     assert thrifty.curve[4.0].data_bits == pytest.approx(seen.widths.curve[4.0].data_bits, rel=0.3)
 
 

@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitsback.bitstream import elementary
 from bitsback.bitstream.container import BitReader, unseal
 from bitsback.bitstream.reference import Stack, start_of
 from bitsback.bitstream.settings_text import take_settings
 from bitsback.data.digits import DigitsSettings
 from bitsback.shipping.model_file import load
+from bitsback.tables import elementary
 
 GOLDEN = Path(__file__).parent / "golden"
 TABLES = json.loads((GOLDEN / "tables.json").read_text())

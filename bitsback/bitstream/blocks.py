@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bitsback.bitstream.density import NORMAL, Shape, log_density
-from bitsback.bitstream.elementary import Floats
 from bitsback.bitstream.randomness import levels, shuffled
-from bitsback.bitstream.table import PriorTable
+from bitsback.tables.density import NORMAL, Shape, log_density
+from bitsback.tables.elementary import Floats
+from bitsback.tables.table import PriorTable
 
 STANDARD_STEP = 2.0**-16
 """The lattice of candidates, in scales of the prior; part of the format."""

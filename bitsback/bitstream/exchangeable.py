@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from bitsback.bitstream.ans import Integers
-from bitsback.bitstream.density import PlacedShape
-from bitsback.bitstream.elementary import Floats
 from bitsback.layers import BayesianModule
+from bitsback.tables.density import PlacedShape
+from bitsback.tables.elementary import Floats
 
 Array = TypeVar("Array", bound=NDArray[Any])
 Linears = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -79,7 +79,7 @@ class UnitGroup:
 def is_exchangeable(prior: PlacedShape, shape: Sequence[int], axis: int) -> bool:
     """Whether centre and scale of a tensor of this shape are the same all along an axis.
 
-    >>> from bitsback.bitstream.density import NORMAL
+    >>> from bitsback.tables.density import NORMAL
     >>> per_input = PlacedShape(NORMAL, np.zeros(()), np.array([[1.0, 2.0]]))
     >>> is_exchangeable(per_input, (3, 2), 0), is_exchangeable(per_input, (3, 2), 1)
     (True, False)

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from bitsback.bitstream.ans import Integers, Stack
 from bitsback.bitstream.codec import Codec
-from bitsback.bitstream.density import PlacedShape
-from bitsback.bitstream.elementary import Floats, normal_cdf
-from bitsback.bitstream.table import TOTAL_BITS, PriorTable, bucket_of, start_of
 from bitsback.errors import LayerError
+from bitsback.tables.density import PlacedShape
+from bitsback.tables.elementary import Floats, normal_cdf
+from bitsback.tables.table import TOTAL_BITS, PriorTable, bucket_of, start_of
 
 STD_LEVELS_PER_OCTAVE = 32
 MEAN_STEPS_PER_STD = 64

@@ -6,10 +6,10 @@ import numpy as np
 
 from bitsback.bitstream.ans import Integers, Stack
 from bitsback.bitstream.codec import Codec
-from bitsback.bitstream.elementary import exp
 from bitsback.bitstream.outputs import FRACTION_BITS
 from bitsback.errors import FileError
 from bitsback.likelihoods import Likelihood
+from bitsback.tables.elementary import exp
 
 LABEL_TOTAL_BITS = 24
 MOST_CLASSES = 1 << 20

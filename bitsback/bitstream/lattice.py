@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitsback.bitstream.ans import Integers, Stack
-from bitsback.bitstream.density import PlacedShape, Shape
-from bitsback.bitstream.elementary import Floats
-from bitsback.bitstream.table import TOTAL_BITS, PriorTable, bucket_of, start_of
 from bitsback.errors import PriorError
+from bitsback.tables.density import PlacedShape, Shape
+from bitsback.tables.elementary import Floats
+from bitsback.tables.table import TOTAL_BITS, PriorTable, bucket_of, start_of
 
 Slices = Callable[[slice], NDArray[Any]]
 """Gives any slice of an array that is never made whole."""

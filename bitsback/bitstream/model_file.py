@@ -11,14 +11,14 @@ from torch import Tensor
 from bitsback.bitstream.ans import Integers
 from bitsback.bitstream.blocks import STANDARD_STEP, BlockCode
 from bitsback.bitstream.container import BitReader, BitWriter
-from bitsback.bitstream.density import Shape
 from bitsback.bitstream.setting import DIGEST_BITS as GUARD_BITS
 from bitsback.bitstream.setting import digest, placed_priors
 from bitsback.bitstream.settings_text import put_settings
 from bitsback.bitstream.side import SideNumbers
-from bitsback.bitstream.table import PriorTable
 from bitsback.errors import FileError
 from bitsback.model import BayesianModel
+from bitsback.tables.density import Shape
+from bitsback.tables.table import PriorTable
 
 INDEX_WIDTH = 5
 MOST_INDEX_BITS = 24

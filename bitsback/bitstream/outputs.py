@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from bitsback.errors import FileError
 from bitsback.layers import BayesianModule
 from bitsback.model import BayesianModel
+from bitsback.model.modes import evaluating
 from bitsback.posterior import Posterior, holding
 
 FRACTION_BITS = 12
@@ -113,13 +114,8 @@ def exact_outputs(model: BayesianModel, weights: Mapping[str, Tensor], inputs: T
         inputs: (n, ...).
     """
     values = {id(weight.posterior): on_lattice(weights[weight.name], WEIGHT_BITS) for weight in model.weights}
-    was_training = model.training
-    model.eval()
     parts = []
-    try:
-        with holding(model.posteriors(), lambda q: values[id(q)]), _rounded(model.network):
-            for part in inputs.split(BATCH):
-                parts.append(model(on_lattice(part) if part.is_floating_point() else part))
-    finally:
-        model.train(was_training)
+    with evaluating(model), holding(model.posteriors(), lambda q: values[id(q)]), _rounded(model.network):
+        for part in inputs.split(BATCH):
+            parts.append(model(on_lattice(part) if part.is_floating_point() else part))
     return torch.ldexp(torch.cat(parts), torch.tensor(FRACTION_BITS)).round().long()

@@ -14,10 +14,10 @@ import numpy as np
 
 from bitsback.bitstream.ans import WORD_BITS, Integers, Stack
 from bitsback.bitstream.codec import Codec
-from bitsback.bitstream.density import PlacedShape
 from bitsback.bitstream.exchangeable import Array, UnitGroup
 from bitsback.bitstream.quantised import QuantisedTensor, tensor_codec
 from bitsback.errors import LayerError
+from bitsback.tables.density import PlacedShape
 from bitsback.units import nats_to_bits
 
 TOTAL_BITS = 24

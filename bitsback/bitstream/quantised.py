@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from bitsback.bitstream.ans import Integers, Stack
 from bitsback.bitstream.codec import Codec
-from bitsback.bitstream.density import PlacedShape
 from bitsback.bitstream.lattice import CHUNK, STEP_LEVELS, STRETCH_LEVELS, Lattice, LatticeCode, chunks, spread, step_of
 from bitsback.errors import PriorError
+from bitsback.tables.density import PlacedShape
 from bitsback.units import nats_to_bits
 
 SIDE_WIDTHS = np.array([8, 6])
@@ -72,7 +72,7 @@ class QuantisedTensor:
 def tensor_codec(shape: Sequence[int], prior: PlacedShape) -> Codec:
     """Codec of :class:`QuantisedTensor` of one shape and prior; the two levels of its grid are popped first.
 
-    >>> from bitsback.bitstream.density import NORMAL
+    >>> from bitsback.tables.density import NORMAL
     >>> prior = PlacedShape(NORMAL, np.zeros(()), np.full((), 0.5))
     >>> tensor = quantise(np.array([0.3, -0.9, 0.0]), 0.1, prior, step_level=-8)
     >>> stack, codec = Stack.empty(), tensor_codec((3,), prior)
@@ -184,7 +184,7 @@ def quantise(
 def round_to_digits(mean: NDArray[np.floating], digits: int, prior: PlacedShape) -> QuantisedTensor:
     """Round to ``digits`` decimal digits: levels are whole multiples of 10^-digits, coded as on the nearest binary grid.
 
-    >>> from bitsback.bitstream.density import NORMAL
+    >>> from bitsback.tables.density import NORMAL
     >>> rounded = round_to_digits(np.array([0.126, -0.5]), 2, PlacedShape(NORMAL, np.zeros(()), np.full((), 0.5)))
     >>> rounded.levels.tolist(), rounded.values(2).tolist() == np.float32([0.13, -0.5]).tolist()
     ([13, -50], True)

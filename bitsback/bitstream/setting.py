@@ -9,7 +9,6 @@ from torch import Tensor
 
 from bitsback.bitstream.ans import Integers
 from bitsback.bitstream.codec import Codec
-from bitsback.bitstream.density import PlacedShape, place
 from bitsback.bitstream.grid import PriorCode, RoundedPosterior
 from bitsback.bitstream.labels import targets
 from bitsback.bitstream.outputs import exact_outputs, on_lattice
@@ -17,6 +16,7 @@ from bitsback.errors import LayerError
 from bitsback.likelihoods import Likelihood
 from bitsback.model import BayesianModel
 from bitsback.posterior import PointPosterior
+from bitsback.tables.density import PlacedShape, place
 
 DIGEST_BITS = 32
 
@@ -30,10 +30,13 @@ class Setting:
     inputs: Tensor
 
     def check(self) -> None:
-        """Raise LayerError when a weight has no posterior to give bits back."""
+        """Raise LayerError when a weight has no posterior to give bits back, or a message would leave out what was learned."""
         if any(isinstance(q, PointPosterior) for q in self.model.posteriors()) or not self.model.weights:
             raise LayerError("a point estimate has no bits to give back; train with posterior.kind=gaussian, or pack it with "
                              "--codec quantised")  # fmt: skip
+        for name, _ in self.model.changed_buffers():
+            raise LayerError(f"training changed the buffer '{name}', which a message does not hold; pack the run: a model file "
+                             "holds it")  # fmt: skip
 
     def posterior(self) -> RoundedPosterior:
         """The model's posterior in whole numbers, all tensors after each other."""

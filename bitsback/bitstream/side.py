@@ -8,32 +8,9 @@ from torch import Tensor
 
 from bitsback.bitstream.ans import Integers
 from bitsback.errors import FileError
-from bitsback.learned import BFLOAT16, Grid
+from bitsback.learned import BFLOAT16, FLOAT32, Grid
 from bitsback.likelihoods import Likelihood
 from bitsback.model import BayesianModel
-
-
-@dataclass(frozen=True)
-class Float32Grid:
-    """The single-precision numbers: what a weight without posterior is charged.
-
-    >>> FLOAT32.value(FLOAT32.level(torch.tensor([0.1]))).float().item() == torch.tensor(0.1).item()
-    True
-    """
-
-    bits_each: float = 32.0
-
-    def round(self, values: Tensor) -> Tensor:
-        return values.float().to(values.dtype)
-
-    def level(self, values: Tensor) -> Tensor:
-        return values.float().view(torch.int32).long() & 0xFFFFFFFF
-
-    def value(self, levels: Tensor) -> Tensor:
-        return levels.to(torch.int32).view(torch.float32).double()
-
-
-FLOAT32 = Float32Grid()
 
 Slot = tuple[str, Tensor, Grid]
 """A name, the tensor that holds the numbers, and their grid."""
@@ -73,6 +50,12 @@ class SideNumbers:
         """Every number's level on its grid."""
         parts = [grid.level(tensor.detach().cpu()).flatten().numpy() for _, tensor, grid in self.slots]
         return np.concatenate([np.zeros(0, dtype=np.int64), *parts])
+
+    @torch.no_grad()
+    def round(self) -> None:
+        """Round every number to its grid, in place: what a receiver is told is what is used."""
+        for _, tensor, grid in self.slots:
+            tensor.copy_(grid.round(tensor))
 
     @torch.no_grad()
     def assign(self, levels: Integers) -> None:

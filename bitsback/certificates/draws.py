@@ -11,6 +11,7 @@ from bitsback.errors import CertificateError
 from bitsback.likelihoods import Likelihood
 from bitsback.model import BayesianModel
 from bitsback.model.accounting import SHOWN_AFTER_SECONDS, seeded
+from bitsback.model.modes import evaluating
 from bitsback.posterior import Posterior, holding
 
 NUMBERS_AT_ONCE = 2_000_000
@@ -31,9 +32,8 @@ def mean_loss_of_draws(
     Raises:
         CertificateError: when the network cannot be run with a weight vector for each example.
     """
-    model.eval()
     posteriors, device = model.posteriors(), next(model.parameters()).device
-    examples = examples.to(device, next(model.parameters()).dtype)
+    examples = examples.to(device, model.dtype)
     size = max(1, min(MOST_AT_ONCE, NUMBERS_AT_ONCE // max(1, sum(q.weights for q in posteriors))))
 
     def judge(weights: tuple[Tensor, ...], inputs: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ def mean_loss_of_draws(
 
     total = 0.0
     shown = tqdm(total=passes * len(examples), desc="draws", disable=not progress, leave=False, delay=SHOWN_AFTER_SECONDS)
-    with seeded(seed, device), shown as bar:
+    with evaluating(model), seeded(seed, device), shown as bar:
         for _ in range(passes):
             for inputs, targets in _parts(examples, size):
                 weights = tuple(_draw(posterior, len(inputs)) for posterior in posteriors)

@@ -12,6 +12,7 @@ from bitsback.cli.codelengths import codelengths
 from bitsback.cli.compare import compare
 from bitsback.cli.interrupt import interruptible
 from bitsback.cli.ledger import ledger
+from bitsback.cli.output import output_that_may_fail
 from bitsback.cli.pack import inspect, pack, unpack
 from bitsback.cli.plot import plot
 from bitsback.cli.predict import predict
@@ -47,9 +48,9 @@ for verb in VERBS:
 def version(shown: bool) -> None:
     """Print the version and stop."""
     if shown:
-        from importlib.metadata import version as installed
+        from bitsback import __version__
 
-        print(f"bitsback {installed('bitsback')}")
+        print(f"bitsback {__version__}")
         raise typer.Exit
 
 
@@ -64,14 +65,12 @@ def common(
 
 def main() -> None:
     """Run a verb; a known mistake becomes one clear message on stderr and exit code 1."""
-    try:
-        with escaped_output():
-            app()
-    except BitsbackError as fault:
-        if os.environ.get("BITSBACK_DEBUG"):
-            raise
-        print(f"bitsback: {printable(str(fault))}", file=sys.stderr)
-        sys.exit(1)
-    except BrokenPipeError:  # the reader of a pipe went away
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    with output_that_may_fail():
+        try:
+            with escaped_output():
+                app()
+        except BitsbackError as fault:
+            if os.environ.get("BITSBACK_DEBUG"):
+                raise
+            print(f"bitsback: {printable(str(fault))}", file=sys.stderr)
+            sys.exit(1)

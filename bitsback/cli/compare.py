@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bitsback.cli.train import ConfigArgument, JsonOption, write_page
+from bitsback.cli.train import ConfigArgument, JsonOption, say_no_page, write_page
 from bitsback.errors import ConfigError
 from bitsback.ledger.table import shown_error
 
@@ -15,6 +15,7 @@ COLUMNS = ("net_bits", "gross_bits", "refund_bits", "data_bits", "net_weight_bit
 
 
 def compare(
+    context: typer.Context,
     config: ConfigArgument,
     choices: Annotated[list[str], typer.Argument(help="key=a,b,c to compare; key=value to set for all.", show_default=False)],
     out: Annotated[Path | None, typer.Option(help="Directory that keeps every run; default: none is kept.")] = None,
@@ -26,17 +27,20 @@ def compare(
     """
     from bitsback.cli.text import table
     from bitsback.config import Experiment, load_config
-    from bitsback.files import check_new_directory
+    from bitsback.files import file_name, new_directory
     from bitsback.ledger import shown_bits
 
     key, values, fixed = split_choices(choices)
     if out is not None:
-        check_new_directory(out)
+        context.with_resource(new_directory(out))
     experiments = {value: Experiment.build(load_config(config, [*fixed, f"{key}={value}"])) for value in values}
+    names = {value: file_name(f"{key}={value}") for value in values}
+    if len({name.lower() for name in names.values()}) < len(values):  # of some systems, names that differ by case are one
+        names = {value: f"{name}-{number}" for number, (value, name) in enumerate(names.items(), 1)}
     rows: list[dict[str, Any]] = []
     for value, experiment in experiments.items():
         print(f"{key}={value}", file=sys.stderr)
-        directory = out / f"{key}={value}" if out is not None else None
+        directory = out / names[value] if out is not None else None
         outcome = experiment.train(directory)
         if directory is not None:
             write_page(experiment, directory)
@@ -47,15 +51,20 @@ def compare(
                 **{name: getattr(book, name) for name in COLUMNS},
                 "grid_step": book.grid_step,
                 "not_charged": list(book.not_charged),
+                "warnings": list(book.warnings),
                 "test_error": outcome.test_error,
                 "error_name": outcome.error_name,
                 "seconds": outcome.training_seconds,
             }
         )
     if out is not None:
-        from bitsback.report import write_comparison
+        directories = [out / name for name in names.values()]
+        try:
+            from bitsback.report import write_comparison
 
-        write_comparison([out / f"{key}={value}" for value in values], out / "report.html")
+            write_comparison(directories, out / "report.html")
+        except Exception as fault:  # as for the page of one run
+            say_no_page(fault, *directories)
     if json:
         print(json_library.dumps(rows, indent=2))
         return
@@ -67,7 +76,10 @@ def compare(
         bits = [net, gross, refund, f"{row['data_bits']:,.1f}", f"{row['grid_step']:g}"]
         body.append([row[key], *bits, "" if error is None else shown_error(row["error_name"], error), f"{row['seconds']:.1f}"])
     print(table(head, body))
-    if out is not None:
+    for row in rows:
+        for said in row["warnings"]:
+            print(f"{key}={row[key]}: {said}")
+    if out is not None and (out / "report.html").exists():
         print(f"To look at them: {out / 'report.html'}")
 
 

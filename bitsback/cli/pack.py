@@ -63,12 +63,12 @@ def unpack(context: typer.Context, file: FileArgument, out: OutDirectory = None)
 
     Example: bitsback unpack digits.bb -o digits
     """
-    from bitsback.files import check_new_directory
+    from bitsback.files import new_neighbour
     from bitsback.shipping.model_file import load, write_unpacked
 
     if out is None:
         raise FileError("say where the network goes: -o DIR")
-    check_new_directory(out)
+    context.with_resource(new_neighbour(out))
     loaded = load(file, context.args)
     write_unpacked(loaded, out)
     weights = sum(weight.posterior.weights for weight in loaded.model.weights)

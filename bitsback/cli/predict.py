@@ -17,29 +17,27 @@ def predict(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the predictive means here (.npy).")] = None,
     json: JsonOption = False,
 ) -> None:
-    """Predict: classes with their probabilities, or means. A run is averaged over draws of its posterior.
+    """Predict: a class and its probability, an answer for each label, a mean and its std, or a rate, as the likelihood has it.
+
+    A run is averaged over draws of its posterior.
 
     Example: bitsback predict digits.bb --data images.npy
     """
     from bitsback.files import check_new_file, write_array
-    from bitsback.shipping.predict import predict_file, predict_run, read_inputs, rows_of
+    from bitsback.shipping.predict import predict_file, predict_run, read_inputs
 
     if data is None:
         raise FileError("say which inputs: --data FILE (.npy, .npz or IDX)")
     if out is not None:
         check_new_file(out)
     inputs = read_inputs(data)
-    if model.is_dir():
-        means, names = predict_run(model, inputs)
-    else:
-        means, names = predict_file(model, inputs, tuple(context.args))
+    found = predict_run(model, inputs) if model.is_dir() else predict_file(model, inputs, tuple(context.args))
     if out is not None:
-        write_array(out, means.numpy())
-    rows = rows_of(means, names)
+        write_array(out, found.means.numpy())
     if json:
-        print(json_library.dumps(rows))
+        print(json_library.dumps(found.answers))
     elif out is None:
-        for row in rows:
-            print("\t".join(str(value) for value in row.values()))
+        for row in found.answers:
+            print("\t".join(json_library.dumps(value) if isinstance(value, list) else str(value) for value in row.values()))
     else:
-        print(f"{len(rows):,} predictions are in {out}")
+        print(f"{len(found.answers):,} predictions are in {out}")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 def prune(
+    context: typer.Context,
     run: RunArgument,
     keep_snr: Annotated[float, typer.Option("--keep-snr", help="Weights with |mean|/std below it become zero.")] = 1.0,
     out: OutDirectory = None,
@@ -32,11 +33,11 @@ def prune(
     Example: bitsback prune runs/digits --keep-snr 1 -o runs/digits-pruned
     """
     from bitsback.config import load_run
-    from bitsback.files import check_new_directory, whole_directory, write_bytes, write_text
+    from bitsback.files import new_neighbour, whole_directory, write_bytes, write_text
     from bitsback.studies.prune import prune as prune_experiment
 
     if out is not None:
-        check_new_directory(out)
+        context.with_resource(new_neighbour(out))
     found = prune_experiment(load_run(run).experiment(), keep_snr, curve=curve, samples=samples, progress=True)
     text = json_library.dumps(found.facts(), indent=2)
     if out is not None:

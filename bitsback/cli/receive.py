@@ -27,12 +27,14 @@ def receive(
     """
     from bitsback.bitstream.container import unseal
     from bitsback.bitstream.prequential import KIND
+    from bitsback.files import new_neighbour
     from bitsback.shipping.message import read_file, receive_file
     from bitsback.shipping.prequential import receive_prequential
     from bitsback.shipping.two_part import receive_two_part
 
     if out is None:
         raise FileError("say where the contents go: -o DIR")
+    context.with_resource(new_neighbour(out))
     kind = unseal(read_file(message), str(message))[0]
     if kind == KIND:
         labels = receive_prequential(message, out, context.args)

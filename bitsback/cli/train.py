@@ -1,7 +1,10 @@
 """bitsback train: from YAML to a run directory."""
 
+import os
 import sys
+import traceback
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,15 +12,17 @@ import typer
 
 from bitsback.cli.interrupt import stopped
 from bitsback.errors import RunError
+from bitsback.locks import InUseError
 
 if TYPE_CHECKING:
-    from bitsback.config import Experiment
+    from bitsback.config import Config, Experiment
 
 ConfigArgument = Annotated[Path, typer.Argument(help="YAML file, for example configs/digits.yaml.", show_default=False)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
 def train(
+    context: typer.Context,
     config: Annotated[Path, typer.Argument(help="YAML file; with --resume, a run directory.", show_default=False)],
     overrides: Annotated[list[str] | None, typer.Argument(help="Such as prior.kind=laplace.", show_default=False)] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory; default: runs/NAME-DATE-TIME.")] = None,
@@ -30,22 +35,29 @@ def train(
     Example: bitsback train configs/digits.yaml prior.kind=laplace training.epochs=50 --out runs/laplace
     """
     from bitsback.config import Experiment, load_config
-    from bitsback.files import check_new_directory
+    from bitsback.files import new_directory
     from bitsback.ledger import show, shown_error
+    from bitsback.locks import LOCK, exclusive
 
     if resume:
-        experiment, directory = _resumed(config, overrides or [], out)
+        directory = out or config
+        settings = _settings_of_run(config, overrides or [], out)
+        context.with_resource(exclusive(directory / LOCK, directory))
     else:
         if config.is_dir():
             raise RunError(f"{config} is a directory; to continue a run: bitsback train {config} --resume")
-        directory = out or Path("runs") / f"{config.stem}-{datetime.now():%Y%m%d-%H%M%S}"
         settings = load_config(config, overrides or [])
-        check_new_directory(directory)
-        experiment = Experiment.build(settings)
+        if out is None:
+            directory = _new_run(context, config.stem)
+        else:
+            directory = out
+            context.with_resource(new_directory(directory))
     try:
+        experiment = Experiment.build(settings)
         outcome = experiment.train(directory, resume=resume, profile=profile)
-    except KeyboardInterrupt:
-        raise stopped(f"continue with: bitsback train {directory} --resume") from None
+    except KeyboardInterrupt as fault:
+        has_begun = (directory / "config.yaml").is_file()
+        raise stopped(fault, f"continue with: bitsback train {directory} --resume" if has_begun else "") from None
     if json:
         print(outcome.ledger.to_json())
         write_page(experiment, directory)
@@ -66,17 +78,47 @@ def write_page(experiment: "Experiment", directory: Path) -> Path | None:
     """RUN/report.html of a run that has just finished, unless its configuration wants none; returns where it is."""
     if not experiment.config.logging.report:
         return None
-    from bitsback.report import write_report
-
     sys.stdout.flush()  # the ledger is there to read meanwhile
     try:
+        from bitsback.report import write_report
+
         return write_report(directory, experiment=experiment, progress=True)
-    except KeyboardInterrupt:
-        raise stopped(f"the run is complete, and its page is written by: bitsback report {directory}") from None
+    except KeyboardInterrupt as fault:
+        now = f"the run is complete, and its page is written by: bitsback report {directory}"
+        raise stopped(fault, now) from None
+    except Exception as fault:  # whatever a library does while it draws: the training has succeeded
+        say_no_page(fault, directory)
+        return None
 
 
-def _resumed(config: Path, overrides: list[str], out: Path | None) -> "tuple[Experiment, Path]":
-    from bitsback.config import Experiment, load_config, load_run
+def say_no_page(fault: Exception, *directories: Path) -> None:
+    """Say in one sentence that a page could not be written; with --debug, show where."""
+    if os.environ.get("BITSBACK_DEBUG"):
+        traceback.print_exc()
+    reason = " ".join(str(fault).split()) or type(fault).__name__
+    runs = " ".join(map(str, directories))
+    what = "the run is complete" if len(directories) == 1 else "the runs are complete"
+    print(f"bitsback: {what}, but no page could be written: {reason}; try again: bitsback report {runs}", file=sys.stderr)
+
+
+def _new_run(context: typer.Context, name: str) -> Path:
+    """A directory of its own for a run without --out, also when several begin within a second."""
+    from bitsback.files import new_directory
+
+    stem = Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    for number in count(1):
+        directory = stem if number == 1 else stem.with_name(f"{stem.name}-{number}")
+        try:
+            if not directory.exists():
+                context.with_resource(new_directory(directory))
+                return directory
+        except InUseError:
+            continue
+    raise AssertionError
+
+
+def _settings_of_run(config: Path, overrides: list[str], out: Path | None) -> "Config":
+    from bitsback.config import load_config, load_run
 
     directory = out or config
     run = load_run(directory)
@@ -85,4 +127,4 @@ def _resumed(config: Path, overrides: list[str], out: Path | None) -> "tuple[Exp
                        f"bitsback train {directory} --resume")  # fmt: skip
     if config.is_dir() and overrides:
         raise RunError("a resumed run keeps its configuration; leave the overrides out")
-    return Experiment.build(run.config), directory
+    return run.config

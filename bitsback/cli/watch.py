@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bitsback.cli.interrupt import INTERRUPTED
+from bitsback.cli.interrupt import exit_code
 from bitsback.cli.ledger import RunArgument
 from bitsback.cli.tail import Metrics, Progress, Tail, check_run
 from bitsback.cli.text import printable
@@ -71,8 +71,8 @@ def _live(run: Path, tail: Tail, every: float) -> None:
         return
     try:
         progress = _follow(console, run, tail, every)
-    except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
+    except KeyboardInterrupt as fault:
+        raise typer.Exit(exit_code(fault)) from None
     for line in _frame_for(console, run, tail, progress):
         console.print(line, no_wrap=True, overflow="crop", crop=True)
     _print_end(progress)

@@ -14,6 +14,7 @@ from bitsback.kl import kl
 from bitsback.likelihoods.classes import CategoricalLikelihood
 from bitsback.model import BayesianModel
 from bitsback.model.model import FLOAT32_BITS
+from bitsback.model.modes import evaluating
 from bitsback.posterior import PointPosterior, holding
 from bitsback.units import nats_to_bits
 
@@ -53,7 +54,7 @@ def laplace_model_bits(
 
     H is the generalised Gauss-Newton matrix of the labels' nats plus the prior's curvature, both at w. Where the prior is
     flatter than a Gaussian of its width (Laplace, Student-t), that Gaussian's curvature stands in: no direction is flat.
-    Weights without a posterior and running statistics are charged at 32 bits each.
+    Trained weights without a posterior and the buffers that training moves are charged at 32 bits each.
 
     Args:
         model: with a point posterior for every weight.
@@ -84,7 +85,7 @@ def laplace_model_bits(
             curvature += rows.double().square().sum(0)
         log_det = float((flatness + curvature * (len(examples) / len(some))).log().sum())
     nats = cost_nats - weights / 2 * math.log(2 * math.pi) + log_det / 2
-    statistics = sum(tensor.numel() for _, tensor in model.statistics())
+    statistics = sum(tensor.numel() for _, tensor in [*model.learned_statistics(), *model.changed_buffers()])
     others = model.deterministic_bits() + FLOAT32_BITS * statistics
     return LaplaceBits(nats_to_bits(nats) + others, "full" if full else "diagonal")
 
@@ -104,8 +105,6 @@ def _half_hessians(model: BayesianModel, examples: Examples) -> Iterator[Tensor]
     """Rows (examples * classes, weights) whose squares add up to the Gauss-Newton matrix: sqrt(p_c) (J_c - sum_k p_k J_k)."""
     means = {weight.name: weight.posterior.mean.detach() for weight in model.weights}
     names = {id(weight.posterior): weight.name for weight in model.weights}
-    was_training = model.training
-    model.eval()
 
     def outputs(means: dict[str, Tensor], one: Tensor) -> Tensor:
         with holding(model.posteriors(), lambda q: means[names[id(q)]]):
@@ -114,12 +113,10 @@ def _half_hessians(model: BayesianModel, examples: Examples) -> Iterator[Tensor]
 
     jacobian = vmap(jacrev(lambda means, one: (outputs(means, one),) * 2, has_aux=True), in_dims=(None, 0))
     weights = sum(mean.numel() for mean in means.values())
-    try:
+    with evaluating(model):
         classes = len(outputs(means, examples.inputs[0]))
         for inputs in examples.inputs.split(max(1, NUMBERS_AT_ONCE // (weights * classes))):
             parts, logits = jacobian(means, inputs)
             slopes = torch.cat([parts[name].flatten(2) for name in means], dim=2)
             p = logits.softmax(-1)[..., None]
             yield (p.sqrt() * (slopes - (p * slopes).sum(1, keepdim=True))).flatten(0, 1).detach()
-    finally:
-        model.train(was_training)

@@ -7,16 +7,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bitsback.config.labels import with_classes
 from bitsback.config.load import load_config, to_yaml
 from bitsback.config.schema import Config
 from bitsback.data import Dataset
 from bitsback.errors import ConfigError, RunError
-from bitsback.files import read_tensors
+from bitsback.files import DamagedFileError
 from bitsback.ledger import Results, open_results
 from bitsback.likelihoods import Likelihood
 from bitsback.model import BayesianModel, bayesianize
+from bitsback.model.modes import evaluating
 from bitsback.training import Logger, Outcome, train
-from bitsback.training.checkpoint import load_weights
+from bitsback.training.checkpoint import PREVIOUS, load_weights, read_checkpoint
 
 
 def build_model(
@@ -35,8 +37,7 @@ def build_model(
     """
     torch.manual_seed(config.seed)
     network = config.network.build(inputs, outputs)
-    with torch.no_grad():
-        network.eval()
+    with torch.no_grad(), evaluating(network):  # a factory may want parts in eval mode
         try:
             output = network(inputs[:2])
         except Exception as fault:  # whatever the user's network raises
@@ -46,7 +47,7 @@ def build_model(
             raise ConfigError(f"network: {name} fails on inputs of shape {shape}: {reason}") from fault
         check(output)
     return bayesianize(
-        network.train(),
+        network,
         config.prior,
         posterior=config.posterior,
         overrides=config.prior_overrides,
@@ -78,7 +79,10 @@ class Experiment:
         """
         if dataset is None:
             dataset = config.data.load_inputs() if inputs_only else config.data.load()
-        likelihood = config.likelihood.build(dataset.classes)
+        if not inputs_only:
+            config, dataset = with_classes(config, dataset)
+        likelihood = config.likelihood.build(dataset.classes, dataset.train.targets)
+        config = config.model_copy(update={"training": config.training.settled(len(dataset.train), likelihood)})
         for examples in (dataset.train, dataset.test):
             if examples is not None:
                 likelihood.check_targets(examples.targets, examples.name)
@@ -134,7 +138,11 @@ class Run(Results):
         """The experiment with the weights of the last checkpoint."""
         experiment = Experiment.build(self.config)
         path = self.directory / "checkpoint" / "state.safetensors"
-        tensors, _ = read_tensors(path)
+        try:
+            tensors, _ = read_checkpoint(path)
+        except DamagedFileError as fault:
+            hint = f"; or go on from the checkpoint before: bitsback train {self.directory} --resume"
+            raise RunError(f"{fault}{hint if path.with_name(PREVIOUS).exists() else ''}") from fault
         if self.config.training.precision == "float64":
             experiment = experiment.double()
         try:

@@ -3,7 +3,7 @@
 import types
 import typing
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import BaseModel
@@ -25,12 +25,16 @@ SHOWN_CHARACTERS = 200
 
 @dataclass(frozen=True)
 class Fault:
-    """One error at its place in the file; ``of_union`` when it is about one member of a union of forms."""
+    """One error at its place in the file; ``of_union`` when it is about one member of a union of forms.
+
+    ``word`` is what may stand there instead of a number.
+    """
 
     error: ErrorDetails
     place: Place
     of_union: bool
     value: Any
+    word: str = ""
 
     @property
     def is_about_another_form(self) -> bool:
@@ -47,7 +51,7 @@ class Fault:
 
 def describe_all(errors: Sequence[ErrorDetails], values: dict[str, Any], origins: Origins, file: str) -> list[str]:
     """Every fault once, as ``file:line: dotted.key: what is wrong; what is allowed``."""
-    faults = [_locate(error, values) for error in errors]
+    faults = _with_words([_locate(error, values) for error in errors])
     places = {fault.place for fault in faults}
     kept = []
     for fault in faults:
@@ -59,14 +63,23 @@ def describe_all(errors: Sequence[ErrorDetails], values: dict[str, Any], origins
     return list(dict.fromkeys(kept))
 
 
+def _with_words(faults: list[Fault]) -> list[Fault]:
+    """One fault where a value may be a number or a word such as 'auto', and is neither."""
+    words = {fault.place: fault.error["ctx"]["expected"] for fault in faults if fault.error["type"] == "literal_error"}
+    numbers = [fault for fault in faults if fault.error["type"] != "literal_error"]
+    both = {fault.place for fault in numbers} & words.keys()
+    merged = [replace(fault, word=words[fault.place]) if fault.place in both else fault for fault in numbers]
+    return [*merged, *(fault for fault in faults if fault.error["type"] == "literal_error" and fault.place not in both)]
+
+
 def _sentence(fault: Fault, values: dict[str, Any], origins: Origins, file: str) -> str:
     place = (*fault.place, "kind") if fault.error["type"] == "union_tag_invalid" else fault.place
     where = next((origins[place[:depth]] for depth in range(len(place), 0, -1) if place[:depth] in origins), file)
     key = ".".join(str(part) for part in fault.place) or "configuration"
-    return f"{where}: {key}: {_problem(fault.error, fault.place, values)}"
+    return f"{where}: {key}: {_problem(fault.error, fault.place, values, fault.word)}"
 
 
-def _problem(error: ErrorDetails, place: Place, values: dict[str, Any]) -> str:
+def _problem(error: ErrorDetails, place: Place, values: dict[str, Any], word: str = "") -> str:
     kind, context = error["type"], error.get("ctx", {})
     if kind == "extra_forbidden":
         allowed = _fields_at(place[:-1], values)
@@ -82,6 +95,7 @@ def _problem(error: ErrorDetails, place: Place, values: dict[str, Any]) -> str:
         tags = [tag.strip("' ") for tag in str(context["expected_tags"]).split(",")]
         return f"unknown kind '{context['tag']}'{near_miss(str(context['tag']), tags)}; allowed: {', '.join(tags)}"
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    message += f" (or {word})" if word else ""
     return f"{message}, got {_shown(error['input'])}" if kind != "value_error" else message
 
 

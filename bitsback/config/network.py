@@ -5,6 +5,7 @@ import inspect
 import json
 import re
 import sys
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,6 +80,19 @@ class NetworkSettings(Settings):
         None, description="where to start: a safetensors file of a state_dict, or an earlier run, whose means are taken"
     )
 
+    @abstractmethod
+    def build(self, inputs: Tensor, outputs: int) -> nn.Module:
+        """The network for inputs (n, ...) like these; ``outputs`` is how many it needs where it does not say so itself."""
+
+    def declared_outputs(self, inputs: Tensor) -> int | None:
+        """How many outputs the network has whatever the targets are; None where it takes as many as are needed, or fails."""
+        try:
+            with torch.no_grad():
+                output = self.build(inputs, 1).eval()(inputs[:2])
+        except Exception:  # whatever the user's network raises: it will raise it again where it is built
+            return None
+        return int(output.shape[1]) if isinstance(output, Tensor) and output.ndim == 2 else None
+
     def finish(self, network: nn.Module) -> nn.Module:
         """Load the pretrained weights, if any."""
         if self.pretrained is not None:
@@ -125,6 +139,12 @@ class SequentialSettings(NetworkSettings):
                     hint = f"{near_miss(key, allowed)}; allowed: {', '.join(sorted(allowed))}"
                     raise ValueError(f"layer {index}: {name} has no argument '{key}'{hint}")
         return layers
+
+    def declared_outputs(self, inputs: Tensor) -> int | None:
+        kind, arguments = _split_spec(self.layers[-1])
+        if kind == "Linear":
+            return arguments.get("out_features")
+        return super().declared_outputs(inputs)
 
     @torch.no_grad()
     def build(self, inputs: Tensor, outputs: int) -> nn.Module:

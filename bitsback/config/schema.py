@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from bitsback.codelength.prequential import PrequentialSettings
 from bitsback.config.network import AnyNetworkSettings, SequentialSettings
@@ -49,6 +49,18 @@ class Config(Settings):
     pack: PackSettings = PackSettings()
     prequential: PrequentialSettings = PrequentialSettings()
     seed: int = Field(0, ge=0, le=2**32 - 1, description="seed of initial weights, batches and draws")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _indices_stay_whole(cls, given: Any) -> Any:
+        """Say ``scaling: none`` where the network begins with an Embedding and nobody says otherwise."""
+        data, network = (given.get(name) for name in ("data", "network")) if isinstance(given, dict) else (None, None)
+        layers = network.get("layers") if isinstance(network, dict) else getattr(network, "layers", None)
+        first = layers[0] if isinstance(layers, list | tuple) and layers else ""
+        name = next(iter(first), "") if isinstance(first, dict) else first
+        if isinstance(data, dict) and data.get("scaling", "auto") == "auto" and name in ("Embedding", "EmbeddingBag"):
+            return {**given, "data": {**data, "scaling": "none"}}
+        return given
 
 
 def json_schema() -> dict[str, Any]:

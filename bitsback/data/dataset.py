@@ -1,6 +1,7 @@
 """Examples, split into what is described (training) and what only measures (test)."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
@@ -54,8 +55,13 @@ class Examples:
         wanted = dtype if self.inputs.is_floating_point() else self.inputs.dtype
         if self.inputs.device == device and self.inputs.dtype == wanted and self.targets.device == device:
             return self
-        return Examples(self.inputs.to(device, wanted), self.targets.to(device), self.name, self.assumed)
+        coarse = device.type == "mps" and self.targets.dtype == torch.float64  # which that device lacks
+        targets = self.targets.to(device, torch.float32 if coarse else self.targets.dtype)
+        return Examples(self.inputs.to(device, wanted), targets, self.name, self.assumed)
 
+
+LabelValues = tuple[int | str, ...]
+"""Labels as they stand in the data, in the order of the classes."""
 
 PART_STREAM = 1
 """Keeps the draw of the parts apart from the draw behind ``limit``."""
@@ -99,7 +105,13 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training examples, test examples (never used to choose anything), and the number of classes where there are labels."""
+    """Training examples, test examples (never used to choose anything), and what is known of the labels.
+
+    Attributes:
+        classes: how many classes the source declares; None where it declares none.
+        labels: the distinct labels of the whole source, both splits and what ``limit`` leaves out; None where it does not say.
+            Where they are texts, the targets are their places in this order.
+    """
 
     name: str
     train: Examples
@@ -107,6 +119,7 @@ class Dataset:
     classes: int | None = None
     preprocessing: Preprocessing = Preprocessing()
     in_memory: bool = False  # made in Python: no settings say where it comes from
+    labels: LabelValues | None = None
 
     def __post_init__(self) -> None:
         if self.test is not None and self.test.inputs.shape[1:] != self.train.inputs.shape[1:]:
@@ -128,9 +141,10 @@ class DataSettings(Settings):
     part: Literal["prior", "posterior"] | None = Field(
         None, description="prior: train on the examples set apart; posterior: on all the others; default: on all"
     )
-    scaling: Literal["unit", "centred", "standard", "none"] = Field(
-        "unit",
-        description="unit: divided by the largest possible value; centred: the same, less the training mean; standard: each "
+    scaling: Literal["auto", "unit", "centred", "standard", "none"] = Field(
+        "auto",
+        description="auto: unit for 8-bit images, standard for all other numbers (none where the network begins with an "
+        "Embedding); unit: divided by the largest possible value; centred: the same, less the training mean; standard: each "
         "feature has mean 0 and std 1 over the training inputs, which the receiver holds too; none: as stored",
     )
 
@@ -156,12 +170,30 @@ class DataSettings(Settings):
     )
     features: AnyFeatures | None = Field(None, description="a fixed map of the inputs, made without labels; default: none")
 
-    def finish(self, name: str, train: Examples, test: Examples | None, classes: int | None, largest: float) -> Dataset:
-        """Apply ``limit``, ``part``, ``scaling`` and ``features``, in this order, to what was read."""
+    def finish(
+        self,
+        name: str,
+        train: Examples,
+        test: Examples | None,
+        *,
+        largest: float | None = None,
+        classes: int | None = None,
+        texts: Sequence[str] | None = None,
+    ) -> Dataset:
+        """Apply ``limit``, ``part``, ``scaling`` and ``features``, in this order, to what was read.
+
+        Args:
+            name, train, test: what was read.
+            largest: the largest grey level that images of this kind can have; None for numbers that are no images.
+            classes: how many classes the source declares.
+            texts: what whole-number targets stand for, where the labels are texts.
+        """
+        labels = tuple(texts) if texts is not None else _distinct(train, test)
         if self.limit is not None and self.limit < len(train):
             kept = torch.from_numpy(np.random.default_rng(self.split_seed).permutation(len(train))[: self.limit]).sort().values
             train = Examples(train.inputs[kept], train.targets[kept])
         train = self._part_of(train)
+        train, test = self._as_numbers(train), test and self._as_numbers(test)
         preprocessing = self._scaling(train.inputs, largest)
         note: tuple[str, ...] = ()
         if self.features is not None:
@@ -171,7 +203,13 @@ class DataSettings(Settings):
                 preprocessing = replace(preprocessing, features=self.features.fit(preprocessing(train.inputs)))
         preprocessing = replace(preprocessing, fraction_bits=self.fraction_bits)
         test = test and preprocessing.of(test, note)
-        return Dataset(name, preprocessing.of(train, note), test, classes, preprocessing)
+        return Dataset(name, preprocessing.of(train, note), test, classes, preprocessing, labels=labels)
+
+    def _as_numbers(self, examples: Examples) -> Examples:
+        """Whole-number inputs as real numbers, which scaling needs; under ``unit`` and ``none`` they stay indices."""
+        if examples.inputs.is_floating_point() or self.scaling in ("unit", "none"):
+            return examples
+        return replace(examples, inputs=examples.inputs.float())
 
     def _part_of(self, train: Examples) -> Examples:
         """The examples of ``part``: the two parts of one split_seed share no example, and together they are all."""
@@ -186,16 +224,24 @@ class DataSettings(Settings):
             )
         return Examples(train.inputs[kept], train.targets[kept])
 
-    def _scaling(self, inputs: Tensor, largest: float) -> Preprocessing:
+    def _scaling(self, inputs: Tensor, largest: float | None) -> Preprocessing:
         if not inputs.is_floating_point() or self.scaling == "none":
             return Preprocessing()
-        if self.scaling == "unit":
-            return Preprocessing(scale=torch.tensor(largest))
-        mean = inputs.mean(0)
+        is_image = largest is not None and inputs.ndim > 2
+        if self.scaling == "unit" or (self.scaling == "auto" and is_image):
+            return Preprocessing(scale=torch.tensor(largest or 1.0))
         if self.scaling == "centred":
-            return Preprocessing(mean, torch.tensor(largest))
-        std = inputs.std(0, correction=0)
-        return Preprocessing(mean, torch.where(std > 0, std, torch.ones_like(std)))
+            return Preprocessing(inputs.mean(0), torch.tensor(largest or 1.0))
+        std, mean = torch.std_mean(inputs.double(), 0, correction=0)  # squares of large numbers overflow in float32
+        return Preprocessing(mean.float(), torch.where(std > 0, std, torch.ones_like(std)).float())
+
+
+def _distinct(train: Examples, test: Examples | None) -> LabelValues | None:
+    """The distinct values of whole-number targets, one for each example; None for all other targets."""
+    targets = [examples.targets for examples in (train, test) if examples is not None]
+    if any(part.is_floating_point() or part.ndim != 1 for part in targets):
+        return None
+    return tuple(torch.cat(targets).unique().tolist())
 
 
 def split(inputs: Tensor, targets: Tensor, test_fraction: float, seed: int) -> tuple[Examples, Examples | None]:

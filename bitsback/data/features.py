@@ -12,8 +12,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bitsback.data.deskew import DeskewSettings
-from bitsback.data.feature_map import ROWS_AT_ONCE, SHOWN_AFTER_SECONDS, FeatureSettings, Map
+from bitsback.data.feature_map import SHOWN_AFTER_SECONDS, FeatureSettings, Map
 from bitsback.data.gradients import GradientHistogramSettings
+from bitsback.data.graph import DenseGraph, SparseGraph
 from bitsback.data.walk import fixed_signs, sparse_walk_modes
 from bitsback.errors import DataError
 
@@ -60,36 +61,33 @@ class RandomWalkModes(FeatureSettings):
         None, description="steps go to so many nearest neighbours only: for graphs of more than 6,000 inputs; default: to all"
     )
 
-    def fit(self, inputs: Tensor) -> Map:
+    def graph(self, inputs: Tensor) -> DenseGraph | SparseGraph:
+        """Return the graph on which the walk goes; raises DataError for too few inputs, and for too many without ``edges``."""
+        count = len(inputs)
         if self.edges is not None:
-            return sparse_walk_modes(
-                inputs.flatten(1), self.features, neighbours=self.neighbours, sharpness=self.sharpness, edges=self.edges
-            )
-        points = inputs.flatten(1).double()
-        if not max(self.features, self.neighbours) < len(points) <= MOST_INPUTS_IN_A_GRAPH:
+            if not max(self.features, self.edges, self.neighbours) + 1 < count or self.neighbours > self.edges:
+                raise DataError(
+                    f"data.features: random_walk_modes of {self.features} modes, {self.edges} edges and {self.neighbours} "
+                    f"neighbours needs more than {max(self.features, self.edges) + 1} training inputs, and no more neighbours "
+                    f"than edges; got {count} inputs"
+                )
+            return SparseGraph(inputs, neighbours=self.neighbours, sharpness=self.sharpness, edges=self.edges)
+        if not max(self.features, self.neighbours) < count <= MOST_INPUTS_IN_A_GRAPH:
             raise DataError(
                 f"data.features: random_walk_modes needs more than {max(self.features, self.neighbours)} and at most "
-                f"{MOST_INPUTS_IN_A_GRAPH} training inputs, got {len(points)}; for more, set data.features.edges=10"
+                f"{MOST_INPUTS_IN_A_GRAPH} training inputs, got {count}; for more, set data.features.edges=10"
             )
-        reach = torch.cdist(points, points).kthvalue(self.neighbours + 1).values.clamp_min(1e-12)  # + 1: the point itself
+        return DenseGraph(inputs, neighbours=self.neighbours, sharpness=self.sharpness)
 
-        def affinity(x: Tensor) -> Tensor:
-            distance = torch.cdist(x.flatten(1).double(), points)
-            own = distance.kthvalue(self.neighbours + 1, dim=1, keepdim=True).values.clamp_min(1e-12)
-            return torch.exp(-self.sharpness * distance.square() / (own * reach))
-
-        near = affinity(inputs)
-        near = (near + near.T) / 2
-        degree = near.sum(1).sqrt()
-        rates, modes = torch.linalg.eigh(near / (degree[:, None] * degree))
+    def fit(self, inputs: Tensor) -> Map:
+        graph = self.graph(inputs)
+        if isinstance(graph, SparseGraph):
+            return sparse_walk_modes(graph, self.features)
+        degree = graph.weights.sum(1).sqrt()
+        rates, modes = torch.linalg.eigh(graph.weights / (degree[:, None] * degree))
         rates, modes = rates.flip(0)[: self.features], fixed_signs(modes.flip(1)[:, : self.features])
         table = modes / degree[:, None] * degree.norm() / rates
-
-        def walk(x: Tensor) -> Tensor:
-            steps = (affinity(part) for part in x.split(ROWS_AT_ONCE))
-            return torch.cat([(step / step.sum(1, keepdim=True)) @ table for step in steps]).to(x.dtype)
-
-        return walk
+        return lambda x: graph.around(x, table).to(x.dtype)
 
 
 class Chain(FeatureSettings):

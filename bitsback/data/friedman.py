@@ -47,4 +47,4 @@ class FriedmanSettings(DataSettings):
         limits.MEMORY.check(needed, "data.kind=friedman", DataError, "make fewer examples")
         made = friedman(self.examples, self.inputs, self.noise_std, self.data_seed)
         train, test = split(*made, self.test_fraction, self.split_seed)
-        return self.finish("friedman", train, test, classes=None, largest=1.0)
+        return self.finish("friedman", train, test)

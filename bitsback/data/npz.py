@@ -18,8 +18,9 @@ from bitsback.registry import FilePath
 class NpzSettings(DataSettings):
     """Arrays named ``inputs`` and ``targets`` (and, for a fixed test split, ``test_inputs`` and ``test_targets``).
 
-    Whole-number targets are labels, others are real numbers; a one-column target array is flattened. Inputs of type uint8
-    are grey levels and become real numbers; other whole-number inputs stay whole, as an Embedding needs them.
+    Targets are texts or whole numbers, which a categorical likelihood takes for labels, or real numbers; a one-column target
+    array is flattened. Inputs of type uint8 are grey levels; ``scaling: none`` leaves whole-number inputs whole, as an
+    Embedding needs them.
     """
 
     kind: Literal["npz"] = "npz"
@@ -41,6 +42,7 @@ class NpzSettings(DataSettings):
         return self._load(arrays)
 
     def _load(self, arrays: dict[str, np.ndarray]) -> Dataset:
+        texts = self._name_texts(arrays)
         inputs, targets = self._tensor(arrays, self.inputs), self._tensor(arrays, self.targets)
         _check_lengths(inputs, targets, self.path)
         test: Examples | None
@@ -49,8 +51,17 @@ class NpzSettings(DataSettings):
             test = Examples(self._tensor(arrays, self.test_inputs), self._tensor(arrays, self.test_targets), "test")
         else:
             train, test = split(inputs, targets, self.test_fraction, self.split_seed)
-        labels = not targets.is_floating_point() and targets.ndim == 1
-        return self.finish(self.path.stem, train, test, int(targets.max()) + 1 if labels else None, largest=self._peak(arrays))
+        return self.finish(self.path.stem, train, test, largest=self._peak(arrays), texts=texts)
+
+    def _name_texts(self, arrays: dict[str, np.ndarray]) -> list[str] | None:
+        """Put the places of text labels in their sorted order into the arrays of targets, and return that order."""
+        named = {name: arrays[name] for name in (self.targets, self.test_targets) if name in arrays}
+        if not any(array.dtype.kind in "US" for array in named.values()):
+            return None
+        plain = {name: array.astype(str) for name, array in named.items()}
+        texts = np.unique(np.concatenate([array.ravel() for array in plain.values()]))
+        arrays |= {name: np.searchsorted(texts, array) for name, array in plain.items()}
+        return [str(text) for text in texts]
 
     def _arrays(self) -> dict[str, np.ndarray]:
         try:
@@ -74,15 +85,15 @@ class NpzSettings(DataSettings):
             raise DataError(f"array '{name}' in {self.path} has type {array.dtype}; numbers are needed")
         if array.ndim == 0 or len(array) == 0:
             raise DataError(f"array '{name}' in {self.path} is empty; give at least one example")
-        tensor = torch.from_numpy(array.astype(np.int64 if array.dtype.kind in "biu" else np.float32))
         is_target = name in (self.targets, self.test_targets)
+        real = np.float64 if is_target and array.dtype == np.float64 else np.float32  # a target's digits say its resolution
+        tensor = torch.from_numpy(array.astype(np.int64 if array.dtype.kind in "biu" else real))
         if is_target:
             return tensor.flatten() if tensor.ndim == 2 and tensor.shape[1] == 1 else tensor
         return tensor.float() if array.dtype in (np.uint8, np.bool_) else tensor
 
-    def _peak(self, arrays: dict[str, np.ndarray]) -> float:
-        dtype = arrays[self.inputs].dtype
-        return float(np.iinfo(dtype).max) if dtype == np.uint8 else 1.0
+    def _peak(self, arrays: dict[str, np.ndarray]) -> float | None:
+        return 255.0 if arrays[self.inputs].dtype == np.uint8 else None
 
 
 def _check_lengths(inputs: Tensor, targets: Tensor, path: Path) -> None:

@@ -41,7 +41,7 @@ def _legendre(order: int) -> tuple[np.ndarray, np.ndarray]:
     return np.polynomial.legendre.leggauss(order)
 
 
-def _nodes(edges: Tensor, order: int) -> tuple[Tensor, Tensor]:
+def nodes_between(edges: Tensor, order: int) -> tuple[Tensor, Tensor]:
     """Nodes and weights of every panel between sorted ``edges`` (..., e): both (..., (e - 1) * order)."""
     point, weight = (torch.as_tensor(x).to(edges) for x in _legendre(order))
     low, half = edges[..., :-1, None], (edges[..., 1:] - edges[..., :-1])[..., None] / 2
@@ -64,7 +64,7 @@ def gaussian_expectation(
         z = torch.tensor(panels.edges).to(mean)
         edges = mean[:, None] + std[:, None] * z  # (n, e)
         bends = breakpoints.to(mean).expand(len(mean), -1).clamp(edges[:, :1], edges[:, -1:])
-        nodes, weights = _nodes(torch.cat([edges, bends], dim=1).sort(dim=1).values, panels.order)
+        nodes, weights = nodes_between(torch.cat([edges, bends], dim=1).sort(dim=1).values, panels.order)
     standard = (nodes - mean[:, None]) / std[:, None]
     density = torch.exp(-0.5 * standard.square()) / (std[:, None] * math.sqrt(2 * math.pi))
     return (weights * density * function(nodes)).sum(dim=1)
@@ -83,6 +83,6 @@ def mass(distribution: Distribution, breakpoints: Tensor) -> Tensor:
     reach = (points[..., -1:] - points[..., :1]).clamp_min(1e-30)
     decades = 10.0 ** torch.arange(-1, 10.5, 0.25, dtype=torch.float64)
     edges = torch.cat([points[..., :1] - reach * decades.flip(0), points, points[..., -1:] + reach * decades], dim=-1)
-    nodes, weights = _nodes(edges, 16)
+    nodes, weights = nodes_between(edges, 16)
     moved = nodes.movedim(-1, 0)  # nodes first, so that the distribution's batch shape broadcasts
     return (weights.movedim(-1, 0) * distribution.log_prob(moved).exp()).sum(0)

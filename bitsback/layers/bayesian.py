@@ -127,10 +127,10 @@ class _PaddedWeights:
 
     def __getattr__(self, name: str) -> Any:
         value = super().__getattr__(name)  # type: ignore[misc]
-        padding, modules = self.__dict__.get("padding_idx"), self.__dict__.get("_modules", {})
-        if name != "weight" or padding is None or "posteriors" not in modules:
+        padding, posteriors = self.__dict__.get("padding_idx"), self.__dict__.get("_modules", {}).get("posteriors", ())
+        if name != "weight" or padding is None or "weight" not in posteriors:
             return value
-        constant: Tensor = modules["posteriors"]["weight"].mean[padding]
+        constant: Tensor = posteriors["weight"].mean[padding]
         row = torch.arange(len(value), device=value.device) == padding
         return torch.where(row[:, None], constant, value)
 
@@ -215,13 +215,13 @@ def make_bayesian(
     names: tuple[str, ...] | None = None,
     known: dict[int, Posterior] | None = None,
 ) -> nn.Module:
-    """Give the module's own parameters posteriors, in place; children are left alone.
+    """Give the module's own trainable parameters posteriors, in place; children are left alone.
 
     Args:
         module: any module with parameters of its own; their values become the posterior means.
         posterior: settings of the posteriors; a std relative to the prior starts relative to a prior of scale 1.
         estimator: see :class:`BayesianModule`.
-        names: which of its parameters; default all.
+        names: which of its parameters; default all that require gradients: frozen ones stay what they are.
         known: posteriors by ``id`` of the parameter they replaced, so that tied weights share one.
 
     Raises:
@@ -233,7 +233,8 @@ def make_bayesian(
     """
     settings = posterior or GaussianPosteriorSettings()
     shared = known if known is not None else {}
-    chosen = [name for name, p in module._parameters.items() if p is not None and (names is None or name in names)]
+    own = {name: p for name, p in module._parameters.items() if p is not None}
+    chosen = [name for name, p in own.items() if (p.requires_grad if names is None else name in names)]
     for name in chosen:
         if isinstance(module._parameters[name], nn.parameter.UninitializedParameter):
             raise LayerError(f"'{name}' of {type(module).__name__} has no shape yet; run one batch through the network first")

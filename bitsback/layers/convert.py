@@ -33,6 +33,8 @@ def convert(
 ) -> nn.Module:
     """Give every chosen weight of ``network`` a posterior, in place; the rest stays deterministic.
 
+    A frozen weight (``requires_grad`` is False) is never chosen: it stays what it is, is not charged, and the ledger names it.
+
     Args:
         network: any module; its parameter values become posterior means. Layers that are Bayesian already are kept.
         posterior: settings of the posteriors.
@@ -44,7 +46,7 @@ def convert(
     estimator, so that all of them see one value.
 
     Raises:
-        LayerError: when a pattern fits nothing, or a layer refuses.
+        LayerError: when a pattern fits nothing, or only frozen weights, when every weight is frozen, or a layer refuses.
 
     >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
     >>> _ = convert(net, exclude=["2"])
@@ -55,6 +57,9 @@ def convert(
     if not own and not any(isinstance(module, Posterior) for module in network.modules()):
         raise LayerError(f"{type(network).__name__} has no weights that could have a posterior")
     _check_patterns([*include, *exclude], [name for _, _, name in own])
+    frozen = [name for module, local, name in own if not _requires_grad(module, local)]
+    _check_frozen(network, include, frozen, [name for _, _, name in own])
+    own = [place for place in own if place[2] not in frozen]
     _check_kinds(network, estimator)
     readers: dict[int, list[str]] = {}
     for module, local, name in own:
@@ -97,6 +102,29 @@ def _check_patterns(patterns: Sequence[str], names: Sequence[str]) -> None:
     for pattern in patterns:
         if pattern != "*" and not any(matches(name, [pattern]) for name in names):
             raise LayerError(f"no weight matches '{pattern}'{near_miss(pattern, names)}; weights: {', '.join(names)}")
+
+
+def _requires_grad(module: nn.Module, local: str) -> bool:
+    parameter = module._parameters[local]
+    return parameter is not None and parameter.requires_grad
+
+
+def _check_frozen(network: nn.Module, include: Sequence[str], frozen: list[str], names: list[str]) -> None:
+    """Raise LayerError when only frozen weights are asked for."""
+    bayesian = any(isinstance(module, Posterior) for module in network.modules())
+    if frozen == names and not bayesian:
+        raise LayerError(
+            f"every weight of {type(network).__name__} is frozen, and a frozen weight gets no posterior; call "
+            "requires_grad_(True) on those that shall learn"
+        )
+    for pattern in include:
+        fitting = [name for name in names if matches(name, [pattern])]
+        if pattern != "*" and set(fitting) <= set(frozen):
+            some = f"{', '.join(fitting[:3])}{', ...' if len(fitting) > 3 else ''}"
+            raise LayerError(
+                f"include '{pattern}' matches only frozen weights ({some}), and a frozen weight gets no posterior; "
+                "call requires_grad_(True) on those that shall learn, or leave the pattern out"
+            )
 
 
 def _check_kinds(network: nn.Module, estimator: Estimators) -> None:

@@ -5,13 +5,29 @@ from dataclasses import dataclass
 
 from bitsback.errors import LedgerError
 
+COUNTED = ("point", "float32")
+"""Methods that add up code lengths, none of which is below zero."""
+
+ROUNDING_BITS = 1e-6
+"""For each weight. Where q is p, the quadrature of the ledger finds zero to 1e-13 nats; that of training only to 1e-5."""
+
+STDERRS = 6.0
+"""How many standard errors a Monte Carlo estimate of zero may lie below it: one in 10^9 does, if they are normal."""
+
 
 @dataclass(frozen=True)
 class Entry:
     """Gross bits, refund and net bits of one weight tensor.
 
     ``gross_bits`` is E_q[-log2 p(w) step], ``refund_bits`` is E_q[-log2 q(w) step] and ``net_bits`` their difference,
-    KL(q||p) / ln 2 (Hinton & van Camp 1993, section 4). Build it with :meth:`of`, which keeps the three consistent.
+    KL(q||p) / ln 2 (Hinton & van Camp 1993, section 4). A point estimate has no refund; its gross bits are those of the grid
+    points under the integer tables of the prior. Build it with :meth:`of`, which keeps the three consistent.
+
+    Net bits are never below zero, beyond rounding and ``stderr``: no divergence is, and no cost of a point. Gross bits and
+    refund of a Gaussian posterior may have any sign: on a grid wider than q or p, density times step exceeds one.
+
+    Raises:
+        LedgerError: for numbers that are not finite, do not add up, or are below zero where they cannot be.
 
     >>> Entry.of("fc.weight", weights=10, net_bits=5.0, refund_bits=40.0).gross_bits
     45.0
@@ -43,6 +59,18 @@ class Entry:
                 f"entry '{self.name}' does not add up: gross {self.gross_bits} - refund {self.refund_bits} "
                 f"is not net {self.net_bits}"
             )
+        if self.net_bits < -self._slack_bits():
+            raise LedgerError(
+                f"entry '{self.name}' costs {self.net_bits:,.6g} bits, but no weights cost less than nothing; take a ledger of "
+                "an earlier version again (bitsback ledger RUN --recompute), and hold a prior of your own against "
+                "bitsback.testing.check_prior: its mass exceeds one"
+            )
+
+    def _slack_bits(self) -> float:
+        """How far below zero the net bits may lie."""
+        if self.method in COUNTED:
+            return 0.0
+        return ROUNDING_BITS * self.weights + STDERRS * self.stderr
 
     @property
     def bits_per_weight(self) -> float:

@@ -16,7 +16,9 @@ class Ledger:
     """Every bit of a description: data, weights (gross, refund, net) and learned hyper-parameters.
 
     ``model_weights`` is how many weights the model has; the entries must cover exactly as many, or the ledger raises
-    :class:`~bitsback.errors.LedgerError`. All sums are derived from what was counted.
+    :class:`~bitsback.errors.LedgerError`. All sums are derived from what was counted. ``uniform_bits`` and ``marginal_bits``
+    are what the targets cost without a model: all values alike, or one distribution for all examples, its parameters charged.
+    ``warnings`` say where the model is not worth its bits, and why.
 
     >>> book = Ledger(
     ...     entries=(Entry.of("w", weights=2, net_bits=3.0, refund_bits=10.0),),
@@ -42,6 +44,8 @@ class Ledger:
     notes: tuple[str, ...] = ()
     described: str = "labels"
     given: str = ""
+    marginal_bits: float | None = None
+    warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.weights != self.model_weights:
@@ -49,8 +53,8 @@ class Ledger:
                 f"the ledger covers {self.weights:,} weights but the model has {self.model_weights:,}; "
                 "give every weight tensor exactly one entry"
             )
-        for label in ("data_bits", "uniform_bits", "data_bits_stderr"):
-            if not math.isfinite(getattr(self, label)):
+        for label in ("data_bits", "uniform_bits", "data_bits_stderr", "marginal_bits"):
+            if getattr(self, label) is not None and not math.isfinite(getattr(self, label)):
                 raise LedgerError(f"{label} is {getattr(self, label)}; bits must be finite")
         names = [entry.name for entry in self.entries]
         if len(set(names)) != len(names):
@@ -101,9 +105,19 @@ class Ledger:
         """Net weight bits per weight; 0 for a model without weights."""
         return self.net_weight_bits / self.weights if self.weights else 0.0
 
+    @property
+    def no_model_bits(self) -> float:
+        """The cheaper of the two codes without a model: uniform, and marginal where it is known."""
+        return self.uniform_bits if self.marginal_bits is None else min(self.uniform_bits, self.marginal_bits)
+
+    @property
+    def is_worth_it(self) -> bool:
+        """Whether the model costs less than no model."""
+        return self.net_bits <= self.no_model_bits
+
     def sentence(self) -> str:
         """What the ledger means, in one sentence."""
-        without, cost = f"{self.uniform_bits:,.0f} bits without a model", f"{self.net_bits:,.0f} bits, model included"
+        without, cost = f"{self.no_model_bits:,.0f} bits without a model", f"{self.net_bits:,.0f} bits, model included"
         return f"The {self.described} cost {without}; with it {cost}{', given ' + self.given if self.given else ''}."
 
     def __str__(self) -> str:
@@ -114,12 +128,13 @@ class Ledger:
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers for JSON, under the names of the vocabulary."""
         totals = ("net_bits", "gross_bits", "data_bits", "data_bits_stderr", "net_weight_bits", "gross_weight_bits")
-        more = ("refund_bits", "hyperparameter_bits", "uniform_bits", "bits_per_example", "bits_per_weight")
+        more = ("refund_bits", "hyperparameter_bits", "uniform_bits", "marginal_bits", "bits_per_example", "bits_per_weight")
         counts = ("grid_step", "weights", "examples", "samples")
         return {
             **{name: getattr(self, name) for name in totals + more + counts},
             "not_charged": list(self.not_charged),
             "notes": list(self.notes),
+            "warnings": list(self.warnings),
             "described": self.described,
             "given": self.given,
             "entries": [asdict(entry) for entry in self.entries],
@@ -141,6 +156,8 @@ class Ledger:
                 notes=tuple(values["notes"]),
                 described=values["described"],
                 given=values["given"],
+                marginal_bits=values.get("marginal_bits"),  # ledgers of earlier runs have neither
+                warnings=tuple(values.get("warnings", ())),
                 model_weights=values["weights"],
                 **{key: values[key] for key in ("data_bits", "data_bits_stderr", "uniform_bits")},
                 **{key: values[key] for key in ("examples", "grid_step", "samples")},

@@ -54,6 +54,8 @@ def render(ledger: Ledger) -> str:
         _row("total", "", ledger.net_bits, ledger.refund_bits, "", f"{ledger.bits_per_example:.3f} bits per example"),
         _row("uniform code", "", ledger.uniform_bits, 0.0, "", f"{ledger.examples:,} examples, no model"),
     ]  # fmt: skip
+    if ledger.marginal_bits is not None:
+        foot.append(_row("marginal code", "", ledger.marginal_bits, 0.0, "", "one distribution for all, no inputs"))
     widths = [max(len(row[column]) for row in [head, *body, *foot]) for column in range(7)]
 
     def line(row: Row) -> str:
@@ -64,7 +66,7 @@ def render(ledger: Ledger) -> str:
     lines = [line(head), rule, *map(line, body), rule, *map(line, foot)]
     lines += [f"not charged: {what}" for what in ledger.not_charged]
     lines += [f"note: {note}" for note in ledger.notes]
-    return "\n".join([*lines, "", ledger.sentence()])
+    return "\n".join([*lines, "", ledger.sentence(), *ledger.warnings])
 
 
 def show(ledger: Ledger) -> None:
@@ -84,11 +86,13 @@ def show(ledger: Ledger) -> None:
     console = Console(highlight=False)
     lines = text.split("\n")
     for number, line in enumerate(lines):
-        console.print(Text(line, style=_style(line, number, len(lines))), soft_wrap=True)
+        console.print(Text(line, style=_style(line, number, len(lines) - len(ledger.warnings))), soft_wrap=True)
 
 
 def _style(line: str, number: int, count: int) -> str:
-    """How a line of the table looks in a terminal; names of weights never begin a line of totals."""
+    """How a line of the table looks in a terminal, warnings after line ``count``; no weight's name begins a line of totals."""
+    if number >= count:
+        return "bold red"
     if number in (0, count - 1) or line.startswith(("total ", "all weights ")):
         return "bold"
     return "dim" if line.startswith(("---", "not charged: ", "note: ")) else ""

@@ -1,14 +1,19 @@
 """What every likelihood offers: bits per example, the uniform code beside it, and an error a person can read."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
+from bitsback.data.dataset import LabelValues as LabelValues
 from bitsback.errors import DataError
 from bitsback.learned import Learned
 from bitsback.registry import Registry, Settings
+from bitsback.units import nats_to_bits
+
+Answer = dict[str, Any]
+"""What is predicted for one input, by name; nested lists where a target has axes."""
 
 
 class Likelihood(Learned, ABC):
@@ -17,6 +22,8 @@ class Likelihood(Learned, ABC):
     family = "likelihood"
     error_name: ClassVar[str] = "error"
     described: ClassVar[str] = "labels"
+    finds_noise: bool = False
+    """Whether training finds the noise of real targets, which wants a KL warm-up."""
 
     @abstractmethod
     def bits(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -42,6 +49,22 @@ class Likelihood(Learned, ABC):
     def outputs(self, targets: Tensor) -> int:
         """How many outputs the network needs for such targets."""
 
+    @abstractmethod
+    def marginal_bits(self, targets: Tensor) -> float:
+        """What the targets cost under one distribution for all of them, fitted to them, its parameters charged."""
+
+    @abstractmethod
+    def answers(self, predicted: Tensor, std: Tensor | None = None) -> list[Answer]:
+        """What to tell a user of predictive means (n, ...), and of predictive stds where the code has any, for each input."""
+
+    def fit(self, targets: Tensor) -> None:
+        """Find what the settings leave to the training targets, once; training and ledgers call this first."""
+        return
+
+    def variance(self, outputs: Tensor) -> Tensor | None:
+        """Variance of the target given the outputs, in the shape of :meth:`predict`; None where the answer has none."""
+        return None
+
     def notes(self) -> list[str]:
         """What a reader of the ledger should know about this code."""
         return []
@@ -61,8 +84,12 @@ class LikelihoodSettings(Settings):
     kind: str
 
     @abstractmethod
-    def build(self, classes: int | None) -> Likelihood:
-        """The likelihood; ``classes`` is how many labels the data set has, if it has labels."""
+    def build(self, classes: int | None, targets: Tensor | None = None) -> Likelihood:
+        """The likelihood; ``classes`` is how many labels the data have, if labels they are, ``targets`` what to fit."""
+
+    def resolved(self, likelihood: Likelihood) -> Self:
+        """The settings with what :meth:`Likelihood.fit` found written out, so that a file or a run says it."""
+        return self
 
 
 def per_example(bits: Tensor) -> Tensor:
@@ -80,6 +107,38 @@ def match(outputs: Tensor, targets: Tensor) -> Tensor:
             "per example; change the last layer"
         )
     return outputs
+
+
+def listed(**columns: Tensor | None) -> list[Answer]:
+    """A record for each example out of tensors (n, ...); one trailing column is a plain number.
+
+    >>> listed(mean=torch.tensor([[1.5], [2.0]]), std=None)
+    [{'mean': 1.5}, {'mean': 2.0}]
+    """
+    named = {name: tensor for name, tensor in columns.items() if tensor is not None}
+    plain = [(t.squeeze(1) if t.ndim == 2 and t.shape[1] == 1 else t).detach().double().cpu().tolist() for t in named.values()]
+    return [dict(zip(named, map(_short, row), strict=True)) for row in zip(*plain, strict=True)]
+
+
+def _short(value: Any) -> Any:
+    """Numbers of six digits, in nested lists."""
+    return [_short(item) for item in value] if isinstance(value, list) else float(f"{value:.6g}")
+
+
+def krichevsky_trofimov_bits(counts: Tensor) -> Tensor:
+    """Bits of n symbols whose counts are (..., classes), coded by adaptive frequencies that start at one half each.
+
+    -log2 of Gamma(C/2) / Gamma(n + C/2) times the product of Gamma(n_c + 1/2) / Gamma(1/2) (Krichevsky & Trofimov 1981): a code
+    of the labels whatever their order, without a parameter to charge. Counts are float64; the last axis is summed.
+
+    >>> round(krichevsky_trofimov_bits(torch.tensor([1.0, 1.0]).double()).item(), 6)  # 1/2 * (1/2) / 2 = 1/8
+    3.0
+    """
+    half = torch.tensor(0.5, dtype=counts.dtype)
+    classes = counts.shape[-1] / 2
+    start = torch.lgamma(torch.tensor(classes, dtype=counts.dtype)) - torch.lgamma(counts.sum(-1) + classes)
+    nats = start + (torch.lgamma(counts + 0.5) - torch.lgamma(half)).sum(-1)
+    return nats_to_bits(-nats)
 
 
 def width(targets: Tensor) -> int:

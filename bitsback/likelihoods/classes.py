@@ -1,19 +1,45 @@
 """Labels: one of many classes, or independent yes-or-no answers."""
 
 import math
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from bitsback.errors import DataError
-from bitsback.likelihoods.base import Likelihood, LikelihoodSettings, match, per_example, registry, require, whole, width
+from bitsback.likelihoods.base import (
+    Answer,
+    LabelValues,
+    Likelihood,
+    LikelihoodSettings,
+    krichevsky_trofimov_bits,
+    listed,
+    match,
+    per_example,
+    registry,
+    require,
+    whole,
+    width,
+)
 from bitsback.units import nats_to_bits
+
+SHOWN = 8
+"""Labels that a note lists; of more, the first three and the last."""
+
+NEVER = -(2**62)
+"""A label that torch may ignore: none that anybody has. Its own choice, -100, would cost 0 bits."""
 
 
 class CategoricalLikelihood(Likelihood):
     """One of ``classes`` labels; the outputs are logits.
+
+    Args:
+        classes: how many; targets are whole numbers from 0 to ``classes`` - 1.
+        labels: what stands for the classes in the data; default: their numbers.
+        names: what :meth:`answers` calls them; default: as the data do.
 
     >>> import torch
     >>> CategoricalLikelihood(4).bits(torch.zeros(1, 4), torch.tensor([2])).tolist()
@@ -22,11 +48,14 @@ class CategoricalLikelihood(Likelihood):
 
     kind = "categorical"
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, classes: int, labels: Sequence[int | str] | None = None, *, names: Sequence[str] | None = None) -> None:
         super().__init__()
         if classes < 2:
             raise DataError(f"a categorical likelihood needs two or more classes, got {classes}; set likelihood.classes")
-        self.classes = classes
+        if labels is not None and len(labels) != classes:
+            raise DataError(f"{len(labels)} labels were given for {classes} classes; give one for each")
+        self.classes, self.labels = classes, tuple(labels) if labels is not None else None
+        self.names = tuple(names) if names is not None else self.labels
 
     def bits(self, outputs: Tensor, targets: Tensor) -> Tensor:
         if outputs.ndim != 2 or outputs.shape[1] != self.classes:
@@ -34,16 +63,42 @@ class CategoricalLikelihood(Likelihood):
                 f"the network gives outputs of shape {tuple(outputs.shape[1:])} but {self.classes} classes need as many "
                 "logits; change the last layer"
             )
-        return nats_to_bits(cross_entropy(outputs, targets.long(), reduction="none"))
+        try:
+            nats = cross_entropy(outputs, targets.long(), reduction="none", ignore_index=NEVER)
+        except IndexError:
+            self.check_targets(targets, "a")
+            raise
+        return nats_to_bits(nats)
 
     def predict(self, outputs: Tensor) -> Tensor:
         return outputs.softmax(-1)
+
+    def answers(self, predicted: Tensor, std: Tensor | None = None) -> list[Answer]:
+        probability, best = predicted.double().max(-1)
+        names = self.names or range(self.classes)
+        return [
+            {"class": names[k], "probability": float(f"{p:.6g}")}
+            for k, p in zip(best.tolist(), probability.tolist(), strict=True)
+        ]
 
     def error(self, predicted: Tensor, targets: Tensor) -> Tensor:
         return (predicted.argmax(-1) != targets).to(predicted.dtype)
 
     def uniform_bits(self, targets: Tensor) -> float:
         return len(targets) * math.log2(self.classes)
+
+    def notes(self) -> list[str]:
+        if self.labels is None:
+            return []
+        shown = [f"'{label}'" for label in (self.labels if self.classes <= SHOWN else [*self.labels[:3], self.labels[-1]])]
+        listed = ", ".join(shown if self.classes <= SHOWN else [*shown[:3], "...", shown[3]])
+        return [
+            f"the labels are {listed}, in this order classes 0 to {self.classes - 1}; files hold the list, the ledger does not"
+        ]
+
+    def marginal_bits(self, targets: Tensor) -> float:
+        counts = torch.bincount(targets.detach().cpu().long(), minlength=self.classes)
+        return float(krichevsky_trofimov_bits(counts.double()))
 
     def check_targets(self, targets: Tensor, where: str) -> None:
         if targets.ndim != 1:
@@ -60,16 +115,30 @@ class CategoricalSettings(LikelihoodSettings):
     """One of several classes, from logits."""
 
     kind: Literal["categorical"] = "categorical"
-    classes: int | None = Field(None, ge=2, description="number of classes; default: as the data set says")
+    classes: int | None = Field(None, ge=2, description="number of classes; default: as many as the data have labels")
     class_names: tuple[str, ...] | None = Field(None, description="names of the classes, which predictions then carry")
+    labels: LabelValues | None = Field(
+        None,
+        description="the labels in the data, whole numbers or texts, in the order of the network's outputs; default: 0, 1, 2, "
+        "... where classes are declared, else the distinct labels of the data, sorted",
+    )
 
-    def build(self, classes: int | None) -> CategoricalLikelihood:
-        count = self.classes if self.classes is not None else classes
+    def check_labels(self) -> None:
+        """Raise DataError unless there are as many labels as classes, all of them different."""
+        if self.labels is None:
+            return
+        count = self.classes if self.classes is not None else len(self.labels)
+        if len(self.labels) != count or len(set(self.labels)) != count:
+            raise DataError(f"likelihood.labels has {len(self.labels)} labels for {count} classes; give each class its own")
+
+    def build(self, classes: int | None, targets: Tensor | None = None) -> CategoricalLikelihood:
+        count = self.classes if self.classes is not None else len(self.labels) if self.labels is not None else classes
         if self.class_names is not None and len(self.class_names) != count:
             raise DataError(f"likelihood.class_names has {len(self.class_names)} names for {count} classes; give one for each")
+        self.check_labels()
         if count is None:
             raise DataError("the data set does not say how many classes it has; set likelihood.classes")
-        return CategoricalLikelihood(count)
+        return CategoricalLikelihood(count, self.labels, names=self.class_names)
 
 
 class BernoulliLikelihood(Likelihood):
@@ -83,12 +152,17 @@ class BernoulliLikelihood(Likelihood):
     kind = "bernoulli"
 
     def bits(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        self.check_targets(targets, "a")
         logits = match(outputs, targets)
         nats = binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none")
         return nats_to_bits(per_example(nats))
 
     def predict(self, outputs: Tensor) -> Tensor:
         return outputs.sigmoid()
+
+    def answers(self, predicted: Tensor, std: Tensor | None = None) -> list[Answer]:
+        yes = [{"answer": _whole(row["probability"]), **row} for row in listed(probability=predicted)]
+        return yes
 
     def error(self, predicted: Tensor, targets: Tensor) -> Tensor:
         wrong = (match(predicted, targets) > 0.5) != (targets > 0.5)
@@ -97,11 +171,20 @@ class BernoulliLikelihood(Likelihood):
     def uniform_bits(self, targets: Tensor) -> float:
         return float(targets.numel())
 
+    def marginal_bits(self, targets: Tensor) -> float:
+        yes = targets.detach().double().cpu().reshape(len(targets), -1).sum(0)
+        return float(krichevsky_trofimov_bits(torch.stack([len(targets) - yes, yes], -1)).sum())
+
     def check_targets(self, targets: Tensor, where: str) -> None:
         require((targets == 0) | (targets == 1), targets, where, "Bernoulli targets must be 0 or 1")
 
     def outputs(self, targets: Tensor) -> int:
         return width(targets)
+
+
+def _whole(probability: Any) -> Any:
+    """1 for a probability above one half, in nested lists."""
+    return [_whole(item) for item in probability] if isinstance(probability, list) else int(probability > 0.5)
 
 
 @registry.register("bernoulli")
@@ -110,5 +193,5 @@ class BernoulliSettings(LikelihoodSettings):
 
     kind: Literal["bernoulli"] = "bernoulli"
 
-    def build(self, classes: int | None) -> BernoulliLikelihood:
+    def build(self, classes: int | None, targets: Tensor | None = None) -> BernoulliLikelihood:
         return BernoulliLikelihood()

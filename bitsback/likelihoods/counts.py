@@ -6,7 +6,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bitsback.likelihoods.base import Likelihood, LikelihoodSettings, match, per_example, registry, require, whole, width
+from bitsback.learned import LOG_SCALE
+from bitsback.likelihoods.base import (
+    Answer,
+    Likelihood,
+    LikelihoodSettings,
+    listed,
+    match,
+    per_example,
+    registry,
+    require,
+    whole,
+    width,
+)
 from bitsback.units import nats_to_bits
 
 
@@ -22,17 +34,28 @@ class PoissonLikelihood(Likelihood):
     described = "counts"
 
     def bits(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        self.check_targets(targets, "a")
         log_rate, count = match(outputs, targets), targets.to(outputs.dtype)
         return nats_to_bits(per_example(log_rate.exp() - count * log_rate + torch.lgamma(count + 1)))
 
     def predict(self, outputs: Tensor) -> Tensor:
         return outputs.exp()
 
+    def answers(self, predicted: Tensor, std: Tensor | None = None) -> list[Answer]:
+        return listed(rate=predicted)
+
     def error(self, predicted: Tensor, targets: Tensor) -> Tensor:
         return per_example((match(predicted, targets) - targets).square()) / width(targets)
 
     def uniform_bits(self, targets: Tensor) -> float:
         return targets.numel() * math.log2(float(targets.max()) + 1)
+
+    def marginal_bits(self, targets: Tensor) -> float:
+        """Poisson counts of one rate for each number of a target, charged on the grid of scales; never below 1e-7."""
+        counts = targets.detach().double().cpu().reshape(len(targets), -1)
+        log_rate = LOG_SCALE.round(counts.mean(0).log())
+        nats = log_rate.exp() - counts * log_rate + torch.lgamma(counts + 1)
+        return nats_to_bits(float(nats.sum())) + counts.shape[1] * LOG_SCALE.bits_each
 
     def check_targets(self, targets: Tensor, where: str) -> None:
         require(whole(targets) & (targets >= 0), targets, where, "counts must be whole numbers from 0 up")
@@ -50,5 +73,5 @@ class PoissonSettings(LikelihoodSettings):
 
     kind: Literal["poisson"] = "poisson"
 
-    def build(self, classes: int | None) -> PoissonLikelihood:
+    def build(self, classes: int | None, targets: Tensor | None = None) -> PoissonLikelihood:
         return PoissonLikelihood()

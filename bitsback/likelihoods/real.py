@@ -1,89 +1,220 @@
 """Real numbers, written on a grid: a Gaussian around the network's output."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, PositiveFloat
 from torch import Tensor
 
+from bitsback.charge import Charge
 from bitsback.errors import DataError
-from bitsback.likelihoods.base import Likelihood, LikelihoodSettings, match, per_example, registry, require, width
+from bitsback.learned import BFLOAT16, FLOAT32, UniformGrid
+from bitsback.likelihoods.base import (
+    Answer,
+    Likelihood,
+    LikelihoodSettings,
+    listed,
+    match,
+    per_example,
+    registry,
+    require,
+    width,
+)
+from bitsback.likelihoods.resolution import STEP_BITS, Resolution, resolution
 from bitsback.units import nats_to_bits
 
 Noise = Literal["fixed", "learned", "predicted"]
 
+START = 0.1
+"""Where the noise std starts, in stds of the targets. A wide start is a trap: while the noise explains the targets, the KL
+prunes the network (measured: docs/training.md)."""
+
+SHIFT_TOLERANCE = 1 / 8
+"""How far, in stds of the targets, a mean of 16 bits may be off before it is written in 32."""
+
+MARGINAL_LOG_STD = UniformGrid(low=-32.0, step=2**-4, levels=1024)
+
+NARROWEST = 2.0**-16
+"""The finest grid that is looked for, in stds of the targets."""
+
 
 class GaussianLikelihood(Likelihood):
-    """Targets on a grid of width ``target_step`` around the output: -log2 N(y; output, std^2) - log2(step).
+    """Targets on a grid of width ``target_step``: -log2 N(y; shift + scale * output, std^2) - log2(step).
 
     The step makes the bits absolute: a real number has no code length, a number on a grid has one. The noise std is never
-    taken below the step, so that the code's mass stays one.
+    taken below the step, so that the code's mass stays one. What is left out is found by :meth:`fit`, which training calls:
+    then the network sees targets of mean 0 and std 1, ``shift`` and ``scale`` are charged on their grids, and everything that
+    goes in or comes out (targets, predictions, errors, ``std``, ``target_step``) is in the targets' own units.
 
     Args:
-        std: noise std, its start when it is learned.
+        std: noise std in the targets' units, its start when it is learned; None: a tenth of the targets' std.
         noise: ``fixed``, ``learned`` (one number, charged), or ``predicted`` (the network gives mean and log std: the last
-            axis of the outputs is twice as long).
-        target_step: the grid on which the targets are written.
+            axis of the outputs is twice as long; the std is in tenths of the targets' where those are standardised).
+        target_step: the grid on which the targets are written; None: the coarsest power of ten or two that all of them are
+            multiples of, for 8 more bits.
+        standardise: whether :meth:`fit` looks for shift and scale; default: when anything else is left to it.
+        shift_bits: 16 or 32 bits for the shift; None: as many as it needs.
+
+    Raises:
+        DataError: for a step or a std that is not positive, and for a std below the step.
 
     >>> likelihood = GaussianLikelihood(std=1.0, target_step=0.01)
     >>> round(likelihood.bits(torch.zeros(1), torch.zeros(1)).item(), 3)  # log2(sqrt(2 pi) / 0.01)
     7.97
+    >>> likelihood = GaussianLikelihood()
+    >>> likelihood.fit(torch.tensor([150.0, 250.0, 350.0]))
+    >>> likelihood.target_step, likelihood.shift.item(), likelihood.scale.item()
+    (50.0, 250.0, 81.5)
     """
 
     kind = "gaussian"
     error_name = "rmse"
     described = "targets"
     log_std: Tensor
+    shift: Tensor
+    scale: Tensor
 
-    def __init__(self, std: float = 1.0, *, noise: Noise = "learned", target_step: float = 0.01) -> None:
+    def __init__(
+        self,
+        std: float | None = None,
+        *,
+        noise: Noise = "learned",
+        target_step: float | None = None,
+        standardise: bool | None = None,
+        shift_bits: Literal[16, 32] | None = None,
+    ) -> None:
         super().__init__()
-        if not (math.isfinite(target_step) and target_step > 0):
+        if target_step is not None and not (math.isfinite(target_step) and target_step > 0):
             raise DataError(f"likelihood.target_step must be above zero, got {target_step}; give the targets' resolution")
-        self.noise, self.target_step = noise, target_step
-        if std < target_step and noise != "predicted":
-            raise DataError(f"likelihood.std {std:g} is below target_step {target_step:g}; noise cannot be finer than the grid")
-        self._store_scale(std, "gradient" if noise == "learned" else "none", "std")
+        if noise == "fixed" and std is None:
+            raise DataError("likelihood.noise: fixed needs likelihood.std; give the std of the noise in the targets' units")
+        if noise == "predicted":
+            std = 1.0  # nobody reads it
+        self.noise, self.target_step, self.std = noise, target_step or 0.0, std
+        self.found: Resolution | None = None
+        self.finds_noise = noise != "fixed"
+        self.shift_bits = shift_bits
+        self._check_std()
+        self.standardises = standardise if standardise is not None else std is None or target_step is None
+        self._is_fitted = not self.standardises and std is not None and target_step is not None
+        self._store_scale(std if std is not None else 1.0, "gradient" if noise == "learned" else "none", "std")
+        self.register_buffer("shift", torch.zeros(()))
+        self.register_buffer("scale", torch.ones(()))
+        if self.standardises:
+            self._grids |= {"shift": FLOAT32 if shift_bits == 32 else BFLOAT16, "scale": BFLOAT16}
+
+    def _check_std(self) -> None:
+        if self.std is not None and self.target_step and self.std < self.target_step and self.noise != "predicted":
+            raise DataError(
+                f"likelihood.std {self.std:g} is below target_step {self.target_step:g}; noise cannot be finer than the grid"
+            )
+
+    def fit(self, targets: Tensor) -> None:
+        if self._is_fitted:
+            return
+        y = targets.detach().double().cpu()
+        if not self.target_step:
+            self.found = resolution(y, narrowest=NARROWEST, precision=torch.finfo(_real(targets)).eps)
+            self.target_step = self.found.step
+        self._check_std()
+        if self.standardises:
+            mean, scale = y.mean(0), BFLOAT16.round(y.std(0, correction=0).clamp_min(self.target_step))
+            if self.shift_bits is None and bool(((BFLOAT16.round(mean) - mean).abs() > SHIFT_TOLERANCE * scale).any()):
+                self._grids["shift"] = FLOAT32
+            self.shift, self.scale = self._grids["shift"].round(mean).to(self.log_std), scale.to(self.log_std)
+        with torch.no_grad():
+            if self.std is None:
+                self.log_std.fill_(math.log(START))
+            elif self.noise == "learned" and self.standardises:  # one number for all targets, in units of their scales
+                self.log_std.fill_(math.log(self.std) - float(self.scale.double().log().mean()))
+        self._is_fitted = True
+
+    def charges(self) -> list[Charge]:
+        found = [Charge("target_step", 1, STEP_BITS)] if self.found is not None else []
+        return [*super().charges(), *found]
 
     def _split(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log std, the latter not below the targets' step."""
-        lowest = math.log(self.target_step)
-        if self.noise != "predicted":
+        """Mean of the standardised targets, and log std of the targets' own noise, the latter not below their step."""
+        if not self._is_fitted:
+            raise DataError(
+                "this Gaussian likelihood has not seen its targets; call likelihood.fit(targets) before the loop, or give std "
+                "and target_step"
+            )
+        lowest, log_scale = math.log(self.target_step), self.scale.log()
+        if self.noise == "fixed":
+            return outputs, self.log_std.clamp_min(lowest)
+        if self.noise == "learned":
             with torch.no_grad():
-                self.log_std.clamp_(min=lowest)  # learning never runs away below the floor
-            return outputs, self.log_std
+                self.log_std.clamp_(min=lowest - float(log_scale.max()))  # learning never runs away below the floor
+            log_std = self.log_std + log_scale
+            return outputs, _floored(log_std, lowest) if log_scale.ndim else log_std
         if outputs.shape[-1] % 2:
             raise DataError(f"predicted noise needs mean and log std, an even number of outputs; got {outputs.shape[-1]}")
         mean, log_std = outputs.chunk(2, dim=-1)
-        floor = log_std.clamp_min(lowest)
-        return mean, log_std + (floor - log_std).detach()  # the floor's value, the output's own gradient: it can rise again
+        start = math.log(START) if self.standardises else 0.0
+        return mean, _floored(log_std + start + log_scale, lowest)
 
     def bits(self, outputs: Tensor, targets: Tensor) -> Tensor:
         mean, log_std = self._split(outputs)
-        if log_std.ndim:
+        if log_std.ndim and self.noise == "predicted":
             log_std = match(log_std, targets)
-        z = (self._on_grid(targets).to(mean.dtype) - match(mean, targets)) * (-log_std).exp()
-        nats = 0.5 * z.square() + log_std + 0.5 * math.log(2 * math.pi) - math.log(self.target_step)
+        mean = match(mean, targets)
+        away = (self._on_grid(targets) - self.shift).to(mean.dtype) - self.scale * mean
+        nats = 0.5 * (away * (-log_std).exp()).square() + log_std + 0.5 * math.log(2 * math.pi) - math.log(self.target_step)
         return nats_to_bits(per_example(nats))
 
     def _on_grid(self, targets: Tensor) -> Tensor:
         return (targets / self.target_step).round() * self.target_step
 
     def notes(self) -> list[str]:
-        return [f"the targets are coded on a grid of {self.target_step:g}, to which they are rounded"]
+        found = f", {self.found.said}" if self.found is not None else ""
+        return [f"the targets are coded on a grid of {self.target_step:g}, to which they are rounded{found}"]
 
     def values(self) -> dict[str, Tensor]:
-        return {"std": self.log_std.exp()} if self.noise == "learned" else {}
+        standard = {"shift": self.shift, "scale": self.scale} if self.standardises else {}
+        return standard | ({"std": self.log_std.exp() * self.scale} if self.noise == "learned" else {})
 
     def predict(self, outputs: Tensor) -> Tensor:
-        return self._split(outputs)[0]
+        mean = self._split(outputs)[0]
+        if self.scale.ndim == 0 or mean.ndim == self.scale.ndim + 1:
+            return self.shift + self.scale * mean
+        return self.shift[..., None] + self.scale[..., None] * mean
+
+    def variance(self, outputs: Tensor) -> Tensor:
+        mean, log_std = self._split(outputs)
+        return (2 * log_std).exp().expand(mean.shape)
+
+    def answers(self, predicted: Tensor, std: Tensor | None = None) -> list[Answer]:
+        return listed(mean=predicted, std=std)
 
     def error(self, predicted: Tensor, targets: Tensor) -> Tensor:
         return per_example((match(predicted, targets) - targets).square()) / width(targets)
 
     def uniform_bits(self, targets: Tensor) -> float:
-        levels = round(float(targets.max()) / self.target_step) - round(float(targets.min()) / self.target_step) + 1
-        return targets.numel() * math.log2(levels)
+        step = self._step_of(targets)
+        flat = targets.detach().double().reshape(len(targets), -1)
+        levels = (flat.amax(0) / step).round() - (flat.amin(0) / step).round() + 1
+        return len(targets) * float(levels.log2().sum())
+
+    def marginal_bits(self, targets: Tensor) -> float:
+        """A Gaussian of the targets, its parameters charged.
+
+        The std, never below the step, is one of 1,024 levels of 2^-4 in its logarithm (10 bits); the mean is a multiple of an
+        eighth of it, its whole number in Elias' gamma code; 8 bits more say the step, where that was found.
+        """
+        step = self._step_of(targets)
+        flat = targets.detach().double().cpu().reshape(len(targets), -1)
+        log_std = MARGINAL_LOG_STD.round(flat.std(0, correction=0).clamp_min(step).log())
+        std = log_std.exp().clamp_min(step)
+        place = (flat.mean(0) / std * 8).round()
+        nats = 0.5 * (flat / std - place / 8).square() + std.log() + 0.5 * math.log(2 * math.pi) - math.log(step)
+        gamma = 2 * (2 * place.abs() + 1).log2().floor() + 1
+        parameters = float(gamma.sum()) + flat.shape[1] * MARGINAL_LOG_STD.bits_each + (STEP_BITS if self.found else 0.0)
+        return nats_to_bits(float(nats.sum())) + parameters
+
+    def _step_of(self, targets: Tensor) -> float:
+        return self.target_step or resolution(targets.double(), narrowest=NARROWEST).step
 
     def check_targets(self, targets: Tensor, where: str) -> None:
         require(torch.isfinite(targets), targets, where, "targets must be finite")
@@ -95,14 +226,49 @@ class GaussianLikelihood(Likelihood):
         return math.sqrt(mean_error)
 
 
+def _real(tensor: Tensor) -> torch.dtype:
+    """The floating-point type in which the targets came; whole numbers are exact in float64."""
+    return tensor.dtype if tensor.is_floating_point() else torch.float64
+
+
+def _floored(log_std: Tensor, lowest: float) -> Tensor:
+    """The floor's value where that is higher, the output's own gradient: it can rise again."""
+    return log_std + (log_std.clamp_min(lowest) - log_std).detach()
+
+
 @registry.register("gaussian")
 class GaussianLikelihoodSettings(LikelihoodSettings):
     """Real targets on a grid, with Gaussian noise that is fixed, learned, or predicted by the network."""
 
     kind: Literal["gaussian"] = "gaussian"
-    std: PositiveFloat = Field(1.0, description="noise std, its start when learned")
+    std: PositiveFloat | None = Field(
+        None, description="noise std in the targets' units, its start when learned; default: a tenth of the targets' std"
+    )
     noise: Noise = Field("learned", description="fixed; learned (one number, charged); predicted (mean and log std)")
-    target_step: PositiveFloat = Field(0.01, description="grid on which the targets are written; makes the bits absolute")
+    target_step: PositiveFloat | None = Field(
+        None,
+        description="grid on which the targets are written, in their units; makes the bits absolute; default: the coarsest "
+        "power of ten or two that all targets are multiples of, not below 2^-16 of their std",
+    )
+    standardise: bool = Field(
+        True, description="the network sees targets of mean 0 and std 1; mean and std are charged, everything shown is in units"
+    )
 
-    def build(self, classes: int | None) -> GaussianLikelihood:
-        return GaussianLikelihood(self.std, noise=self.noise, target_step=self.target_step)
+    shift_bits: Literal[16, 32] | None = Field(
+        None, description="bits of the targets' mean; default: 16, or 32 where it lies more than about 64 stds from zero"
+    )
+
+    def build(self, classes: int | None, targets: Tensor | None = None) -> GaussianLikelihood:
+        made = GaussianLikelihood(
+            self.std, noise=self.noise, target_step=self.target_step, standardise=self.standardise, shift_bits=self.shift_bits
+        )
+        if targets is not None:
+            made.fit(targets)
+        return made
+
+    def resolved(self, likelihood: Likelihood) -> "GaussianLikelihoodSettings":
+        assert isinstance(likelihood, GaussianLikelihood)
+        found: dict[str, Any] = {"target_step": likelihood.target_step}
+        if self.standardise:
+            found["shift_bits"] = int(likelihood.grids()["shift"].bits_each)
+        return self.model_copy(update=found)

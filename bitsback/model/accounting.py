@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from tqdm import tqdm
@@ -15,14 +15,21 @@ from bitsback.kl import kl
 from bitsback.learned import Charge
 from bitsback.ledger import Entry, Ledger
 from bitsback.likelihoods import Likelihood
+from bitsback.model.buffers import frozen_norms
 from bitsback.model.draws import drawing, draws_at_once
 from bitsback.model.model import FLOAT32_BITS, BayesianModel, Weight
+from bitsback.model.modes import Modes
+from bitsback.model.verdict import Course, warnings_of
 from bitsback.posterior import GaussianPosterior, PointPosterior
+from bitsback.tables.points import point_bits
 from bitsback.units import nats_to_bits
 
 NO_REFUND = "a point estimate has no refund: q has no width, so choosing w carries no bits that could be given back"
 SHOWN_AFTER_SECONDS = 2.0
 FAR_FROM_FITTED = 0.2  # in log scale
+MOST_WIDTHS = 16
+"""Of a prior, between two points of a grid."""
+
 EVALUATION_BATCH = 512  # stays in the cache: on MNIST, 2.4 times as fast as 4096
 
 
@@ -82,12 +89,13 @@ def evaluate(
 ) -> Evaluation:
     """Data bits of ``samples`` whole-network draws (``samples = 0``: of the posterior means), and the posterior-averaged error.
 
-    Each draw is one w that all examples share, because a code transmits one w. The model's mode and the random generators
+    Each draw is one w that all examples share, because a code transmits one w. Every module's mode and the random generators
     are left as they were.
     """
     _check_arguments(model, examples)
-    was_training, device = model.training, _device(model)
-    examples = examples.to(device, next((p.dtype for p in model.parameters()), torch.get_default_dtype()))
+    likelihood.check_targets(examples.targets, examples.name)
+    modes, device = Modes(model), _device(model)
+    examples = examples.to(device, model.dtype)
     model.eval()
     batches = [slice(start, start + batch_size) for start in range(0, len(examples), batch_size)]
     predicted = [torch.zeros(())] * len(batches)
@@ -110,7 +118,7 @@ def evaluate(
                 draws_bits += totals
                 bar.update(count)
     finally:
-        model.train(was_training)
+        modes.restore()
     average = torch.cat(predicted) / len(draws_bits)
     error = likelihood.summary(float(likelihood.error(average, examples.targets).cpu().double().mean()))
     return Evaluation(tuple(draws_bits), error, len(examples))
@@ -127,6 +135,7 @@ def take_ledger(
     batch_size: int = EVALUATION_BATCH,
     progress: bool = False,
     priors_are_held: bool = False,
+    course: Course | None = None,
 ) -> Ledger:
     """The ledger of a model on its training examples.
 
@@ -139,15 +148,17 @@ def take_ledger(
         samples: whole-network draws behind ``data_bits`` and its standard error.
         grid_step: grid of the weights in gross bits and refund; default :meth:`BayesianModel.grid_step`. It cancels in the net.
         seed: of the draws.
-        priors_are_held: say nothing about priors that are far from their closed form.
+        priors_are_held: the model is not what training left: say nothing of priors that are far from their closed form, nor
+            whether it is worth its bits.
+        course: of the training, which may show why a model is not worth its bits.
 
     Raises:
-        LedgerError: when a grid step is too coarse for a point estimate's prior, or bits are not finite.
+        LedgerError: when a grid step is far too coarse for a point estimate's prior, or bits are not finite or below zero.
     """
     if samples < 1 or (grid_step is not None and not grid_step > 0):
         raise LedgerError(f"a ledger needs samples >= 1 and a grid_step above zero, got {samples} and {grid_step}")
     _check_arguments(model, examples)
-    likelihood.check_targets(examples.targets, examples.name)
+    likelihood.fit(examples.targets)
     unfitted = [] if priors_are_held else _unfitted_priors(model)
     model.round_to_grid()
     likelihood.round_to_grid()
@@ -168,7 +179,7 @@ def take_ledger(
     held = sum(p.numel() for p in model.network.parameters())
     gaussians = sum(q.weights for q in model.posteriors() if isinstance(q, GaussianPosterior))
     likelihood_charges = [Charge(f"likelihood.{c.name}", c.numbers, c.bits_each) for c in likelihood.charges()]
-    return Ledger(
+    book = Ledger(
         entries=tuple(entries),
         model_weights=held - frozen - gaussians,  # a Gaussian posterior stores two numbers for each weight
         data_bits=paid.data_bits,
@@ -179,14 +190,16 @@ def take_ledger(
         grid_step=step,
         samples=len(paid.draws_bits),
         not_charged=(
-            "the configuration: architecture, fixed numbers of the prior, preprocessing",
+            "the configuration: architecture, number of classes or outputs, fixed numbers of the prior, preprocessing",
             *examples.assumed,
             *model.not_charged(),
         ),
         notes=(*_notes(model, likelihood, step), *unfitted),
         given=model.given(),
         described=likelihood.described,
+        marginal_bits=likelihood.marginal_bits(examples.targets),
     )
+    return book if priors_are_held else replace(book, warnings=warnings_of(book, model, likelihood, examples, course))
 
 
 def _check_arguments(model: BayesianModel, examples: Examples) -> None:
@@ -215,30 +228,52 @@ def _notes(model: BayesianModel, likelihood: Likelihood, step: float) -> Iterato
     smallest = model.smallest_std()
     if smallest is not None and step > smallest:
         yield f"the grid step exceeds the smallest std, {smallest:.2g}: gross and refund are no code lengths; the net holds"
+    fixed = [weight.name for weight in model.weights if not weight.posterior.mean.requires_grad]
+    if fixed:
+        yield f"{_listed(fixed)}: the posterior's mean is frozen, and its KL is charged as it stands"
+    norms = frozen_norms(model.network)
+    if norms:
+        yield f"{_listed(norms)}: weights are frozen but statistics charged, for train mode moves them; eval() holds them still"
     yield from likelihood.notes()
 
 
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(f"'{name}'" for name in names[:3]) + more
+
+
 def check_point_grids(model: BayesianModel, step: float, setting: str) -> None:
-    """Raise LedgerError when the grid is too coarse for density times step to be a code of a point under its prior."""
+    """Raise when the grid has no code of a point under its prior, or would round nearly every weight to the prior's centre.
+
+    Raises:
+        LedgerError: for a grid that is far wider than the prior.
+        PriorError: for a prior without a table, such as one that codes several weights at once.
+    """
     for weight in model.weights:
+        if not isinstance(weight.posterior, PointPosterior):
+            continue
         narrowest = float(weight.prior.width().detach().min())
-        if isinstance(weight.posterior, PointPosterior) and step > narrowest / 4:
+        if step > MOST_WIDTHS * narrowest:
             raise LedgerError(
-                f"grid step {step:g} is too coarse for the prior of '{weight.name}', whose width is {narrowest:g}: density "
-                f"times step would not be a code; set {setting} to {narrowest / 8:.2g} or less"
+                f"grid step {step:g} is too coarse for the prior of '{weight.name}', whose width is {narrowest:g}: nearly "
+                f"every weight would be rounded to the prior's centre; set {setting} to {narrowest / 8:.2g} or less"
             )
+        point_bits(weight.prior, weight.name, torch.zeros(()), step)
 
 
 @torch.no_grad()
 def _entry(weight: Weight, step: float) -> Entry:
-    """The exact entry of one weight tensor, in float64 from the parameters as they are stored."""
-    prior = copy.deepcopy(weight.prior).cpu().double()  # some accelerators have no float64
-    count, log_step = weight.posterior.weights, math.log(step)
+    """The exact entry of one weight tensor, in float64 from the parameters as they are stored.
+
+    A point is charged what its prior's integer tables give to its grid points. Its penalty in training, -log2 p(w) step, is a
+    smooth stand-in for that: the density is no mass where it is higher than one over the step.
+    """
+    count = weight.posterior.weights
     if isinstance(weight.posterior, GaussianPosterior):
         mean, std = weight.posterior.mean.cpu().double(), weight.posterior.std().cpu().double()
-        exact = GaussianPosterior(mean, std)
+        exact, prior = GaussianPosterior(mean, std), copy.deepcopy(weight.prior).cpu().double()  # some devices have no float64
         cost = kl(exact, prior, samples=1000)
-        refund_nats = float(exact.entropy().sum()) - count * log_step
+        refund_nats = float(exact.entropy().sum()) - count * math.log(step)
         return Entry.of(
             weight.name,
             weights=count,
@@ -247,6 +282,5 @@ def _entry(weight: Weight, step: float) -> Entry:
             method=cost.method,
             stderr=cost.stderr_bits,
         )
-    point = PointPosterior(weight.posterior.mean.cpu().double())
-    nats = float(kl(point, prior).nats) - count * log_step
-    return Entry.of(weight.name, weights=count, net_bits=nats_to_bits(nats), refund_bits=0.0, method="point")
+    bits = point_bits(weight.prior, weight.name, weight.posterior.mean, step)
+    return Entry.of(weight.name, weights=count, net_bits=math.fsum(bits.flat), refund_bits=0.0, method="point")

@@ -24,6 +24,9 @@ def bayesianize(
 ) -> BayesianModel:
     """Give the weights of any ``nn.Module`` posteriors (in place) and priors.
 
+    Frozen weights (``requires_grad`` is False) stay as they are: no posterior, no bits, named in the ledger as the receiver's.
+    So do the running statistics of layers in eval mode, and every buffer that training leaves alone.
+
     Args:
         network: the module; its parameter values become posterior means, so a pretrained module is a fine start.
         prior: settings of a prior, a mapping with ``kind``, or a kind (see ``bitsback priors``).

@@ -14,7 +14,8 @@ def posterior_tensors(model: BayesianModel, likelihood: Likelihood | None = None
     """Tensors and metadata of ``posterior.safetensors``.
 
     ``NAME.mean`` and ``NAME.std`` (float32; no std for a point estimate) for every weight tensor, ``NAME.prior_mean`` where
-    the prior has a mean for each weight, ``NAME`` for a weight without posterior and for running statistics,
+    the prior has a mean for each weight, ``NAME`` for a weight without posterior, for running statistics and for buffers that
+    training changed,
     ``likelihood.NAME`` for learned numbers of the likelihood; the metadata
     ``priors`` is JSON: tensor name to the prior's kind and the rounded values in use.
     """
@@ -28,7 +29,7 @@ def posterior_tensors(model: BayesianModel, likelihood: Likelihood | None = None
         for key, tensor in weight.prior.tensors().items():
             tensors[f"{weight.name}.prior_{key}"] = tensor
         priors[weight.name] = {"kind": weight.prior.kind, **weight.prior.values()}
-    for name, tensor in [*model.deterministic(), *model.statistics()]:
+    for name, tensor in [*model.deterministic(), *model.statistics(), *model.changed_buffers()]:
         tensors[name] = tensor
     if likelihood is not None:
         tensors |= {f"likelihood.{name}": value for name, value in likelihood.values().items()}

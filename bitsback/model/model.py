@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from bitsback.errors import LayerError, PriorError
 from bitsback.kl import Panels, kl
 from bitsback.layers import BayesianModule
 from bitsback.layers.convert import matches
 from bitsback.learned import BFLOAT16, Charge
+from bitsback.model.buffers import COUNTER, Buffer, buffers_of
 from bitsback.model.choices import PriorChoice, build_prior, settings_of
 from bitsback.posterior import (
     GaussianPosterior,
@@ -22,12 +24,11 @@ from bitsback.posterior import (
     holding,
 )
 from bitsback.priors import Prior, PriorSettings
+from bitsback.tables.points import point_bits
 from bitsback.units import nats_to_bits
 
 FLOAT32_BITS = 32.0
-"""What a weight without posterior costs."""
-
-STATISTICS = ("running_mean", "running_var")
+"""What a weight without posterior costs, and a number of a buffer that training changed."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,15 @@ class BayesianModel(nn.Module):
         self._drawn_per_call: list[Posterior] = []
         self.chosen_grid_step: float | None = None
         self._assign(self.prior_settings, self.override_settings)
+        self._starts: dict[str, str] = {}
+        self._remember_buffers()
+
+    def _remember_buffers(self) -> None:
+        """Keep the network's buffers as they are now, to tell later which of them training has changed."""
+        for number, buffer in enumerate(buffers_of(self.network)):
+            if buffer.local != COUNTER and not is_lazy(buffer.tensor):
+                self._starts[buffer.name] = f"start_of_buffer_{number}"
+                self.register_buffer(self._starts[buffer.name], buffer.tensor.detach().clone(), persistent=False)
 
     def _assign(self, default: PriorSettings, overrides: Mapping[str, PriorSettings]) -> None:
         groups: dict[tuple[str, str], Prior] = {}
@@ -121,15 +131,20 @@ class BayesianModel(nn.Module):
     def kl_bits(self, among: Sequence[Weight] | None = None, *, exact: bool = False) -> Tensor:
         """Net weight bits, KL(q||p) / ln 2, over all weights, or those ``among`` them; a scalar, differentiable.
 
-        For a point estimate: -log2 p(w) :meth:`grid_step`, the penalty and the cost of its grid. ``exact`` takes the ledger's
-        quadrature instead of the faster one for training, where the prior has no closed form.
+        For a point estimate: -log2 p(w) :meth:`grid_step`, the penalty and the cost of its grid; smooth, but no code length
+        under a peaked prior. ``exact`` takes what the ledger takes: its quadrature instead of the faster one for training,
+        where the prior has no closed form; and for a point the integer tables of its prior, which have no gradient.
         """
         panels = Panels.exact() if exact else Panels.fast()
         weights = self.weights if among is None else among
-        parts = [kl(weight.posterior, weight.prior, panels=panels, samples=1).bits for weight in weights]
-        points = sum(weight.posterior.weights for weight in weights if isinstance(weight.posterior, PointPosterior))
+        tabled = [weight for weight in weights if exact and isinstance(weight.posterior, PointPosterior)]
+        smooth = [weight for weight in weights if weight not in tabled]
+        parts = [kl(weight.posterior, weight.prior, panels=panels, samples=1).bits for weight in smooth]
+        points = sum(weight.posterior.weights for weight in smooth if isinstance(weight.posterior, PointPosterior))
         grid_bits = -points * math.log2(self.grid_step()) if points else 0.0
-        return torch.stack(parts).sum() + grid_bits if parts else torch.zeros(())
+        for weight in tabled:
+            grid_bits += float(point_bits(weight.prior, weight.name, weight.posterior.mean, self.grid_step()).sum())
+        return torch.stack(parts).sum() + grid_bits if parts else torch.tensor(grid_bits)
 
     def refund_bits(self, grid_step: float) -> Tensor:
         """E_q[-log2 q(w) grid_step] over all weights; zero for point estimates."""
@@ -148,6 +163,11 @@ class BayesianModel(nn.Module):
         for weight in self.weights:
             sharing.setdefault(id(weight.prior), []).append(weight)
         return [(prior, sharing[id(prior)]) for prior in self._priors()]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the first weights that have one: a frozen trunk may be made of whole numbers."""
+        return next((p.dtype for p in self.parameters() if p.is_floating_point()), torch.get_default_dtype())
 
     def posteriors(self) -> list[Posterior]:
         """Every posterior once, in the order of the weights."""
@@ -204,25 +224,54 @@ class BayesianModel(nn.Module):
         return FLOAT32_BITS * sum(parameter.numel() for _, parameter in self.deterministic() if parameter.requires_grad)
 
     def statistics(self) -> list[tuple[str, Tensor]]:
-        """Running statistics of the normalisation layers: learned from the data, hence charged."""
-        named = self.network.named_buffers()
-        return [(name, buffer) for name, buffer in named if name.rpartition(".")[2] in STATISTICS]
+        """Running statistics of all normalisation layers."""
+        return [(buffer.name, buffer.tensor) for buffer in buffers_of(self.network) if buffer.is_statistic]
 
-    def charges(self) -> list[Charge]:
-        """What every learned number that is not a weight costs."""
+    def learned_statistics(self) -> list[tuple[str, Tensor]]:
+        """Running statistics that the training data have moved, hence charged.
+
+        Those of layers in train mode, and any that are no longer what they were when the network became a Bayesian model. The
+        others are the receiver's, as frozen weights are.
+        """
+        found = [buffer for buffer in buffers_of(self.network) if buffer.is_statistic]
+        return [(buffer.name, buffer.tensor) for buffer in found if buffer.moves or self._has_changed(buffer)]
+
+    def changed_buffers(self) -> list[tuple[str, Tensor]]:
+        """Other floating-point buffers of the network's state that training has changed, hence charged."""
+        return [(buffer.name, buffer.tensor) for buffer in buffers_of(self.network) if self._is_charged_as_changed(buffer)]
+
+    def _is_charged_as_changed(self, buffer: Buffer) -> bool:
+        stored = buffer.tensor.is_floating_point() and buffer.is_saved
+        return stored and not buffer.is_statistic and self._has_changed(buffer)
+
+    def _has_changed(self, buffer: Buffer) -> bool:
+        """Whether a buffer is no longer what it was at first; numbers come and go through other precisions alike."""
+        start = self._buffers.get(self._starts.get(buffer.name, ""))
+        return start is None or not torch.equal(start.to(buffer.tensor), buffer.tensor)
+
+    def prior_charges(self) -> list[Charge]:
+        """What the learned numbers of the priors cost."""
         charges = []
         for prior, weights in self.weights_by_prior():
             first = weights[0].name
             charges += [Charge(f"{prior.kind}.{c.name}[{first}]", c.numbers, c.bits_each) for c in prior.charges()]
-        return charges + [Charge(name, buffer.numel(), BFLOAT16.bits_each) for name, buffer in self.statistics()]
+        return charges
+
+    def charges(self) -> list[Charge]:
+        """What every learned number that is not a weight costs."""
+        statistics = [Charge(name, buffer.numel(), BFLOAT16.bits_each) for name, buffer in self.learned_statistics()]
+        changed = [Charge(name, buffer.numel(), FLOAT32_BITS) for name, buffer in self.changed_buffers()]
+        return [*self.prior_charges(), *statistics, *changed]
 
     @torch.no_grad()
     def round_to_grid(self) -> None:
         """Round every learned number that is not a weight to its stated grid, in place."""
         for prior in self._priors():
             prior.round_to_grid()
-        for _, buffer in self.statistics():
+        for _, buffer in self.learned_statistics():
             buffer.copy_(BFLOAT16.round(buffer))
+        for _, buffer in self.changed_buffers():
+            buffer.copy_(buffer.float())
         for _, parameter in self.deterministic():
             if parameter.requires_grad:
                 parameter.copy_(parameter.float())
@@ -230,14 +279,19 @@ class BayesianModel(nn.Module):
     def not_charged(self) -> list[str]:
         """What the receiver is assumed to hold: named, because it is not paid for."""
         frozen = [f"{name} ({p.numel():,} frozen weights)" for name, p in self.deterministic() if not p.requires_grad]
-        charged = {name for name, _ in self.statistics()}
-        buffers = [
-            f"{name} (a buffer of {buffer.numel():,} fixed numbers)"
-            for name, buffer in self.network.named_buffers()
-            if name not in charged and buffer.is_floating_point()
-        ]
+        charged = {name for name, _ in [*self.learned_statistics(), *self.changed_buffers()]}
+        buffers = [self._held(buffer) for buffer in buffers_of(self.network) if buffer.name not in charged]
         given = [f"{self.given()}, whose means are the prior's, assumed known to the receiver"] if self.given() else []
-        return [*frozen, *buffers, *given]
+        return [*frozen, *filter(None, buffers), *given]
+
+    def _held(self, buffer: Buffer) -> str:
+        """What is not charged of a buffer, in words; nothing for whole numbers that have not changed."""
+        count = buffer.tensor.numel()
+        if buffer.is_statistic:
+            return f"{buffer.name} ({count:,} fixed statistics)"
+        if buffer.local != COUNTER and self._has_changed(buffer):
+            return f"{buffer.name} (a buffer of {count:,} numbers, changed since the start and not paid for)"
+        return f"{buffer.name} (a buffer of {count:,} fixed numbers)" if buffer.tensor.is_floating_point() else ""
 
     def given(self) -> str:
         """What the priors assume the receiver to hold, in one phrase; nothing for most."""

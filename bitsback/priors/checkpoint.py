@@ -1,5 +1,7 @@
 """An earlier run as the prior: fine-tuning costs only the difference."""
 
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat
@@ -7,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from bitsback.errors import PriorError, brief
+from bitsback.files import DamagedFileError, check_seal
 from bitsback.learned import Learn
 from bitsback.priors.base import PriorSettings, WeightInfo, registry
 from bitsback.priors.gaussian import NormalPrior
@@ -58,9 +61,12 @@ class CheckpointPriorSettings(PriorSettings):
     def build(self, weight: WeightInfo) -> CheckpointPrior:
         path, key = self.run / "posterior.safetensors", f"{weight.name}.mean"
         try:
+            _check_once(path, path.stat().st_mtime_ns)
             with safe_open(path, framework="pt") as file:
                 names = list(file.keys())
                 mean = file.get_tensor(key) if key in names else None
+        except DamagedFileError as fault:
+            raise PriorError(f"prior 'checkpoint' {fault}, and set prior.run to a finished run") from fault
         except (OSError, SafetensorError) as fault:
             raise PriorError(
                 f"prior 'checkpoint' cannot read {path}: {brief(fault)}; set prior.run to a finished run"
@@ -72,3 +78,9 @@ class CheckpointPriorSettings(PriorSettings):
                 "the earlier run must be of the same network"
             )
         return CheckpointPrior(mean, self.scale, source=str(self.run), learn=self.learn)
+
+
+@lru_cache(maxsize=1)
+def _check_once(path: Path, _changed: int) -> None:
+    """Compare the file with its checksum, once for all of its tensors."""
+    check_seal(path)

@@ -72,6 +72,7 @@ def comparison_page(runs: Sequence[Compared]) -> str:
         sentence=f"The cheapest of {len(runs)} descriptions is {best.label}: {shown(best.book.net_bits)} bits, model included.",
         rows=_rows(runs),
         notes=_notes(runs),
+        warnings=[f"{run.label}: {said}" for run in runs for said in run.book.warnings],
         figures={name: Markup(plots.svg(axes, themed=True)) for name, axes in figures.items()},
         differences=_differences(runs),
     )

@@ -1,12 +1,13 @@
 """Templates become one self-contained page."""
 
 import json
-from importlib.metadata import version
 from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
+
+from bitsback import __version__
 
 MINUS = "\N{MINUS SIGN}"
 PAGES = files("bitsback.report") / "templates"
@@ -28,7 +29,7 @@ def render(template: str, numbers: dict[str, Any], **values: Any) -> str:
         loader=FunctionLoader(_read), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     text = json.dumps(numbers, allow_nan=False).replace("<", "\\u003c")  # never the end of its own element
-    frame = {"css": Markup(_read("page.css")), "js": Markup(_read("page.js")), "version": version("bitsback")}
+    frame = {"css": Markup(_read("page.css")), "js": Markup(_read("page.js")), "version": __version__}
     return room.get_template(template).render(numbers=Markup(text), **frame, **values)
 
 

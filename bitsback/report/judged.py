@@ -10,6 +10,7 @@ from bitsback.data import Examples
 from bitsback.likelihoods import Likelihood
 from bitsback.model import BayesianModel
 from bitsback.model.accounting import EVALUATION_BATCH, SHOWN_AFTER_SECONDS, seeded
+from bitsback.model.modes import evaluating
 
 OPERATIONS = 3e11
 """For looking at a split: about six seconds."""
@@ -39,7 +40,7 @@ def judged(
     model: BayesianModel, likelihood: Likelihood, examples: Examples, *, draws: int, numbers: Tensor, seed: int = 0,
     progress: bool = False,
 ) -> Judged:  # fmt: skip
-    """Mean bits and mean prediction of each example over whole-network draws; generators and mode are left as they were.
+    """Mean bits and mean prediction of each example over whole-network draws; generators and modes are left as they were.
 
     Args:
         model, likelihood: what predicts.
@@ -47,18 +48,14 @@ def judged(
         draws: how many; for a point estimate all are alike, and one is enough.
         numbers: (n,), what the examples are called.
     """
-    parameter, was_training = next(model.parameters()), model.training
-    given = examples.to(parameter.device, parameter.dtype)
+    device = next(model.parameters()).device
+    given = examples.to(device, model.dtype)
     draws = draws if model.smallest_std() is not None else 1
     bits, predicted = torch.zeros(len(given), dtype=torch.float64), torch.zeros(())
-    model.eval()
-    try:
-        with seeded(seed, parameter.device):
-            for _ in tqdm(range(draws), desc="examples", leave=False, disable=not progress, delay=SHOWN_AFTER_SECONDS):
-                with model.sample():
-                    outputs = torch.cat([model(part) for part in given.inputs.split(EVALUATION_BATCH)])
-                bits += likelihood.bits(outputs, given.targets).cpu().double()
-                predicted = predicted + likelihood.predict(outputs).cpu()
-    finally:
-        model.train(was_training)
+    with evaluating(model), seeded(seed, device):
+        for _ in tqdm(range(draws), desc="examples", leave=False, disable=not progress, delay=SHOWN_AFTER_SECONDS):
+            with model.sample():
+                outputs = torch.cat([model(part) for part in given.inputs.split(EVALUATION_BATCH)])
+            bits += likelihood.bits(outputs, given.targets).cpu().double()
+            predicted = predicted + likelihood.predict(outputs).cpu()
     return Judged(bits / draws, predicted / draws, examples.targets.cpu(), numbers, draws)

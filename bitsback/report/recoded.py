@@ -58,15 +58,16 @@ def _under(model: BayesianModel, other: BayesianModel, book: Ledger) -> Ledger:
         for weight in wide:
             moments = sampled(weight, fitted)
             panels = Panels.exact() if weight.posterior.weights <= EXACT_WEIGHTS else Panels.fast()
-            net_bits[weight.name] = moments.net_bits(fitted, panels=panels)
+            found = moments.net_bits(fitted, panels=panels)
+            net_bits[weight.name] = max(0.0, found)  # near zero, the quadrature of training may fall below
     entries = [
         Entry.of(e.name, weights=e.weights, net_bits=net_bits[e.name], refund_bits=e.refund_bits, method=e.method)
         if e.name in net_bits
         else e
         for e in book.entries
     ]
-    before = {charge.name for charge in model.charges()}
-    charges = (*other.charges(), *(charge for charge in book.charges if charge.name not in before))
+    before = {charge.name for charge in model.prior_charges()}
+    charges = (*other.prior_charges(), *(charge for charge in book.charges if charge.name not in before))
     return replace(book, entries=tuple(entries), charges=charges, given="", notes=())
 
 

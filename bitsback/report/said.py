@@ -1,8 +1,8 @@
 """What a report says in words: the totals, four answers, and the facts of a run."""
 
 import math
-from importlib.metadata import version
 
+from bitsback import __version__
 from bitsback.ledger import Ledger
 from bitsback.ledger.table import shown_bits, shown_error
 from bitsback.report.frame import MINUS, shown
@@ -15,7 +15,7 @@ Rows = list[list[str]]
 def cards(book: Ledger) -> list[tuple[str, str, str, str]]:
     """Colour, label, number and remark of each total."""
     gross, refund, net = (text.rpartition(".")[0] for text in shown_bits(round(book.net_weight_bits), round(book.refund_bits)))
-    saved = book.uniform_bits / book.net_bits if book.net_bits > 0 else 0.0
+    saved = book.no_model_bits / book.net_bits if book.net_bits > 0 else 0.0
     more = f"1/{saved:,.0f} of what they cost without a model" if saved >= 1.5 else "with the model inside"
     spread = f"; ± {shown(book.data_bits_stderr)}" if book.data_bits_stderr else ""
     return [
@@ -132,5 +132,5 @@ def fact_rows(seen: Observation) -> Rows:
     return [
         *rows,
         *([name, text] for name, text in summary["versions"].items()),
-        ["bitsback, for this page", version("bitsback")],
+        ["bitsback, for this page", __version__],
     ]

@@ -5,6 +5,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bitsback.data import Examples
 from bitsback.model import BayesianModel
+from bitsback.model.modes import evaluating
 
 OPERATIONS_PER_CALL = 20_000
 """What an example costs beside its multiply-adds, in the same unit; about 0.02 ns each on one core."""
@@ -12,15 +13,9 @@ OPERATIONS_PER_CALL = 20_000
 
 def operations(model: BayesianModel, examples: Examples) -> float:
     """Floating-point operations of the network for one example, with what it costs to call it."""
-    parameter = next(model.parameters())
-    first = Examples(examples.inputs[:1], examples.targets[:1]).to(parameter.device, parameter.dtype)
-    was_training = model.training
-    model.eval()
-    try:
-        with FlopCounterMode(display=False) as counter, torch.no_grad(), model.mean():
-            model(first.inputs)
-    finally:
-        model.train(was_training)
+    first = Examples(examples.inputs[:1], examples.targets[:1]).to(next(model.parameters()).device, model.dtype)
+    with evaluating(model), FlopCounterMode(display=False) as counter, torch.no_grad(), model.mean():
+        model(first.inputs)
     return OPERATIONS_PER_CALL + float(counter.get_total_flops())
 
 

@@ -61,7 +61,8 @@ def widths(
     wide = [(weight, exact(weight.prior)) for weight in model.weights if isinstance(weight.posterior, GaussianPosterior)]
     moments = {weight.name: (sampled(weight, prior), prior) for weight, prior in wide}
     data_bits, weight_bits = {}, {}
-    bar = tqdm([1.0, *factors], desc="widths", leave=False, disable=not progress, delay=SHOWN_AFTER_SECONDS)
+    each = list(dict.fromkeys([1.0, *factors]))
+    bar = tqdm(each, desc="widths", leave=False, disable=not progress, delay=SHOWN_AFTER_SECONDS)
     for factor in bar:
         with widened(model, factor):
             data_bits[factor] = scale * evaluate(model, likelihood, few, samples=draws, seed=seed).data_bits
@@ -72,7 +73,7 @@ def widths(
         curve[factor] = replace(
             book,
             entries=tuple(_entries(book, gained, factor)),
-            data_bits=book.data_bits + data_bits[factor] - data_bits[1.0],
+            data_bits=book.data_bits + (data_bits[factor] - data_bits[1.0]),  # a difference first: at factor 1 it is zero
             grid_step=book.grid_step * min(1.0, factor),
         )
     return Widths(curve, draws, len(few))
@@ -84,5 +85,6 @@ def _entries(book: Ledger, gained: dict[str, float], factor: float) -> Iterator[
         if entry.name not in gained:
             yield entry
             continue
-        net_bits, refund_bits = entry.net_bits + gained[entry.name], entry.refund_bits + entry.weights * octaves
+        net_bits = max(0.0, entry.net_bits + gained[entry.name])  # a sample of the weights may overshoot
+        refund_bits = entry.refund_bits + entry.weights * octaves
         yield Entry.of(entry.name, weights=entry.weights, net_bits=net_bits, refund_bits=refund_bits, method=entry.method)

@@ -20,7 +20,9 @@ from bitsback.bitstream.message import PayloadTooShortError, Received, RefundLos
 from bitsback.bitstream.outputs import FRACTION_BITS
 from bitsback.bitstream.sent import Sent
 from bitsback.bitstream.setting import Setting
+from bitsback.bitstream.side import SideNumbers
 from bitsback.config import Config, Experiment, Run
+from bitsback.config.labels import as_labels
 from bitsback.errors import FileError
 from bitsback.files import check_new_directory, whole_directory, write_array, write_bytes, write_tensors
 from bitsback.shipping.size import check_data, check_size, check_steps
@@ -73,8 +75,7 @@ class Sender:
     def of(cls, experiment: Experiment) -> "Sender":
         """A trained experiment."""
         experiment = experiment.double()
-        experiment.model.round_to_grid()
-        experiment.likelihood.round_to_grid()
+        SideNumbers.of(experiment.model, experiment.likelihood).round()
         return cls(experiment, Setting(experiment.model, experiment.likelihood, experiment.dataset.train.inputs))
 
     def send(self, payload: bytes, *, exponent: int | None = None, pad: bool = False) -> Sent:
@@ -98,9 +99,7 @@ class Sender:
         training = config.training.model_copy(update={"threads": threads_for(config.training, model)})
         tree = to_tree(config.model_copy(update={"training": training}), MESSAGE_SECTIONS)
         if "classes" in tree["likelihood"]:
-            tree["likelihood"]["classes"] = (
-                tree["likelihood"]["classes"] or self.experiment.dataset.classes
-            )  # a receiver has no labels to count
+            tree["likelihood"]["classes"] = self.experiment.likelihood.outputs(self.experiment.dataset.train.targets)
         shape = list(self.experiment.dataset.train.targets.shape[1:])
         return {**tree, "target_shape": shape} if shape else tree  # one label for each example goes without saying
 
@@ -133,8 +132,9 @@ def receive_file(path: Path, directory: Path, places: Sequence[str] = (), *, pro
     if len(data.train) * math.prod(shape) > limits.numbers_for(len(content)) + data.train.inputs.numel():
         raise FileError("the message does not say what its targets look like; it is damaged")
     blank = torch.zeros(len(data.train), *shape, dtype=data.train.targets.dtype)
-    data = dataclasses.replace(data, train=dataclasses.replace(data.train, targets=blank), test=None)
     likelihood = config.likelihood.build(data.classes)
+    classes = getattr(likelihood, "classes", None)
+    data = dataclasses.replace(data, train=dataclasses.replace(data.train, targets=blank), test=None, classes=classes)
     outputs, inputs = likelihood.outputs(blank), data.train.inputs
     check_size(
         config,
@@ -157,7 +157,7 @@ def receive_file(path: Path, directory: Path, places: Sequence[str] = (), *, pro
         return Setting(again.model.double(), again.likelihood, data.train.inputs).posterior()
 
     received, lost = receive(contents, header, reader, setting, retrain)
-    labels = received.labels.reshape(blank.shape)
+    labels = as_labels(received.labels.reshape(blank.shape), config.likelihood)
     named = {**received.weights, **dict(received.side)}
     with whole_directory(directory) as place:
         write_array(place / "labels.npy", labels)

@@ -15,7 +15,7 @@ from bitsback.bitstream.model_file import Part, put_head, take_blocks, take_side
 from bitsback.bitstream.outputs import BATCH
 from bitsback.bitstream.quantised_file import DIGITS_WIDTH, take_quantised
 from bitsback.bitstream.settings_text import bases, take_settings
-from bitsback.bitstream.side import FLOAT32, SideNumbers, Slot
+from bitsback.bitstream.side import SideNumbers, Slot
 from bitsback.config import Config, Experiment
 from bitsback.config.experiment import build_model
 from bitsback.config.load import to_yaml
@@ -23,6 +23,7 @@ from bitsback.data import Preprocessing
 from bitsback.data.features import AnyFeatures
 from bitsback.errors import FileError
 from bitsback.files import whole_directory, write_tensors, write_text
+from bitsback.learned import FLOAT32
 from bitsback.likelihoods import Likelihood
 from bitsback.likelihoods.classes import CategoricalLikelihood
 from bitsback.model import BayesianModel
@@ -83,20 +84,25 @@ class LoadedModel(nn.Module):
         return self.config.data.load_inputs().preprocessing
 
     @torch.no_grad()
-    def predict(self, inputs: Tensor) -> Tensor:
-        """Predictive means (probabilities for classes), (n, ...), for inputs as they are stored, (n, ...)."""
+    def outputs(self, inputs: Tensor) -> Tensor:
+        """The network's outputs (n, ...) for inputs as they are stored, (n, ...)."""
         prepared = inputs.long() if self.tree.get("whole_inputs") else self.preprocessing(inputs)
         wanted = tuple(self.tree["inputs"])
         if tuple(prepared.shape[1:]) != wanted:
             if prepared.shape[1:].numel() != torch.Size(wanted).numel() or not prepared.ndim:
                 raise FileError(f"the model takes inputs of shape {wanted}, got {tuple(prepared.shape[1:])}; give such inputs")
             prepared = prepared.reshape(len(prepared), *wanted)
-        return torch.cat([self.likelihood.predict(self(part)) for part in prepared.split(self.rows)])
+        return torch.cat([self(part) for part in prepared.split(self.rows)])
+
+    @torch.no_grad()
+    def predict(self, inputs: Tensor) -> Tensor:
+        """Predictive means (probabilities for classes), (n, ...), for inputs as they are stored, (n, ...)."""
+        return self.likelihood.predict(self.outputs(inputs))
 
     @property
-    def class_names(self) -> tuple[str, ...] | None:
-        """Names of the classes, where the configuration gave them."""
-        return getattr(self.config.likelihood, "class_names", None)
+    def class_names(self) -> tuple[int | str, ...] | None:
+        """What the classes are called, where they are not 0, 1, 2, ..."""
+        return getattr(self.likelihood, "names", None)
 
     def tensors(self) -> dict[str, Tensor]:
         """All weights and statistics by name, float32."""
@@ -125,12 +131,14 @@ class Shell:
         try:
             shape, spread = _sizes(tree["inputs"]), _sizes(tree.get("statistics", []))
             classes, outputs = tree["likelihood"].get("classes"), int(tree.get("outputs") or 0)
+            targets = _sizes(tree.get("targets", []))
             whole, scale = bool(tree.get("whole_inputs")), float(tree.get("scale", 1.0))
-            if not (0 < scale <= torch.finfo(torch.float32).max and math.prod(spread) <= max(1, file_bytes)):
+            fits = math.prod(spread) <= max(1, file_bytes) and math.prod(targets) <= max(1, outputs)
+            if not (0 < scale <= torch.finfo(torch.float32).max and fits):
                 raise ValueError("a scaling that makes no sense")
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as fault:
             raise FileError("the file does not say what its inputs look like; it is damaged") from fault
-        likelihood = config.likelihood.build(classes)
+        likelihood = config.likelihood.build(classes, torch.zeros(1, *targets))
         count = likelihood.classes if isinstance(likelihood, CategoricalLikelihood) else outputs
         rows = BATCH  # the known ones are small
         if tree not in bases():
@@ -161,12 +169,16 @@ def _sizes(value: Any) -> tuple[int, ...]:
 
 def model_tree(experiment: Experiment) -> Tree:
     """The settings of a model file."""
-    tree = to_tree(experiment.config, MODEL_SECTIONS)
+    settled = experiment.config.likelihood.resolved(experiment.likelihood)
+    tree = to_tree(experiment.config.model_copy(update={"likelihood": settled}), MODEL_SECTIONS)
     inputs, preprocessing = experiment.dataset.train.inputs, experiment.dataset.preprocessing
+    targets = experiment.dataset.train.targets
     if "classes" in tree["likelihood"]:
-        tree["likelihood"]["classes"] = tree["likelihood"]["classes"] or experiment.dataset.classes
+        tree["likelihood"]["classes"] = experiment.likelihood.outputs(targets)
     else:
-        tree["outputs"] = experiment.likelihood.outputs(experiment.dataset.train.targets)
+        tree["outputs"] = experiment.likelihood.outputs(targets)
+    if tree["likelihood"].get("standardise") and targets.ndim > 1:
+        tree["targets"] = list(targets.shape[1:])
     if experiment.dataset.in_memory:
         del tree["data"]
     tree["inputs"] = list(inputs.shape[1:])

@@ -1,16 +1,21 @@
 """predict: a model file or a run, and inputs as they are stored, become predictions."""
 
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from bitsback.config import Run, load_run
 from bitsback.data.arrays import REASONS, describe, read_npy, read_npz
 from bitsback.data.idx import read_idx
 from bitsback.errors import DataError, brief, near_miss
-from bitsback.model.accounting import seeded
+from bitsback.likelihoods import Likelihood
+from bitsback.likelihoods.base import Answer
+from bitsback.model.accounting import SHOWN_AFTER_SECONDS, seeded
 from bitsback.shipping.model_file import load
 
 DRAWS = 20
@@ -60,43 +65,65 @@ def _choose(arrays: dict[str, np.ndarray], path: Path) -> np.ndarray:
     return arrays[name]
 
 
-def predict_file(path: Path, inputs: Tensor, places: tuple[str, ...] = ()) -> tuple[Tensor, tuple[str, ...] | None]:
-    """Predictive means of a model file, and the names of its classes if it has them."""
-    loaded = load(path, places)
-    return loaded.predict(inputs), loaded.class_names
+@dataclass(frozen=True)
+class Prediction:
+    """What is predicted for some inputs.
+
+    Attributes:
+        means: predictive means (n, ...): probabilities for classes and yes-or-no answers, rates for counts.
+        answers: the same for a reader, a record for each input, in the words of the likelihood.
+    """
+
+    means: Tensor
+    answers: list[Answer]
+
+    @classmethod
+    def of(cls, likelihood: Likelihood, draws: Iterable[Tensor]) -> "Prediction":
+        """Average over the network's outputs (n, ...) under several draws of its weights.
+
+        The variance of a prediction is the mean of the noise's variances and the variance of the means.
+        """
+        first: Tensor | float = 0.0
+        second: Tensor | float = 0.0
+        noise: Tensor | float = 0.0
+        count = 0
+        for outputs in draws:
+            mean, variance = likelihood.predict(outputs), likelihood.variance(outputs)
+            first, second, count = first + mean, second + mean.double().square(), count + 1
+            noise = noise + (variance if variance is not None else 0.0)
+        means: Tensor = first / count  # type: ignore[assignment]
+        spread = (second / count - means.double().square()).clamp_min(0)
+        has_noise = isinstance(noise, Tensor)
+        return cls(means, likelihood.answers(means, (noise / count + spread).sqrt() if has_noise else None))
 
 
 @torch.no_grad()
-def predict_run(directory: Path, inputs: Tensor, draws: int = DRAWS) -> tuple[Tensor, tuple[str, ...] | None]:
-    """Predictive means of a run, averaged over whole-network draws of its posterior."""
+def predict_file(path: Path, inputs: Tensor, places: tuple[str, ...] = ()) -> Prediction:
+    """Predictions of a model file."""
+    loaded = load(path, places)
+    return Prediction.of(loaded.likelihood, [loaded.outputs(inputs)])
+
+
+@torch.no_grad()
+def predict_run(directory: Path, inputs: Tensor, draws: int = DRAWS) -> Prediction:
+    """Predictions of a run, averaged over whole-network draws of its posterior."""
     run: Run = load_run(directory)
     e = run.experiment()
     e.model.eval()
     dtype = next((p.dtype for p in e.model.parameters()), torch.float32)
-    inputs = inputs if e.dataset.train.inputs.is_floating_point() else inputs.long()
-    prepared = e.dataset.preprocessing(inputs)
-    shape = e.dataset.train.inputs.shape[1:]
+    shape, is_real = e.dataset.train.inputs.shape[1:], e.dataset.train.inputs.is_floating_point()
+    prepared = e.dataset.preprocessing(inputs if is_real else inputs.long())
     if prepared.shape[1:] != shape:
         if prepared.shape[1:].numel() != shape.numel() or not prepared.ndim:
             raise DataError(f"the run takes inputs of shape {tuple(shape)}, got {tuple(prepared.shape[1:])}; give such inputs")
         prepared = prepared.reshape(len(prepared), *shape)
-    prepared = prepared.to(dtype) if e.dataset.train.inputs.is_floating_point() else prepared.long()
-    total: Tensor | None = None
-    with seeded(e.config.seed, torch.device("cpu")):
-        for _ in range(draws if e.model.smallest_std() is not None else 1):
+    prepared = prepared.to(dtype) if is_real else prepared.long()
+    count = draws if e.model.smallest_std() is not None else 1
+
+    def outputs() -> Iterator[Tensor]:
+        for _ in tqdm(range(count), desc="draws", leave=False, delay=SHOWN_AFTER_SECONDS):
             with e.model.sample():
-                found = torch.cat([e.likelihood.predict(e.model(part)) for part in prepared.split(512)])
-            total = found if total is None else total + found
-    assert total is not None
-    return total / (draws if e.model.smallest_std() is not None else 1), getattr(e.config.likelihood, "class_names", None)
+                yield torch.cat([e.model(part) for part in prepared.split(512)])
 
-
-def rows_of(means: Tensor, names: tuple[str, ...] | None) -> list[dict[str, object]]:
-    """One record for each input: class and probability, or the mean."""
-    if means.ndim == 2 and means.shape[1] > 1:
-        best = means.argmax(1).tolist()
-        labels = [names[k] if names else k for k in best]
-        return [
-            {"class": label, "probability": round(float(row[k]), 6)} for label, row, k in zip(labels, means, best, strict=True)
-        ]
-    return [{"mean": round(float(value), 6)} for value in means.reshape(len(means), -1)[:, 0]]
+    with seeded(e.config.seed, torch.device("cpu")):
+        return Prediction.of(e.likelihood, outputs())

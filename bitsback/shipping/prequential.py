@@ -19,6 +19,7 @@ from bitsback.bitstream.prequential import KIND, Head, labels_digest, tables_dig
 from bitsback.bitstream.setting import Setting
 from bitsback.codelength.prequential import Block
 from bitsback.config import Config, Experiment
+from bitsback.config.labels import as_labels
 from bitsback.errors import FileError
 from bitsback.files import check_new_directory, whole_directory, write_array
 from bitsback.shipping.message import read_file
@@ -143,8 +144,9 @@ def prequential(config: Config, *, progress: bool = True) -> Prequential:
     check(config)
     began = time.perf_counter()
     experiment = Experiment.build(config)
+    config, train = experiment.config, experiment.dataset.train
     training = config.training.model_copy(update={"threads": threads_for(config.training, experiment.model), "fused": False})
-    config, train = config.model_copy(update={"training": training}), experiment.dataset.train
+    config = config.model_copy(update={"training": training})
     walk = Walk(config, train.inputs, experiment.likelihood.outputs(train.targets))
     sending = _Sending(train.targets.long().numpy()[walk.order], walk.ends)
     blocks, test_error = walk.run(sending, experiment.dataset.test, progress=progress)
@@ -230,7 +232,7 @@ def _receivers_walk(head: Head, config: Config, file_bytes: int) -> Walk:
         examples=count,
         data_numbers=inputs.numel(),
     )
-    data = dataclasses.replace(data, train=dataclasses.replace(data.train, targets=blank), test=None)
+    data = dataclasses.replace(data, train=dataclasses.replace(data.train, targets=blank), test=None, classes=classes)
     experiment = Experiment.build(config, dataset=data)
     if head.inputs_digest != Setting(experiment.model, likelihood, inputs).inputs_digest():
         raise FileError("the inputs here are not the sender's; give the same examples, in the same order")
@@ -244,4 +246,4 @@ def _in_order_of_data(walk: Walk, found: Sequence[Integers]) -> Integers:
     whole = np.full(len(walk.inputs), UNKNOWN, dtype=np.int64)
     decoded = np.concatenate(found) if found else whole[:0]
     whole[walk.order[: len(decoded)]] = decoded
-    return whole
+    return whole if len(decoded) < len(whole) else as_labels(whole, walk.config.likelihood)

@@ -161,7 +161,7 @@ class Walk:
             seed = int(np.random.SeedSequence([self.config.seed, number, member]).generate_state(1)[0])
             with seeded(seed, CPU):
                 model = train(self.config.model_copy(update={"seed": seed}), self.classes, earlier, bar)
-                dtype = next(model.parameters()).dtype
+                dtype = model.dtype
                 for _ in range(settings.members // self._networks):
                     with model.sample() if settings.predict == "samples" else model.mean():
                         for inputs, found in zip(asked, parts, strict=True):
@@ -176,11 +176,13 @@ class Walk:
 def epochs_for(config: Config, examples: int) -> int:
     """Passes over so many examples: ``training.epochs``, or more where they would be fewer steps than ``least_steps``.
 
-    >>> epochs_for(Config(), 128), epochs_for(Config(), 12_800)
+    >>> from bitsback.training import TrainingSettings
+    >>> config = Config(training=TrainingSettings(epochs=100))
+    >>> epochs_for(config, 128), epochs_for(config, 12_800)
     (300, 100)
     """
     per_epoch = max(1, -(-examples // config.training.batch_size))
-    return max(config.training.epochs, -(-config.prequential.least_steps // per_epoch))
+    return max(config.training.passes, -(-config.prequential.least_steps // per_epoch))
 
 
 @torch.enable_grad()
@@ -205,7 +207,7 @@ def train(config: Config, classes: int, examples: Examples, bar: "Bar") -> Bayes
 
 
 def _stretched(training: TrainingSettings, epochs: int) -> TrainingSettings:
-    factor = epochs / training.epochs
+    factor = epochs / training.passes
     schedule = training.schedule.model_copy(update={"warmup_epochs": training.schedule.warmup_epochs * factor})
-    beta = training.beta.model_copy(update={"warmup_epochs": training.beta.warmup_epochs * factor})
+    beta = training.beta.model_copy(update={"warmup_epochs": training.beta.numbers[1] * factor})
     return training.model_copy(update={"epochs": epochs, "schedule": schedule, "beta": beta})

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from pydantic import BaseModel, ValidationError
 from bitsback.config import Config
 from bitsback.config.load import parse_value
 from bitsback.config.network import FactorySettings
+from bitsback.data.digits import DigitsSettings
+from bitsback.data.idx import IdxSettings
 from bitsback.errors import FileError
 
 MODEL_SECTIONS = ("data", "network", "prior", "prior_overrides", "bayesian", "likelihood")
@@ -17,16 +20,13 @@ MESSAGE_SECTIONS = (*MODEL_SECTIONS, "posterior", "training", "seed")
 NEEDED = {"needed": True}
 """Stands for a path that the receiver has to give."""
 
-LATER_SETTINGS: dict[tuple[str, ...], Any] = {
-    ("data", "prior_fraction"): None,
-    ("data", "part"): None,
-    ("data", "features", "edges"): None,
-    ("training", "objective"): {"kind": "elbo"},
-    ("training", "antithetic"): False,
-    ("training", "fused"): False,
-    ("training", "noise_reuse"): 8,
-}
-"""Settings that the first files did not have, and what a missing one means: with this value they are left out."""
+DEFAULTS = json.loads((files("bitsback.bitstream") / "defaults_1.json").read_bytes())
+"""What a missing setting means in a file of format version 1, whatever the defaults of YAML and Python are by now.
+
+``first`` are the settings of the first files, which hold all of them, by section and kind; ``later`` are those that came since:
+with these values they are left out. The table never changes; it only grows under ``later``, by settings that files without them
+could not have had otherwise.
+"""
 
 PLACED = ("data", "network", "prior", "prior_overrides")
 """Sections that have places: paths, and the factory of the network."""
@@ -38,12 +38,13 @@ def to_tree(config: Config, sections: Sequence[str]) -> dict[str, Any]:
     Where a receiver trains, a pretrained start is marked, for without it training would end elsewhere.
     """
     tree = {name: _plain(getattr(config, name)) for name in sections}
-    for (*sections_above, name), value in LATER_SETTINGS.items():
-        part: Any = tree
-        for section in sections_above:
-            part = part.get(section) or {}
-        if name in part and part[name] == value:
-            del part[name]
+    if tree["data"]["scaling"] == "auto" and isinstance(config.data, DigitsSettings | IdxSettings):
+        tree["data"]["scaling"] = "unit"  # what it means for images, and what the first files say
+    for section, later in DEFAULTS["later"].items():
+        part: Any = (tree["data"].get("features") or {}) if section == "features" else tree.get(section, {})
+        for name, value in later.items():
+            if name in part and part[name] == value:
+                del part[name]
     if config.network.pretrained is not None and "training" in sections:
         tree["network"]["pretrained"] = NEEDED
     return tree
@@ -70,9 +71,7 @@ def from_tree(tree: dict[str, Any], places: Sequence[str] = (), *, data_is_neede
     Raises:
         FileError: for a place that is not one, and for a configuration that this version cannot use or that asks for too much.
     """
-    values, given = dict(tree), set()
-    if isinstance(values.get("training"), dict):
-        values["training"] = {"fused": False, **values["training"]}  # as the first files were trained
+    values, given = with_first_defaults(tree), set()
     for place in places:
         key, equals, text = place.removeprefix("--").partition("=")
         section, pattern, last = _split(key)
@@ -89,6 +88,47 @@ def from_tree(tree: dict[str, Any], places: Sequence[str] = (), *, data_is_neede
             raise FileError(f"'{key}' is fixed by the file; only places, such as --data.root=DIR, can be given")
         given.add(key)
     return _validated(values, given, data_is_needed)
+
+
+def with_first_defaults(tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree with what its sections leave out, as format version 1 means it.
+
+    >>> with_first_defaults({"likelihood": {"kind": "gaussian", "std": 2.0}})["likelihood"]["target_step"]
+    0.01
+    """
+    values = dict(tree)
+    for section, kinds in DEFAULTS["first"].items():
+        if isinstance(part := values.get(section), dict):
+            values[section] = _filled(_defaults_of(section, kinds, part), part)
+    if isinstance(patterns := values.get("prior_overrides"), dict):
+        kinds = DEFAULTS["first"]["prior"]
+        values["prior_overrides"] = {
+            pattern: _filled(_defaults_of("prior", kinds, part), part) if isinstance(part, dict) else part
+            for pattern, part in patterns.items()
+        }
+    return values
+
+
+LATER_BY_KIND = {"gaussian": ("standardise", "shift_bits"), "categorical": ("labels",)}
+"""Of a section with kinds, who has which of the later settings."""
+
+
+def _defaults_of(section: str, kinds: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
+    """The defaults of a section: of its kind, or of all where it has none."""
+    kind = part.get("kind", "")
+    if not isinstance(kind, str):
+        return {}
+    later = DEFAULTS["later"].get(section, {})
+    known = LATER_BY_KIND.get(kind, ()) if section == "likelihood" else later
+    return {**kinds.get(kind, {}), **{name: later[name] for name in known}}
+
+
+def _filled(defaults: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
+    """The part with what it leaves out; an optimiser or schedule of another name has defaults of its own."""
+    if part.get("name", defaults.get("name")) != defaults.get("name"):
+        return part
+    nested = {key: part[key] for key, value in defaults.items() if isinstance(value, dict) and isinstance(part.get(key), dict)}
+    return {**defaults, **part, **{key: _filled(defaults[key], inner) for key, inner in nested.items()}}
 
 
 def _split(key: str) -> tuple[str, list[str], str]:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from bitsback.bitstream.ans import Integers, Stack
 from bitsback.bitstream.codec import Codec
@@ -15,6 +14,7 @@ from bitsback.bitstream.labels import targets
 from bitsback.bitstream.outputs import exact_outputs
 from bitsback.bitstream.setting import digest
 from bitsback.config import Experiment
+from bitsback.config.labels import as_labels
 from bitsback.data import Examples
 from bitsback.errors import FileError
 from bitsback.files import check_new_directory, whole_directory, write_array, write_tensors
@@ -143,7 +143,7 @@ def receive_two_part(path: Path, directory: Path, places: Sequence[str] = ()) ->
     check_new_directory(directory)
     received = decode_two_part(read_file(path), str(path), places)
     with whole_directory(directory) as place:
-        write_array(place / "labels.npy", torch.from_numpy(received.labels))
+        write_array(place / "labels.npy", as_labels(received.labels, received.loaded.config.likelihood))
         write_tensors(place / "model.safetensors", received.loaded.tensors(), {})
     return received
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from bitsback.certificates import Certificate, certify_file, certify_posterior
 from bitsback.config import Config, load_run
-from bitsback.data import DataSettings
+from bitsback.data import DataSettings, Preprocessing
 from bitsback.errors import BitsbackError, CertificateError
 from bitsback.model import BayesianModel
 from bitsback.priors import PriorSettings
@@ -49,9 +49,9 @@ def certify_run(
         CertificateError: when no certificate would hold, with the fix.
     """
     run = load_run(directory)
-    check_preprocessing(run.config.data)
     check_priors(run.config)
     experiment = run.experiment()
+    check_preprocessing(run.config.data, experiment.dataset.preprocessing)
     _check_frozen(run.config, experiment.model)
     with using_threads(threads_for(run.config.training, experiment.model)):
         return certify_posterior(
@@ -87,7 +87,7 @@ def certify_model_file(path: Path, places: Sequence[str] = (), *, delta: float =
     if data.kind != named:
         raise CertificateError(f"say where the '{named}' examples of {path} are: --data.root=DIR or --data.path=FILE")
     if data.features is not None:
-        check_preprocessing(data)
+        check_preprocessing(data, loaded.preprocessing)
     check_priors(loaded.config)
     stored = data.model_copy(update={"scaling": "none", "features": None, "fraction_bits": None}).load()
     loss = loaded.likelihood.error
@@ -106,9 +106,9 @@ def certify_model_file(path: Path, places: Sequence[str] = (), *, delta: float =
     )
 
 
-def check_preprocessing(data: DataSettings) -> None:
+def check_preprocessing(data: DataSettings, preprocessing: Preprocessing) -> None:
     """Raise CertificateError when the inputs are prepared by numbers that were measured on the examples themselves."""
-    if data.scaling not in ("unit", "none"):
+    if preprocessing.shift.ndim or preprocessing.scale.ndim:
         raise CertificateError(
             f"data.scaling: {data.scaling} takes its numbers from the examples that the risk is measured on, so no prior over "
             "networks comes before them; train with data.scaling: unit"
@@ -155,9 +155,13 @@ def _checkpoints(config: Config) -> list[CheckpointPriorSettings]:
 
 
 def _check_frozen(config: Config, model: BayesianModel) -> None:
-    frozen = [name for name, parameter in model.deterministic() if not parameter.requires_grad]
-    if frozen and config.network.pretrained is not None:
+    if config.network.pretrained is None:
+        return
+    learned = {name for name, _ in model.learned_statistics()}
+    frozen = [(name, "weights", "give them a posterior") for name, p in model.deterministic() if not p.requires_grad]
+    frozen += [(name, "statistics", "put their layer into train mode") for name, _ in model.statistics() if name not in learned]
+    for name, what, fix in frozen:
         raise CertificateError(
-            f"the frozen weights '{frozen[0]}' come from {config.network.pretrained}, and what that has seen is unknown; give "
-            "them a posterior, or pack the run and certify the file, which pays for them"
+            f"the frozen {what} '{name}' come from {config.network.pretrained}, and what that has seen is unknown; {fix}, or "
+            "pack the run and certify the file, which pays for them"
         )

@@ -16,9 +16,11 @@ from bitsback.shipping.prequential import prequential
 from bitsback.shipping.prequential_walk import check as check_prequential
 from bitsback.shipping.two_part import send_two_part
 from bitsback.studies.point import PointNetwork, check_labels, point_config
+from bitsback.studies.rivals import Rival, label_spreading, logistic
 from bitsback.training.tuning import PackSettings, TuningSettings
 
-NAMES = ("uniform", "float32", "quantised", "bic", "laplace", "variational", "realised", "prequential")
+NAMES = ("uniform", "float32", "quantised", "bic", "laplace", "variational", "realised", "prequential",
+         "label_spreading", "logistic")  # fmt: skip
 PROBE = Path(__file__).with_name("probe.yaml")
 
 
@@ -28,20 +30,23 @@ class Row:
 
     Attributes:
         name: of the code.
-        model_bits, data_bits: the network, and the labels given it; codes without a network put all into the labels.
+        model_bits, data_bits: the network, and the labels given it; codes without a network put all into the labels, but for
+            the choice of a setting.
         total_bits: their sum.
         ratio: total over the uniform code.
         test_error: of the network that the code sends, or of the last one that it trains.
         seconds: training included.
         decodable: whether bitsback writes and reads these bits.
         how: by which verb, or why not.
+
+    Bits and ratio are None where the configuration lacks what the code needs, and ``how`` says what that is.
     """
 
     name: str
-    model_bits: float
-    data_bits: float
-    total_bits: float
-    ratio: float
+    model_bits: float | None
+    data_bits: float | None
+    total_bits: float | None
+    ratio: float | None
     test_error: float | None
     seconds: float
     decodable: bool
@@ -74,8 +79,8 @@ class Codelengths:
 
     >>> from bitsback.training import TrainingSettings
     >>> codes = Codelengths(Config(training=TrainingSettings(epochs=5)), progress=False)
-    >>> codes.row("uniform").ratio, codes.row("float32").ratio > 4
-    (1.0, True)
+    >>> codes.row("uniform").ratio, codes.row("label_spreading").how
+    (1.0, 'needs data.features: random_walk_modes')
     """
 
     def __init__(self, source: Config | Run, names: Sequence[str] = NAMES, *, progress: bool = True) -> None:
@@ -192,3 +197,18 @@ class Codelengths:
     def _prequential(self) -> Row:
         found = prequential(self.config, progress=self._progress)
         return self._row("prequential", 0.0, found.bits, found.test_error, found.seconds, how="send --code prequential")
+
+    def _label_spreading(self) -> Row:
+        return self._rival("label_spreading", label_spreading)
+
+    def _logistic(self) -> Row:
+        return self._rival("logistic", logistic)
+
+    def _rival(self, name: str, code: Callable[..., Rival]) -> Row:
+        """The row of a code without a network, or what it would need."""
+        try:
+            found = code(self.config, self._experiment.dataset, self._likelihood.classes, progress=self._progress)
+        except ConfigError as fault:
+            return Row(name, None, None, None, None, None, 0.0, decodable=False, how=str(fault))
+        return self._row(name, found.choice_bits, found.label_bits, found.test_error, found.seconds,
+                         how=found.how, decodable=False)  # fmt: skip

@@ -35,7 +35,8 @@ class PointNetwork:
     def weights(self) -> int:
         """How many numbers a receiver needs."""
         model = self.experiment.model
-        others = [*model.deterministic(), *model.statistics()]
+        trained = [(name, p) for name, p in model.deterministic() if p.requires_grad]
+        others = [*trained, *model.learned_statistics(), *model.changed_buffers()]
         return sum(q.weights for q in model.posteriors()) + sum(tensor.numel() for _, tensor in others)
 
     @classmethod

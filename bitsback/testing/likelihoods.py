@@ -40,5 +40,7 @@ def check_likelihood(
     assert torch.autograd.gradcheck(lambda x: likelihood.bits(x, targets), (leaf,)), f"{name}: wrong gradient"
     error = likelihood.error(likelihood.predict(outputs), targets)
     assert error.shape == (len(targets),), f"{name}: errors have shape {tuple(error.shape)}"
+    assert len(likelihood.answers(likelihood.predict(outputs))) == len(outputs), f"{name}: wants one answer for each input"
+    assert likelihood.marginal_bits(targets) > 0, f"{name}: the marginal code costs nothing"
     assert likelihood.uniform_bits(targets) > 0, f"{name}: the uniform code costs nothing"
     assert outputs[0].numel() == likelihood.outputs(targets), f"{name}: wants another number of outputs"

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from bitsback.kl import kl, mass
+from bitsback.kl.quadrature import nodes_between
 from bitsback.posterior import GaussianPosterior
 from bitsback.priors import Prior
 
@@ -14,6 +15,11 @@ POSTERIORS = ((0.0, 0.3), (0.1, 1e-3), (-0.7, 0.05), (2.0, 0.5), (1e-4, 1e-2), (
 """Means and stds, in units of the prior's width, at which the KL is checked."""
 
 POINTS_A_SIDE = 6_001
+
+GRIDS = (1 / 64, 1 / 8, 4.0)
+"""Steps, in units of the prior's width, of the grids on which its mass is added up."""
+
+BUCKETS_A_SIDE = 600
 
 
 def dense_kl_nats(prior: Prior, mean: float, std: float) -> float:
@@ -35,8 +41,35 @@ def dense_kl_nats(prior: Prior, mean: float, std: float) -> float:
     return total
 
 
+def bucket_masses(prior: Prior, step: float, first: int, last: int) -> Tensor:
+    """Return the prior's mass in the buckets of width ``step`` around the multiples first * step, ..., last * step.
+
+    By quadrature in float64, cut at the prior's breakpoints and at the buckets' edges; of shape (last - first + 1, ...) with
+    the batch shape of the distribution behind.
+
+    >>> from bitsback.priors import GaussianPrior
+    >>> round(float(bucket_masses(GaussianPrior(1.0), 2.0, 0, 0)), 6)  # between -1 and 1 std
+    0.682689
+    """
+    edges = step * (torch.arange(first, last + 2, dtype=torch.float64) - 0.5)
+    return masses_between(prior, edges)
+
+
+def masses_between(prior: Prior, edges: Tensor) -> Tensor:
+    """Return the prior's mass between neighbours among sorted ``edges``, (n - 1, ...)."""
+    p = copy.deepcopy(prior).double()
+    with torch.no_grad():
+        bends = p.breakpoints().flatten()
+        cuts = torch.cat([edges, bends[(bends > edges[0]) & (bends < edges[-1])]]).unique()
+        nodes, weights = nodes_between(cuts, 16)
+        behind = [1] * len(p().batch_shape)
+        parts = weights.reshape(-1, *behind) * p().log_prob(nodes.reshape(-1, *behind)).exp()
+        bucket = torch.searchsorted(edges, nodes) - 1
+        return parts.new_zeros(len(edges) - 1, *parts.shape[1:]).index_add(0, bucket, parts)
+
+
 def check_prior(prior: Prior, *, relative: float = 1e-6) -> None:
-    """Check one elementwise prior: mass, samples, KL (value and gradient), additivity, rounding.
+    """Check one elementwise prior: mass (also bucket by bucket), samples, KL (value and gradient), additivity, rounding.
 
     Raises:
         AssertionError: naming what broke.
@@ -46,6 +79,7 @@ def check_prior(prior: Prior, *, relative: float = 1e-6) -> None:
     """
     exact = copy.deepcopy(prior).double()
     _check_mass(exact)
+    _check_grids(exact)
     _check_samples(exact)
     for mean, std in POSTERIORS:
         width = float(exact.width().detach())
@@ -58,6 +92,19 @@ def check_prior(prior: Prior, *, relative: float = 1e-6) -> None:
 def _check_mass(prior: Prior) -> None:
     total = float(mass(prior(), prior.breakpoints()).detach())
     assert abs(total - 1) < 1e-7, f"{prior.kind}: the mass is {total}, a code needs one (Kraft)"
+
+
+def _check_grids(prior: Prior) -> None:
+    """The masses of the buckets of a grid, and of what lies beyond them, sum to one."""
+    width = float(prior.width().detach())
+    centre = float(prior.breakpoints().detach().median())
+    decades = 10.0 ** torch.arange(0.25, 10.5, 0.25, dtype=torch.float64)
+    for step in (width * part for part in GRIDS):
+        near = round(centre / step) + torch.arange(-BUCKETS_A_SIDE, BUCKETS_A_SIDE + 1, dtype=torch.float64) - 0.5
+        far = BUCKETS_A_SIDE * step * decades
+        edges = torch.cat([step * near[0] - far.flip(0), step * near, step * near[-1] + far])
+        total = float(masses_between(prior, edges).sum())
+        assert 1 - 1e-6 <= total <= 1 + 1e-9, f"{prior.kind}: its mass on a grid of step {step:g} adds up to {total}, not one"
 
 
 def _check_samples(prior: Prior) -> None:

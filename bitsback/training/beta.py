@@ -36,9 +36,10 @@ class Beta:
             self.memory = max(LOWEST, min(HIGHEST, self.memory + MEMORY * excess))
             self.value = math.exp(max(LOWEST, min(HIGHEST, self.memory + GAIN * excess)))
             return self.value
-        rise = self.settings.beta.warmup_epochs * self.steps_per_epoch
+        start, warmup_epochs = self.settings.beta.numbers
+        rise = warmup_epochs * self.steps_per_epoch
         share = min(1.0, step / rise) if rise else 1.0
-        self.value = self.settings.beta.start + (1 - self.settings.beta.start) * share
+        self.value = start + (1 - start) * share
         return self.value
 
     def notes(self, net_weight_bits: float) -> list[str]:
@@ -52,7 +53,8 @@ class Beta:
         """True when beta has arrived at one, or at a budget that is met within 1 %."""
         budget = self.settings.budget_bits
         if budget is None:
-            return not self.settings.beta.warmup_epochs or epoch > self.settings.beta.warmup_epochs
+            _, warmup_epochs = self.settings.beta.numbers
+            return not warmup_epochs or epoch > warmup_epochs
         arrived = not isinstance(budget, BudgetSettings) or epoch > budget.epochs
         return arrived and abs(self.excess) < 0.01
 

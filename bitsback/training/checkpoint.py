@@ -1,6 +1,13 @@
-"""Checkpoints: everything needed to resume bit for bit, in one safetensors file, without pickle."""
+"""Checkpoints: everything needed to resume bit for bit, in one safetensors file, without pickle.
+
+The newest is ``state.safetensors``; if it is damaged, a training goes on from the one before, ``previous.safetensors``. It ends
+at the same bits, since all randomness of an epoch follows from the seed and its number.
+"""
 
 import json
+import os
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +16,28 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from bitsback.errors import RunError, brief
-from bitsback.files import read_tensors, write_tensors
+from bitsback.files import DamagedFileError, check_seal, read_tensors, write_tensors
 from bitsback.training.loop import Fit
 
 BETA_STATE = ("memory", "value", "excess")
+PREVIOUS = "previous.safetensors"
+FORMAT = "bitsback checkpoint 2"
+UNSEALED = "bitsback checkpoint 1"
+"""Format of earlier releases, without a checksum."""
 
 
-def save_checkpoint(path: Path, fit: Fit, extra: dict[str, Any]) -> None:
-    """Write the fit's state to ``path``, atomically; ``extra`` is JSON that comes back from :func:`load_checkpoint`."""
+def save_checkpoint(path: Path, fit: Fit, extra: dict[str, Any], *, is_first: bool = False) -> None:
+    """Write the fit's state, atomically, and keep the checkpoint before.
+
+    Args:
+        path: of the checkpoint.
+        fit: the training.
+        extra: JSON that comes back from :func:`load_checkpoint`.
+        is_first: a training begins; checkpoints that lie there are of another one, and are not kept.
+    """
     tensors: dict[str, Tensor] = {}
     facts = {
-        "format": "bitsback checkpoint 1",
+        "format": FORMAT,
         "epoch": fit.epoch,
         "beta": {name: getattr(fit.beta, name) for name in BETA_STATE},
         "schedule": _pack(fit.schedule.state_dict() if fit.schedule else None, "schedule", tensors),
@@ -30,18 +48,65 @@ def save_checkpoint(path: Path, fit: Fit, extra: dict[str, Any]) -> None:
     _pack(fit.likelihood.state_dict(), "likelihood", tensors)
     _pack(fit.objective.state_dict(), "objective", tensors)
     stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    write_tensors(path, stored, {"facts": json.dumps(facts)})
+    previous = path.with_name(PREVIOUS)
+    if is_first:
+        previous.unlink(missing_ok=True)
+    write_tensors(path, stored, {"facts": json.dumps(facts)}, keep=None if is_first else previous)
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and facts of a checkpoint, whose checksum fits.
+
+    Raises:
+        DamagedFileError: when it is missing, damaged, or no checkpoint.
+    """
+    tensors, metadata = read_tensors(path)
+    try:
+        facts = json.loads(metadata["facts"])
+        if facts["format"] == UNSEALED or (facts["format"] == FORMAT and check_seal(path)):
+            return tensors, facts
+    except (KeyError, ValueError, TypeError, RecursionError, OSError) as fault:
+        raise DamagedFileError(f"cannot read {path}: it is no checkpoint; take it from a copy, or train anew") from fault
+    raise DamagedFileError(f"cannot read {path}: it is damaged, or of a later release; take it from a copy, or train anew")
 
 
 def load_checkpoint(path: Path, fit: Fit) -> dict[str, Any]:
     """Put a checkpoint's state into a fit of the same configuration; returns the ``extra`` it was saved with.
 
+    If it is damaged, the one before is taken, which then stands in its place; stderr says so.
+
     Raises:
-        RunError: when the file is missing, damaged, or of another network.
+        RunError: when both are missing or damaged, or when it is of another network.
     """
-    tensors, metadata = read_tensors(path)
     try:
-        facts = json.loads(metadata["facts"])
+        tensors, facts = read_checkpoint(path)
+    except DamagedFileError as fault:
+        return _load_previous(path, fit, fault)
+    return _put(path, tensors, facts, fit)
+
+
+def _load_previous(path: Path, fit: Fit, fault: DamagedFileError) -> dict[str, Any]:
+    previous = path.with_name(PREVIOUS)
+    if not previous.exists():
+        raise fault
+    try:
+        tensors, facts = read_checkpoint(previous)
+    except DamagedFileError as other:
+        raise RunError(
+            f"cannot read {path}, nor {previous}: both checkpoints are damaged, and nothing was changed; "
+            "take one from a copy, or train anew with another --out"
+        ) from other
+    extra = _put(previous, tensors, facts, fit)
+    with suppress(OSError):
+        os.replace(previous, path)  # the next checkpoint must not put the damaged one in the place of the good one
+    what = "is missing" if isinstance(fault.__cause__, FileNotFoundError) else "is damaged"
+    print(f"bitsback: {path} {what}; going on from the checkpoint before, of epoch {fit.epoch:,}", file=sys.stderr)
+    return extra
+
+
+def _put(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any], fit: Fit) -> dict[str, Any]:
+    """Put what a checkpoint says into a fit; returns its ``extra``."""
+    try:
         load_weights(tensors, fit.model, fit.likelihood)
         fit.objective.load_state_dict(_of("objective", tensors))
         fit.optimizer.load_state_dict(_unpack(facts["optimizer"], tensors))

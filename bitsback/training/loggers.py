@@ -73,14 +73,14 @@ class JsonLines:
     def __init__(self, path: Path, keep_epochs: int) -> None:
         kept = []
         if keep_epochs and path.exists():
-            for line in path.read_text().splitlines():
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
                     if json.loads(line)["epoch"] <= keep_epochs:
                         kept.append(line)
                 except (ValueError, KeyError):  # the line a kill cut short
                     break
         write_text(path, "".join(line + "\n" for line in kept))
-        self._file = path.open("a")
+        self._file = path.open("a", encoding="utf-8", newline="\n")
 
     def log(self, metrics: Metrics) -> None:
         self._file.write(json.dumps(metrics) + "\n")

@@ -16,6 +16,7 @@ from bitsback.errors import TrainingError
 from bitsback.likelihoods import Likelihood
 from bitsback.model import BayesianModel
 from bitsback.model.accounting import set_seed
+from bitsback.model.modes import Modes
 from bitsback.training.augment import augmented
 from bitsback.training.beta import Beta
 from bitsback.training.objective import DescriptionLength, Objective
@@ -31,7 +32,10 @@ PRIOR_RATE = 0.03
 
 @dataclass
 class Fit:
-    """A training under way: everything that a step reads or changes."""
+    """A training under way: everything that a step reads or changes.
+
+    Every module trains in the mode that it is in when this is made: what is in eval mode stays in eval mode.
+    """
 
     model: BayesianModel
     likelihood: Likelihood
@@ -48,6 +52,7 @@ class Fit:
     def __post_init__(self) -> None:
         self.objective = self.objective or DescriptionLength(len(self.train))
         self.weights = self.weights or PlainWeights(self.model)
+        self.modes = Modes(self.model)
 
     @cached_property
     def _deterministic_bits(self) -> float:
@@ -64,7 +69,7 @@ class Fit:
         All randomness of an epoch follows from the seed and the epoch's number, so that a resumed run repeats it exactly.
         """
         set_seed(self.seed * 1_000_003 + self.epoch, self.train.inputs.device)
-        self.model.train()
+        self.modes.restore()
         self.weights.restart()
         data_bits, weight_bits = 0.0, 0.0
         for number, (inputs, targets) in enumerate(self.batches()):
@@ -89,7 +94,7 @@ class Fit:
 
     def step(self, step: int, inputs: Tensor, targets: Tensor) -> tuple[float, float]:
         """One step on the objective; returns the batch's data bits and the weight bits."""
-        done = step / (self.settings.epochs * self.steps_per_epoch)
+        done = step / (self.settings.passes * self.steps_per_epoch)
         self.optimizer.zero_grad(set_to_none=True)
         weight_bits = self.weights.cost(PRIOR_RATE + (1 - PRIOR_RATE) * done**2)
         beta = self.beta.before_step(step, float(weight_bits.detach()) + self._deterministic_bits)

@@ -35,6 +35,8 @@ def make_optimizer(modules: list[nn.Module], settings: OptimizerSettings, exampl
     if settings.name not in known:
         hint = near_miss(settings.name, known)
         raise ConfigError(f"training.optimizer.name: '{settings.name}'{hint} is not one of {', '.join(sorted(known))}")
+    if not any(p.requires_grad for module in modules for p in module.parameters()):
+        raise ConfigError("nothing can be trained: every weight is frozen; call requires_grad_(True) on those that shall learn")
     log_std_lr, arguments = settings.log_std_lr or settings.lr, dict(settings.arguments)
     try:
         if settings.name == IVON.__name__:

@@ -74,7 +74,6 @@ def profile(fit: Fit, directory: Path) -> str:
     Returns:
         the text of steps.txt: tables of phases, layers and operators.
     """
-    fit.model.train()
     fit.weights.restart()
     supply = enumerate(cycle(list(islice(fit.batches(), 8))))
 

@@ -8,6 +8,7 @@ from statistics import fmean
 
 from bitsback.data import Examples
 from bitsback.model import evaluate
+from bitsback.model.verdict import LAST_EPOCHS, Course
 from bitsback.training.checkpoint import load_checkpoint, save_checkpoint
 from bitsback.training.dashboards import Subject, open_dashboards
 from bitsback.training.loggers import Bar, JsonLines, Logger, Metrics
@@ -41,13 +42,15 @@ class Session:
         self.fit, self.test, self.directory, self.logging = fit, test, directory, logging
         self.seconds, self.finished = 0.0, False
         self.history: list[float] = []
+        self._data_bits: list[float] = []
         self._test_error: float | None = None
         if resume and directory is not None:
             state = load_checkpoint(self.checkpoint, fit)
             self.seconds, self.history, self.finished = state["seconds"], state["history"], state["finished"]
             self._test_error = state["test_error"]
+            self._data_bits = state.get("data_bits", [])
         self.dashboards = open_dashboards(logging, directory, subject, keep_epochs=fit.epoch, resume=resume)
-        self.loggers: list[Logger] = [Bar(fit.settings.epochs, fit.epoch, shown=progress)]
+        self.loggers: list[Logger] = [Bar(fit.settings.passes, fit.epoch, shown=progress)]
         if directory is not None:
             self.loggers.append(JsonLines(directory / "metrics.jsonl", keep_epochs=fit.epoch))
         self.loggers += loggers
@@ -63,15 +66,20 @@ class Session:
         assert self.directory is not None
         return self.directory / "checkpoint" / "state.safetensors"
 
+    @property
+    def course(self) -> Course:
+        """What the training says of itself, for the ledger; augmented images cost other bits than the ledger's."""
+        comparable = self.fit.settings.augment is None
+        return Course(self.fit.epoch * self.fit.steps_per_epoch, tuple(self._data_bits) if comparable else ())
+
     def run(self) -> None:
         """Epochs until the last, or until the net bits no longer fall."""
-        if self.directory is not None and self.fit.epoch == 0:
-            self.save()
         began, saved = time.perf_counter() - self.seconds, time.perf_counter()
         try:
-            while self.fit.epoch < self.fit.settings.epochs and not self.finished:
+            while self.fit.epoch < self.fit.settings.passes and not self.finished:
                 metrics = self._metrics(*self.fit.run_epoch())
                 self.seconds = metrics["seconds"] = time.perf_counter() - began
+                self._data_bits = [*self._data_bits, metrics["data_bits"]][-LAST_EPOCHS:]
                 for logger in [*self.loggers, *self.dashboards]:
                     logger.log(metrics)
                 self._watch(metrics["net_bits"])
@@ -83,7 +91,7 @@ class Session:
 
     def _metrics(self, data_bits: float, net_weight_bits: float) -> Metrics:
         fit = self.fit
-        if self.test is not None and (fit.epoch % self.logging.test_every == 0 or fit.epoch == fit.settings.epochs):
+        if self.test is not None and (fit.epoch % self.logging.test_every == 0 or fit.epoch == fit.settings.passes):
             self._test_error = evaluate(fit.model, fit.likelihood, self.test, samples=0).error
         hyperparameter_bits = sum(charge.bits for charge in [*fit.model.charges(), *fit.likelihood.charges()])
         grid_step = fit.model.grid_step()
@@ -119,11 +127,11 @@ class Session:
             before, lately = self.history[: rule.patience_epochs], self.history[rule.patience_epochs :]
             self.finished = fmean(lately) > fmean(before) - rule.min_improvement_bits
 
-    def save(self, finished: bool = False) -> None:
-        """Write the checkpoint."""
+    def save(self, *, finished: bool = False, is_first: bool = False) -> None:
+        """Write the checkpoint, and keep the one before unless it is of another training."""
         state = {"seconds": self.seconds, "history": self.history, "finished": finished or self.finished}
-        state["test_error"] = self._test_error
-        save_checkpoint(self.checkpoint, self.fit, state)
+        state |= {"test_error": self._test_error, "data_bits": self._data_bits}
+        save_checkpoint(self.checkpoint, self.fit, state, is_first=is_first)
 
 
 def close(loggers: Sequence[Logger]) -> None:

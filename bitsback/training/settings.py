@@ -1,13 +1,22 @@
 """How a network is trained, how its ledger is taken, and what is logged."""
 
-from typing import Annotated, Any, Literal
+import math
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from bitsback.likelihoods import Likelihood
 from bitsback.registry import Settings
 from bitsback.training.augment import AugmentSettings
 
 Threads = Annotated[int, Field(ge=1, le=256)]
+
+
+AUTO_STEPS, AUTO_EPOCHS = 4000, 30
+"""A table of a hundred rows is one batch: a hundred passes would be a hundred steps, and leave the prior where it started."""
+
+WARMUP_SHARE, WARMUP_START = 0.3, 1e-3
+"""KL warm-up of likelihoods that learn their noise: while it is wide, the KL prunes the network (docs/training.md)."""
 
 
 class OptimizerSettings(Settings):
@@ -39,8 +48,31 @@ class ScheduleSettings(Settings):
 class BetaSettings(Settings):
     """Weight of the KL in the loss: rises linearly from ``start`` to 1. The ledger is always taken at 1."""
 
-    start: NonNegativeFloat = Field(1.0, le=1.0, description="beta at the first step")
-    warmup_epochs: NonNegativeFloat = Field(0.0, description="epochs until beta is 1")
+    start: NonNegativeFloat | Literal["auto"] = Field(
+        "auto", description="beta at the first step; auto: 0.001 with a warm-up, else 1"
+    )
+    warmup_epochs: NonNegativeFloat | Literal["auto"] = Field(
+        "auto",
+        description="epochs until beta is 1; auto: 3 of 10 where the noise of real targets is found in training, or where "
+        "start is given; else 0",
+    )
+
+    @field_validator("start")
+    @classmethod
+    def _at_most_one(cls, start: float | str) -> float | str:
+        if isinstance(start, float) and start > 1:
+            raise ValueError(f"beta.start must not exceed 1, got {start:g}")
+        return start
+
+    @property
+    def numbers(self) -> tuple[float, float]:
+        """Start and warm-up epochs; :meth:`TrainingSettings.settled` makes numbers of ``auto``."""
+        assert self.start != "auto", "settings have to be settled first"
+        assert self.warmup_epochs != "auto", "settings have to be settled first"
+        return self.start, self.warmup_epochs
+
+
+CONSTANT_BETA = BetaSettings(start=1.0, warmup_epochs=0.0)
 
 
 class BudgetSettings(Settings):
@@ -85,7 +117,9 @@ class EarlyStopSettings(Settings):
 class TrainingSettings(Settings):
     """The total description length is the loss, unless ``objective`` says otherwise; the rest says how it is lowered."""
 
-    epochs: PositiveInt = Field(100, description="passes over the training split")
+    epochs: PositiveInt | Literal["auto"] = Field(
+        "auto", description=f"passes over the training split; auto: enough for {AUTO_STEPS:,} steps, and at least {AUTO_EPOCHS}"
+    )
     batch_size: PositiveInt = Field(128, description="examples per step; the epoch is cut into equal batches of at most this")
     draws: PositiveInt = Field(1, description="weight draws per batch: the batch is cut into as many groups")
     antithetic: bool = Field(False, description="every second draw of a batch is the mirror image of the one before")
@@ -112,23 +146,50 @@ class TrainingSettings(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> "TrainingSettings":
-        if self.budget_bits is not None and self.beta != BetaSettings():
+        if self.budget_bits is not None and self.beta not in (BetaSettings(), CONSTANT_BETA):
             raise ValueError("budget_bits adjusts beta by itself; leave training.beta out")
         if self.optimizer.name == "IVON" and isinstance(self.objective, BoundSettings):
             raise ValueError(f"IVON needs bits for a loss, and objective {self.objective.kind} is none; use Adam")
         if self.budget_bits is not None and isinstance(self.objective, BoundSettings):
             raise ValueError(f"objective {self.objective.kind} weighs weight bits by itself; leave training.budget_bits out")
-        if self.beta.start < 1 and not self.beta.warmup_epochs:
+        if isinstance(self.beta.start, float) and self.beta.start < 1 and not self.beta.warmup_epochs:
             raise ValueError("beta.start has no effect without beta.warmup_epochs; set how long beta takes to rise to 1")
-        if self.schedule.warmup_epochs > self.epochs:
+        epochs = math.inf if self.epochs == "auto" else self.epochs
+        if self.schedule.warmup_epochs > epochs:
             raise ValueError(f"schedule.warmup_epochs {self.schedule.warmup_epochs:g} must not exceed epochs {self.epochs}")
         if self.draws > self.batch_size:
             raise ValueError(f"draws {self.draws} must not exceed batch_size {self.batch_size}")
         if self.antithetic and (self.draws % 2 or not self.fused):
             raise ValueError("antithetic draws come in pairs, from the fused step: set draws to 2 or 4, and fused to true")
-        if self.beta.warmup_epochs > self.epochs:
+        if isinstance(self.beta.warmup_epochs, float) and self.beta.warmup_epochs > epochs:
             raise ValueError(f"beta.warmup_epochs {self.beta.warmup_epochs:g} must not exceed epochs {self.epochs}")
         return self
+
+    @property
+    def passes(self) -> int:
+        """Epochs as a number; :meth:`settled` makes one of ``auto``."""
+        assert self.epochs != "auto", "settings have to be settled first"
+        return self.epochs
+
+    def settled(self, examples: int, likelihood: Likelihood) -> Self:
+        """The settings with a number in place of every ``auto`` that depends on the data or the likelihood.
+
+        >>> from bitsback.likelihoods import CategoricalLikelihood
+        >>> TrainingSettings().settled(150, CategoricalLikelihood(3)).epochs
+        2000
+        """
+        if self.epochs != "auto":
+            epochs = self.epochs
+        else:
+            epochs = max(AUTO_EPOCHS, -(-AUTO_STEPS // -(-examples // self.batch_size)), math.ceil(self.schedule.warmup_epochs))
+        start, warmup = self.beta.start, self.beta.warmup_epochs
+        if warmup == "auto":
+            steered = self.budget_bits is not None or isinstance(self.objective, BoundSettings)
+            rises = likelihood.finds_noise and not steered if start == "auto" else start < 1
+            warmup = WARMUP_SHARE * epochs if rises else 0.0
+        if start == "auto":
+            start = WARMUP_START if warmup else 1.0
+        return self.model_copy(update={"epochs": epochs, "beta": BetaSettings(start=start, warmup_epochs=warmup)})
 
 
 class LedgerSettings(Settings):

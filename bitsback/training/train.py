@@ -1,11 +1,13 @@
 """Train a model in a run directory, and take its ledger."""
 
 import copy
+import functools
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ParamSpec
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from bitsback.files import write_tensors, write_text
 from bitsback.layout import interleave, straighten
 from bitsback.ledger import Ledger
 from bitsback.likelihoods import Likelihood
+from bitsback.locks import LOCK, exclusive, remove_left_over_files
 from bitsback.model import BayesianModel, evaluate, posterior_tensors, take_ledger
 from bitsback.model.accounting import check_point_grids, seeded
 from bitsback.threads import using_threads
@@ -45,6 +48,26 @@ class Outcome:
     stopped_early: bool = False
 
 
+P = ParamSpec("P")
+
+
+def _alone(call: Callable[P, Outcome]) -> Callable[P, Outcome]:
+    """The training, with its directory locked, and free of what killed ones left there."""
+
+    @functools.wraps(call)
+    def locked(*arguments: P.args, **settings: P.kwargs) -> Outcome:
+        directory = settings.get("directory")
+        if not isinstance(directory, Path):
+            return call(*arguments, **settings)
+        with exclusive(directory / LOCK, directory):
+            for folder in (directory, directory / "checkpoint", directory / "profile"):
+                remove_left_over_files(folder)
+            return call(*arguments, **settings)
+
+    return locked
+
+
+@_alone
 def train(
     model: BayesianModel,
     likelihood: Likelihood,
@@ -63,6 +86,9 @@ def train(
 ) -> Outcome:
     """Lower the total description length of the training targets, then take the ledger.
 
+    Every module is trained in the mode that it is in, and is left in it: in eval mode, normalisation keeps its statistics and
+    dropout drops nothing. Parameters without ``requires_grad`` do not move.
+
     Args:
         model, likelihood, dataset: what is trained, in place, and on what; test examples only measure.
         directory: where the run's files go (see the README); None writes nothing.
@@ -78,6 +104,7 @@ def train(
 
     Raises:
         TrainingError: when the loss is not finite; the last good checkpoint stays.
+        InUseError: when another process is writing to the directory.
         ConfigError, RunError, DataError: with the fix.
 
     >>> from bitsback.data.digits import DigitsSettings
@@ -91,6 +118,8 @@ def train(
     """
     training, ledger = training or TrainingSettings(), ledger or LedgerSettings()
     logging = logging or LoggingSettings()
+    likelihood.fit(dataset.train.targets)
+    training = training.settled(len(dataset.train), likelihood)
     for examples in (dataset.train, dataset.test):
         if examples is not None:
             likelihood.check_targets(examples.targets, examples.name)
@@ -105,25 +134,35 @@ def train(
         if profile_to is not None:
             from bitsback.training.profile import STEPS, profile
 
-            longer = training.model_copy(update={"epochs": training.epochs + STEPS})  # schedules end, and may not go on
+            longer = training.model_copy(update={"epochs": training.passes + STEPS})  # schedules end, and may not go on
             with seeded(seed, device):
                 profile(start(copy.deepcopy(model), copy.deepcopy(likelihood), data, longer, seed), profile_to)
         fit = start(model, likelihood, data, training, seed)
         subject = subject_of(model, logging, {"training": training, "ledger": ledger}, seed, config_text)
         with Session(fit, test, directory, logging, subject, loggers, progress=progress, resume=resume) as session:
-            if directory is not None and config_text is not None and not resume:
-                write_text(directory / "config.yaml", config_text)
+            if directory is not None and not resume:
+                session.save(is_first=True)
+                if config_text is not None:  # written last: a run with a configuration can be resumed
+                    write_text(directory / "config.yaml", config_text)
             session.run()
+            fit.modes.restore()  # loggers may have looked at the model
             straighten(model)
             model.update_priors()
             book = take_ledger(
-                model, likelihood, data, samples=ledger.samples, grid_step=ledger.grid_step, seed=seed, progress=progress
+                model,
+                likelihood,
+                data,
+                samples=ledger.samples,
+                grid_step=ledger.grid_step,
+                seed=seed,
+                progress=progress,
+                course=session.course,
             )
             book = replace(book, notes=(*book.notes, *fit.beta.notes(book.net_weight_bits)))
             draws = ledger.samples if model.smallest_std() is not None else 0
             error = evaluate(model, likelihood, test, samples=draws, seed=seed + 1).error if test else None
             subject.final = final_numbers(book, error)
-        threads, stopped_early = torch.get_num_threads(), fit.epoch < training.epochs
+        threads, stopped_early = torch.get_num_threads(), fit.epoch < training.passes
     outcome = Outcome(book, error, likelihood.error_name, session.seconds, fit.epoch, threads, stopped_early)
     if directory is not None:
         session.save(finished=True)
@@ -142,6 +181,8 @@ def start(model: BayesianModel, likelihood: Likelihood, data: Examples, settings
     >>> fit = start(bayesianize(torch.nn.Linear(4, 2)), CategoricalLikelihood(2), examples, TrainingSettings(epochs=1))
     >>> data_bits, weight_bits = fit.step(0, examples.inputs[:10], examples.targets[:10])
     """
+    likelihood.fit(data.targets)
+    settings = settings.settled(len(data), likelihood)
     if settings.fused:
         interleave(model)
     other_bits = model.deterministic_bits() + sum(charge.bits for charge in [*model.charges(), *likelihood.charges()])
@@ -149,7 +190,7 @@ def start(model: BayesianModel, likelihood: Likelihood, data: Examples, settings
     objective.to(data.inputs.device)
     optimizer = make_optimizer([model, likelihood, objective], settings.optimizer, len(data), fused=settings.fused)
     steps = -(-len(data) // settings.batch_size)
-    schedule = make_schedule(optimizer, settings.schedule, settings.epochs, steps)
+    schedule = make_schedule(optimizer, settings.schedule, settings.passes, steps)
     weights = step_weights(model, settings)
     return Fit(model, likelihood, data, settings, seed, optimizer, schedule, Beta(settings, steps), objective, weights)
 
@@ -158,6 +199,7 @@ def _write_results(directory: Path, model: BayesianModel, likelihood: Likelihood
     write_tensors(directory / "posterior.safetensors", *posterior_tensors(model, likelihood))
     summary = {
         "sentence": outcome.ledger.sentence(),
+        "warnings": list(outcome.ledger.warnings),
         "net_bits": outcome.ledger.net_bits,
         f"test_{outcome.error_name}": outcome.test_error,
         "training_seconds": outcome.training_seconds,

@@ -23,6 +23,7 @@ from bitsback.errors import TrainingError
 from bitsback.kl import Panels, kl_each
 from bitsback.likelihoods import Likelihood
 from bitsback.model import BayesianModel
+from bitsback.model.modes import Modes
 from bitsback.posterior import GaussianPosterior
 from bitsback.registry import Settings
 from bitsback.training.augment import AugmentSettings, augmented
@@ -81,7 +82,7 @@ class Tuner:
     """A network on its way from a posterior to one chosen weight vector.
 
     Args:
-        model: its means and stds are trained on, its priors are held.
+        model: its means and stds are trained on, its priors are held, and so is what is in eval mode.
         likelihood, examples: what it describes.
         code: the blocks.
         settings: how.
@@ -102,6 +103,7 @@ class Tuner:
 
     def __post_init__(self) -> None:
         self.indices = np.zeros(self.code.blocks, dtype=np.int64)
+        self._modes = Modes(self.model)
         self._posteriors = [q for q in self.model.posteriors() if isinstance(q, GaussianPosterior)]
         self._block_of = torch.from_numpy(self.code.block_of())
         self._free = torch.ones(len(self._block_of), dtype=torch.bool)
@@ -154,7 +156,7 @@ class Tuner:
                 yield inputs[batch], targets[batch]
 
     def _train(self, steps: int, bar: Any) -> None:
-        self.model.train()
+        self._modes.restore()
         target = self.settings.target_bits or float(self.code.index_bits)
         count = len(self.examples)
         for _ in range(steps):
@@ -208,17 +210,16 @@ class Tuner:
 
     @torch.no_grad()
     def _settle_statistics(self) -> None:
-        """Average the running statistics of normalisation layers over the data, under the chosen weights."""
-        norms = [
-            m for m in self.model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and m.track_running_stats
-        ]
+        """Average the running statistics of normalisation layers that train over the data, under the chosen weights."""
+        self._modes.restore()
+        kind = torch.nn.modules.batchnorm._BatchNorm
+        norms = [m for m in self.model.modules() if isinstance(m, kind) and m.track_running_stats and m.training]
         if not norms:
             return
         momenta = [norm.momentum for norm in norms]
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # a plain average
-        self.model.train()
         with self.model.mean():
             for inputs in self.examples.inputs.split(512):
                 self.model(inputs)

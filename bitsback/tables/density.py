@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bitsback.bitstream.elementary import Floats, exp, log
 from bitsback.errors import PriorError
 from bitsback.priors import Prior
 from bitsback.priors.gaussian import NormalPrior
@@ -19,6 +18,7 @@ from bitsback.priors.heavy_tails import CauchyPrior, LogisticPrior, StudentTPrio
 from bitsback.priors.horseshoe import EULER_GAMMA, HorseshoePrior
 from bitsback.priors.laplace import LaplacePrior
 from bitsback.priors.mixtures import MixturePrior
+from bitsback.tables.elementary import Floats, exp, log
 
 Density = Callable[[Floats], Floats]
 FINE = 2.0**20
@@ -40,6 +40,10 @@ class Shape:
     density: Density
     reach_octaves: int
     exact: bool = True
+
+    def octaves(self, step: float) -> int:
+        """Octaves of multiples of ``step`` that cover the reach."""
+        return self.reach_octaves - int(np.frexp(step)[1]) + 1
 
 
 @dataclass(frozen=True)

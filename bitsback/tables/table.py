@@ -12,14 +12,17 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from bitsback.bitstream.density import Shape
-from bitsback.bitstream.elementary import Floats
 from bitsback.errors import PriorError
+from bitsback.tables.density import Shape
+from bitsback.tables.elementary import Floats
 
 Ints = NDArray[np.int64]
 
 TOTAL_BITS = 28
 """Frequencies of a table sum to 2^28: more would cost precision in a 64-bit coder, fewer in the tails."""
+
+MOST_OCTAVES = 40
+"""A table covers at most 2^40 points on either side of zero."""
 
 SUB_BUCKET_BITS = 6
 MASS_BITS = 34
@@ -71,8 +74,8 @@ class PriorTable:
         Raises:
             PriorError: when the density has no finite mass on the lattice, or the lattice is too fine for 2^40 points.
         """
-        reach = max(8, shape.reach_octaves - int(np.frexp(step)[1]) + 1)
-        if reach > 40:
+        reach = max(8, shape.octaves(step))
+        if reach > MOST_OCTAVES:
             raise PriorError(f"a lattice step of {step:g} scales is too fine: more than 2^40 points; choose a larger step")
         half = (reach - SUB_BUCKET_BITS) << SUB_BUCKET_BITS
         number = np.arange(half)
@@ -88,6 +91,14 @@ class PriorTable:
         if not (math.isfinite(total) and total > 0 and bool((mass >= 0).all())):
             raise PriorError(f"the prior {shape.name} has no proper mass: its density sums to {total:g} over the lattice")
         return cls(_cumulative(mass, total), half)
+
+    def bits(self, index: Ints) -> Floats:
+        """Code length of lattice points: of the bucket, and of the position inside it; infinite beyond the table."""
+        bucket, exponent, _ = bucket_of(index)
+        inside = np.abs(bucket + 0.5) < self.half
+        place = np.where(inside, bucket + self.half, 0)
+        frequency = self.cumulative[place + 1] - self.cumulative[place]
+        return np.where(inside, TOTAL_BITS - np.log2(frequency) + exponent, np.inf)
 
     @cached_property
     def quantiles(self) -> Ints:

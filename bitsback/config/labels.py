@@ -1,0 +1,134 @@
+"""Labels as they come: from what stands in the data to the classes 0, 1, 2, ... of a network's outputs."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from bitsback.config.schema import Config
+from bitsback.data import Dataset, Examples
+from bitsback.data.dataset import LabelValues
+from bitsback.errors import DataError
+from bitsback.likelihoods import LikelihoodSettings
+from bitsback.likelihoods.base import require, whole
+from bitsback.likelihoods.classes import CategoricalSettings
+
+FEW = 20
+"""So many distinct whole numbers may be classes however few examples there are."""
+
+EXAMPLES_PER_LABEL = 5
+"""Fewer on average look like a quantity."""
+
+MOST_CLASSES = 1 << 16
+"""More have to be declared."""
+
+
+def with_classes(config: Config, dataset: Dataset) -> tuple[Config, Dataset]:
+    """Settle which labels are which classes.
+
+    Labels are the distinct values of the data where neither the source, the likelihood nor the network declares a number of
+    classes; else they are 0 .. C - 1.
+
+    Returns:
+        The configuration, with ``likelihood.labels`` written out where they are not 0, 1, 2, ...; and the data set, whose
+        targets are classes then.
+
+    Raises:
+        DataError: for texts under another likelihood, for labels that are not the declared ones, and where nobody has said
+            what whole numbers with hardly two alike, or real numbers, are.
+    """
+    likelihood, targets = config.likelihood, dataset.train.targets
+    texts = dataset.labels is not None and isinstance(next(iter(dataset.labels), None), str)
+    if not isinstance(likelihood, CategoricalSettings):
+        if texts:
+            raise DataError(
+                f"the targets of {dataset.name} are texts, such as {dataset.labels[0]!r}, which likelihood.kind="  # type: ignore[index]
+                f"{likelihood.kind} cannot describe; use categorical"
+            )
+        return config, dataset
+    if "likelihood" not in config.model_fields_set:
+        _check_guess(dataset)
+    if dataset.classes is not None or targets.ndim != 1:
+        return config, dataset
+    if targets.is_floating_point():
+        require(
+            whole(targets),
+            targets,
+            dataset.train.name,
+            "labels must be whole numbers or texts; or use likelihood.kind=gaussian",
+        )
+    likelihood.check_labels()
+    declared = likelihood.classes or config.network.declared_outputs(dataset.train.inputs)
+    wanted = likelihood.labels
+    if wanted is None and declared is not None and not texts:
+        return config, replace(dataset, classes=declared)  # checked by the likelihood, example by example
+    found = dataset.labels if dataset.labels is not None else _distinct(dataset)
+    labels = wanted if wanted is not None else found
+    if likelihood.classes is None and len(labels) > MOST_CLASSES:
+        raise DataError(f"{dataset.name} has {len(labels):,} distinct labels; if they are classes, set likelihood.classes")
+    if declared is not None and len(labels) != declared:
+        raise DataError(
+            f"{dataset.name} has {len(labels):,} distinct labels, and {declared:,} classes are declared; set "
+            "likelihood.classes, or leave it and the last layer's size out"
+        )
+    dataset = replace(dataset, classes=max(2, len(labels)))
+    if len(labels) < 2:
+        raise DataError(
+            f"every label of {dataset.name} is {labels[0]!r}: there is nothing to describe; give two labels or more"
+        )
+    if labels == tuple(range(len(labels))):
+        return config, dataset
+    named = replace(
+        dataset,
+        train=_as_classes(dataset.train, found, labels, texts=texts),
+        test=dataset.test and _as_classes(dataset.test, found, labels, texts=texts),
+    )
+    settled = likelihood.model_copy(update={"labels": labels})
+    return config.model_copy(update={"likelihood": settled}), named
+
+
+def _check_guess(dataset: Dataset) -> None:
+    """Raise DataError where a categorical likelihood is nobody's choice, and the targets do not look like labels."""
+    targets = dataset.train.targets
+    if targets.is_floating_point():
+        raise DataError(
+            f"the targets of {dataset.name} are real numbers; say how to describe them: likelihood: {{kind: gaussian}}, or "
+            "poisson for counts, bernoulli for yes-or-no answers, categorical for labels"
+        )
+    if targets.ndim != 1 or dataset.labels is None:
+        return
+    distinct = len(targets.unique())
+    if distinct > FEW and distinct * EXAMPLES_PER_LABEL > len(targets):
+        raise DataError(
+            f"the targets of {dataset.name} have {distinct:,} distinct values in {len(targets):,} examples, which looks like a "
+            "quantity; say how to describe them: likelihood: {kind: gaussian} for a quantity, {kind: poisson} for counts, "
+            "{kind: categorical} for labels"
+        )
+
+
+def _distinct(dataset: Dataset) -> LabelValues:
+    splits = [examples.targets for examples in (dataset.train, dataset.test) if examples is not None]
+    return tuple(torch.cat(splits).unique().long().tolist())
+
+
+def _as_classes(examples: Examples, found: LabelValues, labels: LabelValues, *, texts: bool) -> Examples:
+    """The examples with targets that are places among the labels."""
+    place = {label: number for number, label in enumerate(labels)}
+    values: list[int | str] = [found[k] for k in examples.targets.tolist()] if texts else examples.targets.tolist()
+    unknown = next((number for number, value in enumerate(values) if value not in place), None)
+    if unknown is not None:
+        raise DataError(
+            f"{examples.name} label of example {unknown} is {values[unknown]!r}, which is none of likelihood.labels "
+            f"({', '.join(map(repr, labels[:5]))}{', ...' if len(labels) > 5 else ''})"
+        )
+    return replace(examples, targets=torch.tensor([place[value] for value in values]))
+
+
+def as_labels(classes: np.ndarray, likelihood: LikelihoodSettings) -> np.ndarray:
+    """Put the labels that stand in the data in place of classes; what has no labels of its own stays as it is.
+
+    >>> as_labels(np.array([1, 0]), CategoricalSettings(labels=("cat", "dog"))).tolist()
+    ['dog', 'cat']
+    """
+    labels = getattr(likelihood, "labels", None)
+    return classes if labels is None else np.array(labels)[classes]

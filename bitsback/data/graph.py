@@ -1,0 +1,141 @@
+"""The graph of inputs behind the modes of a random walk: who is near whom. No label is looked at."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from bitsback.data.feature_map import ROWS_AT_ONCE, SHOWN_AFTER_SECONDS
+from bitsback.errors import DataError
+
+NEIGHBOURS_AT_ONCE = 1024
+SHORTEST = 1e-12
+"""Distances below it count as none."""
+
+
+class Graph(ABC):
+    """A symmetric graph whose edge from x to y weighs exp(-sharpness |x - y|^2 / (r(x) r(y))), r a point's reach.
+
+    Attributes:
+        weights: (n, n), symmetric; a dense tensor, or a matrix of scipy.
+    """
+
+    weights: Any
+
+    @abstractmethod
+    def around(self, inputs: Tensor, values: Tensor, known: Tensor | None = None) -> Tensor:
+        """Return values for inputs that need not be in the graph: the average over a step of the walk (Nystroem).
+
+        Args:
+            inputs: (m, ...), of the shape of the graph's own.
+            values: (n, k), of the graph's points.
+            known: (n, k), what an input gets that is a point of the graph; default: the average as well. A dense graph, whose
+                points are their own neighbours, does not ask.
+
+        Returns:
+            (m, k), float64.
+        """
+
+
+class DenseGraph(Graph):
+    """Every point is joined to every point, itself included.
+
+    Args:
+        inputs: (n, ...), n above ``neighbours``.
+        neighbours: the neighbour whose distance is a point's reach.
+        sharpness: how fast weights fall with distance.
+
+    >>> graph = DenseGraph(torch.randn(20, 3), neighbours=4, sharpness=8.0)
+    >>> graph.weights.shape, graph.around(torch.randn(2, 3), torch.zeros(20, 1, dtype=torch.float64)).tolist()
+    (torch.Size([20, 20]), [[0.0], [0.0]])
+    """
+
+    weights: Tensor
+
+    def __init__(self, inputs: Tensor, *, neighbours: int, sharpness: float) -> None:
+        self._neighbours, self._sharpness = neighbours, sharpness
+        points = inputs.flatten(1).double()
+        self._points = points
+        self._reach = torch.cdist(points, points).kthvalue(neighbours + 1).values.clamp_min(SHORTEST)  # + 1: the point itself
+        near = self._affinity(inputs)
+        self.weights = (near + near.T) / 2
+
+    def _affinity(self, x: Tensor) -> Tensor:
+        distance = torch.cdist(x.flatten(1).double(), self._points)
+        own = distance.kthvalue(self._neighbours + 1, dim=1, keepdim=True).values.clamp_min(SHORTEST)
+        return torch.exp(-self._sharpness * distance.square() / (own * self._reach))
+
+    def around(self, inputs: Tensor, values: Tensor, known: Tensor | None = None) -> Tensor:
+        steps = (self._affinity(part) for part in inputs.split(ROWS_AT_ONCE))
+        return torch.cat([(step / step.sum(1, keepdim=True)) @ values for step in steps])
+
+
+class SparseGraph(Graph):
+    """Every point is joined to its nearest neighbours, and to those whose neighbour it is; never to itself.
+
+    Args:
+        inputs: (n, ...), n above ``edges`` + 1.
+        neighbours: the neighbour whose distance is a point's reach, at most ``edges``.
+        sharpness: how fast weights fall with distance.
+        edges: nearest neighbours of a point.
+
+    Raises:
+        DataError: without scipy, which the extra ``graph`` brings.
+    """
+
+    def __init__(self, inputs: Tensor, *, neighbours: int, sharpness: float, edges: int) -> None:
+        sparse = scipy_sparse()
+        self._neighbours, self._sharpness, self._edges = neighbours, sharpness, edges
+        points = inputs.flatten(1).float()
+        self._points = points
+        distance, near = nearest(points, points, edges + 1)
+        distance, near = distance[:, 1:], near[:, 1:]  # the first is the point itself
+        self._reach = distance[:, neighbours - 1].clamp_min(SHORTEST)
+        values = self._affinity(distance, near, self._reach).flatten().double().numpy()
+        rows = torch.arange(len(points)).repeat_interleave(edges).numpy()
+        weights = sparse.csr_matrix((values, (rows, near.flatten().numpy())), (len(points), len(points)))
+        self.weights = weights.maximum(weights.T)
+
+    def _affinity(self, distance: Tensor, near: Tensor, own: Tensor) -> Tensor:
+        return torch.exp(-self._sharpness * distance.square() / (own[:, None] * self._reach[near]))
+
+    def around(self, inputs: Tensor, values: Tensor, known: Tensor | None = None) -> Tensor:
+        flat = inputs.flatten(1).float()
+        if known is not None and torch.equal(flat, self._points):
+            return known
+        distance, near = nearest(flat, self._points, self._edges + 1)
+        own = distance[:, self._neighbours - 1].clamp_min(SHORTEST)
+        step = self._affinity(distance[:, : self._edges], near[:, : self._edges], own).double()
+        average = torch.einsum("ne,nef->nf", step / step.sum(1, keepdim=True), values[near[:, : self._edges]])
+        if known is None:
+            return average
+        is_point = distance[:, 0] <= SHORTEST
+        return torch.where(is_point[:, None], known[near[:, 0]], average)
+
+
+def scipy_sparse() -> Any:
+    """Return the module ``scipy.sparse``; raises DataError, naming the extra, where scipy is not installed."""
+    try:
+        from scipy import sparse
+    except ImportError as fault:
+        raise DataError(
+            "data.features: random_walk_modes with edges needs scipy; install it with `pip install bitsback[graph]`"
+        ) from fault
+    return sparse
+
+
+def nearest(queries: Tensor, points: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Distances (n, count), nearest first, and indices of the nearest points.
+
+    >>> nearest(torch.tensor([[0.0]]), torch.tensor([[3.0], [1.0]]), 1)
+    (tensor([[1.]]), tensor([[1]]))
+    """
+    distances, indices = [], []
+    for part in tqdm(queries.split(NEIGHBOURS_AT_ONCE), desc="neighbours", leave=False, delay=SHOWN_AFTER_SECONDS):
+        near = torch.cdist(part, points).topk(count, largest=False).indices
+        exact, order = (part[:, None] - points[near]).norm(dim=2).sort(stable=True)  # cdist subtracts squares
+        distances.append(exact)
+        indices.append(near.gather(1, order))
+    return torch.cat(distances), torch.cat(indices)

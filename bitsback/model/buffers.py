@@ -1,0 +1,54 @@
+"""The buffers of a network: statistics that training moves, which are paid for, and what stays as the receiver holds it."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+STATISTICS = ("running_mean", "running_var")
+COUNTER = "num_batches_tracked"
+"""Counts batches for training; nothing in eval mode reads it."""
+
+
+class Buffer(NamedTuple):
+    """A buffer of a network: its dotted name, the module that holds it, and its numbers."""
+
+    name: str
+    owner: nn.Module
+    tensor: Tensor
+
+    @property
+    def local(self) -> str:
+        """The name without the module's."""
+        return self.name.rpartition(".")[2]
+
+    @property
+    def is_statistic(self) -> bool:
+        """True for a running mean or variance."""
+        return self.local in STATISTICS
+
+    @property
+    def moves(self) -> bool:
+        """True for a statistic of one of torch's own normalisation layers that follows the data: one in train mode."""
+        norm = isinstance(self.owner, nn.modules.batchnorm._NormBase)
+        return self.is_statistic and norm and self.owner.training and bool(self.owner.track_running_stats)
+
+    @property
+    def is_saved(self) -> bool:
+        """True for a part of the network's state; others are made again by whoever builds the network."""
+        return self.local not in self.owner._non_persistent_buffers_set
+
+
+def buffers_of(network: nn.Module) -> Iterator[Buffer]:
+    """Every buffer once, in the order of torch's ``named_buffers``."""
+    owners = dict(network.named_modules())
+    for name, tensor in network.named_buffers():
+        yield Buffer(name, owners[name.rpartition(".")[0]], tensor)
+
+
+def frozen_norms(network: nn.Module) -> list[str]:
+    """Names of the normalisation layers whose weights are all frozen while their statistics follow the data."""
+    found = dict.fromkeys(buffer.name.rpartition(".")[0] for buffer in buffers_of(network) if buffer.moves)
+    modules = dict(network.named_modules())
+    parameters = {name: list(modules[name].parameters()) for name in found}
+    return [name for name, own in parameters.items() if own and not any(p.requires_grad for p in own)]

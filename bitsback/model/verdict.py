@@ -1,0 +1,204 @@
+"""Is the model worth its bits, and if not, why? A cause is named only after looking at the model and its examples."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+import torch
+from torch import Tensor, nn
+
+from bitsback.data import Examples
+from bitsback.ledger import Ledger
+from bitsback.likelihoods import BernoulliLikelihood, CategoricalLikelihood, GaussianLikelihood, Likelihood
+from bitsback.model.model import BayesianModel
+from bitsback.model.modes import evaluating
+
+LOOKED_AT = 1000
+"""Examples that a cause is looked for in."""
+
+FAR_OFF_SCALE, TINY_SCALE = 10.0, 0.01
+"""Root mean square of a feature beyond which, or below which, starting weights and learning rates no longer fit."""
+
+LAST_EPOCHS = 10
+"""Whose data bits are compared with the ledger's: one alone sees about one draw of every weight."""
+
+NOISE_RATIO = 2.0
+FEW_STEPS = 1000
+STDERRS = 4.0 * math.sqrt(2)  # neighbours are often each other's: half as many pairs
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a training says of itself.
+
+    Attributes:
+        steps: optimiser steps in all.
+        data_bits: of the last epochs, the last one at the end.
+    """
+
+    steps: int
+    data_bits: tuple[float, ...] = ()
+
+
+def warnings_of(
+    ledger: Ledger, model: BayesianModel, likelihood: Likelihood, examples: Examples, course: Course | None = None
+) -> tuple[str, ...]:
+    """Say where a model costs more than no model, with the likeliest cause, and where training counted other bits.
+
+    Args:
+        ledger: of this model, likelihood and examples.
+        course: of its training, if there was one that is known.
+
+    Returns:
+        No sentence, one or two.
+    """
+    found = []
+    if not ledger.is_worth_it:
+        name = "marginal" if ledger.no_model_bits < ledger.uniform_bits else "uniform"
+        cause = _cause(ledger, model, likelihood, examples, course)
+        found.append(
+            f"This model costs {ledger.net_bits:,.0f} bits, more than no model ({name} code: {ledger.no_model_bits:,.0f} "
+            f"bits): {cause}{'' if cause.endswith('?') else '.'}"
+        )
+    if course is not None:
+        found += _trained_on_other_bits(ledger, model, course)
+    return tuple(found)
+
+
+def _trained_on_other_bits(ledger: Ledger, model: BayesianModel, course: Course) -> list[str]:
+    """Where the data bits of the last epochs and of the ledger differ beyond the errors of both."""
+    if len(course.data_bits) < LAST_EPOCHS:
+        return []
+    half = LAST_EPOCHS // 2
+    before, lately = fmean(course.data_bits[:half]), fmean(course.data_bits[half:])
+    trained, paid = fmean(course.data_bits), ledger.data_bits
+    error = math.hypot(stdev(course.data_bits) / math.sqrt(LAST_EPOCHS), ledger.data_bits_stderr)
+    error = max(5.0, 5 * error, 0.1 * paid, 2 * abs(lately - before))
+    noisier = any(isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 for module in model.network.modules())
+    if paid - trained > error or (trained - paid > error and not noisier):
+        return [
+            f"The last {LAST_EPOCHS} epochs counted {trained:,.0f} data bits and the ledger {paid:,.0f}: training lowers "
+            "another number than the ledger's (set bayesian.estimator=weight, if layers are used several times or rows are not "
+            "examples; else the network acts differently in train and eval mode)."
+        ]
+    return []
+
+
+@torch.no_grad()
+def _cause(ledger: Ledger, model: BayesianModel, likelihood: Likelihood, examples: Examples, course: Course | None) -> str:
+    """The likeliest cause: the first that shows."""
+    kept = torch.linspace(0, len(examples) - 1, min(LOOKED_AT, len(examples))).round().long()
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    some = Examples(examples.inputs[kept], examples.targets[kept]).to(device, model.dtype)
+    inputs, targets = some.inputs, some.targets
+    with evaluating(model), model.mean():
+        outputs = model(inputs)
+    looks: tuple[Callable[[], str], ...] = (
+        lambda: _probabilities(likelihood, outputs),
+        lambda: _unused_classes(likelihood, examples.targets),
+        lambda: _unscaled(inputs),
+        lambda: _noise(likelihood, outputs, targets),
+        lambda: _unrelated(likelihood, inputs, targets),
+        lambda: _few_steps(course),
+    )
+    return next((said for look in looks if (said := look())), _too_dear(ledger))
+
+
+def _probabilities(likelihood: Likelihood, outputs: Tensor) -> str:
+    """Whether probabilities are given where logits are asked for."""
+    inside = bool(((outputs >= 0) & (outputs <= 1)).all())
+    if (
+        isinstance(likelihood, CategoricalLikelihood)
+        and inside
+        and torch.allclose(outputs.sum(-1), outputs.new_ones(()), atol=1e-3)
+    ):
+        return "the network ends with a softmax, and the likelihood wants logits; take the last layer away"
+    if isinstance(likelihood, BernoulliLikelihood) and inside:
+        return "the network ends with a sigmoid, and the likelihood wants logits; take the last layer away"
+    return ""
+
+
+def _unused_classes(likelihood: Likelihood, targets: Tensor) -> str:
+    """Whether most of the declared classes never occur."""
+    if not isinstance(likelihood, CategoricalLikelihood):
+        return ""
+    seen = len(targets.unique())
+    if likelihood.classes < 2 * seen:
+        return ""
+    return (
+        f"of {likelihood.classes:,} declared classes only {seen:,} occur among the labels ({int(targets.min())} to "
+        f"{int(targets.max())}); leave likelihood.classes and the last layer's size out, or number the labels from 0"
+    )
+
+
+def _unscaled(inputs: Tensor) -> str:
+    """Whether features are far from the scale that networks start at."""
+    if not inputs.is_floating_point():
+        return ""
+    flat = inputs.reshape(len(inputs), -1).double()
+    rms = flat.square().mean(0).sqrt()
+    worst = int(rms.argmax())
+    if float(rms[worst]) > FAR_OFF_SCALE or float(rms[worst]) < TINY_SCALE:
+        return (
+            f"the inputs are not scaled (feature {worst} has mean {float(flat[:, worst].mean()):.3g} and std "
+            f"{float(flat[:, worst].std(correction=0)):.3g}); set data.scaling=auto, or give inputs of mean 0 and std 1"
+        )
+    return ""
+
+
+def _noise(likelihood: Likelihood, outputs: Tensor, targets: Tensor) -> str:
+    """Whether the noise is far from what the network leaves unexplained."""
+    if not isinstance(likelihood, GaussianLikelihood):
+        return ""
+    left = math.sqrt(float(likelihood.error(likelihood.predict(outputs), targets).mean()))
+    std = math.sqrt(float(likelihood.variance(outputs).mean()))
+    if 1 / NOISE_RATIO < left / std < NOISE_RATIO:
+        return ""
+    return (
+        f"the noise std is {std:.3g} where the network's errors are {left:.3g}; set likelihood.noise=learned and leave "
+        "likelihood.std out"
+    )
+
+
+def _few_steps(course: Course | None) -> str:
+    """Whether training ended long before weights and priors can settle."""
+    if course is None or course.steps >= FEW_STEPS:
+        return ""
+    return f"{course.steps:,} steps are too few for weights and priors to settle; set training.epochs=auto"
+
+
+def _unrelated(likelihood: Likelihood, inputs: Tensor, targets: Tensor) -> str:
+    """Whether neighbours share their targets no more often than chance: then there is nothing to learn, or rows are shifted."""
+    if not inputs.is_floating_point() or len(inputs) < 10:
+        return ""
+    flat = inputs.reshape(len(inputs), -1).double()
+    apart = torch.cdist(flat, flat)
+    near = apart.fill_diagonal_(math.inf).argmin(1)
+    answers = targets.reshape(len(targets), -1).double()
+    if isinstance(likelihood, CategoricalLikelihood | BernoulliLikelihood):
+        same = (answers == answers[near]).double().mean()
+        chance = torch.stack([(column == value).double().mean().square() for column in answers.T for value in column.unique()])
+        expected = chance.sum() / answers.shape[1]
+        spread = (expected * (1 - expected) / answers.numel()).sqrt()
+        related = bool(same > expected + STDERRS * spread)
+    else:
+        centred = answers - answers.mean(0)
+        agreement = (centred * centred[near]).mean(0) / centred.square().mean(0).clamp_min(1e-300)
+        related = bool((agreement > STDERRS / math.sqrt(len(answers))).any())
+    if related:
+        return ""
+    return (
+        f"the {likelihood.described} do not follow the inputs (nearest neighbours agree no more than chance): are they "
+        "shuffled or a row off, or is there nothing to learn?"
+    )
+
+
+def _too_dear(ledger: Ledger) -> str:
+    """Nothing stands out: say where the bits are."""
+    if ledger.net_weight_bits > 0.5 * ledger.net_bits:
+        return (
+            f"its {ledger.weights:,} weights cost {ledger.net_weight_bits:,.0f} bits, more than they save; take a smaller "
+            "network, or more examples"
+        )
+    return "the network predicts badly, and neither its inputs, noise nor steps show why; try another network or learning rate"
