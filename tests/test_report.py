@@ -61,12 +61,11 @@ def test_the_curve_is_the_exact_one_where_all_draws_are_affordable(run, seen):
     assert trained == seen.book  # the ledger itself, to the last bit
 
 
-def test_gross_and_refund_stay_code_lengths_at_every_width(seen):
-    narrowest = seen.experiment.model.smallest_std()
+def test_a_doubling_of_the_width_returns_one_bit_a_weight(seen):
     for factor, book in seen.widths.curve.items():
-        assert book.grid_step <= narrowest * factor
-        wide = factor if factor > 1 else 1.0
-        assert book.refund_bits == pytest.approx(seen.book.refund_bits + book.weights * np.log2(wide), rel=1e-9)
+        assert book.grid_step == seen.book.grid_step
+        assert book.refund_bits == pytest.approx(seen.book.refund_bits + book.weights * np.log2(factor), rel=1e-9)
+        assert book.gross_weight_bits == pytest.approx(book.net_weight_bits + book.refund_bits, rel=1e-9)
 
 
 def test_a_few_examples_give_about_the_same_curve(seen, monkeypatch):

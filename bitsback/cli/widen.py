@@ -42,4 +42,5 @@ def widen(
         body.append([f"x {row['factor']:g}", *weights, f"{row['data_bits']:,.1f}", f"{row['net_bits']:,.1f}", mark])
     print(table(head, body))
     book = curve[min(curve)]
-    print(f"gross and refund on a grid of {book.grid_step:g}; net bits with {book.hyperparameter_bits:.0f} of hyper-parameters")
+    print(f"gross and refund on the ledger's grid of {book.grid_step:g}, which is too coarse for them below x 1; net bits with "
+          f"{book.hyperparameter_bits:.0f} of hyper-parameters")  # fmt: skip

@@ -89,6 +89,7 @@ class Experiment:
         first = dataset.train.targets[:2]  # shapes fit, or say why not
         outputs = likelihood.outputs(dataset.train.targets)
         model = build_model(config, dataset.train.inputs, outputs, check=lambda output: likelihood.bits(output, first))
+        model.chosen_grid_step = config.ledger.grid_step
         return cls(config, dataset, model, likelihood)
 
     def double(self) -> "Experiment":

@@ -53,7 +53,9 @@ def width_curve(
     """The ledger with every posterior std multiplied by each factor; the model is left as it was.
 
     A wider posterior lowers the coding cost of the weights until the data cost catches up: a trained width sits at the
-    bottom of the curve. All factors see the same noise and the same grid.
+    bottom of the curve. All factors see the same noise and the model's own grid: at factor 1 every number is the ledger's, and
+    each doubling of the width adds one bit of refund a weight. Below 1 the grid is coarser than the posteriors, so that gross
+    and refund are no code lengths there; their difference, the net, is.
 
     Raises:
         LedgerError: when the model has no Gaussian posterior (a point has no width), or a factor is not positive.
@@ -61,7 +63,7 @@ def width_curve(
     if not factors or not all(factor > 0 for factor in factors):
         raise LedgerError(f"width factors must be above zero, got {list(factors)}")
     states = [(module, copy.deepcopy(module.state_dict())) for module in (model, likelihood)]
-    grid_step = model.grid_step() * min(1.0, *factors)  # below the smallest std at every width
+    grid_step = model.grid_step()
     curve = {}
     try:
         for factor in tqdm(factors, desc="widths", leave=False, disable=not progress, delay=SHOWN_AFTER_SECONDS):

@@ -50,8 +50,7 @@ def widths(
 
     At factor 1 every number is the ledger's. At the others, net weight bits and data bits are the ledger's plus a difference
     that is found with the same noise at both widths, from as many draws and examples as a few seconds allow (all of them
-    for a small network). Where a posterior is narrower, so is the grid, by the same factor: gross bits and refund stay code
-    lengths at every width.
+    for a small network). The grid is the ledger's at every width, as in :func:`bitsback.width_curve`.
 
     Raises:
         LedgerError: for a point estimate, which has no width.
@@ -74,13 +73,12 @@ def widths(
             book,
             entries=tuple(_entries(book, gained, factor)),
             data_bits=book.data_bits + (data_bits[factor] - data_bits[1.0]),  # a difference first: at factor 1 it is zero
-            grid_step=book.grid_step * min(1.0, factor),
         )
     return Widths(curve, draws, len(few))
 
 
 def _entries(book: Ledger, gained: dict[str, float], factor: float) -> Iterator[Entry]:
-    octaves = math.log2(max(1.0, factor))
+    octaves = math.log2(factor)
     for entry in book.entries:
         if entry.name not in gained:
             yield entry

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from bitsback.files import write_text
+from bitsback.ledger import Ledger
 
 Metrics = dict[str, Any]
 
@@ -62,6 +63,11 @@ class Bar:
     def log(self, metrics: Metrics) -> None:
         self._bar.set_description_str(bar_text(metrics), refresh=False)
         self._bar.update(metrics["epoch"] - self._bar.n)
+
+    def end(self, ledger: Ledger, test_error: float | None, error_name: str) -> None:
+        """Show what the ledger says in place of the last epoch's estimates."""
+        numbers = {f"{name}_bits": getattr(ledger, f"{name}_bits") for name in ("net", "gross", "refund", "data")}
+        self._bar.set_description_str(bar_text({**numbers, "test_error": test_error, "error_name": error_name}))
 
     def close(self) -> None:
         self._bar.close()

@@ -50,7 +50,8 @@ class Session:
             self._test_error = state["test_error"]
             self._data_bits = state.get("data_bits", [])
         self.dashboards = open_dashboards(logging, directory, subject, keep_epochs=fit.epoch, resume=resume)
-        self.loggers: list[Logger] = [Bar(fit.settings.passes, fit.epoch, shown=progress)]
+        self.bar = Bar(fit.settings.passes, fit.epoch, shown=progress)
+        self.loggers: list[Logger] = []
         if directory is not None:
             self.loggers.append(JsonLines(directory / "metrics.jsonl", keep_epochs=fit.epoch))
         self.loggers += loggers
@@ -59,6 +60,7 @@ class Session:
         return self
 
     def __exit__(self, *fault: object) -> None:
+        self.bar.close()
         close(self.dashboards)
 
     @property
@@ -80,7 +82,7 @@ class Session:
                 metrics = self._metrics(*self.fit.run_epoch())
                 self.seconds = metrics["seconds"] = time.perf_counter() - began
                 self._data_bits = [*self._data_bits, metrics["data_bits"]][-LAST_EPOCHS:]
-                for logger in [*self.loggers, *self.dashboards]:
+                for logger in [self.bar, *self.loggers, *self.dashboards]:
                     logger.log(metrics)
                 self._watch(metrics["net_bits"])
                 if self.directory is not None and time.perf_counter() - saved >= self.fit.settings.checkpoint_seconds:

@@ -162,6 +162,7 @@ def train(
             draws = ledger.samples if model.smallest_std() is not None else 0
             error = evaluate(model, likelihood, test, samples=draws, seed=seed + 1).error if test else None
             subject.final = final_numbers(book, error)
+            session.bar.end(book, error, likelihood.error_name)
         threads, stopped_early = torch.get_num_threads(), fit.epoch < training.passes
     outcome = Outcome(book, error, likelihood.error_name, session.seconds, fit.epoch, threads, stopped_early)
     if directory is not None:
