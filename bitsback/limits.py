@@ -91,12 +91,12 @@ def available_memory() -> int:
     """
     found = FALLBACK_MEMORY
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         found = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
         group = Path("/sys/fs/cgroup")
-        most = int((group / "memory.max").read_text())
+        most = int((group / "memory.max").read_text(encoding="ascii"))
         if most < UNLIMITED_CGROUP:
-            found = min(found, max(0, most - int((group / "memory.current").read_text())))
+            found = min(found, max(0, most - int((group / "memory.current").read_text(encoding="ascii"))))
     except (OSError, ValueError, StopIteration, IndexError):  # another system, or no limit of the group
         pass
     return found

@@ -12,6 +12,7 @@ printed.
 import argparse
 import copy
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -43,7 +44,7 @@ from bitsback.config import Config, Experiment
 from bitsback.data.idx import read_idx
 from bitsback.data.npz import NpzSettings
 from bitsback.errors import BitsbackError, TrainingError
-from bitsback.files import read_tensors
+from bitsback.files import SEAL, read_tensors
 from bitsback.shipping import message as message_module
 from bitsback.shipping import prequential as prequential_module
 from bitsback.shipping import two_part as two_part_module
@@ -241,12 +242,27 @@ def case(number: int, seed: int, files: dict[str, list[bytes]], kinds: list[str]
         return kind, gzip.compress(mutated(gzip.decompress(content), others, draw), 1)
     if kind == "npz" and repaired:
         return kind, _rezipped(content, others, draw)
-    if kind in ("posterior", "checkpoint") and draw.random() < 0.6:  # its head is JSON, which is looked at first
+    changed = _changed_tensors(content, others, draw) if kind in ("posterior", "checkpoint") else mutated(content, others, draw)
+    return kind, _resealed(changed) if repaired else changed
+
+
+def _changed_tensors(content: bytes, others: list[bytes], draw: random.Random) -> bytes:
+    """A changed safetensors file."""
+    if draw.random() < 0.6:  # its head is JSON, which is looked at first
         length = 8 + struct.unpack("<Q", content[:8])[0]
         head = bytearray(content[8:length])
         (_flip if draw.random() < 0.5 else _run)(head, b"", draw)
-        return kind, content[:8] + bytes(head) + mutated(content[length:], others, draw)
-    return kind, mutated(content, others, draw)
+        return content[:8] + bytes(head) + mutated(content[length:], others, draw)
+    return mutated(content, others, draw)
+
+
+def _resealed(content: bytes) -> bytes:
+    """A safetensors file with a checksum that fits, if it has one."""
+    begin = 8 + len(SEAL)
+    if content[8:begin] != SEAL:
+        return content
+    digest = hashlib.sha256(content[:begin] + b"0" * 64 + content[begin + 64 :]).hexdigest().encode()
+    return content[:begin] + digest + content[begin + 64 :]
 
 
 def _rezipped(content: bytes, others: list[bytes], draw: random.Random) -> bytes:

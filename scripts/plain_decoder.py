@@ -14,8 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from bitsback.bitstream.density import place
-from bitsback.bitstream.table import TOTAL_BITS, PriorTable
 from torch import nn
 
 from bitsback.bitstream import reference
@@ -30,6 +28,8 @@ from bitsback.bitstream.setting import Setting
 from bitsback.bitstream.side import SideNumbers
 from bitsback.model import BayesianModel
 from bitsback.shipping.model_file import LoadedModel
+from bitsback.tables.density import place
+from bitsback.tables.table import TOTAL_BITS, PriorTable
 
 Flat = list[float]
 
