@@ -120,6 +120,7 @@ USES = Limit("uses", 512, "uses of it")
 EXAMPLES = Limit("examples", 10_000_000, "examples")
 """That a message or model file has made for it."""
 
+LABELS = Limit("labels", 1 << 16, "classes")
 STEPS = Limit("steps", 2_000_000, "steps of training")
 """Of the networks that a receiver trains again; a draw that is averaged counts as one."""
 
@@ -144,7 +145,7 @@ EXPANSION = Limit("expansion", 256, "times its compressed size")
 ALWAYS_UNPACKED = 1 << 28
 
 LIMITS = (
-    MEMORY, NUMBERS, NUMBERS_PER_BYTE, USES, EXAMPLES, STEPS, LAYERS, TARGETS, TEXT, DEPTH, VALUES, DIGITS, DIMENSIONS,
+    MEMORY, NUMBERS, NUMBERS_PER_BYTE, USES, EXAMPLES, LABELS, STEPS, LAYERS, TARGETS, TEXT, DEPTH, VALUES, DIGITS, DIMENSIONS,
     EXPANSION,
 )  # fmt: skip
 

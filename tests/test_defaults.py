@@ -7,6 +7,7 @@ import pytest
 
 from bitsback.bitstream.settings_text import bases, difference
 from bitsback.config.schema import Config
+from bitsback.errors import FileError
 from bitsback.shipping.tree import DEFAULTS, MESSAGE_SECTIONS, MODEL_SECTIONS, from_tree, to_tree, with_first_defaults
 
 FROZEN = "0ac10691"
@@ -68,5 +69,10 @@ def test_every_known_configuration_is_written_as_it_is_known(number):
 def test_what_differs_from_the_first_meaning_is_written():
     tree = to_tree(Config.model_validate({"likelihood": {"kind": "gaussian", "target_step": 0.5}}), MODEL_SECTIONS)
     assert tree["likelihood"] == {"kind": "gaussian", "std": None, "noise": "learned", "target_step": 0.5, "standardise": True}
-    assert tree["data"]["scaling"] == "unit"  # of images, as in the first files
     assert from_tree(tree).likelihood.standardise
+
+
+@pytest.mark.parametrize("training", [{"epochs": "auto"}, {"beta": {"start": "auto"}}, {"beta": {"warmup_epochs": "auto"}}])
+def test_a_file_says_how_long_to_train(training):
+    with pytest.raises(FileError, match="does not say how long its sender trained"):
+        from_tree({"data": {"kind": "digits"}, "training": training})

@@ -112,6 +112,8 @@ LAST = {"kind": "sequential", "layers": [{"Linear": {"out_features": 3}}]}
         (np.array(["a"] * 40), {}, "every label of table is 'a'"),
         (np.array([0, -100] * 20), {"likelihood": {"kind": "categorical", "classes": 2}}, "is -100; labels must be"),
         (np.arange(100), {}, "80 distinct values in .* looks like a quantity.*gaussian.*poisson.*categorical"),
+        (np.arange(20), {}, "16 distinct values in 16 examples, which looks like a quantity"),
+        (np.array([b"\xff", b"\xfe"] * 20), {}, "bytes that are not UTF-8"),
         (np.arange(100) / 3, {}, "are real numbers; say how to describe them"),
         (np.arange(100) / 3, {"likelihood": {"kind": "categorical"}}, "labels must be whole numbers or texts"),
         (
@@ -131,7 +133,7 @@ def test_more_labels_than_anybody_has_classes_are_refused(tmp_path):
     targets = np.repeat(np.arange(70_000), 5)
     inputs = np.zeros((len(targets), 1), np.float32)
     np.savez(tmp_path / "many.npz", inputs=inputs, targets=targets, test_inputs=inputs[:1], test_targets=targets[:1])
-    with pytest.raises(DataError, match=r"70,000 distinct labels; if they are classes, set likelihood\.classes"):
+    with pytest.raises(DataError, match=r"70,000 classes, .* set likelihood\.classes, or if you trust it"):
         build(tmp_path / "many.npz")
 
 
@@ -173,6 +175,11 @@ def test_a_label_to_ignore_never_costs_nothing(likelihood, targets, outputs):
             measure(model, likelihood, Examples(torch.zeros(3, 2), targets), samples=1)
 
 
+def test_a_source_that_declares_its_classes_takes_no_list_of_labels():
+    with pytest.raises(DataError, match=r"digits has the labels 0 to 9; leave likelihood\.labels out"):
+        Experiment.build(Config.model_validate({"likelihood": {"kind": "categorical", "labels": list(range(9, -1, -1))}}))
+
+
 def test_whole_number_inputs_stay_indices_where_the_network_begins_with_an_embedding(tmp_path):
     np.savez(tmp_path / "t.npz", inputs=np.arange(60).reshape(20, 3) % 7, targets=np.arange(20) % 2)
     layers = [{"Embedding": {"num_embeddings": 7, "embedding_dim": 2}}, "Flatten", "Linear"]
@@ -180,3 +187,26 @@ def test_whole_number_inputs_stay_indices_where_the_network_begins_with_an_embed
     assert experiment.dataset.train.inputs.dtype == torch.int64
     assert experiment.config.data.scaling == "none"
     assert build(tmp_path / "t.npz").dataset.train.inputs.dtype == torch.float32
+
+
+def test_a_file_of_texts_is_certified_with_its_own_labels(tmp_path, run_verb):
+    """Scaling from the examples has no certificate for a run; a file pays for its statistics, and its labels are the data's."""
+    targets = np.tile(np.array([7, 3, 5]), 60)
+    (tmp_path / "c.yaml").write_text(
+        f"data: {{kind: npz, path: {table(tmp_path, targets)}, scaling: unit}}\ntraining: {{epochs: 200}}\nlogging: {{report: false}}\n"
+    )
+    run_verb("train", tmp_path / "c.yaml", "--out", tmp_path / "run")
+    run_verb("pack", tmp_path / "run", "-o", tmp_path / "m.bb")
+    found = json.loads(run_verb("certify", tmp_path / "m.bb", f"--data.path={tmp_path / 'table.npz'}", "--json").out)
+    assert found["risk"] < 0.05  # raw labels beside classes would all be wrong
+
+
+def test_saving_from_python_asks_the_network_how_many_classes_there_are(tmp_path):
+    import bitsback
+
+    model = bitsback.bayesianize(torch.nn.Sequential(torch.nn.Linear(2, 5)))
+    examples = bitsback.Examples(torch.randn(20, 2), torch.arange(20) % 3)
+    bitsback.save(model, tmp_path / "m.bb", examples, progress=False)
+    assert bitsback.load(tmp_path / "m.bb").likelihood.classes == 5
+    with pytest.raises(DataError, match="labels must be whole numbers from 0 to 4"):
+        bitsback.save(model, tmp_path / "n.bb", bitsback.Examples(torch.randn(20, 2), torch.arange(20)), progress=False)

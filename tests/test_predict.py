@@ -1,6 +1,7 @@
 """predict asks the likelihood: the answers are in its words, one for each label, whatever the shape of a target."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -46,6 +47,19 @@ def test_a_mean_has_a_std_of_noise_and_of_draws():
     likelihood = GaussianLikelihood(3.0, noise="fixed", target_step=0.01)
     (answer,) = Prediction.of(likelihood, [torch.zeros(1, 1), torch.full((1, 1), 8.0)]).answers
     assert answer == {"mean": pytest.approx(4.0), "std": pytest.approx(5.0)}
+
+
+@pytest.mark.parametrize("shift", [0.0, 1992.0, 1_700_000_384.0, -1e12])
+def test_a_mean_far_from_zero_keeps_its_digits_and_its_std(shift):
+    """Squares of float32 means would drown a std of 200 in rounding, and six digits the mean itself."""
+    targets = torch.linspace(-500, 500, 101).double() + shift
+    likelihood = GaussianLikelihood(150.0, noise="fixed", target_step=1.0, standardise=True)
+    likelihood.fit(targets)
+    scale = float(likelihood.scale)
+    draws = [torch.full((1, 1), sign * 100 / scale) for sign in (-1.0, 1.0)]
+    (answer,) = Prediction.of(likelihood, draws).answers
+    assert answer["mean"] == pytest.approx(float(likelihood.shift), abs=0.1)
+    assert answer["std"] == pytest.approx(math.hypot(150, 100), rel=1e-3)
 
 
 @pytest.mark.parametrize("noise", ["learned", "predicted"])

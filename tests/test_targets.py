@@ -67,8 +67,8 @@ def test_a_step_that_was_found_is_charged_and_one_that_was_given_is_not():
     targets = torch.arange(50.0)
     found = {charge.name: charge.bits for charge in fitted(targets).charges()}
     given = {charge.name: charge.bits for charge in fitted(targets, target_step=1.0).charges()}
-    assert found == {"log_std": 10.0, "shift": 16.0, "scale": 16.0, "target_step": 8.0}
-    assert given == {"log_std": 10.0, "shift": 16.0, "scale": 16.0}
+    assert found == {"log_std": 10.0, "shift": 16.0, "scale": 16.0, "target_step": 8.0, "shift_bits": 1.0}
+    assert given == {"log_std": 10.0, "shift": 16.0, "scale": 16.0, "shift_bits": 1.0}
 
 
 # inside, mean 0 and std 1
@@ -219,6 +219,64 @@ def test_training_from_python_fits_a_likelihood_that_is_not_yet(prices):
     model = bitsback.bayesianize(torch.nn.Sequential(torch.nn.Linear(3, 1)))
     outcome = bitsback.train(model, GaussianLikelihood(), data, training=TrainingSettings(epochs=300), progress=False)
     assert outcome.ledger.net_bits < 0.75 * outcome.ledger.no_model_bits
+
+
+# a likelihood that is kept, copied, or used twice
+
+
+def test_a_state_dict_holds_what_was_found():
+    targets = torch.stack([torch.arange(100.0), torch.arange(100.0) * 50 + 1e6], 1)
+    trained = fitted(targets)
+    trained.log_std.data.fill_(-3.0)
+    other = GaussianLikelihood()
+    other.load_state_dict(trained.state_dict())
+    other.fit(targets)  # as a ledger would: changes nothing
+    outputs = torch.randn(100, 2)
+    assert torch.equal(other.bits(outputs, targets), trained.bits(outputs, targets))
+    assert [(c.name, c.bits) for c in other.charges()] == [(c.name, c.bits) for c in trained.charges()]
+
+
+def test_a_state_of_before_has_no_shift_and_no_scale():
+    old = {"log_std": torch.tensor(0.5)}
+    likelihood = GaussianLikelihood(2.0, target_step=0.01)
+    likelihood.load_state_dict(old)
+    assert (float(likelihood.shift), float(likelihood.scale), likelihood.target_step) == (0.0, 1.0, 0.01)
+    assert float(likelihood.log_std.detach()) == 0.5
+
+
+def test_a_width_curve_before_any_ledger_leaves_a_fitted_likelihood(prices):
+    arrays = np.load(prices)
+    x = torch.from_numpy(arrays["inputs"]).float()
+    examples = bitsback.Examples((x - x.mean(0)) / x.std(0), torch.from_numpy(arrays["targets"]))
+    model, likelihood = bitsback.bayesianize(torch.nn.Linear(3, 1)), GaussianLikelihood()
+    curve = bitsback.width_curve(model, likelihood, examples, factors=(1.0, 2.0), samples=3)
+    again = bitsback.take_ledger(model, likelihood, examples, samples=3)
+    assert again.data_bits == pytest.approx(curve[1.0].data_bits, rel=1e-6)
+
+
+def test_a_likelihood_of_one_table_refuses_another():
+    likelihood = fitted(torch.arange(100.0) * 1000)
+    likelihood.fit(torch.arange(50.0) * 1000)  # a part of the same is fine
+    with pytest.raises(DataError, match="fitted to other targets"):
+        likelihood.fit(torch.arange(100.0) * 0.001)
+
+
+def test_noise_starts_at_a_tenth_of_the_targets_std_without_standardising_too():
+    targets = torch.randn(200, generator=torch.Generator().manual_seed(0)).double() * 1000
+    likelihood = fitted(targets, standardise=False, target_step=1.0)
+    assert float(likelihood.log_std.exp().detach()) == pytest.approx(0.1 * float(targets.std(correction=0)), rel=1e-5)
+
+
+def test_codes_without_a_model_need_no_fit_and_see_the_same_grid():
+    targets = torch.tensor([0.1, 0.25, 3.0] * 9)  # float32
+    first, second = GaussianLikelihood(), fitted(targets)
+    assert first.uniform_bits(targets) == pytest.approx(second.uniform_bits(targets))
+    assert first.marginal_bits(targets) == pytest.approx(second.marginal_bits(targets))
+
+
+def test_targets_beyond_every_grid_are_refused():
+    with pytest.raises(DataError, match=r"std of .*e-31, beyond the grids"):
+        fitted(torch.randn(20).double() * 1e-31)
 
 
 # settings that find themselves

@@ -91,9 +91,25 @@ def sigmoid_before_the_likelihood():
     )
 
 
+def answers_a_row_off():
+    x, y = clusters()
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(1))
+    x, y = x[order], (y[order] == 0).float()
+    return run(nn.Sequential(nn.Linear(2, 50), nn.ReLU(), nn.Linear(50, 1)), BernoulliLikelihood(), x, y.roll(1))
+
+
+def too_few_steps_for_answers():
+    x, y = clusters()
+    return run(
+        nn.Sequential(nn.Linear(2, 99), nn.ReLU(), nn.Linear(99, 1)), BernoulliLikelihood(), x, (y == 0).float(), epochs=1
+    )
+
+
 @pytest.mark.parametrize(
     ("plant", "named"),
     [
+        (answers_a_row_off, "the labels do not follow the inputs"),
+        (too_few_steps_for_answers, "3 steps are too few"),
         (unscaled, "the inputs are not scaled (feature"),
         (labels_declared_up_to_the_largest, "of 1,993 declared classes only 3 occur"),
         (labels_a_row_off, "the labels do not follow the inputs"),
@@ -257,7 +273,12 @@ def test_every_likelihood_has_a_marginal_code_and_it_is_honest(kind):
         expected = 10 - stats.poisson(rate).logpmf(y).sum() / math.log(2)
         assert PoissonLikelihood().marginal_bits(torch.from_numpy(y)) == pytest.approx(expected)
     if kind == "gaussian":
-        assert GaussianLikelihood(1.0, target_step=0.01).marginal_bits(torch.full((100,), 5.0)) < 200 + 40
+        step = GaussianLikelihood(1.0, target_step=0.01).marginal_bits(torch.full((100,), 5.0).double())
+        log_std = math.floor(math.log(0.01) * 16 + 0.5) / 16  # of the floor, on its grid; then never below the step
+        std = max(math.exp(log_std), 0.01)
+        place = round(8 * 5.0 / std)
+        data = 100 * (0.5 * (5.0 / std - place / 8) ** 2 + math.log(std * math.sqrt(2 * math.pi) / 0.01)) / math.log(2)
+        assert step == pytest.approx(data + 10 + 2 * math.floor(math.log2(2 * place + 1)) + 1)
     alike = {"categorical": CategoricalLikelihood(3), "bernoulli": BernoulliLikelihood()}
     if kind in alike:
         assert alike[kind].marginal_bits(torch.zeros(1000)) < 12

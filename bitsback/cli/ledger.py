@@ -40,7 +40,8 @@ def _taken_again(run: Path, samples: int | None, seed: int | None) -> "Ledger":
     from bitsback.config import load_run
     from bitsback.model import take_ledger
 
-    e = load_run(run).experiment()
+    opened = load_run(run)
+    e = opened.experiment()
     settings = e.config.ledger
     return take_ledger(
         e.model,
@@ -50,4 +51,5 @@ def _taken_again(run: Path, samples: int | None, seed: int | None) -> "Ledger":
         seed=e.config.seed if seed is None else seed,
         grid_step=settings.grid_step,
         progress=True,
+        course=opened.course(),
     )

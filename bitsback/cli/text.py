@@ -30,6 +30,10 @@ class Escaping:
         self.terminal.write(printable(text))
         return len(text)
 
+    def printable(self, text: str) -> str:
+        """Return the text as this stream would write it."""
+        return printable(text)
+
     def writelines(self, lines: Sequence[str]) -> None:
         """Write several texts, printable."""
         for line in lines:

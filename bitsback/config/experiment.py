@@ -1,5 +1,6 @@
 """A configuration becomes objects, and a run directory becomes them again."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bitsback.config.labels import with_classes
+from bitsback.config.labels import check_declared, with_classes
 from bitsback.config.load import load_config, to_yaml
 from bitsback.config.schema import Config
 from bitsback.data import Dataset
@@ -15,8 +16,10 @@ from bitsback.errors import ConfigError, RunError
 from bitsback.files import DamagedFileError
 from bitsback.ledger import Results, open_results
 from bitsback.likelihoods import Likelihood
+from bitsback.likelihoods.real import GaussianLikelihoodSettings
 from bitsback.model import BayesianModel, bayesianize
 from bitsback.model.modes import evaluating
+from bitsback.model.verdict import LAST_EPOCHS, Course
 from bitsback.training import Logger, Outcome, train
 from bitsback.training.checkpoint import PREVIOUS, load_weights, read_checkpoint
 
@@ -44,7 +47,8 @@ def build_model(
             shape = tuple(inputs.shape[1:])
             name = getattr(config.network, "factory", config.network.kind)
             reason = str(fault).splitlines()[0]
-            raise ConfigError(f"network: {name} fails on inputs of shape {shape}: {reason}") from fault
+            indices = "; for whole-number inputs that are indices, set data.scaling=none" if "Long" in reason else ""
+            raise ConfigError(f"network: {name} fails on inputs of shape {shape}: {reason}{indices}") from fault
         check(output)
     return bayesianize(
         network,
@@ -79,6 +83,9 @@ class Experiment:
         """
         if dataset is None:
             dataset = config.data.load_inputs() if inputs_only else config.data.load()
+            check_declared(config, dataset)
+        if config.data.scaling == "auto" and dataset.scaling is not None:
+            config = config.model_copy(update={"data": config.data.model_copy(update={"scaling": dataset.scaling})})
         if not inputs_only:
             config, dataset = with_classes(config, dataset)
         likelihood = config.likelihood.build(dataset.classes, dataset.train.targets)
@@ -135,6 +142,16 @@ class Run(Results):
 
     config: Config
 
+    def course(self) -> Course:
+        """Return what the training says of itself: its steps, and the data bits of its last epochs."""
+        lines = (self.directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-LAST_EPOCHS:]
+        try:
+            metrics = [json.loads(line) for line in lines]
+            data_bits = tuple(float(one["data_bits"]) for one in metrics) if self.config.training.augment is None else ()
+            return Course(int(metrics[-1]["step"]) if metrics else 0, data_bits)
+        except (ValueError, KeyError, TypeError) as fault:
+            raise RunError(f"{self.directory / 'metrics.jsonl'} cannot be read; it was changed since the training") from fault
+
     def experiment(self) -> Experiment:
         """The experiment with the weights of the last checkpoint."""
         experiment = Experiment.build(self.config)
@@ -156,4 +173,8 @@ class Run(Results):
 def load_run(directory: str | Path) -> Run:
     """A run directory; raises RunError when it is not one."""
     place = open_results(directory).directory
-    return Run(place, load_config(place / "config.yaml"))
+    config = load_config(place / "config.yaml")
+    if isinstance(config.likelihood, GaussianLikelihoodSettings) and "standardise" not in config.likelihood.model_fields_set:
+        old = config.likelihood.model_copy(update={"standardise": False})  # a run from before targets were standardised
+        config = config.model_copy(update={"likelihood": old})
+    return Run(place, config)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from bitsback import limits
 from bitsback.config.schema import Config
 from bitsback.data import Dataset, Examples
 from bitsback.data.dataset import LabelValues
@@ -16,11 +17,11 @@ from bitsback.likelihoods.classes import CategoricalSettings
 FEW = 20
 """So many distinct whole numbers may be classes however few examples there are."""
 
+VERY_FEW = 5
+"""So many may be, even if hardly two are alike."""
+
 EXAMPLES_PER_LABEL = 5
 """Fewer on average look like a quantity."""
-
-MOST_CLASSES = 1 << 16
-"""More have to be declared."""
 
 
 def with_classes(config: Config, dataset: Dataset) -> tuple[Config, Dataset]:
@@ -64,18 +65,18 @@ def with_classes(config: Config, dataset: Dataset) -> tuple[Config, Dataset]:
         return config, replace(dataset, classes=declared)  # checked by the likelihood, example by example
     found = dataset.labels if dataset.labels is not None else _distinct(dataset)
     labels = wanted if wanted is not None else found
-    if likelihood.classes is None and len(labels) > MOST_CLASSES:
-        raise DataError(f"{dataset.name} has {len(labels):,} distinct labels; if they are classes, set likelihood.classes")
+    if likelihood.classes is None:
+        limits.LABELS.check(len(labels), f"{dataset.name}, by its distinct labels,", DataError, "set likelihood.classes")
     if declared is not None and len(labels) != declared:
         raise DataError(
             f"{dataset.name} has {len(labels):,} distinct labels, and {declared:,} classes are declared; set "
             "likelihood.classes, or leave it and the last layer's size out"
         )
-    dataset = replace(dataset, classes=max(2, len(labels)))
     if len(labels) < 2:
         raise DataError(
             f"every label of {dataset.name} is {labels[0]!r}: there is nothing to describe; give two labels or more"
         )
+    dataset = replace(dataset, classes=len(labels))
     if labels == tuple(range(len(labels))):
         return config, dataset
     named = replace(
@@ -85,6 +86,15 @@ def with_classes(config: Config, dataset: Dataset) -> tuple[Config, Dataset]:
     )
     settled = likelihood.model_copy(update={"labels": labels})
     return config.model_copy(update={"likelihood": settled}), named
+
+
+def check_declared(config: Config, dataset: Dataset) -> None:
+    """Raise DataError where a source declares its classes and the likelihood lists labels of its own."""
+    if dataset.classes is not None and getattr(config.likelihood, "labels", None) is not None:
+        raise DataError(
+            f"{dataset.name} has the labels 0 to {dataset.classes - 1}; leave likelihood.labels out (likelihood.class_names "
+            "says what predictions call them)"
+        )
 
 
 def _check_guess(dataset: Dataset) -> None:
@@ -98,7 +108,8 @@ def _check_guess(dataset: Dataset) -> None:
     if targets.ndim != 1 or dataset.labels is None:
         return
     distinct = len(targets.unique())
-    if distinct > FEW and distinct * EXAMPLES_PER_LABEL > len(targets):
+    many = distinct > FEW and distinct * EXAMPLES_PER_LABEL > len(targets)
+    if many or (distinct > VERY_FEW and 2 * distinct > len(targets)):
         raise DataError(
             f"the targets of {dataset.name} have {distinct:,} distinct values in {len(targets):,} examples, which looks like a "
             "quantity; say how to describe them: likelihood: {kind: gaussian} for a quantity, {kind: poisson} for counts, "

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from bitsback.codelength.prequential import PrequentialSettings
 from bitsback.config.network import AnyNetworkSettings, SequentialSettings
-from bitsback.data import AnyDataSettings
+from bitsback.data import AnyDataSettings, DataSettings
 from bitsback.data.digits import DigitsSettings
 from bitsback.layers import Estimator
 from bitsback.likelihoods import AnyLikelihoodSettings
@@ -58,8 +58,12 @@ class Config(Settings):
         layers = network.get("layers") if isinstance(network, dict) else getattr(network, "layers", None)
         first = layers[0] if isinstance(layers, list | tuple) and layers else ""
         name = next(iter(first), "") if isinstance(first, dict) else first
-        if isinstance(data, dict) and data.get("scaling", "auto") == "auto" and name in ("Embedding", "EmbeddingBag"):
+        if name not in ("Embedding", "EmbeddingBag"):
+            return given
+        if isinstance(data, dict) and data.get("scaling", "auto") == "auto":
             return {**given, "data": {**data, "scaling": "none"}}
+        if isinstance(data, DataSettings) and data.scaling == "auto":
+            return {**given, "data": data.model_copy(update={"scaling": "none"})}
         return given
 
 

@@ -111,6 +111,7 @@ class Dataset:
         classes: how many classes the source declares; None where it declares none.
         labels: the distinct labels of the whole source, both splits and what ``limit`` leaves out; None where it does not say.
             Where they are texts, the targets are their places in this order.
+        scaling: which scaling the inputs have got, where settings say how.
     """
 
     name: str
@@ -120,6 +121,7 @@ class Dataset:
     preprocessing: Preprocessing = Preprocessing()
     in_memory: bool = False  # made in Python: no settings say where it comes from
     labels: LabelValues | None = None
+    scaling: str | None = None
 
     def __post_init__(self) -> None:
         if self.test is not None and self.test.inputs.shape[1:] != self.train.inputs.shape[1:]:
@@ -176,7 +178,8 @@ class DataSettings(Settings):
         train: Examples,
         test: Examples | None,
         *,
-        largest: float | None = None,
+        largest: float = 1.0,
+        are_images: bool = False,
         classes: int | None = None,
         texts: Sequence[str] | None = None,
     ) -> Dataset:
@@ -184,7 +187,8 @@ class DataSettings(Settings):
 
         Args:
             name, train, test: what was read.
-            largest: the largest grey level that images of this kind can have; None for numbers that are no images.
+            largest: the largest grey level that images of this kind can have.
+            are_images: whether the inputs are images, whose grey levels ``auto`` brings to [0, 1].
             classes: how many classes the source declares.
             texts: what whole-number targets stand for, where the labels are texts.
         """
@@ -194,7 +198,8 @@ class DataSettings(Settings):
             train = Examples(train.inputs[kept], train.targets[kept])
         train = self._part_of(train)
         train, test = self._as_numbers(train), test and self._as_numbers(test)
-        preprocessing = self._scaling(train.inputs, largest)
+        scaling = self.scaling if self.scaling != "auto" else "unit" if are_images else "standard"
+        preprocessing = _scaled(train.inputs, scaling, largest)
         note: tuple[str, ...] = ()
         if self.features is not None:
             if self.features.is_fitted:
@@ -203,7 +208,7 @@ class DataSettings(Settings):
                 preprocessing = replace(preprocessing, features=self.features.fit(preprocessing(train.inputs)))
         preprocessing = replace(preprocessing, fraction_bits=self.fraction_bits)
         test = test and preprocessing.of(test, note)
-        return Dataset(name, preprocessing.of(train, note), test, classes, preprocessing, labels=labels)
+        return Dataset(name, preprocessing.of(train, note), test, classes, preprocessing, labels=labels, scaling=scaling)
 
     def _as_numbers(self, examples: Examples) -> Examples:
         """Whole-number inputs as real numbers, which scaling needs; under ``unit`` and ``none`` they stay indices."""
@@ -224,16 +229,17 @@ class DataSettings(Settings):
             )
         return Examples(train.inputs[kept], train.targets[kept])
 
-    def _scaling(self, inputs: Tensor, largest: float | None) -> Preprocessing:
-        if not inputs.is_floating_point() or self.scaling == "none":
-            return Preprocessing()
-        is_image = largest is not None and inputs.ndim > 2
-        if self.scaling == "unit" or (self.scaling == "auto" and is_image):
-            return Preprocessing(scale=torch.tensor(largest or 1.0))
-        if self.scaling == "centred":
-            return Preprocessing(inputs.mean(0), torch.tensor(largest or 1.0))
-        std, mean = torch.std_mean(inputs.double(), 0, correction=0)  # squares of large numbers overflow in float32
-        return Preprocessing(mean.float(), torch.where(std > 0, std, torch.ones_like(std)).float())
+
+def _scaled(inputs: Tensor, scaling: str, largest: float) -> Preprocessing:
+    """The preprocessing that brings training inputs to a scale; indices, which are whole numbers, stay as they are."""
+    if not inputs.is_floating_point() or scaling == "none":
+        return Preprocessing()
+    if scaling == "unit":
+        return Preprocessing(scale=torch.tensor(largest))
+    if scaling == "centred":
+        return Preprocessing(inputs.mean(0), torch.tensor(largest))
+    std, mean = torch.std_mean(inputs.double(), 0, correction=0)  # squares of large numbers overflow in float32
+    return Preprocessing(mean.float(), torch.where(std > 0, std, torch.ones_like(std)).float())
 
 
 def _distinct(train: Examples, test: Examples | None) -> LabelValues | None:

@@ -35,4 +35,4 @@ class DigitsSettings(DataSettings):
 
     def load(self) -> Dataset:
         train, test = split(*read_digits(), self.test_fraction, self.split_seed)
-        return self.finish("digits", train, test, classes=10, largest=16.0)
+        return self.finish("digits", train, test, classes=10, largest=16.0, are_images=True)

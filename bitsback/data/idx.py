@@ -100,7 +100,9 @@ class IdxSettings(DataSettings):
     def _load(self, *, inputs_only: bool) -> Dataset:
         train, train_peak = self._read(self.train_images, self.train_labels, "training", inputs_only)
         test, _ = self._read(self.test_images, self.test_labels, "test", inputs_only)
-        return self.finish(self.root.name, train, test, largest=train_peak)
+        return self.finish(
+            self.root.name, train, test, largest=train_peak, are_images=train_peak == 255 and train.inputs.ndim > 2
+        )
 
     def _places(self, name: str) -> list[Path]:
         """The files that there are under a name, plain before packed, its own name before others."""
@@ -112,11 +114,11 @@ class IdxSettings(DataSettings):
             return path
         raise DataError(f"{self.root / name} (or the same with .gz) does not exist; put the file there or set data.root")
 
-    def _read(self, images: str, labels: str, name: str, inputs_only: bool) -> tuple[Examples, float | None]:
+    def _read(self, images: str, labels: str, name: str, inputs_only: bool) -> tuple[Examples, float]:
         pictures = read_idx(self._find(images))
         missing = inputs_only and not self._places(labels)
         answers = np.zeros(len(pictures), dtype=np.int64) if missing else read_idx(self._find(labels))
-        peak = float(np.iinfo(pictures.dtype).max) if pictures.dtype.kind in "iu" else None
+        peak = float(np.iinfo(pictures.dtype).max) if pictures.dtype.kind in "iu" else 1.0
         if not np.array_equal(answers, np.nan_to_num(answers).astype(np.int64)):
             raise DataError(f"the {name} labels in {labels} are not whole numbers; labels must be whole numbers")
         inputs = torch.from_numpy(pictures.astype(np.float32))

@@ -51,14 +51,20 @@ class NpzSettings(DataSettings):
             test = Examples(self._tensor(arrays, self.test_inputs), self._tensor(arrays, self.test_targets), "test")
         else:
             train, test = split(inputs, targets, self.test_fraction, self.split_seed)
-        return self.finish(self.path.stem, train, test, largest=self._peak(arrays), texts=texts)
+        grey = arrays[self.inputs].dtype == np.uint8
+        return self.finish(
+            self.path.stem, train, test, largest=255.0 if grey else 1.0, are_images=grey and inputs.ndim > 2, texts=texts
+        )
 
     def _name_texts(self, arrays: dict[str, np.ndarray]) -> list[str] | None:
         """Put the places of text labels in their sorted order into the arrays of targets, and return that order."""
         named = {name: arrays[name] for name in (self.targets, self.test_targets) if name in arrays}
         if not any(array.dtype.kind in "US" for array in named.values()):
             return None
-        plain = {name: array.astype(str) for name, array in named.items()}
+        try:
+            plain = {name: np.char.decode(a, "utf-8") if a.dtype.kind == "S" else a.astype(str) for name, a in named.items()}
+        except UnicodeDecodeError as fault:
+            raise DataError(f"the labels in {self.path} are bytes that are not UTF-8 text; write them as texts") from fault
         texts = np.unique(np.concatenate([array.ravel() for array in plain.values()]))
         arrays |= {name: np.searchsorted(texts, array) for name, array in plain.items()}
         return [str(text) for text in texts]
@@ -86,14 +92,12 @@ class NpzSettings(DataSettings):
         if array.ndim == 0 or len(array) == 0:
             raise DataError(f"array '{name}' in {self.path} is empty; give at least one example")
         is_target = name in (self.targets, self.test_targets)
-        real = np.float64 if is_target and array.dtype == np.float64 else np.float32  # a target's digits say its resolution
+        is_double = array.dtype.kind == "f" and array.dtype.itemsize == 8
+        real = np.float64 if is_target and is_double else np.float32  # a target's digits say its resolution
         tensor = torch.from_numpy(array.astype(np.int64 if array.dtype.kind in "biu" else real))
         if is_target:
             return tensor.flatten() if tensor.ndim == 2 and tensor.shape[1] == 1 else tensor
         return tensor.float() if array.dtype in (np.uint8, np.bool_) else tensor
-
-    def _peak(self, arrays: dict[str, np.ndarray]) -> float | None:
-        return 255.0 if arrays[self.inputs].dtype == np.uint8 else None
 
 
 def _check_lengths(inputs: Tensor, targets: Tensor, path: Path) -> None:

@@ -83,8 +83,9 @@ def show(ledger: Ledger) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    console = Console(highlight=False)
-    lines = text.split("\n")
+    escaped = getattr(sys.stdout, "printable", str)  # the command line's stream escapes; colours go past it
+    console = Console(highlight=False, file=getattr(sys.stdout, "terminal", sys.stdout))
+    lines = escaped(text).split("\n")
     for number, line in enumerate(lines):
         console.print(Text(line, style=_style(line, number, len(lines) - len(ledger.warnings))), soft_wrap=True)
 

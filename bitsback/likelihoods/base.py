@@ -88,7 +88,7 @@ class LikelihoodSettings(Settings):
         """The likelihood; ``classes`` is how many labels the data have, if labels they are, ``targets`` what to fit."""
 
     def resolved(self, likelihood: Likelihood) -> Self:
-        """The settings with what :meth:`Likelihood.fit` found written out, so that a file or a run says it."""
+        """Return the settings with what :meth:`Likelihood.fit` found written out, so that a file says it."""
         return self
 
 
@@ -121,8 +121,8 @@ def listed(**columns: Tensor | None) -> list[Answer]:
 
 
 def _short(value: Any) -> Any:
-    """Numbers of six digits, in nested lists."""
-    return [_short(item) for item in value] if isinstance(value, list) else float(f"{value:.6g}")
+    """Round the numbers in nested lists to what a float64 computation can mean."""
+    return [_short(item) for item in value] if isinstance(value, list) else float(f"{value:.12g}")
 
 
 def krichevsky_trofimov_bits(counts: Tensor) -> Tensor:

@@ -161,8 +161,8 @@ class BernoulliLikelihood(Likelihood):
         return outputs.sigmoid()
 
     def answers(self, predicted: Tensor, std: Tensor | None = None) -> list[Answer]:
-        yes = [{"answer": _whole(row["probability"]), **row} for row in listed(probability=predicted)]
-        return yes
+        rounded = (predicted.double() * 1e6).round() / 1e6
+        return [{"answer": _whole(row["probability"]), **row} for row in listed(probability=rounded)]
 
     def error(self, predicted: Tensor, targets: Tensor) -> Tensor:
         wrong = (match(predicted, targets) > 0.5) != (targets > 0.5)

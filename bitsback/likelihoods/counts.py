@@ -42,7 +42,7 @@ class PoissonLikelihood(Likelihood):
         return outputs.exp()
 
     def answers(self, predicted: Tensor, std: Tensor | None = None) -> list[Answer]:
-        return listed(rate=predicted)
+        return listed(rate=_six_digits(predicted))
 
     def error(self, predicted: Tensor, targets: Tensor) -> Tensor:
         return per_example((match(predicted, targets) - targets).square()) / width(targets)
@@ -65,6 +65,11 @@ class PoissonLikelihood(Likelihood):
 
     def summary(self, mean_error: float) -> float:
         return math.sqrt(mean_error)
+
+
+def _six_digits(rates: Tensor) -> Tensor:
+    scale = 10.0 ** (rates.double().clamp_min(1e-300).log10().floor() - 5)
+    return (rates.double() / scale).round() * scale
 
 
 @registry.register("poisson")

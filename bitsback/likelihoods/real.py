@@ -1,5 +1,6 @@
 """Real numbers, written on a grid: a Gaussian around the network's output."""
 
+import copy
 import math
 from typing import Any, Literal
 
@@ -32,6 +33,9 @@ prunes the network (measured: docs/training.md)."""
 
 SHIFT_TOLERANCE = 1 / 8
 """How far, in stds of the targets, a mean of 16 bits may be off before it is written in 32."""
+
+OTHER_DATA = 16.0
+"""Stds by which the mean, or times by which the std, of targets may differ from those that a likelihood was fitted to."""
 
 MARGINAL_LOG_STD = UniformGrid(low=-32.0, step=2**-4, levels=1024)
 
@@ -111,9 +115,10 @@ class GaussianLikelihood(Likelihood):
             )
 
     def fit(self, targets: Tensor) -> None:
-        if self._is_fitted:
-            return
         y = targets.detach().double().cpu()
+        if self._is_fitted:
+            self._check_same(y)
+            return
         if not self.target_step:
             self.found = resolution(y, narrowest=NARROWEST, precision=torch.finfo(_real(targets)).eps)
             self.target_step = self.found.step
@@ -125,14 +130,48 @@ class GaussianLikelihood(Likelihood):
             self.shift, self.scale = self._grids["shift"].round(mean).to(self.log_std), scale.to(self.log_std)
         with torch.no_grad():
             if self.std is None:
-                self.log_std.fill_(math.log(START))
+                std = 1.0 if self.standardises else float(y.std(correction=0).clamp_min(self.target_step))
+                self.log_std.fill_(math.log(START * std))
             elif self.noise == "learned" and self.standardises:  # one number for all targets, in units of their scales
                 self.log_std.fill_(math.log(self.std) - float(self.scale.double().log().mean()))
         self._is_fitted = True
 
+    def _check_same(self, y: Tensor) -> None:
+        """Raise DataError for targets that this likelihood was plainly not fitted to."""
+        if self.found is None or not self.standardises or y.shape[1:] != self.scale.shape:
+            return
+        shift, scale = self.shift.double().cpu(), self.scale.double().cpu()
+        away, wide = (y.mean(0) - shift).abs() / scale, y.std(0, correction=0) / scale
+        if bool((away > OTHER_DATA).any() or (wide > OTHER_DATA).any() or (wide < 1 / OTHER_DATA).all()):
+            raise DataError(
+                "this Gaussian likelihood was fitted to other targets (their mean and std are far off); make a new one for "
+                "each data set"
+            )
+
+    def get_extra_state(self) -> Tensor:
+        """What a state dict needs beside shift, scale and noise: the step, whether it was found, and the bits of the shift."""
+        shift_bits = self._grids["shift"].bits_each if self.standardises else 0.0
+        return torch.tensor([self.target_step, float(self.found is not None), shift_bits], dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        step, found, shift_bits = state.tolist()
+        self.target_step, self._is_fitted = step, step > 0
+        self.found = Resolution(step, "as it was found in training") if found and self.found is None else self.found
+        if shift_bits:
+            self._grids["shift"] = FLOAT32 if shift_bits == FLOAT32.bits_each else BFLOAT16
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *more: Any) -> None:
+        """Take shift and scale in the shape they were saved in; states of before this version have neither: 0 and 1."""
+        for name, value in (("shift", 0.0), ("scale", 1.0)):
+            saved = state_dict.setdefault(prefix + name, torch.tensor(value))
+            setattr(self, name, torch.empty_like(saved, dtype=self.log_std.dtype, device=self.log_std.device))
+        state_dict.setdefault(f"{prefix}_extra_state", self.get_extra_state())
+        super()._load_from_state_dict(state_dict, prefix, *more)
+
     def charges(self) -> list[Charge]:
         found = [Charge("target_step", 1, STEP_BITS)] if self.found is not None else []
-        return [*super().charges(), *found]
+        width = [Charge("shift_bits", 1, 1.0)] if self.standardises and self.shift_bits is None else []
+        return [*super().charges(), *found, *width]
 
     def _split(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """Mean of the standardised targets, and log std of the targets' own noise, the latter not below their step."""
@@ -173,26 +212,32 @@ class GaussianLikelihood(Likelihood):
 
     def values(self) -> dict[str, Tensor]:
         standard = {"shift": self.shift, "scale": self.scale} if self.standardises else {}
-        return standard | ({"std": self.log_std.exp() * self.scale} if self.noise == "learned" else {})
+        return standard | (
+            {"std": (self.log_std.exp() * self.scale).clamp_min(self.target_step)} if self.noise == "learned" else {}
+        )
 
     def predict(self, outputs: Tensor) -> Tensor:
         mean = self._split(outputs)[0]
-        if self.scale.ndim == 0 or mean.ndim == self.scale.ndim + 1:
-            return self.shift + self.scale * mean
-        return self.shift[..., None] + self.scale[..., None] * mean
+        shift, scale = (_wide(part) for part in (self.shift, self.scale))
+        return shift + scale * _wide(mean)  # the std may be far below the last digit of a float32 mean
 
     def variance(self, outputs: Tensor) -> Tensor:
         mean, log_std = self._split(outputs)
-        return (2 * log_std).exp().expand(mean.shape)
+        return _wide((2 * log_std).exp()).expand(mean.shape)
 
     def answers(self, predicted: Tensor, std: Tensor | None = None) -> list[Answer]:
-        return listed(mean=predicted, std=std)
+        if std is None:
+            return listed(mean=predicted)
+        fine = 10.0 ** (std.double().clamp_min(1e-300).log10().floor() - 4)  # what is below a 10,000th of the std says nothing
+        return listed(mean=(predicted.double() / fine).round() * fine, std=(std.double() / fine).round() * fine)
 
     def error(self, predicted: Tensor, targets: Tensor) -> Tensor:
         return per_example((match(predicted, targets) - targets).square()) / width(targets)
 
     def uniform_bits(self, targets: Tensor) -> float:
-        step = self._step_of(targets)
+        if not self._is_fitted:
+            return self._fitted(targets).uniform_bits(targets)
+        step = self.target_step
         flat = targets.detach().double().reshape(len(targets), -1)
         levels = (flat.amax(0) / step).round() - (flat.amin(0) / step).round() + 1
         return len(targets) * float(levels.log2().sum())
@@ -203,8 +248,10 @@ class GaussianLikelihood(Likelihood):
         The std, never below the step, is one of 1,024 levels of 2^-4 in its logarithm (10 bits); the mean is a multiple of an
         eighth of it, its whole number in Elias' gamma code; 8 bits more say the step, where that was found.
         """
-        step = self._step_of(targets)
-        flat = targets.detach().double().cpu().reshape(len(targets), -1)
+        if not self._is_fitted:
+            return self._fitted(targets).marginal_bits(targets)
+        step = self.target_step
+        flat = self._on_grid(targets.detach().double().cpu()).reshape(len(targets), -1)
         log_std = MARGINAL_LOG_STD.round(flat.std(0, correction=0).clamp_min(step).log())
         std = log_std.exp().clamp_min(step)
         place = (flat.mean(0) / std * 8).round()
@@ -213,8 +260,11 @@ class GaussianLikelihood(Likelihood):
         parameters = float(gamma.sum()) + flat.shape[1] * MARGINAL_LOG_STD.bits_each + (STEP_BITS if self.found else 0.0)
         return nats_to_bits(float(nats.sum())) + parameters
 
-    def _step_of(self, targets: Tensor) -> float:
-        return self.target_step or resolution(targets.double(), narrowest=NARROWEST).step
+    def _fitted(self, targets: Tensor) -> "GaussianLikelihood":
+        """A copy that has seen the targets."""
+        other = copy.deepcopy(self)
+        other.fit(targets)
+        return other
 
     def check_targets(self, targets: Tensor, where: str) -> None:
         require(torch.isfinite(targets), targets, where, "targets must be finite")
@@ -227,12 +277,17 @@ class GaussianLikelihood(Likelihood):
 
 
 def _real(tensor: Tensor) -> torch.dtype:
-    """The floating-point type in which the targets came; whole numbers are exact in float64."""
+    """Return the floating-point type in which the targets came; whole numbers are exact in float64."""
     return tensor.dtype if tensor.is_floating_point() else torch.float64
 
 
+def _wide(tensor: Tensor) -> Tensor:
+    """The tensor in float64, where the device has it."""
+    return tensor if tensor.device.type == "mps" else tensor.double()
+
+
 def _floored(log_std: Tensor, lowest: float) -> Tensor:
-    """The floor's value where that is higher, the output's own gradient: it can rise again."""
+    """Take the floor's value where that is higher, the output's own gradient: it can rise again."""
     return log_std + (log_std.clamp_min(lowest) - log_std).detach()
 
 

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-STEP_BITS = 8.0
-"""One bit for the base, ten or two, six for the exponent, -32 to 31, and one for the width of the targets' mean."""
+from bitsback.errors import DataError
 
-EXPONENTS = range(31, -33, -1)
+STEP_BITS = 8.0
+"""One bit for the base, ten or two, and seven for the exponent, -64 to 63."""
+
+EXPONENTS = range(63, -65, -1)
 SMALLEST_TOLERANCE, LARGEST_TOLERANCE = 1e-9, 0.05
 """In steps: how far from a whole multiple a rounded decimal fraction may lie."""
 
@@ -39,6 +41,9 @@ def resolution(targets: Tensor, *, narrowest: float, precision: float = 2.0**-52
     Returns:
         The step; 1 for targets that are all zero.
 
+    Raises:
+        DataError: when the step would lie outside 2^-64 .. 2^63.
+
     >>> resolution(torch.tensor([0.25, 1.5]).double(), narrowest=2.0**-16).step
     0.25
     >>> resolution(torch.tensor([150.0, 2000.0]).double(), narrowest=2.0**-16).step
@@ -55,7 +60,12 @@ def resolution(targets: Tensor, *, narrowest: float, precision: float = 2.0**-52
         tolerance = min(4 * precision * largest / step + SMALLEST_TOLERANCE, LARGEST_TOLERANCE)
         if bool(((multiple - multiple.round()).abs() <= tolerance).all()):
             return Resolution(step, "the coarsest power of ten or two that fits them")
-    step = 2.0 ** math.ceil(math.log2(floor))
+    exponent = math.ceil(math.log2(floor))
+    if exponent not in EXPONENTS:
+        raise DataError(
+            f"the targets have a std of {std:.3g}, beyond the grids that are looked for; set likelihood.target_step"
+        )
+    step = 2.0**exponent
     return Resolution(
         step, f"as no coarser power of ten or two fits them: the finest is 2^{math.log2(narrowest):.0f} of their std"
     )

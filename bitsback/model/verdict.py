@@ -24,6 +24,7 @@ LAST_EPOCHS = 10
 """Whose data bits are compared with the ledger's: one alone sees about one draw of every weight."""
 
 NOISE_RATIO = 2.0
+VARIED = 0.05
 FEW_STEPS = 1000
 STDERRS = 4.0 * math.sqrt(2)  # neighbours are often each other's: half as many pairs
 
@@ -95,7 +96,7 @@ def _cause(ledger: Ledger, model: BayesianModel, likelihood: Likelihood, example
     with evaluating(model), model.mean():
         outputs = model(inputs)
     looks: tuple[Callable[[], str], ...] = (
-        lambda: _probabilities(likelihood, outputs),
+        lambda: _probabilities(likelihood, outputs, model.network),
         lambda: _unused_classes(likelihood, examples.targets),
         lambda: _unscaled(inputs),
         lambda: _noise(likelihood, outputs, targets),
@@ -105,8 +106,8 @@ def _cause(ledger: Ledger, model: BayesianModel, likelihood: Likelihood, example
     return next((said for look in looks if (said := look())), _too_dear(ledger))
 
 
-def _probabilities(likelihood: Likelihood, outputs: Tensor) -> str:
-    """Whether probabilities are given where logits are asked for."""
+def _probabilities(likelihood: Likelihood, outputs: Tensor, network: nn.Module) -> str:
+    """Say whether probabilities are given where logits are asked for."""
     inside = bool(((outputs >= 0) & (outputs <= 1)).all())
     if (
         isinstance(likelihood, CategoricalLikelihood)
@@ -114,13 +115,15 @@ def _probabilities(likelihood: Likelihood, outputs: Tensor) -> str:
         and torch.allclose(outputs.sum(-1), outputs.new_ones(()), atol=1e-3)
     ):
         return "the network ends with a softmax, and the likelihood wants logits; take the last layer away"
-    if isinstance(likelihood, BernoulliLikelihood) and inside:
+    *_, last = network.modules()
+    squeezed = isinstance(last, nn.Sigmoid) or float(outputs.std()) > VARIED  # logits of a pruned network are all alike
+    if isinstance(likelihood, BernoulliLikelihood) and inside and squeezed:
         return "the network ends with a sigmoid, and the likelihood wants logits; take the last layer away"
     return ""
 
 
 def _unused_classes(likelihood: Likelihood, targets: Tensor) -> str:
-    """Whether most of the declared classes never occur."""
+    """Say whether most of the declared classes never occur."""
     if not isinstance(likelihood, CategoricalLikelihood):
         return ""
     seen = len(targets.unique())
@@ -133,7 +136,7 @@ def _unused_classes(likelihood: Likelihood, targets: Tensor) -> str:
 
 
 def _unscaled(inputs: Tensor) -> str:
-    """Whether features are far from the scale that networks start at."""
+    """Say whether features are far from the scale that networks start at."""
     if not inputs.is_floating_point():
         return ""
     flat = inputs.reshape(len(inputs), -1).double()
@@ -148,7 +151,7 @@ def _unscaled(inputs: Tensor) -> str:
 
 
 def _noise(likelihood: Likelihood, outputs: Tensor, targets: Tensor) -> str:
-    """Whether the noise is far from what the network leaves unexplained."""
+    """Say whether the noise is far from what the network leaves unexplained."""
     if not isinstance(likelihood, GaussianLikelihood):
         return ""
     left = math.sqrt(float(likelihood.error(likelihood.predict(outputs), targets).mean()))
@@ -162,14 +165,14 @@ def _noise(likelihood: Likelihood, outputs: Tensor, targets: Tensor) -> str:
 
 
 def _few_steps(course: Course | None) -> str:
-    """Whether training ended long before weights and priors can settle."""
+    """Say whether training ended long before weights and priors can settle."""
     if course is None or course.steps >= FEW_STEPS:
         return ""
     return f"{course.steps:,} steps are too few for weights and priors to settle; set training.epochs=auto"
 
 
 def _unrelated(likelihood: Likelihood, inputs: Tensor, targets: Tensor) -> str:
-    """Whether neighbours share their targets no more often than chance: then there is nothing to learn, or rows are shifted."""
+    """Say whether neighbours share their targets no more often than chance: nothing to learn, or rows that are shifted."""
     if not inputs.is_floating_point() or len(inputs) < 10:
         return ""
     flat = inputs.reshape(len(inputs), -1).double()

@@ -62,6 +62,7 @@ def width_curve(
     """
     if not factors or not all(factor > 0 for factor in factors):
         raise LedgerError(f"width factors must be above zero, got {list(factors)}")
+    likelihood.fit(examples.targets)
     states = [(module, copy.deepcopy(module.state_dict())) for module in (model, likelihood)]
     grid_step = model.grid_step()
     curve = {}

@@ -80,7 +80,7 @@ class Observation:
 
     def class_name(self, label: int) -> str:
         """What a label is called."""
-        names = getattr(self.run.config.likelihood, "class_names", None)
+        names = getattr(self.experiment.likelihood, "names", None)
         return str(names[label]) if names else str(label)
 
     @cached_property

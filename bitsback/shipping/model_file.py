@@ -86,7 +86,10 @@ class LoadedModel(nn.Module):
     @torch.no_grad()
     def outputs(self, inputs: Tensor) -> Tensor:
         """The network's outputs (n, ...) for inputs as they are stored, (n, ...)."""
-        prepared = inputs.long() if self.tree.get("whole_inputs") else self.preprocessing(inputs)
+        if self.tree.get("whole_inputs"):
+            prepared = inputs.long()
+        else:
+            prepared = self.preprocessing(inputs if inputs.is_floating_point() else inputs.float())
         wanted = tuple(self.tree["inputs"])
         if tuple(prepared.shape[1:]) != wanted:
             if prepared.shape[1:].numel() != torch.Size(wanted).numel() or not prepared.ndim:

@@ -83,18 +83,15 @@ class Prediction:
 
         The variance of a prediction is the mean of the noise's variances and the variance of the means.
         """
-        first: Tensor | float = 0.0
-        second: Tensor | float = 0.0
-        noise: Tensor | float = 0.0
-        count = 0
+        means: list[Tensor] = []
+        noises: list[Tensor] = []
         for outputs in draws:
-            mean, variance = likelihood.predict(outputs), likelihood.variance(outputs)
-            first, second, count = first + mean, second + mean.double().square(), count + 1
-            noise = noise + (variance if variance is not None else 0.0)
-        means: Tensor = first / count  # type: ignore[assignment]
-        spread = (second / count - means.double().square()).clamp_min(0)
-        has_noise = isinstance(noise, Tensor)
-        return cls(means, likelihood.answers(means, (noise / count + spread).sqrt() if has_noise else None))
+            means.append(likelihood.predict(outputs).double().cpu())
+            variance = likelihood.variance(outputs)
+            noises += [] if variance is None else [variance.double().cpu()]
+        each = torch.stack(means)
+        std = (torch.stack(noises).mean(0) + each.var(0, correction=0)).sqrt() if noises else None
+        return cls(each.mean(0), likelihood.answers(each.mean(0), std))
 
 
 @torch.no_grad()

@@ -176,7 +176,7 @@ def receive_prequential(path: Path, directory: Path, places: Sequence[str] = (),
 
     Raises:
         FileError: for a file that is not one or is damaged, for inputs that differ from the sender's, and for a machine whose
-            arithmetic does; the labels up to there are then in ``directory``/labels_so_far.npy, -1 for the others.
+            arithmetic does; the classes up to there are then in ``directory``/labels_so_far.npy, -1 for the others.
     """
     check_new_directory(directory)
     content = read_file(path)

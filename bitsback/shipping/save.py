@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from bitsback.config import Config, Experiment
@@ -17,6 +18,7 @@ from bitsback.layers import BayesianModule
 from bitsback.likelihoods import CategoricalLikelihood, GaussianLikelihood, Likelihood
 from bitsback.likelihoods.base import registry as likelihoods
 from bitsback.model import BayesianModel
+from bitsback.model.modes import evaluating
 from bitsback.shipping.pack import Packed, pack
 from bitsback.training.tuning import PackSettings
 
@@ -73,7 +75,9 @@ def _experiment(
     if examples is None:
         raise LayerError("give examples: save(model, path, Examples(inputs, targets)); they say what the inputs look like")
     if likelihood is None:
-        likelihood = CategoricalLikelihood(max(2, int(examples.targets.max()) + 1))
+        with torch.no_grad(), evaluating(model), model.mean():
+            likelihood = CategoricalLikelihood(model(examples.inputs[:2]).shape[-1])
+        likelihood.check_targets(examples.targets, examples.name)
     network: SequentialSettings | FactorySettings
     yaml_name: Callable[[str], str]
     if factory is None:

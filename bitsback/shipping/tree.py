@@ -11,8 +11,6 @@ from pydantic import BaseModel, ValidationError
 from bitsback.config import Config
 from bitsback.config.load import parse_value
 from bitsback.config.network import FactorySettings
-from bitsback.data.digits import DigitsSettings
-from bitsback.data.idx import IdxSettings
 from bitsback.errors import FileError
 
 MODEL_SECTIONS = ("data", "network", "prior", "prior_overrides", "bayesian", "likelihood")
@@ -38,8 +36,6 @@ def to_tree(config: Config, sections: Sequence[str]) -> dict[str, Any]:
     Where a receiver trains, a pretrained start is marked, for without it training would end elsewhere.
     """
     tree = {name: _plain(getattr(config, name)) for name in sections}
-    if tree["data"]["scaling"] == "auto" and isinstance(config.data, DigitsSettings | IdxSettings):
-        tree["data"]["scaling"] = "unit"  # what it means for images, and what the first files say
     for section, later in DEFAULTS["later"].items():
         part: Any = (tree["data"].get("features") or {}) if section == "features" else tree.get(section, {})
         for name, value in later.items():
@@ -158,6 +154,9 @@ def _validated(values: dict[str, Any], given: set[str], data_is_needed: bool) ->
         place = ".".join(map(str, first["loc"]))
         raise FileError(f"the file's configuration does not suit this bitsback ({place}: {first['msg']}); "
                         "was it written by another version?") from fault  # fmt: skip
+    training = config.training
+    if "training" in values and "auto" in (training.epochs, training.beta.start, training.beta.warmup_epochs):
+        raise FileError("the file does not say how long its sender trained; it is damaged")
     if isinstance(config.network, FactorySettings) and "network.factory" not in given:
         name = config.network.factory
         raise FileError(f"the file's network is made by calling {name}, and no code that a file names is run unasked; "

@@ -11,6 +11,7 @@ import numpy as np
 
 from bitsback.certificates import Certificate, certify_file, certify_posterior
 from bitsback.config import Config, load_run
+from bitsback.config.labels import with_classes
 from bitsback.data import DataSettings, Preprocessing
 from bitsback.errors import BitsbackError, CertificateError
 from bitsback.model import BayesianModel
@@ -90,6 +91,7 @@ def certify_model_file(path: Path, places: Sequence[str] = (), *, delta: float =
         check_preprocessing(data, loaded.preprocessing)
     check_priors(loaded.config)
     stored = data.model_copy(update={"scaling": "none", "features": None, "fraction_bits": None}).load()
+    _, stored = with_classes(loaded.config, stored)
     loss = loaded.likelihood.error
     test_risk = None
     if stored.test is not None:
