@@ -32,10 +32,12 @@ class Measurement:
         self.on_mnist = name.startswith("mnist")
         self.commands = []
 
-    def run(self, *words):
-        """Run a command of bitsback; its standard output."""
+    def run(self, *words, makes=None):
+        """Run a command of bitsback, unless what it makes is there already; its standard output."""
         shown = ["OUT" if word == self.place else str(word).replace(str(self.place), "OUT") for word in words]
-        self.commands.append("bitsback " + " ".join(shown).replace(f"data.root={self.root}", "data.root=ROOT"))
+        self.commands.append("bitsback " + " ".join(shown).replace(str(self.root), "ROOT"))
+        if makes is not None and makes.is_file():
+            return ""
         command = [sys.executable, "-m", "bitsback", *map(str, words)]
         done = subprocess.run(command, check=True, cwd=HOME, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         return done.stdout
@@ -43,8 +45,7 @@ class Measurement:
     def trained(self):
         """Train, and return the ledger and the summary."""
         root = [f"data.root={self.root}"] if self.on_mnist else []
-        if not (self.place / "summary.json").is_file():
-            self.run("train", self.config, *self.overrides, *root, "--out", self.place)
+        self.run("train", self.config, *self.overrides, *root, "--out", self.place, makes=self.place / "summary.json")
         return [json.loads((self.place / f"{name}.json").read_text()) for name in ("ledger", "summary")]
 
     def numbers(self):
@@ -62,7 +63,7 @@ class Measurement:
             found["bound"] = said["bound"]
         if self.name == "mnist_800":
             file = self.place / "model.bb"
-            said = json.loads(self.run("pack", self.place, "-o", file, "--json"))
+            self.run("pack", self.place, "-o", file, makes=file)
             found = {"file_bytes": file.stat().st_size, "test_error": self.error_of(file)}
         return found
 
@@ -74,8 +75,8 @@ class Measurement:
 
         images = Path(self.root) / "t10k-images-idx3-ubyte"
         images = images if images.is_file() else images.with_name(images.name + ".gz")
-        said = self.run("predict", file, "--data", images)
-        classes = np.array([json.loads(line)["class"] for line in said.splitlines()])
+        said = self.run("predict", file, "--data", images, "--json")
+        classes = np.array([answer["class"] for answer in json.loads(said)])
         return float((classes != read_idx(images.with_name(images.name.replace("images-idx3", "labels-idx1")))).mean())
 
 
