@@ -55,7 +55,7 @@ def render(ledger: Ledger) -> str:
         _row("uniform code", "", ledger.uniform_bits, 0.0, "", f"{ledger.examples:,} examples, no model"),
     ]  # fmt: skip
     if ledger.marginal_bits is not None:
-        foot.append(_row("marginal code", "", ledger.marginal_bits, 0.0, "", "one distribution for all, no inputs"))
+        foot.append(_row("marginal code", "", ledger.marginal_bits, 0.0, "", f"{ledger.examples:,} examples, no inputs"))
     widths = [max(len(row[column]) for row in [head, *body, *foot]) for column in range(7)]
 
     def line(row: Row) -> str:
