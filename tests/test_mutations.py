@@ -14,8 +14,9 @@ from hostile import make
 
 from bitsback.config.network import SequentialSettings
 from bitsback.data.npz import NpzSettings
-from bitsback.errors import ConfigError, DataError, LayerError, RunError
+from bitsback.errors import ConfigError, DataError, LayerError, PriorError, RunError
 from bitsback.files import read_tensors, write_tensors
+from bitsback.shipping.message import receive_file
 from bitsback.shipping.model_file import decode
 
 ROOT = Path(__file__).parent.parent
@@ -103,6 +104,18 @@ def test_a_name_with_line_ends_is_quoted_on_one_line(tmp_path):
     with pytest.raises(DataError, match=r"arrays there: aaa.*\.\.\.$") as refused:
         NpzSettings(path=tmp_path / "x.npz").load()
     assert len(str(refused.value)) < 1000
+
+
+@pytest.mark.parametrize("kind", ["quantised", "decimal", "message"])
+def test_a_prior_whose_location_no_lattice_point_is_near_to(whole, tmp_path, kind):
+    """Cast to a whole number, 10^30 steps are another number on every machine, and were decoded to weights of either sign."""
+    prior = make.settings_of(whole[kind])["prior"] | {"mean": 10**30}
+    (tmp_path / "file").write_bytes(make.with_settings(whole[kind], prior=prior))
+    read = {"message": lambda: receive_file(tmp_path / "file", tmp_path / "out", progress=False)}
+    with pytest.raises(
+        PriorError, match=r"a prior's location lies more than 2\^52 grid steps from zero; choose a coarser grid"
+    ):
+        read.get(kind, lambda: decode((tmp_path / "file").read_bytes(), "the file"))()
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")

@@ -18,7 +18,7 @@ from bitsback.bitstream.codec import Codec
 from bitsback.errors import LayerError
 from bitsback.tables.density import PlacedShape
 from bitsback.tables.elementary import Floats, normal_cdf
-from bitsback.tables.table import TOTAL_BITS, PriorTable, bucket_of, start_of
+from bitsback.tables.table import TOTAL_BITS, PriorTable, bucket_of, centre_of, start_of
 
 STD_LEVELS_PER_OCTAVE = 32
 MEAN_STEPS_PER_STD = 64
@@ -154,7 +154,7 @@ class PriorCode:
                     built.append(PriorTable.build(prior.shape, float(np.ldexp(1.0, -exponent)) / scale))
             chosen = np.array([tables[prior.shape.name, scale] for scale in scales.tolist()])
             numbers.append(chosen[inverse].ravel())
-            centre = np.rint(np.ldexp(prior.centre, exponent)).astype(np.int64)
+            centre = centre_of(np.ldexp(prior.centre, exponent))
             centres.append(np.broadcast_to(centre, tuple(shape)).ravel())
         return cls(tuple(built), np.concatenate(numbers), np.concatenate(centres))
 

@@ -16,7 +16,7 @@ from bitsback.bitstream.ans import Integers, Stack
 from bitsback.errors import PriorError
 from bitsback.tables.density import PlacedShape, Shape
 from bitsback.tables.elementary import Floats
-from bitsback.tables.table import TOTAL_BITS, PriorTable, bucket_of, start_of
+from bitsback.tables.table import TOTAL_BITS, PriorTable, bucket_of, centre_of, start_of
 
 Slices = Callable[[slice], NDArray[Any]]
 """Gives any slice of an array that is never made whole."""
@@ -105,7 +105,7 @@ class Lattice:
         scales, kinds = np.unique(scale_level(prior.scale), return_inverse=True)
         self._scales: list[int] = scales.tolist()
         self._kind = spread(kinds.reshape(prior.scale.shape).astype(np.int32), shape)
-        self._centre = spread(np.rint(prior.centre / step_of(step_level)).astype(np.int64), shape)
+        self._centre = spread(centre_of(prior.centre / step_of(step_level)), shape)
 
     def _table(self, scale: int, stretch_level: int) -> PriorTable:
         return _table(self._shape, 4 * (self._step_level - stretch_level) - scale)

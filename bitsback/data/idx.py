@@ -31,7 +31,7 @@ def read_idx(path: Path) -> np.ndarray:
             file.seek(0)
             if not is_packed:
                 return _read_array(file, path, size, None)
-            with gzip.open(file) as stream:
+            with gzip.open(file, "rb") as stream:
                 return _read_array(stream, path, None, size)
     except (OSError, EOFError, zlib.error) as fault:
         raise DataError(f"cannot read {path}: {brief(fault)}; fetch the file again") from fault

@@ -30,6 +30,26 @@ POINTS = (-0.8611363115940526, -0.3399810435848563, 0.3399810435848563, 0.861136
 WEIGHTS = (0.34785484513745385, 0.6521451548625461, 0.6521451548625461, 0.34785484513745385)
 
 
+LARGEST_CENTRE = 2.0**52
+"""Points beyond it are not whole numbers any more that a float64 tells apart."""
+
+
+def centre_of(steps: Floats) -> Ints:
+    """The lattice points nearest to the locations of priors, in steps.
+
+    Raises:
+        PriorError: for one that no lattice point is near to; machines differ in what they make of such a number.
+
+    >>> centre_of(np.array([2.6, -0.2])).tolist()
+    [3, 0]
+    """
+    if not bool((np.abs(steps) < LARGEST_CENTRE).all()):
+        raise PriorError(
+            "a prior's location lies more than 2^52 grid steps from zero; choose a coarser grid or another location"
+        )
+    return np.rint(steps).astype(np.int64)
+
+
 def bucket_of(index: Ints) -> tuple[Ints, Ints, Ints]:
     """Signed bucket number, exponent e of its width 2^e, and position inside it, of lattice points.
 
