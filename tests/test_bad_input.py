@@ -110,9 +110,12 @@ def test_train_refuses_before_it_writes(refused, tmp_path, case):
     [
         ({"inputs": np.zeros((0, 2)), "targets": np.zeros(0)}, r"array 'inputs' in .*data.npz is empty; give at least one"),
         ({"inputs": np.array([[0, np.nan]] * 10)}, r"input of \w+ example \d is NaN or infinite; clean the data first"),
-        ({"targets": np.arange(10) - 1}, r"target of example \d is -1; labels must be whole numbers from 0 to 8"),
-        ({"targets": np.arange(10.0)}, "the data set does not say how many classes it has; set likelihood.classes"),
-        ({"test_inputs": np.zeros((4, 2)), "test_targets": np.full(4, 7)}, "test target of example 0 is 7; labels must be"),
+        ({"targets": np.arange(10) - 1}, "8 distinct values in 8 examples, which looks like a quantity"),
+        ({"targets": np.arange(10.0)}, r"are real numbers; say how to describe them: likelihood: \{kind: gaussian\}"),
+        (
+            {"targets": np.array([0, 1] * 5), "test_inputs": np.zeros((1, 2)), "test_targets": np.array(["a"])},
+            r"differ: one holds texts and the other numbers",
+        ),
         ({"test_inputs": np.zeros((4, 3)), "test_targets": np.zeros(4, int)}, r"test.*\(3,\).*\(2,\)"),
     ],
 )

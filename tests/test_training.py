@@ -363,7 +363,8 @@ def test_a_run_directory_is_complete_and_reloads(tmp_path):
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {"config.yaml", "metrics.jsonl", "ledger.json", "posterior.safetensors", "summary.json", "checkpoint"}
     settled = config().training.settled(300, CategoricalLikelihood(10))  # numbers in place of auto
-    assert load_config(tmp_path / "run" / "config.yaml") == config().model_copy(update={"training": settled})
+    data = config().data.model_copy(update={"scaling": "unit"})
+    assert load_config(tmp_path / "run" / "config.yaml") == config().model_copy(update={"training": settled, "data": data})
     from bitsback.config import load_run
     from bitsback.model import take_ledger
 

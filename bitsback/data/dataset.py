@@ -124,11 +124,7 @@ class Dataset:
     scaling: str | None = None
 
     def __post_init__(self) -> None:
-        if self.test is not None and self.test.inputs.shape[1:] != self.train.inputs.shape[1:]:
-            raise DataError(
-                f"a test input has shape {tuple(self.test.inputs.shape[1:])} but a training input "
-                f"{tuple(self.train.inputs.shape[1:])}; both splits must be alike"
-            )
+        _check_alike(self.train, self.test)
 
 
 class DataSettings(Settings):
@@ -192,6 +188,7 @@ class DataSettings(Settings):
             classes: how many classes the source declares.
             texts: what whole-number targets stand for, where the labels are texts.
         """
+        _check_alike(train, test)
         labels = tuple(texts) if texts is not None else _distinct(train, test)
         if self.limit is not None and self.limit < len(train):
             kept = torch.from_numpy(np.random.default_rng(self.split_seed).permutation(len(train))[: self.limit]).sort().values
@@ -228,6 +225,15 @@ class DataSettings(Settings):
                 f"data.prior_fraction {self.prior_fraction:g} of {len(train)} examples leaves one part empty; choose another"
             )
         return Examples(train.inputs[kept], train.targets[kept])
+
+
+def _check_alike(train: Examples, test: Examples | None) -> None:
+    """Raise DataError when an input of one split has another shape than one of the other."""
+    if test is not None and test.inputs.shape[1:] != train.inputs.shape[1:]:
+        raise DataError(
+            f"a test input has shape {tuple(test.inputs.shape[1:])} but a training input {tuple(train.inputs.shape[1:])}; "
+            "both splits must be alike"
+        )
 
 
 def _scaled(inputs: Tensor, scaling: str, largest: float) -> Preprocessing:

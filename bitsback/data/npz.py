@@ -59,7 +59,13 @@ class NpzSettings(DataSettings):
     def _name_texts(self, arrays: dict[str, np.ndarray]) -> list[str] | None:
         """Put the places of text labels in their sorted order into the arrays of targets, and return that order."""
         named = {name: arrays[name] for name in (self.targets, self.test_targets) if name in arrays}
-        if not any(array.dtype.kind in "US" for array in named.values()):
+        are_texts = {array.dtype.kind in "US" for array in named.values()}
+        if are_texts == {True, False}:
+            raise DataError(
+                f"array '{self.targets}' and array '{self.test_targets}' in {self.path} differ: one holds texts and the other "
+                "numbers; write both alike"
+            )
+        if True not in are_texts:
             return None
         try:
             plain = {name: np.char.decode(a, "utf-8") if a.dtype.kind == "S" else a.astype(str) for name, a in named.items()}

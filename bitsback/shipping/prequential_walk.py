@@ -22,7 +22,7 @@ from bitsback.config import Config, Experiment
 from bitsback.data import Dataset, Examples
 from bitsback.errors import ConfigError, TrainingError
 from bitsback.layout import interleave
-from bitsback.likelihoods.classes import CategoricalSettings
+from bitsback.likelihoods.classes import CategoricalLikelihood, CategoricalSettings
 from bitsback.model import BayesianModel
 from bitsback.model.accounting import seeded
 from bitsback.posterior import PointPosteriorSettings
@@ -78,6 +78,10 @@ class Walk:
     config: Config
     inputs: Tensor
     classes: int
+
+    def __post_init__(self) -> None:
+        settled = self.config.training.settled(len(self.inputs), CategoricalLikelihood(max(2, self.classes)))
+        object.__setattr__(self, "config", self.config.model_copy(update={"training": settled}))
 
     @property
     def order(self) -> Integers:
