@@ -81,7 +81,9 @@ def test_a_missing_label_in_between_is_no_class(tmp_path):
 
 def test_a_label_that_only_the_test_split_has_is_a_class_too(tmp_path):
     path = table(tmp_path, np.arange(60) % 3, test_inputs=np.zeros((2, 2)), test_targets=np.array([0, 7]))
-    assert build(path).config.likelihood.labels == (0, 1, 2, 7)
+    experiment = build(path)
+    assert experiment.config.likelihood.labels == (0, 1, 2, 7)
+    assert "that labels 7 exist, which no training example has" in experiment.dataset.train.assumed
 
 
 def test_a_message_brings_texts_back(tmp_path, run_verb):
@@ -159,6 +161,7 @@ def test_labels_can_be_listed_in_an_order_of_ones_own(tmp_path):
     [
         (CategoricalLikelihood(3), torch.tensor([0, -100, 2]), torch.zeros(3, 3)),
         (CategoricalLikelihood(3), torch.tensor([0, 3, 2]), torch.zeros(3, 3)),
+        (CategoricalLikelihood(3), torch.tensor([0.0, 0.5, 2.0]), torch.zeros(3, 3)),
         (BernoulliLikelihood(), torch.tensor([0.0, -1.0, 1.0]), torch.zeros(3, 1)),
         (PoissonLikelihood(), torch.tensor([0.0, -100.0, 1.0]), torch.zeros(3, 1)),
     ],
@@ -178,6 +181,12 @@ def test_a_label_to_ignore_never_costs_nothing(likelihood, targets, outputs):
 def test_a_source_that_declares_its_classes_takes_no_list_of_labels():
     with pytest.raises(DataError, match=r"digits has the labels 0 to 9; leave likelihood\.labels out"):
         Experiment.build(Config.model_validate({"likelihood": {"kind": "categorical", "labels": list(range(9, -1, -1))}}))
+
+
+def test_one_hot_labels_are_refused_with_what_they_may_be(tmp_path):
+    np.savez(tmp_path / "t.npz", inputs=np.zeros((60, 2)), targets=np.eye(3)[np.arange(60) % 3])
+    with pytest.raises(DataError, match=r"shape \(48, 3\), .*bernoulli for yes-or-no .*argmax of one-hot"):
+        build(tmp_path / "t.npz", likelihood={"kind": "categorical"})
 
 
 def test_whole_number_inputs_stay_indices_where_the_network_begins_with_an_embedding(tmp_path):

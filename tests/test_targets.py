@@ -124,6 +124,13 @@ def test_several_targets_each_have_their_own_shift_and_scale():
     assert answers[0]["std"] == pytest.approx((0.1 * likelihood.scale).tolist(), rel=1e-4)
 
 
+def test_the_column_with_the_smallest_scale_keeps_its_digits():
+    draw = torch.randn(200, 1, generator=torch.Generator().manual_seed(0)).double()
+    targets = torch.cat([draw * 1000 + 5e5, draw * 1e-3], 1)
+    likelihood = fitted(targets)
+    assert likelihood.target_step <= 2 * FINEST * float(targets[:, 1].std(correction=0))
+
+
 def test_std_and_step_are_given_in_the_targets_units():
     targets = torch.arange(1000.0) * 50
     likelihood = fitted(targets, std=700.0, target_step=50.0, standardise=True)
@@ -277,6 +284,8 @@ def test_codes_without_a_model_need_no_fit_and_see_the_same_grid():
 def test_targets_beyond_every_grid_are_refused():
     with pytest.raises(DataError, match=r"std of .*e-31, beyond the grids"):
         fitted(torch.randn(20).double() * 1e-31)
+    with pytest.raises(DataError, match="their squares overflow"):
+        fitted(torch.randn(20).double() * 1e300)
 
 
 # settings that find themselves

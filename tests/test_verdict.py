@@ -63,7 +63,7 @@ def labels_a_row_off():
     x, y = clusters()
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(1))
     x, y = x[order], y[order]
-    return run(nn.Sequential(nn.Linear(2, 50), nn.ReLU(), nn.Linear(50, 3)), CategoricalLikelihood(3), x, y.roll(1))
+    return run(nn.Sequential(nn.Linear(2, 50), nn.ReLU(), nn.Linear(50, 3)), CategoricalLikelihood(3), x, y.roll(1), epochs=400)
 
 
 def too_few_steps():
@@ -95,7 +95,7 @@ def answers_a_row_off():
     x, y = clusters()
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(1))
     x, y = x[order], (y[order] == 0).float()
-    return run(nn.Sequential(nn.Linear(2, 50), nn.ReLU(), nn.Linear(50, 1)), BernoulliLikelihood(), x, y.roll(1))
+    return run(nn.Sequential(nn.Linear(2, 50), nn.ReLU(), nn.Linear(50, 1)), BernoulliLikelihood(), x, y.roll(1), epochs=400)
 
 
 def too_few_steps_for_answers():
@@ -105,9 +105,27 @@ def too_few_steps_for_answers():
     )
 
 
+def nothing_to_describe():
+    return run(
+        nn.Sequential(nn.Linear(3, 9), nn.ReLU(), nn.Linear(9, 1)), GaussianLikelihood(), line()[0], torch.full((300,), 3.7)
+    )
+
+
+def noise_that_has_not_settled():
+    return run(nn.Sequential(nn.Linear(3, 1)), GaussianLikelihood(40.0, noise="learned", target_step=0.01), *line(), epochs=2)
+
+
+def four_examples():
+    x, y = clusters(4)
+    return run(nn.Sequential(nn.Linear(2, 3)), CategoricalLikelihood(3), x, y, epochs=2000)
+
+
 @pytest.mark.parametrize(
     ("plant", "named"),
     [
+        (nothing_to_describe, "all targets are alike"),
+        (noise_that_has_not_settled, "; train longer"),
+        (four_examples, "4 examples are too few to pay for 9 weights"),
         (answers_a_row_off, "the labels do not follow the inputs"),
         (too_few_steps_for_answers, "3 steps are too few"),
         (unscaled, "the inputs are not scaled (feature"),

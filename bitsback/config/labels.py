@@ -49,7 +49,12 @@ def with_classes(config: Config, dataset: Dataset) -> tuple[Config, Dataset]:
         return config, dataset
     if "likelihood" not in config.model_fields_set:
         _check_guess(dataset)
-    if dataset.classes is not None or targets.ndim != 1:
+    if targets.ndim != 1:
+        raise DataError(
+            f"the targets of {dataset.name} have shape {tuple(targets.shape)}, and labels are one for each example; use "
+            "likelihood.kind=bernoulli for yes-or-no answers, gaussian for numbers, or write the argmax of one-hot labels"
+        )
+    if dataset.classes is not None:
         return config, dataset
     if targets.is_floating_point():
         require(
@@ -76,7 +81,7 @@ def with_classes(config: Config, dataset: Dataset) -> tuple[Config, Dataset]:
         raise DataError(
             f"every label of {dataset.name} is {labels[0]!r}: there is nothing to describe; give two labels or more"
         )
-    dataset = replace(dataset, classes=len(labels))
+    dataset = replace(dataset, classes=len(labels), train=_with_unseen(dataset.train, found, labels, texts=texts))
     if labels == tuple(range(len(labels))):
         return config, dataset
     named = replace(
@@ -120,6 +125,16 @@ def _check_guess(dataset: Dataset) -> None:
 def _distinct(dataset: Dataset) -> LabelValues:
     splits = [examples.targets for examples in (dataset.train, dataset.test) if examples is not None]
     return tuple(torch.cat(splits).unique().long().tolist())
+
+
+def _with_unseen(train: Examples, found: LabelValues, labels: LabelValues, *, texts: bool) -> Examples:
+    """The training examples, naming the labels that none of them has: they are classes, and nobody pays for that."""
+    seen = {found[k] if texts else k for k in train.targets.unique().tolist()}
+    unseen = [str(label) for label in labels if label not in seen]
+    if not unseen:
+        return train
+    named = ", ".join(unseen[:5]) + (", ..." if len(unseen) > 5 else "")
+    return replace(train, assumed=(*train.assumed, f"that labels {named} exist, which no training example has"))
 
 
 def _as_classes(examples: Examples, found: LabelValues, labels: LabelValues, *, texts: bool) -> Examples:

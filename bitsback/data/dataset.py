@@ -91,7 +91,7 @@ class Preprocessing:
             if self.features is not None:
                 with using_threads(1):  # the same features whatever else the process does
                     inputs = self.features(inputs)
-        except RuntimeError as fault:  # torch finds that shapes do not go together
+        except (RuntimeError, IndexError, ValueError) as fault:  # torch finds that shapes do not go together
             reason = f"cannot be prepared as the training inputs were ({brief(fault)})"
             raise DataError(f"inputs of shape {shape} {reason}; give inputs of the same shape") from fault
         if self.fraction_bits is not None:

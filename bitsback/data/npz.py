@@ -103,6 +103,7 @@ class NpzSettings(DataSettings):
         tensor = torch.from_numpy(array.astype(np.int64 if array.dtype.kind in "biu" else real))
         if is_target:
             return tensor.flatten() if tensor.ndim == 2 and tensor.shape[1] == 1 else tensor
+        tensor = tensor[:, None] if tensor.ndim == 1 else tensor  # one number for each example
         return tensor.float() if array.dtype in (np.uint8, np.bool_) else tensor
 
 

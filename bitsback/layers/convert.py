@@ -75,7 +75,12 @@ def convert(
     for module, chosen in locals_of.items():
         shared = any(len(readers[id(module._parameters[local])]) > 1 for local in chosen) or id(module) in read_elsewhere
         kind: Estimator = "weight" if shared else _estimator_of(module, estimator)
-        make_bayesian(module, posterior, kind, names=tuple(chosen), known=known)
+        try:
+            make_bayesian(module, posterior, kind, names=tuple(chosen), known=known)
+        except LayerError as fault:
+            place = next(name for one, _, name in own if one is module).rpartition(".")[0]
+            pattern = place.partition(".parametrizations")[0] or "*"
+            raise LayerError(f"{place or 'the network'}: {fault} (exclude='{pattern}' leaves it deterministic)") from fault
     del keep_alive
     return network
 

@@ -63,6 +63,8 @@ class CategoricalLikelihood(Likelihood):
                 f"the network gives outputs of shape {tuple(outputs.shape[1:])} but {self.classes} classes need as many "
                 "logits; change the last layer"
             )
+        if targets.is_floating_point():
+            self.check_targets(targets, "a")
         try:
             nats = cross_entropy(outputs, targets.long(), reduction="none", ignore_index=NEVER)
         except IndexError:
@@ -103,7 +105,10 @@ class CategoricalLikelihood(Likelihood):
     def check_targets(self, targets: Tensor, where: str) -> None:
         if targets.ndim != 1:
             raise DataError(f"{where} labels have shape {tuple(targets.shape)}; give one whole number per example")
-        need = f"labels must be whole numbers from 0 to {self.classes - 1}"
+        need = (
+            f"labels must be whole numbers from 0 to {self.classes - 1}; number them so, or declare no classes "
+            "(likelihood.classes, size of the last layer): then the labels of the data are the classes"
+        )
         require(whole(targets) & (targets >= 0) & (targets < self.classes), targets, where, need)
 
     def outputs(self, targets: Tensor) -> int:

@@ -141,7 +141,7 @@ class GaussianLikelihood(Likelihood):
         if self.found is None or not self.standardises or y.shape[1:] != self.scale.shape:
             return
         shift, scale = self.shift.double().cpu(), self.scale.double().cpu()
-        away, wide = (y.mean(0) - shift).abs() / scale, y.std(0, correction=0) / scale
+        away, wide = (y.mean(0) - shift).abs() / scale, y.std(0, correction=0).clamp_min(self.target_step) / scale
         if bool((away > OTHER_DATA).any() or (wide > OTHER_DATA).any() or (wide < 1 / OTHER_DATA).all()):
             raise DataError(
                 "this Gaussian likelihood was fitted to other targets (their mean and std are far off); make a new one for "

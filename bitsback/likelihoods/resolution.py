@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from bitsback.errors import DataError
@@ -33,9 +34,9 @@ def resolution(targets: Tensor, *, narrowest: float, precision: float = 2.0**-52
     """Find the coarsest power of ten or two of which all targets are whole multiples.
 
     Args:
-        targets: any shape, float64, finite.
-        narrowest: the finest step, in stds of the targets; where no coarser one fits, the power of two from there up is taken
-            and the targets are rounded to it.
+        targets: (n, ...), float64, finite.
+        narrowest: the finest step, in stds of the targets (of the column with the smallest); where no coarser one fits, the
+            power of two from there up is taken and the targets are rounded to it.
         precision: relative rounding error with which the targets were stored.
 
     Returns:
@@ -53,8 +54,11 @@ def resolution(targets: Tensor, *, narrowest: float, precision: float = 2.0**-52
     largest = float(y.abs().max())
     if largest == 0.0:
         return Resolution(1.0, "as they are all zero")
-    std = float(targets.double().std(correction=0))
-    floor = (std or largest) * narrowest
+    stds = targets.double().reshape(len(targets), -1).std(0, correction=0)
+    if not bool(torch.isfinite(stds).all()):
+        raise DataError(f"the targets reach {largest:.3g}, and their squares overflow; give them in a larger unit")
+    std = float(stds[stds > 0].min()) if bool((stds > 0).any()) else largest  # of the finest column
+    floor = std * narrowest
     for step in _powers(largest, floor):
         multiple = y / step
         tolerance = min(4 * precision * largest / step + SMALLEST_TOLERANCE, LARGEST_TOLERANCE)

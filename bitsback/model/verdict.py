@@ -25,6 +25,7 @@ LAST_EPOCHS = 10
 
 NOISE_RATIO = 2.0
 VARIED = 0.05
+RARE = 30.0
 FEW_STEPS = 1000
 STDERRS = 4.0 * math.sqrt(2)  # neighbours are often each other's: half as many pairs
 
@@ -96,14 +97,22 @@ def _cause(ledger: Ledger, model: BayesianModel, likelihood: Likelihood, example
     with evaluating(model), model.mean():
         outputs = model(inputs)
     looks: tuple[Callable[[], str], ...] = (
+        lambda: _all_alike(likelihood, examples.targets),
         lambda: _probabilities(likelihood, outputs, model.network),
         lambda: _unused_classes(likelihood, examples.targets),
         lambda: _unscaled(inputs),
         lambda: _noise(likelihood, outputs, targets),
-        lambda: _unrelated(likelihood, inputs, targets),
         lambda: _few_steps(course),
+        lambda: _unrelated(likelihood, inputs, targets),
     )
     return next((said for look in looks if (said := look())), _too_dear(ledger))
+
+
+def _all_alike(likelihood: Likelihood, targets: Tensor) -> str:
+    """Say whether there is nothing to describe."""
+    if bool((targets == targets[:1]).all()):
+        return f"all {likelihood.described} are alike, and there is nothing to describe"
+    return ""
 
 
 def _probabilities(likelihood: Likelihood, outputs: Tensor, network: nn.Module) -> str:
@@ -158,10 +167,8 @@ def _noise(likelihood: Likelihood, outputs: Tensor, targets: Tensor) -> str:
     std = math.sqrt(float(likelihood.variance(outputs).mean()))
     if 1 / NOISE_RATIO < left / std < NOISE_RATIO:
         return ""
-    return (
-        f"the noise std is {std:.3g} where the network's errors are {left:.3g}; set likelihood.noise=learned and leave "
-        "likelihood.std out"
-    )
+    fix = "set likelihood.noise=learned and leave likelihood.std out" if likelihood.noise == "fixed" else "train longer"
+    return f"the noise std is {std:.3g} where the network's errors are {left:.3g}; {fix}"
 
 
 def _few_steps(course: Course | None) -> str:
@@ -183,6 +190,8 @@ def _unrelated(likelihood: Likelihood, inputs: Tensor, targets: Tensor) -> str:
         same = (answers == answers[near]).double().mean()
         chance = torch.stack([(column == value).double().mean().square() for column in answers.T for value in column.unique()])
         expected = chance.sum() / answers.shape[1]
+        if float((1 - expected) * answers.numel()) < RARE:
+            return ""  # nearly all are alike: neighbours agree anyway
         spread = (expected * (1 - expected) / answers.numel()).sqrt()
         related = bool(same > expected + STDERRS * spread)
     else:
@@ -199,6 +208,11 @@ def _unrelated(likelihood: Likelihood, inputs: Tensor, targets: Tensor) -> str:
 
 def _too_dear(ledger: Ledger) -> str:
     """Nothing stands out: say where the bits are."""
+    if ledger.examples < ledger.weights:
+        return (
+            f"{ledger.examples:,} examples are too few to pay for {ledger.weights:,} weights; take a smaller network, or more "
+            "examples"
+        )
     if ledger.net_weight_bits > 0.5 * ledger.net_bits:
         return (
             f"its {ledger.weights:,} weights cost {ledger.net_weight_bits:,.0f} bits, more than they save; take a smaller "

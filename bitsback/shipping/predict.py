@@ -29,6 +29,7 @@ def read_inputs(path: Path) -> Tensor:
     Raises:
         DataError: when the file cannot be read or holds no numbers.
     """
+    path = path.expanduser()
     if path.suffix in (".npy", ".npz"):
         try:
             with path.open("rb") as file:
