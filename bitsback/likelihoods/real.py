@@ -69,7 +69,7 @@ class GaussianLikelihood(Likelihood):
     >>> likelihood = GaussianLikelihood()
     >>> likelihood.fit(torch.tensor([150.0, 250.0, 350.0]))
     >>> likelihood.target_step, likelihood.shift.item(), likelihood.scale.item()
-    (50.0, 250.0, 81.5)
+    (10.0, 250.0, 81.5)
     """
 
     kind = "gaussian"
