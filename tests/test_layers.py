@@ -340,3 +340,13 @@ def test_an_accelerator_gives_the_same_means():
     with torch.no_grad(), model.mean():
         assert torch.allclose(model(x.cuda()).cpu(), wanted, atol=1e-4)
     assert model.kl_bits().is_cuda
+
+
+@pytest.mark.parametrize("norm", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm])
+def test_a_parametrized_layer_is_refused_by_name_with_the_pattern_that_leaves_it_out(norm):
+    def network():
+        return nn.Sequential(nn.Linear(4, 4), nn.Sequential(norm(nn.Linear(4, 3))))
+
+    with pytest.raises(LayerError, match=r"^1\.0\.parametrizations\.weight: .*\(exclude='1\.0' leaves it deterministic\)"):
+        convert(network())
+    convert(network(), exclude=["1.0"])
