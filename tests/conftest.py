@@ -1,6 +1,7 @@
 """Settings of every test: one thread, a fixed seed, no deadline for a busy machine."""
 
 import gzip
+import signal
 import sys
 from types import SimpleNamespace
 
@@ -11,6 +12,9 @@ from hypothesis import settings
 
 from bitsback.cli.app import main
 
+for number, action in (("SIGINT", signal.default_int_handler), ("SIGTERM", signal.SIG_DFL), ("SIGHUP", signal.SIG_DFL)):
+    if hasattr(signal, number) and signal.getsignal(getattr(signal, number)) is signal.SIG_IGN:
+        signal.signal(getattr(signal, number), action)  # a shell's background jobs ignore Ctrl-C, and so would what tests start
 torch.set_num_threads(1)
 settings.register_profile("bitsback", deadline=None, derandomize=True)
 settings.load_profile("bitsback")

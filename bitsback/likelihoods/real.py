@@ -228,7 +228,7 @@ class GaussianLikelihood(Likelihood):
     def answers(self, predicted: Tensor, std: Tensor | None = None) -> list[Answer]:
         if std is None:
             return listed(mean=predicted)
-        fine = 10.0 ** (std.double().clamp_min(1e-300).log10().floor() - 4)  # what is below a 10,000th of the std says nothing
+        fine = 10.0 ** (std.double().clamp_min(1e-300).log10().floor() - 6)  # what is below a millionth of the std says nothing
         return listed(mean=(predicted.double() / fine).round() * fine, std=(std.double() / fine).round() * fine)
 
     def error(self, predicted: Tensor, targets: Tensor) -> Tensor:
