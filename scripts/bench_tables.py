@@ -5,7 +5,7 @@ python scripts/bench_tables.py [NAME ...] [--uci DIR] [--splits N] [--set key=va
 scikit-learn's tables with the data section alone (and `likelihood: {kind: gaussian}` for real targets), 80 % in training, seeds
 0 to 2: net bits beside the uniform and the marginal code. With --uci, a directory with NAME.csv and NAME_test_rows.json, tables
 of Hernandez-Lobato & Adams 2015 with configs/tables.yaml on raw targets: rmse and log-likelihood of the targets in nats, over
-their standard splits, beside those that Gal & Ghahramani 2016 (MC dropout, table 1) report for the same. A JSON line for each.
+their standard splits, beside those reported for MC dropout on the same. A JSON line for each.
 
 Which tables the defaults were tuned on, and which were left untouched until the defaults stood, was written down here first.
 """
