@@ -18,7 +18,7 @@ from bitsback.likelihoods import Likelihood
 from bitsback.model.buffers import frozen_norms
 from bitsback.model.draws import drawing, draws_at_once
 from bitsback.model.model import FLOAT32_BITS, BayesianModel, Weight
-from bitsback.model.modes import Modes
+from bitsback.model.modes import evaluating
 from bitsback.model.verdict import Course, warnings_of
 from bitsback.posterior import GaussianPosterior, PointPosterior
 from bitsback.tables.points import point_bits
@@ -72,10 +72,6 @@ def set_seed(seed: int, device: torch.device) -> None:
         torch.manual_seed(seed)
 
 
-def _device(model: BayesianModel) -> torch.device:
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
-
-
 @torch.no_grad()
 def evaluate(
     model: BayesianModel,
@@ -94,31 +90,27 @@ def evaluate(
     """
     _check_arguments(model, examples)
     likelihood.check_targets(examples.targets, examples.name)
-    modes, device = Modes(model), _device(model)
-    examples = examples.to(device, model.dtype)
-    model.eval()
+    examples = examples.to(model.device, model.dtype)
     batches = [slice(start, start + batch_size) for start in range(0, len(examples), batch_size)]
     predicted = [torch.zeros(())] * len(batches)
     draws_bits: list[float] = []
     at_once = draws_at_once(model)
-    try:
-        with (
-            seeded(seed, device),
-            tqdm(total=samples, desc="draws", leave=False, disable=not progress, delay=SHOWN_AFTER_SECONDS) as bar,
-        ):
-            while len(draws_bits) < max(1, samples):
-                count = min(at_once, samples - len(draws_bits))
-                with drawing(model, count) as network:
-                    totals = [0.0] * max(1, count)
-                    for place, part in enumerate(batches):
-                        for draw, outputs in enumerate(network(examples.inputs[part])):
-                            totals[draw] += float(likelihood.bits(outputs, examples.targets[part]).cpu().double().sum())
-                            prediction = likelihood.predict(outputs)
-                            predicted[place] = prediction if not draws_bits and not draw else predicted[place] + prediction
-                draws_bits += totals
-                bar.update(count)
-    finally:
-        modes.restore()
+    with (
+        evaluating(model),
+        seeded(seed, model.device),
+        tqdm(total=samples, desc="draws", leave=False, disable=not progress, delay=SHOWN_AFTER_SECONDS) as bar,
+    ):
+        while len(draws_bits) < max(1, samples):
+            count = min(at_once, samples - len(draws_bits))
+            with drawing(model, count) as network:
+                totals = [0.0] * max(1, count)
+                for place, part in enumerate(batches):
+                    for draw, outputs in enumerate(network(examples.inputs[part])):
+                        totals[draw] += float(likelihood.bits(outputs, examples.targets[part]).cpu().double().sum())
+                        prediction = likelihood.predict(outputs)
+                        predicted[place] = prediction if not draws_bits and not draw else predicted[place] + prediction
+            draws_bits += totals
+            bar.update(count)
     average = torch.cat(predicted) / len(draws_bits)
     error = likelihood.summary(float(likelihood.error(average, examples.targets).cpu().double().mean()))
     return Evaluation(tuple(draws_bits), error, len(examples))

@@ -169,6 +169,11 @@ class BayesianModel(nn.Module):
         """The precision of the first weights that have one: a frozen trunk may be made of whole numbers."""
         return next((p.dtype for p in self.parameters() if p.is_floating_point()), torch.get_default_dtype())
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next((p.device for p in self.parameters()), torch.device("cpu"))
+
     def posteriors(self) -> list[Posterior]:
         """Every posterior once, in the order of the weights."""
         return [weight.posterior for weight in self.weights]

@@ -91,8 +91,7 @@ def _trained_on_other_bits(ledger: Ledger, model: BayesianModel, course: Course)
 def _cause(ledger: Ledger, model: BayesianModel, likelihood: Likelihood, examples: Examples, course: Course | None) -> str:
     """The likeliest cause: the first that shows."""
     kept = torch.linspace(0, len(examples) - 1, min(LOOKED_AT, len(examples))).round().long()
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    some = Examples(examples.inputs[kept], examples.targets[kept]).to(device, model.dtype)
+    some = Examples(examples.inputs[kept], examples.targets[kept]).to(model.device, model.dtype)
     inputs, targets = some.inputs, some.targets
     with evaluating(model), model.mean():
         outputs = model(inputs)

@@ -108,14 +108,13 @@ def predict_run(directory: Path, inputs: Tensor, draws: int = DRAWS) -> Predicti
     run: Run = load_run(directory)
     e = run.experiment()
     e.model.eval()
-    dtype = next((p.dtype for p in e.model.parameters()), torch.float32)
     shape, is_real = e.dataset.train.inputs.shape[1:], e.dataset.train.inputs.is_floating_point()
     prepared = e.dataset.preprocessing(inputs if is_real else inputs.long())
     if prepared.shape[1:] != shape:
         if prepared.shape[1:].numel() != shape.numel() or not prepared.ndim:
             raise DataError(f"the run takes inputs of shape {tuple(shape)}, got {tuple(prepared.shape[1:])}; give such inputs")
         prepared = prepared.reshape(len(prepared), *shape)
-    prepared = prepared.to(dtype) if is_real else prepared.long()
+    prepared = prepared.to(e.model.dtype) if is_real else prepared.long()
     count = draws if e.model.smallest_std() is not None else 1
 
     def outputs() -> Iterator[Tensor]:
