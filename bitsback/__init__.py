@@ -13,7 +13,7 @@ PUBLIC = {
     "bitsback.config": ("Config", "Experiment", "load_config", "load_run"),
     "bitsback.data": ("Dataset", "Examples"),
     "bitsback.errors": ("BitsbackError",),
-    "bitsback.layers": (
+    "bitsback.nn": (
         "GRU", "LSTM", "RNN", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "Bilinear", "Conv1d", "Conv2d", "Conv3d",
         "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d", "Embedding", "GroupNorm", "LayerNorm", "Linear",
         "MultiheadAttention",

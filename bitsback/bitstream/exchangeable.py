@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from torch import nn
 
 from bitsback.bitstream.ans import Integers
-from bitsback.layers import BayesianModule
 from bitsback.tables.density import PlacedShape
 from bitsback.tables.elementary import Floats
 
@@ -202,13 +201,11 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 def _own(module: nn.Module) -> list[int]:
-    """What tells a module's own weights from others: the identities of its parameters and posteriors."""
-    posteriors = module.own_posteriors if isinstance(module, BayesianModule) else []
-    return [id(one) for one in (*posteriors, *module._parameters.values()) if one is not None]
+    """What tells a module's own weights from others: the identities of its parameters."""
+    return [id(one) for one in module._parameters.values() if one is not None]
 
 
 def _per_unit(path: str, module: nn.Module) -> tuple[str, ...]:
     """Dotted names of the module's tensors that have an entry, or a row, for each unit."""
-    posteriors = list(module.posteriors) if isinstance(module, BayesianModule) else []
     held = {name for name, value in (*module._parameters.items(), *module._buffers.items()) if value is not None}
-    return tuple(f"{path}{name}" for name in PER_UNIT if name in held or name in posteriors)
+    return tuple(f"{path}{name}" for name in PER_UNIT if name in held)

@@ -26,7 +26,6 @@ from bitsback.bitstream.setting import DIGEST_BITS, Setting, digest, placed_prio
 from bitsback.bitstream.side import SideNumbers
 from bitsback.errors import BitsbackError, FileError
 from bitsback.model.modes import evaluating
-from bitsback.posterior import holding
 from bitsback.units import nats_to_bits
 
 
@@ -157,9 +156,8 @@ def _sample_ledger(setting: Setting, q: RoundedPosterior, point: Integers, m: in
     nats = torch.distributions.Normal(mean, std).log_prob(w).sum()
     for weight in setting.model.weights:
         nats = nats - weight.prior().log_prob(values[weight.name]).sum()
-    by_posterior = {id(weight.posterior): values[weight.name] for weight in setting.model.weights}
     data = 0.0
-    with evaluating(setting.model), holding(setting.model.posteriors(), lambda posterior: by_posterior[id(posterior)]):
+    with evaluating(setting.model.network), setting.model.holding(values):
         for x, y in zip(setting.inputs.split(512), labels.split(512), strict=True):
             data += float(setting.likelihood.bits(setting.model(x), y).sum())
     return float(nats_to_bits(nats)), data

@@ -11,8 +11,9 @@ from bitsback.errors import CertificateError
 from bitsback.likelihoods import Likelihood
 from bitsback.model import BayesianModel
 from bitsback.model.accounting import SHOWN_AFTER_SECONDS, seeded
+from bitsback.model.draws import outputs_under
 from bitsback.model.modes import evaluating
-from bitsback.posterior import Posterior, holding
+from bitsback.posterior import Posterior
 
 NUMBERS_AT_ONCE = 2_000_000
 MOST_AT_ONCE = 64
@@ -32,22 +33,20 @@ def mean_loss_of_draws(
     Raises:
         CertificateError: when the network cannot be run with a weight vector for each example.
     """
-    posteriors, device = model.posteriors(), next(model.parameters()).device
+    device = model.device
     examples = examples.to(device, model.dtype)
-    size = max(1, min(MOST_AT_ONCE, NUMBERS_AT_ONCE // max(1, sum(q.weights for q in posteriors))))
+    size = max(1, min(MOST_AT_ONCE, NUMBERS_AT_ONCE // max(1, sum(q.weights for q in model.posteriors()))))
 
-    def judge(weights: tuple[Tensor, ...], inputs: Tensor) -> Tensor:
-        drawn = {id(posterior): value for posterior, value in zip(posteriors, weights, strict=True)}
-        with holding(posteriors, lambda posterior: drawn[id(posterior)]):
-            outputs: Tensor = model(inputs[None])
-        return outputs[0]
+    def judge(weights: dict[str, Tensor], inputs: Tensor) -> Tensor:
+        found: Tensor = outputs_under(model, weights, inputs[None])[0]
+        return found
 
     total = 0.0
     shown = tqdm(total=passes * len(examples), desc="draws", disable=not progress, leave=False, delay=SHOWN_AFTER_SECONDS)
-    with evaluating(model), seeded(seed, device), shown as bar:
+    with evaluating(model.network), seeded(seed, device), shown as bar:
         for _ in range(passes):
             for inputs, targets in _parts(examples, size):
-                weights = tuple(_draw(posterior, len(inputs)) for posterior in posteriors)
+                weights = {weight.name: _draw(weight.posterior, len(inputs)) for weight in model.weights}
                 try:
                     outputs = torch.vmap(judge)(weights, inputs)
                 except (RuntimeError, ValueError, NotImplementedError) as fault:

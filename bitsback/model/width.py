@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from tqdm import tqdm
 
 from bitsback.data import Examples
@@ -37,7 +38,8 @@ def widened(model: BayesianModel, factor: float) -> Iterator[BayesianModel]:
         yield model
     finally:
         for posterior, log_std in zip(wide, trained, strict=True):
-            posterior.log_std.data.copy_(log_std)
+            with torch.no_grad():
+                posterior.log_std.copy_(log_std)
 
 
 def width_curve(

@@ -29,16 +29,13 @@ class PointPosterior(Posterior):
     def std(self) -> None:
         return None
 
-    def draw(self) -> Tensor:
-        return self.mean.clone()  # some layers write to their weights
+    def draw(self, noise: Tensor | None = None) -> Tensor:
+        return self.mean.clone()
 
     def round_to(self, step: float) -> None:
         """Round every weight to a multiple of ``step``, in place."""
         with torch.no_grad():
             self.mean.copy_((self.mean / step).round() * step)
-
-    def extra_repr(self) -> str:
-        return f"shape={tuple(self.mean.shape)}"
 
 
 class PointPosteriorSettings(Settings):

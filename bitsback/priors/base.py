@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveFloat
@@ -46,6 +46,8 @@ class Prior(Learned, ABC):
     family = "prior"
     mistake = PriorError
     mean: Tensor
+    needs_draw: ClassVar[bool] = True
+    """Whether :meth:`kl_gradient` looks at the draw; closed forms and tables do not."""
 
     @abstractmethod
     def forward(self) -> Distribution:

@@ -58,6 +58,14 @@ class GaussianPrior(NormalPrior):
 
     kind = "gaussian"
 
+    @property
+    def centre(self) -> float:
+        """mu as a number, read once: it is never learned."""
+        found: float | None = self.__dict__.get("_centre")
+        if found is None:
+            found = self.__dict__["_centre"] = float(self.mean)
+        return found
+
     def __init__(self, scale: float = 0.3, *, mean: float = 0.0, learn: Learn = "none") -> None:
         super().__init__(mean, scale, learn)
 

@@ -21,16 +21,12 @@ from bitsback.codelength.prequential import Block, Calibration
 from bitsback.config import Config, Experiment
 from bitsback.data import Dataset, Examples
 from bitsback.errors import ConfigError, TrainingError
-from bitsback.layout import interleave
 from bitsback.likelihoods.classes import CategoricalLikelihood, CategoricalSettings
 from bitsback.model import BayesianModel
 from bitsback.model.accounting import seeded
 from bitsback.posterior import PointPosteriorSettings
 from bitsback.threads import using_threads
-from bitsback.training import TrainingSettings
-from bitsback.training.beta import Beta
-from bitsback.training.loop import Fit
-from bitsback.training.optimise import make_optimizer, make_schedule
+from bitsback.training import TrainingSettings, start
 from bitsback.training.settings import ElboSettings
 from bitsback.units import nats_to_bits
 
@@ -180,7 +176,7 @@ class Walk:
 def epochs_for(config: Config, examples: int) -> int:
     """Passes over so many examples: ``training.epochs``, or more where they would be fewer steps than ``least_steps``.
 
-    >>> from bitsback.training import TrainingSettings
+    >>> from bitsback.training import TrainingSettings, start
     >>> config = Config(training=TrainingSettings(epochs=100))
     >>> epochs_for(config, 128), epochs_for(config, 12_800)
     (300, 100)
@@ -192,21 +188,16 @@ def epochs_for(config: Config, examples: int) -> int:
 @torch.enable_grad()
 def train(config: Config, classes: int, examples: Examples, bar: "Bar") -> BayesianModel:
     """A network that has seen these examples alone; the schedules of the training are stretched to its epochs."""
-    epochs, settings = epochs_for(config, len(examples)), config.training
-    settings = _stretched(settings, epochs)
+    epochs = epochs_for(config, len(examples))
+    settings = _stretched(config.training, epochs)
     experiment = Experiment.build(config, dataset=Dataset("earlier labels", examples, None, classes))
     model, likelihood = experiment.model, experiment.likelihood
     dtype = torch.float64 if settings.precision == "float64" else torch.float32
     model.to(CPU, dtype)
-    if examples.inputs.ndim == 4:
-        interleave(model)
-    optimizer = make_optimizer([model, likelihood], settings.optimizer, len(examples))
-    per_epoch = -(-len(examples) // settings.batch_size)
-    schedule = make_schedule(optimizer, settings.schedule, epochs, per_epoch)
-    fit = Fit(model, likelihood, examples.to(CPU, dtype), settings, config.seed, optimizer, schedule, Beta(settings, per_epoch))
+    fit = start(model, likelihood, examples.to(CPU, dtype), settings, config.seed, repeatable=True)
     for _ in range(epochs):
         fit.run_epoch()
-        bar.update(per_epoch)
+        bar.update(fit.steps_per_epoch)
     return model.eval()
 
 

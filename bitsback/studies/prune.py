@@ -176,15 +176,17 @@ def only_kept(model: BayesianModel, keep: Keep) -> Iterator[None]:
     """Inside, weights that are not kept are zero in every draw; the noise of the others is the same for every ``keep``."""
     trained = [(q, q.mean.detach().clone(), q.log_std.detach().clone()) for q in _gaussians(model)]
     try:
-        for (q, mean, log_std), kept in zip(trained, keep.values(), strict=True):
-            inside = kept.to(mean.device)
-            q.mean.data.copy_(torch.where(inside, mean, 0.0))
-            q.log_std.data.copy_(torch.where(inside, log_std, -math.inf))
+        with torch.no_grad():
+            for (q, mean, log_std), kept in zip(trained, keep.values(), strict=True):
+                inside = kept.to(mean.device)
+                q.mean.copy_(torch.where(inside, mean, 0.0))
+                q.log_std.copy_(torch.where(inside, log_std, -math.inf))
         yield
     finally:
-        for q, mean, log_std in trained:
-            q.mean.data.copy_(mean)
-            q.log_std.data.copy_(log_std)
+        with torch.no_grad():
+            for q, mean, log_std in trained:
+                q.mean.copy_(mean)
+                q.log_std.copy_(log_std)
 
 
 def _gaussians(model: BayesianModel) -> list[GaussianPosterior]:

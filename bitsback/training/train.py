@@ -7,26 +7,27 @@ import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from bitsback.data import Dataset, Examples
 from bitsback.errors import ConfigError
 from bitsback.files import write_tensors, write_text
-from bitsback.layout import interleave, straighten
 from bitsback.ledger import Ledger
 from bitsback.likelihoods import Likelihood
 from bitsback.locks import LOCK, exclusive, remove_left_over_files
 from bitsback.model import BayesianModel, evaluate, posterior_tensors, take_ledger
 from bitsback.model.accounting import check_point_grids, seeded
+from bitsback.model.noise import ExactNoise
 from bitsback.threads import using_threads
 from bitsback.training.beta import Beta
 from bitsback.training.dashboards import check_dashboards, final_numbers, subject_of
-from bitsback.training.fused import step_weights
 from bitsback.training.loggers import Logger
-from bitsback.training.loop import Fit
+from bitsback.training.drawn_outputs import DrawnOutputs
+from bitsback.training.loop import Fit, Watch
 from bitsback.training.objective import make_objective
 from bitsback.training.optimise import make_optimizer, make_schedule
 from bitsback.training.session import Session
@@ -83,6 +84,8 @@ def train(
     progress: bool = True,
     profile_to: Path | None = None,
     loggers: Sequence[Logger] = (),
+    repeatable: bool = False,
+    watch: Watch | None = None,
 ) -> Outcome:
     """Lower the total description length of the training targets, then take the ledger.
 
@@ -99,6 +102,8 @@ def train(
         progress: show the bar.
         profile_to: where :func:`bitsback.training.profile.profile` writes what the first steps cost; the training is the same
             with and without.
+        repeatable: draw the numbers that every machine draws alike: what a receiver repeats is trained so, in float64.
+        watch: told after every step how many there have been, and the model.
         loggers: objects of yours with the methods ``log(metrics)``, called after every epoch with the numbers of metrics.jsonl,
             and ``close()``, called when the epochs are over or have failed.
 
@@ -137,7 +142,7 @@ def train(
             longer = training.model_copy(update={"epochs": training.passes + STEPS})  # schedules end, and may not go on
             with seeded(seed, device):
                 profile(start(copy.deepcopy(model), copy.deepcopy(likelihood), data, longer, seed), profile_to)
-        fit = start(model, likelihood, data, training, seed)
+        fit = start(model, likelihood, data, training, seed, repeatable=repeatable, watch=watch)
         subject = subject_of(model, logging, {"training": training, "ledger": ledger}, seed, config_text)
         with Session(fit, test, directory, logging, subject, loggers, progress=progress, resume=resume) as session:
             if directory is not None and not resume:
@@ -146,7 +151,7 @@ def train(
                     write_text(directory / "config.yaml", config_text)
             session.run()
             fit.modes.restore()  # loggers may have looked at the model
-            straighten(model)
+            fit.end()
             model.update_priors()
             book = take_ledger(
                 model,
@@ -171,8 +176,17 @@ def train(
     return outcome
 
 
-def start(model: BayesianModel, likelihood: Likelihood, data: Examples, settings: TrainingSettings, seed: int = 0) -> Fit:
-    """A training that is about to begin, for loops of your own: ``fit.step(number, inputs, targets)``, or ``fit.run_epoch()``.
+def start(
+    model: BayesianModel,
+    likelihood: Likelihood,
+    data: Examples,
+    settings: TrainingSettings,
+    seed: int = 0,
+    *,
+    repeatable: bool = False,
+    watch: Watch | None = None,
+) -> Fit:
+    """Return a training that is about to begin, for loops of your own: ``fit.step(number, inputs, targets)``, or ``fit.run_epoch()``.
 
     :func:`train` does this, with devices, logs, checkpoints and the ledger.
 
@@ -180,20 +194,32 @@ def start(model: BayesianModel, likelihood: Likelihood, data: Examples, settings
     >>> from bitsback.model import bayesianize
     >>> examples = Examples(torch.randn(20, 4), torch.arange(20) % 2)
     >>> fit = start(bayesianize(torch.nn.Linear(4, 2)), CategoricalLikelihood(2), examples, TrainingSettings(epochs=1))
-    >>> data_bits, weight_bits = fit.step(0, examples.inputs[:10], examples.targets[:10])
+    >>> data_bits = fit.step(0, examples.inputs[:10], examples.targets[:10])
     """
     likelihood.fit(data.targets)
     settings = settings.settled(len(data), likelihood)
-    if settings.fused:
-        interleave(model)
+    model.training = True
+    model.lay_out(channels_last=settings.fused)
     other_bits = model.deterministic_bits() + sum(charge.bits for charge in [*model.charges(), *likelihood.charges()])
     objective = make_objective(settings.objective, likelihood, len(data), other_bits)
     objective.to(data.inputs.device)
-    optimizer = make_optimizer([model, likelihood, objective], settings.optimizer, len(data), fused=settings.fused)
+    options: dict[str, Any] = {"max_grad_norm": settings.gradient_clip, "by_pieces": settings.fused}
+    optimizer = make_optimizer(model, [likelihood, objective], settings.optimizer, len(data), **options)
     steps = -(-len(data) // settings.batch_size)
     schedule = make_schedule(optimizer, settings.schedule, settings.passes, steps)
-    weights = step_weights(model, settings)
-    return Fit(model, likelihood, data, settings, seed, optimizer, schedule, Beta(settings, steps), objective, weights)
+    model.set_noise(ExactNoise() if repeatable else None, seed=seed)
+    outputs = DrawnOutputs(model, _to_try_out(data, settings, seed), settings.noise_reuse)
+    model.set_noise(model.noise_source, settings.noise_reuse)
+    if settings.antithetic and all(weight.noise_on_outputs or not weight.is_gaussian for weight in model.weights):
+        raise ConfigError("training.antithetic: no layer draws its weights; leave it out, or set bayesian.estimator=weight")
+    return Fit(model, likelihood, data, settings, seed, optimizer, schedule, Beta(settings, steps), objective, outputs, watch=watch)
+
+
+def _to_try_out(data: Examples, settings: TrainingSettings, seed: int) -> list[Tensor]:
+    """The first batch and a random one, on which the estimators of layers are decided."""
+    size = min(settings.batch_size, len(data))
+    some = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:size]
+    return [data.inputs[:size], data.inputs[some.to(data.inputs.device)]]
 
 
 def _write_results(directory: Path, model: BayesianModel, likelihood: Likelihood, outcome: Outcome) -> None:
@@ -225,9 +251,9 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def threads_for(settings: TrainingSettings, model: torch.nn.Module) -> int:
+def threads_for(settings: TrainingSettings, model: BayesianModel) -> int:
     """The threads that the settings ask for."""
     if settings.threads != "auto":
         return settings.threads
-    small = sum(p.numel() for p in model.parameters()) < 2 * SMALL_MODEL_WEIGHTS
+    small = sum(p.numel() for p in model.network.parameters()) < SMALL_MODEL_WEIGHTS
     return 1 if small else torch.get_num_threads()

@@ -1,0 +1,322 @@
+"""One optimiser step on posteriors: the KL is added, means and log stds move, priors follow, the next draw is written.
+
+With g = w.grad, the gradient of a *mean* data cost at the draw w = m + s e, N examples, and k = beta / N, the gradients of
+data cost + beta KL / N are
+
+    d/dm     = g           + k dKL/dm,
+    d/dlog s = g (w - m)   + k dKL/dlog s
+
+(Graves 2011; Blundell et al. 2015, section 3.2). For the prior N(mu, p^2), dKL/dm = (m - mu) / p^2 and dKL/dlog s = s^2 / p^2 - 1;
+other priors say theirs (:meth:`bitsback.priors.Prior.kl_gradient`).
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import record_function
+
+from bitsback.errors import LayerError, near_miss
+from bitsback.model import BayesianModel, Weight
+from bitsback.model.resident import State
+from bitsback.optim.cost import GaussianCost, weights_with_one_scale
+from bitsback.optim.pieces import Scratch, rows
+from bitsback.optim.sweep import Move, Sweep, is_coarse, pending_of
+from bitsback.posterior import GaussianPosterior
+
+LOOK_EVERY = 16
+"""Steps between looks at which weights have stds far below their means."""
+
+KEYS = {"params", "lr", "log_std_lr", "role", "initial_lr"}
+POSTERIOR = "posterior"
+"""Where a state dict keeps means, log stds, and what the weights hold."""
+
+
+class PosteriorOptimizer(torch.optim.Optimizer):
+    """The base of the optimisers here: everything but how a number moves.
+
+    A torch optimiser over the network's own parameters. Its groups hold the weights (``lr`` moves their means), the log stds
+    (in groups of their own, so that schedulers move both) and parameters without a posterior.
+
+    Args:
+        model: what :func:`bitsback.bayesianize` makes, or a layer of :mod:`bitsback.nn` used alone; every parameter of its that
+            requires gradients is moved.
+        defaults: of the groups, ``lr`` among them.
+        examples: N, what the mean in the loss averages over: training examples, or tokens, pixels.
+        log_std_lr: learning rate of log stds; default: as ``lr``.
+        groups: ``{"params": ..., "lr": ..., "log_std_lr": ...}`` over parameters of the network; default: all in one.
+        also: other parameters to move, such as those of a likelihood.
+        beta: weight of the KL.
+        prior_rate: how far priors that learn in closed form follow in a step, of the way to their best.
+        max_grad_norm: clip the gradients, the KL's part included, to this norm; :attr:`grad_norm` is what it was.
+        by_pieces: do all that is done to a weight while it is in the cache; else one thing after the other, to all weights.
+
+    Raises:
+        LayerError: for what is no model, unknown settings, or nothing to move.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        defaults: dict[str, Any],
+        *,
+        examples: int,
+        log_std_lr: float | None = None,
+        groups: Iterable[dict[str, Any]] | None = None,
+        also: Iterable[nn.Parameter] = (),
+        beta: float = 1.0,
+        prior_rate: float = 1.0,
+        max_grad_norm: float | None = None,
+        by_pieces: bool = True,
+        **unknown: Any,
+    ) -> None:
+        for key in unknown:
+            raise LayerError(WEIGHT_DECAY if key == "weight_decay" else f"{type(self).__name__} knows no '{key}'")
+        self._take_model(model)
+        if not examples >= 1:
+            raise LayerError(f"examples is what the mean in the loss averages over, at least 1; got {examples}")
+        self.examples, self.beta = examples, beta
+        self.prior_rate, self.max_grad_norm, self.by_pieces = prior_rate, max_grad_norm, by_pieces
+        self.nats_per_unit = 1.0
+        self.weight_nats: float | None = None
+        self.grad_norm: Tensor | None = None
+        self._log_std_lr = log_std_lr
+        wanted = list(groups) if groups is not None else [{"params": self._default_parameters()}]
+        extra = [parameter for parameter in also if parameter.requires_grad]
+        super().__init__([*wanted, {"params": extra}] if extra else wanted, defaults)
+
+    def _take_model(self, model: Any) -> None:
+        model = model if isinstance(model, BayesianModel) else getattr(model, "model", model)
+        if not isinstance(model, BayesianModel):
+            raise LayerError(f"give the model that bitsback.bayesianize makes, got {type(model).__name__}")
+        self.model = model
+        self._by_parameter = {id(weight.known): weight for weight in model.weights}
+        self._scratch, self._steps = Scratch(), 0
+        self._coarse: list[Weight] = []
+        self._cost = GaussianCost([])
+        self._owned: tuple[tuple[bool, ...], list[Weight]] | None = None
+
+    def _default_parameters(self) -> list[nn.Parameter]:
+        found = [p for p in self.model.network.parameters() if p.requires_grad]
+        if not found:
+            raise LayerError("nothing can be trained: every weight is frozen; call requires_grad_(True) on those that shall learn")
+        return found + [p for p in self.model.priors.parameters() if p.requires_grad]
+
+    # groups
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters; those with a posterior bring their log stds, in a group of their own.
+
+        Raises:
+            LayerError: for keys that are unknown here, ``weight_decay`` among them.
+        """
+        group = dict(param_group)
+        self._check_keys(group)
+        if "role" in group:
+            return super().add_param_group(group)
+        params = group.pop("params")
+        params = [params] if isinstance(params, Tensor) else [p[1] if isinstance(p, tuple) else p for p in params]
+        rate = group.pop("log_std_lr", None) or self._log_std_lr or group.get("lr", self.defaults["lr"])
+        weights = [self._by_parameter[id(p)] for p in params if id(p) in self._by_parameter]
+        self._check_foreign(params)
+        parts: dict[str, list[Any]] = {
+            "weight": [weight.known for weight in weights],
+            "log_std": [w.posterior.log_std for w in weights if isinstance(w.posterior, GaussianPosterior)],
+            "plain": [p for p in params if id(p) not in self._by_parameter],
+        }
+        for role, several in parts.items():
+            if several:
+                own = {"lr": rate} if role == "log_std" else {}
+                super().add_param_group({**group, **own, "params": several, "role": role})
+        self._owned = None
+        return None
+
+    def _check_keys(self, group: dict[str, Any]) -> None:
+        for key in group.keys() - KEYS - self.defaults.keys():
+            if key == "weight_decay":
+                raise LayerError(WEIGHT_DECAY)
+            raise LayerError(f"a group of {type(self).__name__} knows no '{key}'{near_miss(key, self.defaults)}")
+
+    def _check_foreign(self, params: Sequence[Tensor]) -> None:
+        inside = {id(p) for weight in self.model.weights for p in weight.posterior.parameters()}
+        if any(id(p) in inside for p in params):
+            raise LayerError("give the network's parameters: their means and log stds come with them")
+
+    def _roles(self, role: str) -> list[dict[str, Any]]:
+        return [group for group in self.param_groups if group["role"] == role]
+
+    @property
+    def weights(self) -> list[Weight]:
+        """The weights that are moved: those of the groups, without frozen ones."""
+        owned = [self._by_parameter[id(p)] for group in self._roles("weight") for p in group["params"]]
+        return [weight for weight in owned if weight.is_trained]
+
+    # a step
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Move everything by one step, and draw anew; without any gradient, nothing moves.
+
+        Raises:
+            LayerError: while the model holds its means, or when the network is not what it was.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        model, weights = self.model, self.weights
+        if model.holds == "mean":
+            raise LayerError(
+                "the weights hold their means, and gradients taken there teach no width: call model.train() before the forward"
+            )
+        model.honour_edits()
+        plain = [p for group in self._roles("plain") for p in group["params"] if p.grad is not None]
+        if not plain and all(weight.parameter.grad is None and pending_of(weight) is None for weight in weights):
+            return loss
+        k = self.beta / (self.examples * self.nats_per_unit)
+        with record_function("bitsback: cost"):
+            self._begin(weights, k)
+        state = model.next_state()
+        sweep = Sweep(model, self._cost, k, state, self._scratch)
+        with record_function("bitsback: move and draw"):
+            sweep.begin(self._coarse)
+            self._sweep(sweep, weights)
+            self._draw_others(sweep, weights, state)
+            sweep.end()
+            self._remember(weights)
+        self._steps += 1
+        return loss
+
+    def _begin(self, weights: Sequence[Weight], k: float) -> None:
+        """Let priors follow, and count what has a closed form."""
+        self._count(weights)
+        self.weight_nats = self._cost.follow(self.prior_rate, k)
+        self.model.update_priors(self.prior_rate, [weight for weight in weights if weight.number not in self._cost])
+        if self._steps % LOOK_EVERY == 0:
+            self._coarse = [weight for weight in weights if is_coarse(weight)]
+
+    def _count(self, weights: Sequence[Weight]) -> None:
+        """Bring the sums of the closed form up to date: others may have moved posteriors."""
+        signature = tuple(weight.is_trained for weight in self.model.weights)
+        if self._owned is None or self._owned[0] != signature:
+            self._owned = signature, weights_with_one_scale(self.model, weights)
+            self._cost = GaussianCost(self._owned[1])
+        for weight in self._cost.weights:
+            if self._cost.marks.get(weight.number) != weight.versions()[1:]:
+                self._cost.refresh(weight)
+
+    def _remember(self, weights: Sequence[Weight]) -> None:
+        for weight in weights:
+            if weight.number in self._cost:
+                self._cost.marks[weight.number] = weight.versions()[1:]
+
+    def kl_nats(self) -> float:
+        """Return KL(q||p) of all weights as they are now, in nats."""
+        self._count(self.weights)
+        others = [weight for weight in self.model.weights if weight.number not in self._cost]
+        return self._cost.follow(0.0, 0.0) + self.model.kl_estimate_nats(others)
+
+    def _sweep(self, sweep: Sweep, weights: Sequence[Weight]) -> None:
+        """Move the weights and write their next draws, then move what has no posterior."""
+        if self.max_grad_norm is None and self.by_pieces:
+            for weight in weights:
+                sweep.weight(weight, self._mover(weight))
+            self._move_plain()
+            return
+        for weight in weights:
+            sweep.weight(weight, None)
+        filled = [p for weight in weights for p in weight.posterior.parameters()]
+        plain = [p for group in self._roles("plain") for p in group["params"] if p.grad is not None]
+        if self.max_grad_norm is not None:
+            self.grad_norm = torch.nn.utils.clip_grad_norm_([*filled, *plain], self.max_grad_norm)
+        for weight in weights:
+            self._move_filled(weight)
+            sweep.rewrite(weight)
+            for p in weight.posterior.parameters():
+                p.grad = None
+        self._move_plain()
+
+    @abstractmethod
+    def _mover(self, weight: Weight) -> Move:
+        """Return what moves the pieces of a weight in this step."""
+
+    def _move_filled(self, weight: Weight) -> None:
+        """Move a weight whose gradients lie in ``.grad`` of mean and log std."""
+        move = self._mover(weight)
+        several = [p for p in weight.posterior.parameters()]
+        cut = [rows(t) for p in several for t in (p, p.grad) if t is not None]
+        for number, (m, gm, *rest) in enumerate(zip(*cut, strict=True)):
+            move(number, m, rest[0] if rest else None, gm, rest[1] if rest else None)
+
+    @abstractmethod
+    def _move_plain(self) -> None:
+        """Move the parameters that have no posterior and a gradient."""
+
+    def _draw_others(self, sweep: Sweep, weights: Sequence[Weight], state: State) -> None:
+        """Draw the weights that this optimiser does not own, or that are frozen; then all hold the draw of ``state``."""
+        owned = {weight.number for weight in weights}
+        for weight in weights:
+            q = weight.posterior
+            if isinstance(q, GaussianPosterior):
+                q.log_std.grad = None  # consumed
+        self.model.moved_to(state, owned)
+
+    def _settings(self, weight: Weight) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """The groups that the mean and the log std of a weight are in."""
+        own = next(g for g in self._roles("weight") if any(p is weight.known for p in g["params"]))
+        q = weight.posterior
+        if not isinstance(q, GaussianPosterior):
+            return own, None
+        return own, next(g for g in self._roles("log_std") if any(p is q.log_std for p in g["params"]))
+
+    # modes and files
+
+    def train(self) -> None:
+        """Put the draw back into the weights, as ``model.train()``: some training frameworks call this."""
+        self.model.train()
+
+    def eval(self) -> None:
+        """Place the means, as ``model.eval()``."""
+        self.model.eval()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return torch's state, and under ``posterior`` means, log stds, seed and number of the draw: all that resuming needs."""
+        found: dict[str, Any] = super().state_dict()
+        model = self.model
+        tensors = {name: tensor.detach() for name, tensor in model.posterior.state_dict().items()}
+        found[POSTERIOR] = {"tensors": tensors, "draw": model.get_extra_state()}
+        found["steps"] = self._steps
+        return found
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take a state over; the weights then hold the draw that they held."""
+        own = dict(state_dict)
+        posterior, self._steps = own.pop(POSTERIOR, None), own.pop("steps", 0)
+        super().load_state_dict(own)
+        self._widen(own)
+        if posterior is not None:
+            self.model.posterior.load_state_dict(posterior["tensors"])
+            self.model.set_extra_state(posterior["draw"])
+            self.model.take_loaded()
+        self._cost.marks.clear()
+
+    def _widen(self, given: dict[str, Any]) -> None:
+        """torch casts what it loads to the weight's precision; moments are as precise as the means."""
+        ids = [identity for group in given["param_groups"] for identity in group["params"]]
+        params = [p for group in self.param_groups for p in group["params"]]
+        for identity, parameter in zip(ids, params, strict=True):
+            for name, value in given["state"].get(identity, {}).items():
+                loaded = self.state[parameter].get(name)
+                if isinstance(loaded, Tensor) and isinstance(value, Tensor) and loaded.dtype != value.dtype:
+                    self.state[parameter][name] = value.to(loaded.device, copy=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_scratch": Scratch()}
+
+
+WEIGHT_DECAY = (
+    "weight_decay is a Gaussian prior, and priors have their own place: bayesianize(network, prior={'kind': 'gaussian', 'scale': s, "
+    "'learn': 'none'}) pulls means by 1 / (N s^2)"
+)

@@ -1,0 +1,255 @@
+"""One pass over the weights: gradients, move, sums for the next KL, and the next draw, while a piece is in the cache.
+
+    w, m, log s, g  ->  gradients of m, log s  ->  m, log s move  ->  sums of s^2, (m - mu)^2, log s  ->  w = m + s e
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from bitsback.model import BayesianModel, State, Weight
+from bitsback.model.resident import COARSE
+from bitsback.optim.cost import GaussianCost
+from bitsback.optim.pieces import PIECE, Scratch, are_alike, is_dense, rows
+from bitsback.posterior import GaussianPosterior
+from bitsback.priors.gaussian import GaussianPrior
+
+Gradients = tuple[Tensor, Tensor | None]
+"""Of mean and log std; none of the latter for a point."""
+
+Move = Callable[[int, Tensor, Tensor | None, Tensor, Tensor | None], None]
+"""Moves a piece: its number, mean, log std and their gradients; without log std for a point."""
+
+SPREAD, STD, MEAN_GRADIENT, NOISE, SQUARE = range(5)
+"""Scratch buffers."""
+
+
+class Sweep:
+    """What the weights of one optimiser step share.
+
+    Args:
+        model: whose weights they are.
+        cost: the closed form of the tensors that it counts.
+        k: gradient of the loss with respect to the KL in nats.
+        state: of the draw to come.
+        scratch: buffers that last.
+    """
+
+    def __init__(self, model: BayesianModel, cost: GaussianCost, k: float, state: State, scratch: Scratch) -> None:
+        self.model, self.cost, self.k, self.state, self.scratch = model, cost, k, state, scratch
+        self._spreads: dict[int, Tensor] = {}
+        self._pool: Tensor | None = None
+        self._sums: list[tuple[int, list[Tensor]]] = []
+
+    def begin(self, coarse: list[Weight]) -> None:
+        """Make the spread of ``coarse`` weights again while the pool still has its noise, then go on to the next numbers."""
+        model, now = self.model, self.model.state
+        pool = model.noise_of(now) if coarse else None
+        for weight in coarse:
+            q = weight.posterior
+            assert isinstance(q, GaussianPosterior)
+            self._spreads[weight.number] = q.std().mul_(model.noise(weight, now, pool)).mul_(now.sign)
+            if weight.constant_row is not None:
+                self._spreads[weight.number][weight.constant_row] = 0
+        self._pool = model.noise_of(self.state)
+
+    def weight(self, weight: Weight, move: Move | None) -> None:
+        """Take one weight through the pass; without ``move`` its gradients are left in those of mean and log std."""
+        q, parameter = weight.posterior, weight.parameter
+        aligned(weight)
+        given = self._data_gradient(weight), pending_of(weight), self._spreads.get(weight.number)
+        pieces = list(zip(*map(rows, [parameter, *q.parameters()]), strict=True))
+        if weight.number in self.cost or weight.prior.is_elementwise:
+            cut = [rows(tensor) if tensor is not None else [None] * len(pieces) for tensor in given]
+            gradients = (self._gradients(weight, piece, n, *parts) for n, (piece, *parts) in enumerate(zip(pieces, *cut, strict=True)))
+        else:
+            gradients = self._whole_gradients(weight, given)
+        if move is None:
+            full = [torch.empty_like(p) for p in q.parameters()]
+            for found, *targets in zip(gradients, *map(rows, full), strict=True):
+                for target, gradient in zip(targets, found, strict=False):
+                    target.copy_(gradient)
+            for p, gradient in zip(q.parameters(), full, strict=True):
+                p.grad = gradient
+            return
+        sums: list[Tensor] = []
+        for number, ((w, m, *rest), found) in enumerate(zip(pieces, gradients, strict=True)):
+            log_std = rest[0] if rest else None
+            move(number, m, log_std, *found)
+            sums += self.written(weight, w, m, log_std, number)
+        self.wrote(weight, sums)
+
+    def rewrite(self, weight: Weight) -> None:
+        """Write the next draw of a weight that was moved by others."""
+        sums: list[Tensor] = []
+        for number, (w, m, *rest) in enumerate(zip(*map(rows, [weight.parameter, *weight.posterior.parameters()]), strict=True)):
+            sums += self.written(weight, w, m, rest[0] if rest else None, number)
+        self.wrote(weight, sums)
+
+    def written(self, weight: Weight, w: Tensor, m: Tensor, log_std: Tensor | None, number: int) -> list[Tensor]:
+        """Write w = m + s e over a piece; returns its sums, where the cost wants them."""
+        if log_std is None:
+            w.copy_(m)
+            return []
+        is_counted = weight.number in self.cost
+        if weight.noise_on_outputs and not is_counted:
+            w.copy_(m)
+            return []
+        std = torch.exp(log_std, out=self._buffer(STD, m))
+        sums: list[Tensor] = []
+        if is_counted:
+            prior = weight.prior
+            assert isinstance(prior, GaussianPrior)
+            centre = prior.centre
+            distance = torch.sub(m, centre, out=self._buffer(SQUARE, m)) if centre else m
+            sums = [torch.dot(std, std), torch.dot(distance, distance), log_std.sum()]
+        if weight.noise_on_outputs:
+            w.copy_(m)
+            return sums
+        noise = self._noise(weight, m, number)
+        if w.dtype == m.dtype:
+            torch.addcmul(m, std, noise, out=w)
+        else:
+            w.copy_(torch.addcmul(m, std, noise))
+        return sums
+
+    def wrote(self, weight: Weight, sums: list[Tensor]) -> None:
+        """The weight holds the next draw."""
+        if weight.constant_row is not None:
+            weight.parameter.detach()[weight.constant_row] = weight.posterior.mean[weight.constant_row]
+        if sums:
+            self._sums.append((weight.number, sums))
+        weight.mark()
+
+    def end(self) -> None:
+        """Hand the sums to the cost, read from the device at once."""
+        if not self._sums:
+            return
+        numbers = iter(torch.stack([one for _, sums in self._sums for one in sums]).tolist())
+        for number, sums in self._sums:
+            total = [0.0, 0.0, 0.0]
+            for place in range(len(sums)):
+                total[place % 3] += next(numbers)
+            self.cost.sums[number] = (total[0], total[1], total[2])
+
+    def _gradients(
+        self, weight: Weight, piece: tuple[Tensor, ...], number: int, g: Tensor | None, pending: Tensor | None,
+        spread: Tensor | None,
+    ) -> Gradients:  # fmt: skip
+        """The gradients of mean and log std over a piece, in scratch or of their own."""
+        w, m, *rest = piece
+        if not rest:
+            slope = weight.prior.slope(m, self.k).mul_(self.k)
+            return (slope if g is None else slope.add_(g)), None
+        if weight.number in self.cost:
+            gm, gl = self._gaussian(weight, w, m, rest[0], g, spread)
+        else:
+            gm, gl = self._of_prior(weight, w, m, rest[0], number)
+            if g is not None:
+                gm.add_(g)
+                if not weight.noise_on_outputs:
+                    gl.addcmul_(self._spread(w, m) if spread is None else spread, g)
+        if pending is not None:
+            gl.add_(pending)
+        return gm, gl
+
+    def _of_prior(self, weight: Weight, w: Tensor, m: Tensor, log_std: Tensor, number: int) -> tuple[Tensor, Tensor]:
+        """k times the gradients of the KL."""
+        if weight.noise_on_outputs and weight.prior.needs_draw:  # the weight holds its mean: a draw for this alone
+            noise = self._noise(weight, m, number)
+            noise = noise.as_strided(m.shape, m.stride(), noise.storage_offset())
+            w = torch.addcmul(m, log_std.exp(), noise)
+        gm, gl = weight.prior.kl_gradient(m, log_std, w.to(m.dtype), self.k)
+        return gm.mul_(self.k), gl.mul_(self.k)
+
+    def _whole_gradients(self, weight: Weight, given: tuple[Tensor | None, ...]) -> Iterator[Gradients]:
+        """The same for a tensor whose prior does not code its weights one by one, cut afterwards."""
+        mean = weight.posterior.mean.detach()
+        piece = weight.parameter.detach(), *(p.detach() for p in weight.posterior.parameters())
+        found = [laid_as(gradient, mean) for gradient in self._gradients(weight, piece, 0, *given) if gradient is not None]
+        for several in zip(*map(rows, found), strict=True):
+            yield several[0], several[1] if len(several) > 1 else None
+
+    def _gaussian(
+        self, weight: Weight, w: Tensor, m: Tensor, log_std: Tensor, g: Tensor | None, spread: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """g + k (m - mu) / p^2, and g (w - m) + k (s^2 / p^2 - 1)."""
+        pull, centre = self.k * self.cost.precision_of(weight), weight.prior.centre
+        std = torch.exp(log_std, out=self._buffer(STD, m))
+        if g is None or weight.noise_on_outputs:
+            gl = torch.mul(std, std, out=self._buffer(SPREAD, m)).mul_(pull)
+        else:
+            gl = torch.mul(self._spread(w, m) if spread is None else spread, g, out=self._buffer(SPREAD, m))
+            gl.add_(std.mul_(std), alpha=pull)
+        gl.sub_(self.k)
+        gm = self._buffer(MEAN_GRADIENT, m)
+        if g is None:
+            torch.mul(m, pull, out=gm)
+        else:
+            torch.add(g, m, alpha=pull, out=gm)
+        return (gm.sub_(pull * centre) if centre else gm), gl
+
+    def _spread(self, w: Tensor, m: Tensor) -> Tensor:
+        """w - m = s e."""
+        w = w if w.dtype == m.dtype else w.to(m.dtype)
+        return torch.sub(w, m, out=self._buffer(SPREAD, m)) if w.ndim == 1 else w - m
+
+    def _noise(self, weight: Weight, m: Tensor, number: int) -> Tensor:
+        """The numbers of the next draw, for a piece."""
+        count = m.numel()
+        if self._pool is not None and weight.number in self.model.pooled:
+            start = self.model.pooled[weight.number] + number * PIECE
+            found = self._pool[start : start + count]
+        else:
+            found = self._buffer(NOISE, m)
+            self.model.noise_source.fill(found, self.state.seed, self.state.number, weight.number, number * PIECE)
+        return found
+
+    def _buffer(self, number: int, m: Tensor) -> Tensor:
+        return self.scratch.get(number, m)
+
+    def _data_gradient(self, weight: Weight) -> Tensor | None:
+        """The data gradient: dense, laid out as the weight, in the posterior's precision."""
+        gradient = weight.parameter.grad
+        if gradient is None:
+            return None
+        if gradient.is_sparse:
+            gradient = gradient.to_dense()
+        mean = weight.posterior.mean
+        if gradient.dtype != mean.dtype or gradient.stride() != mean.stride():
+            gradient = torch.empty_like(mean, requires_grad=False).copy_(gradient)
+        return gradient
+
+
+def pending_of(weight: Weight) -> Tensor | None:
+    """Return what earlier draws and drawn outputs have left for the gradient of log std."""
+    q = weight.posterior
+    return q.log_std.grad if isinstance(q, GaussianPosterior) else None
+
+
+def is_coarse(weight: Weight) -> bool:
+    """Return whether w - m has lost its digits: a std far below its mean, or a weight in half precision."""
+    q = weight.posterior
+    if not isinstance(q, GaussianPosterior) or weight.noise_on_outputs:
+        return False
+    if weight.parameter.dtype != q.mean.dtype:
+        return True
+    return bool((q.log_std.exp() < 2 * COARSE * q.mean.abs()).any())
+
+
+def laid_as(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return the tensor, in memory as ``like`` is."""
+    return tensor if are_alike([tensor, like]) else torch.empty_like(like).copy_(tensor)
+
+
+def aligned(weight: Weight) -> None:
+    """Lay mean and log std out in memory as the weight is, and that one dense."""
+    parameter = weight.parameter
+    if not is_dense(parameter):
+        parameter.data = parameter.detach().contiguous()
+    if are_alike([parameter, *weight.posterior.parameters()]):
+        return
+    for p in weight.posterior.parameters():
+        p.data = torch.empty_like(parameter, dtype=p.dtype, requires_grad=False).copy_(p.data)
+

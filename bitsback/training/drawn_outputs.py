@@ -1,0 +1,137 @@
+"""Training steps that draw outputs in place of weights, in the layers where that is the same objective."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from bitsback.layers.outputs import called_once_per_row, noise_on_outputs
+from bitsback.model import BayesianModel
+from bitsback.model.accounting import seeded
+from bitsback.model.model import OutputLayer
+from bitsback.model.noise import OutputNoise
+from bitsback.posterior import GaussianPosterior
+
+
+class DrawnOutputs:
+    """The layers of a model whose outputs are drawn while it trains; their weights hold means meanwhile.
+
+    Args:
+        model: whose :attr:`BayesianModel.output_layers` are looked at.
+        batches: inputs to try out: what ``auto`` says is proven on each of them, in the modes that the modules are in.
+        reuse: of the noise, see :class:`bitsback.model.noise.PooledNoise`.
+    """
+
+    def __init__(self, model: BayesianModel, batches: Sequence[Tensor], reuse: int) -> None:
+        self.model, self.reuse = model, reuse
+        self.layers: list[OutputLayer] = []
+        self.try_out(batches)
+
+    def try_out(self, batches: Sequence[Tensor]) -> None:
+        """Decide which layers take part."""
+        wanted = self.model.output_layers
+        open_questions = [layer.module for layer in wanted if not layer.asked]
+        safe = safe_modules(self.model, open_questions, batches) if open_questions else set()
+        self.layers = [layer for layer in wanted if layer.asked or layer.module in safe]
+        self._shape = batches[0].shape[1:] if batches else None
+        inside = {weight.number for layer in self.layers for weight in layer.weights}
+        for weight in self.model.weights:
+            weight.noise_on_outputs = weight.number in inside
+        self._noise = OutputNoise(self.reuse, self.model.noise_source)
+        self.model.place(self.model.state)
+
+    def release(self) -> None:
+        """Let all weights hold draws again."""
+        for weight in self.model.weights:
+            weight.noise_on_outputs = False
+        self.model.place(self.model.state)
+
+    @contextmanager
+    def step(self, inputs: Tensor) -> Iterator[None]:
+        """Inside, forward and backward of a step: the gradients of log stds are left with those parameters."""
+        if inputs.shape[1:] != self._shape:
+            self.try_out([inputs])
+        if not self.layers:
+            yield
+            return
+        variances: list[tuple[GaussianPosterior, Tensor]] = []
+        layers: list[tuple[nn.Module, dict[str, Tensor]]] = []
+        for layer in self.layers:
+            own: dict[str, Tensor] = {}
+            for weight in layer.weights:
+                q = weight.posterior
+                assert isinstance(q, GaussianPosterior)
+                own[weight.local] = (2 * q.log_std).exp_().requires_grad_()
+                variances.append((q, own[weight.local]))
+            layers.append((layer.module, own))
+        self._noise.begin(self.model.seed, self.model.draw_number)
+        with noise_on_outputs(layers, self._noise):
+            yield
+        for q, variance in variances:
+            if variance.grad is None:
+                continue
+            slope = variance.grad.mul_(variance.detach()).mul_(2)
+            q.log_std.grad = slope if q.log_std.grad is None else q.log_std.grad.add_(slope)
+
+
+@torch.no_grad()
+def safe_modules(model: BayesianModel, modules: Sequence[nn.Module], batches: Sequence[Tensor]) -> set[nn.Module]:
+    """Return the modules whose outputs can be drawn afresh for each row without another objective.
+
+    Shown on each batch: the module is called once in a forward, with one row for each example, and row i of the network's output
+    depends on row i of its input alone. Buffers and random generators are left as they were.
+    """
+    found = set(modules)
+    for inputs in batches:
+        with _unmoved_buffers(model.network):
+            calls = called_once_per_row(lambda inputs=inputs: _outputs(model, inputs), modules, len(inputs))
+            found &= {module for module, once in calls.items() if once}
+            if found and not _rows_stand_alone(model, inputs):
+                found.clear()
+        if not found:
+            break
+    return found
+
+
+def _rows_stand_alone(model: BayesianModel, inputs: Tensor) -> bool:
+    """Return whether half of the outputs stay when the inputs of the other half are exchanged."""
+    rows = len(inputs)
+    if rows < 2:
+        return False
+    first = torch.arange(rows, device=inputs.device) < rows // 2
+    before = _outputs(model, inputs)
+    if not before or any(not isinstance(leaf, Tensor) or not leaf.ndim or len(leaf) != rows for leaf in before):
+        return False
+    for kept in (first, ~first):
+        others = inputs.clone()
+        others[~kept] = _changed(inputs[~kept])
+        after = _outputs(model, others)
+        for a, b in zip(before, after, strict=True):
+            scale = float(a[kept].abs().max())
+            if a.shape != b.shape or not bool(((a[kept] - b[kept]).abs() <= 1e-4 * scale).all()):
+                return False
+    return True
+
+
+def _changed(inputs: Tensor) -> Tensor:
+    """Other inputs of the same kind: the rows turned round, and reals moved."""
+    turned = inputs.flip(0)
+    return -1.5 * turned + 0.25 * turned.std(correction=0) if turned.is_floating_point() else turned.roll(1, -1)
+
+
+def _outputs(model: BayesianModel, inputs: Tensor) -> list[Any]:
+    with seeded(0, inputs.device):  # dropout drops the same each time
+        return pytree.tree_leaves(model.network(inputs))
+
+
+@contextmanager
+def _unmoved_buffers(network: nn.Module) -> Iterator[None]:
+    before = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in before:
+            buffer.copy_(value)
