@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from bitsback.bitstream.randomness import whiten
 from bitsback.config import Config, Experiment, load_run
 from bitsback.errors import BitsbackError, FileError, LayerError
 from bitsback.files import read_tensors
+from bitsback.randomness import whiten
 from bitsback.shipping.message import PayloadTooShortError, RefundLostError, Sender, receive_file
 from bitsback.units import nats_to_bits
 

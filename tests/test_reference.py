@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitsback.bitstream import ans, randomness, reference
+from bitsback import randomness
+from bitsback.bitstream import ans, reference
 from bitsback.bitstream.blocks import STANDARD_STEP, BlockCode
 from bitsback.errors import FileError
 from bitsback.priors import LaplacePrior

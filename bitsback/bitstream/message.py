@@ -20,12 +20,12 @@ from bitsback.bitstream.container import BitReader, BitWriter, seal
 from bitsback.bitstream.grid import PriorCode, RoundedPosterior, under_posterior, under_prior
 from bitsback.bitstream.header import EXPONENT_BITS, EXPONENT_OFFSET, Header, default_lanes_log2
 from bitsback.bitstream.outputs import is_exact
-from bitsback.bitstream.randomness import whiten
 from bitsback.bitstream.sent import Sent
 from bitsback.bitstream.setting import DIGEST_BITS, Setting, digest, placed_priors
 from bitsback.bitstream.side import SideNumbers
 from bitsback.errors import BitsbackError, FileError
 from bitsback.model.modes import evaluating
+from bitsback.randomness import whiten
 from bitsback.units import nats_to_bits
 
 

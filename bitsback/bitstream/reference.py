@@ -1,7 +1,7 @@
 """The format in whole numbers and plain Python: what a decoder in another language has to do, and nothing else.
 
-An executable part of FORMAT.md. It is slow; :mod:`ans`, :mod:`randomness`, :mod:`table` and :mod:`blocks` compute the same
-numbers on arrays, and tests hold the two together. Nothing here needs numpy.
+An executable part of FORMAT.md. It is slow; :mod:`ans`, :mod:`bitsback.randomness`, :mod:`table` and :mod:`blocks` compute the
+same numbers on arrays, and tests hold the two together. Nothing here needs numpy.
 """
 
 import struct

@@ -195,8 +195,8 @@ def _table(sender: "Sender", content: bytes, exponents: list[int], draws: int, p
     """Gross up, refund up, net flat: what a finer grid costs. Every draw takes another payload of the same length."""
     from tqdm import tqdm
 
-    from bitsback.bitstream.randomness import whiten
     from bitsback.cli.text import table
+    from bitsback.randomness import whiten
 
     rows = []
     with tqdm(total=len(exponents) * draws, desc="messages", leave=False, delay=2.0) as bar:

@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from bitsback.bitstream.ans import Integers
 from bitsback.bitstream.outputs import BATCH, FRACTION_BITS
-from bitsback.bitstream.randomness import shuffled
 from bitsback.codelength.prequential import Block, Calibration
 from bitsback.config import Config, Experiment
 from bitsback.data import Dataset, Examples
@@ -25,6 +24,7 @@ from bitsback.likelihoods.classes import CategoricalLikelihood, CategoricalSetti
 from bitsback.model import BayesianModel
 from bitsback.model.accounting import seeded
 from bitsback.posterior import PointPosteriorSettings
+from bitsback.randomness import shuffled
 from bitsback.threads import using_threads
 from bitsback.training import TrainingSettings, start
 from bitsback.training.settings import ElboSettings
