@@ -55,6 +55,10 @@ class PosteriorOptimizer(torch.optim.Optimizer):
 
     Raises:
         LayerError: for what is no model, unknown settings, or nothing to move.
+
+    Attributes:
+        weight_nats: KL of the weights that have a closed form, in nats, at the start of the last step.
+        kl_weights: by the number of a weight, how much each element's KL counts; nothing: all alike.
     """
 
     def __init__(
@@ -82,6 +86,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         self.nats_per_unit = 1.0
         self.weight_nats: float | None = None
         self.grad_norm: Tensor | None = None
+        self.kl_weights: dict[int, Tensor] = {}
         self._log_std_lr = log_std_lr
         wanted = list(groups) if groups is not None else [{"params": self._default_parameters()}]
         extra = [parameter for parameter in also if parameter.requires_grad]
@@ -179,7 +184,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         with record_function("bitsback: cost"):
             self._begin(weights, k)
         state = model.next_state()
-        sweep = Sweep(model, self._cost, k, state, self._scratch)
+        sweep = Sweep(model, self._cost, k, state, self._scratch, self.kl_weights)
         with record_function("bitsback: move and draw"):
             sweep.begin(self._coarse)
             self._sweep(sweep, weights)
@@ -193,7 +198,8 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         """Let priors follow, and count what has a closed form."""
         self._count(weights)
         self.weight_nats = self._cost.follow(self.prior_rate, k)
-        self.model.update_priors(self.prior_rate, [weight for weight in weights if weight.number not in self._cost])
+        if self.prior_rate:
+            self.model.update_priors(self.prior_rate, [weight for weight in weights if weight.number not in self._cost])
         if self._steps % LOOK_EVERY == 0:
             self._coarse = [weight for weight in weights if is_coarse(weight)]
 
@@ -201,7 +207,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         """Bring the sums of the closed form up to date: others may have moved posteriors."""
         signature = tuple(weight.is_trained for weight in self.model.weights)
         if self._owned is None or self._owned[0] != signature:
-            self._owned = signature, weights_with_one_scale(self.model, weights)
+            self._owned = signature, [] if self.kl_weights else weights_with_one_scale(self.model, weights)
             self._cost = GaussianCost(self._owned[1])
         for weight in self._cost.weights:
             if self._cost.marks.get(weight.number) != weight.versions()[1:]:

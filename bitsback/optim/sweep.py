@@ -3,7 +3,7 @@
     w, m, log s, g  ->  gradients of m, log s  ->  m, log s move  ->  sums of s^2, (m - mu)^2, log s  ->  w = m + s e
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ Gradients = tuple[Tensor, Tensor | None]
 Move = Callable[[int, Tensor, Tensor | None, Tensor, Tensor | None], None]
 """Moves a piece: its number, mean, log std and their gradients; without log std for a point."""
 
+NOTHING = 2.0**-40
+"""A std below this share of its mean moves nothing."""
+
 SPREAD, STD, MEAN_GRADIENT, NOISE, SQUARE = range(5)
 """Scratch buffers."""
 
@@ -34,9 +37,13 @@ class Sweep:
         k: gradient of the loss with respect to the KL in nats.
         state: of the draw to come.
         scratch: buffers that last.
+        kl_weights: how much the KL of each element counts, by the number of a weight.
     """
 
-    def __init__(self, model: BayesianModel, cost: GaussianCost, k: float, state: State, scratch: Scratch) -> None:
+    def __init__(
+        self, model: BayesianModel, cost: GaussianCost, k: float, state: State, scratch: Scratch, kl_weights: dict[int, Tensor]
+    ) -> None:
+        self.kl_weights = kl_weights
         self.model, self.cost, self.k, self.state, self.scratch = model, cost, k, state, scratch
         self._spreads: dict[int, Tensor] = {}
         self._pool: Tensor | None = None
@@ -58,7 +65,9 @@ class Sweep:
         """Take one weight through the pass; without ``move`` its gradients are left in those of mean and log std."""
         q, parameter = weight.posterior, weight.parameter
         aligned(weight)
-        given = self._data_gradient(weight), pending_of(weight), self._spreads.get(weight.number)
+        share = self.kl_weights.get(weight.number)
+        given = [self._data_gradient(weight), pending_of(weight), self._spreads.get(weight.number)]
+        given.append(laid_as(share, q.mean) if share is not None else None)
         pieces = list(zip(*map(rows, [parameter, *q.parameters()]), strict=True))
         if weight.number in self.cost or weight.prior.is_elementwise:
             cut = [rows(tensor) if tensor is not None else [None] * len(pieces) for tensor in given]
@@ -135,7 +144,7 @@ class Sweep:
 
     def _gradients(
         self, weight: Weight, piece: tuple[Tensor, ...], number: int, g: Tensor | None, pending: Tensor | None,
-        spread: Tensor | None,
+        spread: Tensor | None, share: Tensor | None,
     ) -> Gradients:  # fmt: skip
         """The gradients of mean and log std over a piece, in scratch or of their own."""
         w, m, *rest = piece
@@ -146,6 +155,9 @@ class Sweep:
             gm, gl = self._gaussian(weight, w, m, rest[0], g, spread)
         else:
             gm, gl = self._of_prior(weight, w, m, rest[0], number)
+            if share is not None:
+                gm.mul_(share)
+                gl.mul_(share)
             if g is not None:
                 gm.add_(g)
                 if not weight.noise_on_outputs:
@@ -163,7 +175,7 @@ class Sweep:
         gm, gl = weight.prior.kl_gradient(m, log_std, w.to(m.dtype), self.k)
         return gm.mul_(self.k), gl.mul_(self.k)
 
-    def _whole_gradients(self, weight: Weight, given: tuple[Tensor | None, ...]) -> Iterator[Gradients]:
+    def _whole_gradients(self, weight: Weight, given: Sequence[Tensor | None]) -> Iterator[Gradients]:
         """The same for a tensor whose prior does not code its weights one by one, cut afterwards."""
         mean = weight.posterior.mean.detach()
         piece = weight.parameter.detach(), *(p.detach() for p in weight.posterior.parameters())
@@ -235,7 +247,8 @@ def is_coarse(weight: Weight) -> bool:
         return False
     if weight.parameter.dtype != q.mean.dtype:
         return True
-    return bool((q.log_std.exp() < 2 * COARSE * q.mean.abs()).any())
+    share = q.log_std.exp().div_(q.mean.abs())
+    return bool(((share < 2 * COARSE) & (share > NOTHING)).any())
 
 
 def laid_as(tensor: Tensor, like: Tensor) -> Tensor:

@@ -10,7 +10,16 @@ from torch.distributions import Categorical, Distribution, MixtureSameFamily, No
 
 from bitsback.errors import PriorError
 from bitsback.learned import BFLOAT16, LOGIT, GradientLearn, Learn, plain
-from bitsback.priors.base import Prior, PriorSettings, WeightInfo, around, registry
+from bitsback.priors.base import Prior, PriorSettings, WeightInfo, add_gradient, around, registry
+
+FARTHEST = 1e12
+"""A distance whose square, over that of the narrowest scale on the grid, is finite in float32."""
+
+NOTHING = 80.0
+"""A density so many nats below another is as good as none; less would be a slow, denormal number in float32."""
+
+AT_ONCE = 1 << 16
+"""Weights times components that a CPU's cache holds with all that is made of them."""
 
 
 class MixturePrior(Prior):
@@ -30,6 +39,7 @@ class MixturePrior(Prior):
     """
 
     kind = "mixture"
+    mirrored = True
     means: Tensor
     log_scales: Tensor
     free_logits: Tensor
@@ -56,6 +66,38 @@ class MixturePrior(Prior):
     def forward(self) -> Distribution:
         components = Normal(self.means, self.log_scales.exp(), validate_args=False)
         return MixtureSameFamily(Categorical(logits=self._log_weights()), components, validate_args=False)
+
+    @property
+    def is_elementwise(self) -> bool:
+        return True
+
+    @torch.no_grad()
+    def slope(self, weights: Tensor, rate: float = 0.0) -> Tensor:
+        """Sum the components' slopes (w - mean_k) / scale_k^2 by their shares of the density at w."""
+        w, slope, log_weights = weights.flatten(), torch.empty_like(weights).flatten(), self._log_weights()
+        learns = rate != 0 and any(number.requires_grad for number in (self.means, self.log_scales, self.free_logits))
+        at_once = max(1, AT_ONCE // len(self.means)) if w.device.type == "cpu" else max(1, len(w))
+        centres, per_scale = self.means.unsqueeze(1), (-self.log_scales).exp().mul_(math.sqrt(0.5)).unsqueeze(1)
+        heights, precisions = (log_weights - self.log_scales).unsqueeze(1), (-2 * self.log_scales).exp()
+        ones, pulls = torch.ones_like(precisions), precisions * self.means
+        held, distance, square = w.new_zeros(3, len(self.means))
+        for part, into in zip(w.split(at_once), slope.split(at_once), strict=True):
+            z = (part.clamp(-FARTHEST, FARTHEST) - centres).mul_(per_scale)
+            shares = z * z
+            torch.sub(heights, shares, out=shares)
+            shares.sub_(shares.amax(0)).clamp_min_(-NOTHING).exp_()
+            by_weight = shares.T
+            total = by_weight.mv(ones)
+            torch.mul(by_weight.mv(precisions), part, out=into).sub_(by_weight.mv(pulls)).div_(total)
+            if learns:
+                held.add_(shares.div_(total).sum(1))
+                distance.add_(torch.mul(shares, z, out=shares).sum(1))
+                square.add_(torch.stack([torch.dot(one, other) for one, other in zip(shares, z, strict=True)]))
+        if learns:
+            add_gradient(self.free_logits, (log_weights.exp() * len(w) - held)[1:], rate)
+            add_gradient(self.log_scales, held - 2 * square, rate)
+            add_gradient(self.means, -2 * per_scale.squeeze(1) * distance, rate)
+        return slope.view(weights.shape)
 
     def width(self) -> Tensor:
         return (self._log_weights().exp() * self.log_scales.exp().square()).sum().sqrt()

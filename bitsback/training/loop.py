@@ -53,6 +53,8 @@ class Fit:
     outputs: DrawnOutputs | None = None
     epoch: int = 0
     watch: Watch | None = None
+    holds_priors: bool = False
+    """Whether priors stay what they are."""
 
     def __post_init__(self) -> None:
         self.objective = self.objective or DescriptionLength(len(self.train))
@@ -108,7 +110,7 @@ class Fit:
         if not self.model.training or self.model.holds == "mean":
             self.model.training = True  # modules keep their modes; the weights hold draws
         done = step / (self.settings.passes * self.steps_per_epoch)
-        self.optimizer.prior_rate = PRIOR_RATE + (1 - PRIOR_RATE) * done**2
+        self.optimizer.prior_rate = 0.0 if self.holds_priors else PRIOR_RATE + (1 - PRIOR_RATE) * done**2
         is_steered = self.settings.budget_bits is not None
         needs_bits = is_steered or not isinstance(self.objective, DescriptionLength)
         weight_bits = self.weight_bits() if needs_bits else 0.0
