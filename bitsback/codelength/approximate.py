@@ -13,8 +13,8 @@ from bitsback.errors import LedgerError
 from bitsback.kl import kl
 from bitsback.likelihoods.classes import CategoricalLikelihood
 from bitsback.model import BayesianModel
-from bitsback.model.model import FLOAT32_BITS
 from bitsback.model.draws import outputs_under
+from bitsback.model.model import FLOAT32_BITS
 from bitsback.model.modes import evaluating
 from bitsback.posterior import PointPosterior
 from bitsback.units import nats_to_bits

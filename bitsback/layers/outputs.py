@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitsback.errors import LayerError, near_miss
@@ -60,9 +60,7 @@ def estimator_of(module: nn.Module, wanted: Estimators, chosen: Sequence[str]) -
             f"{type(module).__name__} is not linear in its weights: its output is not Gaussian; use estimator 'weight'"
         )
     if found == "output" and not complete:
-        raise LayerError(
-            "estimator 'output' needs a posterior of its own on every weight of the layer; use estimator 'weight'"
-        )
+        raise LayerError("estimator 'output' needs a posterior of its own on every weight of the layer; use estimator 'weight'")
     return found if complete and linear and (found == "output" or isinstance(module, OUTPUT_BY_DEFAULT)) else "weight"
 
 

@@ -164,7 +164,9 @@ class BayesianModel(Resident):
                 estimator = estimator_of(module, wanted, alone)
             except LayerError as fault:
                 place = weights[0].name.rpartition(".")[0]
-                raise LayerError(f"{place or 'the network'}: {fault} (exclude='{place or '*'}' leaves it deterministic)") from fault
+                raise LayerError(
+                    f"{place or 'the network'}: {fault} (exclude='{place or '*'}' leaves it deterministic)"
+                ) from fault
             if estimator != "weight":
                 found.append(OutputLayer(module, tuple(weights), asked=estimator == "output"))
         return found

@@ -20,7 +20,6 @@ from bitsback.layers import SmoothConv2d
 from bitsback.model import BayesianModel, LayerPosteriors, bayesianize
 from bitsback.model.choices import PosteriorChoice, PriorChoice
 
-
 __all__ = ["GRU", "LSTM", "RNN", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "BayesianLayer", "Bilinear", "Conv1d", "Conv2d", "Conv3d",
            "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d", "Embedding", "GroupNorm", "LayerNorm", "Linear",
            "MultiheadAttention", "SmoothConv2d"]  # fmt: skip

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bitsback.model import Weight
 from bitsback.optim.base import PosteriorOptimizer

@@ -106,7 +106,9 @@ class PosteriorOptimizer(torch.optim.Optimizer):
     def _default_parameters(self) -> list[nn.Parameter]:
         found = [p for p in self.model.network.parameters() if p.requires_grad]
         if not found:
-            raise LayerError("nothing can be trained: every weight is frozen; call requires_grad_(True) on those that shall learn")
+            raise LayerError(
+                "nothing can be trained: every weight is frozen; call requires_grad_(True) on those that shall learn"
+            )
         return found + [p for p in self.model.priors.parameters() if p.requires_grad]
 
     # groups

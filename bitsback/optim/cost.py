@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from bitsback.model import BayesianModel, Weight
 from bitsback.posterior import GaussianPosterior
@@ -95,4 +94,3 @@ def weights_with_one_scale(model: BayesianModel, among: Sequence[Weight]) -> lis
         if has_one_scale(prior) and all(weight.number in mine and weight.is_gaussian for weight in sharing):
             found += sharing
     return sorted(found, key=lambda weight: weight.number)
-

@@ -14,7 +14,7 @@ drawn, with less noise; and every prior adds its own part.
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bitsback.errors import LayerError
 from bitsback.model import Weight

@@ -1,6 +1,6 @@
 """One pass over the weights: gradients, move, sums for the next KL, and the next draw, while a piece is in the cache.
 
-    w, m, log s, g  ->  gradients of m, log s  ->  m, log s move  ->  sums of s^2, (m - mu)^2, log s  ->  w = m + s e
+w, m, log s, g  ->  gradients of m, log s  ->  m, log s move  ->  sums of s^2, (m - mu)^2, log s  ->  w = m + s e
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -71,7 +71,9 @@ class Sweep:
         pieces = list(zip(*map(rows, [parameter, *q.parameters()]), strict=True))
         if weight.number in self.cost or weight.prior.is_elementwise:
             cut = [rows(tensor) if tensor is not None else [None] * len(pieces) for tensor in given]
-            gradients = (self._gradients(weight, piece, n, *parts) for n, (piece, *parts) in enumerate(zip(pieces, *cut, strict=True)))
+            gradients = (
+                self._gradients(weight, piece, n, *parts) for n, (piece, *parts) in enumerate(zip(pieces, *cut, strict=True))
+            )
         else:
             gradients = self._whole_gradients(weight, given)
         if move is None:
@@ -92,7 +94,9 @@ class Sweep:
     def rewrite(self, weight: Weight) -> None:
         """Write the next draw of a weight that was moved by others."""
         sums: list[Tensor] = []
-        for number, (w, m, *rest) in enumerate(zip(*map(rows, [weight.parameter, *weight.posterior.parameters()]), strict=True)):
+        for number, (w, m, *rest) in enumerate(
+            zip(*map(rows, [weight.parameter, *weight.posterior.parameters()]), strict=True)
+        ):
             sums += self.written(weight, w, m, rest[0] if rest else None, number)
         self.wrote(weight, sums)
 
@@ -265,4 +269,3 @@ def aligned(weight: Weight) -> None:
         return
     for p in weight.posterior.parameters():
         p.data = torch.empty_like(parameter, dtype=p.dtype, requires_grad=False).copy_(p.data)
-

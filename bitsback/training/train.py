@@ -25,8 +25,8 @@ from bitsback.model.noise import ExactNoise
 from bitsback.threads import using_threads
 from bitsback.training.beta import Beta
 from bitsback.training.dashboards import check_dashboards, final_numbers, subject_of
-from bitsback.training.loggers import Logger
 from bitsback.training.drawn_outputs import DrawnOutputs
+from bitsback.training.loggers import Logger
 from bitsback.training.loop import Fit, Watch
 from bitsback.training.objective import make_objective
 from bitsback.training.optimise import make_optimizer, make_schedule
@@ -212,7 +212,9 @@ def start(
     model.set_noise(model.noise_source, settings.noise_reuse)
     if settings.antithetic and all(weight.noise_on_outputs or not weight.is_gaussian for weight in model.weights):
         raise ConfigError("training.antithetic: no layer draws its weights; leave it out, or set bayesian.estimator=weight")
-    return Fit(model, likelihood, data, settings, seed, optimizer, schedule, Beta(settings, steps), objective, outputs, watch=watch)
+    return Fit(
+        model, likelihood, data, settings, seed, optimizer, schedule, Beta(settings, steps), objective, outputs, watch=watch
+    )
 
 
 def _to_try_out(data: Examples, settings: TrainingSettings, seed: int) -> list[Tensor]:
