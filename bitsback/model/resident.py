@@ -136,6 +136,7 @@ class Resident(nn.Module):
         self._offsets: dict[int, int] = {}
         self._placed, self._issued, self._reached = 0, 0, -1
         self._is_released = False
+        self.loss_is_sum, self._loss_looks = False, 3
         self.register_load_state_dict_post_hook(_after_loading)
 
     def start(self) -> None:
@@ -438,6 +439,9 @@ class Resident(nn.Module):
                     "model.eval() and model.train(), and inside the same `with model.sample():` as the forward"
                 )
             model._reached = placed
+            if model._loss_looks > 0:
+                model._loss_looks -= 1
+                model.loss_is_sum = _is_slope_of_sum(gradient)
 
         for leaf in pytree.tree_leaves(output):
             if isinstance(leaf, Tensor) and leaf.requires_grad and not torch._C._functorch.is_functorch_wrapped_tensor(leaf):
@@ -504,6 +508,19 @@ def as_row(tensor: Tensor) -> Tensor:
     """Return the numbers of a dense tensor in the order of its memory, as a view (n,)."""
     tensor = tensor.detach()
     return tensor.as_strided((tensor.numel(),), (1,), tensor.storage_offset())
+
+
+def _is_slope_of_sum(gradient: Tensor) -> bool:
+    """Return whether a gradient at class scores is that of cross-entropies that were added up, not averaged.
+
+    Each row of the slope of a cross-entropy sums to zero, and its absolute values to at most 2: so do those of a mean, all together.
+    """
+    if gradient.ndim != 2 or len(gradient) < 4 or gradient.shape[1] < 2:
+        return False
+    rows = gradient.detach().float()
+    sizes = rows.abs().sum(1)
+    is_softmax = bool((rows.sum(1).abs() <= 1e-4 * sizes + 1e-12).all())
+    return is_softmax and float(sizes.max()) <= 2.001 and float(sizes.sum()) > 2.001
 
 
 def _differs(parameter: Tensor, value: Tensor, q: Posterior) -> Tensor:

@@ -10,6 +10,7 @@ data cost + beta KL / N are
 other priors say theirs (:meth:`bitsback.priors.Prior.kl_gradient`).
 """
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -178,6 +179,9 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             raise LayerError(
                 "the weights hold their means, and gradients taken there teach no width: call model.train() before the forward"
             )
+        if model.loss_is_sum and self.nats_per_unit == 1.0:
+            warnings.warn(SUM_LOSS, stacklevel=3)
+            model.loss_is_sum = False
         model.honour_edits()
         plain = [p for group in self._roles("plain") for p in group["params"] if p.grad is not None]
         if not plain and all(weight.parameter.grad is None and pending_of(weight) is None for weight in weights):
@@ -324,6 +328,10 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         return {**self.__dict__, "_scratch": Scratch()}
 
 
+SUM_LOSS = (
+    "the loss looks like a sum over the batch, and the optimiser weighs the KL for a mean over examples: take the mean "
+    "(reduction='mean'), or say with examples= what one unit of the loss is averaged over"
+)
 WEIGHT_DECAY = (
     "weight_decay is a Gaussian prior, and priors have their own place: bayesianize(network, prior={'kind': 'gaussian', 'scale': s, "
     "'learn': 'none'}) pulls means by 1 / (N s^2)"
