@@ -184,7 +184,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
                 "the weights hold their means, and gradients taken there teach no width: call model.train() before the forward"
             )
         if model.loss_is_sum and self.nats_per_unit == 1.0:
-            warnings.warn(SUM_LOSS, stacklevel=3)
+            warnings.warn(SUM_LOSS, stacklevel=4)
             model.loss_is_sum = False
         model.honour_edits()
         plain = [p for group in self._roles("plain") for p in group["params"] if p.grad is not None]
@@ -212,7 +212,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))) if gradients else 0.0
         self._norms = [*self._norms, norm][-3:]
         if len(self._norms) == 3 and norm and max(self._norms) - min(self._norms) < 1e-4 * norm:
-            warnings.warn(FOREIGN_CLIPPING.format(norm=norm), stacklevel=4)
+            warnings.warn(FOREIGN_CLIPPING.format(norm=norm), stacklevel=5)
             self._norms = []
 
     def _begin(self, weights: Sequence[Weight], k: float) -> None:

@@ -55,6 +55,7 @@ class Fit:
     watch: Watch | None = None
     holds_priors: bool = False
     """Whether priors stay what they are."""
+    ends_in_train_mode: bool = True
 
     def __post_init__(self) -> None:
         self.objective = self.objective or DescriptionLength(len(self.train))
@@ -91,6 +92,8 @@ class Fit:
             self.outputs.release()
         self.model.set_noise()
         self.model.lay_out(channels_last=False)
+        self.modes.restore()
+        self.model.training = self.ends_in_train_mode
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs and targets of an epoch's steps, in a random order."""
