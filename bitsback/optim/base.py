@@ -6,8 +6,8 @@ data cost + beta KL / N are
     d/dm     = g           + k dKL/dm,
     d/dlog s = g (w - m)   + k dKL/dlog s
 
-(Graves 2011; Blundell et al. 2015, section 3.2). For the prior N(mu, p^2), dKL/dm = (m - mu) / p^2 and dKL/dlog s = s^2 / p^2 - 1;
-other priors say theirs (:meth:`bitsback.priors.Prior.kl_gradient`).
+(Graves 2011; Blundell et al. 2015, section 3.2). For the prior N(mu, p^2), dKL/dm = (m - mu) / p^2 and
+dKL/dlog s = s^2 / p^2 - 1; other priors say theirs (:meth:`bitsback.priors.Prior.kl_gradient`).
 """
 
 import warnings
@@ -168,7 +168,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
     # a step
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Move everything by one step, and draw anew; without any gradient, nothing moves.
 
         Raises:
@@ -272,7 +272,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
     def _move_filled(self, weight: Weight) -> None:
         """Move a weight whose gradients lie in ``.grad`` of mean and log std."""
         move = self._mover(weight)
-        several = [p for p in weight.posterior.parameters()]
+        several = list(weight.posterior.parameters())
         cut = [rows(t) for p in several for t in (p, p.grad) if t is not None]
         for number, (m, gm, *rest) in enumerate(zip(*cut, strict=True)):
             move(number, m, rest[0] if rest else None, gm, rest[1] if rest else None)
@@ -309,7 +309,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         self.model.eval()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return torch's state, and under ``posterior`` means, log stds, seed and number of the draw: all that resuming needs."""
+        """Return torch's state, and under ``posterior`` means, log stds, seed and number of the draw: what resuming needs."""
         found: dict[str, Any] = super().state_dict()
         model = self.model
         tensors = {name: tensor.detach() for name, tensor in model.posterior.state_dict().items()}
@@ -352,6 +352,6 @@ FOREIGN_CLIPPING = (
     "multiplies its weight; switch it off, and give max_grad_norm={norm:.3g} to this optimiser, which clips both alike"
 )
 WEIGHT_DECAY = (
-    "weight_decay is a Gaussian prior, and priors have their own place: bayesianize(network, prior={'kind': 'gaussian', 'scale': s, "
-    "'learn': 'none'}) pulls means by 1 / (N s^2)"
+    "weight_decay is a Gaussian prior, and priors have their own place: bayesianize(network, prior={'kind': 'gaussian', "
+    "'scale': s, 'learn': 'none'}) pulls means by 1 / (N s^2)"
 )

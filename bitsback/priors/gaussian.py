@@ -89,6 +89,10 @@ class GaussianPrior(NormalPrior):
             found = self.__dict__["_centre"] = float(self.mean)
         return found
 
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        self.__dict__.pop("_centre", None)
+
     def __init__(self, scale: float = 0.3, *, mean: float = 0.0, learn: Learn = "none") -> None:
         super().__init__(mean, scale, learn)
 

@@ -70,8 +70,8 @@ class Fit:
     def run_epoch(self) -> tuple[float, float]:
         """One pass over the training split; returns its data bits and the net weight bits at its end.
 
-        All randomness of an epoch follows from the seed, the epoch's number and that of the draw, so that a resumed run repeats it
-        exactly.
+        All randomness of an epoch follows from the seed, the epoch's number and that of the draw, so that a resumed run repeats
+        it exactly.
         """
         set_seed(self.seed * 1_000_003 + self.epoch, self.train.inputs.device)
         self.modes.restore()

@@ -186,9 +186,10 @@ def start(
     repeatable: bool = False,
     watch: Watch | None = None,
 ) -> Fit:
-    """Return a training that is about to begin, for loops of your own: ``fit.step(number, inputs, targets)``, or ``fit.run_epoch()``.
+    """Return a training that is about to begin, for loops of your own.
 
-    :func:`train` does this, with devices, logs, checkpoints and the ledger.
+    Call ``fit.step(number, inputs, targets)``, or ``fit.run_epoch()``. :func:`train` does this, with devices, logs,
+    checkpoints and the ledger.
 
     >>> from bitsback.likelihoods import CategoricalLikelihood
     >>> from bitsback.model import bayesianize
