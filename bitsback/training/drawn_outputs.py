@@ -67,7 +67,8 @@ class DrawnOutputs:
                 own[weight.local] = (2 * q.log_std).exp_().requires_grad_()
                 variances.append((q, own[weight.local]))
             layers.append((layer.module, own))
-        self._noise.begin(self.model.seed, self.model.draw_number)
+        if self.model.state.sign > 0:  # a mirrored draw has the number of the one before: its outputs go on from there
+            self._noise.begin(self.model.seed, self.model.draw_number)
         with noise_on_outputs(layers, self._noise):
             yield
         for q, variance in variances:
@@ -81,8 +82,8 @@ class DrawnOutputs:
 def safe_modules(model: BayesianModel, modules: Sequence[nn.Module], batches: Sequence[Tensor]) -> set[nn.Module]:
     """Return the modules whose outputs can be drawn afresh for each row without another objective.
 
-    Shown on each batch: the module is called once in a forward, with one row for each example, and row i of the network's output
-    depends on row i of its input alone. Buffers and random generators are left as they were.
+    Shown on each batch: the module is called once in a forward, with one row for each example, and row i of the network's
+    output depends on row i of its input alone. Buffers and random generators are left as they were.
     """
     found = set(modules)
     for inputs in batches:
