@@ -114,10 +114,11 @@ class Experiment:
         progress: bool = True,
         profile: bool = False,
         loggers: Sequence[Logger] = (),
+        watch: Callable[[int, BayesianModel], None] | None = None,
     ) -> Outcome:
         """Train, and write the run to ``directory``; with ``profile``, what its steps cost to ``directory``/profile.
 
-        ``loggers``: as :func:`bitsback.training.train` takes them.
+        ``loggers``, ``watch``: as :func:`bitsback.training.train` takes them.
         """
         return train(
             self.model,
@@ -133,6 +134,7 @@ class Experiment:
             progress=progress,
             profile_to=directory / "profile" if profile and directory is not None else None,
             loggers=loggers,
+            watch=watch,
         )
 
 

@@ -1,6 +1,6 @@
 """The loop on one page: batch, data bits + weight bits, step, log."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,7 +34,8 @@ PRIOR_RATE = 0.03
 class Fit:
     """A training under way: everything that a step reads or changes.
 
-    Every module trains in the mode that it is in when this is made: what is in eval mode stays in eval mode.
+    Every module trains in the mode that it is in when this is made: what is in eval mode stays in eval mode. ``watch`` is
+    called after every optimiser step, with the number of steps done; what it raises ends the training.
     """
 
     model: BayesianModel
@@ -48,6 +49,7 @@ class Fit:
     objective: Objective = None  # type: ignore[assignment]  # the description length
     weights: StepWeights = None  # type: ignore[assignment]  # the plain ones
     epoch: int = 0
+    watch: Callable[[int, BayesianModel], None] | None = None
 
     def __post_init__(self) -> None:
         self.objective = self.objective or DescriptionLength(len(self.train))
@@ -109,6 +111,8 @@ class Fit:
         self._backward(loss)
         self.weights.add_gradients()
         self._move()
+        if self.watch is not None:
+            self.watch(step + 1, self.model)
         data_bits = torch.stack([bits.detach().sum() for bits in example_bits]).sum()
         return float(data_bits), float(weight_bits.detach())
 

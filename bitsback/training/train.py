@@ -83,6 +83,7 @@ def train(
     progress: bool = True,
     profile_to: Path | None = None,
     loggers: Sequence[Logger] = (),
+    watch: Callable[[int, BayesianModel], None] | None = None,
 ) -> Outcome:
     """Lower the total description length of the training targets, then take the ledger.
 
@@ -101,6 +102,8 @@ def train(
             with and without.
         loggers: objects of yours with the methods ``log(metrics)``, called after every epoch with the numbers of metrics.jsonl,
             and ``close()``, called when the epochs are over or have failed.
+        watch: called after every optimiser step with the number of steps done and the model, which it must leave as it is;
+            what it raises ends the training.
 
     Raises:
         TrainingError: when the loss is not finite; the last good checkpoint stays.
@@ -138,6 +141,7 @@ def train(
             with seeded(seed, device):
                 profile(start(copy.deepcopy(model), copy.deepcopy(likelihood), data, longer, seed), profile_to)
         fit = start(model, likelihood, data, training, seed)
+        fit.watch = watch
         subject = subject_of(model, logging, {"training": training, "ledger": ledger}, seed, config_text)
         with Session(fit, test, directory, logging, subject, loggers, progress=progress, resume=resume) as session:
             if directory is not None and not resume:
