@@ -380,15 +380,18 @@ class Resident(nn.Module):
         for weight in moved:
             parameter, q = weight.parameter, weight.posterior
             versions = weight.versions()
-            own, mean, *log_std = [now != then for now, then in zip(versions, weight.seen, strict=True)] or [True] * 3
-            if mean:  # whoever sets a mean wants that mean
+            own, mean, *log_std = [now != then for now, then in zip(versions, weight.seen, strict=True)]
+            value = self.value(weight, None, noise)
+            if mean or (any(log_std) and not own and value is not None):  # whoever sets a posterior wants that posterior
                 again.append(weight)
             elif (own or everywhere) and not weight.is_rewritten_in_forward:
-                value = self.value(weight, None, noise)
                 changed = _differs(parameter, q.mean if value is None else value, q)
+                if any(log_std) and value is not None and bool(changed.any()):
+                    raise LayerError(
+                        f"'{weight.name}' and its std were both written, and what of the weight was an edit cannot be told: edit "
+                        "weights inside `with model.mean():`"
+                    )
                 self._take_edits(weight, parameter, changed)
-            if any(log_std):
-                again.append(weight)
             weight.mark()
         for weight in again:
             self._write(weight, weight.parameter, self._state, noise)
