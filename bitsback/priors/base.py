@@ -56,7 +56,7 @@ class Prior(Learned, ABC):
         """Give a class with a density of its own the derivatives by autograd where it has none: never another density's."""
         super().__init_subclass__(**arguments)
         if "forward" in vars(cls) or "width" in vars(cls):
-            for name in {"kl_gradient", "slope", "is_elementwise"} - vars(cls).keys():
+            for name in {"kl_gradient", "slope", "is_elementwise", "needs_draw"} - vars(cls).keys():
                 setattr(cls, name, vars(Prior)[name])
 
     @abstractmethod
