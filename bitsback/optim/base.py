@@ -97,7 +97,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         super().__init__([*wanted, {"params": extra}] if extra else wanted, defaults)
 
     def _take_model(self, model: Any) -> None:
-        model = model if isinstance(model, BayesianModel) else getattr(model, "model", model)
+        model = _unwrapped(model)
         if not isinstance(model, BayesianModel):
             raise LayerError(f"give the model that bitsback.bayesianize makes, got {type(model).__name__}")
         self.model = model
@@ -341,6 +341,16 @@ class PosteriorOptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_scratch": Scratch()}
+
+
+def _unwrapped(model: Any) -> Any:
+    """Return the model inside what torch.compile or a data-parallel wrapper made of it, or behind a layer used alone."""
+    while isinstance(model, nn.Module) and not isinstance(model, BayesianModel):
+        inner = next((getattr(model, name) for name in ("_orig_mod", "module", "model") if hasattr(model, name)), None)
+        if inner is None:
+            break
+        model = inner
+    return model
 
 
 SUM_LOSS = (
