@@ -24,7 +24,7 @@ from bitsback.model import BayesianModel, Weight
 from bitsback.model.resident import State
 from bitsback.optim.cost import GaussianCost, weights_with_one_scale
 from bitsback.optim.pieces import Scratch, rows
-from bitsback.optim.sweep import Move, Sweep, is_coarse, pending_of
+from bitsback.optim.sweep import Move, Sweep, pending_of
 from bitsback.posterior import GaussianPosterior
 
 LOOK_EVERY = 16
@@ -50,7 +50,8 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         defaults: of the groups, ``lr`` among them.
         examples: N, what the mean in the loss averages over: training examples, or tokens, pixels.
         log_std_lr: learning rate of log stds; default: as ``lr``.
-        groups: ``{"params": ..., "lr": ..., "log_std_lr": ...}`` over parameters of the network; default: all in one.
+        groups: ``{"params": ..., "lr": ..., "log_std_lr": ...}`` over parameters of the network, whose log stds and priors come
+            with them; default: all in one.
         also: other parameters to move, such as those of a likelihood.
         beta: weight of the KL.
         prior_rate: how far priors that learn in closed form follow in a step, of the way to their best.
@@ -103,7 +104,6 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         self.model = model
         self._by_parameter = {id(weight.known): weight for weight in model.weights}
         self._scratch, self._steps = Scratch(), 0
-        self._coarse: list[Weight] = []
         self._cost = GaussianCost([])
         self._norms: list[float] = []
         self._owned: tuple[tuple[bool, ...], list[Weight]] | None = None
@@ -114,7 +114,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             raise LayerError(
                 "nothing can be trained: every weight is frozen; call requires_grad_(True) on those that shall learn"
             )
-        return found + [p for p in self.model.priors.parameters() if p.requires_grad]
+        return found
 
     # groups
 
@@ -130,20 +130,29 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             return super().add_param_group(group)
         params = group.pop("params")
         params = [params] if isinstance(params, Tensor) else [p[1] if isinstance(p, tuple) else p for p in params]
-        rate = group.pop("log_std_lr", None) or self._log_std_lr or group.get("lr", self.defaults["lr"])
+        rates = group.pop("log_std_lr", None), self._log_std_lr, group.get("lr", self.defaults["lr"])
+        rate = next(rate for rate in rates if rate is not None)
         weights = [self._by_parameter[id(p)] for p in params if id(p) in self._by_parameter]
         self._check_foreign(params)
         parts: dict[str, list[Any]] = {
             "weight": [weight.known for weight in weights],
             "log_std": [w.posterior.log_std for w in weights if isinstance(w.posterior, GaussianPosterior)],
-            "plain": [p for p in params if id(p) not in self._by_parameter],
+            "plain": [p for p in params if id(p) not in self._by_parameter] + self._learned_by_priors(weights, params),
         }
         for role, several in parts.items():
             if several:
                 own = {"lr": rate} if role == "log_std" else {}
+                if role == "log_std" and "weight_decay" in self.defaults:
+                    own["weight_decay"] = 0.0  # a log std that is pulled to zero is a std that is pulled to one
                 super().add_param_group({**group, **own, "params": several, "role": role})
         self._owned = None
         return None
+
+    def _learned_by_priors(self, weights: Sequence[Weight], params: Sequence[Tensor]) -> list[Tensor]:
+        """The numbers that the priors of some weights learn by gradient, which come with them."""
+        present = {id(p) for p in params} | {id(p) for group in self.param_groups for p in group["params"]}
+        found = {id(p): p for weight in weights for p in weight.prior.parameters() if p.requires_grad}
+        return [p for identity, p in found.items() if identity not in present]
 
     def _check_keys(self, group: dict[str, Any]) -> None:
         for key in group.keys() - KEYS - self.defaults.keys():
@@ -198,7 +207,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         state = model.next_state()
         sweep = Sweep(model, self._cost, k, state, self._scratch, self.kl_weights)
         with record_function("bitsback: move and draw"):
-            sweep.begin(self._coarse)
+            sweep.begin(weights)
             self._sweep(sweep, weights)
             self._draw_others(sweep, weights, state)
             sweep.end()
@@ -222,11 +231,12 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         if self.prior_rate:
             self.model.update_priors(self.prior_rate, [weight for weight in weights if weight.number not in self._cost])
         if self._steps % LOOK_EVERY == 0:
-            self._coarse = [weight for weight in weights if is_coarse(weight)]
+            for weight in weights:
+                weight.look()
 
     def _count(self, weights: Sequence[Weight]) -> None:
         """Bring the sums of the closed form up to date: others may have moved posteriors."""
-        signature = tuple(weight.is_trained for weight in self.model.weights)
+        signature = (*(weight.is_trained for weight in self.model.weights), bool(self.kl_weights))
         if self._owned is None or self._owned[0] != signature:
             self._owned = signature, [] if self.kl_weights else weights_with_one_scale(self.model, weights)
             self._cost = GaussianCost(self._owned[1])
@@ -254,16 +264,24 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             return
         for weight in weights:
             sweep.weight(weight, None)
-        filled = [p for weight in weights for p in weight.posterior.parameters()]
-        plain = [p for group in self._roles("plain") for p in group["params"] if p.grad is not None]
-        if self.max_grad_norm is not None:
-            self.grad_norm = torch.nn.utils.clip_grad_norm_([*filled, *plain], self.max_grad_norm)
+        self._clip(weights)
         for weight in weights:
             self._move_filled(weight)
             sweep.rewrite(weight)
             for p in weight.posterior.parameters():
                 p.grad = None
         self._move_plain()
+
+    def _clip(self, weights: Sequence[Weight]) -> None:
+        """Scale all gradients alike, those of means and log stds with their KL, where that is asked for."""
+        if self.max_grad_norm is None:
+            return
+        filled = [p for weight in weights for p in weight.posterior.parameters()]
+        plain = [p for group in self._roles("plain") for p in group["params"] if p.grad is not None]
+        for p in plain:
+            if p.grad.is_sparse:
+                p.grad = p.grad.to_dense()
+        self.grad_norm = torch.nn.utils.clip_grad_norm_([*filled, *plain], self.max_grad_norm)
 
     @abstractmethod
     def _mover(self, weight: Weight) -> Move:
@@ -288,6 +306,8 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             q = weight.posterior
             if isinstance(q, GaussianPosterior):
                 q.log_std.grad = None  # consumed
+            for p in weight.prior.parameters():
+                p.grad = None  # of the KL alone: not every framework clears it
         self.model.moved_to(state, owned)
 
     def _settings(self, weight: Weight) -> tuple[dict[str, Any], dict[str, Any] | None]:
@@ -309,24 +329,28 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         self.model.eval()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return torch's state, and under ``posterior`` means, log stds, seed and number of the draw: what resuming needs."""
+        """Return torch's state, and under ``posterior`` means, log stds, priors and the draw: with the network, all of it."""
         found: dict[str, Any] = super().state_dict()
         model = self.model
-        tensors = {name: tensor.detach() for name, tensor in model.posterior.state_dict().items()}
-        found[POSTERIOR] = {"tensors": tensors, "draw": model.get_extra_state()}
+        states = {"tensors": model.posterior.state_dict(), "priors": model.priors.state_dict()}
+        found[POSTERIOR] = {**states, "draw": model.get_extra_state()}
         found["steps"] = self._steps
+        found["coarse"] = [weight.number for weight in model.weights if weight.is_coarse]
         return found
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take a state over; the weights then hold the draw that they held."""
         own = dict(state_dict)
-        posterior, self._steps = own.pop(POSTERIOR, None), own.pop("steps", 0)
+        posterior, self._steps, coarse = own.pop(POSTERIOR, None), own.pop("steps", 0), own.pop("coarse", ())
         super().load_state_dict(own)
         self._widen(own)
         if posterior is not None:
             self.model.posterior.load_state_dict(posterior["tensors"])
+            self.model.priors.load_state_dict(posterior["priors"])
             self.model.set_extra_state(posterior["draw"])
             self.model.take_loaded()
+        for weight in self.model.weights:
+            weight.is_narrow = weight.number in coarse
         self._cost.marks.clear()
 
     def _widen(self, given: dict[str, Any]) -> None:
@@ -358,8 +382,8 @@ SUM_LOSS = (
     "(reduction='mean'), or say with examples= what one unit of the loss is averaged over"
 )
 FOREIGN_CLIPPING = (
-    "the gradients of three steps have one and the same norm, {norm:.3g}: something clips them before the step, which sees no KL and so "
-    "multiplies its weight; switch it off, and give max_grad_norm={norm:.3g} to this optimiser, which clips both alike"
+    "the gradients of three steps have one and the same norm, {norm:.3g}: something clips them before the step, which sees no "
+    "KL and so multiplies its weight; switch it off, and give max_grad_norm={norm:.3g} to this optimiser, which clips both alike"
 )
 WEIGHT_DECAY = (
     "weight_decay is a Gaussian prior, and priors have their own place: bayesianize(network, prior={'kind': 'gaussian', "

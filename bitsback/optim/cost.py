@@ -4,8 +4,10 @@ import math
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from bitsback.model import BayesianModel, Weight
+from bitsback.optim.pieces import rows
 from bitsback.posterior import GaussianPosterior
 from bitsback.priors import Prior
 from bitsback.priors.gaussian import GaussianPrior
@@ -17,6 +19,11 @@ Sums = tuple[float, float, float]
 def has_one_scale(prior: Prior) -> bool:
     """Return True for N(mu, p^2) with one mu and one p for a whole tensor."""
     return type(prior) is GaussianPrior and prior.log_scale.ndim == 0
+
+
+def sums_of(distance: Tensor, std: Tensor, log_std: Tensor) -> list[Tensor]:
+    """Return the sums over a piece, in one order wherever they are taken: a resumed training goes on at the same bits."""
+    return [torch.dot(std, std), torch.dot(distance, distance), log_std.sum()]
 
 
 class GaussianCost:
@@ -49,10 +56,13 @@ class GaussianCost:
         """Take the sums of a tensor that others have moved."""
         q = weight.posterior
         assert isinstance(q, GaussianPosterior)
-        distance = q.mean - self.priors[id(weight.prior)].centre
-        parts = torch.stack([(2 * q.log_std).exp().sum(), distance.square().sum(), q.log_std.sum()]).double()
-        variance, square, log_std = parts.tolist()
-        self.sums[weight.number] = variance, square, log_std
+        centre = self.priors[id(weight.prior)].centre
+        total = [0.0, 0.0, 0.0]
+        for m, log_std in zip(*map(rows, [q.mean, q.log_std]), strict=True):
+            parts = sums_of(m - centre if centre else m, log_std.exp(), log_std)
+            for place, part in enumerate(torch.stack(parts).tolist()):
+                total[place] += part
+        self.sums[weight.number] = total[0], total[1], total[2]
         self.marks[weight.number] = weight.versions()[1:]
 
     def moments(self) -> dict[int, tuple[float, int]]:
