@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from bitsback.errors import LayerError
 from bitsback.layers import Choice
+from bitsback.model.buffers import unmoved
 from bitsback.model.noise import BlockNoise, Noise, PooledNoise, mixed
 from bitsback.posterior import GaussianPosterior, Posterior
 from bitsback.priors import Prior
@@ -63,6 +64,7 @@ class Weight:
         self.known = choice.places[0].parameter
         self.noise_on_outputs = False
         self.is_narrow: bool | None = None
+        self._used: tuple[Any, int] | None = None
         self.seen: tuple[int, ...] = ()
         owner = self.owner
         self.constant_row: int | None = getattr(owner, "padding_idx", None) if self.local == "weight" else None
@@ -128,6 +130,22 @@ class Weight:
         """What tells that somebody has written to the weight or its posterior."""
         own = self.known._version, self.posterior.mean._version
         return (*own, self.posterior.log_std._version) if isinstance(self.posterior, GaussianPosterior) else own
+
+    def use_gradient(self) -> None:
+        """Remember that an optimiser's step has used the gradient."""
+        gradient = self.known.grad
+        self._used = (weakref.ref(gradient), gradient._version) if gradient is not None else None
+
+    @property
+    def has_gradient_left(self) -> bool:
+        """Whether there is a gradient that no step has used yet."""
+        gradient = self.known.grad
+        if gradient is None or self._used is None:
+            return gradient is not None
+        return self._used[0]() is not gradient or self._used[1] != gradient._version
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_used": None}
 
     def mark(self) -> None:
         """Remember that the weight holds what was written last."""
@@ -198,11 +216,12 @@ class Resident(nn.Module):
         before = self.training
         self.__dict__["_training"] = bool(mode)
         if before != bool(mode) and self.__dict__.get("weights"):
-            self.honour_edits()
+            self.honour_edits(everywhere=self.holds == "mean")
             self.place(self._state._replace(holds="draw" if mode else "mean"))
 
     def draw(self) -> None:
         """Put the next draw m + s e into all weights at once; edits made since the last one become means."""
+        self.check_places()
         self.honour_edits()
         self.place(self.next_state())
 
@@ -210,6 +229,18 @@ class Resident(nn.Module):
         """Put the mirror image m - s e of the draw that is there into all weights: the second of an antithetic pair."""
         self.honour_edits()
         self.place(self._state._replace(sign=-self._state.sign))
+
+    def check_places(self) -> None:
+        """Raise LayerError when a weight no longer lies where it lay in the network."""
+        present = set(map(id, self.network.modules()))
+        for weight in self.weights:
+            for place in weight.places:
+                if id(place.owner) not in present or place.owner._parameters.get(place.local) is not weight.known:
+                    _ = weight.parameter  # says so where it lies in its first place
+                    raise LayerError(
+                        f"the network no longer reads '{place.name}' where it was at bayesianize: its module was replaced; "
+                        "make a new model of the changed network"
+                    )
 
     def next_state(self) -> State:
         """Return the state after the next :meth:`draw`."""
@@ -219,20 +250,26 @@ class Resident(nn.Module):
     def sample(self, seed: int | None = None) -> Iterator[Any]:
         """Inside, the weights hold one draw that is not a training draw, as a receiver would see it; a fresh one each time.
 
+        What forward passes inside do to running statistics is undone.
+
         Args:
             seed: of the draw; default: the model's own seed and a counter, which are saved with it.
         """
         self._samples += 1
         number = -self._samples if seed is None else -1
-        with self.keeping():
+        with self.keeping(), unmoved(self.network):
             self.place(State("draw", self.seed if seed is None else seed, number))
             yield self
 
     @contextmanager
     def mean(self) -> Iterator[Any]:
         """Inside, every weight is its posterior mean; what is written to a weight here becomes its mean."""
-        if self.holds == "mean" and not self._is_stale():
-            yield self
+        if self.holds == "mean":
+            self.honour_edits(everywhere=True)
+            try:
+                yield self
+            finally:
+                self.honour_edits()
             return
         with self.keeping():
             self.place(self._state._replace(holds="mean"))
@@ -287,11 +324,15 @@ class Resident(nn.Module):
         coarse = [weight for weight in pending if self._holds_state and weight.is_coarse]
         noise = self.noise_of(self._state) if coarse else None
         spreads = {weight.number: self.spread(weight, self._state, noise) for weight in coarse}
+        others = {weight.number for weight in pending} - spreads.keys()
         noise = self.noise_of(state) if weights else None
         for weight in weights:
             parameter = weight.parameter
-            before = parameter.detach().clone() if weight in pending and weight.number not in spreads else None
+            before = parameter.detach().clone() if weight.number in others else None
             self._write(weight, parameter, state, noise)
+            q = weight.posterior
+            if isinstance(q, GaussianPosterior) and parameter.grad is None:
+                q.log_std.grad = None  # somebody has cleared the network's gradients alone
             if weight.number in spreads:
                 _carry(weight, self.spread(weight, state, noise).sub_(spreads.pop(weight.number)))
             elif before is not None:
@@ -412,6 +453,8 @@ class Resident(nn.Module):
         """
         if self._is_released:
             raise LayerError("this model's network was given to another model since; use that one, or give it a copy.deepcopy")
+        if everywhere:
+            self.check_places()
         moved = [weight for weight in self.weights if everywhere or weight.versions() != weight.seen]
         if not moved or not self._holds_state:
             return
@@ -446,7 +489,8 @@ class Resident(nn.Module):
     def _take_edits(self, weight: Weight, parameter: Tensor, changed: Tensor) -> None:
         if not bool(changed.any()):
             return
-        if self._reached == self._placed and self.training and bool(changed.float().mean() > 0.5):
+        is_reached = self.holds == "draw" and (self._reached == self._placed or weight.has_gradient_left)
+        if is_reached and self.training and bool(changed.float().mean() > 0.5):
             raise LayerError(
                 f"something has moved the draw in '{weight.name}' after a backward pass, as an optimiser does that knows no "
                 "posterior: train with bitsback.optim.Adam(model, lr=1e-3, examples=N) in its place; to edit weights, write "

@@ -24,7 +24,7 @@ from bitsback.model import BayesianModel, Weight
 from bitsback.model.resident import State
 from bitsback.optim.cost import GaussianCost, weights_with_one_scale
 from bitsback.optim.pieces import Scratch, rows
-from bitsback.optim.sweep import Move, Sweep, pending_of
+from bitsback.optim.sweep import Move, Sweep
 from bitsback.posterior import GaussianPosterior
 
 LOOK_EVERY = 16
@@ -101,11 +101,13 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         model = _unwrapped(model)
         if not isinstance(model, BayesianModel):
             raise LayerError(f"give the model that bitsback.bayesianize makes, got {type(model).__name__}")
+        model.check_places()
         self.model = model
         self._by_parameter = {id(weight.known): weight for weight in model.weights}
         self._scratch, self._steps = Scratch(), 0
         self._cost = GaussianCost([])
         self._norms: list[float] = []
+        self._has_seen_clipping = False
         self._owned: tuple[tuple[bool, ...], list[Weight]] | None = None
 
     def _default_parameters(self) -> list[nn.Parameter]:
@@ -197,10 +199,16 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             model.loss_is_sum = False
         model.honour_edits()
         plain = [p for group in self._roles("plain") for p in group["params"] if p.grad is not None]
-        if self._steps < LOOKS_FOR_CLIPPING:
+        if self._steps < LOOKS_FOR_CLIPPING and not self._has_seen_clipping:
             self._look_for_clipping([*(weight.parameter for weight in weights), *plain])
-        if not plain and all(weight.parameter.grad is None and pending_of(weight) is None for weight in weights):
+        if not plain and all(weight.parameter.grad is None for weight in weights):
             return loss
+        for weight in weights:
+            if weight.parameter.grad is not None and not weight.has_gradient_left:
+                raise LayerError(
+                    f"the gradient of '{weight.name}' was used by a step before, and the draw that it was taken at is gone: "
+                    "call zero_grad() and backward() between steps; of several optimisers, let each own other weights (groups=)"
+                )
         k = self.beta / (self.examples * self.nats_per_unit)
         with record_function("bitsback: cost"):
             self._begin(weights, k)
@@ -222,7 +230,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         self._norms = [*self._norms, norm][-3:]
         if len(self._norms) == 3 and norm and max(self._norms) - min(self._norms) < 1e-4 * norm:
             warnings.warn(FOREIGN_CLIPPING.format(norm=norm), stacklevel=5)
-            self._norms = []
+            self._has_seen_clipping = True
 
     def _begin(self, weights: Sequence[Weight], k: float) -> None:
         """Let priors follow, and count what has a closed form."""
@@ -231,6 +239,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         if self.prior_rate:
             self.model.update_priors(self.prior_rate, [weight for weight in weights if weight.number not in self._cost])
         if self._steps % LOOK_EVERY == 0:
+            self.model.check_places()
             for weight in weights:
                 weight.look()
 
@@ -304,6 +313,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         owned = {weight.number for weight in weights}
         for weight in weights:
             q = weight.posterior
+            weight.use_gradient()
             if isinstance(q, GaussianPosterior):
                 q.log_std.grad = None  # consumed
             for p in weight.prior.parameters():
@@ -383,7 +393,7 @@ SUM_LOSS = (
 )
 FOREIGN_CLIPPING = (
     "the gradients of three steps have one and the same norm, {norm:.3g}: something clips them before the step, which sees no "
-    "KL and so multiplies its weight; switch it off, and give max_grad_norm={norm:.3g} to this optimiser, which clips both alike"
+    "KL and so multiplies its weight; switch it off, and give max_grad_norm={norm:.3g} to this optimiser, which clips both"
 )
 WEIGHT_DECAY = (
     "weight_decay is a Gaussian prior, and priors have their own place: bayesianize(network, prior={'kind': 'gaussian', "

@@ -235,9 +235,9 @@ class Sweep:
 
 
 def pending_of(weight: Weight) -> Tensor | None:
-    """Return what earlier draws and drawn outputs have left for the gradient of log std."""
+    """Return what earlier draws and drawn outputs have left for the gradient of log std; gone where the weight's own is."""
     q = weight.posterior
-    return q.log_std.grad if isinstance(q, GaussianPosterior) else None
+    return q.log_std.grad if isinstance(q, GaussianPosterior) and weight.parameter.grad is not None else None
 
 
 def laid_as(tensor: Tensor, like: Tensor) -> Tensor:
