@@ -108,9 +108,9 @@ def test_the_variance_survives_half_precision():
     for q in model.posteriors():
         q.mean.zero_()
     x = torch.ones(1, 3)
-    with torch.autocast("cpu", dtype=torch.float16), torch.no_grad(), model.mean():
-        with noise_on_outputs([(layer, variances_of(model))], torch.randn_like):
-            draws = torch.stack([layer(x)[0] for _ in range(2000)]).float()
+    noisy = noise_on_outputs([(layer, variances_of(model))], torch.randn_like)
+    with torch.autocast("cpu", dtype=torch.float16), torch.no_grad(), model.mean(), noisy:
+        draws = torch.stack([layer(x)[0] for _ in range(2000)]).float()
     assert torch.allclose(draws.std(0), torch.full((2,), 2e-4), rtol=0.1)  # four weights of variance 1e-8
 
 

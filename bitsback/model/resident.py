@@ -388,8 +388,8 @@ class Resident(nn.Module):
                 changed = _differs(parameter, q.mean if value is None else value, q)
                 if any(log_std) and value is not None and bool(changed.any()):
                     raise LayerError(
-                        f"'{weight.name}' and its std were both written, and what of the weight was an edit cannot be told: edit "
-                        "weights inside `with model.mean():`"
+                        f"'{weight.name}' and its std were both written, and what of the weight was an edit cannot be told: "
+                        "edit weights inside `with model.mean():`"
                     )
                 self._take_edits(weight, parameter, changed)
             weight.mark()

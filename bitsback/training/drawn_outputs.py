@@ -100,7 +100,7 @@ def safe_modules(model: BayesianModel, modules: Sequence[nn.Module], batches: Se
 
 @torch.no_grad()
 def called_modules(model: BayesianModel, modules: Sequence[nn.Module], batches: Sequence[Tensor]) -> set[nn.Module]:
-    """Return the modules that are called: the weights of others, such as an attention's ``out_proj``, are read by their owner."""
+    """Return the modules that are called; the weights of others, such as attention's ``out_proj``, are read by their owner."""
     found: set[nn.Module] = set()
     handles = [module.register_forward_hook(lambda module, *_: found.add(module)) for module in modules]
     try:
