@@ -150,7 +150,6 @@ def train(
                 if config_text is not None:  # written last: a run with a configuration can be resumed
                     write_text(directory / "config.yaml", config_text)
             session.run()
-            fit.modes.restore()  # loggers may have looked at the model
             fit.end()
             model.update_priors()
             book = take_ledger(
@@ -199,7 +198,7 @@ def start(
     """
     likelihood.fit(data.targets)
     settings = settings.settled(len(data), likelihood)
-    model.training = True
+    mode, model.training = model.training, True
     model.lay_out(channels_last=settings.fused)
     other_bits = model.deterministic_bits() + sum(charge.bits for charge in [*model.charges(), *likelihood.charges()])
     objective = make_objective(settings.objective, likelihood, len(data), other_bits)
@@ -214,8 +213,9 @@ def start(
     if settings.antithetic and all(weight.noise_on_outputs or not weight.is_gaussian for weight in model.weights):
         raise ConfigError("training.antithetic: no layer draws its weights; leave it out, or set bayesian.estimator=weight")
     return Fit(
-        model, likelihood, data, settings, seed, optimizer, schedule, Beta(settings, steps), objective, outputs, watch=watch
-    )
+        model, likelihood, data, settings, seed, optimizer, schedule, Beta(settings, steps), objective, outputs, watch=watch,
+        mode=mode,
+    )  # fmt: skip
 
 
 def _to_try_out(data: Examples, settings: TrainingSettings, seed: int) -> list[Tensor]:
