@@ -63,9 +63,9 @@ class OutputLayer(NamedTuple):
 class BayesianModel(Resident):
     """A network, and by name the posterior and prior of each of its weights.
 
-    The network stays what it is: its parameters hold the current draw. Calling the model calls the network. ``model.draw()`` puts
-    the next draw into all weights; an optimiser of :mod:`bitsback.optim` does so at every step. ``model.eval()`` places the
-    means, ``model.train()`` the draw again; ``with model.sample():`` and ``with model.mean():`` hold one value for a while.
+    The network stays what it is: its parameters hold the current draw. Calling the model calls the network. ``model.draw()``
+    puts the next draw into all weights; an optimiser of :mod:`bitsback.optim` does so at every step. ``model.eval()`` places
+    the means, ``model.train()`` the draw again; ``with model.sample():`` and ``with model.mean():`` hold one value for a while.
     Make it with :func:`bayesianize`.
 
     Attributes:

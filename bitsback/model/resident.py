@@ -1,12 +1,12 @@
 """The weights of a network that hold the current draw, and what puts it there.
 
 Every chosen parameter stays the network's own and *holds* a value: a draw m + s e, or the mean. A draw is an event
-(:meth:`Resident.draw`), not a read; in between, every forward sees the value that is there. The value follows from the posterior
-and from (seed, number, sign) alone, so it can be made again, compared, and left out of what is saved.
+(:meth:`Resident.draw`), not a read; in between, every forward sees the value that is there. The value follows from the
+posterior and from (seed, number, sign) alone, so it can be made again, compared, and left out of what is saved.
 
 The gradient of the width needs nothing from the forward pass: for w = m + s e it is g s e = g (w - m), with g the gradient that
-autograd leaves at the weight. When a weight goes from a to b while g is pending, ``log_std.grad -= g (b - a)`` keeps the sum right
-for any number of draws (summation by parts), while ``w.grad`` stays the plain sum that every framework expects.
+autograd leaves at the weight. When a weight goes from a to b while g is pending, ``log_std.grad -= g (b - a)`` keeps the sum
+right for any number of draws (summation by parts), while ``w.grad`` stays the plain sum that every framework expects.
 """
 
 import weakref
@@ -84,8 +84,8 @@ class Weight:
         if found is not self.known:
             what = "was replaced by another parameter" if found is not None else "is gone"
             raise LayerError(
-                f"'{self.name}' {what} since bayesianize; write into it (with torch.no_grad(): weight.copy_(...)), or make a new "
-                "model of the changed network"
+                f"'{self.name}' {what} since bayesianize; write into it (with torch.no_grad(): weight.copy_(...)), or make a "
+                "new model of the changed network"
             )
         if found.shape != self.posterior.mean.shape:
             raise LayerError(
@@ -169,7 +169,7 @@ class Resident(nn.Module):
         return self._state.holds
 
     @property
-    def training(self) -> bool:  # type: ignore[override]
+    def training(self) -> bool:
         """True in train mode. Eval mode places the means, train mode puts the same draw back, whoever sets it."""
         return bool(self.__dict__.get("_training", True))
 
@@ -232,7 +232,7 @@ class Resident(nn.Module):
 
     @contextmanager
     def keeping(self, *, honour: bool = True) -> Iterator[None]:
-        """Inside, :meth:`place` may put anything into the weights; afterwards, also after an error, they hold what they held."""
+        """Inside, :meth:`place` may put anything into the weights; afterwards, or after an error, they hold what they held."""
         self.honour_edits(everywhere=True)
         before, placed, reached = self._state, self._placed, self._reached
         posteriors = [weight.versions()[1:] for weight in self.weights]
@@ -410,8 +410,8 @@ class Resident(nn.Module):
         if self._reached == self._placed and self.training and bool(changed.float().mean() > 0.5):
             raise LayerError(
                 f"something has moved the draw in '{weight.name}' after a backward pass, as an optimiser does that knows no "
-                "posterior: train with bitsback.optim.Adam(model, lr=1e-3, examples=N) in its place; to edit weights, write them "
-                "inside `with model.mean():`"
+                "posterior: train with bitsback.optim.Adam(model, lr=1e-3, examples=N) in its place; to edit weights, write "
+                "them inside `with model.mean():`"
             )
         mean = weight.posterior.mean
         mean.copy_(torch.where(changed, parameter.to(mean.dtype), mean))
@@ -443,8 +443,8 @@ class Resident(nn.Module):
                 return
             if model._placed != placed:
                 raise LayerError(
-                    "the weights hold another draw than in the forward pass: call backward() before model.draw(), optimizer.step(), "
-                    "model.eval() and model.train(), and inside the same `with model.sample():` as the forward"
+                    "the weights hold another draw than in the forward pass: call backward() before model.draw(), "
+                    "optimizer.step(), model.eval() and model.train(), inside the same `with model.sample():` as the forward"
                 )
             model._reached = placed
             if model._loss_looks > 0:
@@ -527,7 +527,7 @@ def as_row(tensor: Tensor) -> Tensor:
 def _is_slope_of_sum(gradient: Tensor) -> bool:
     """Return whether a gradient at class scores is that of cross-entropies that were added up, not averaged.
 
-    Each row of the slope of a cross-entropy sums to zero, and its absolute values to at most 2: so do those of a mean, all together.
+    Each row of the slope of a cross-entropy sums to zero, and its absolute values to at most 2; of a mean, those of all do.
     """
     if gradient.ndim != 2 or len(gradient) < 4 or gradient.shape[1] < 2:
         return False

@@ -7,8 +7,8 @@ and scalable Bayesian deep learning by weight-perturbation in Adam" (VOGN), with
     m <- m - lr s^2 dF/dm,    1 / s^2 <- (1 + r G + (r G)^2 / 2) / s^2,    G = dF / dlog s.
 
 G = s^2 E_q[d^2(-log p(D, w)) / dw^2] - 1 says how far the precision is from the expected Hessian, in its own units, and it is
-what the gradient of log s is: for a drawn weight w = m + s e the Hessian is estimated by g e / s, as IVON does; where outputs are
-drawn, with less noise; and every prior adds its own part.
+what the gradient of log s is: for a drawn weight w = m + s e the Hessian is estimated by g e / s, as IVON does; where outputs
+are drawn, with less noise; and every prior adds its own part.
 """
 
 from typing import Any

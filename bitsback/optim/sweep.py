@@ -71,7 +71,7 @@ class Sweep:
         pieces = list(zip(*map(rows, [parameter, *q.parameters()]), strict=True))
         if weight.number in self.cost or weight.prior.is_elementwise:
             cut = [rows(tensor) if tensor is not None else [None] * len(pieces) for tensor in given]
-            gradients = (
+            gradients: Iterator[Gradients] = (
                 self._gradients(weight, piece, n, *parts) for n, (piece, *parts) in enumerate(zip(pieces, *cut, strict=True))
             )
         else:
@@ -191,7 +191,7 @@ class Sweep:
         self, weight: Weight, w: Tensor, m: Tensor, log_std: Tensor, g: Tensor | None, spread: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """g + k (m - mu) / p^2, and g (w - m) + k (s^2 / p^2 - 1)."""
-        pull, centre = self.k * self.cost.precision_of(weight), weight.prior.centre
+        pull, centre = self.k * self.cost.precision_of(weight), self.cost.priors[id(weight.prior)].centre
         std = torch.exp(log_std, out=self._buffer(STD, m))
         if g is None or weight.noise_on_outputs:
             gl = torch.mul(std, std, out=self._buffer(SPREAD, m)).mul_(pull)

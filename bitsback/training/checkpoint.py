@@ -112,8 +112,8 @@ def _put(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any], fit: Fit
     """Put what a checkpoint says into a fit; returns its ``extra``."""
     if facts["format"] != FORMAT:
         raise RunError(
-            f"{path} was written by an earlier release, whose training took other steps: its results can be read, but it cannot "
-            "be resumed; train anew with another --out"
+            f"{path} was written by an earlier release, whose training took other steps: its results can be read, but it "
+            "cannot be resumed; train anew with another --out"
         )
     try:
         load_weights(tensors, fit.model, fit.likelihood)

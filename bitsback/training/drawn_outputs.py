@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -67,7 +68,8 @@ class DrawnOutputs:
                 own[weight.local] = (2 * q.log_std).exp_().requires_grad_()
                 variances.append((q, own[weight.local]))
             layers.append((layer.module, own))
-        self._noise.begin(self.model.seed, self.model.draw_number)
+        if self.model.state.sign > 0:  # a mirrored draw has the number of the one before: its outputs go on from there
+            self._noise.begin(self.model.seed, self.model.draw_number)
         with noise_on_outputs(layers, self._noise):
             yield
         for q, variance in variances:
@@ -81,13 +83,13 @@ class DrawnOutputs:
 def safe_modules(model: BayesianModel, modules: Sequence[nn.Module], batches: Sequence[Tensor]) -> set[nn.Module]:
     """Return the modules whose outputs can be drawn afresh for each row without another objective.
 
-    Shown on each batch: the module is called once in a forward, with one row for each example, and row i of the network's output
-    depends on row i of its input alone. Buffers and random generators are left as they were.
+    Shown on each batch: the module is called once in a forward, with one row for each example, and row i of the network's
+    output depends on row i of its input alone. Buffers and random generators are left as they were.
     """
     found = set(modules)
     for inputs in batches:
         with _unmoved_buffers(model.network):
-            calls = called_once_per_row(lambda inputs=inputs: _outputs(model, inputs), modules, len(inputs))
+            calls = called_once_per_row(partial(_outputs, model, inputs), modules, len(inputs))
             found &= {module for module, once in calls.items() if once}
             if found and not _rows_stand_alone(model, inputs):
                 found.clear()

@@ -19,6 +19,9 @@ from bitsback.units import bits_to_nats
 REFUSALS = (TypeError, ValueError, RuntimeError, LookupError, ArithmeticError, AttributeError)
 """What torch raises for arguments that it does not want."""
 
+HOW = ("fused", "foreach")
+"""Arguments of torch's Adam that say how it computes the same step; ours has one way."""
+
 
 def make_optimizer(
     model: BayesianModel, also: list[nn.Module], settings: OptimizerSettings, examples: int, **options: Any
@@ -49,8 +52,8 @@ def make_optimizer(
     try:
         if settings.name == IVON.__name__:
             optimizer = IVON(model, settings.lr, **arguments, **own)
-        elif settings.name == "Adam" and own.keys() <= {"betas", "eps"}:
-            own = {name: tuple(value) if isinstance(value, list) else value for name, value in own.items()}
+        elif settings.name == "Adam" and own.keys() <= {"betas", "eps", *HOW}:
+            own = {name: tuple(value) if isinstance(value, list) else value for name, value in own.items() if name not in HOW}
             optimizer = Adam(model, settings.lr, **arguments, **own)
         else:
             optimizer = Variational(model, getattr(torch.optim, settings.name), settings.lr, **arguments, **own)

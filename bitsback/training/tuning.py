@@ -139,8 +139,8 @@ class Tuner:
         self.model.set_noise(None, settings.noise_reuse, seed=self.seed)
         outputs = DrawnOutputs(self.model, [inputs[:size], inputs[torch.randperm(count)[:size]]], settings.noise_reuse)
         self._fit = Fit(
-            self.model, self.likelihood, self.examples, settings, self.seed, optimizer, schedule, Beta(settings, 1), outputs=outputs,
-            watch=self._after_step, holds_priors=True,
+            self.model, self.likelihood, self.examples, settings, self.seed, optimizer, schedule, Beta(settings, 1),
+            outputs=outputs, watch=self._after_step, holds_priors=True,
         )  # fmt: skip
         self._batches = self._endless_batches()
         self._weigh_blocks()
