@@ -48,7 +48,7 @@ class Variational(PosteriorOptimizer):
         if issubclass(kind, torch.optim.LBFGS | torch.optim.SparseAdam):
             raise LayerError(f"{kind.__name__} cannot move posteriors, whose gradients are noisy and dense; take another")
         options = {key: arguments.pop(key) for key in OPTIONS & arguments.keys()}
-        trial = kind([nn.Parameter(torch.zeros(1))], lr=lr, **arguments)
+        trial = kind([nn.Parameter(torch.zeros(1, 1))], lr=lr, **arguments)
         super().__init__(model, {**trial.defaults, "lr": lr}, examples=examples, **options)
         inner = [{**self._inner_settings(group), "params": self._inner_params(group)} for group in self.param_groups]
         self.inner = kind(inner, lr=lr, **arguments)

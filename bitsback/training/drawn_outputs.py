@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -88,7 +89,7 @@ def safe_modules(model: BayesianModel, modules: Sequence[nn.Module], batches: Se
     found = set(modules)
     for inputs in batches:
         with _unmoved_buffers(model.network):
-            calls = called_once_per_row(lambda inputs=inputs: _outputs(model, inputs), modules, len(inputs))
+            calls = called_once_per_row(partial(_outputs, model, inputs), modules, len(inputs))
             found &= {module for module, once in calls.items() if once}
             if found and not _rows_stand_alone(model, inputs):
                 found.clear()
