@@ -18,8 +18,10 @@ from torch.nn import functional as F
 import bitsback
 from bitsback.config import Config, Experiment, json_schema
 from bitsback.errors import ConfigError
+from bitsback.files import read_tensors
 from bitsback.training.augment import AugmentSettings, augmented
-from bitsback.training.train import start
+from bitsback.training.settings import TrainingSettings
+from bitsback.training.train import start, threads_for
 from bitsback.units import bits_to_nats, nats_to_bits
 
 TESTS = Path(__file__).parent
@@ -175,13 +177,17 @@ BASE = {
 
 
 class Metrics(list):
-    """A logger that keeps what it is told."""
+    """A logger that keeps what it is told, and calls when the epochs are over."""
+
+    def __init__(self, at_the_end=lambda: None):
+        super().__init__()
+        self.at_the_end = at_the_end
 
     def log(self, metrics):
         self.append(metrics)
 
     def close(self):
-        pass
+        self.at_the_end()
 
 
 def built(**sections):
@@ -193,7 +199,8 @@ def train(directory=None, logger=None, **sections):
     """Train, and return what was seen: each forward pass, the posteriors before each step, the log, the ledger."""
     experiment = built(**sections)
     model, config = experiment.model, experiment.config
-    training, asked, steps, metrics = [], [], [], Metrics()
+    training, asked, steps = [], [], []
+    metrics = Metrics(at_the_end=asked.clear)  # what is asked then, is asked for the ledger, and for the test error
 
     def state():
         return {
@@ -213,11 +220,10 @@ def train(directory=None, logger=None, **sections):
     def watch(step, _model):
         steps.append(step)
         states.append(state())
-        asked.clear()
 
     outcome = bitsback.train(
         model, experiment.likelihood, experiment.dataset, directory=directory, training=config.training, ledger=config.ledger,
-        seed=config.seed, progress=False, loggers=[metrics, *([logger] if logger else [])], watch=watch,
+        seed=config.seed, progress=False, loggers=[metrics, *([] if logger is None else [logger])], watch=watch,
     )  # fmt: skip
     handle.remove()
     return SimpleNamespace(
@@ -431,3 +437,380 @@ def test_steps_are_those_of_the_optimiser_of_that_name(name):
     run = train(training={"epochs": 3, "optimizer": {"name": name, "lr": 0.01, "log_std_lr": 0.03}})
     mean, log_std = (nn.Parameter(p.clone()) for p in run.states[0][LINEAR])
     assert follow(run, getattr(torch.optim, name)([{"params": mean}, {"params": log_std, "lr": 0.03}], lr=0.01), mean, log_std)
+
+
+def test_natural_gradients_are_those_of_the_paper():
+    """m <- m - lr s^2 dF/dm (averaged), 1/s^2 <- (1 + r G + (r G)^2 / 2) / s^2, G = dF / dlog s, F in nats of all examples."""
+    run = train(training={"epochs": 3, "optimizer": {"name": "IVON", "lr": 0.2, "log_std_lr": 0.05}})
+    average = torch.zeros(10, 64, dtype=torch.float64)
+    for step in range(3):
+        mean, log_std = run.states[step][LINEAR]
+        by_mean, by_log_std = (bits_to_nats(60 * gradient) for gradient in gradients(run, step))
+        average = 0.9 * average + 0.1 * by_mean
+        wanted = -0.2 * (2 * log_std).exp() * average / (1 - 0.9 ** (step + 1))
+        change = (0.05 * by_log_std).clamp(-1, 1)
+        assert close(moved(run, step)[0], wanted, 1e-7)
+        assert close(moved(run, step)[1], -0.5 * (1 + change + change.square() / 2).log(), 1e-7)
+
+
+@pytest.mark.parametrize(("rates", "of_mean", "of_log_std"), [
+    ({"lr": 0.1}, 0.1, 0.1), ({"lr": 0.2}, 0.2, 0.2), ({"lr": 0.1, "log_std_lr": 0.03}, 0.1, 0.03),
+])  # fmt: skip
+def test_means_and_log_stds_move_at_rates_of_their_own(rates, of_mean, of_log_std):
+    run = train(training={"optimizer": {"name": "SGD", **rates}})
+    by_mean, by_log_std = gradients(run, 0)
+    assert close(moved(run)[0], -of_mean * by_mean)
+    assert close(moved(run)[1], -of_log_std * by_log_std)
+
+
+@pytest.mark.parametrize(("name", "arguments"), [
+    ("SGD", {"momentum": 0.9, "nesterov": True}), ("Adam", {"betas": [0.5, 0.9], "eps": 1e-4}),
+    ("Adam", {"amsgrad": True, "eps": 1e-4}), ("RMSprop", {"alpha": 0.5}),
+])  # fmt: skip
+def test_the_optimiser_gets_its_arguments(name, arguments):
+    run = train(training={"epochs": 3, "optimizer": {"name": name, "lr": 0.01, "arguments": arguments}})
+    kind = getattr(torch.optim, name)
+    for given in (arguments, {}):
+        parameters = [nn.Parameter(p.clone()) for p in run.states[0][LINEAR]]
+        assert follow(run, kind(parameters, lr=0.01, **given), *parameters) == (given == arguments)
+
+
+SCHEDULES = [
+    (None, {}, {}),
+    ("CosineAnnealingLR", {}, {"T_max": 6}),
+    ("CosineAnnealingLR", {"T_max": 3, "eta_min": 0.01}, {}),
+    ("StepLR", {"step_size": 2, "gamma": 0.5}, {}),
+    ("LinearLR", {"start_factor": 1.0, "end_factor": 0.1}, {"total_iters": 6}),
+    ("OneCycleLR", {}, {"total_steps": 6, "max_lr": 0.1}),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments", "by_default"), SCHEDULES)
+def test_the_rate_is_that_of_torchs_schedule(name, arguments, by_default):
+    sgd = {"name": "SGD", "lr": 0.1, "log_std_lr": 0.3, "arguments": {"momentum": 0.9}}
+    run = train(training={"epochs": 6, "optimizer": sgd, "schedule": {"name": name, "arguments": arguments}})
+    plain = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1, momentum=0.9)
+    schedule = name and getattr(torch.optim.lr_scheduler, name)(plain, **{**by_default, **arguments})
+    rates = []
+    for _ in range(6):
+        plain.step()
+        if schedule:
+            schedule.step()
+        rates.append(plain.param_groups[0]["lr"])
+    assert [line["lr"] for line in run.metrics] == pytest.approx(rates)
+
+
+def test_a_schedule_moves_the_rates_of_means_and_of_log_stds():
+    sgd = {"name": "SGD", "lr": 0.1, "log_std_lr": 0.3}
+    run = train(training={"epochs": 2, "optimizer": sgd, "schedule": {"name": "StepLR", "arguments": {"step_size": 1}}})
+    for found, gradient, rate in zip(moved(run, 1), gradients(run, 1), (0.01, 0.03), strict=True):  # a tenth after a step
+        assert close(found, -rate * gradient)
+
+
+def test_the_rate_rises_from_a_hundredth():
+    run = train(training={"epochs": 6, "schedule": {"name": None, "warmup_epochs": 4}})
+    assert [line["lr"] for line in run.metrics] == pytest.approx([0.1 * (0.01 + 0.99 * k / 4) for k in (1, 2, 3, 4, 4, 4)])
+    assert close(moved(run)[0], -0.001 * gradients(run, 0)[0])
+    then = train(training={"epochs": 6, "schedule": {"name": "CosineAnnealingLR", "warmup_epochs": 4}})
+    assert [line["lr"] for line in then.metrics[3:]] == pytest.approx([0.1, 0.05, 0.0])
+
+
+@pytest.mark.parametrize(("beta", "values"), [
+    ({}, [1.0] * 6),
+    ({"start": 0.2, "warmup_epochs": 4}, [0.2, 0.4, 0.6, 0.8, 1.0, 1.0]),
+    ({"start": 0.5, "warmup_epochs": 2}, [0.5, 0.75, 1.0, 1.0, 1.0, 1.0]),
+    ({"warmup_epochs": 2}, [0.001, 0.5005, 1.0, 1.0, 1.0, 1.0]),
+])  # fmt: skip
+def test_the_kl_counts_as_much_as_beta_says(beta, values):
+    run = train(training={"epochs": 6, "beta": beta})
+    assert [line["beta"] for line in run.metrics] == pytest.approx(values)
+    for step, value in enumerate(values):
+        wanted = gradients(run, step, lambda bits, kl, n, value=value: description_length(bits, kl, n, value))
+        for found, gradient in zip(moved(run, step), wanted, strict=True):
+            assert close(found, -0.1 * gradient)
+
+
+def test_the_kl_warms_up_where_noise_is_learned():
+    data = {"kind": "friedman", "examples": 100}
+    found = {}
+    for noise in ("learned", "fixed"):
+        likelihood = {"kind": "gaussian", "noise": noise, **({"std": 1.0} if noise == "fixed" else {})}
+        found[noise] = built(data=data, likelihood=likelihood, training={"epochs": 10}).config.training.beta.numbers
+    assert found == {"learned": (0.001, 3.0), "fixed": (1.0, 0.0)}
+
+
+MOVING = {"start_bits": 600.0, "end_bits": 150.0, "epochs": 40.0}
+
+
+def bits_on_the_way(**budget):
+    training = {"epochs": 80, "optimizer": {"lr": 0.03}, "budget_bits": {**MOVING, **budget}, "precision": "float32"}
+    run = train(training=training, prior={"kind": "gaussian"}, data={"kind": "digits", "limit": 300})
+    return [line["net_weight_bits"] for line in run.metrics]
+
+
+def test_a_budget_moves_from_start_to_end_over_its_epochs():
+    plain, longer = bits_on_the_way(), bits_on_the_way(epochs=70.0)
+    higher, lower = bits_on_the_way(end_bits=300.0), bits_on_the_way(start_bits=200.0)
+    assert [ends[-1] for ends in (plain, higher, lower)] == pytest.approx([150, 300, 150], rel=0.1)
+    assert longer[40] > 1.5 * plain[40]  # 343 and 150 bits are asked for
+    assert lower[16] < 0.7 * plain[16]  # 180 and 420
+
+
+# training: images, clipping, when to stop, and the machine
+
+
+def blobs(x, y, count=400, size=33, width=1.0):
+    """Pictures of a spot at (x, y) pixels from the middle."""
+    at = torch.arange(size, dtype=torch.float64) - size // 2
+    spot = torch.exp(-0.5 * ((at[None, :] - x) ** 2 + (at[:, None] - y) ** 2) / width**2)
+    return spot.expand(count, 1, size, size)
+
+
+def centres(images):
+    at = torch.arange(images.shape[-1], dtype=torch.float64) - images.shape[-1] // 2
+    mass = images.sum((1, 2, 3))
+    return (images.sum((1, 2)) * at).sum(1) / mass, (images.sum((1, 3)) * at).sum(1) / mass
+
+
+def reaches(values, low, high, slack=0.05):
+    """Whether values fill an interval, and do not leave it but for what pixels blur."""
+    span = (high - low) * slack
+    return bool((values >= low - span).all() and (values <= high + span).all() and values.min() < low + span) and bool(
+        values.max() > high - span
+    )
+
+
+def test_a_shift_moves_along_either_axis_as_far_as_told():
+    for pixels in (1.0, 3.0):
+        for centre in centres(augmented(blobs(0, 0), AugmentSettings(shift_pixels=pixels))):
+            assert reaches(centre, -pixels, pixels)
+
+
+def test_a_rotation_turns_as_far_as_told():
+    for degrees in (10.0, 40.0):
+        x, y = centres(augmented(blobs(10, 0), AugmentSettings(rotate_degrees=degrees)))
+        assert reaches(torch.rad2deg(torch.atan2(y, x)), -degrees, degrees)
+        assert torch.allclose(torch.hypot(x, y), torch.tensor(10.0, dtype=torch.float64), atol=0.1)
+
+
+def test_a_zoom_stretches_either_axis_as_far_as_told():
+    for zoom in (0.1, 0.3):
+        x, y = centres(augmented(blobs(8, 8), AugmentSettings(zoom=zoom)))
+        for factor in (8 / x, 8 / y):
+            assert reaches(factor, 1 - zoom, 1 + zoom)
+        assert abs(float(torch.corrcoef(torch.stack([x, y]))[0, 1])) < 0.2  # each axis by itself
+
+
+def test_a_shear_moves_rows_as_far_as_told():
+    for shear in (0.1, 0.5):
+        x, y = centres(augmented(blobs(0, 8), AugmentSettings(shear=shear)))
+        assert reaches(x / 8, -shear, shear)
+        assert torch.allclose(y, torch.tensor(8.0, dtype=torch.float64), atol=0.05)
+    assert torch.allclose(augmented(blobs(3, 5), AugmentSettings()), blobs(3, 5), atol=1e-6)
+
+
+@pytest.mark.parametrize("augment", [
+    None, {"shift_pixels": 1.0}, {"rotate_degrees": 20.0}, {"zoom": 0.2}, {"shear": 0.2},
+])  # fmt: skip
+def test_images_are_changed_in_training_and_not_in_the_ledger(augment):
+    run = train(training={"epochs": 2, "augment": augment})
+    known = {tuple(row.tolist()) for row in run.data.inputs.double().flatten(1)}
+
+    def changed(forwards):
+        rows = [tuple(row.tolist()) for seen in forwards for row in seen.inputs.double().flatten(1)]
+        return sum(row not in known for row in rows) / len(rows)
+
+    assert changed(run.training) == (0.0 if augment is None else 1.0)
+    assert changed(run.asked[:2]) == 0.0  # the ledger's two draws of all examples
+    assert sum(len(seen.inputs) for seen in run.asked[:2]) == 120
+    assert not torch.equal(run.training[0].inputs, run.training[1].inputs)
+
+
+def test_a_long_gradient_is_cut_to_the_clip():
+    free = train()
+    length = math.hypot(*(float(gradient.norm()) for gradient in gradients(free, 0)))
+    for share in (0.5, 2.0):
+        clipped = train(training={"gradient_clip": share * length})
+        for found, plain in zip(moved(clipped), moved(free), strict=True):
+            assert close(found, min(1.0, share) * plain, 1e-5)
+
+
+def test_a_training_stops_when_it_no_longer_improves():
+    def epochs(**rule):
+        adam = {"name": "Adam", "lr": 0.02}
+        outcome = train(training={"epochs": 12, "optimizer": adam, "early_stop": rule or None}).outcome
+        assert outcome.stopped_early == (outcome.epochs < 12)
+        return outcome.epochs
+
+    assert epochs() == 12
+    assert epochs(patience_epochs=2, min_improvement_bits=1e9) == 4
+    assert epochs(patience_epochs=3, min_improvement_bits=1e9) == 6
+    assert epochs(patience_epochs=2, min_improvement_bits=0.0) == 12  # a training that begins improves
+
+
+@pytest.mark.parametrize(("seconds", "epochs"), [(0.0, [0, 1, 2]), (1e6, [0, 0, 0])])
+def test_checkpoints_are_as_far_apart_as_told(tmp_path, seconds, epochs):
+    class Look(Metrics):
+        """Keeps the epoch of the checkpoint that is there when an epoch ends."""
+
+        def log(self, metrics):
+            self.append(json.loads(read_tensors(tmp_path / "run/checkpoint/state.safetensors")[1]["facts"])["epoch"])
+
+    look = Look()
+    train(tmp_path / "run", look, training={"epochs": 3, "checkpoint_seconds": seconds})
+    assert look == epochs
+    assert json.loads(read_tensors(tmp_path / "run/checkpoint/state.safetensors")[1]["facts"])["epoch"] == 3
+
+
+@pytest.mark.parametrize(("threads", "outside", "inside"), [(1, 2, 1), (2, 1, 2), ("auto", 2, 1)])
+def test_training_runs_on_as_many_threads_as_told(threads, outside, inside):
+    before = torch.get_num_threads()
+    torch.set_num_threads(outside)
+    try:
+        run = train(training={"threads": threads})
+        assert torch.get_num_threads() == outside
+    finally:
+        torch.set_num_threads(before)
+    assert {seen.threads for seen in [*run.training, *run.asked]} == {inside}
+    assert run.outcome.threads == inside
+
+
+def test_a_large_model_takes_the_threads_that_there_are():
+    settings = TrainingSettings()
+    large = bitsback.bayesianize(nn.Linear(1000, 1000))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert threads_for(settings, large) == 2
+        assert threads_for(settings, bitsback.bayesianize(nn.Linear(10, 10))) == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+ACCELERATOR = torch.accelerator.current_accelerator(check_available=True)
+
+
+def test_training_runs_on_the_device_that_was_named():
+    here = ACCELERATOR.type if ACCELERATOR else "cpu"
+    for name in {"cpu", "auto", here}:
+        run = train(training={"device": name, "precision": "float32"})
+        wanted = here if name == "auto" else name
+        assert {seen.inputs.device.type for seen in [*run.training, *run.asked]} == {wanted}
+        assert {p.device.type for p in run.model.parameters()} == {wanted}
+    missing = next(name for name in ("xpu", "mps", "cuda") if name != here)
+    with pytest.raises(ConfigError, match=rf"training\.device: '{missing}' cannot be used here .*; use cpu or auto"):
+        train(training={"device": missing})
+
+
+@pytest.mark.parametrize(("precision", "forward", "stored"), [
+    ("float32", torch.float32, torch.float32),
+    ("float64", torch.float64, torch.float64),
+    ("bfloat16", torch.bfloat16, torch.float32),
+])  # fmt: skip
+def test_the_forward_pass_runs_in_the_precision_that_was_named(precision, forward, stored):
+    run = train(training={"precision": precision, "epochs": 2})
+    assert {seen.output.dtype for seen in run.training} == {forward}
+    assert {seen.output.dtype for seen in run.asked} == {stored}
+    assert {p.dtype for p in run.model.parameters()} == {stored}
+
+
+# bayesian
+
+
+def test_only_what_is_included_gets_a_posterior():
+    every = train(network=CONVOLUTION)
+    assert [weight.name for weight in every.model.weights] == ["conv2d1.weight", "conv2d1.bias", LINEAR, "linear1.bias"]
+    for include, names in ((["linear1"], [LINEAR, "linear1.bias"]), (["*.weight"], ["conv2d1.weight", LINEAR])):
+        run = train(network=CONVOLUTION, bayesian={"estimator": "weight", "include": include})
+        assert [weight.name for weight in run.model.weights] == names
+        others = sum(p.numel() for name, p in run.model.network.named_parameters() if name not in names)
+        assert run.model.deterministic_bits() == 32 * others > 0
+
+
+def test_what_is_excluded_is_charged_as_float32():
+    run = train(network=CONVOLUTION, bayesian={"estimator": "weight", "exclude": ["conv2d1", "*.bias"]}, training={"epochs": 3})
+    assert [weight.name for weight in run.model.weights] == [LINEAR]
+    first, *_, last = run.training
+    for name, count in (("conv2d1.weight", 27), ("conv2d1.bias", 3), ("linear1.bias", 10)):
+        assert not torch.equal(first.weights[name], last.weights[name])  # it learns all the same
+        (entry,) = [entry for entry in run.ledger.entries if entry.name == name]
+        assert (entry.net_bits, entry.refund_bits) == (32 * count, 0)
+
+
+class Cell(nn.Module):
+    """A dense layer that is called twice for each example."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.linear1 = nn.Linear(64, 64), nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.linear1(torch.tanh(self.inner(torch.tanh(self.inner(x.flatten(1))))))
+
+
+def cell():
+    return Cell()
+
+
+TWICE = {"kind": "factory", "factory": "test_settings_do_what_they_say:cell"}
+MIXED = {"kind": "sequential", "layers": [*CONVOLUTION["layers"][:2], "BatchNorm1d", "Linear"]}
+
+
+@pytest.mark.parametrize(("network", "estimator", "outputs"), [
+    (CONVOLUTION, "weight", set()),
+    (CONVOLUTION, "output", {"conv2d1", "linear1"}),
+    (CONVOLUTION, "auto", {"linear1"}),
+    (CONVOLUTION, {"Conv2d": "output", "Linear": "weight"}, {"conv2d1"}),
+    (CONVOLUTION, {"Linear": "output"}, {"linear1"}),
+    (TWICE, "auto", {"linear1"}),  # trial forwards see the other called twice
+    (TWICE, {"Linear": "output"}, {"inner", "linear1"}),  # asked for
+    (MIXED, "auto", set()),  # batch norm that trains makes an output of all examples
+])  # fmt: skip
+def test_training_draws_what_the_estimator_says(network, estimator, outputs):
+    """A layer whose outputs are drawn holds its means in the forward pass, and its outputs have noise of their own."""
+    run = train(network=network, bayesian={"estimator": estimator})
+    (seen,) = run.training
+    for weight in run.model.weights:
+        layer, mean = weight.name.rpartition(".")[0], run.states[0][weight.name][0]
+        assert torch.equal(seen.weights[weight.name], mean) == (layer in outputs)
+    network = run.model.network
+    again = torch.func.functional_call(network.train(), seen.weights, (seen.inputs,))
+    assert torch.allclose(again, seen.output) == (not outputs)
+    for before, after in zip(run.states[0].values(), run.states[1].values(), strict=True):  # either way, both learn
+        assert not any(torch.equal(p, q) for p, q in zip(before, after, strict=True))
+
+
+# posterior
+
+
+@pytest.mark.parametrize("std", [0.1, 0.5])
+@pytest.mark.parametrize(("relative_to", "unit"), [("absolute", 1.0), ("prior", 0.25), ("fan_in", 1 / 8)])
+def test_stds_start_where_told(std, relative_to, unit):
+    posterior = {"kind": "gaussian", "std": std, "relative_to": relative_to}
+    model = built(posterior=posterior, prior={"kind": "gaussian", "scale": 0.25}).model
+    assert torch.allclose(model.weights[0].posterior.std(), torch.tensor(std * unit))
+
+
+def test_a_gaussian_posterior_is_drawn_and_gives_bits_back_and_a_point_does_neither():
+    gaussian, point = (train(training={"epochs": 3}, posterior={"kind": kind}) for kind in ("gaussian", "point"))
+    assert gaussian.ledger.refund_bits > 0 == point.ledger.refund_bits
+    for run, is_drawn in ((gaussian, True), (point, False)):
+        for seen in run.training:
+            assert torch.equal(seen.weights[LINEAR], run.states[seen.step][LINEAR][0]) != is_drawn
+        assert (len({seen.weights[LINEAR][0, 0].item() for seen in run.asked[:2]}) == 2) == is_drawn
+    mean = point.states[0][LINEAR][0].requires_grad_()  # its loss is the data and -log p
+    outputs = point.data.inputs.double().flatten(1) @ mean.T
+    (F.cross_entropy(outputs, point.data.targets) + 0.5 * mean.square().sum() / 60).backward()
+    assert close(moved(point)[0], -0.1 * nats_to_bits(mean.grad))
+
+
+def test_points_are_coded_on_their_grid():
+    found = {}
+    for step in (2.0**-4, 2.0**-6, None):
+        run = train(posterior={"kind": "point", "grid_step": step})
+        coded, grid = run.asked[0].weights[LINEAR], step or 2.0**-4  # below an eighth of the prior's scale, which is one
+        assert run.ledger.grid_step == grid
+        assert torch.equal(coded, (coded / grid).round() * grid)
+        assert not torch.equal(run.states[-1][LINEAR][0], coded)  # training knows no grid
+        found[step] = run.ledger.gross_weight_bits
+    assert found[2.0**-6] - found[2.0**-4] == pytest.approx(2 * 640, rel=0.02)
