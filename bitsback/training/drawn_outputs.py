@@ -116,22 +116,34 @@ def called_modules(model: BayesianModel, modules: Sequence[nn.Module], batches: 
 
 
 def _rows_stand_alone(model: BayesianModel, inputs: Tensor) -> bool:
-    """Return whether half of the outputs stay when the inputs of the other half are exchanged."""
+    """Return whether outputs of some rows stay when the inputs of the others are exchanged.
+
+    The rows are parted by each binary digit of their number, so that any two are parted once.
+    """
     rows = len(inputs)
     if rows < 2:
         return False
-    first = torch.arange(rows, device=inputs.device) < rows // 2
     before = _outputs(model, inputs)
     if not before or any(not isinstance(leaf, Tensor) or not leaf.ndim or len(leaf) != rows for leaf in before):
         return False
-    for kept in (first, ~first):
-        others = inputs.clone()
-        others[~kept] = _changed(inputs[~kept])
-        after = _outputs(model, others)
-        for a, b in zip(before, after, strict=True):
-            scale = float(a[kept].abs().max())
-            if a.shape != b.shape or not bool(((a[kept] - b[kept]).abs() <= 1e-4 * scale).all()):
-                return False
+    numbers = torch.arange(rows, device=inputs.device)
+    for digit in range((rows - 1).bit_length()):
+        ones = (numbers >> digit) % 2 == 1
+        if not all(_stand(model, inputs, before, kept) for kept in (ones, ~ones)):
+            return False
+    return True
+
+
+def _stand(model: BayesianModel, inputs: Tensor, before: Sequence[Tensor], kept: Tensor) -> bool:
+    """Return whether the outputs of the rows that are kept stay; also false where nothing else could be changed."""
+    others = inputs.clone()
+    others[~kept] = _changed(inputs[~kept])
+    if torch.equal(others, inputs):
+        return False
+    for a, b in zip(before, _outputs(model, others), strict=True):
+        scale = float(a[kept].abs().max())
+        if a.shape != b.shape or not bool(((a[kept] - b[kept]).abs() <= 1e-4 * scale).all()):
+            return False
     return True
 
 
