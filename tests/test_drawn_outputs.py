@@ -90,6 +90,35 @@ class Cross(nn.Module):
         return self.out((h + h.flip(1)).reshape(len(x), 7))
 
 
+class Nodes(nn.Module):
+    """Inputs are numbers of nodes, whose features the network holds: the rows of its layers are nodes, examples or not."""
+
+    def __init__(self, spread):
+        super().__init__()
+        self.register_buffer("features", torch.randn(12, 5))
+        self.inner = Spread(spread)
+
+    def forward(self, numbers):
+        return self.inner(self.features)[numbers]
+
+
+class Categories(nn.Module):
+    """Columns of numbers, each of a table of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.tables, self.out = nn.ModuleList([nn.Embedding(3, 4), nn.Embedding(50, 4)]), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.out(torch.cat([table(column.long()) for table, column in zip(self.tables, x.T, strict=True)], 1))
+
+
+def test_columns_of_numbers_keep_their_tables():
+    columns = torch.stack([torch.randint(3, (12,)), torch.randint(3, 50, (12,))], 1)
+    assert chosen(Categories(), columns) == ["out"]
+    assert chosen(Categories(), columns.float()) == []  # negative numbers of nothing: not shown, and no error
+
+
 def test_a_dense_network_is_proven_safe():
     assert chosen(mlp(), torch.randn(12, 5)) == ["0", "2"]
     assert chosen(nn.Sequential(nn.Flatten(), nn.Dropout(0.5), *mlp()), torch.randn(12, 5, 1)) == ["2", "4"]
@@ -115,6 +144,9 @@ def blocks(nodes, size):
         (lambda: Spread(blocks(12, 3)), torch.randn(12, 5), []),
         (lambda: Spread(torch.eye(12).roll(1, 0)), torch.randn(12, 5), []),
         (Cross, torch.randn(12, 5), []),
+        (lambda: Nodes(blocks(12, 6)), torch.arange(12), ["inner.second"]),
+        (lambda: Nodes(blocks(12, 6)), torch.arange(12).roll(1), []),
+        (lambda: Nodes(torch.eye(12)), torch.arange(12).roll(1), []),
         (Recurrent, torch.randn(10, 12, 4), ["out"]),
         (Flattened, torch.randn(10, 5, 4), ["out"]),
         (Tokens, torch.randn(10, 5, 4), ["out"]),
@@ -126,7 +158,8 @@ def blocks(nodes, size):
         (mlp, torch.zeros(12, 5), []),
     ],
     ids=[
-        "graph", "graph, linear first", "two graphs", "four graphs", "shifted rows", "pairs", "recurrent cell", "flattened tokens",
+        "graph", "graph, linear first", "two graphs", "four graphs", "shifted rows", "pairs",
+        "numbers of nodes", "numbers of nodes in another order", "numbers of rows in another order", "recurrent cell", "flattened tokens",
         "tokens", "not called", "norm first", "norm between", "called twice", "one row", "nothing to change",
     ],
 )  # fmt: skip
