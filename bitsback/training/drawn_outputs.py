@@ -86,8 +86,8 @@ def safe_modules(model: BayesianModel, modules: Sequence[nn.Module], batches: Se
     """Return the modules whose outputs can be drawn afresh for each row without another objective.
 
     Shown on each batch: the module is called once in a forward, with one row for each example, and row i of the network's
-    output depends on row i alone of its input, and of the module's output: the rows of a layer inside a network of one's own may
-    be anything, such as the nodes of a graph that the inputs are numbers of. Buffers and random generators are left alone.
+    output depends on row i alone of its input, and of the module's output: the rows of a layer inside a network of one's own
+    may be anything, such as the nodes of a graph that the inputs are numbers of. Buffers and random generators are left alone.
     """
     found = set(modules)
     for inputs in batches:
