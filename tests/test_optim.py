@@ -457,6 +457,7 @@ def trainable(seed, kind, prior):
 
 KINDS = {
     "Adam": lambda model: Adam(model, examples=N, prior_rate=0.3, **RATES),
+    "Adam, next to no KL": lambda model: Adam(model, examples=N, beta=1e-9, **RATES),
     "Adam, clipped": lambda model: Adam(model, examples=N, max_grad_norm=0.1, **RATES),
     "IVON": lambda model: IVON(model, examples=N, prior_rate=0.3),
     "SGD": lambda model: Variational(model, SGD, examples=N, momentum=0.9, prior_rate=0.3, **RATES),
