@@ -123,7 +123,7 @@ def test_a_layer_without_units(whole):
     layers = [{"Linear": {"out_features": 0}}, "Linear"]
     content = make.with_settings(whole["quantised"], network={"kind": "sequential", "layers": layers})
     with pytest.raises(
-        LayerError, match="'linear1.weight' of Linear is empty; give the layer at least one input and one output"
+        LayerError, match=r"'linear1.weight' of Linear is empty; give the layer at least one input and one output"
     ):
         decode(content, "the file")
 
