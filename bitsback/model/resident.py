@@ -390,8 +390,8 @@ class Resident(nn.Module):
                 again.append(weight)
             elif has_other_width:  # what was drawn cannot be made again, to compare with
                 raise LayerError(
-                    f"'{weight.name}' and its log_std were both written to since the last draw, and what was meant as a mean cannot "
-                    "be told: write weights inside `with model.mean():`"
+                    f"'{weight.name}' and its log_std were both written to since the last draw, and what was meant as a mean "
+                    "cannot be told: write weights inside `with model.mean():`"
                 )
             elif (own or everywhere) and not weight.is_rewritten_in_forward:
                 value = self.value(weight, None, noise)
