@@ -10,7 +10,7 @@ right for any number of draws (summation by parts), while ``w.grad`` stays the p
 """
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
@@ -87,7 +87,7 @@ class Weight:
                 f"'{self.name}' {what} since bayesianize; write into it (with torch.no_grad(): weight.copy_(...)), or make a "
                 "new model of the changed network"
             )
-        if found.shape != self.posterior.mean.shape:
+        if found.shape != next(iter(self._parts())).shape:
             raise LayerError(
                 f"'{self.name}' has changed its shape from {tuple(self.posterior.mean.shape)} to {tuple(found.shape)} since "
                 "bayesianize; make a new model of the changed network"
@@ -104,10 +104,17 @@ class Weight:
         """Whether an optimiser may move it: frozen weights do not require gradients."""
         return self.known.requires_grad
 
+    def tensors(self) -> list[Tensor]:
+        """The parameter, and its posterior's: mean, and log std unless it is a point."""
+        return [self.parameter, *self._parts()]
+
+    def _parts(self) -> Iterable[Tensor]:
+        """Mean and log std, without torch's walk through modules."""
+        return self.posterior._parameters.values()  # type: ignore[return-value]
+
     def versions(self) -> tuple[int, ...]:
         """What tells that somebody has written to the weight or its posterior."""
-        own = self.known._version, self.posterior.mean._version
-        return (*own, self.posterior.log_std._version) if isinstance(self.posterior, GaussianPosterior) else own
+        return (self.known._version, *[part._version for part in self._parts()])
 
     def mark(self) -> None:
         """Remember that the weight holds what was written last."""

@@ -275,7 +275,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         several = list(weight.posterior.parameters())
         cut = [rows(t) for p in several for t in (p, p.grad) if t is not None]
         for number, (m, gm, *rest) in enumerate(zip(*cut, strict=True)):
-            move(number, m, rest[0] if rest else None, gm, rest[1] if rest else None)
+            move(number, m, rest[0] if rest else None, gm, rest[1] if rest else None, 0.0)
 
     @abstractmethod
     def _move_plain(self) -> None:

@@ -149,7 +149,6 @@ def train(
                 if config_text is not None:  # written last: a run with a configuration can be resumed
                     write_text(directory / "config.yaml", config_text)
             session.run()
-            fit.modes.restore()  # loggers may have looked at the model
             fit.end()
             model.update_priors()
             book = take_ledger(
@@ -197,7 +196,7 @@ def start(
     """
     likelihood.fit(data.targets)
     settings = settings.settled(len(data), likelihood)
-    trained_mode, model.training = model.training, True
+    mode, model.training = model.training, True
     model.lay_out(channels_last=settings.fused)
     other_bits = model.deterministic_bits() + sum(charge.bits for charge in [*model.charges(), *likelihood.charges()])
     objective = make_objective(settings.objective, likelihood, len(data), other_bits)
@@ -213,7 +212,7 @@ def start(
         raise ConfigError("training.antithetic: no layer draws its weights; leave it out, or set bayesian.estimator=weight")
     return Fit(
         model, likelihood, data, settings, seed, optimizer, schedule, Beta(settings, steps), objective, outputs, watch=watch,
-        ends_in_train_mode=trained_mode,
+        mode=mode,
     )  # fmt: skip
 
 
