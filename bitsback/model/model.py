@@ -174,6 +174,7 @@ class BayesianModel(Resident):
         under a peaked prior. ``exact`` takes what the ledger takes: its quadrature instead of the faster one for training,
         where the prior has no closed form; and for a point the integer tables of its prior, which have no gradient.
         """
+        self.honour_edits()
         panels = Panels.exact() if exact else Panels.fast()
         weights = self.weights if among is None else among
         tabled = [weight for weight in weights if exact and isinstance(weight.posterior, PointPosterior)]
