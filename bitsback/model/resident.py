@@ -10,7 +10,7 @@ right for any number of draws (summation by parts), while ``w.grad`` stays the p
 """
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
@@ -87,7 +87,7 @@ class Weight:
                 f"'{self.name}' {what} since bayesianize; write into it (with torch.no_grad(): weight.copy_(...)), or make a "
                 "new model of the changed network"
             )
-        if found.shape != self.posterior.mean.shape:
+        if found.shape != next(iter(self._parts())).shape:
             raise LayerError(
                 f"'{self.name}' has changed its shape from {tuple(self.posterior.mean.shape)} to {tuple(found.shape)} since "
                 "bayesianize; make a new model of the changed network"
@@ -104,10 +104,17 @@ class Weight:
         """Whether an optimiser may move it: frozen weights do not require gradients."""
         return self.known.requires_grad
 
+    def tensors(self) -> list[Tensor]:
+        """The parameter, and its posterior's: mean, and log std unless it is a point."""
+        return [self.parameter, *self._parts()]
+
+    def _parts(self) -> Iterable[Tensor]:
+        """Mean and log std, without torch's walk through modules."""
+        return self.posterior._parameters.values()  # type: ignore[return-value]
+
     def versions(self) -> tuple[int, ...]:
         """What tells that somebody has written to the weight or its posterior."""
-        own = self.known._version, self.posterior.mean._version
-        return (*own, self.posterior.log_std._version) if isinstance(self.posterior, GaussianPosterior) else own
+        return (self.known._version, *[part._version for part in self._parts()])
 
     def mark(self) -> None:
         """Remember that the weight holds what was written last."""
@@ -138,6 +145,7 @@ class Resident(nn.Module):
         self._is_released = False
         self.loss_is_sum, self._loss_looks = False, 3
         self.register_load_state_dict_post_hook(_after_loading)
+        self.register_state_dict_pre_hook(_before_saving)
 
     def start(self) -> None:
         """Take the weights over: from now on they hold draws."""
@@ -279,14 +287,16 @@ class Resident(nn.Module):
         """Return what ``state`` (default: the current one) says that a weight holds; None where that is its mean."""
         state = state or self._state
         q = weight.posterior
-        if state.holds == "mean" or not isinstance(q, GaussianPosterior):
-            return None
-        if weight.noise_on_outputs and state.number >= 0:
+        if not isinstance(q, GaussianPosterior) or not self._is_drawn(weight, state):
             return None
         drawn = torch.addcmul(q.mean, q.std(), self.noise(weight, state, noise), value=float(state.sign))
         if weight.constant_row is not None:
             drawn[weight.constant_row] = q.mean[weight.constant_row]
         return drawn.detach()
+
+    def _is_drawn(self, weight: Weight, state: State) -> bool:
+        """Whether a weight holds more than its mean."""
+        return state.holds == "draw" and weight.is_gaussian and not (weight.noise_on_outputs and state.number >= 0)
 
     def noise(self, weight: Weight, state: State, pooled: Tensor | None = None) -> Tensor:
         """Return e of a draw: standard normal numbers in the shape and memory order of the posterior's mean."""
@@ -380,17 +390,19 @@ class Resident(nn.Module):
         for weight in moved:
             parameter, q = weight.parameter, weight.posterior
             versions = weight.versions()
-            own, mean, *log_std = [now != then for now, then in zip(versions, weight.seen, strict=True)]
-            value = self.value(weight, None, noise)
-            if mean or (any(log_std) and not own and value is not None):  # whoever sets a posterior wants that posterior
+            own, mean, *log_std = [now != then for now, then in zip(versions, weight.seen, strict=True)] or [True] * 3
+            own = own and not weight.is_rewritten_in_forward
+            has_other_width = any(log_std) and self._is_drawn(weight, self._state)
+            if mean or (has_other_width and not own):  # whoever sets a mean wants that mean
                 again.append(weight)
+            elif has_other_width:  # what was drawn cannot be made again, to compare with
+                raise LayerError(
+                    f"'{weight.name}' and its log_std were both written to since the last draw, and what was meant as a mean cannot be "
+                    "told: write weights inside `with model.mean():`"
+                )
             elif (own or everywhere) and not weight.is_rewritten_in_forward:
+                value = self.value(weight, None, noise)
                 changed = _differs(parameter, q.mean if value is None else value, q)
-                if any(log_std) and value is not None and bool(changed.any()):
-                    raise LayerError(
-                        f"'{weight.name}' and its std were both written, and what of the weight was an edit cannot be told: "
-                        "edit weights inside `with model.mean():`"
-                    )
                 self._take_edits(weight, parameter, changed)
             weight.mark()
         for weight in again:
@@ -492,6 +504,12 @@ class Resident(nn.Module):
         """Take them over; the weights are placed when everything has been loaded."""
         seed, number, sign, self._samples, _ = (int(value) for value in state)
         self._state = State(self._state.holds, seed, number, sign)
+
+
+def _before_saving(model: Resident, *_: Any) -> None:
+    """What others have written to the weights is saved as their means."""
+    if model.weights and not model._is_released:
+        model.honour_edits(everywhere=True)
 
 
 def _after_loading(model: Resident, _keys: Any) -> None:

@@ -30,6 +30,9 @@ from bitsback.posterior import GaussianPosterior
 LOOK_EVERY = 16
 """Steps between looks at which weights have stds far below their means."""
 
+LOOKS_FOR_CLIPPING = 32
+"""Steps in which gradients are looked at for somebody else's clipping."""
+
 KEYS = {"params", "lr", "log_std_lr", "role", "initial_lr"}
 POSTERIOR = "posterior"
 """Where a state dict keeps means, log stds, and what the weights hold."""
@@ -94,7 +97,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         super().__init__([*wanted, {"params": extra}] if extra else wanted, defaults)
 
     def _take_model(self, model: Any) -> None:
-        model = model if isinstance(model, BayesianModel) else getattr(model, "model", model)
+        model = _unwrapped(model)
         if not isinstance(model, BayesianModel):
             raise LayerError(f"give the model that bitsback.bayesianize makes, got {type(model).__name__}")
         self.model = model
@@ -102,6 +105,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         self._scratch, self._steps = Scratch(), 0
         self._coarse: list[Weight] = []
         self._cost = GaussianCost([])
+        self._norms: list[float] = []
         self._owned: tuple[tuple[bool, ...], list[Weight]] | None = None
 
     def _default_parameters(self) -> list[nn.Parameter]:
@@ -180,10 +184,12 @@ class PosteriorOptimizer(torch.optim.Optimizer):
                 "the weights hold their means, and gradients taken there teach no width: call model.train() before the forward"
             )
         if model.loss_is_sum and self.nats_per_unit == 1.0:
-            warnings.warn(SUM_LOSS, stacklevel=3)
+            warnings.warn(SUM_LOSS, stacklevel=4)
             model.loss_is_sum = False
         model.honour_edits()
         plain = [p for group in self._roles("plain") for p in group["params"] if p.grad is not None]
+        if self._steps < LOOKS_FOR_CLIPPING:
+            self._look_for_clipping([*(weight.parameter for weight in weights), *plain])
         if not plain and all(weight.parameter.grad is None and pending_of(weight) is None for weight in weights):
             return loss
         k = self.beta / (self.examples * self.nats_per_unit)
@@ -199,6 +205,15 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             self._remember(weights)
         self._steps += 1
         return loss
+
+    def _look_for_clipping(self, parameters: Sequence[Tensor]) -> None:
+        """Say it once when somebody else clips: what is clipped before the step holds no KL, whose weight then grows."""
+        gradients = [p.grad for p in parameters if p.grad is not None and not p.grad.is_sparse]
+        norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))) if gradients else 0.0
+        self._norms = [*self._norms, norm][-3:]
+        if len(self._norms) == 3 and norm and max(self._norms) - min(self._norms) < 1e-4 * norm:
+            warnings.warn(FOREIGN_CLIPPING.format(norm=norm), stacklevel=5)
+            self._norms = []
 
     def _begin(self, weights: Sequence[Weight], k: float) -> None:
         """Let priors follow, and count what has a closed form."""
@@ -260,7 +275,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         several = list(weight.posterior.parameters())
         cut = [rows(t) for p in several for t in (p, p.grad) if t is not None]
         for number, (m, gm, *rest) in enumerate(zip(*cut, strict=True)):
-            move(number, m, rest[0] if rest else None, gm, rest[1] if rest else None)
+            move(number, m, rest[0] if rest else None, gm, rest[1] if rest else None, 0.0)
 
     @abstractmethod
     def _move_plain(self) -> None:
@@ -328,9 +343,23 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         return {**self.__dict__, "_scratch": Scratch()}
 
 
+def _unwrapped(model: Any) -> Any:
+    """Return the model inside what torch.compile or a data-parallel wrapper made of it, or behind a layer used alone."""
+    while isinstance(model, nn.Module) and not isinstance(model, BayesianModel):
+        inner = next((getattr(model, name) for name in ("_orig_mod", "module", "model") if hasattr(model, name)), None)
+        if inner is None:
+            break
+        model = inner
+    return model
+
+
 SUM_LOSS = (
     "the loss looks like a sum over the batch, and the optimiser weighs the KL for a mean over examples: take the mean "
     "(reduction='mean'), or say with examples= what one unit of the loss is averaged over"
+)
+FOREIGN_CLIPPING = (
+    "the gradients of three steps have one and the same norm, {norm:.3g}: something clips them before the step, which sees no KL and so "
+    "multiplies its weight; switch it off, and give max_grad_norm={norm:.3g} to this optimiser, which clips both alike"
 )
 WEIGHT_DECAY = (
     "weight_decay is a Gaussian prior, and priors have their own place: bayesianize(network, prior={'kind': 'gaussian', "

@@ -19,6 +19,7 @@ class NormalPrior(Prior):
     """
 
     has_closed_form = True
+    needs_draw = False
     log_scale: Tensor
 
     def __init__(self, mean: float | Tensor, scale: float | Tensor, learn: Learn) -> None:

@@ -69,7 +69,8 @@ class DrawnOutputs:
                 own[weight.local] = (2 * q.log_std).exp_().requires_grad_()
                 variances.append((q, own[weight.local]))
             layers.append((layer.module, own))
-        self._noise.begin(self.model.seed, self.model.draw_number)
+        if self.model.state.sign > 0:  # a mirrored draw has the number of the one before: its outputs go on from there
+            self._noise.begin(self.model.seed, self.model.draw_number)
         with noise_on_outputs(layers, self._noise):
             yield
         for q, variance in variances:

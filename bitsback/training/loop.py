@@ -38,7 +38,8 @@ Watch = Callable[[int, BayesianModel], None]
 class Fit:
     """A training under way: everything that a step reads or changes.
 
-    Every module trains in the mode that it is in when this is made: what is in eval mode stays in eval mode.
+    Every module trains in the mode that it is in when this is made: what is in eval mode stays in eval mode. ``watch`` is
+    called after every optimiser step, with the number of steps done; what it raises ends the training.
     """
 
     model: BayesianModel
@@ -94,6 +95,7 @@ class Fit:
             self.outputs.release()
         self.model.set_noise()
         self.model.lay_out(channels_last=False)
+        self.modes.restore()
         self.model.training = self.mode
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:

@@ -106,6 +106,7 @@ class Tuner:
     indices: Integers = field(init=False)
 
     def __post_init__(self) -> None:
+        self.examples = self.examples.to(self.model.device, self.model.dtype)  # a run of float64 leaves float64
         self.indices = np.zeros(self.code.blocks, dtype=np.int64)
         self._gaussians = [weight for weight in self.model.weights if weight.is_gaussian]
         self._block_of = torch.from_numpy(self.code.block_of())
