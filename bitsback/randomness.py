@@ -3,12 +3,10 @@
 import numpy as np
 from numpy.typing import NDArray
 
-WHITENING, PERMUTATION, CODEBOOK, PADDING, NOISE = 1, 2, 3, 4, 5
+WHITENING, PERMUTATION, CODEBOOK, PADDING, NOISE, SIGNS = 1, 2, 3, 4, 5, 6
 """What a stream is for: the second word of its key."""
 
 WORDS_PER_COUNT = 4
-
-
 WORD = (1 << 64) - 1
 
 

@@ -7,12 +7,13 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "bitsback"
 TOWER = [
-    {"units", "errors", "registry", "charge", "learned", "files", "locks", "threads", "layout", "limits", "yaml", "randomness"},
+    {"units", "errors", "registry", "charge", "learned", "files", "locks", "threads", "limits", "yaml", "randomness"},
     {"data"},
     {"posterior", "priors", "ledger", "likelihoods"},
     {"kl", "tables"},
     {"layers"},
     {"model"},
+    {"nn", "optim"},
     {"codelength", "bitstream", "certificates"},
     {"training", "interop", "testing"},
     {"config"},

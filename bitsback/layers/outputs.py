@@ -1,10 +1,10 @@
 """Local reparameterisation: noise on the outputs of a layer in place of noise on its weights, for training steps.
 
-For a layer that is linear in its weights, drawing the weights and drawing the outputs from N(f(x; m), f(x^2; s^2)) are alike for
-one example; across examples, the second draws each afresh, so that gradients are less noisy (Kingma, Salimans & Welling 2015,
-section 2). That is another objective wherever rows are not examples: a recurrent cell, the nodes of a graph, the tokens of a
-text share one draw of the weights. So a layer takes part where it was asked for, or where trial forwards have shown that it is
-safe (:func:`is_safe`).
+For a layer that is linear in its weights, drawing the weights and drawing the outputs from N(f(x; m), f(x^2; s^2)) are alike
+for one example; across examples, the second draws each afresh, so that gradients are less noisy (Kingma, Salimans & Welling
+2015, section 2). That is another objective wherever rows are not examples: a recurrent cell, the nodes of a graph, the tokens
+of a text share one draw of the weights. So a layer takes part where it was asked for, or where trial forwards have shown
+that it is safe (:func:`is_safe`).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -76,7 +76,8 @@ def is_linear_in_weights(module: nn.Module) -> bool:
     """Return True for torch's linear layers as they are; one with a forward or weights of its own making may be anything."""
     own = next(kind for kind in type(module).__mro__ if "forward" in vars(kind))
     inner = next((kind for kind in type(module).__mro__ if "_conv_forward" in vars(kind)), nn.Module)
-    return own in LINEAR_OWNERS and inner.__module__.startswith("torch.nn") and set(module._parameters) <= {"weight", "bias"}
+    names = set(module._parameters)  # a parametrized weight is none of them, but computed
+    return own in LINEAR_OWNERS and inner.__module__.startswith("torch.nn") and {"weight"} <= names <= {"weight", "bias"}
 
 
 def _is_complete(module: nn.Module, chosen: Sequence[str]) -> bool:

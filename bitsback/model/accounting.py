@@ -17,8 +17,9 @@ from bitsback.ledger import Entry, Ledger
 from bitsback.likelihoods import Likelihood
 from bitsback.model.buffers import frozen_norms
 from bitsback.model.draws import drawing, draws_at_once
-from bitsback.model.model import FLOAT32_BITS, BayesianModel, Weight
+from bitsback.model.model import FLOAT32_BITS, BayesianModel
 from bitsback.model.modes import evaluating
+from bitsback.model.resident import Weight
 from bitsback.model.verdict import Course, warnings_of
 from bitsback.posterior import GaussianPosterior, PointPosterior
 from bitsback.tables.points import point_bits

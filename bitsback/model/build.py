@@ -25,8 +25,8 @@ def bayesianize(
 ) -> BayesianModel:
     """Return a model that holds a posterior and a prior for each weight of any ``nn.Module``.
 
-    The network keeps its class, its names, its forward and its parameters; each chosen parameter holds the current draw from now
-    on. Tied weights have one posterior, are drawn and counted once.
+    The network keeps its class, its names, its forward and its parameters; each chosen parameter holds the current draw from
+    now on. Tied weights have one posterior, are drawn and counted once.
 
     Frozen weights (``requires_grad`` is False) stay as they are: no posterior, no bits, named in the ledger as the receiver's.
     So do the running statistics of layers in eval mode, and every buffer that training leaves alone.
@@ -36,8 +36,9 @@ def bayesianize(
         prior: settings of a prior, a mapping with ``kind``, or a kind (see ``bitsback priors``).
         posterior: settings of the posteriors, the same as a mapping with ``kind``, or a kind: ``"gaussian"``, ``"point"``.
         overrides: other priors by weight-name pattern, ``{"*.bias": "laplace"}``; the first pattern that fits wins.
-        include, exclude: shell-style patterns over dotted weight names (``"encoder.fc.weight"``) or module names (``"encoder"``); a
-            weight gets a posterior when it matches ``include`` and not ``exclude``, the others stay deterministic.
+        include, exclude: shell-style patterns over dotted weight names (``"encoder.fc.weight"``) or module names
+            (``"encoder"``); a weight gets a posterior when it matches ``include`` and not ``exclude``, the others stay
+            deterministic.
         estimator: whether :func:`bitsback.train` draws ``weight`` or ``output`` (local reparameterisation, for layers linear in
             their weights), for all layers or by kind, ``{"Conv2d": "weight"}``; ``auto`` draws outputs of dense layers where
             trial forwards show that rows are examples.
@@ -64,8 +65,26 @@ def bayesianize(
                 continue
             if settings.relative_to == "prior":
                 weight.posterior.set_std(settings.std * weight.prior.width().detach())
+    _leave_the_rest(network, model)
     model.start()
     return model
+
+
+@torch.no_grad()
+def _leave_the_rest(network: nn.Module, model: BayesianModel) -> None:
+    """Give weights that had a posterior, and get none here, their means: they are deterministic from now on."""
+    taken = {id(weight.posterior) for weight in model.weights}
+    for module in network.modules():
+        shown = module.__dict__.get("posterior")
+        rest = [local for local in shown if id(shown[local]) not in taken] if isinstance(shown, LayerPosteriors) else []
+        for local in rest:
+            parameter = module._parameters.get(local)
+            owner = shown.owner(parameter) if parameter is not None else None
+            if owner is not None:
+                owner.release()
+            if parameter is not None and parameter.shape == shown[local].mean.shape:
+                parameter.copy_(shown[local].mean)
+            del shown[local]
 
 
 def _posterior(choice: Choice, settings: PosteriorSettings) -> Posterior:

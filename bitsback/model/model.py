@@ -12,11 +12,11 @@ from torch.nn.parameter import is_lazy
 
 from bitsback.errors import LayerError, PriorError
 from bitsback.kl import Panels, has_closed_form, kl
-from bitsback.layers import Choice, Estimators, matches
+from bitsback.layers import Choice, Estimators
 from bitsback.layers.outputs import check_kinds, estimator_of
 from bitsback.learned import BFLOAT16, Charge
 from bitsback.model.buffers import COUNTER, Buffer, buffers_of
-from bitsback.model.choices import PriorChoice, build_prior, settings_of
+from bitsback.model.choices import PriorChoice, charges_of, priors_of, settings_of
 from bitsback.model.resident import Resident, Weight, fresh_seed
 from bitsback.posterior import GaussianPosterior, PointPosterior, Posterior
 from bitsback.priors import Prior, PriorSettings
@@ -46,6 +46,14 @@ class LayerPosteriors(dict[str, Posterior]):
             copied.model = weakref.ref(copy.deepcopy(model, memo))
         return copied
 
+    def __reduce__(self) -> Any:
+        model = self.model() if self.model is not None else None
+        return LayerPosteriors, (), {"model": model}, None, iter(self.items())
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if state["model"] is not None:
+            self.model = weakref.ref(state["model"])
+
     def owner(self, parameter: nn.Parameter) -> "BayesianModel | None":
         """Return the model whose draw a parameter holds."""
         model = self.model() if self.model is not None else None
@@ -63,9 +71,9 @@ class OutputLayer(NamedTuple):
 class BayesianModel(Resident):
     """A network, and by name the posterior and prior of each of its weights.
 
-    The network stays what it is: its parameters hold the current draw. Calling the model calls the network. ``model.draw()`` puts
-    the next draw into all weights; an optimiser of :mod:`bitsback.optim` does so at every step. ``model.eval()`` places the
-    means, ``model.train()`` the draw again; ``with model.sample():`` and ``with model.mean():`` hold one value for a while.
+    The network stays what it is: its parameters hold the current draw. Calling the model calls the network. ``model.draw()``
+    puts the next draw into all weights; an optimiser of :mod:`bitsback.optim` does so at every step. ``model.eval()`` places
+    the means, ``model.train()`` the draw again; ``with model.sample():`` and ``with model.mean():`` hold one value for a while.
     Make it with :func:`bayesianize`.
 
     Attributes:
@@ -111,19 +119,10 @@ class BayesianModel(Resident):
         default: PriorSettings,
         overrides: Mapping[str, PriorSettings],
     ) -> None:
-        groups: dict[tuple[str, str], Prior] = {}
-        used: set[str] = set()
-        for number, (choice, posterior) in enumerate(posteriors):
-            name, first = choice.name, choice.places[0]
-            pattern = next((p for p in overrides if matches(name, [p])), "")
-            used.add(pattern)
-            settings = overrides.get(pattern, default)
-            key = (pattern, {"tensor": name, "layer": name.rpartition(".")[0], "model": ""}[settings.per])
-            if key not in groups:
-                groups[key] = build_prior(settings, name, first.owner, first.local, posterior)
-                self.priors.append(groups[key])
-            groups[key].check(posterior.mean.shape)
-            self.weights.append(Weight(choice, posterior.requires_grad_(False), groups[key], number))
+        priors = priors_of([(choice.places[0], posterior) for choice, posterior in posteriors], default, overrides)
+        self.priors.extend({id(prior): prior for prior in priors}.values())
+        for number, ((choice, posterior), prior) in enumerate(zip(posteriors, priors, strict=True)):
+            self.weights.append(Weight(choice, posterior.requires_grad_(False), prior, number))
             self._name_posterior(choice, posterior)
         for weight in self.weights:
             if isinstance(weight.posterior, PointPosterior) and weight.prior.charges():
@@ -131,10 +130,6 @@ class BayesianModel(Resident):
                     f"the prior of '{weight.name}' is learned, but its posterior is a point: the prior would collapse onto it; "
                     "set prior.learn=none, or posterior.kind=gaussian"
                 )
-        for pattern in overrides:
-            if pattern not in used:
-                names = ", ".join(weight.name for weight in self.weights)
-                raise LayerError(f"prior override '{pattern}' matches no weight; weights: {names}")
 
     def _name_posterior(self, choice: Choice, posterior: Posterior) -> None:
         """Register it under the weight's dotted name, and show it at every layer that reads the weight."""
@@ -313,11 +308,7 @@ class BayesianModel(Resident):
 
     def prior_charges(self) -> list[Charge]:
         """What the learned numbers of the priors cost."""
-        charges = []
-        for prior, weights in self.weights_by_prior():
-            first = weights[0].name
-            charges += [Charge(f"{prior.kind}.{c.name}[{first}]", c.numbers, c.bits_each) for c in prior.charges()]
-        return charges
+        return [charge for prior, weights in self.weights_by_prior() for charge in charges_of(prior, weights[0].name)]
 
     def charges(self) -> list[Charge]:
         """What every learned number that is not a weight costs."""

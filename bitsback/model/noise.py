@@ -1,7 +1,7 @@
 """Standard normal noise as a function of (seed, number of the draw, stream, index): the same for whoever asks again.
 
-On a CPU it comes from torch's generator, seeded afresh for every block of 32,768 numbers, so that any stretch of a tensor can be
-made alone. Where steps may share numbers, a pool of them is kept, of which each draw makes a share anew
+On a CPU it comes from torch's generator, seeded afresh for every block of 32,768 numbers, so that any stretch of a tensor can
+be made alone. Where steps may share numbers, a pool of them is kept, of which each draw makes a share anew
 (:class:`PooledNoise`). What a receiver has to repeat takes :class:`ExactNoise`.
 """
 

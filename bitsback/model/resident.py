@@ -1,16 +1,16 @@
 """The weights of a network that hold the current draw, and what puts it there.
 
 Every chosen parameter stays the network's own and *holds* a value: a draw m + s e, or the mean. A draw is an event
-(:meth:`Resident.draw`), not a read; in between, every forward sees the value that is there. The value follows from the posterior
-and from (seed, number, sign) alone, so it can be made again, compared, and left out of what is saved.
+(:meth:`Resident.draw`), not a read; in between, every forward sees the value that is there. The value follows from the
+posterior and from (seed, number, sign) alone, so it can be made again, compared, and left out of what is saved.
 
 The gradient of the width needs nothing from the forward pass: for w = m + s e it is g s e = g (w - m), with g the gradient that
-autograd leaves at the weight. When a weight goes from a to b while g is pending, ``log_std.grad -= g (b - a)`` keeps the sum right
-for any number of draws (summation by parts), while ``w.grad`` stays the plain sum that every framework expects.
+autograd leaves at the weight. When a weight goes from a to b while g is pending, ``log_std.grad -= g (b - a)`` keeps the sum
+right for any number of draws (summation by parts), while ``w.grad`` stays the plain sum that every framework expects.
 """
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
@@ -84,10 +84,10 @@ class Weight:
         if found is not self.known:
             what = "was replaced by another parameter" if found is not None else "is gone"
             raise LayerError(
-                f"'{self.name}' {what} since bayesianize; write into it (with torch.no_grad(): weight.copy_(...)), or make a new "
-                "model of the changed network"
+                f"'{self.name}' {what} since bayesianize; write into it (with torch.no_grad(): weight.copy_(...)), or make a "
+                "new model of the changed network"
             )
-        if found.shape != self.posterior.mean.shape:
+        if found.shape != next(iter(self._parts())).shape:
             raise LayerError(
                 f"'{self.name}' has changed its shape from {tuple(self.posterior.mean.shape)} to {tuple(found.shape)} since "
                 "bayesianize; make a new model of the changed network"
@@ -104,10 +104,17 @@ class Weight:
         """Whether an optimiser may move it: frozen weights do not require gradients."""
         return self.known.requires_grad
 
+    def tensors(self) -> list[Tensor]:
+        """The parameter, and its posterior's: mean, and log std unless it is a point."""
+        return [self.parameter, *self._parts()]
+
+    def _parts(self) -> Iterable[Tensor]:
+        """Mean and log std, without torch's walk through modules."""
+        return self.posterior._parameters.values()  # type: ignore[return-value]
+
     def versions(self) -> tuple[int, ...]:
         """What tells that somebody has written to the weight or its posterior."""
-        own = self.known._version, self.posterior.mean._version
-        return (*own, self.posterior.log_std._version) if isinstance(self.posterior, GaussianPosterior) else own
+        return (self.known._version, *[part._version for part in self._parts()])
 
     def mark(self) -> None:
         """Remember that the weight holds what was written last."""
@@ -136,7 +143,9 @@ class Resident(nn.Module):
         self._offsets: dict[int, int] = {}
         self._placed, self._issued, self._reached = 0, 0, -1
         self._is_released = False
+        self.loss_is_sum, self._loss_looks = False, 3
         self.register_load_state_dict_post_hook(_after_loading)
+        self.register_state_dict_pre_hook(_before_saving)
 
     def start(self) -> None:
         """Take the weights over: from now on they hold draws."""
@@ -167,7 +176,7 @@ class Resident(nn.Module):
         return self._state.holds
 
     @property
-    def training(self) -> bool:  # type: ignore[override]
+    def training(self) -> bool:
         """True in train mode. Eval mode places the means, train mode puts the same draw back, whoever sets it."""
         return bool(self.__dict__.get("_training", True))
 
@@ -230,7 +239,7 @@ class Resident(nn.Module):
 
     @contextmanager
     def keeping(self, *, honour: bool = True) -> Iterator[None]:
-        """Inside, :meth:`place` may put anything into the weights; afterwards, also after an error, they hold what they held."""
+        """Inside, :meth:`place` may put anything into the weights; afterwards, or after an error, they hold what they held."""
         self.honour_edits(everywhere=True)
         before, placed, reached = self._state, self._placed, self._reached
         posteriors = [weight.versions()[1:] for weight in self.weights]
@@ -278,14 +287,16 @@ class Resident(nn.Module):
         """Return what ``state`` (default: the current one) says that a weight holds; None where that is its mean."""
         state = state or self._state
         q = weight.posterior
-        if state.holds == "mean" or not isinstance(q, GaussianPosterior):
-            return None
-        if weight.noise_on_outputs and state.number >= 0:
+        if not isinstance(q, GaussianPosterior) or not self._is_drawn(weight, state):
             return None
         drawn = torch.addcmul(q.mean, q.std(), self.noise(weight, state, noise), value=float(state.sign))
         if weight.constant_row is not None:
             drawn[weight.constant_row] = q.mean[weight.constant_row]
         return drawn.detach()
+
+    def _is_drawn(self, weight: Weight, state: State) -> bool:
+        """Whether a weight holds more than its mean."""
+        return state.holds == "draw" and weight.is_gaussian and not (weight.noise_on_outputs and state.number >= 0)
 
     def noise(self, weight: Weight, state: State, pooled: Tensor | None = None) -> Tensor:
         """Return e of a draw: standard normal numbers in the shape and memory order of the posterior's mean."""
@@ -380,14 +391,19 @@ class Resident(nn.Module):
             parameter, q = weight.parameter, weight.posterior
             versions = weight.versions()
             own, mean, *log_std = [now != then for now, then in zip(versions, weight.seen, strict=True)] or [True] * 3
-            if mean:  # whoever sets a mean wants that mean
+            own = own and not weight.is_rewritten_in_forward
+            has_other_width = any(log_std) and self._is_drawn(weight, self._state)
+            if mean or (has_other_width and not own):  # whoever sets a mean wants that mean
                 again.append(weight)
+            elif has_other_width:  # what was drawn cannot be made again, to compare with
+                raise LayerError(
+                    f"'{weight.name}' and its log_std were both written to since the last draw, and what was meant as a mean cannot be "
+                    "told: write weights inside `with model.mean():`"
+                )
             elif (own or everywhere) and not weight.is_rewritten_in_forward:
                 value = self.value(weight, None, noise)
                 changed = _differs(parameter, q.mean if value is None else value, q)
                 self._take_edits(weight, parameter, changed)
-            if any(log_std):
-                again.append(weight)
             weight.mark()
         for weight in again:
             self._write(weight, weight.parameter, self._state, noise)
@@ -401,8 +417,8 @@ class Resident(nn.Module):
         if self._reached == self._placed and self.training and bool(changed.float().mean() > 0.5):
             raise LayerError(
                 f"something has moved the draw in '{weight.name}' after a backward pass, as an optimiser does that knows no "
-                "posterior: train with bitsback.optim.Adam(model, lr=1e-3, examples=N) in its place; to edit weights, write them "
-                "inside `with model.mean():`"
+                "posterior: train with bitsback.optim.Adam(model, lr=1e-3, examples=N) in its place; to edit weights, write "
+                "them inside `with model.mean():`"
             )
         mean = weight.posterior.mean
         mean.copy_(torch.where(changed, parameter.to(mean.dtype), mean))
@@ -434,10 +450,13 @@ class Resident(nn.Module):
                 return
             if model._placed != placed:
                 raise LayerError(
-                    "the weights hold another draw than in the forward pass: call backward() before model.draw(), optimizer.step(), "
-                    "model.eval() and model.train(), and inside the same `with model.sample():` as the forward"
+                    "the weights hold another draw than in the forward pass: call backward() before model.draw(), "
+                    "optimizer.step(), model.eval() and model.train(), inside the same `with model.sample():` as the forward"
                 )
             model._reached = placed
+            if model._loss_looks > 0:
+                model._loss_looks -= 1
+                model.loss_is_sum = _is_slope_of_sum(gradient)
 
         for leaf in pytree.tree_leaves(output):
             if isinstance(leaf, Tensor) and leaf.requires_grad and not torch._C._functorch.is_functorch_wrapped_tensor(leaf):
@@ -487,6 +506,12 @@ class Resident(nn.Module):
         self._state = State(self._state.holds, seed, number, sign)
 
 
+def _before_saving(model: Resident, *_: Any) -> None:
+    """What others have written to the weights is saved as their means."""
+    if model.weights and not model._is_released:
+        model.honour_edits(everywhere=True)
+
+
 def _after_loading(model: Resident, _keys: Any) -> None:
     """After a state was loaded: what came with its posterior is no edit; what came alone is the new mean."""
     loaded = [weight for weight in model.weights if weight.posterior.take_loaded()]
@@ -504,6 +529,19 @@ def as_row(tensor: Tensor) -> Tensor:
     """Return the numbers of a dense tensor in the order of its memory, as a view (n,)."""
     tensor = tensor.detach()
     return tensor.as_strided((tensor.numel(),), (1,), tensor.storage_offset())
+
+
+def _is_slope_of_sum(gradient: Tensor) -> bool:
+    """Return whether a gradient at class scores is that of cross-entropies that were added up, not averaged.
+
+    Each row of the slope of a cross-entropy sums to zero, and its absolute values to at most 2; of a mean, those of all do.
+    """
+    if gradient.ndim != 2 or len(gradient) < 4 or gradient.shape[1] < 2:
+        return False
+    rows = gradient.detach().float()
+    sizes = rows.abs().sum(1)
+    is_softmax = bool((rows.sum(1).abs() <= 1e-4 * sizes + 1e-12).all())
+    return is_softmax and float(sizes.max()) <= 2.001 and float(sizes.sum()) > 2.001
 
 
 def _differs(parameter: Tensor, value: Tensor, q: Posterior) -> Tensor:

@@ -31,6 +31,7 @@ def widened(model: BayesianModel, factor: float) -> Iterator[BayesianModel]:
         raise LedgerError("a point estimate has no width to change; train with posterior.kind=gaussian")
     if not factor > 0:
         raise LedgerError(f"a width factor must be above zero, got {factor:g}")
+    model.honour_edits(everywhere=True)
     trained = [q.log_std.detach().clone() for q in wide]
     try:
         for posterior in wide:

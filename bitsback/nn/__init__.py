@@ -1,7 +1,7 @@
 """torch's layers with a posterior over each weight, constructor options and all.
 
-Each takes every argument of the torch layer of the same name, and ``prior``, ``posterior`` and ``seed`` besides. Used alone, a layer
-draws and counts by itself; in a network, :func:`bitsback.bayesianize` takes over the posteriors of its layers.
+Each takes every argument of the torch layer of the same name, and ``prior``, ``posterior`` and ``seed`` besides. Used alone, a
+layer draws and counts by itself; in a network, :func:`bitsback.bayesianize` takes over the posteriors of its layers.
 
 >>> layer = Linear(3, 2, bias=False)
 >>> layer.posterior["weight"], layer.kl_bits().item() > 0
@@ -20,9 +20,11 @@ from bitsback.layers import SmoothConv2d
 from bitsback.model import BayesianModel, LayerPosteriors, bayesianize
 from bitsback.model.choices import PosteriorChoice, PriorChoice
 
-__all__ = ["GRU", "LSTM", "RNN", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "BayesianLayer", "Bilinear", "Conv1d", "Conv2d", "Conv3d",
-           "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d", "Embedding", "GroupNorm", "LayerNorm", "Linear",
-           "MultiheadAttention", "SmoothConv2d"]  # fmt: skip
+__all__ = [
+    "GRU", "LSTM", "RNN", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "BayesianLayer", "Bilinear", "Conv1d", "Conv2d",
+    "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d", "Embedding", "GroupNorm", "LayerNorm", "Linear",
+    "MultiheadAttention", "SmoothConv2d",
+]  # fmt: skip
 
 
 class BayesianLayer(nn.Module):
@@ -43,6 +45,9 @@ class BayesianLayer(nn.Module):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        if not any(p.requires_grad for p in self.parameters()):  # such as Embedding.from_pretrained(freeze=True)
+            self.__dict__["posterior"] = LayerPosteriors()
+            return
         alone = bayesianize(self, prior, posterior=posterior, seed=seed)
         alone.is_alone = True
         self.__dict__["_alone"] = alone  # not a child: it holds this layer
@@ -52,9 +57,11 @@ class BayesianLayer(nn.Module):
         """The model of this layer alone.
 
         Raises:
-            LayerError: when the layer belongs to a larger model, which draws and counts.
+            LayerError: when the layer belongs to a larger model, which draws and counts, or when it was made frozen.
         """
-        alone: BayesianModel = self.__dict__["_alone"]
+        alone: BayesianModel | None = self.__dict__.get("_alone")
+        if alone is None:
+            raise LayerError("every weight of this layer is frozen: there is nothing to draw, and nothing to count")
         if alone._is_released:
             raise LayerError("this layer belongs to a model, which draws and counts for it; call the model's methods")
         return alone
@@ -94,7 +101,7 @@ class BayesianLayer(nn.Module):
         return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[no-untyped-call]
+        super()._save_to_state_dict(destination, prefix, keep_vars)
         for key, tensor in self._numbers():
             destination[f"{prefix}{key}"] = tensor if keep_vars else tensor.detach()
 

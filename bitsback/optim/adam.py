@@ -5,13 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bitsback.errors import LayerError
 from bitsback.model import Weight
 from bitsback.optim.base import PosteriorOptimizer
-from bitsback.optim.pieces import rows
 from bitsback.optim.sweep import Move
 
-FUSED = ("cpu", "cuda", "mps", "xpu")
-"""Devices on which torch has Adam as one pass."""
+FUSED = ("cuda", "mps", "xpu")
+"""Devices besides the CPU on which torch has Adam as one pass."""
 
 
 class Adam(PosteriorOptimizer):
@@ -26,7 +26,7 @@ class Adam(PosteriorOptimizer):
             :class:`bitsback.optim.PosteriorOptimizer`.
 
     Raises:
-        LayerError: for what is no model, unknown settings, or nothing to move.
+        LayerError: for what is no model, settings that are unknown or make no sense, or nothing to move.
 
     >>> import bitsback
     >>> model = bitsback.bayesianize(nn.Linear(4, 2))
@@ -47,6 +47,8 @@ class Adam(PosteriorOptimizer):
         eps: float = 1e-8,
         **options: Any,
     ) -> None:
+        if not (len(betas) == 2 and all(0 <= beta < 1 for beta in betas) and eps >= 0 and lr >= 0):
+            raise LayerError(f"give lr and eps not below zero, and two betas in [0, 1); got lr {lr}, eps {eps}, betas {betas}")
         super().__init__(model, {"lr": lr, "betas": betas, "eps": eps}, examples=examples, **options)
 
     def _averages(self, parameter: Tensor, like: Tensor, of: str = "") -> list[Tensor]:
@@ -70,13 +72,16 @@ class Adam(PosteriorOptimizer):
     def _mover(self, weight: Weight) -> Move:
         q, (own, wide) = weight.posterior, self._settings(weight)
         step = self._count_step(weight.known)
-        of_mean = [rows(average) for average in self._averages(weight.known, q.mean)]
-        of_log_std = [rows(average) for average in self._averages(weight.known, q.mean, "_log_std")] if wide else []
+        averages = self._averages(weight.known, q.mean)
+        if wide is not None:
+            averages += self._averages(weight.known, q.mean, "_log_std")
+        pieces = self._scratch.rows.of((weight.number, "averages"), averages)
 
-        def move(number: int, mean: Tensor, log_std: Tensor | None, gm: Tensor, gl: Tensor | None) -> None:
-            adam(mean, gm, of_mean[0][number], of_mean[1][number], step, own)
+        def move(number: int, mean: Tensor, log_std: Tensor | None, gm: Tensor, gl: Tensor | None, pull: float) -> None:
+            averages = pieces[number]
+            adam(mean, gm, averages[0], averages[1], step, own, pull)
             if wide is not None and log_std is not None and gl is not None:
-                adam(log_std, gl, of_log_std[0][number], of_log_std[1][number], step, wide)
+                adam(log_std, gl, averages[2], averages[3], step, wide)
 
         return move
 
@@ -91,16 +96,18 @@ class Adam(PosteriorOptimizer):
                 adam(parameter, gradient, first, second, self._count_step(parameter), group)
 
 
-def adam(parameter: Tensor, gradient: Tensor, first: Tensor, second: Tensor, step: Tensor, group: dict[str, Any]) -> None:
-    """Take one step of Adam on a tensor, in place."""
+def adam(
+    parameter: Tensor, gradient: Tensor, first: Tensor, second: Tensor, step: Tensor, group: dict[str, Any], pull: float = 0.0
+) -> None:
+    """Take one step of Adam on a tensor, in place; its gradient is the one given and ``pull`` times the tensor."""
     (beta1, beta2), lr = group["betas"], float(group["lr"])
-    if parameter.device.type in FUSED and gradient.dtype == parameter.dtype:
+    if (parameter.is_cpu or parameter.device.type in FUSED) and gradient.dtype == parameter.dtype:
         torch._fused_adam_(
-            [parameter], [gradient], [first], [second], [], [step], lr=lr, beta1=beta1, beta2=beta2, weight_decay=0.0,
+            [parameter], [gradient], [first], [second], [], [step], lr=lr, beta1=beta1, beta2=beta2, weight_decay=pull,
             eps=group["eps"], amsgrad=False, maximize=False,
         )  # fmt: skip
         return
-    gradient = gradient.to(first.dtype)
+    gradient = torch.add(gradient.to(first.dtype), parameter, alpha=pull)
     first.lerp_(gradient, 1 - beta1)
     second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
     count = float(step)

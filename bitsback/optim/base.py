@@ -6,10 +6,11 @@ data cost + beta KL / N are
     d/dm     = g           + k dKL/dm,
     d/dlog s = g (w - m)   + k dKL/dlog s
 
-(Graves 2011; Blundell et al. 2015, section 3.2). For the prior N(mu, p^2), dKL/dm = (m - mu) / p^2 and dKL/dlog s = s^2 / p^2 - 1;
-other priors say theirs (:meth:`bitsback.priors.Prior.kl_gradient`).
+(Graves 2011; Blundell et al. 2015, section 3.2). For the prior N(mu, p^2), dKL/dm = (m - mu) / p^2 and
+dKL/dlog s = s^2 / p^2 - 1; other priors say theirs (:meth:`bitsback.priors.Prior.kl_gradient`).
 """
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -28,6 +29,9 @@ from bitsback.posterior import GaussianPosterior
 
 LOOK_EVERY = 16
 """Steps between looks at which weights have stds far below their means."""
+
+LOOKS_FOR_CLIPPING = 32
+"""Steps in which gradients are looked at for somebody else's clipping."""
 
 KEYS = {"params", "lr", "log_std_lr", "role", "initial_lr"}
 POSTERIOR = "posterior"
@@ -93,7 +97,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         super().__init__([*wanted, {"params": extra}] if extra else wanted, defaults)
 
     def _take_model(self, model: Any) -> None:
-        model = model if isinstance(model, BayesianModel) else getattr(model, "model", model)
+        model = _unwrapped(model)
         if not isinstance(model, BayesianModel):
             raise LayerError(f"give the model that bitsback.bayesianize makes, got {type(model).__name__}")
         self.model = model
@@ -101,6 +105,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         self._scratch, self._steps = Scratch(), 0
         self._coarse: list[Weight] = []
         self._cost = GaussianCost([])
+        self._norms: list[float] = []
         self._owned: tuple[tuple[bool, ...], list[Weight]] | None = None
 
     def _default_parameters(self) -> list[nn.Parameter]:
@@ -163,7 +168,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
     # a step
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Move everything by one step, and draw anew; without any gradient, nothing moves.
 
         Raises:
@@ -178,8 +183,13 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             raise LayerError(
                 "the weights hold their means, and gradients taken there teach no width: call model.train() before the forward"
             )
+        if model.loss_is_sum and self.nats_per_unit == 1.0:
+            warnings.warn(SUM_LOSS, stacklevel=4)
+            model.loss_is_sum = False
         model.honour_edits()
         plain = [p for group in self._roles("plain") for p in group["params"] if p.grad is not None]
+        if self._steps < LOOKS_FOR_CLIPPING:
+            self._look_for_clipping([*(weight.parameter for weight in weights), *plain])
         if not plain and all(weight.parameter.grad is None and pending_of(weight) is None for weight in weights):
             return loss
         k = self.beta / (self.examples * self.nats_per_unit)
@@ -195,6 +205,15 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             self._remember(weights)
         self._steps += 1
         return loss
+
+    def _look_for_clipping(self, parameters: Sequence[Tensor]) -> None:
+        """Say it once when somebody else clips: what is clipped before the step holds no KL, whose weight then grows."""
+        gradients = [p.grad for p in parameters if p.grad is not None and not p.grad.is_sparse]
+        norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))) if gradients else 0.0
+        self._norms = [*self._norms, norm][-3:]
+        if len(self._norms) == 3 and norm and max(self._norms) - min(self._norms) < 1e-4 * norm:
+            warnings.warn(FOREIGN_CLIPPING.format(norm=norm), stacklevel=5)
+            self._norms = []
 
     def _begin(self, weights: Sequence[Weight], k: float) -> None:
         """Let priors follow, and count what has a closed form."""
@@ -253,10 +272,10 @@ class PosteriorOptimizer(torch.optim.Optimizer):
     def _move_filled(self, weight: Weight) -> None:
         """Move a weight whose gradients lie in ``.grad`` of mean and log std."""
         move = self._mover(weight)
-        several = [p for p in weight.posterior.parameters()]
+        several = list(weight.posterior.parameters())
         cut = [rows(t) for p in several for t in (p, p.grad) if t is not None]
         for number, (m, gm, *rest) in enumerate(zip(*cut, strict=True)):
-            move(number, m, rest[0] if rest else None, gm, rest[1] if rest else None)
+            move(number, m, rest[0] if rest else None, gm, rest[1] if rest else None, 0.0)
 
     @abstractmethod
     def _move_plain(self) -> None:
@@ -290,7 +309,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         self.model.eval()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return torch's state, and under ``posterior`` means, log stds, seed and number of the draw: all that resuming needs."""
+        """Return torch's state, and under ``posterior`` means, log stds, seed and number of the draw: what resuming needs."""
         found: dict[str, Any] = super().state_dict()
         model = self.model
         tensors = {name: tensor.detach() for name, tensor in model.posterior.state_dict().items()}
@@ -324,7 +343,25 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         return {**self.__dict__, "_scratch": Scratch()}
 
 
+def _unwrapped(model: Any) -> Any:
+    """Return the model inside what torch.compile or a data-parallel wrapper made of it, or behind a layer used alone."""
+    while isinstance(model, nn.Module) and not isinstance(model, BayesianModel):
+        inner = next((getattr(model, name) for name in ("_orig_mod", "module", "model") if hasattr(model, name)), None)
+        if inner is None:
+            break
+        model = inner
+    return model
+
+
+SUM_LOSS = (
+    "the loss looks like a sum over the batch, and the optimiser weighs the KL for a mean over examples: take the mean "
+    "(reduction='mean'), or say with examples= what one unit of the loss is averaged over"
+)
+FOREIGN_CLIPPING = (
+    "the gradients of three steps have one and the same norm, {norm:.3g}: something clips them before the step, which sees no KL and so "
+    "multiplies its weight; switch it off, and give max_grad_norm={norm:.3g} to this optimiser, which clips both alike"
+)
 WEIGHT_DECAY = (
-    "weight_decay is a Gaussian prior, and priors have their own place: bayesianize(network, prior={'kind': 'gaussian', 'scale': s, "
-    "'learn': 'none'}) pulls means by 1 / (N s^2)"
+    "weight_decay is a Gaussian prior, and priors have their own place: bayesianize(network, prior={'kind': 'gaussian', "
+    "'scale': s, 'learn': 'none'}) pulls means by 1 / (N s^2)"
 )

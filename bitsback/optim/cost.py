@@ -22,8 +22,8 @@ def has_one_scale(prior: Prior) -> bool:
 class GaussianCost:
     """KL of tensors under priors that :func:`has_one_scale` is true of; tensors may share a prior.
 
-    Three sums describe each tensor. They come out of the pass that moved it, so that the KL, its gradient and the best scale are
-    known before the next one begins.
+    Three sums describe each tensor. They come out of the pass that moved it, so that the KL, its gradient and the best scale
+    are known before the next one begins.
 
     Args:
         weights: with Gaussian posteriors.
@@ -49,9 +49,10 @@ class GaussianCost:
         """Take the sums of a tensor that others have moved."""
         q = weight.posterior
         assert isinstance(q, GaussianPosterior)
-        distance = q.mean - weight.prior.centre
+        distance = q.mean - self.priors[id(weight.prior)].centre
         parts = torch.stack([(2 * q.log_std).exp().sum(), distance.square().sum(), q.log_std.sum()]).double()
-        self.sums[weight.number] = tuple(parts.tolist())  # type: ignore[assignment]
+        variance, square, log_std = parts.tolist()
+        self.sums[weight.number] = variance, square, log_std
         self.marks[weight.number] = weight.versions()[1:]
 
     def moments(self) -> dict[int, tuple[float, int]]:

@@ -7,8 +7,8 @@ and scalable Bayesian deep learning by weight-perturbation in Adam" (VOGN), with
     m <- m - lr s^2 dF/dm,    1 / s^2 <- (1 + r G + (r G)^2 / 2) / s^2,    G = dF / dlog s.
 
 G = s^2 E_q[d^2(-log p(D, w)) / dw^2] - 1 says how far the precision is from the expected Hessian, in its own units, and it is
-what the gradient of log s is: for a drawn weight w = m + s e the Hessian is estimated by g e / s, as IVON does; where outputs are
-drawn, with less noise; and every prior adds its own part.
+what the gradient of log s is: for a drawn weight w = m + s e the Hessian is estimated by g e / s, as IVON does; where outputs
+are drawn, with less noise; and every prior adds its own part.
 """
 
 from typing import Any
@@ -19,7 +19,6 @@ from torch import Tensor
 from bitsback.errors import LayerError
 from bitsback.model import Weight
 from bitsback.optim.adam import Adam
-from bitsback.optim.pieces import rows
 from bitsback.optim.sweep import Move
 
 MOST_CHANGE = 1.0
@@ -88,18 +87,19 @@ class IVON(Adam):
             state["momentum"] = torch.zeros_like(mean, requires_grad=False)
         elif state["momentum"].stride() != mean.stride():
             state["momentum"] = torch.empty_like(mean, requires_grad=False).copy_(state["momentum"])
-        averages, memory = rows(state["momentum"]), own["betas"][0]
+        averages = self._scratch.rows.of((weight.number, "momentum"), [state["momentum"]])
+        memory = own["betas"][0]
         to_nats = self.examples * self.nats_per_unit
         rate = float(own["lr"]) * to_nats / (1 - memory ** float(self._count_step(weight.known)))
         change = float(wide["lr"]) * to_nats
 
-        def move(number: int, m: Tensor, log_std: Tensor | None, gm: Tensor, gl: Tensor | None) -> None:
+        def move(number: int, m: Tensor, log_std: Tensor | None, gm: Tensor, gl: Tensor | None, pull: float) -> None:
             assert log_std is not None
             assert gl is not None
-            averages[number].lerp_(gm, 1 - memory)
+            (average,) = averages[number]
+            average.lerp_(torch.add(gm, m, alpha=pull), 1 - memory)
             std = torch.exp(log_std)
-            step = torch.mul(averages[number], std, out=gm).mul_(rate).clamp_(-self.most_stds, self.most_stds)
-            m.addcmul_(step, std, value=-1)
+            m.addcmul_((average * std).mul_(rate).clamp_(-self.most_stds, self.most_stds), std, value=-1)
             gl.mul_(change).clamp_(-MOST_CHANGE, MOST_CHANGE)
             log_std.sub_(gl.addcmul_(gl, gl, value=0.5).log1p_(), alpha=0.5)
 

@@ -1,6 +1,7 @@
 """Tensors in pieces that a processor's cache holds together with everything that is made of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,33 +23,72 @@ def are_alike(tensors: Sequence[Tensor]) -> bool:
 
 def rows(tensor: Tensor) -> list[Tensor]:
     """Return the numbers of a dense tensor in the order of its memory, cut; views that share its version."""
-    count, start = tensor.numel(), tensor.storage_offset()
-    tensor = tensor.detach()
+    count = tensor.numel()
+    flat = tensor.detach().as_strided((count,), (1,))
     if count <= PIECE or tensor.device.type != "cpu":
-        return [tensor.as_strided((count,), (1,), start)]
-    return [tensor.as_strided((min(PIECE, count - at),), (1,), start + at) for at in range(0, count, PIECE)]
+        return [flat]
+    return [flat[at : at + PIECE] for at in range(0, count, PIECE)]
+
+
+class Rows:
+    """The rows of tensors that last, side by side: made anew only when one of the tensors lies elsewhere by now.
+
+    >>> kept, tensor = Rows(), torch.zeros(2, 3)
+    >>> first = kept.of("mean", [tensor])
+    >>> kept.of("mean", [tensor]) is first, kept.of("mean", [tensor.clone()]) is first
+    (True, False)
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[Hashable, tuple[list[Any], list[tuple[Tensor, ...]]]] = {}
+
+    def of(
+        self, key: Hashable, tensors: Sequence[Tensor], lay_out: Callable[[], None] | None = None
+    ) -> list[tuple[Tensor, ...]]:
+        """Return piece by piece the :func:`rows` of tensors, which ``lay_out`` first makes dense and alike."""
+        where: list[Any] = [(tensor.data_ptr(), tensor.stride()) for tensor in tensors]
+        kept = self._kept.get(key)
+        if kept is not None and kept[0] == where:
+            return kept[1]
+        if lay_out is not None:
+            lay_out()
+            where = [(tensor.data_ptr(), tensor.stride()) for tensor in tensors]
+        pieces = list(zip(*map(rows, tensors), strict=True))
+        self._kept[key] = where, pieces  # what is kept is not freed, and its address not used again
+        return pieces
 
 
 class Scratch:
     """Buffers of a piece's size, by number, made once for each dtype and device.
+
+    Attributes:
+        rows: views of tensors that last.
 
     >>> Scratch().get(2, torch.zeros(5)).shape
     torch.Size([5])
     """
 
     def __init__(self) -> None:
+        self.rows = Rows()
         self._buffers: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
+        self._views: dict[tuple[int, int, torch.dtype, torch.device], Tensor] = {}
 
     def get(self, number: int, like: Tensor) -> Tensor:
         """Return buffer ``number``, cut to the length of a row ``like`` it; what is in it is what it was last used for."""
-        key, count = (number, like.dtype, like.device), like.numel()
-        buffer = self._buffers.get(key)
-        if buffer is None or len(buffer) < count:
-            buffer = self._buffers[key] = torch.empty(count, dtype=like.dtype, device=like.device)
-        return buffer[:count] if len(buffer) != count else buffer
+        key = number, like.numel(), like.dtype, like.device
+        found = self._views.get(key)
+        return self._made(*key) if found is None else found
+
+    def _made(self, number: int, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        buffer = self._buffers.get((number, dtype, device))
+        if buffer is None or buffer.numel() < count:
+            buffer = self._buffers[number, dtype, device] = torch.empty(count, dtype=dtype, device=device)
+            self._views = {key: view for key, view in self._views.items() if (key[0], *key[2:]) != (number, dtype, device)}
+        view = self._views[number, count, dtype, device] = buffer[:count]
+        return view
 
     def __deepcopy__(self, memo: object) -> "Scratch":
         return Scratch()
 
     def __getstate__(self) -> dict[str, object]:
-        return {"_buffers": {}}
+        return vars(Scratch())

@@ -3,7 +3,8 @@
 w, m, log s, g  ->  gradients of m, log s  ->  m, log s move  ->  sums of s^2, (m - mu)^2, log s  ->  w = m + s e
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import count, repeat
 
 import torch
 from torch import Tensor
@@ -12,14 +13,14 @@ from bitsback.model import BayesianModel, State, Weight
 from bitsback.model.resident import COARSE
 from bitsback.optim.cost import GaussianCost
 from bitsback.optim.pieces import PIECE, Scratch, are_alike, is_dense, rows
-from bitsback.posterior import GaussianPosterior
+from bitsback.posterior import GaussianPosterior, Posterior
 from bitsback.priors.gaussian import GaussianPrior
 
-Gradients = tuple[Tensor, Tensor | None]
-"""Of mean and log std; none of the latter for a point."""
+Gradients = tuple[Tensor, Tensor | None, float]
+"""Of mean and log std, none of the latter for a point; to that of the mean belongs so many times the mean itself besides."""
 
-Move = Callable[[int, Tensor, Tensor | None, Tensor, Tensor | None], None]
-"""Moves a piece: its number, mean, log std and their gradients; without log std for a point."""
+Move = Callable[[int, Tensor, Tensor | None, Tensor, Tensor | None, float], None]
+"""Moves a piece: its number, mean, log std (none for a point), and :data:`Gradients`, the first of which is only read."""
 
 NOTHING = 2.0**-40
 """A std below this share of its mean moves nothing."""
@@ -48,6 +49,7 @@ class Sweep:
         self._spreads: dict[int, Tensor] = {}
         self._pool: Tensor | None = None
         self._sums: list[tuple[int, list[Tensor]]] = []
+        self._minus_k: Tensor | None = None
 
     def begin(self, coarse: list[Weight]) -> None:
         """Make the spread of ``coarse`` weights again while the pool still has its noise, then go on to the next numbers."""
@@ -63,40 +65,45 @@ class Sweep:
 
     def weight(self, weight: Weight, move: Move | None) -> None:
         """Take one weight through the pass; without ``move`` its gradients are left in those of mean and log std."""
-        q, parameter = weight.posterior, weight.parameter
-        aligned(weight)
-        share = self.kl_weights.get(weight.number)
+        q = weight.posterior
+        pieces, share = self._pieces(weight), self.kl_weights.get(weight.number)
         given = [self._data_gradient(weight), pending_of(weight), self._spreads.get(weight.number)]
         given.append(laid_as(share, q.mean) if share is not None else None)
-        pieces = list(zip(*map(rows, [parameter, *q.parameters()]), strict=True))
+        gradients: Iterable[Gradients]
         if weight.number in self.cost or weight.prior.is_elementwise:
-            cut = [rows(tensor) if tensor is not None else [None] * len(pieces) for tensor in given]
-            gradients = (
-                self._gradients(weight, piece, n, *parts) for n, (piece, *parts) in enumerate(zip(pieces, *cut, strict=True))
-            )
+            cut = [rows(tensor) if tensor is not None else repeat(None) for tensor in given]
+            gradients = map(self._gradients, repeat(weight), pieces, count(), *cut)
         else:
             gradients = self._whole_gradients(weight, given)
         if move is None:
-            full = [torch.empty_like(p) for p in q.parameters()]
-            for found, *targets in zip(gradients, *map(rows, full), strict=True):
-                for target, gradient in zip(targets, found, strict=False):
-                    target.copy_(gradient)
-            for p, gradient in zip(q.parameters(), full, strict=True):
-                p.grad = gradient
+            self._fill(q, pieces, gradients)
             return
         sums: list[Tensor] = []
-        for number, ((w, m, *rest), found) in enumerate(zip(pieces, gradients, strict=True)):
+        for number, ((w, m, *rest), (gm, gl, pull)) in enumerate(zip(pieces, gradients, strict=True)):
             log_std = rest[0] if rest else None
-            move(number, m, log_std, *found)
+            move(number, m, log_std, gm, gl, pull)
             sums += self.written(weight, w, m, log_std, number)
         self.wrote(weight, sums)
+
+    def _pieces(self, weight: Weight) -> list[tuple[Tensor, ...]]:
+        """Weight, mean and log std, piece by piece."""
+        return self.scratch.rows.of(weight.number, weight.tensors(), lambda: aligned(weight))
+
+    def _fill(self, q: Posterior, pieces: Sequence[tuple[Tensor, ...]], gradients: Iterable[Gradients]) -> None:
+        """Leave the gradients in those of mean and log std."""
+        full = [torch.empty_like(p) for p in q.parameters()]
+        cut = zip(*map(rows, full), strict=True)
+        for (_, m, *_), (gm, gl, pull), (into, *wide) in zip(pieces, gradients, cut, strict=True):
+            torch.add(gm, m, alpha=pull, out=into)
+            if gl is not None:
+                wide[0].copy_(gl)
+        for p, gradient in zip(q.parameters(), full, strict=True):
+            p.grad = gradient
 
     def rewrite(self, weight: Weight) -> None:
         """Write the next draw of a weight that was moved by others."""
         sums: list[Tensor] = []
-        for number, (w, m, *rest) in enumerate(
-            zip(*map(rows, [weight.parameter, *weight.posterior.parameters()]), strict=True)
-        ):
+        for number, (w, m, *rest) in enumerate(self._pieces(weight)):
             sums += self.written(weight, w, m, rest[0] if rest else None, number)
         self.wrote(weight, sums)
 
@@ -120,11 +127,10 @@ class Sweep:
         if weight.noise_on_outputs:
             w.copy_(m)
             return sums
-        noise = self._noise(weight, m, number)
         if w.dtype == m.dtype:
-            torch.addcmul(m, std, noise, out=w)
+            torch.addcmul(m, std, self._noise(weight, w, number), out=w)
         else:
-            w.copy_(torch.addcmul(m, std, noise))
+            w.copy_(torch.addcmul(m, std, self._noise(weight, self._buffer(NOISE, m), number)))
         return sums
 
     def wrote(self, weight: Weight, sums: list[Tensor]) -> None:
@@ -139,7 +145,8 @@ class Sweep:
         """Hand the sums to the cost, read from the device at once."""
         if not self._sums:
             return
-        numbers = iter(torch.stack([one for _, sums in self._sums for one in sums]).tolist())
+        every = [one for _, sums in self._sums for one in sums]
+        numbers = iter(map(float, every) if every[0].is_cpu else torch.stack(every).tolist())
         for number, sums in self._sums:
             total = [0.0, 0.0, 0.0]
             for place in range(len(sums)):
@@ -154,11 +161,11 @@ class Sweep:
         w, m, *rest = piece
         if not rest:
             slope = weight.prior.slope(m, self.k).mul_(self.k)
-            return (slope if g is None else slope.add_(g)), None
+            return (slope if g is None else slope.add_(g)), None, 0.0
         if weight.number in self.cost:
-            gm, gl = self._gaussian(weight, w, m, rest[0], g, spread)
+            gm, gl, pull = self._gaussian(weight, w, m, rest[0], g, spread)
         else:
-            gm, gl = self._of_prior(weight, w, m, rest[0], number)
+            (gm, gl), pull = self._of_prior(weight, w, m, rest[0], number), 0.0
             if share is not None:
                 gm.mul_(share)
                 gl.mul_(share)
@@ -168,12 +175,12 @@ class Sweep:
                     gl.addcmul_(self._spread(w, m) if spread is None else spread, g)
         if pending is not None:
             gl.add_(pending)
-        return gm, gl
+        return gm, gl, pull
 
     def _of_prior(self, weight: Weight, w: Tensor, m: Tensor, log_std: Tensor, number: int) -> tuple[Tensor, Tensor]:
         """k times the gradients of the KL."""
         if weight.noise_on_outputs and weight.prior.needs_draw:  # the weight holds its mean: a draw for this alone
-            noise = self._noise(weight, m, number)
+            noise = self._noise(weight, self._buffer(NOISE, m), number)
             noise = noise.as_strided(m.shape, m.stride(), noise.storage_offset())
             w = torch.addcmul(m, log_std.exp(), noise)
         gm, gl = weight.prior.kl_gradient(m, log_std, w.to(m.dtype), self.k)
@@ -183,44 +190,45 @@ class Sweep:
         """The same for a tensor whose prior does not code its weights one by one, cut afterwards."""
         mean = weight.posterior.mean.detach()
         piece = weight.parameter.detach(), *(p.detach() for p in weight.posterior.parameters())
-        found = [laid_as(gradient, mean) for gradient in self._gradients(weight, piece, 0, *given) if gradient is not None]
-        for several in zip(*map(rows, found), strict=True):
-            yield several[0], several[1] if len(several) > 1 else None
+        *found, pull = self._gradients(weight, piece, 0, *given)
+        for several in zip(*[rows(laid_as(gradient, mean)) for gradient in found if gradient is not None], strict=True):
+            yield several[0], several[1] if len(several) > 1 else None, pull
 
     def _gaussian(
         self, weight: Weight, w: Tensor, m: Tensor, log_std: Tensor, g: Tensor | None, spread: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, float]:
         """g + k (m - mu) / p^2, and g (w - m) + k (s^2 / p^2 - 1)."""
-        pull, centre = self.k * self.cost.precision_of(weight), weight.prior.centre
+        pull, centre = self.k * self.cost.precision_of(weight), self.cost.priors[id(weight.prior)].centre
         std = torch.exp(log_std, out=self._buffer(STD, m))
-        if g is None or weight.noise_on_outputs:
-            gl = torch.mul(std, std, out=self._buffer(SPREAD, m)).mul_(pull)
-        else:
-            gl = torch.mul(self._spread(w, m) if spread is None else spread, g, out=self._buffer(SPREAD, m))
-            gl.add_(std.mul_(std), alpha=pull)
-        gl.sub_(self.k)
-        gm = self._buffer(MEAN_GRADIENT, m)
+        gl = torch.addcmul(self._less(m), std, std, value=pull, out=std)
         if g is None:
-            torch.mul(m, pull, out=gm)
+            gm = self._buffer(MEAN_GRADIENT, m).zero_()
         else:
-            torch.add(g, m, alpha=pull, out=gm)
-        return (gm.sub_(pull * centre) if centre else gm), gl
+            gm = g
+            if not weight.noise_on_outputs:
+                gl.addcmul_(self._spread(w, m) if spread is None else spread, g)
+        if centre:
+            gm, pull = torch.add(gm, m, alpha=pull, out=self._buffer(MEAN_GRADIENT, m)).sub_(pull * centre), 0.0
+        return gm, gl, pull
+
+    def _less(self, m: Tensor) -> Tensor:
+        """-k, a scalar of the mean's kind."""
+        if self._minus_k is None or self._minus_k.dtype != m.dtype:
+            self._minus_k = m.new_tensor(-self.k)
+        return self._minus_k
 
     def _spread(self, w: Tensor, m: Tensor) -> Tensor:
         """w - m = s e."""
         w = w if w.dtype == m.dtype else w.to(m.dtype)
         return torch.sub(w, m, out=self._buffer(SPREAD, m)) if w.ndim == 1 else w - m
 
-    def _noise(self, weight: Weight, m: Tensor, number: int) -> Tensor:
-        """The numbers of the next draw, for a piece."""
-        count = m.numel()
+    def _noise(self, weight: Weight, into: Tensor, number: int) -> Tensor:
+        """The numbers of the next draw, for a piece: those of the pool, or made in a row that may be written to."""
         if self._pool is not None and weight.number in self.model.pooled:
             start = self.model.pooled[weight.number] + number * PIECE
-            found = self._pool[start : start + count]
-        else:
-            found = self._buffer(NOISE, m)
-            self.model.noise_source.fill(found, self.state.seed, self.state.number, weight.number, number * PIECE)
-        return found
+            return self._pool[start : start + into.numel()]
+        self.model.noise_source.fill(into, self.state.seed, self.state.number, weight.number, number * PIECE)
+        return into
 
     def _buffer(self, number: int, m: Tensor) -> Tensor:
         return self.scratch.get(number, m)

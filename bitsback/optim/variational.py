@@ -1,5 +1,6 @@
 """Any optimiser of torch on means and log stds."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -48,10 +49,11 @@ class Variational(PosteriorOptimizer):
         if issubclass(kind, torch.optim.LBFGS | torch.optim.SparseAdam):
             raise LayerError(f"{kind.__name__} cannot move posteriors, whose gradients are noisy and dense; take another")
         options = {key: arguments.pop(key) for key in OPTIONS & arguments.keys()}
-        trial = kind([nn.Parameter(torch.zeros(1, 1))], lr=lr, **arguments)
+        make: Callable[..., torch.optim.Optimizer] = kind  # each has arguments of its own
+        trial = make([nn.Parameter(torch.zeros(1, 1))], lr=lr, **arguments)
         super().__init__(model, {**trial.defaults, "lr": lr}, examples=examples, **options)
         inner = [{**self._inner_settings(group), "params": self._inner_params(group)} for group in self.param_groups]
-        self.inner = kind(inner, lr=lr, **arguments)
+        self.inner = make(inner, lr=lr, **arguments)
 
     def _inner_params(self, group: dict[str, Any]) -> list[Tensor]:
         if group["role"] != "weight":

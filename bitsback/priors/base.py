@@ -53,13 +53,11 @@ class Prior(Learned, ABC):
     """Whether :meth:`kl_gradient` takes the slope at the draw's mirror image too: less noise for a second evaluation."""
 
     def __init_subclass__(cls, **arguments: Any) -> None:
-        """Give a class with a density of its own, and no derivatives of its own, those by autograd: never another density's."""
+        """Give a class with a density of its own the derivatives by autograd where it has none: never another density's."""
         super().__init_subclass__(**arguments)
-        own = vars(cls)
-        if not own.keys().isdisjoint(("forward", "width")) and own.keys().isdisjoint(("kl_gradient", "slope")):
-            for name in ("kl_gradient", "slope", "is_elementwise"):
-                if name not in own:
-                    setattr(cls, name, vars(Prior)[name])
+        if "forward" in vars(cls) or "width" in vars(cls):
+            for name in {"kl_gradient", "slope", "is_elementwise", "needs_draw"} - vars(cls).keys():
+                setattr(cls, name, vars(Prior)[name])
 
     @abstractmethod
     def forward(self) -> Distribution:
@@ -158,7 +156,13 @@ class Prior(Learned, ABC):
 
 
 def add_gradient(parameter: Tensor, gradient: Tensor, rate: float) -> None:
-    """Add ``rate`` times a gradient to a parameter's ``.grad``, making it where there is none; nothing for a fixed number."""
+    """Add ``rate`` times a gradient to a parameter's ``.grad``, making it where there is none; nothing for a fixed number.
+
+    >>> number = torch.nn.Parameter(torch.zeros(()))
+    >>> add_gradient(number, torch.tensor(3.0), 0.5)
+    >>> number.grad.item()
+    1.5
+    """
     if parameter.requires_grad:
         step = (gradient * rate).to(parameter).reshape(parameter.shape)
         parameter.grad = step if parameter.grad is None else parameter.grad.add_(step)

@@ -19,6 +19,7 @@ class NormalPrior(Prior):
     """
 
     has_closed_form = True
+    needs_draw = False
     log_scale: Tensor
 
     def __init__(self, mean: float | Tensor, scale: float | Tensor, learn: Learn) -> None:
@@ -88,6 +89,10 @@ class GaussianPrior(NormalPrior):
         if found is None:
             found = self.__dict__["_centre"] = float(self.mean)
         return found
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        self.__dict__.pop("_centre", None)
 
     def __init__(self, scale: float = 0.3, *, mean: float = 0.0, learn: Learn = "none") -> None:
         super().__init__(mean, scale, learn)

@@ -98,6 +98,7 @@ class HorseshoePrior(ScalePrior):
     """
 
     kind = "horseshoe"
+    needs_draw = False
 
     def forward(self) -> Distribution:
         return Horseshoe(self.mean, self.width())

@@ -72,7 +72,13 @@ def _integrals(pull: Callable[[Tensor], Tensor], ratios: Tensor, steps: int) -> 
 
 
 def expected_pull(table: Tensor, u: Tensor, log_s: Tensor) -> tuple[Tensor, Tensor]:
-    """Look up (E[h], E[h (w - u)]) under N(u, s^2), as new tensors; ``u`` and ``log_s`` of one shape and the table's dtype."""
+    """Look up (E[h], E[h (w - u)]) under N(u, s^2), as new tensors; ``u`` and ``log_s`` of one shape and the table's dtype.
+
+    >>> table = kl_table(lambda log_u: 2 - 2 / (1 + (2 * log_u).exp()))  # Cauchy: h = 2 u / (1 + u^2)
+    >>> one = torch.ones(1, dtype=torch.float64)
+    >>> [round(part.item(), 3) for part in expected_pull(table, 3 * one, -9 * one)]  # almost no spread: h(3)
+    [0.6, -0.0]
+    """
     squared = (2 * log_s).clamp_min_(2.0 * LOWEST).exp_()
     s = squared.sqrt()
     squared.addcmul_(u, u)
@@ -82,7 +88,12 @@ def expected_pull(table: Tensor, u: Tensor, log_s: Tensor) -> tuple[Tensor, Tens
 
 
 def pull_at(table: Tensor, distance: Tensor) -> Tensor:
-    """Look up the pull u h(u) at u = ``distance`` > 0."""
+    """Look up the pull u h(u) at u = ``distance`` > 0.
+
+    >>> table = kl_table(lambda log_u: 2 - 2 / (1 + (2 * log_u).exp()))
+    >>> round(pull_at(table, torch.tensor([3.0], dtype=torch.float64)).item(), 3)
+    1.8
+    """
     log = distance.log().flatten()
     return _bilinear(table[:1], torch.stack([log, torch.zeros_like(log)]))[0].view(distance.shape)
 

@@ -19,6 +19,7 @@ class LaplacePrior(ScalePrior):
     """
 
     kind = "laplace"
+    needs_draw = False
 
     def forward(self) -> Distribution:
         return Laplace(self.mean, self.width(), validate_args=False)

@@ -74,25 +74,25 @@ class MixturePrior(Prior):
     @torch.no_grad()
     def slope(self, weights: Tensor, rate: float = 0.0) -> Tensor:
         """Sum the components' slopes (w - mean_k) / scale_k^2 by their shares of the density at w."""
-        w, slope, log_weights = weights.flatten(), torch.empty_like(weights).flatten(), self._log_weights()
+        w, slope = weights.flatten(), torch.empty_like(weights).flatten()
+        means, log_scales, log_weights = self.means.to(w), self.log_scales.to(w), self._log_weights().to(w)
         learns = rate != 0 and any(number.requires_grad for number in (self.means, self.log_scales, self.free_logits))
-        at_once = max(1, AT_ONCE // len(self.means)) if w.device.type == "cpu" else max(1, len(w))
-        centres, per_scale = self.means.unsqueeze(1), (-self.log_scales).exp().mul_(math.sqrt(0.5)).unsqueeze(1)
-        heights, precisions = (log_weights - self.log_scales).unsqueeze(1), (-2 * self.log_scales).exp()
-        ones, pulls = torch.ones_like(precisions), precisions * self.means
-        held, distance, square = w.new_zeros(3, len(self.means))
-        for part, into in zip(w.split(at_once), slope.split(at_once), strict=True):
-            z = (part.clamp(-FARTHEST, FARTHEST) - centres).mul_(per_scale)
-            shares = z * z
-            torch.sub(heights, shares, out=shares)
-            shares.sub_(shares.amax(0)).clamp_min_(-NOTHING).exp_()
-            by_weight = shares.T
-            total = by_weight.mv(ones)
-            torch.mul(by_weight.mv(precisions), part, out=into).sub_(by_weight.mv(pulls)).div_(total)
-            if learns:
-                held.add_(shares.div_(total).sum(1))
-                distance.add_(torch.mul(shares, z, out=shares).sum(1))
-                square.add_(torch.stack([torch.dot(one, other) for one, other in zip(shares, z, strict=True)]))
+        heights, per_scale = (log_weights - log_scales).unsqueeze(1), (-log_scales).exp().mul_(math.sqrt(0.5)).unsqueeze(1)
+        precisions, ones = (-2 * log_scales).exp(), torch.ones_like(means)
+        held, distance, square = w.new_zeros(3, len(means))  # over all weights: share, share z, share z^2 of each component
+        at_once = max(1, AT_ONCE // len(means)) if w.device.type == "cpu" else max(1, len(w))
+        with torch.autocast(w.device.type, enabled=False):
+            for part, into in zip(w.split(at_once), slope.split(at_once), strict=True):
+                z = (part.clamp(-FARTHEST, FARTHEST) - means.unsqueeze(1)).mul_(per_scale)
+                shares = z * z
+                torch.sub(heights, shares, out=shares)
+                shares.sub_(shares.amax(0)).clamp_min_(-NOTHING).exp_()
+                total = shares.T.mv(ones)
+                torch.mul(shares.T.mv(precisions), part, out=into).sub_(shares.T.mv(precisions * means)).div_(total)
+                if learns:
+                    held.add_(shares.div_(total).sum(1))
+                    distance.add_(torch.mul(shares, z, out=shares).sum(1))
+                    square.add_(torch.stack([torch.dot(one, other) for one, other in zip(shares, z, strict=True)]))
         if learns:
             add_gradient(self.free_logits, (log_weights.exp() * len(w) - held)[1:], rate)
             add_gradient(self.log_scales, held - 2 * square, rate)

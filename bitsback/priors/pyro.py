@@ -82,9 +82,8 @@ class PyroPrior(Prior):
         scale = self.log_scale.exp()
         at = weights / scale
         with torch.enable_grad(), torch.autocast(weights.device.type, enabled=False):
-            nats = -self._base(self.log_scale.dtype).log_prob(at.requires_grad_()).sum()
-            (slope,) = torch.autograd.grad(nats, at)
-        slope = slope / scale
+            log_p = self._base(self.log_scale.dtype).log_prob(at.requires_grad_())
+            (slope,) = torch.autograd.grad(log_p, at, (-1 / scale).to(log_p).expand_as(log_p))
         if rate and self.log_scale.requires_grad:
             add_gradient(self.log_scale, slope.numel() - torch.dot(slope.flatten(), weights.flatten()), rate)
         return slope

@@ -25,6 +25,7 @@ from bitsback.model import BayesianModel
 from bitsback.model.accounting import seeded
 from bitsback.posterior import PointPosteriorSettings
 from bitsback.randomness import shuffled
+from bitsback.shipping.repeat import check_alone, repeatable
 from bitsback.threads import using_threads
 from bitsback.training import TrainingSettings, start
 from bitsback.training.settings import ElboSettings
@@ -38,9 +39,24 @@ Answer = Callable[[int, Integers], Integers]
 
 CPU = torch.device("cpu")
 
+PREDICTION_BITS = 6
+"""Log-probabilities are rounded to multiples of 2^-6 nats, which costs 1e-5 nats a label at most. The coarser they are, the
+less often one lies so near to the middle of two that another machine rounds it the other way. Part of the format."""
+
+
+def rounded(log_probabilities: Tensor) -> Integers:
+    """Log-probabilities (n, classes) in nats as whole multiples of 2^-12, of which 2^6 make a step.
+
+    >>> rounded(torch.tensor([[-0.1, -2.4]], dtype=torch.float64)).tolist()
+    [[-384, -9856]]
+    """
+    found: Integers = torch.round(log_probabilities * 2.0**PREDICTION_BITS).long().numpy()
+    return found << (FRACTION_BITS - PREDICTION_BITS)
+
 
 def check(config: Config) -> None:
     """Raise ConfigError for settings that make no sense here, each with the fix."""
+    check_alone()
     training, prequential = config.training, config.prequential
     if not isinstance(config.likelihood, CategoricalSettings):
         raise ConfigError(
@@ -66,7 +82,8 @@ class Walk:
     """What sender and receiver both hold.
 
     Attributes:
-        config: one that :func:`check` has passed, with a number of threads.
+        config: one that :func:`check` has passed, with a number of threads; it is trained as
+            :func:`bitsback.shipping.repeat.repeatable` says.
         inputs: (n, ...), in the order of the data.
         classes: how many labels there are.
     """
@@ -123,7 +140,7 @@ class Walk:
                     test_error = float((more[0].argmax(1) != test.targets).double().mean())
                 calibration = self._calibration(told, known)
                 found = calibration(raw)
-                labels = torch.from_numpy(answer(number, torch.round(found * 2.0**FRACTION_BITS).long().numpy()))
+                labels = torch.from_numpy(answer(number, rounded(found)))
                 known, told = torch.cat([known, labels]), torch.cat([told, raw])
                 bits, error = nats_to_bits(-float(found.gather(1, labels[:, None]).sum())), (found.argmax(1) != labels).double()
                 seconds = time.perf_counter() - began
@@ -161,12 +178,11 @@ class Walk:
             seed = int(np.random.SeedSequence([self.config.seed, number, member]).generate_state(1)[0])
             with seeded(seed, CPU):
                 model = train(self.config.model_copy(update={"seed": seed}), self.classes, earlier, bar)
-                dtype = model.dtype
                 for _ in range(settings.members // self._networks):
                     with model.sample() if settings.predict == "samples" else model.mean():
                         for inputs, found in zip(asked, parts, strict=True):
-                            ready = inputs.to(dtype) if inputs.is_floating_point() else inputs
-                            found.append(torch.cat([model(batch) for batch in ready.split(BATCH)]).double().log_softmax(1))
+                            ready = inputs.double() if inputs.is_floating_point() else inputs
+                            found.append(torch.cat([model(batch) for batch in ready.split(BATCH)]).log_softmax(1))
         averaged = [torch.logsumexp(torch.stack(found), 0) - math.log(len(found)) for found in parts]
         if not torch.isfinite(averaged[0]).all():
             raise TrainingError(f"the predictions of block {number + 1} are not finite; lower training.optimizer.lr")
@@ -187,14 +203,14 @@ def epochs_for(config: Config, examples: int) -> int:
 
 @torch.enable_grad()
 def train(config: Config, classes: int, examples: Examples, bar: "Bar") -> BayesianModel:
-    """A network that has seen these examples alone; the schedules of the training are stretched to its epochs."""
+    """A network in float64 that has seen these examples alone; the schedules of the training are stretched to its epochs."""
+    config = repeatable(config)
     epochs = epochs_for(config, len(examples))
     settings = _stretched(config.training, epochs)
     experiment = Experiment.build(config, dataset=Dataset("earlier labels", examples, None, classes))
     model, likelihood = experiment.model, experiment.likelihood
-    dtype = torch.float64 if settings.precision == "float64" else torch.float32
-    model.to(CPU, dtype)
-    fit = start(model, likelihood, examples.to(CPU, dtype), settings, config.seed, repeatable=True)
+    model.to(CPU, torch.float64)
+    fit = start(model, likelihood, examples.to(CPU, torch.float64), settings, config.seed)
     for _ in range(epochs):
         fit.run_epoch()
         bar.update(fit.steps_per_epoch)

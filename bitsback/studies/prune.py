@@ -174,6 +174,7 @@ def thresholds_for(ratios: Mapping[str, Tensor], fractions: Sequence[float] = KE
 @contextmanager
 def only_kept(model: BayesianModel, keep: Keep) -> Iterator[None]:
     """Inside, weights that are not kept are zero in every draw; the noise of the others is the same for every ``keep``."""
+    model.honour_edits(everywhere=True)
     trained = [(q, q.mean.detach().clone(), q.log_std.detach().clone()) for q in _gaussians(model)]
     try:
         with torch.no_grad():

@@ -38,7 +38,8 @@ Watch = Callable[[int, BayesianModel], None]
 class Fit:
     """A training under way: everything that a step reads or changes.
 
-    Every module trains in the mode that it is in when this is made: what is in eval mode stays in eval mode.
+    Every module trains in the mode that it is in when this is made: what is in eval mode stays in eval mode. ``watch`` is
+    called after every optimiser step, with the number of steps done; what it raises ends the training.
     """
 
     model: BayesianModel
@@ -55,10 +56,12 @@ class Fit:
     watch: Watch | None = None
     holds_priors: bool = False
     """Whether priors stay what they are."""
+    mode: bool = True
+    """Of the model itself, to be put back at the end; while it trains, weights hold draws."""
 
     def __post_init__(self) -> None:
         self.objective = self.objective or DescriptionLength(len(self.train))
-        self.modes = Modes(self.model.network)
+        self.modes = Modes(self.model)
         self._deterministic_bits = self.model.deterministic_bits()  # the same at every step
 
     @property
@@ -69,8 +72,8 @@ class Fit:
     def run_epoch(self) -> tuple[float, float]:
         """One pass over the training split; returns its data bits and the net weight bits at its end.
 
-        All randomness of an epoch follows from the seed, the epoch's number and that of the draw, so that a resumed run repeats it
-        exactly.
+        All randomness of an epoch follows from the seed, the epoch's number and that of the draw, so that a resumed run repeats
+        it exactly.
         """
         set_seed(self.seed * 1_000_003 + self.epoch, self.train.inputs.device)
         self.modes.restore()
@@ -86,11 +89,14 @@ class Fit:
         return data_bits, self.weight_bits()
 
     def end(self) -> None:
-        """The last step is taken: weights are laid out and drawn as before the training."""
+        """The last step is taken: weights are laid out and drawn, and modules in their modes, as before the training."""
+        self.modes.restore()
         if self.outputs is not None:
             self.outputs.release()
         self.model.set_noise()
         self.model.lay_out(channels_last=False)
+        self.modes.restore()
+        self.model.training = self.mode
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs and targets of an epoch's steps, in a random order."""

@@ -12,11 +12,15 @@ from torch.optim.lr_scheduler import LinearLR, LRScheduler, ReduceLROnPlateau, S
 from bitsback.errors import ConfigError, LayerError, near_miss
 from bitsback.model import BayesianModel
 from bitsback.optim import IVON, Adam, PosteriorOptimizer, Variational
+from bitsback.optim.variational import OPTIONS
 from bitsback.training.settings import OptimizerSettings, ScheduleSettings
 from bitsback.units import bits_to_nats
 
 REFUSALS = (TypeError, ValueError, RuntimeError, LookupError, ArithmeticError, AttributeError)
 """What torch raises for arguments that it does not want."""
+
+HOW = ("fused", "foreach")
+"""Arguments of torch's Adam that say how it computes the same step; ours has one way."""
 
 
 def make_optimizer(
@@ -42,12 +46,14 @@ def make_optimizer(
     others = [p for module in also for p in module.parameters() if p.requires_grad]
     arguments = {"log_std_lr": settings.log_std_lr or settings.lr, "examples": examples, "also": others, **options}
     own = dict(settings.arguments)
+    for name in sorted(own.keys() & OPTIONS):  # the loop's own, not torch's
+        raise ConfigError(f"training.optimizer: {settings.name} refuses its arguments: it has no '{name}'")
     optimizer: PosteriorOptimizer
     try:
         if settings.name == IVON.__name__:
             optimizer = IVON(model, settings.lr, **arguments, **own)
-        elif settings.name == "Adam" and own.keys() <= {"betas", "eps"}:
-            own = {name: tuple(value) if isinstance(value, list) else value for name, value in own.items()}
+        elif settings.name == "Adam" and own.keys() <= {"betas", "eps", *HOW}:
+            own = {name: tuple(value) if isinstance(value, list) else value for name, value in own.items() if name not in HOW}
             optimizer = Adam(model, settings.lr, **arguments, **own)
         else:
             optimizer = Variational(model, getattr(torch.optim, settings.name), settings.lr, **arguments, **own)

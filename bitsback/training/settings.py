@@ -147,7 +147,9 @@ class TrainingSettings(Settings):
     threads: Threads | Literal["auto"] = Field("auto", description="CPU threads; auto: one for under a million weights")
     device: str = Field("cpu", description="cpu, cuda, cuda:1, mps, or auto: an accelerator where there is one")
     precision: Literal["float32", "float64", "bfloat16"] = Field(
-        "float32", description="bfloat16: autocast of the forward pass; parameters, KL and ledger stay in float32"
+        "float32",
+        description="bfloat16: autocast of the forward pass; parameters, KL and ledger stay in float32. Messages and the "
+        "prequential code are always trained in float64, which a receiver repeats",
     )
 
     @model_validator(mode="after")

@@ -84,7 +84,6 @@ def train(
     progress: bool = True,
     profile_to: Path | None = None,
     loggers: Sequence[Logger] = (),
-    repeatable: bool = False,
     watch: Watch | None = None,
 ) -> Outcome:
     """Lower the total description length of the training targets, then take the ledger.
@@ -102,10 +101,10 @@ def train(
         progress: show the bar.
         profile_to: where :func:`bitsback.training.profile.profile` writes what the first steps cost; the training is the same
             with and without.
-        repeatable: draw the numbers that every machine draws alike: what a receiver repeats is trained so, in float64.
-        watch: told after every step how many there have been, and the model.
         loggers: objects of yours with the methods ``log(metrics)``, called after every epoch with the numbers of metrics.jsonl,
             and ``close()``, called when the epochs are over or have failed.
+        watch: called after every optimiser step with the number of steps done and the model, which it must leave as it is;
+            what it raises ends the training.
 
     Raises:
         TrainingError: when the loss is not finite; the last good checkpoint stays.
@@ -142,7 +141,7 @@ def train(
             longer = training.model_copy(update={"epochs": training.passes + STEPS})  # schedules end, and may not go on
             with seeded(seed, device):
                 profile(start(copy.deepcopy(model), copy.deepcopy(likelihood), data, longer, seed), profile_to)
-        fit = start(model, likelihood, data, training, seed, repeatable=repeatable, watch=watch)
+        fit = start(model, likelihood, data, training, seed, watch=watch)
         subject = subject_of(model, logging, {"training": training, "ledger": ledger}, seed, config_text)
         with Session(fit, test, directory, logging, subject, loggers, progress=progress, resume=resume) as session:
             if directory is not None and not resume:
@@ -150,7 +149,6 @@ def train(
                 if config_text is not None:  # written last: a run with a configuration can be resumed
                     write_text(directory / "config.yaml", config_text)
             session.run()
-            fit.modes.restore()  # loggers may have looked at the model
             fit.end()
             model.update_priors()
             book = take_ledger(
@@ -183,12 +181,12 @@ def start(
     settings: TrainingSettings,
     seed: int = 0,
     *,
-    repeatable: bool = False,
     watch: Watch | None = None,
 ) -> Fit:
-    """Return a training that is about to begin, for loops of your own: ``fit.step(number, inputs, targets)``, or ``fit.run_epoch()``.
+    """Return a training that is about to begin, for loops of your own.
 
-    :func:`train` does this, with devices, logs, checkpoints and the ledger.
+    Call ``fit.step(number, inputs, targets)``, or ``fit.run_epoch()``. :func:`train` does this, with devices, logs,
+    checkpoints and the ledger.
 
     >>> from bitsback.likelihoods import CategoricalLikelihood
     >>> from bitsback.model import bayesianize
@@ -198,7 +196,7 @@ def start(
     """
     likelihood.fit(data.targets)
     settings = settings.settled(len(data), likelihood)
-    model.training = True
+    mode, model.training = model.training, True
     model.lay_out(channels_last=settings.fused)
     other_bits = model.deterministic_bits() + sum(charge.bits for charge in [*model.charges(), *likelihood.charges()])
     objective = make_objective(settings.objective, likelihood, len(data), other_bits)
@@ -207,14 +205,15 @@ def start(
     optimizer = make_optimizer(model, [likelihood, objective], settings.optimizer, len(data), **options)
     steps = -(-len(data) // settings.batch_size)
     schedule = make_schedule(optimizer, settings.schedule, settings.passes, steps)
-    model.set_noise(ExactNoise() if repeatable else None, seed=seed)
+    model.set_noise(ExactNoise() if settings.precision == "float64" else None, seed=seed)  # what a receiver repeats
     outputs = DrawnOutputs(model, _to_try_out(data, settings, seed), settings.noise_reuse)
     model.set_noise(model.noise_source, settings.noise_reuse)
     if settings.antithetic and all(weight.noise_on_outputs or not weight.is_gaussian for weight in model.weights):
         raise ConfigError("training.antithetic: no layer draws its weights; leave it out, or set bayesian.estimator=weight")
     return Fit(
-        model, likelihood, data, settings, seed, optimizer, schedule, Beta(settings, steps), objective, outputs, watch=watch
-    )
+        model, likelihood, data, settings, seed, optimizer, schedule, Beta(settings, steps), objective, outputs, watch=watch,
+        mode=mode,
+    )  # fmt: skip
 
 
 def _to_try_out(data: Examples, settings: TrainingSettings, seed: int) -> list[Tensor]:
