@@ -158,6 +158,15 @@ class Weight:
         """Remember that the weight holds what was written last."""
         self.seen = self.versions()
 
+    def __getstate__(self) -> dict[str, Any]:
+        moved = tuple(now != then for now, then in zip(self.versions(), self.seen, strict=True)) if self.seen else ()
+        return {**self.__dict__, "seen": moved}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take a copy over: tensors of a copy count their versions anew, and what was written to stays so."""
+        self.__dict__.update(state)
+        self.seen = tuple(now - moved for now, moved in zip(self.versions(), self.seen, strict=True)) if self.seen else ()
+
     def __repr__(self) -> str:
         return f"Weight({self.name!r}, {self.posterior}, {self.prior})"
 
