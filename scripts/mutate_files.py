@@ -86,7 +86,9 @@ def corpus(folder: Path) -> dict[str, list[bytes]]:
     """Whole files of every kind."""
     found: dict[str, list[bytes]] = {kind: [] for kind in KINDS.values()}
     for path in sorted((ROOT / "tests" / "golden").glob("*.bb")):
-        found[unseal(path.read_bytes(), path.name)[0]].append(path.read_bytes())
+        kind = unseal(path.read_bytes(), path.name)[0]
+        if kind in found:  # of version 1, message and prequential are only read
+            found[kind].append(path.read_bytes())
     for kind, content in make.valid().items():
         found[kind].append(content)
     draw = np.random.default_rng(0)

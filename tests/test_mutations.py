@@ -122,7 +122,9 @@ def test_a_prior_whose_location_no_lattice_point_is_near_to(whole, tmp_path, kin
 def test_a_layer_without_units(whole):
     layers = [{"Linear": {"out_features": 0}}, "Linear"]
     content = make.with_settings(whole["quantised"], network={"kind": "sequential", "layers": layers})
-    with pytest.raises(LayerError, match="'weight' of Linear is empty; give the layer at least one input and one output"):
+    with pytest.raises(
+        LayerError, match="'linear1.weight' of Linear is empty; give the layer at least one input and one output"
+    ):
         decode(content, "the file")
 
 

@@ -124,7 +124,7 @@ def exchangeable_groups(network: nn.Module, input_axes: int | None = None) -> li
     Layers with hooks or a forward of their own, and weights or layers that are used twice, have none.
 
     Args:
-        network: before or after conversion; tensors are named by their dotted paths in it.
+        network: of torch's layers, or of those in :mod:`bitsback.nn`; tensors are named by their dotted paths in it.
         input_axes: axes of a batch of inputs, the batch's included. It decides one case: batch norm after Linear normalises
             the units only in a batch of 2 axes; without knowing, there is no group.
 
@@ -186,12 +186,12 @@ def _chain(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]
 
 
 def _kind(module: nn.Module) -> type[nn.Module]:
-    """The torch layer that a module is, with posteriors or without; nn.Module for any other."""
+    """The torch layer that a module is, or that a layer of ours is made of; nn.Module for any other."""
     if not _has_hooks(module):
         for kind in type(module).__mro__:
             if kind.__module__.startswith("torch.nn.modules."):
                 return kind
-            if not kind.__module__.startswith("bitsback.layers"):
+            if not kind.__module__.startswith(("bitsback.layers", "bitsback.nn")):
                 break
     return nn.Module
 

@@ -76,7 +76,8 @@ def is_linear_in_weights(module: nn.Module) -> bool:
     """Return True for torch's linear layers as they are; one with a forward or weights of its own making may be anything."""
     own = next(kind for kind in type(module).__mro__ if "forward" in vars(kind))
     inner = next((kind for kind in type(module).__mro__ if "_conv_forward" in vars(kind)), nn.Module)
-    return own in LINEAR_OWNERS and inner.__module__.startswith("torch.nn") and set(module._parameters) <= {"weight", "bias"}
+    names = set(module._parameters)  # a parametrized weight is none of them, but computed
+    return own in LINEAR_OWNERS and inner.__module__.startswith("torch.nn") and {"weight"} <= names <= {"weight", "bias"}
 
 
 def _is_complete(module: nn.Module, chosen: Sequence[str]) -> bool:

@@ -65,8 +65,26 @@ def bayesianize(
                 continue
             if settings.relative_to == "prior":
                 weight.posterior.set_std(settings.std * weight.prior.width().detach())
+    _leave_the_rest(network, model)
     model.start()
     return model
+
+
+@torch.no_grad()
+def _leave_the_rest(network: nn.Module, model: BayesianModel) -> None:
+    """Give weights that had a posterior, and get none here, their means: they are deterministic from now on."""
+    taken = {id(weight.posterior) for weight in model.weights}
+    for module in network.modules():
+        shown = module.__dict__.get("posterior")
+        rest = [local for local in shown if id(shown[local]) not in taken] if isinstance(shown, LayerPosteriors) else []
+        for local in rest:
+            parameter = module._parameters.get(local)
+            owner = shown.owner(parameter) if parameter is not None else None
+            if owner is not None:
+                owner.release()
+            if parameter is not None and parameter.shape == shown[local].mean.shape:
+                parameter.copy_(shown[local].mean)
+            del shown[local]
 
 
 def _posterior(choice: Choice, settings: PosteriorSettings) -> Posterior:

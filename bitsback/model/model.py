@@ -46,6 +46,14 @@ class LayerPosteriors(dict[str, Posterior]):
             copied.model = weakref.ref(copy.deepcopy(model, memo))
         return copied
 
+    def __reduce__(self) -> Any:
+        model = self.model() if self.model is not None else None
+        return LayerPosteriors, (), {"model": model}, None, iter(self.items())
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if state["model"] is not None:
+            self.model = weakref.ref(state["model"])
+
     def owner(self, parameter: nn.Parameter) -> "BayesianModel | None":
         """Return the model whose draw a parameter holds."""
         model = self.model() if self.model is not None else None

@@ -45,6 +45,9 @@ class BayesianLayer(nn.Module):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        if not any(p.requires_grad for p in self.parameters()):  # such as Embedding.from_pretrained(freeze=True)
+            self.__dict__["posterior"] = LayerPosteriors()
+            return
         alone = bayesianize(self, prior, posterior=posterior, seed=seed)
         alone.is_alone = True
         self.__dict__["_alone"] = alone  # not a child: it holds this layer
@@ -54,9 +57,11 @@ class BayesianLayer(nn.Module):
         """The model of this layer alone.
 
         Raises:
-            LayerError: when the layer belongs to a larger model, which draws and counts.
+            LayerError: when the layer belongs to a larger model, which draws and counts, or when it was made frozen.
         """
-        alone: BayesianModel = self.__dict__["_alone"]
+        alone: BayesianModel | None = self.__dict__.get("_alone")
+        if alone is None:
+            raise LayerError("every weight of this layer is frozen: there is nothing to draw, and nothing to count")
         if alone._is_released:
             raise LayerError("this layer belongs to a model, which draws and counts for it; call the model's methods")
         return alone

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bitsback.errors import LayerError
 from bitsback.model import Weight
 from bitsback.optim.base import PosteriorOptimizer
 from bitsback.optim.sweep import Move
@@ -25,7 +26,7 @@ class Adam(PosteriorOptimizer):
             :class:`bitsback.optim.PosteriorOptimizer`.
 
     Raises:
-        LayerError: for what is no model, unknown settings, or nothing to move.
+        LayerError: for what is no model, settings that are unknown or make no sense, or nothing to move.
 
     >>> import bitsback
     >>> model = bitsback.bayesianize(nn.Linear(4, 2))
@@ -46,6 +47,8 @@ class Adam(PosteriorOptimizer):
         eps: float = 1e-8,
         **options: Any,
     ) -> None:
+        if not (len(betas) == 2 and all(0 <= beta < 1 for beta in betas) and eps >= 0 and lr >= 0):
+            raise LayerError(f"give lr and eps not below zero, and two betas in [0, 1); got lr {lr}, eps {eps}, betas {betas}")
         super().__init__(model, {"lr": lr, "betas": betas, "eps": eps}, examples=examples, **options)
 
     def _averages(self, parameter: Tensor, like: Tensor, of: str = "") -> list[Tensor]:

@@ -50,7 +50,7 @@ class Variational(PosteriorOptimizer):
             raise LayerError(f"{kind.__name__} cannot move posteriors, whose gradients are noisy and dense; take another")
         options = {key: arguments.pop(key) for key in OPTIONS & arguments.keys()}
         make: Callable[..., torch.optim.Optimizer] = kind  # each has arguments of its own
-        trial = make([nn.Parameter(torch.zeros(1))], lr=lr, **arguments)
+        trial = make([nn.Parameter(torch.zeros(1, 1))], lr=lr, **arguments)
         super().__init__(model, {**trial.defaults, "lr": lr}, examples=examples, **options)
         inner = [{**self._inner_settings(group), "params": self._inner_params(group)} for group in self.param_groups]
         self.inner = make(inner, lr=lr, **arguments)

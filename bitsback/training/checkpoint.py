@@ -24,6 +24,8 @@ from bitsback.training.loop import Fit
 BETA_STATE = ("memory", "value", "excess")
 PREVIOUS = "previous.safetensors"
 FORMAT = "bitsback checkpoint 3"
+DRAW = "_extra_state"
+"""What a model's state calls seed and number of the draw; those of earlier releases have none."""
 READ = {"bitsback checkpoint 1": False, "bitsback checkpoint 2": True, FORMAT: True}
 """Formats that are read, and whether they have a checksum; a training goes on from the last alone."""
 
@@ -143,21 +145,21 @@ def as_of_now(tensors: dict[str, Tensor], model: BayesianModel) -> dict[str, Ten
 
     >>> from bitsback.model import bayesianize
     >>> old = {"network.posteriors.weight.mean": torch.ones(1, 2)}
-    >>> "posterior.weight.mean" in as_of_now(old, bayesianize(torch.nn.Linear(2, 1, bias=False)))
-    True
+    >>> sorted(as_of_now(old, bayesianize(torch.nn.Linear(2, 1, bias=False))))
+    ['_extra_state', 'network.weight', 'posterior.weight.mean']
     """
-    if not any(".posteriors." in name for name in tensors):
+    if DRAW in tensors:
         return tensors
-    found = dict(tensors)
-    for name in tensors:
-        if ".posteriors." in name:
-            found[name.replace("network.", "posterior.", 1).replace(".posteriors.", ".", 1)] = found.pop(name)
+    found = {**tensors, DRAW: model.get_extra_state()}
     for weight in model.weights:
-        mean = found.get(f"posterior.{weight.name}.mean")
-        for place in weight.places:
-            if mean is not None:
-                found.setdefault(f"network.{place.name}", mean)
-    found.setdefault("_extra_state", model.get_extra_state())
+        for place in weight.places:  # tied weights were saved at each
+            path, _, local = place.name.rpartition(".")
+            for part, _ in weight.posterior.named_parameters():
+                value = found.pop(".".join(filter(None, ["network", path, "posteriors", local, part])), None)
+                if value is not None:
+                    found[f"posterior.{weight.name}.{part}"] = value
+                    if part == "mean":
+                        found[f"network.{place.name}"] = value
     return found
 
 

@@ -35,8 +35,9 @@ class DrawnOutputs:
         """Decide which layers take part."""
         wanted = self.model.output_layers
         open_questions = [layer.module for layer in wanted if not layer.asked]
-        safe = safe_modules(self.model, open_questions, batches) if open_questions else set()
-        self.layers = [layer for layer in wanted if layer.asked or layer.module in safe]
+        found = safe_modules(self.model, open_questions, batches) if open_questions else set()
+        found |= called_modules(self.model, [layer.module for layer in wanted if layer.asked], batches)
+        self.layers = [layer for layer in wanted if layer.module in found]
         self._shape = batches[0].shape[1:] if batches else None
         inside = {weight.number for layer in self.layers for weight in layer.weights}
         for weight in self.model.weights:
@@ -95,6 +96,21 @@ def safe_modules(model: BayesianModel, modules: Sequence[nn.Module], batches: Se
                 found.clear()
         if not found:
             break
+    return found
+
+
+@torch.no_grad()
+def called_modules(model: BayesianModel, modules: Sequence[nn.Module], batches: Sequence[Tensor]) -> set[nn.Module]:
+    """Return the modules that are called; the weights of others, such as attention's ``out_proj``, are read by their owner."""
+    found: set[nn.Module] = set()
+    handles = [module.register_forward_hook(lambda module, *_: found.add(module)) for module in modules]
+    try:
+        for inputs in batches[:1] if modules else ():
+            with _unmoved_buffers(model.network):
+                _outputs(model, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
     return found
 
 

@@ -56,11 +56,12 @@ class Fit:
     watch: Watch | None = None
     holds_priors: bool = False
     """Whether priors stay what they are."""
-    ends_in_train_mode: bool = True
+    mode: bool = True
+    """Of the model itself, to be put back at the end; while it trains, weights hold draws."""
 
     def __post_init__(self) -> None:
         self.objective = self.objective or DescriptionLength(len(self.train))
-        self.modes = Modes(self.model.network)
+        self.modes = Modes(self.model)
         self._deterministic_bits = self.model.deterministic_bits()  # the same at every step
 
     @property
@@ -88,13 +89,14 @@ class Fit:
         return data_bits, self.weight_bits()
 
     def end(self) -> None:
-        """The last step is taken: weights are laid out and drawn as before the training."""
+        """The last step is taken: weights are laid out and drawn, and modules in their modes, as before the training."""
+        self.modes.restore()
         if self.outputs is not None:
             self.outputs.release()
         self.model.set_noise()
         self.model.lay_out(channels_last=False)
         self.modes.restore()
-        self.model.training = self.ends_in_train_mode
+        self.model.training = self.mode
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs and targets of an epoch's steps, in a random order."""

@@ -45,7 +45,7 @@ class Objective(nn.Module, ABC):
             mean_cost, weight_bits: of this step.
             gradients: all that the mean cost has left.
         """
-        data, weights = torch.tensor(mean_cost, requires_grad=True), torch.tensor(weight_bits, requires_grad=True)
+        data, weights = (torch.tensor(cost, dtype=torch.float64, requires_grad=True) for cost in (mean_cost, weight_bits))
         with torch.enable_grad():
             self(data, weights).backward()
         assert data.grad is not None
@@ -104,7 +104,7 @@ class RiskBound(Objective):
             return ((risk + c / 2).sqrt() + (c / 2).sqrt()).square()
         if self.settings.kind == "classic":
             return risk + (c / 2).sqrt()
-        weight = self.logit_lambda.sigmoid()
+        weight = self.logit_lambda.sigmoid().to(mean_cost.device)
         return risk / (1 - weight / 2) + c / (weight * (1 - weight / 2))
 
 

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LinearLR, LRScheduler, ReduceLROnPlateau, S
 from bitsback.errors import ConfigError, LayerError, near_miss
 from bitsback.model import BayesianModel
 from bitsback.optim import IVON, Adam, PosteriorOptimizer, Variational
+from bitsback.optim.variational import OPTIONS
 from bitsback.training.settings import OptimizerSettings, ScheduleSettings
 from bitsback.units import bits_to_nats
 
@@ -45,6 +46,8 @@ def make_optimizer(
     others = [p for module in also for p in module.parameters() if p.requires_grad]
     arguments = {"log_std_lr": settings.log_std_lr or settings.lr, "examples": examples, "also": others, **options}
     own = dict(settings.arguments)
+    for name in sorted(own.keys() & OPTIONS):  # the loop's own, not torch's
+        raise ConfigError(f"training.optimizer: {settings.name} refuses its arguments: it has no '{name}'")
     optimizer: PosteriorOptimizer
     try:
         if settings.name == IVON.__name__:

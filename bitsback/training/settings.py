@@ -125,8 +125,8 @@ class TrainingSettings(Settings):
     antithetic: bool = Field(False, description="every second draw of a batch is the mirror image of the one before")
     fused: bool = Field(
         True,
-        description="take each weight through gradient, step and draw in one pass, filters with channels last; false: one "
-        "thing after the other, to the same numbers but for rounding",
+        description="take each weight through gradient, step and next draw in one pass, and lay filters out with channels "
+        "last; false: one thing after the other, filters as torch has them",
     )
     noise_reuse: PositiveInt = Field(8, description="draws that share a random number, each for another weight; 1: all are new")
     objective: AnyObjectiveSettings = Field(ElboSettings(), description="what is lowered; the ledger is always the same")

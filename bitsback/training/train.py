@@ -149,7 +149,6 @@ def train(
                 if config_text is not None:  # written last: a run with a configuration can be resumed
                     write_text(directory / "config.yaml", config_text)
             session.run()
-            fit.modes.restore()  # loggers may have looked at the model
             fit.end()
             model.update_priors()
             book = take_ledger(
@@ -197,7 +196,7 @@ def start(
     """
     likelihood.fit(data.targets)
     settings = settings.settled(len(data), likelihood)
-    trained_mode, model.training = model.training, True
+    mode, model.training = model.training, True
     model.lay_out(channels_last=settings.fused)
     other_bits = model.deterministic_bits() + sum(charge.bits for charge in [*model.charges(), *likelihood.charges()])
     objective = make_objective(settings.objective, likelihood, len(data), other_bits)
@@ -206,14 +205,16 @@ def start(
     optimizer = make_optimizer(model, [likelihood, objective], settings.optimizer, len(data), **options)
     steps = -(-len(data) // settings.batch_size)
     schedule = make_schedule(optimizer, settings.schedule, settings.passes, steps)
-    model.set_noise(ExactNoise() if settings.precision == "float64" else None, seed=seed)  # what a receiver repeats
-    outputs = DrawnOutputs(model, _to_try_out(data, settings, seed), settings.noise_reuse)
-    model.set_noise(model.noise_source, settings.noise_reuse)
+    is_repeatable = settings.precision == "float64"
+    reuse = 1 if is_repeatable else settings.noise_reuse
+    model.set_noise(ExactNoise() if is_repeatable else None, seed=seed)
+    outputs = DrawnOutputs(model, _to_try_out(data, settings, seed), reuse)
+    model.set_noise(model.noise_source, reuse)
     if settings.antithetic and all(weight.noise_on_outputs or not weight.is_gaussian for weight in model.weights):
         raise ConfigError("training.antithetic: no layer draws its weights; leave it out, or set bayesian.estimator=weight")
     return Fit(
         model, likelihood, data, settings, seed, optimizer, schedule, Beta(settings, steps), objective, outputs, watch=watch,
-        ends_in_train_mode=trained_mode,
+        mode=mode,
     )  # fmt: skip
 
 

@@ -106,6 +106,7 @@ class Tuner:
     indices: Integers = field(init=False)
 
     def __post_init__(self) -> None:
+        self.examples = self.examples.to(self.model.device, self.model.dtype)  # a run of float64 leaves float64
         self.indices = np.zeros(self.code.blocks, dtype=np.int64)
         self._gaussians = [weight for weight in self.model.weights if weight.is_gaussian]
         self._block_of = torch.from_numpy(self.code.block_of())
@@ -134,12 +135,12 @@ class Tuner:
             epochs=1, batch_size=self.settings.batch_size, beta=CONSTANT_BETA, precision="bfloat16" if self.half else "float32"
         )
         inputs, size = self.examples.inputs, min(count, self.settings.batch_size)
-        self.model.training = True
+        mode, self.model.training = self.model.training, True
         self.model.set_noise(None, settings.noise_reuse, seed=self.seed)
         outputs = DrawnOutputs(self.model, [inputs[:size], inputs[torch.randperm(count)[:size]]], settings.noise_reuse)
         self._fit = Fit(
             self.model, self.likelihood, self.examples, settings, self.seed, optimizer, schedule, Beta(settings, 1),
-            outputs=outputs, watch=self._after_step, holds_priors=True,
+            outputs=outputs, watch=self._after_step, holds_priors=True, mode=mode,
         )  # fmt: skip
         self._batches = self._endless_batches()
         self._weigh_blocks()
