@@ -4,9 +4,10 @@ import math
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from bitsback.model import BayesianModel, Weight
-from bitsback.optim.pieces import are_alike, rows
+from bitsback.optim.pieces import rows
 from bitsback.posterior import GaussianPosterior
 from bitsback.priors import Prior
 from bitsback.priors.gaussian import GaussianPrior
@@ -18,6 +19,11 @@ Sums = tuple[float, float, float]
 def has_one_scale(prior: Prior) -> bool:
     """Return True for N(mu, p^2) with one mu and one p for a whole tensor."""
     return type(prior) is GaussianPrior and prior.log_scale.ndim == 0
+
+
+def sums_of(distance: Tensor, std: Tensor, log_std: Tensor) -> list[Tensor]:
+    """Return the sums over a piece, in one order wherever they are taken: a resumed training goes on at the same bits."""
+    return [torch.dot(std, std), torch.dot(distance, distance), log_std.sum()]
 
 
 class GaussianCost:
@@ -56,13 +62,12 @@ class GaussianCost:
         q = weight.posterior
         assert isinstance(q, GaussianPosterior)
         centre = self.priors[id(weight.prior)].centre
-        total = torch.zeros(3, dtype=torch.float64, device=q.mean.device)
-        for mean, log_std in (
-            zip(rows(q.mean), rows(q.log_std), strict=True) if are_alike([q.mean, q.log_std]) else [(q.mean, q.log_std)]
-        ):
-            total += torch.stack([(2 * log_std).exp_().sum(), (mean - centre).square_().sum(), log_std.sum()])
-        variance, square, log_stds = total.tolist()
-        self.sums[weight.number] = variance, square, log_stds
+        total = [0.0, 0.0, 0.0]
+        for m, log_std in zip(*map(rows, [q.mean, q.log_std]), strict=True):
+            parts = sums_of(m - centre if centre else m, log_std.exp(), log_std)
+            for place, part in enumerate(torch.stack(parts).tolist()):
+                total[place] += part
+        self.sums[weight.number] = total[0], total[1], total[2]
         self.marks[weight.number] = weight.versions()[1:]
 
     @torch.no_grad()
