@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import record_function
 
 from bitsback.errors import LayerError, near_miss
 from bitsback.model import BayesianModel, Weight
@@ -26,6 +25,7 @@ from bitsback.optim.cost import GaussianCost, weights_with_one_scale
 from bitsback.optim.pieces import Scratch, rows
 from bitsback.optim.sweep import Move, Sweep
 from bitsback.posterior import GaussianPosterior
+from bitsback.profiling import stage
 
 LOOK_EVERY = 16
 """Steps between looks at which weights have stds far below their means."""
@@ -107,6 +107,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         self._scratch, self._steps = Scratch(), 0
         self._cost = GaussianCost([])
         self._norms: list[float] = []
+        self._groups: dict[int, dict[str, Any]] = {}
         self._has_seen_clipping = False
         self._owned: tuple[tuple[bool, ...], list[Weight]] | None = None
 
@@ -167,6 +168,15 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         if any(id(p) in inside for p in params):
             raise LayerError("give the network's parameters: their means and log stds come with them")
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients of everything that is moved, and what earlier draws have left for log stds."""
+        if not set_to_none:
+            return super().zero_grad(set_to_none=False)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+        return None
+
     def _roles(self, role: str) -> list[dict[str, Any]]:
         return [group for group in self.param_groups if group["role"] == role]
 
@@ -209,12 +219,13 @@ class PosteriorOptimizer(torch.optim.Optimizer):
                     f"the gradient of '{weight.name}' was used by a step before, and the draw that it was taken at is gone: "
                     "call zero_grad() and backward() between steps; of several optimisers, let each own other weights (groups=)"
                 )
+        self._groups = {id(p): group for group in self.param_groups for p in group["params"]}
         k = self.beta / (self.examples * self.nats_per_unit)
-        with record_function("bitsback: cost"):
+        with stage("bitsback: cost"):
             self._begin(weights, k)
         state = model.next_state()
         sweep = Sweep(model, self._cost, k, state, self._scratch, self.kl_weights)
-        with record_function("bitsback: move and draw"):
+        with stage("bitsback: move and draw"):
             sweep.begin(weights)
             self._sweep(sweep, weights)
             self._draw_others(sweep, weights, state)
@@ -236,8 +247,9 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         """Let priors follow, and count what has a closed form."""
         self._count(weights)
         self.weight_nats = self._cost.follow(self.prior_rate, k)
-        if self.prior_rate:
-            self.model.update_priors(self.prior_rate, [weight for weight in weights if weight.number not in self._cost])
+        others = [w for w in weights if w.prior.learns_in_closed_form and w.number not in self._cost] if self.prior_rate else []
+        if others:
+            self.model.update_priors(self.prior_rate, others)
         if self._steps % LOOK_EVERY == 0:
             self.model.check_places()
             for weight in weights:
@@ -250,16 +262,17 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             self._owned = signature, [] if self.kl_weights else weights_with_one_scale(self.model, weights)
             self._cost = GaussianCost(self._owned[1])
         for weight in self._cost.weights:
-            if self._cost.marks.get(weight.number) != weight.versions()[1:]:
+            if self._cost.marks.get(weight.number) != weight.seen[1:]:
                 self._cost.refresh(weight)
 
     def _remember(self, weights: Sequence[Weight]) -> None:
         for weight in weights:
             if weight.number in self._cost:
-                self._cost.marks[weight.number] = weight.versions()[1:]
+                self._cost.marks[weight.number] = weight.seen[1:]
 
     def kl_nats(self) -> float:
         """Return KL(q||p) of all weights as they are now, in nats."""
+        self.model.honour_edits()
         self._count(self.weights)
         others = [weight for weight in self.model.weights if weight.number not in self._cost]
         return self._cost.follow(0.0, 0.0) + self.model.kl_estimate_nats(others)
@@ -322,11 +335,8 @@ class PosteriorOptimizer(torch.optim.Optimizer):
 
     def _settings(self, weight: Weight) -> tuple[dict[str, Any], dict[str, Any] | None]:
         """The groups that the mean and the log std of a weight are in."""
-        own = next(g for g in self._roles("weight") if any(p is weight.known for p in g["params"]))
         q = weight.posterior
-        if not isinstance(q, GaussianPosterior):
-            return own, None
-        return own, next(g for g in self._roles("log_std") if any(p is q.log_std for p in g["params"]))
+        return self._groups[id(weight.known)], self._groups[id(q.log_std)] if isinstance(q, GaussianPosterior) else None
 
     # modes and files
 
