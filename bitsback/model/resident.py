@@ -151,16 +151,13 @@ class Weight:
             return gradient is not None
         return self._used[0]() is not gradient or self._used[1] != gradient._version
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_used": None}
-
     def mark(self) -> None:
         """Remember that the weight holds what was written last."""
         self.seen = self.versions()
 
     def __getstate__(self) -> dict[str, Any]:
         moved = tuple(now != then for now, then in zip(self.versions(), self.seen, strict=True)) if self.seen else ()
-        return {**self.__dict__, "seen": moved}
+        return {**self.__dict__, "seen": moved, "_used": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take a copy over: tensors of a copy count their versions anew, and what was written to stays so."""
