@@ -281,7 +281,7 @@ def test_a_std_may_be_set_without_moving_the_mean(examples):
         assert torch.allclose(model.network[0].weight, model.value(model.weights[0]))
     model.weights[0].posterior.scale_std(2.0)
     nn.init.constant_(model.network[0].weight, 0.5)
-    with pytest.raises(LayerError, match=r"'0.weight' and its std were both written"):
+    with pytest.raises(LayerError, match=r"'0.weight' and its log_std were both written"):
         model.draw()
 
 
