@@ -257,7 +257,7 @@ class BayesianModel(Resident):
 
         ``among``: only the priors of these weights.
         """
-        wanted = {id(weight.prior) for weight in self.weights if among is None or weight in among}
+        wanted = {id(weight.prior) for weight in (self.weights if among is None else among)}
         for prior, weights in self.weights_by_prior():
             if prior.learns_in_closed_form and id(prior) in wanted:
                 prior.update([(weight.posterior.mean, weight.posterior.std()) for weight in weights], rate)
