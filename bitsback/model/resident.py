@@ -476,21 +476,21 @@ class Resident(nn.Module):
         for weight in moved:
             parameter, q = weight.parameter, weight.posterior
             versions = weight.versions()
-            own, mean, *log_std = [now != then for now, then in zip(versions, weight.seen, strict=True)] or [True] * 3
+            own, mean, *log_std = [now != then for now, then in zip(versions, weight.seen, strict=True)]
             own = own and not weight.is_rewritten_in_forward
             if mean or any(log_std):
                 weight.is_narrow = None
             has_other_width = any(log_std) and self._is_drawn(weight, self._state)
             if mean or (has_other_width and not own):  # whoever sets a mean wants that mean
                 again.append(weight)
-            elif has_other_width:  # what was drawn cannot be made again, to compare with
-                raise LayerError(
-                    f"'{weight.name}' and its log_std were both written to since the last draw, and what was meant as a mean "
-                    "cannot be told: write weights inside `with model.mean():`"
-                )
             elif (own or everywhere) and not weight.is_rewritten_in_forward:
                 value = self.value(weight, None, noise)
                 changed = _differs(parameter, q.mean if value is None else value, q)
+                if has_other_width and bool(changed.any()):  # what was drawn cannot be made again, to compare with
+                    raise LayerError(
+                        f"'{weight.name}' and its log_std were both written to since the last draw, and what was meant as a "
+                        "mean cannot be told: write weights inside `with model.mean():`"
+                    )
                 self._take_edits(weight, parameter, changed)
             weight.mark()
         for weight in again:
