@@ -140,7 +140,7 @@ ALSO_SHOWN_BY = {
     "prior_overrides": "test_model.py::test_overrides_by_pattern",
     "logging.histograms_every": "test_loggers.py::test_histograms_of_every_tensor_at_some_epochs_and_at_the_end",
     "tied weights": HERE + "test_a_tied_weight_is_drawn_moved_and_charged_once",
-    "IVON": "test_ivon.py::test_training_with_ivon_gets_as_low_as_with_adam",
+    "IVON": HERE + "test_natural_gradients_are_those_of_the_paper",
     "checkpoint prior": "test_training.py::test_fine_tuning_with_a_checkpoint_prior_costs_only_the_difference",
 }
 """The same for what is no key of these sections, but stands in the design."""
