@@ -4,11 +4,14 @@ import copy
 
 import pytest
 import torch
+from bitsback.layout import interleave, straighten
+from bitsback.training.fused import FusedWeights, step_weights
+from bitsback.training.noise import NoisePool, OutputNoise
+from bitsback.training.weights import PlainWeights
 from torch import nn
 
 from bitsback.data import Dataset, Examples
 from bitsback.errors import ConfigError
-from bitsback.layout import interleave, straighten
 from bitsback.likelihoods import CategoricalLikelihood
 from bitsback.model import bayesianize
 from bitsback.posterior import PointPosteriorSettings, holding
@@ -16,9 +19,6 @@ from bitsback.priors.gaussian import GaussianPriorSettings
 from bitsback.priors.laplace import LaplacePriorSettings
 from bitsback.priors.mixtures import ScaleMixturePriorSettings
 from bitsback.training import TrainingSettings, train
-from bitsback.training.fused import FusedWeights, step_weights
-from bitsback.training.noise import NoisePool, OutputNoise
-from bitsback.training.weights import PlainWeights
 
 
 class Tied(nn.Module):

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from bitsback.training.ivon import IVON
 from torch import nn
 
 from bitsback.data import Dataset, Examples
@@ -13,7 +14,6 @@ from bitsback.model import bayesianize
 from bitsback.posterior import GaussianPosterior, PointPosteriorSettings
 from bitsback.priors.gaussian import GaussianPriorSettings
 from bitsback.training import TrainingSettings, train
-from bitsback.training.ivon import IVON
 from bitsback.training.optimise import make_optimizer
 from bitsback.training.settings import OptimizerSettings
 from bitsback.units import nats_to_bits

@@ -281,8 +281,23 @@ def test_a_std_may_be_set_without_moving_the_mean(examples):
         assert torch.allclose(model.network[0].weight, model.value(model.weights[0]))
     model.weights[0].posterior.scale_std(2.0)
     nn.init.constant_(model.network[0].weight, 0.5)
-    with pytest.raises(LayerError, match=r"'0.weight' and its std were both written"):
+    with pytest.raises(LayerError, match=r"'0.weight' and its log_std were both written"):
         model.draw()
+
+
+def test_what_is_written_to_a_posterior_through_data_stands(examples):
+    model = bayesianize(network())
+    first, last = model.weights[0].posterior, model.weights[-1].posterior
+    wanted, width = torch.randn(first.mean.shape), last.std() * 3
+    first.mean.data.copy_(wanted)
+    first.mean.data[0, 0] = 5.0
+    last.log_std.data += math.log(3)
+    take_ledger(model, CategoricalLikelihood(C), examples, samples=1)
+    assert first.mean[0, 0] == 5.0
+    assert torch.equal(first.mean.flatten()[1:], wanted.flatten()[1:])
+    assert torch.allclose(last.std(), width)
+    for weight in model.weights:
+        assert torch.equal(weight.parameter, model.value(weight))
 
 
 def test_the_trained_width_sits_at_the_bottom_of_the_curve():

@@ -41,6 +41,7 @@ class IVON(Adam):
         LayerError: when there is no Gaussian posterior, and as for every optimiser here.
 
     >>> import bitsback
+    >>> from torch import nn
     >>> model = bitsback.bayesianize(nn.Linear(1, 1, bias=False), {"kind": "gaussian", "learn": "none"}, posterior={"std": 0.1})
     >>> optimizer = IVON(model, examples=10)
     >>> for _ in range(300):
