@@ -83,11 +83,13 @@ class Adam(PosteriorOptimizer):
         averages = self._averages(weight.known, weight.posterior.mean, OF_MEAN if wide is None else OF_BOTH)
         pieces = self._scratch.rows.of((weight.number, "averages"), averages)
 
+        of_mean, of_width = rates(own), rates(wide) if wide is not None else None
+
         def move(number: int, mean: Tensor, log_std: Tensor | None, gm: Tensor, gl: Tensor | None, pull: float) -> None:
             averages = pieces[number]
-            adam(mean, gm, averages[0], averages[1], step, own, pull)
-            if wide is not None and log_std is not None and gl is not None:
-                adam(log_std, gl, averages[2], averages[3], step, wide)
+            adam(mean, gm, averages[0], averages[1], step, of_mean, pull)
+            if of_width is not None and log_std is not None and gl is not None:
+                adam(log_std, gl, averages[2], averages[3], step, of_width)
 
         return move
 
@@ -99,23 +101,32 @@ class Adam(PosteriorOptimizer):
                     continue
                 gradient = gradient.to_dense() if gradient.is_sparse else gradient
                 first, second = self._averages(parameter, parameter)
-                adam(parameter, gradient, first, second, self._count_step(parameter), group)
+                adam(parameter, gradient, first, second, self._count_step(parameter), rates(group))
+
+
+Rates = tuple[float, float, float, float]
+"""Learning rate, both betas, eps."""
+
+
+def rates(group: dict[str, Any]) -> Rates:
+    """Return the numbers of a group, read once for a tensor."""
+    return float(group["lr"]), *group["betas"], group["eps"]
 
 
 def adam(
-    parameter: Tensor, gradient: Tensor, first: Tensor, second: Tensor, step: Tensor, group: dict[str, Any], pull: float = 0.0
+    parameter: Tensor, gradient: Tensor, first: Tensor, second: Tensor, step: Tensor, numbers: Rates, pull: float = 0.0
 ) -> None:
     """Take one step of Adam on a tensor, in place; its gradient is the one given and ``pull`` times the tensor."""
-    (beta1, beta2), lr = group["betas"], float(group["lr"])
+    lr, beta1, beta2, eps = numbers
     if (parameter.is_cpu or parameter.device.type in FUSED) and gradient.dtype == parameter.dtype:
         torch._fused_adam_(
-            [parameter], [gradient], [first], [second], [], [step], lr=lr, beta1=beta1, beta2=beta2, weight_decay=pull,
-            eps=group["eps"], amsgrad=False, maximize=False,
+            [parameter], [gradient], [first], [second], [], [step], lr=lr, beta1=beta1, beta2=beta2, weight_decay=pull, eps=eps,
+            amsgrad=False, maximize=False,
         )  # fmt: skip
         return
     gradient = torch.add(gradient.to(first.dtype), parameter, alpha=pull)
     first.lerp_(gradient, 1 - beta1)
     second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
     count = float(step)
-    root = second.sqrt().div_((1 - beta2**count) ** 0.5).add_(group["eps"])
+    root = second.sqrt().div_((1 - beta2**count) ** 0.5).add_(eps)
     parameter.addcdiv_(first, root, value=-lr / (1 - beta1**count))

@@ -108,6 +108,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         self._groups: dict[int, dict[str, Any]] = {}
         self._has_seen_clipping = False
         self._owned: tuple[tuple[bool, ...], list[Weight]] | None = None
+        self._learned: list[nn.Parameter] = []
 
     def _default_parameters(self) -> list[nn.Parameter]:
         found = [p for p in self.model.network.parameters() if p.requires_grad]
@@ -259,6 +260,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         if self._owned is None or self._owned[0] != signature:
             self._owned = signature, [] if self.kl_weights else weights_with_one_scale(self.model, weights)
             self._cost = GaussianCost(self._owned[1])
+            self._learned = [p for weight in weights for p in weight.prior.parameters()]
         for weight in self._cost.weights:
             if self._cost.marks.get(weight.number) != weight.seen[1:]:
                 self._cost.refresh(weight)
@@ -327,8 +329,8 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             weight.use_gradient()
             if isinstance(q, GaussianPosterior):
                 q.log_std.grad = None  # consumed
-            for p in weight.prior.parameters():
-                p.grad = None  # of the KL alone: not every framework clears it
+        for p in self._learned:
+            p.grad = None  # of the KL alone: not every framework clears it
         self.model.moved_to(state, owned)
 
     def _settings(self, weight: Weight) -> tuple[dict[str, Any], dict[str, Any] | None]:

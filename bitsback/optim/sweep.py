@@ -58,8 +58,9 @@ class Sweep:
 
     def weight(self, weight: Weight, mover: Callable[[Weight], Move] | None) -> None:
         """Take one weight through the pass; without a ``mover`` its gradients are left in those of mean and log std."""
-        pieces = self._pieces(weight)  # from here on all that belongs to it lies in memory alike
-        parameter, mean, *wide = weight.tensors()
+        tensors = weight.tensors()
+        pieces = self._pieces(weight, tensors)  # from here on all that belongs to it lies in memory alike
+        parameter, mean, *wide = tensors
         given = [self._data_gradient(parameter, mean)]
         for tensor in (wide[0].grad if wide else None, self._spreads.get(weight.number), self.kl_weights.get(weight.number)):
             given.append(tensor if tensor is None else laid_as(tensor, mean))
@@ -78,9 +79,9 @@ class Sweep:
             sums += self.written(weight, piece, number)
         self.wrote(weight, sums)
 
-    def _pieces(self, weight: Weight) -> list[tuple[Tensor, ...]]:
+    def _pieces(self, weight: Weight, tensors: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
         """Weight, mean and log std, piece by piece."""
-        return self.scratch.rows.of(weight.number, weight.tensors(), lambda: aligned(weight))
+        return self.scratch.rows.of(weight.number, tensors, lambda: aligned(weight))
 
     def _fill(self, q: Posterior, pieces: Sequence[tuple[Tensor, ...]], gradients: Iterable[Gradients]) -> None:
         """Leave the gradients in those of mean and log std."""
@@ -96,7 +97,7 @@ class Sweep:
     def rewrite(self, weight: Weight) -> None:
         """Write the next draw of a weight that was moved by others."""
         sums: list[Tensor] = []
-        for number, piece in enumerate(self._pieces(weight)):
+        for number, piece in enumerate(self._pieces(weight, weight.tensors())):
             sums += self.written(weight, piece, number)
         self.wrote(weight, sums)
 
