@@ -16,7 +16,7 @@ from bitsback.kl import kl_each
 from bitsback.model import State
 from bitsback.model.resident import COARSE
 from bitsback.optim import IVON, Adam, Variational
-from bitsback.optim.pieces import PIECE
+from bitsback.model.pieces import PIECE
 
 SGD = torch.optim.SGD
 

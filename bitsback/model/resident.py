@@ -22,6 +22,7 @@ from bitsback.errors import LayerError
 from bitsback.layers import Choice
 from bitsback.model.buffers import unmoved
 from bitsback.model.noise import BlockNoise, Noise, PooledNoise, mixed
+from bitsback.model.pieces import side_by_side
 from bitsback.posterior import GaussianPosterior, Posterior
 from bitsback.priors import Prior
 
@@ -116,8 +117,7 @@ class Weight:
         """See whether some std is so far below its mean that w - m has too few digits."""
         q = self.posterior
         if isinstance(q, GaussianPosterior):
-            share = q.log_std.exp().div_(q.mean.abs())
-            self.is_narrow = bool(((share < 2 * COARSE) & (share > NOTHING)).any())
+            self.is_narrow = any(_has_narrow(m, log_std) for m, log_std in side_by_side(q.mean, q.log_std))
 
     @property
     def is_coarse(self) -> bool:
@@ -653,6 +653,14 @@ def _differs(parameter: Tensor, value: Tensor, q: Posterior) -> Tensor:
     slack = ROUNDING * torch.finfo(kind).eps
     difference = (parameter.to(value.dtype) - value).abs()
     return ~(difference <= slack * (value.abs() + q.mean.abs()))  # a nan differs
+
+
+def _has_narrow(mean: Tensor, log_std: Tensor) -> bool:
+    """Return whether a std lies far below its mean, and yet moves it."""
+    share = log_std.exp().div_(mean.abs())
+    if share.amin() >= 2 * COARSE:  # false for nan
+        return False
+    return bool(((share < 2 * COARSE) & (share > NOTHING)).any())
 
 
 def _difference(weight: Weight, after: Tensor, before: Tensor) -> Tensor:

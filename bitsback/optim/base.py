@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from bitsback.errors import LayerError, near_miss
 from bitsback.model import BayesianModel, Weight
+from bitsback.model.pieces import Scratch, rows
 from bitsback.model.resident import State
 from bitsback.optim.cost import GaussianCost, weights_with_one_scale
-from bitsback.optim.pieces import Scratch, rows
 from bitsback.optim.sweep import Move, Sweep
 from bitsback.posterior import GaussianPosterior
 from bitsback.profiling import stage
@@ -62,7 +62,6 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         LayerError: for what is no model, unknown settings, or nothing to move.
 
     Attributes:
-        weight_nats: KL of the weights that have a closed form, in nats, at the start of the last step.
         kl_weights: by the number of a weight, how much each element's KL counts; nothing: all alike.
     """
 
@@ -89,7 +88,6 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         self.examples, self.beta = examples, beta
         self.prior_rate, self.max_grad_norm, self.by_pieces = prior_rate, max_grad_norm, by_pieces
         self.nats_per_unit = 1.0
-        self.weight_nats: float | None = None
         self.grad_norm: Tensor | None = None
         self.kl_weights: dict[int, Tensor] = {}
         self._log_std_lr = log_std_lr
@@ -247,7 +245,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
     def _begin(self, weights: Sequence[Weight], k: float) -> None:
         """Let priors follow, and count what has a closed form."""
         self._count(weights)
-        self.weight_nats = self._cost.follow(self.prior_rate, k)
+        self._cost.follow(self.prior_rate, k)
         others = [w for w in weights if w.prior.learns_in_closed_form and w.number not in self._cost] if self.prior_rate else []
         if others:
             self.model.update_priors(self.prior_rate, others)
@@ -277,13 +275,13 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         self.model.honour_edits()
         self._count(self.weights)
         others = [weight for weight in self.model.weights if weight.number not in self._cost]
-        return self._cost.follow(0.0, 0.0) + self.model.kl_estimate_nats(others)
+        return self._cost.nats() + self.model.kl_estimate_nats(others)
 
     def _sweep(self, sweep: Sweep, weights: Sequence[Weight]) -> None:
         """Move the weights and write their next draws, then move what has no posterior."""
         if self.max_grad_norm is None and self.by_pieces:
             for weight in weights:
-                sweep.weight(weight, self._mover(weight))
+                sweep.weight(weight, self._mover)
             self._move_plain()
             return
         for weight in weights:
