@@ -15,7 +15,7 @@ from bitsback.data import Dataset, Examples
 from bitsback.likelihoods import CategoricalLikelihood, GaussianLikelihood
 from bitsback.model import bayesianize
 from bitsback.model.noise import BlockNoise, OutputNoise, PooledNoise
-from bitsback.optim.pieces import rows
+from bitsback.model.pieces import rows
 from bitsback.training import TrainingSettings, start, train
 from bitsback.training.loop import PRIOR_RATE
 from bitsback.units import nats_to_bits

@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from bitsback.training.ivon import IVON
 from torch import nn
 
 from bitsback.data import Dataset, Examples

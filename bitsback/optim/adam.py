@@ -23,29 +23,24 @@ OF_BOTH = (*OF_MEAN, "exp_avg_log_std", "exp_avg_sq_log_std")
 class Adam(PosteriorOptimizer):
     """Adam on the means and log stds of a model's posteriors, and on its other parameters.
 
-        Args:
-            model: see :class:`bitsback.optim.PosteriorOptimizer`.
-            lr: learning rate of means and of parameters without a posterior.
-            examples: what the mean in the loss averages over.
-            betas, eps: as :class:`torch.optim.Adam` has them.
-            options: ``log_std_lr``, ``groups``, ``also``, ``beta``, ``prior_rate``, ``max_grad_norm``, ``by_pieces`` of
-                :class:`bitsback.optim.PosteriorOptimizer`.
+    Args:
+        model: see :class:`bitsback.optim.PosteriorOptimizer`.
+        lr: learning rate of means and of parameters without a posterior.
+        examples: what the mean in the loss averages over.
+        betas, eps: as :class:`torch.optim.Adam` has them.
+        options: ``log_std_lr``, ``groups``, ``also``, ``beta``, ``prior_rate``, ``max_grad_norm``, ``by_pieces`` of
+            :class:`bitsback.optim.PosteriorOptimizer`.
 
-        Raises:
-            LayerError: for what is no model, settings that are unknown or make no sense, or nothing to move.
+    Raises:
+        LayerError: for what is no model, settings that are unknown or make no sense, or nothing to move.
 
-        >>> import bitsback
-    <<<<<<< ours
-        >>> from torch import nn
-        >>> model = bitsback.bayesianize(nn.Linear(4, 2))
-    =======
+    >>> import bitsback
         >>> model = bitsback.bayesianize(torch.nn.Linear(4, 2))
-    >>>>>>> theirs
         >>> optimizer = Adam(model, lr=1e-2, log_std_lr=5e-2, examples=100)
-        >>> model(torch.ones(3, 4)).square().mean().backward()
-        >>> optimizer.step()
-        >>> model.draw_number
-        1
+    >>> model(torch.ones(3, 4)).square().mean().backward()
+    >>> optimizer.step()
+    >>> model.draw_number
+    1
     """
 
     def __init__(

@@ -28,33 +28,28 @@ MOST_CHANGE = 1.0
 class IVON(Adam):
     """Natural gradients for the Gaussian posteriors of a model, and Adam for its other parameters.
 
-        Args:
-            model, examples: as :class:`bitsback.optim.Adam` has them.
-            lr: step of the means; 1 jumps to the minimum of a quadratic.
-            log_std_lr: r, the share of the way that a log std goes to the latest Hessian.
-            betas: the first averages the gradients of the means, as in Adam; Adam takes both.
-            rest_lr: of Adam.
-            most_stds: largest step of a mean, in stds of its posterior.
-            options: further ones of :class:`bitsback.optim.PosteriorOptimizer`.
+    Args:
+        model, examples: as :class:`bitsback.optim.Adam` has them.
+        lr: step of the means; 1 jumps to the minimum of a quadratic.
+        log_std_lr: r, the share of the way that a log std goes to the latest Hessian.
+        betas: the first averages the gradients of the means, as in Adam; Adam takes both.
+        rest_lr: of Adam.
+        most_stds: largest step of a mean, in stds of its posterior.
+        options: further ones of :class:`bitsback.optim.PosteriorOptimizer`.
 
-        Raises:
-            LayerError: when there is no Gaussian posterior, and as for every optimiser here.
+    Raises:
+        LayerError: when there is no Gaussian posterior, and as for every optimiser here.
 
-        >>> import bitsback
-    <<<<<<< ours
-        >>> from torch import nn
-        >>> model = bitsback.bayesianize(nn.Linear(1, 1, bias=False), {"kind": "gaussian", "learn": "none"}, posterior={"std": 0.1})
-    =======
+    >>> import bitsback
         >>> network = torch.nn.Linear(1, 1, bias=False)
-        >>> model = bitsback.bayesianize(network, {"kind": "gaussian", "learn": "none"}, posterior={"std": 0.1})
-    >>>>>>> theirs
+    >>> model = bitsback.bayesianize(network, {"kind": "gaussian", "learn": "none"}, posterior={"std": 0.1})
         >>> optimizer = IVON(model, examples=10)
-        >>> for _ in range(300):
-        ...     (model(torch.ones(1, 1)) - 1).square().sum().backward()
-        ...     optimizer.step()
-        ...     optimizer.zero_grad()
-        >>> round(model.weights[0].posterior.std().item(), 1)  # 1 / sqrt(10 x 2 + 1 / 0.3^2) = 0.18
-        0.2
+    >>> for _ in range(300):
+    ...     (model(torch.ones(1, 1)) - 1).square().sum().backward()
+    ...     optimizer.step()
+    ...     optimizer.zero_grad()
+    >>> round(model.weights[0].posterior.std().item(), 1)  # 1 / sqrt(10 x 2 + 1 / 0.3^2) = 0.18
+    0.2
     """
 
     def __init__(
