@@ -7,7 +7,20 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "bitsback"
 TOWER = [
-    {"units", "errors", "registry", "charge", "learned", "files", "locks", "threads", "limits", "yaml", "randomness"},
+    {
+        "units",
+        "errors",
+        "registry",
+        "charge",
+        "learned",
+        "files",
+        "locks",
+        "threads",
+        "profiling",
+        "limits",
+        "yaml",
+        "randomness",
+    },
     {"data"},
     {"posterior", "priors", "ledger", "likelihoods"},
     {"kl", "tables"},

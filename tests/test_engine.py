@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from oracle import N, RATES, Oracle, assert_close, batches, classify, doubled, mlp
+from oracle import RATES, N, Oracle, assert_close, batches, classify, doubled, mlp
 from torch import nn
 from torch.func import functional_call, grad, jacrev, vmap
 from torch.nn.utils import parametrizations

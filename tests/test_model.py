@@ -353,3 +353,19 @@ def test_only_dense_networks_are_drawn_together():
     assert draws_at_once(bayesianize(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2)))) > 1
     assert draws_at_once(bayesianize(torch.nn.Sequential(Own(4, 2)))) == 1
     assert draws_at_once(bayesianize(torch.nn.GRU(3, 2))) == 1
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copy", "pickle"])
+def test_a_copy_finds_no_edits_but_those_that_were_made(copied):
+    model = bayesianize(network())
+    model.draw()
+    again = copied(model)
+    means = [q.mean.clone() for q in again.posteriors()]
+    again.honour_edits(everywhere=True)
+    assert all(torch.equal(q.mean, mean) for q, mean in zip(again.posteriors(), means, strict=True))
+    nn.init.constant_(model.network[0].weight, 0.5)
+    model.weights[1].posterior.set_std(3.0)
+    for one in (copied(model), model):
+        one(torch.zeros(1, 5))
+        assert (one.weights[0].posterior.mean == 0.5).all()
+        assert torch.allclose(one.weights[1].parameter, one.value(one.weights[1]))

@@ -99,7 +99,7 @@ def test_its_checkpoint_is_no_network_to_begin_with():
 
 
 def test_it_can_be_the_prior_of_a_run():
-    experiment = Experiment.build(load_config(CONFIG, ["prior={kind: checkpoint, run: %s}" % OLD]))
+    experiment = Experiment.build(load_config(CONFIG, [f"prior={{kind: checkpoint, run: {OLD}}}"]))
     posteriors, _ = written()
     for weight in experiment.model.weights:
         if not weight.name.endswith("bias"):

@@ -119,6 +119,16 @@ def test_another_process_decodes_and_the_number_of_threads_is_the_senders(tmp_pa
     assert np.array_equal(np.load(tmp_path / "out" / "labels.npy"), labels_of(CONFIGS["ensemble"]))
 
 
+def test_training_is_in_float64_whatever_its_precision():
+    settings = CONFIGS["ensemble"]
+    assert settings.training.precision == "bfloat16"
+    double = settings.model_copy(update={"training": settings.training.model_copy(update={"precision": "float64"})})
+    labels = labels_of(settings)
+    for half, whole in zip(predictions(settings, labels), predictions(double, labels), strict=True):
+        assert np.array_equal(half, whole)
+        assert not (half % 2**6).any()  # multiples of 2^-6 nats, in units of 2^-12
+
+
 def test_equal_configurations_give_equal_files_and_the_seed_changes_them():
     one, again = (prequential(CONFIGS["point"], progress=False) for _ in range(2))
     other = prequential(CONFIGS["point"].model_copy(update={"seed": 1}), progress=False)

@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from bitsback.errors import LayerError
 from bitsback.layers import Choice
+from bitsback.model.buffers import unmoved
 from bitsback.model.noise import BlockNoise, Noise, PooledNoise, mixed
 from bitsback.posterior import GaussianPosterior, Posterior
 from bitsback.priors import Prior
@@ -29,6 +30,9 @@ ROUNDING = 8
 
 COARSE = 2.0**-12
 """A std below this share of its mean: w - m has lost too many of its digits, and the noise is made again from its seed."""
+
+NOTHING = 2.0**-40
+"""A std below this share of its mean moves nothing."""
 
 HALF = (torch.float16, torch.bfloat16)
 Holds = Literal["draw", "mean"]
@@ -51,6 +55,7 @@ class Weight:
         posterior, prior: q and p.
         number: which of the network's weight tensors it is; a stream of noise.
         noise_on_outputs: a training adds noise to the outputs of its layer, and lets the weight hold its mean.
+        is_narrow: stds lie far below their means, as :meth:`look` found it; None where others have set the posterior since.
     """
 
     def __init__(self, choice: Choice, posterior: Posterior, prior: Prior, number: int) -> None:
@@ -58,6 +63,8 @@ class Weight:
         self.posterior, self.prior = posterior, prior
         self.known = choice.places[0].parameter
         self.noise_on_outputs = False
+        self.is_narrow: bool | None = None
+        self._used: tuple[Any, int] | None = None
         self.seen: tuple[int, ...] = ()
         owner = self.owner
         self.constant_row: int | None = getattr(owner, "padding_idx", None) if self.local == "weight" else None
@@ -104,6 +111,21 @@ class Weight:
         """Whether an optimiser may move it: frozen weights do not require gradients."""
         return self.known.requires_grad
 
+    @torch.no_grad()
+    def look(self) -> None:
+        """See whether some std is so far below its mean that w - m has too few digits."""
+        q = self.posterior
+        if isinstance(q, GaussianPosterior):
+            share = q.log_std.exp().div_(q.mean.abs())
+            self.is_narrow = bool(((share < 2 * COARSE) & (share > NOTHING)).any())
+
+    @property
+    def is_coarse(self) -> bool:
+        """Whether s e has to be made again, for the weight holds too few digits of it."""
+        if self.is_gaussian and self.is_narrow is None:
+            self.look()
+        return self.is_gaussian and (bool(self.is_narrow) or self.known.dtype != next(iter(self._parts())).dtype)
+
     def tensors(self) -> list[Tensor]:
         """The parameter, and its posterior's: mean, and log std unless it is a point."""
         return [self.parameter, *self._parts()]
@@ -116,17 +138,31 @@ class Weight:
         """What tells that somebody has written to the weight or its posterior."""
         return (self.known._version, *[part._version for part in self._parts()])
 
+    def use_gradient(self) -> None:
+        """Remember that an optimiser's step has used the gradient."""
+        gradient = self.known.grad
+        self._used = (weakref.ref(gradient), gradient._version) if gradient is not None else None
+
+    @property
+    def has_gradient_left(self) -> bool:
+        """Whether there is a gradient that no step has used yet."""
+        gradient = self.known.grad
+        if gradient is None or self._used is None:
+            return gradient is not None
+        return self._used[0]() is not gradient or self._used[1] != gradient._version
+
     def mark(self) -> None:
         """Remember that the weight holds what was written last."""
         self.seen = self.versions()
 
     def __getstate__(self) -> dict[str, Any]:
-        moved = tuple(now != then for now, then in zip(self.versions(), self.seen, strict=True))
-        return {**vars(self), "seen": moved}  # a copy's tensors count their versions anew
+        moved = tuple(now != then for now, then in zip(self.versions(), self.seen, strict=True)) if self.seen else ()
+        return {**self.__dict__, "seen": moved, "_used": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self.seen = tuple(version - moved for version, moved in zip(self.versions(), self.seen, strict=True))
+        """Take a copy over: tensors of a copy count their versions anew, and what was written to stays so."""
+        self.__dict__.update(state)
+        self.seen = tuple(now - moved for now, moved in zip(self.versions(), self.seen, strict=True)) if self.seen else ()
 
     def __repr__(self) -> str:
         return f"Weight({self.name!r}, {self.posterior}, {self.prior})"
@@ -150,7 +186,7 @@ class Resident(nn.Module):
         self._pool: PooledNoise | None = None
         self._offsets: dict[int, int] = {}
         self._placed, self._issued, self._reached = 0, 0, -1
-        self._is_released = False
+        self._is_released, self._holds_state = False, True
         self.loss_is_sum, self._loss_looks = False, 3
         self.register_load_state_dict_post_hook(_after_loading)
         self.register_state_dict_pre_hook(_before_saving)
@@ -193,11 +229,12 @@ class Resident(nn.Module):
         before = self.training
         self.__dict__["_training"] = bool(mode)
         if before != bool(mode) and self.__dict__.get("weights"):
-            self.honour_edits()
+            self.honour_edits(everywhere=self.holds == "mean")
             self.place(self._state._replace(holds="draw" if mode else "mean"))
 
     def draw(self) -> None:
         """Put the next draw m + s e into all weights at once; edits made since the last one become means."""
+        self.check_places()
         self.honour_edits()
         self.place(self.next_state())
 
@@ -205,6 +242,18 @@ class Resident(nn.Module):
         """Put the mirror image m - s e of the draw that is there into all weights: the second of an antithetic pair."""
         self.honour_edits()
         self.place(self._state._replace(sign=-self._state.sign))
+
+    def check_places(self) -> None:
+        """Raise LayerError when a weight no longer lies where it lay in the network."""
+        present = set(map(id, self.network.modules()))
+        for weight in self.weights:
+            for place in weight.places:
+                if id(place.owner) not in present or place.owner._parameters.get(place.local) is not weight.known:
+                    _ = weight.parameter  # says so where it lies in its first place
+                    raise LayerError(
+                        f"the network no longer reads '{place.name}' where it was at bayesianize: its module was replaced; "
+                        "make a new model of the changed network"
+                    )
 
     def next_state(self) -> State:
         """Return the state after the next :meth:`draw`."""
@@ -214,20 +263,26 @@ class Resident(nn.Module):
     def sample(self, seed: int | None = None) -> Iterator[Any]:
         """Inside, the weights hold one draw that is not a training draw, as a receiver would see it; a fresh one each time.
 
+        What forward passes inside do to running statistics is undone.
+
         Args:
             seed: of the draw; default: the model's own seed and a counter, which are saved with it.
         """
         self._samples += 1
         number = -self._samples if seed is None else -1
-        with self.keeping():
+        with self.keeping(), unmoved(self.network):
             self.place(State("draw", self.seed if seed is None else seed, number))
             yield self
 
     @contextmanager
     def mean(self) -> Iterator[Any]:
         """Inside, every weight is its posterior mean; what is written to a weight here becomes its mean."""
-        if self.holds == "mean" and not self._is_stale():
-            yield self
+        if self.holds == "mean":
+            self.honour_edits(everywhere=True)
+            try:
+                yield self
+            finally:
+                self.honour_edits()
             return
         with self.keeping():
             self.place(self._state._replace(holds="mean"))
@@ -240,9 +295,13 @@ class Resident(nn.Module):
             torch.clear_autocast_cache()
             with torch.no_grad():
                 for weight in self.weights:
-                    weight.parameter.copy_(values[weight.name])
+                    parameter = weight.parameter
+                    before = parameter.clone() if weight.is_gaussian and parameter.grad is not None else None
+                    parameter.copy_(values[weight.name])
+                    if before is not None:
+                        _carry(weight, _difference(weight, parameter, before))
                     weight.mark()
-            self._placed = self._issue()
+            self._holds_state, self._placed = False, self._issue()
             yield self
 
     @contextmanager
@@ -270,20 +329,27 @@ class Resident(nn.Module):
         """Write what ``state`` says into every weight; pending gradients are carried over to the widths."""
         torch.clear_autocast_cache()  # an autocast region keeps casts of the old draw
         self._put(self.weights, state)
-        self._state = state
+        self._state, self._holds_state = state, True
         self._placed = self._issue()
 
     def _put(self, weights: Sequence[Weight], state: State) -> None:
+        pending = [weight for weight in weights if weight.is_gaussian and weight.parameter.grad is not None]
+        coarse = [weight for weight in pending if self._holds_state and weight.is_coarse]
+        noise = self.noise_of(self._state) if coarse else None
+        spreads = {weight.number: self.spread(weight, self._state, noise) for weight in coarse}
+        others = {weight.number for weight in pending} - spreads.keys()
         noise = self.noise_of(state) if weights else None
         for weight in weights:
             parameter = weight.parameter
-            gradient = parameter.grad
-            if gradient is None or not isinstance(weight.posterior, GaussianPosterior):
-                self._write(weight, parameter, state, noise)
-            else:
-                before = parameter.detach().clone()
-                self._write(weight, parameter, state, noise)
-                _carry(weight.posterior, gradient, before, parameter)
+            before = parameter.detach().clone() if weight.number in others else None
+            self._write(weight, parameter, state, noise)
+            q = weight.posterior
+            if isinstance(q, GaussianPosterior) and parameter.grad is None:
+                q.log_std.grad = None  # somebody has cleared the network's gradients alone
+            if weight.number in spreads:
+                _carry(weight, self.spread(weight, state, noise).sub_(spreads.pop(weight.number)))
+            elif before is not None:
+                _carry(weight, _difference(weight, parameter, before))
             weight.mark()
 
     def _write(self, weight: Weight, parameter: Tensor, state: State, noise: Tensor | None) -> None:
@@ -305,6 +371,16 @@ class Resident(nn.Module):
     def _is_drawn(self, weight: Weight, state: State) -> bool:
         """Whether a weight holds more than its mean."""
         return state.holds == "draw" and weight.is_gaussian and not (weight.noise_on_outputs and state.number >= 0)
+
+    def spread(self, weight: Weight, state: State, noise: Tensor | None = None) -> Tensor:
+        """Return w - m of a state, made from its noise and so with all of its digits; zero where the weight holds its mean."""
+        q = weight.posterior
+        if not isinstance(q, GaussianPosterior) or not self._is_drawn(weight, state):
+            return torch.zeros_like(q.mean, requires_grad=False)
+        spread = q.std().detach().mul_(self.noise(weight, state, noise)).mul_(state.sign)
+        if weight.constant_row is not None:
+            spread[weight.constant_row] = 0
+        return spread
 
     def noise(self, weight: Weight, state: State, pooled: Tensor | None = None) -> Tensor:
         """Return e of a draw: standard normal numbers in the shape and memory order of the posterior's mean."""
@@ -390,8 +466,10 @@ class Resident(nn.Module):
         """
         if self._is_released:
             raise LayerError("this model's network was given to another model since; use that one, or give it a copy.deepcopy")
+        if everywhere:
+            self.check_places()
         moved = [weight for weight in self.weights if everywhere or weight.versions() != weight.seen]
-        if not moved:
+        if not moved or not self._holds_state:
             return
         noise = self.noise_of(self._state)
         again: list[Weight] = []
@@ -400,6 +478,8 @@ class Resident(nn.Module):
             versions = weight.versions()
             own, mean, *log_std = [now != then for now, then in zip(versions, weight.seen, strict=True)]
             own = own and not weight.is_rewritten_in_forward
+            if mean or any(log_std):
+                weight.is_narrow = None
             has_other_width = any(log_std) and self._is_drawn(weight, self._state)
             if mean or (has_other_width and not own):  # whoever sets a mean wants that mean
                 again.append(weight)
@@ -422,12 +502,14 @@ class Resident(nn.Module):
     def _take_edits(self, weight: Weight, parameter: Tensor, changed: Tensor) -> None:
         if not bool(changed.any()):
             return
-        if self._reached == self._placed and self.training and bool(changed.float().mean() > 0.5):
+        is_reached = self.holds == "draw" and (self._reached == self._placed or weight.has_gradient_left)
+        if is_reached and self.training and bool(changed.float().mean() > 0.5):
             raise LayerError(
                 f"something has moved the draw in '{weight.name}' after a backward pass, as an optimiser does that knows no "
                 "posterior: train with bitsback.optim.Adam(model, lr=1e-3, examples=N) in its place; to edit weights, write "
                 "them inside `with model.mean():`"
             )
+        weight.is_narrow = None
         mean = weight.posterior.mean
         mean.copy_(torch.where(changed, parameter.to(mean.dtype), mean))
 
@@ -503,6 +585,16 @@ class Resident(nn.Module):
             mean = next(weight.posterior.mean for weight in self.weights if weight.is_gaussian)
             self._pool = PooledNoise(self._pool.size, self._pool.reuse, mean, self._noise)
 
+    def __getstate__(self) -> dict[str, Any]:
+        if self.weights and not self._is_released:
+            self.honour_edits(everywhere=True)
+        return self.__dict__
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for weight in self.weights:  # a copy counts its versions from the start
+            weight.mark()
+
     def get_extra_state(self) -> Tensor:
         """Return seed, number, sign of the draw, the count of samples, and 1 for a draw, 0 for the means."""
         state = self._state
@@ -527,6 +619,7 @@ def _after_loading(model: Resident, _keys: Any) -> None:
         return model.honour_edits()
     with torch.no_grad():
         for weight in model.weights:
+            weight.is_narrow = None
             if weight not in loaded and weight.versions() != weight.seen:
                 weight.posterior.mean.copy_(weight.parameter)
     model.place(model._state)
@@ -560,13 +653,21 @@ def _differs(parameter: Tensor, value: Tensor, q: Posterior) -> Tensor:
     return ~(difference <= slack * (value.abs() + q.mean.abs()))  # a nan differs
 
 
-def _carry(q: GaussianPosterior, gradient: Tensor, before: Tensor, after: Tensor) -> None:
-    """The weight went from ``before`` to ``after`` with ``gradient`` pending."""
+def _difference(weight: Weight, after: Tensor, before: Tensor) -> Tensor:
+    """Return after - before, in the precision of the mean."""
+    dtype = weight.posterior.mean.dtype
+    return after.to(dtype) - before.to(dtype)
+
+
+def _carry(weight: Weight, change: Tensor) -> None:
+    """The weight has changed by so much with a gradient pending."""
+    q, gradient = weight.posterior, weight.parameter.grad
+    assert isinstance(q, GaussianPosterior)
+    assert gradient is not None
     dense = gradient.to_dense() if gradient.is_sparse else gradient
     if q.log_std.grad is None:
         q.log_std.grad = torch.zeros_like(q.log_std)
-    step = after.to(q.mean.dtype) - before.to(q.mean.dtype)
-    q.log_std.grad.addcmul_(dense.to(q.mean.dtype), step, value=-1)
+    q.log_std.grad.addcmul_(dense.to(q.mean.dtype), change, value=-1)
 
 
 def fresh_seed() -> int:

@@ -29,7 +29,8 @@ class Adam(PosteriorOptimizer):
         LayerError: for what is no model, settings that are unknown or make no sense, or nothing to move.
 
     >>> import bitsback
-    >>> model = bitsback.bayesianize(torch.nn.Linear(4, 2))
+    >>> from torch import nn
+    >>> model = bitsback.bayesianize(nn.Linear(4, 2))
     >>> optimizer = Adam(model, lr=1e-2, log_std_lr=5e-2, examples=100)
     >>> model(torch.ones(3, 4)).square().mean().backward()
     >>> optimizer.step()

@@ -17,15 +17,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import record_function
 
 from bitsback.errors import LayerError, near_miss
 from bitsback.model import BayesianModel, Weight
 from bitsback.model.resident import State
 from bitsback.optim.cost import GaussianCost, weights_with_one_scale
 from bitsback.optim.pieces import Scratch, rows
-from bitsback.optim.sweep import Move, Sweep, is_coarse, pending_of
+from bitsback.optim.sweep import Move, Sweep
 from bitsback.posterior import GaussianPosterior
+from bitsback.profiling import stage
 
 LOOK_EVERY = 16
 """Steps between looks at which weights have stds far below their means."""
@@ -50,7 +50,8 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         defaults: of the groups, ``lr`` among them.
         examples: N, what the mean in the loss averages over: training examples, or tokens, pixels.
         log_std_lr: learning rate of log stds; default: as ``lr``.
-        groups: ``{"params": ..., "lr": ..., "log_std_lr": ...}`` over parameters of the network; default: all in one.
+        groups: ``{"params": ..., "lr": ..., "log_std_lr": ...}`` over parameters of the network, whose log stds and priors come
+            with them; default: all in one.
         also: other parameters to move, such as those of a likelihood.
         beta: weight of the KL.
         prior_rate: how far priors that learn in closed form follow in a step, of the way to their best.
@@ -100,12 +101,14 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         model = _unwrapped(model)
         if not isinstance(model, BayesianModel):
             raise LayerError(f"give the model that bitsback.bayesianize makes, got {type(model).__name__}")
+        model.check_places()
         self.model = model
         self._by_parameter = {id(weight.known): weight for weight in model.weights}
         self._scratch, self._steps = Scratch(), 0
-        self._coarse: list[Weight] = []
         self._cost = GaussianCost([])
         self._norms: list[float] = []
+        self._groups: dict[int, dict[str, Any]] = {}
+        self._has_seen_clipping = False
         self._owned: tuple[tuple[bool, ...], list[Weight]] | None = None
 
     def _default_parameters(self) -> list[nn.Parameter]:
@@ -114,7 +117,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             raise LayerError(
                 "nothing can be trained: every weight is frozen; call requires_grad_(True) on those that shall learn"
             )
-        return found + [p for p in self.model.priors.parameters() if p.requires_grad]
+        return found
 
     # groups
 
@@ -130,20 +133,29 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             return super().add_param_group(group)
         params = group.pop("params")
         params = [params] if isinstance(params, Tensor) else [p[1] if isinstance(p, tuple) else p for p in params]
-        rate = group.pop("log_std_lr", None) or self._log_std_lr or group.get("lr", self.defaults["lr"])
+        rates = group.pop("log_std_lr", None), self._log_std_lr, group.get("lr", self.defaults["lr"])
+        rate = next(rate for rate in rates if rate is not None)
         weights = [self._by_parameter[id(p)] for p in params if id(p) in self._by_parameter]
         self._check_foreign(params)
         parts: dict[str, list[Any]] = {
             "weight": [weight.known for weight in weights],
             "log_std": [w.posterior.log_std for w in weights if isinstance(w.posterior, GaussianPosterior)],
-            "plain": [p for p in params if id(p) not in self._by_parameter],
+            "plain": [p for p in params if id(p) not in self._by_parameter] + self._learned_by_priors(weights, params),
         }
         for role, several in parts.items():
             if several:
                 own = {"lr": rate} if role == "log_std" else {}
+                if role == "log_std" and "weight_decay" in self.defaults:
+                    own["weight_decay"] = 0.0  # a log std that is pulled to zero is a std that is pulled to one
                 super().add_param_group({**group, **own, "params": several, "role": role})
         self._owned = None
         return None
+
+    def _learned_by_priors(self, weights: Sequence[Weight], params: Sequence[Tensor]) -> list[Tensor]:
+        """The numbers that the priors of some weights learn by gradient, which come with them."""
+        present = {id(p) for p in params} | {id(p) for group in self.param_groups for p in group["params"]}
+        found = {id(p): p for weight in weights for p in weight.prior.parameters() if p.requires_grad}
+        return [p for identity, p in found.items() if identity not in present]
 
     def _check_keys(self, group: dict[str, Any]) -> None:
         for key in group.keys() - KEYS - self.defaults.keys():
@@ -155,6 +167,15 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         inside = {id(p) for weight in self.model.weights for p in weight.posterior.parameters()}
         if any(id(p) in inside for p in params):
             raise LayerError("give the network's parameters: their means and log stds come with them")
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients of everything that is moved, and what earlier draws have left for log stds."""
+        if not set_to_none:
+            return super().zero_grad(set_to_none=False)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+        return None
 
     def _roles(self, role: str) -> list[dict[str, Any]]:
         return [group for group in self.param_groups if group["role"] == role]
@@ -188,17 +209,24 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             model.loss_is_sum = False
         model.honour_edits()
         plain = [p for group in self._roles("plain") for p in group["params"] if p.grad is not None]
-        if self._steps < LOOKS_FOR_CLIPPING:
+        if self._steps < LOOKS_FOR_CLIPPING and not self._has_seen_clipping:
             self._look_for_clipping([*(weight.parameter for weight in weights), *plain])
-        if not plain and all(weight.parameter.grad is None and pending_of(weight) is None for weight in weights):
+        if not plain and all(weight.parameter.grad is None for weight in weights):
             return loss
+        for weight in weights:
+            if weight.parameter.grad is not None and not weight.has_gradient_left:
+                raise LayerError(
+                    f"the gradient of '{weight.name}' was used by a step before, and the draw that it was taken at is gone: "
+                    "call zero_grad() and backward() between steps; of several optimisers, let each own other weights (groups=)"
+                )
+        self._groups = {id(p): group for group in self.param_groups for p in group["params"]}
         k = self.beta / (self.examples * self.nats_per_unit)
-        with record_function("bitsback: cost"):
+        with stage("bitsback: cost"):
             self._begin(weights, k)
         state = model.next_state()
         sweep = Sweep(model, self._cost, k, state, self._scratch, self.kl_weights)
-        with record_function("bitsback: move and draw"):
-            sweep.begin(self._coarse)
+        with stage("bitsback: move and draw"):
+            sweep.begin(weights)
             self._sweep(sweep, weights)
             self._draw_others(sweep, weights, state)
             sweep.end()
@@ -213,34 +241,38 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         self._norms = [*self._norms, norm][-3:]
         if len(self._norms) == 3 and norm and max(self._norms) - min(self._norms) < 1e-4 * norm:
             warnings.warn(FOREIGN_CLIPPING.format(norm=norm), stacklevel=5)
-            self._norms = []
+            self._has_seen_clipping = True
 
     def _begin(self, weights: Sequence[Weight], k: float) -> None:
         """Let priors follow, and count what has a closed form."""
         self._count(weights)
         self.weight_nats = self._cost.follow(self.prior_rate, k)
-        if self.prior_rate:
-            self.model.update_priors(self.prior_rate, [weight for weight in weights if weight.number not in self._cost])
+        others = [w for w in weights if w.prior.learns_in_closed_form and w.number not in self._cost] if self.prior_rate else []
+        if others:
+            self.model.update_priors(self.prior_rate, others)
         if self._steps % LOOK_EVERY == 0:
-            self._coarse = [weight for weight in weights if is_coarse(weight)]
+            self.model.check_places()
+            for weight in weights:
+                weight.look()
 
     def _count(self, weights: Sequence[Weight]) -> None:
         """Bring the sums of the closed form up to date: others may have moved posteriors."""
-        signature = tuple(weight.is_trained for weight in self.model.weights)
+        signature = (*(weight.is_trained for weight in self.model.weights), bool(self.kl_weights))
         if self._owned is None or self._owned[0] != signature:
             self._owned = signature, [] if self.kl_weights else weights_with_one_scale(self.model, weights)
             self._cost = GaussianCost(self._owned[1])
         for weight in self._cost.weights:
-            if self._cost.marks.get(weight.number) != weight.versions()[1:]:
+            if self._cost.marks.get(weight.number) != weight.seen[1:]:
                 self._cost.refresh(weight)
 
     def _remember(self, weights: Sequence[Weight]) -> None:
         for weight in weights:
             if weight.number in self._cost:
-                self._cost.marks[weight.number] = weight.versions()[1:]
+                self._cost.marks[weight.number] = weight.seen[1:]
 
     def kl_nats(self) -> float:
         """Return KL(q||p) of all weights as they are now, in nats."""
+        self.model.honour_edits()
         self._count(self.weights)
         others = [weight for weight in self.model.weights if weight.number not in self._cost]
         return self._cost.follow(0.0, 0.0) + self.model.kl_estimate_nats(others)
@@ -254,16 +286,24 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             return
         for weight in weights:
             sweep.weight(weight, None)
-        filled = [p for weight in weights for p in weight.posterior.parameters()]
-        plain = [p for group in self._roles("plain") for p in group["params"] if p.grad is not None]
-        if self.max_grad_norm is not None:
-            self.grad_norm = torch.nn.utils.clip_grad_norm_([*filled, *plain], self.max_grad_norm)
+        self._clip(weights)
         for weight in weights:
             self._move_filled(weight)
             sweep.rewrite(weight)
             for p in weight.posterior.parameters():
                 p.grad = None
         self._move_plain()
+
+    def _clip(self, weights: Sequence[Weight]) -> None:
+        """Scale all gradients alike, those of means and log stds with their KL, where that is asked for."""
+        if self.max_grad_norm is None:
+            return
+        filled = [p for weight in weights for p in weight.posterior.parameters()]
+        plain = [p for group in self._roles("plain") for p in group["params"] if p.grad is not None]
+        for p in plain:
+            if p.grad.is_sparse:
+                p.grad = p.grad.to_dense()
+        self.grad_norm = torch.nn.utils.clip_grad_norm_([*filled, *plain], self.max_grad_norm)
 
     @abstractmethod
     def _mover(self, weight: Weight) -> Move:
@@ -286,17 +326,17 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         owned = {weight.number for weight in weights}
         for weight in weights:
             q = weight.posterior
+            weight.use_gradient()
             if isinstance(q, GaussianPosterior):
                 q.log_std.grad = None  # consumed
+            for p in weight.prior.parameters():
+                p.grad = None  # of the KL alone: not every framework clears it
         self.model.moved_to(state, owned)
 
     def _settings(self, weight: Weight) -> tuple[dict[str, Any], dict[str, Any] | None]:
         """The groups that the mean and the log std of a weight are in."""
-        own = next(g for g in self._roles("weight") if any(p is weight.known for p in g["params"]))
         q = weight.posterior
-        if not isinstance(q, GaussianPosterior):
-            return own, None
-        return own, next(g for g in self._roles("log_std") if any(p is q.log_std for p in g["params"]))
+        return self._groups[id(weight.known)], self._groups[id(q.log_std)] if isinstance(q, GaussianPosterior) else None
 
     # modes and files
 
@@ -309,24 +349,28 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         self.model.eval()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return torch's state, and under ``posterior`` means, log stds, seed and number of the draw: what resuming needs."""
+        """Return torch's state, and under ``posterior`` means, log stds, priors and the draw: with the network, all of it."""
         found: dict[str, Any] = super().state_dict()
         model = self.model
-        tensors = {name: tensor.detach() for name, tensor in model.posterior.state_dict().items()}
-        found[POSTERIOR] = {"tensors": tensors, "draw": model.get_extra_state()}
+        states = {"tensors": model.posterior.state_dict(), "priors": model.priors.state_dict()}
+        found[POSTERIOR] = {**states, "draw": model.get_extra_state()}
         found["steps"] = self._steps
+        found["coarse"] = [weight.number for weight in model.weights if weight.is_coarse]
         return found
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take a state over; the weights then hold the draw that they held."""
         own = dict(state_dict)
-        posterior, self._steps = own.pop(POSTERIOR, None), own.pop("steps", 0)
+        posterior, self._steps, coarse = own.pop(POSTERIOR, None), own.pop("steps", 0), own.pop("coarse", ())
         super().load_state_dict(own)
         self._widen(own)
         if posterior is not None:
             self.model.posterior.load_state_dict(posterior["tensors"])
+            self.model.priors.load_state_dict(posterior["priors"])
             self.model.set_extra_state(posterior["draw"])
             self.model.take_loaded()
+        for weight in self.model.weights:
+            weight.is_narrow = weight.number in coarse
         self._cost.marks.clear()
 
     def _widen(self, given: dict[str, Any]) -> None:
@@ -358,8 +402,9 @@ SUM_LOSS = (
     "(reduction='mean'), or say with examples= what one unit of the loss is averaged over"
 )
 FOREIGN_CLIPPING = (
-    "the gradients of three steps have one and the same norm, {norm:.3g}: something clips them before the step, which sees no "
-    "KL and so multiplies its weight; switch it off, and give this optimiser max_grad_norm={norm:.3g}, which clips both alike"
+    "the gradients of three steps have one and the same norm, {norm:.3g}: something clips them before the step, which sees "
+    "no KL and so multiplies its weight; switch it off, and give max_grad_norm={norm:.3g} to this optimiser, which clips "
+    "both alike"
 )
 WEIGHT_DECAY = (
     "weight_decay is a Gaussian prior, and priors have their own place: bayesianize(network, prior={'kind': 'gaussian', "

@@ -4,8 +4,10 @@ import math
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from bitsback.model import BayesianModel, Weight
+from bitsback.optim.pieces import rows
 from bitsback.posterior import GaussianPosterior
 from bitsback.priors import Prior
 from bitsback.priors.gaussian import GaussianPrior
@@ -17,6 +19,11 @@ Sums = tuple[float, float, float]
 def has_one_scale(prior: Prior) -> bool:
     """Return True for N(mu, p^2) with one mu and one p for a whole tensor."""
     return type(prior) is GaussianPrior and prior.log_scale.ndim == 0
+
+
+def sums_of(distance: Tensor, std: Tensor, log_std: Tensor) -> list[Tensor]:
+    """Return the sums over a piece, in one order wherever they are taken: a resumed training goes on at the same bits."""
+    return [torch.dot(std, std), torch.dot(distance, distance), log_std.sum()]
 
 
 class GaussianCost:
@@ -37,6 +44,11 @@ class GaussianCost:
         self.marks: dict[int, tuple[int, ...]] = {}
         """Versions of the posteriors that the sums are of."""
         self._numbers = {weight.number for weight in weights}
+        self._sharing: dict[int, list[int]] = {}
+        self._counts: dict[int, int] = dict.fromkeys(self.priors, 0)
+        for weight in weights:
+            self._sharing.setdefault(id(weight.prior), []).append(weight.number)
+            self._counts[id(weight.prior)] += weight.posterior.weights
 
     def __contains__(self, number: int) -> bool:
         return number in self._numbers
@@ -49,20 +61,14 @@ class GaussianCost:
         """Take the sums of a tensor that others have moved."""
         q = weight.posterior
         assert isinstance(q, GaussianPosterior)
-        distance = q.mean - self.priors[id(weight.prior)].centre
-        parts = torch.stack([(2 * q.log_std).exp().sum(), distance.square().sum(), q.log_std.sum()]).double()
-        variance, square, log_std = parts.tolist()
-        self.sums[weight.number] = variance, square, log_std
+        centre = self.priors[id(weight.prior)].centre
+        total = [0.0, 0.0, 0.0]
+        for m, log_std in zip(*map(rows, [q.mean, q.log_std]), strict=True):
+            parts = sums_of(m - centre if centre else m, log_std.exp(), log_std)
+            for place, part in enumerate(torch.stack(parts).tolist()):
+                total[place] += part
+        self.sums[weight.number] = total[0], total[1], total[2]
         self.marks[weight.number] = weight.versions()[1:]
-
-    def moments(self) -> dict[int, tuple[float, int]]:
-        """Return the sum of E_q[(w - mu)^2], and of how many weights, by prior."""
-        found: dict[int, tuple[float, int]] = dict.fromkeys(self.priors, (0.0, 0))
-        for weight in self.weights:
-            variance, distance, _ = self.sums[weight.number]
-            moment, count = found[id(weight.prior)]
-            found[id(weight.prior)] = moment + variance + distance, count + weight.posterior.weights
-        return found
 
     @torch.no_grad()
     def follow(self, rate: float, k: float) -> float:
@@ -70,20 +76,20 @@ class GaussianCost:
 
         Scales that learn by gradient get ``k`` times that of the KL.
         """
-        nats = -math.fsum(self.sums[weight.number][2] for weight in self.weights)
-        for identity, (moment, count) in self.moments().items():
-            prior = self.priors[identity]
-            log_scale = float(prior.log_scale)
-            if prior.learns_in_closed_form and rate:
+        nats = 0.0
+        for identity, prior in self.priors.items():
+            count, sums = self._counts[identity], [self.sums[number] for number in self._sharing[identity]]
+            moment = sum(variance + distance for variance, distance, _ in sums)
+            kept = prior.log_scale
+            log_scale = float(kept)
+            if rate and prior.learns_in_closed_form:
                 log_scale += rate * (0.5 * math.log(max(moment / count, 1e-30)) - log_scale)
-                prior.log_scale.fill_(log_scale)
-                log_scale = float(prior.log_scale)
-            precision = math.exp(-2 * log_scale)
-            nats += 0.5 * moment * precision + count * (log_scale - 0.5)
-            self.precision[identity] = precision
-            if prior.log_scale.requires_grad:
-                slope = torch.full_like(prior.log_scale, k * (count - moment * precision))
-                prior.log_scale.grad = slope if prior.log_scale.grad is None else prior.log_scale.grad.add_(slope)
+                log_scale = float(kept.fill_(log_scale))
+            precision = self.precision[identity] = math.exp(-2 * log_scale)
+            nats += 0.5 * moment * precision + count * (log_scale - 0.5) - sum(log_std for _, _, log_std in sums)
+            if kept.requires_grad:
+                slope = torch.full_like(kept, k * (count - moment * precision))
+                kept.grad = slope if kept.grad is None else kept.grad.add_(slope)
         return nats
 
 

@@ -41,8 +41,8 @@ class IVON(Adam):
         LayerError: when there is no Gaussian posterior, and as for every optimiser here.
 
     >>> import bitsback
-    >>> network = torch.nn.Linear(1, 1, bias=False)
-    >>> model = bitsback.bayesianize(network, {"kind": "gaussian", "learn": "none"}, posterior={"std": 0.1})
+    >>> from torch import nn
+    >>> model = bitsback.bayesianize(nn.Linear(1, 1, bias=False), {"kind": "gaussian", "learn": "none"}, posterior={"std": 0.1})
     >>> optimizer = IVON(model, examples=10)
     >>> for _ in range(300):
     ...     (model(torch.ones(1, 1)) - 1).square().sum().backward()

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from bitsback.model import BayesianModel, State, Weight
-from bitsback.model.resident import COARSE
-from bitsback.optim.cost import GaussianCost
+from bitsback.optim.cost import GaussianCost, sums_of
 from bitsback.optim.pieces import PIECE, Scratch, are_alike, is_dense, rows
 from bitsback.posterior import GaussianPosterior, Posterior
 from bitsback.priors.gaussian import GaussianPrior
@@ -21,9 +20,6 @@ Gradients = tuple[Tensor, Tensor | None, float]
 
 Move = Callable[[int, Tensor, Tensor | None, Tensor, Tensor | None, float], None]
 """Moves a piece: its number, mean, log std (none for a point), and :data:`Gradients`, the first of which is only read."""
-
-NOTHING = 2.0**-40
-"""A std below this share of its mean moves nothing."""
 
 SPREAD, STD, MEAN_GRADIENT, NOISE, SQUARE = range(5)
 """Scratch buffers."""
@@ -51,24 +47,28 @@ class Sweep:
         self._sums: list[tuple[int, list[Tensor]]] = []
         self._minus_k: Tensor | None = None
 
-    def begin(self, coarse: list[Weight]) -> None:
-        """Make the spread of ``coarse`` weights again while the pool still has its noise, then go on to the next numbers."""
+    def begin(self, weights: Sequence[Weight]) -> None:
+        """Make the spread of coarse weights while the pool still has its noise, then go on to the next numbers.
+
+        Each weight and what belongs to it then lie in memory alike.
+        """
         model, now = self.model, self.model.state
+        coarse = [weight for weight in weights if weight.is_coarse and not weight.noise_on_outputs]
         pool = model.noise_of(now) if coarse else None
         for weight in coarse:
-            q = weight.posterior
-            assert isinstance(q, GaussianPosterior)
-            self._spreads[weight.number] = q.std().mul_(model.noise(weight, now, pool)).mul_(now.sign)
-            if weight.constant_row is not None:
-                self._spreads[weight.number][weight.constant_row] = 0
+            self._spreads[weight.number] = model.spread(weight, now, pool)
+        for weight in weights:
+            parameter, mean, *_ = weight.tensors()
+            if parameter.stride() != mean.stride():
+                aligned(weight)
         self._pool = model.noise_of(self.state)
 
     def weight(self, weight: Weight, move: Move | None) -> None:
         """Take one weight through the pass; without ``move`` its gradients are left in those of mean and log std."""
         q = weight.posterior
-        pieces, share = self._pieces(weight), self.kl_weights.get(weight.number)
-        given = [self._data_gradient(weight), pending_of(weight), self._spreads.get(weight.number)]
-        given.append(laid_as(share, q.mean) if share is not None else None)
+        pieces = self._pieces(weight)
+        others = pending_of(weight), self._spreads.get(weight.number), self.kl_weights.get(weight.number)
+        given = [self._data_gradient(weight), *(laid_as(tensor, q.mean) if tensor is not None else None for tensor in others)]
         gradients: Iterable[Gradients]
         if weight.number in self.cost or weight.prior.is_elementwise:
             cut = [rows(tensor) if tensor is not None else repeat(None) for tensor in given]
@@ -123,7 +123,7 @@ class Sweep:
             assert isinstance(prior, GaussianPrior)
             centre = prior.centre
             distance = torch.sub(m, centre, out=self._buffer(SQUARE, m)) if centre else m
-            sums = [torch.dot(std, std), torch.dot(distance, distance), log_std.sum()]
+            sums = sums_of(distance, std, log_std)
         if weight.noise_on_outputs:
             w.copy_(m)
             return sums
@@ -247,20 +247,9 @@ class Sweep:
 
 
 def pending_of(weight: Weight) -> Tensor | None:
-    """Return what earlier draws and drawn outputs have left for the gradient of log std."""
+    """Return what earlier draws and drawn outputs have left for the gradient of log std; gone where the weight's own is."""
     q = weight.posterior
-    return q.log_std.grad if isinstance(q, GaussianPosterior) else None
-
-
-def is_coarse(weight: Weight) -> bool:
-    """Return whether w - m has lost its digits: a std far below its mean, or a weight in half precision."""
-    q = weight.posterior
-    if not isinstance(q, GaussianPosterior) or weight.noise_on_outputs:
-        return False
-    if weight.parameter.dtype != q.mean.dtype:
-        return True
-    share = q.log_std.exp().div_(q.mean.abs())
-    return bool(((share < 2 * COARSE) & (share > NOTHING)).any())
+    return q.log_std.grad if isinstance(q, GaussianPosterior) and weight.known.grad is not None else None
 
 
 def laid_as(tensor: Tensor, like: Tensor) -> Tensor:

@@ -66,10 +66,7 @@ class Variational(PosteriorOptimizer):
     def _sweep(self, sweep: Sweep, weights: Any) -> None:
         for weight in weights:
             sweep.weight(weight, None)
-        filled = [p for weight in weights for p in weight.posterior.parameters()]
-        plain = [p for group in self._roles("plain") for p in group["params"] if p.grad is not None]
-        if self.max_grad_norm is not None:
-            self.grad_norm = torch.nn.utils.clip_grad_norm_([*filled, *plain], self.max_grad_norm)
+        self._clip(weights)
         for own, inner in zip(self.param_groups, self.inner.param_groups, strict=True):
             inner.update(self._inner_settings(own))
         self.inner.step()

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from bitsback.layers.outputs import called_once_per_row, noise_on_outputs
 from bitsback.model import BayesianModel
 from bitsback.model.accounting import seeded
+from bitsback.model.buffers import unmoved
 from bitsback.model.model import OutputLayer
 from bitsback.model.noise import OutputNoise
 from bitsback.posterior import GaussianPosterior
@@ -89,7 +90,7 @@ def safe_modules(model: BayesianModel, modules: Sequence[nn.Module], batches: Se
     """
     found = set(modules)
     for inputs in batches:
-        with _unmoved_buffers(model.network):
+        with unmoved(model.network):
             calls = called_once_per_row(partial(_outputs, model, inputs), modules, len(inputs))
             found &= {module for module, once in calls.items() if once}
             if found and not _rows_stand_alone(model, inputs):
@@ -106,7 +107,7 @@ def called_modules(model: BayesianModel, modules: Sequence[nn.Module], batches: 
     handles = [module.register_forward_hook(lambda module, *_: found.add(module)) for module in modules]
     try:
         for inputs in batches[:1] if modules else ():
-            with _unmoved_buffers(model.network):
+            with unmoved(model.network):
                 _outputs(model, inputs)
     finally:
         for handle in handles:
@@ -143,13 +144,3 @@ def _changed(inputs: Tensor) -> Tensor:
 def _outputs(model: BayesianModel, inputs: Tensor) -> list[Any]:
     with seeded(0, inputs.device):  # dropout drops the same each time
         return pytree.tree_leaves(model.network(inputs))
-
-
-@contextmanager
-def _unmoved_buffers(network: nn.Module) -> Iterator[None]:
-    before = [(buffer, buffer.clone()) for buffer in network.buffers()]
-    try:
-        yield
-    finally:
-        for buffer, value in before:
-            buffer.copy_(value)

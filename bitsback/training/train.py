@@ -205,9 +205,11 @@ def start(
     optimizer = make_optimizer(model, [likelihood, objective], settings.optimizer, len(data), **options)
     steps = -(-len(data) // settings.batch_size)
     schedule = make_schedule(optimizer, settings.schedule, settings.passes, steps)
-    model.set_noise(ExactNoise() if settings.precision == "float64" else None, seed=seed)  # what a receiver repeats
-    outputs = DrawnOutputs(model, _to_try_out(data, settings, seed), settings.noise_reuse)
-    model.set_noise(model.noise_source, settings.noise_reuse)
+    is_repeatable = settings.precision == "float64"
+    reuse = 1 if is_repeatable else settings.noise_reuse
+    model.set_noise(ExactNoise() if is_repeatable else None, seed=seed)
+    outputs = DrawnOutputs(model, _to_try_out(data, settings, seed), reuse)
+    model.set_noise(model.noise_source, reuse)
     if settings.antithetic and all(weight.noise_on_outputs or not weight.is_gaussian for weight in model.weights):
         raise ConfigError("training.antithetic: no layer draws its weights; leave it out, or set bayesian.estimator=weight")
     return Fit(
