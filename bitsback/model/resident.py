@@ -144,12 +144,12 @@ class Weight:
         self._used = (weakref.ref(gradient), gradient._version) if gradient is not None else None
 
     @property
-    def has_gradient_left(self) -> bool:
-        """Whether there is a gradient that no step has used yet."""
+    def has_used_gradient(self) -> bool:
+        """Whether the gradient is one that a step has used."""
+        if self._used is None:
+            return False
         gradient = self.known.grad
-        if gradient is None or self._used is None:
-            return gradient is not None
-        return self._used[0]() is not gradient or self._used[1] != gradient._version
+        return gradient is not None and self._used[0]() is gradient and self._used[1] == gradient._version
 
     def mark(self) -> None:
         """Remember that the weight holds what was written last."""
@@ -502,7 +502,9 @@ class Resident(nn.Module):
     def _take_edits(self, weight: Weight, parameter: Tensor, changed: Tensor) -> None:
         if not bool(changed.any()):
             return
-        is_reached = self.holds == "draw" and (self._reached == self._placed or weight.has_gradient_left)
+        is_reached = self.holds == "draw" and (
+            self._reached == self._placed or (parameter.grad is not None and not weight.has_used_gradient)
+        )
         if is_reached and self.training and bool(changed.float().mean() > 0.5):
             raise LayerError(
                 f"something has moved the draw in '{weight.name}' after a backward pass, as an optimiser does that knows no "

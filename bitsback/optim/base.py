@@ -109,6 +109,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         self._norms: list[float] = []
         self._groups: dict[int, dict[str, Any]] = {}
         self._has_seen_clipping = False
+        self._learned: list[nn.Parameter] = []
         self._owned: tuple[tuple[bool, ...], list[Weight]] | None = None
 
     def _default_parameters(self) -> list[nn.Parameter]:
@@ -214,7 +215,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         if not plain and all(weight.parameter.grad is None for weight in weights):
             return loss
         for weight in weights:
-            if weight.parameter.grad is not None and not weight.has_gradient_left:
+            if weight.has_used_gradient:
                 raise LayerError(
                     f"the gradient of '{weight.name}' was used by a step before, and the draw that it was taken at is gone: "
                     "call zero_grad() and backward() between steps; of several optimisers, let each own other weights (groups=)"
@@ -261,6 +262,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         if self._owned is None or self._owned[0] != signature:
             self._owned = signature, [] if self.kl_weights else weights_with_one_scale(self.model, weights)
             self._cost = GaussianCost(self._owned[1])
+            self._learned = list({id(p): p for weight in weights for p in weight.prior.parameters()}.values())
         for weight in self._cost.weights:
             if self._cost.marks.get(weight.number) != weight.seen[1:]:
                 self._cost.refresh(weight)
@@ -329,8 +331,8 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             weight.use_gradient()
             if isinstance(q, GaussianPosterior):
                 q.log_std.grad = None  # consumed
-            for p in weight.prior.parameters():
-                p.grad = None  # of the KL alone: not every framework clears it
+        for p in self._learned:
+            p.grad = None  # of the KL alone: not every framework clears it
         self.model.moved_to(state, owned)
 
     def _settings(self, weight: Weight) -> tuple[dict[str, Any], dict[str, Any] | None]:
