@@ -84,13 +84,13 @@ class Oracle:
 
     def weights(self, state):
         """Every weight as a draw says, differentiable in mean and log std."""
-        found = {}
+        found, pool = {}, self.model.noise_of(state)
         for weight in self.model.weights:
             mean, log_std = self.means[weight.name], self.log_stds.get(weight.name)
             if log_std is None or state.holds == "mean":
                 found[weight.name] = mean
                 continue
-            noise = self.model.noise(weight, state).double() * state.sign
+            noise = self.model.noise(weight, state, pool).double() * state.sign
             if weight.constant_row is not None:
                 noise[weight.constant_row] = 0
             found[weight.name] = mean + log_std.exp() * noise

@@ -285,6 +285,23 @@ def test_a_std_may_be_set_without_moving_the_mean(examples):
         model.draw()
 
 
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_knows_what_was_written_to_the_weights_before(copied):
+    model = bayesianize(network())
+    with torch.no_grad():
+        model.network[0].weight[0, 0] = 5.0
+        model.weights[1].posterior.mean.fill_(3.0)
+        model.weights[2].posterior.log_std.sub_(9.0)
+    other = copied(model)
+    for one in (other, model):
+        one.draw()
+        assert one.weights[0].posterior.mean[0, 0] == 5.0
+        assert one.weights[1].posterior.mean.tolist() == [3.0] * 4
+        assert torch.equal(one.network[2].weight, one.value(one.weights[2]))
+    for one, same in zip(model.state_dict().values(), other.state_dict().values(), strict=True):
+        assert torch.equal(one, same)
+
+
 def test_what_is_written_to_a_posterior_through_data_stands(examples):
     model = bayesianize(network())
     first, last = model.weights[0].posterior, model.weights[-1].posterior

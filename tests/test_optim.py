@@ -14,9 +14,9 @@ from bitsback.errors import LayerError
 from bitsback.files import write_tensors
 from bitsback.kl import kl_each
 from bitsback.model import State
+from bitsback.model.pieces import PIECE
 from bitsback.model.resident import COARSE
 from bitsback.optim import IVON, Adam, Variational
-from bitsback.optim.pieces import PIECE
 
 SGD = torch.optim.SGD
 
@@ -178,6 +178,53 @@ def test_a_gradient_taken_inside_a_sample_counts_at_that_sample():
             *((s, lambda network, b=b: classify(network, *doubled(b))) for s, b in zip(states, (one, two), strict=True))
         )
     assert_close(model, oracle, 1e-6)
+
+
+@pytest.mark.parametrize("share", [0.1, 1e-5])
+def test_draws_from_a_pool_of_noise(share):
+    """Shares of the pool are made anew as the draws go on; a step looks back at the draw that it leaves."""
+    network = mlp()
+    plain = copy.deepcopy(network)
+    model = bitsback.bayesianize(network, "laplace", posterior={"std": share, "relative_to": "absolute"}, seed=1)
+    model.set_noise(reuse=3, seed=5)
+    optimizer, oracle = Adam(model, examples=N, **RATES), Oracle(model, plain, examples=N, **RATES)
+    for one, two, three in [batches(3) for _ in range(4)]:
+        states, optimizer_draws = [], (model.draw, model.mirror, lambda: None)
+        optimizer.zero_grad()
+        for batch, move in zip((one, two, three), optimizer_draws, strict=True):
+            states.append(model.state)
+            (classify(model, *batch) / 3).backward()
+            move()
+        cost = [lambda network, b=b: classify(network, *doubled(b)) / 3 for b in (one, two, three)]
+        oracle.step(*zip(states, cost, strict=True))
+        optimizer.step()
+    assert model.state == State("draw", 5, 8)
+    assert_close(model, oracle, 1e-6)
+
+
+@pytest.mark.parametrize("by_pieces", [True, False])
+@pytest.mark.parametrize("prior", ["gaussian", {"kind": "gaussian", "mean": 0.1}, "laplace"])
+def test_natural_gradients_by_the_published_rule(prior, by_pieces):
+    """m <- m - lr s^2 <dF/dm>, 1 / s^2 <- (1 + r G + (r G)^2 / 2) / s^2, with G = dF / dlog s and F in nats of all examples."""
+    network = mlp()
+    plain = copy.deepcopy(network)
+    model = bitsback.bayesianize(network, prior, exclude=["2.bias"], seed=1)
+    optimizer = IVON(model, lr=0.2, log_std_lr=0.05, betas=(0.7, 0.99), rest_lr=0.01, examples=N, by_pieces=by_pieces)
+    oracle = Oracle(model, plain, examples=N, lr=0.0, kind=SGD)
+    rest = [*oracle.plain.values(), *oracle.learned]
+    adam, averages = torch.optim.Adam(rest, lr=0.01, betas=(0.7, 0.99)), dict.fromkeys(oracle.means, 0.0)
+    for number, batch in enumerate(batches(4), 1):
+        step(model, optimizer, oracle, batch)
+        adam.step()
+        with torch.no_grad():
+            for name, mean in oracle.means.items():
+                log_std = oracle.log_stds[name]
+                averages[name] = 0.7 * averages[name] + 0.3 * mean.grad
+                std = log_std.exp()
+                mean -= std * (0.2 * N * std * averages[name] / (1 - 0.7**number)).clamp(-10, 10)
+                change = (0.05 * N * log_std.grad).clamp(-1, 1)
+                log_std -= 0.5 * (1 + change + change.square() / 2).log()
+        assert_close(model, oracle, 1e-6)
 
 
 # gradients that are not there

@@ -22,6 +22,7 @@ from bitsback.errors import LayerError
 from bitsback.layers import Choice
 from bitsback.model.buffers import unmoved
 from bitsback.model.noise import BlockNoise, Noise, PooledNoise, mixed
+from bitsback.model.pieces import side_by_side
 from bitsback.posterior import GaussianPosterior, Posterior
 from bitsback.priors import Prior
 
@@ -116,8 +117,7 @@ class Weight:
         """See whether some std is so far below its mean that w - m has too few digits."""
         q = self.posterior
         if isinstance(q, GaussianPosterior):
-            share = q.log_std.exp().div_(q.mean.abs())
-            self.is_narrow = bool(((share < 2 * COARSE) & (share > NOTHING)).any())
+            self.is_narrow = any(_has_narrow(m, log_std) for m, log_std in side_by_side(q.mean, q.log_std))
 
     @property
     def is_coarse(self) -> bool:
@@ -144,12 +144,12 @@ class Weight:
         self._used = (weakref.ref(gradient), gradient._version) if gradient is not None else None
 
     @property
-    def has_gradient_left(self) -> bool:
-        """Whether there is a gradient that no step has used yet."""
+    def has_used_gradient(self) -> bool:
+        """Whether the gradient is one that a step has used."""
+        if self._used is None:
+            return False
         gradient = self.known.grad
-        if gradient is None or self._used is None:
-            return gradient is not None
-        return self._used[0]() is not gradient or self._used[1] != gradient._version
+        return gradient is not None and self._used[0]() is gradient and self._used[1] == gradient._version
 
     def mark(self) -> None:
         """Remember that the weight holds what was written last."""
@@ -476,21 +476,21 @@ class Resident(nn.Module):
         for weight in moved:
             parameter, q = weight.parameter, weight.posterior
             versions = weight.versions()
-            own, mean, *log_std = [now != then for now, then in zip(versions, weight.seen, strict=True)] or [True] * 3
+            own, mean, *log_std = [now != then for now, then in zip(versions, weight.seen, strict=True)]
             own = own and not weight.is_rewritten_in_forward
             if mean or any(log_std):
                 weight.is_narrow = None
             has_other_width = any(log_std) and self._is_drawn(weight, self._state)
             if mean or (has_other_width and not own):  # whoever sets a mean wants that mean
                 again.append(weight)
-            elif has_other_width:  # what was drawn cannot be made again, to compare with
-                raise LayerError(
-                    f"'{weight.name}' and its log_std were both written to since the last draw, and what was meant as a mean "
-                    "cannot be told: write weights inside `with model.mean():`"
-                )
             elif (own or everywhere) and not weight.is_rewritten_in_forward:
                 value = self.value(weight, None, noise)
                 changed = _differs(parameter, q.mean if value is None else value, q)
+                if has_other_width and bool(changed.any()):  # what was drawn cannot be made again, to compare with
+                    raise LayerError(
+                        f"'{weight.name}' and its log_std were both written to since the last draw, and what was meant as a "
+                        "mean cannot be told: write weights inside `with model.mean():`"
+                    )
                 self._take_edits(weight, parameter, changed)
             weight.mark()
         for weight in again:
@@ -502,7 +502,9 @@ class Resident(nn.Module):
     def _take_edits(self, weight: Weight, parameter: Tensor, changed: Tensor) -> None:
         if not bool(changed.any()):
             return
-        is_reached = self.holds == "draw" and (self._reached == self._placed or weight.has_gradient_left)
+        is_reached = self.holds == "draw" and (
+            self._reached == self._placed or (parameter.grad is not None and not weight.has_used_gradient)
+        )
         if is_reached and self.training and bool(changed.float().mean() > 0.5):
             raise LayerError(
                 f"something has moved the draw in '{weight.name}' after a backward pass, as an optimiser does that knows no "
@@ -651,6 +653,14 @@ def _differs(parameter: Tensor, value: Tensor, q: Posterior) -> Tensor:
     slack = ROUNDING * torch.finfo(kind).eps
     difference = (parameter.to(value.dtype) - value).abs()
     return ~(difference <= slack * (value.abs() + q.mean.abs()))  # a nan differs
+
+
+def _has_narrow(mean: Tensor, log_std: Tensor) -> bool:
+    """Return whether a std lies far below its mean, and yet moves it."""
+    share = log_std.exp().div_(mean.abs())
+    if share.amin() >= 2 * COARSE:  # false for nan
+        return False
+    return bool(((share < 2 * COARSE) & (share > NOTHING)).any())
 
 
 def _difference(weight: Weight, after: Tensor, before: Tensor) -> Tensor:

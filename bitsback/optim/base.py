@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from bitsback.errors import LayerError, near_miss
 from bitsback.model import BayesianModel, Weight
+from bitsback.model.pieces import Scratch, rows
 from bitsback.model.resident import State
 from bitsback.optim.cost import GaussianCost, weights_with_one_scale
-from bitsback.optim.pieces import Scratch, rows
 from bitsback.optim.sweep import Move, Sweep
 from bitsback.posterior import GaussianPosterior
 from bitsback.profiling import stage
@@ -62,7 +62,6 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         LayerError: for what is no model, unknown settings, or nothing to move.
 
     Attributes:
-        weight_nats: KL of the weights that have a closed form, in nats, at the start of the last step.
         kl_weights: by the number of a weight, how much each element's KL counts; nothing: all alike.
     """
 
@@ -89,7 +88,6 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         self.examples, self.beta = examples, beta
         self.prior_rate, self.max_grad_norm, self.by_pieces = prior_rate, max_grad_norm, by_pieces
         self.nats_per_unit = 1.0
-        self.weight_nats: float | None = None
         self.grad_norm: Tensor | None = None
         self.kl_weights: dict[int, Tensor] = {}
         self._log_std_lr = log_std_lr
@@ -109,6 +107,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         self._norms: list[float] = []
         self._groups: dict[int, dict[str, Any]] = {}
         self._has_seen_clipping = False
+        self._learned: list[nn.Parameter] = []
         self._owned: tuple[tuple[bool, ...], list[Weight]] | None = None
 
     def _default_parameters(self) -> list[nn.Parameter]:
@@ -214,7 +213,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         if not plain and all(weight.parameter.grad is None for weight in weights):
             return loss
         for weight in weights:
-            if weight.parameter.grad is not None and not weight.has_gradient_left:
+            if weight.has_used_gradient:
                 raise LayerError(
                     f"the gradient of '{weight.name}' was used by a step before, and the draw that it was taken at is gone: "
                     "call zero_grad() and backward() between steps; of several optimisers, let each own other weights (groups=)"
@@ -246,7 +245,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
     def _begin(self, weights: Sequence[Weight], k: float) -> None:
         """Let priors follow, and count what has a closed form."""
         self._count(weights)
-        self.weight_nats = self._cost.follow(self.prior_rate, k)
+        self._cost.follow(self.prior_rate, k)
         others = [w for w in weights if w.prior.learns_in_closed_form and w.number not in self._cost] if self.prior_rate else []
         if others:
             self.model.update_priors(self.prior_rate, others)
@@ -261,6 +260,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         if self._owned is None or self._owned[0] != signature:
             self._owned = signature, [] if self.kl_weights else weights_with_one_scale(self.model, weights)
             self._cost = GaussianCost(self._owned[1])
+            self._learned = list({id(p): p for weight in weights for p in weight.prior.parameters()}.values())
         for weight in self._cost.weights:
             if self._cost.marks.get(weight.number) != weight.seen[1:]:
                 self._cost.refresh(weight)
@@ -275,13 +275,13 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         self.model.honour_edits()
         self._count(self.weights)
         others = [weight for weight in self.model.weights if weight.number not in self._cost]
-        return self._cost.follow(0.0, 0.0) + self.model.kl_estimate_nats(others)
+        return self._cost.nats() + self.model.kl_estimate_nats(others)
 
     def _sweep(self, sweep: Sweep, weights: Sequence[Weight]) -> None:
         """Move the weights and write their next draws, then move what has no posterior."""
         if self.max_grad_norm is None and self.by_pieces:
             for weight in weights:
-                sweep.weight(weight, self._mover(weight))
+                sweep.weight(weight, self._mover)
             self._move_plain()
             return
         for weight in weights:
@@ -329,8 +329,8 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             weight.use_gradient()
             if isinstance(q, GaussianPosterior):
                 q.log_std.grad = None  # consumed
-            for p in weight.prior.parameters():
-                p.grad = None  # of the KL alone: not every framework clears it
+        for p in self._learned:
+            p.grad = None  # of the KL alone: not every framework clears it
         self.model.moved_to(state, owned)
 
     def _settings(self, weight: Weight) -> tuple[dict[str, Any], dict[str, Any] | None]:
@@ -402,9 +402,8 @@ SUM_LOSS = (
     "(reduction='mean'), or say with examples= what one unit of the loss is averaged over"
 )
 FOREIGN_CLIPPING = (
-    "the gradients of three steps have one and the same norm, {norm:.3g}: something clips them before the step, which sees "
-    "no KL and so multiplies its weight; switch it off, and give max_grad_norm={norm:.3g} to this optimiser, which clips "
-    "both alike"
+    "the gradients of three steps have one and the same norm, {norm:.3g}: something clips them before the step, which sees no "
+    "KL and so multiplies its weight; switch it off, and give this optimiser max_grad_norm={norm:.3g}, which clips both alike"
 )
 WEIGHT_DECAY = (
     "weight_decay is a Gaussian prior, and priors have their own place: bayesianize(network, prior={'kind': 'gaussian', "

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from bitsback.model import BayesianModel, Weight
-from bitsback.optim.pieces import rows
+from bitsback.model.pieces import rows
 from bitsback.posterior import GaussianPosterior
 from bitsback.priors import Prior
 from bitsback.priors.gaussian import GaussianPrior
 
-Sums = tuple[float, float, float]
-"""Of s^2, (m - mu)^2 and log s over a tensor."""
+Sums = tuple[float, float]
+"""Of s^2 and (m - mu)^2 over a tensor."""
 
 
 def has_one_scale(prior: Prior) -> bool:
@@ -21,16 +21,16 @@ def has_one_scale(prior: Prior) -> bool:
     return type(prior) is GaussianPrior and prior.log_scale.ndim == 0
 
 
-def sums_of(distance: Tensor, std: Tensor, log_std: Tensor) -> list[Tensor]:
+def sums_of(distance: Tensor, std: Tensor) -> list[Tensor]:
     """Return the sums over a piece, in one order wherever they are taken: a resumed training goes on at the same bits."""
-    return [torch.dot(std, std), torch.dot(distance, distance), log_std.sum()]
+    return [torch.dot(std, std), torch.dot(distance, distance)]
 
 
 class GaussianCost:
     """KL of tensors under priors that :func:`has_one_scale` is true of; tensors may share a prior.
 
-    Three sums describe each tensor. They come out of the pass that moved it, so that the KL, its gradient and the best scale
-    are known before the next one begins.
+    Two sums describe each tensor. They come out of the pass that moved it, so that the KL's gradient and the best scale are
+    known before the next one begins.
 
     Args:
         weights: with Gaussian posteriors.
@@ -62,35 +62,40 @@ class GaussianCost:
         q = weight.posterior
         assert isinstance(q, GaussianPosterior)
         centre = self.priors[id(weight.prior)].centre
-        total = [0.0, 0.0, 0.0]
+        variance = distance = 0.0
         for m, log_std in zip(*map(rows, [q.mean, q.log_std]), strict=True):
-            parts = sums_of(m - centre if centre else m, log_std.exp(), log_std)
-            for place, part in enumerate(torch.stack(parts).tolist()):
-                total[place] += part
-        self.sums[weight.number] = total[0], total[1], total[2]
+            one, other = map(float, sums_of(m - centre if centre else m, log_std.exp()))
+            variance, distance = variance + one, distance + other
+        self.sums[weight.number] = variance, distance
         self.marks[weight.number] = weight.versions()[1:]
 
     @torch.no_grad()
-    def follow(self, rate: float, k: float) -> float:
-        """Let priors that learn in closed form follow by ``rate`` of the way; return the KL in nats.
-
-        Scales that learn by gradient get ``k`` times that of the KL.
-        """
-        nats = 0.0
+    def follow(self, rate: float, k: float) -> None:
+        """Let priors that learn in closed form follow by ``rate`` of the way; others get ``k`` times the KL's gradient."""
         for identity, prior in self.priors.items():
-            count, sums = self._counts[identity], [self.sums[number] for number in self._sharing[identity]]
-            moment = sum(variance + distance for variance, distance, _ in sums)
-            kept = prior.log_scale
+            count, moment, kept = self._counts[identity], self._moment(identity), prior.log_scale
             log_scale = float(kept)
             if rate and prior.learns_in_closed_form:
                 log_scale += rate * (0.5 * math.log(max(moment / count, 1e-30)) - log_scale)
                 log_scale = float(kept.fill_(log_scale))
             precision = self.precision[identity] = math.exp(-2 * log_scale)
-            nats += 0.5 * moment * precision + count * (log_scale - 0.5) - sum(log_std for _, _, log_std in sums)
             if kept.requires_grad:
                 slope = torch.full_like(kept, k * (count - moment * precision))
                 kept.grad = slope if kept.grad is None else kept.grad.add_(slope)
-        return nats
+
+    def _moment(self, identity: int) -> float:
+        """The sum of E_q[(w - mu)^2] over the weights of a prior."""
+        return sum(sum(self.sums[number]) for number in self._sharing[identity])
+
+    @torch.no_grad()
+    def nats(self) -> float:
+        """Return KL(q||p) as the sums have it."""
+        total = 0.0
+        for identity, prior in self.priors.items():
+            log_scale = float(prior.log_scale)
+            total += 0.5 * self._moment(identity) * math.exp(-2 * log_scale) + self._counts[identity] * (log_scale - 0.5)
+        log_stds = [row.sum() for weight in self.weights for row in rows(weight.tensors()[2])]
+        return total - math.fsum(map(float, log_stds))
 
 
 def weights_with_one_scale(model: BayesianModel, among: Sequence[Weight]) -> list[Weight]:

@@ -1,6 +1,6 @@
 """Training steps that draw outputs in place of weights, in the layers where that is the same objective."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -86,15 +86,19 @@ def safe_modules(model: BayesianModel, modules: Sequence[nn.Module], batches: Se
     """Return the modules whose outputs can be drawn afresh for each row without another objective.
 
     Shown on each batch: the module is called once in a forward, with one row for each example, and row i of the network's
-    output depends on row i of its input alone. Buffers and random generators are left as they were.
+    output depends on row i alone of its input, and of the module's output: the rows of a layer inside a network of one's own
+    may be anything, such as the nodes of a graph that the inputs are numbers of. Buffers and random generators are left alone.
     """
     found = set(modules)
     for inputs in batches:
         with unmoved(model.network):
             calls = called_once_per_row(partial(_outputs, model, inputs), modules, len(inputs))
             found &= {module for module, once in calls.items() if once}
-            if found and not _rows_stand_alone(model, inputs):
-                found.clear()
+            if found and not _rows_stand_alone(model, inputs, found):
+                if _rows_stand_alone(model, inputs, ()):
+                    found = {module for module in found if _rows_stand_alone(model, inputs, [module])}
+                else:
+                    found.clear()
         if not found:
             break
     return found
@@ -115,30 +119,62 @@ def called_modules(model: BayesianModel, modules: Sequence[nn.Module], batches: 
     return found
 
 
-def _rows_stand_alone(model: BayesianModel, inputs: Tensor) -> bool:
-    """Return whether half of the outputs stay when the inputs of the other half are exchanged."""
+def _rows_stand_alone(model: BayesianModel, inputs: Tensor, modules: Collection[nn.Module]) -> bool:
+    """Return whether outputs of some rows stay when the inputs of the others are exchanged, and the others' rows in modules.
+
+    The rows are parted by each binary digit of their number, so that any two are parted once.
+    """
     rows = len(inputs)
     if rows < 2:
         return False
-    first = torch.arange(rows, device=inputs.device) < rows // 2
     before = _outputs(model, inputs)
     if not before or any(not isinstance(leaf, Tensor) or not leaf.ndim or len(leaf) != rows for leaf in before):
         return False
-    for kept in (first, ~first):
-        others = inputs.clone()
-        others[~kept] = _changed(inputs[~kept])
-        after = _outputs(model, others)
-        for a, b in zip(before, after, strict=True):
-            scale = float(a[kept].abs().max())
-            if a.shape != b.shape or not bool(((a[kept] - b[kept]).abs() <= 1e-4 * scale).all()):
+    changed, numbers = _changed(inputs), torch.arange(rows, device=inputs.device)
+    for digit in range((rows - 1).bit_length()):
+        ones = (numbers >> digit) % 2 == 1
+        for kept in (ones, ~ones):
+            others = inputs.clone()
+            others[~kept] = changed[~kept]
+            if torch.equal(others, inputs) or not _stay(before, _moved(model, others, modules, ~kept), kept):
                 return False
     return True
 
 
+def _moved(model: BayesianModel, inputs: Tensor, modules: Collection[nn.Module], rows: Tensor) -> list[Any] | None:
+    """The network's outputs when some rows of the modules' outputs are moved; None where it cannot be run on such inputs."""
+
+    def move(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        moved = output.clone()
+        moved[rows] = 1 + _changed(output)[rows]
+        return moved
+
+    handles = [module.register_forward_hook(move) for module in modules]
+    try:
+        return _outputs(model, inputs)
+    except (RuntimeError, ValueError, LookupError, ArithmeticError):  # what was changed may be numbers of something
+        return None
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _stay(before: Sequence[Tensor], after: Sequence[Any] | None, kept: Tensor) -> bool:
+    """Return whether the rows of outputs that are kept are what they were."""
+    if after is None or len(before) != len(after):
+        return False
+    for a, b in zip(before, after, strict=True):
+        scale = float(a[kept].abs().max())
+        if a.shape != b.shape or not bool(((a[kept] - b[kept]).abs() <= 1e-4 * scale).all()):
+            return False
+    return True
+
+
 def _changed(inputs: Tensor) -> Tensor:
-    """Other inputs of the same kind: the rows turned round, and reals moved."""
-    turned = inputs.flip(0)
-    return -1.5 * turned + 0.25 * turned.std(correction=0) if turned.is_floating_point() else turned.roll(1, -1)
+    """Other rows of the same kind: real numbers turned round and moved, whole ones each row the one before."""
+    if not inputs.is_floating_point():
+        return inputs.roll(1, 0)
+    return -1.5 * inputs.flip(0) + 0.25 * inputs.std(correction=0)
 
 
 def _outputs(model: BayesianModel, inputs: Tensor) -> list[Any]:

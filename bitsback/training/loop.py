@@ -95,7 +95,6 @@ class Fit:
             self.outputs.release()
         self.model.set_noise()
         self.model.lay_out(channels_last=False)
-        self.modes.restore()
         self.model.training = self.mode
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
