@@ -199,7 +199,7 @@ def test_draws_from_a_pool_of_noise(share):
         oracle.step(*zip(states, cost, strict=True))
         optimizer.step()
     assert model.state == State("draw", 5, 8)
-    assert_close(model, oracle, 1e-6)
+    assert_close(model, oracle, 1e-6 if share > 1e-3 else 5e-6)  # an ulp of log std is 1e-6
 
 
 @pytest.mark.parametrize("by_pieces", [True, False])
@@ -555,7 +555,7 @@ def test_filters_with_their_channels_last(laid_out, share, by_pieces):
     data = [(torch.randn(12, 3, 6, 6), torch.randint(3, (12,))) for _ in range(3)]
     for batch in data:
         step(model, optimizer, oracle, batch)
-    assert_close(model, oracle, 1e-6)
+    assert_close(model, oracle, 1e-6 if share > 1e-3 else 5e-6)
 
 
 @pytest.mark.parametrize("kind", ["adam", "sgd"])
