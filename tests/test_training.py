@@ -383,3 +383,12 @@ def test_a_run_directory_is_complete_and_reloads(tmp_path):
     e = load_run(tmp_path / "run").experiment()
     again = take_ledger(e.model, e.likelihood, e.dataset.train, samples=3, seed=0)
     assert dataclasses.replace(again, warnings=outcome.ledger.warnings) == outcome.ledger  # a cause may have shown in training
+
+
+def test_a_training_is_not_told_that_it_clips(recwarn):
+    """With many classes of which few occur, gradients hardly change their norm at first."""
+    data = bitsback.Dataset("few of many", bitsback.Examples(torch.randn(60, 4), torch.arange(60) % 3), None)
+    model = bitsback.bayesianize(nn.Linear(4, 2000), posterior="point", prior={"kind": "gaussian", "learn": "none"})
+    settings = TrainingSettings(epochs=4, batch_size=60, optimizer={"lr": 1e-7})
+    bitsback.train(model, CategoricalLikelihood(2000), data, training=settings, progress=False)
+    assert [str(warning.message) for warning in recwarn] == []

@@ -208,7 +208,8 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             model.loss_is_sum = False
         model.honour_edits()
         plain = [p for group in self._roles("plain") for p in group["params"] if p.grad is not None]
-        if self._steps < LOOKS_FOR_CLIPPING and not self._has_seen_clipping:
+        is_looking = self._steps < LOOKS_FOR_CLIPPING and not self._has_seen_clipping
+        if is_looking and self.nats_per_unit == 1.0:  # a loop of somebody's own
             self._look_for_clipping([*(weight.parameter for weight in weights), *plain])
         if not plain and all(weight.parameter.grad is None for weight in weights):
             return loss
@@ -238,7 +239,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         gradients = [p.grad for p in parameters if p.grad is not None and not p.grad.is_sparse]
         norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))) if gradients else 0.0
         self._norms = [*self._norms, norm][-3:]
-        if len(self._norms) == 3 and norm and max(self._norms) - min(self._norms) < 1e-4 * norm:
+        if len(self._norms) == 3 and norm and max(self._norms) - min(self._norms) < 1e-5 * norm:
             warnings.warn(FOREIGN_CLIPPING.format(norm=norm), stacklevel=5)
             self._has_seen_clipping = True
 
