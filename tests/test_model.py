@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 
 import numpy as np
 import pyro
@@ -280,8 +281,40 @@ def test_a_std_may_be_set_without_moving_the_mean(examples):
         assert torch.allclose(model.network[0].weight, model.value(model.weights[0]))
     model.weights[0].posterior.scale_std(2.0)
     nn.init.constant_(model.network[0].weight, 0.5)
-    with pytest.raises(LayerError, match=r"'0.weight' and its std were both written"):
+    with pytest.raises(LayerError, match=r"'0.weight' and its log_std were both written"):
         model.draw()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_knows_what_was_written_to_the_weights_before(copied):
+    model = bayesianize(network())
+    with torch.no_grad():
+        model.network[0].weight[0, 0] = 5.0
+        model.weights[1].posterior.mean.fill_(3.0)
+        model.weights[2].posterior.log_std.sub_(9.0)
+    other = copied(model)
+    for one in (other, model):
+        one.draw()
+        assert one.weights[0].posterior.mean[0, 0] == 5.0
+        assert one.weights[1].posterior.mean.tolist() == [3.0] * 4
+        assert torch.equal(one.network[2].weight, one.value(one.weights[2]))
+    for one, same in zip(model.state_dict().values(), other.state_dict().values(), strict=True):
+        assert torch.equal(one, same)
+
+
+def test_what_is_written_to_a_posterior_through_data_stands(examples):
+    model = bayesianize(network())
+    first, last = model.weights[0].posterior, model.weights[-1].posterior
+    wanted, width = torch.randn(first.mean.shape), last.std() * 3
+    first.mean.data.copy_(wanted)
+    first.mean.data[0, 0] = 5.0
+    last.log_std.data += math.log(3)
+    take_ledger(model, CategoricalLikelihood(C), examples, samples=1)
+    assert first.mean[0, 0] == 5.0
+    assert torch.equal(first.mean.flatten()[1:], wanted.flatten()[1:])
+    assert torch.allclose(last.std(), width)
+    for weight in model.weights:
+        assert torch.equal(weight.parameter, model.value(weight))
 
 
 def test_the_trained_width_sits_at_the_bottom_of_the_curve():
@@ -320,3 +353,19 @@ def test_only_dense_networks_are_drawn_together():
     assert draws_at_once(bayesianize(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2)))) > 1
     assert draws_at_once(bayesianize(torch.nn.Sequential(Own(4, 2)))) == 1
     assert draws_at_once(bayesianize(torch.nn.GRU(3, 2))) == 1
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copy", "pickle"])
+def test_a_copy_finds_no_edits_but_those_that_were_made(copied):
+    model = bayesianize(network())
+    model.draw()
+    again = copied(model)
+    means = [q.mean.clone() for q in again.posteriors()]
+    again.honour_edits(everywhere=True)
+    assert all(torch.equal(q.mean, mean) for q, mean in zip(again.posteriors(), means, strict=True))
+    nn.init.constant_(model.network[0].weight, 0.5)
+    model.weights[1].posterior.set_std(3.0)
+    for one in (copied(model), model):
+        one(torch.zeros(1, 5))
+        assert (one.weights[0].posterior.mean == 0.5).all()
+        assert torch.allclose(one.weights[1].parameter, one.value(one.weights[1]))

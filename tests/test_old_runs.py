@@ -79,6 +79,19 @@ def test_it_cannot_be_resumed_and_says_so_in_one_sentence(run, run_verb):
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
+def test_no_payload_goes_with_it_but_its_network_is_packed(run_verb, tmp_path):
+    (tmp_path / "payload").write_bytes(b"abc")
+    said = run_verb("send", "--run", OLD, "--payload", tmp_path / "payload", "-o", tmp_path / "message", "--pad")
+    assert said.code == 1
+    assert said.err.splitlines()[-1] == (
+        f"bitsback: {OLD} was trained by an earlier release, and a receiver cannot repeat that, so no payload would come back; "
+        "train it anew with another --out (pack and --code two_part can use it as it is)"
+    )
+    assert not (tmp_path / "message").exists()
+    assert run_verb("send", "--run", OLD, "--code", "two_part", "-o", tmp_path / "two_part").code == 0
+    assert run_verb("pack", OLD, "-o", tmp_path / "model.bb").code == 0
+
+
 @pytest.mark.parametrize("place", ["", "posterior.safetensors"])
 def test_a_network_can_begin_with_its_means(place):
     overrides = [f"network.pretrained={OLD / place}", "training.epochs=1", "ledger.samples=1"]
@@ -99,7 +112,7 @@ def test_its_checkpoint_is_no_network_to_begin_with():
 
 
 def test_it_can_be_the_prior_of_a_run():
-    experiment = Experiment.build(load_config(CONFIG, ["prior={kind: checkpoint, run: %s}" % OLD]))
+    experiment = Experiment.build(load_config(CONFIG, [f"prior={{kind: checkpoint, run: {OLD}}}"]))
     posteriors, _ = written()
     for weight in experiment.model.weights:
         if not weight.name.endswith("bias"):

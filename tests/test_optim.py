@@ -14,9 +14,9 @@ from bitsback.errors import LayerError
 from bitsback.files import write_tensors
 from bitsback.kl import kl_each
 from bitsback.model import State
+from bitsback.model.pieces import PIECE
 from bitsback.model.resident import COARSE
 from bitsback.optim import IVON, Adam, Variational
-from bitsback.optim.pieces import PIECE
 
 SGD = torch.optim.SGD
 

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from bitsback.config import Experiment, load_run
 from bitsback.config.load import load_config
 from bitsback.training.profile import PHASES
@@ -16,11 +18,15 @@ def test_profile_writes_a_trace_and_tables_and_leaves_the_training_alone(tmp_pat
     assert done.code == 0
     written = (tmp_path / "a" / "profile" / "steps.txt").read_text()
     assert written in done.out
-    for name, *_ in PHASES:
-        assert name in written
+    shares = {}
+    for said in [*PHASES.values(), "loop", "step"]:
+        line = next(line for line in written.splitlines() if line.startswith(f"{said:28} "))
+        shares[said] = float(line.removeprefix(said).split()[0])
+    assert min(shares.values()) > 0
+    assert sum(shares.values()) - shares["step"] == pytest.approx(shares["step"], abs=0.01)
     assert "aten::" in written
     assert "conv2d1" in written
     trace = json.loads((tmp_path / "a" / "profile" / "trace.json").read_text())
-    assert {"forward", "optimiser"} <= {event.get("name") for event in trace["traceEvents"]}
+    assert {*PHASES, "bitsback: optimiser"} <= {event.get("name") for event in trace["traceEvents"]}
     Experiment.build(load_config(CONFIG, quick)).train(tmp_path / "b", progress=False)
     assert load_run(tmp_path / "a").ledger() == load_run(tmp_path / "b").ledger()

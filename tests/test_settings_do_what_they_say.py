@@ -5,6 +5,7 @@ import copy
 import json
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ import bitsback
 from bitsback.config import Config, Experiment, json_schema
 from bitsback.errors import ConfigError
 from bitsback.files import read_tensors
+from bitsback.kl import kl
 from bitsback.training.augment import AugmentSettings, augmented
 from bitsback.training.settings import TrainingSettings
 from bitsback.training.train import start, threads_for
@@ -45,7 +47,8 @@ def variants_of(node):
     """The mappings that a setting may be, by their kind where there are several."""
     choices = [resolved(choice) for choice in node.get("oneOf", node.get("anyOf", []))]
     mappings = [choice for choice in choices if "properties" in choice]
-    return {kind: one for one in mappings for kind in kinds_of(one)} if "discriminator" in node else {"": one for one in mappings}
+    several = "discriminator" in node
+    return {kind: one for one in mappings for kind in (kinds_of(one) if several else [""])}
 
 
 def keys_below(name, node) -> Iterator[str]:
@@ -137,7 +140,7 @@ ALSO_SHOWN_BY = {
     "prior_overrides": "test_model.py::test_overrides_by_pattern",
     "logging.histograms_every": "test_loggers.py::test_histograms_of_every_tensor_at_some_epochs_and_at_the_end",
     "tied weights": HERE + "test_a_tied_weight_is_drawn_moved_and_charged_once",
-    "IVON": "test_ivon.py::test_training_with_ivon_gets_as_low_as_with_adam",
+    "IVON": HERE + "test_natural_gradients_are_those_of_the_paper",
     "checkpoint prior": "test_training.py::test_fine_tuning_with_a_checkpoint_prior_costs_only_the_difference",
 }
 """The same for what is no key of these sections, but stands in the design."""
@@ -255,7 +258,7 @@ def gradients(run, step, loss=description_length):
     for seen in run.training:
         if seen.step == step:
             noise = (seen.weights[LINEAR] - mean.detach()) / log_std.detach().exp()
-            outputs = seen.inputs.flatten(1) @ (mean + log_std.exp() * noise).T
+            outputs = seen.inputs.double().flatten(1) @ (mean + log_std.exp() * noise).T
             bits.append(nats_to_bits(F.cross_entropy(outputs, targets_of(run, seen.inputs), reduction="none")))
     loss(torch.cat(bits), kl_bits(mean, log_std), len(run.data)).backward()
     return mean.grad, log_std.grad
@@ -267,7 +270,7 @@ def moved(run, step=0):
 
 
 def close(found, wanted, tolerance=1e-9):
-    return torch.allclose(found, wanted, rtol=tolerance, atol=tolerance * float(wanted.abs().max()))
+    return torch.allclose(found, wanted, rtol=tolerance, atol=tolerance * float(wanted.detach().abs().max()))
 
 
 # training: epochs, batches, draws
@@ -304,18 +307,18 @@ def test_every_group_of_a_batch_has_a_draw_of_its_own():
 
 
 @pytest.mark.parametrize("fused", [True, False])
-@pytest.mark.parametrize("reuse", [1, 8])
-def test_every_second_draw_is_the_mirror_image_of_the_one_before(fused, reuse):
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-4), ("float64", 1e-9)])  # reused noise, and fresh one
+def test_every_second_draw_is_the_mirror_image_of_the_one_before(fused, precision, tolerance):
     for antithetic in (True, False):
-        run = train(training={"draws": 4, "epochs": 2, "antithetic": antithetic, "fused": fused, "noise_reuse": reuse})
+        run = train(training={"draws": 4, "epochs": 2, "antithetic": antithetic, "fused": fused, "precision": precision})
         for step in (0, 1):
             mean = run.states[step][LINEAR][0]
             drawn = [seen.weights[LINEAR] - mean for seen in run.training if seen.step == step]
             for first, second in ((0, 1), (2, 3)):
-                assert close(drawn[second], -drawn[first]) == antithetic
+                assert close(drawn[second], -drawn[first], tolerance) == antithetic
             assert not close(drawn[2].abs(), drawn[0].abs(), 0.1)
             for found, wanted in zip(moved(run, step), gradients(run, step), strict=True):
-                assert close(found, -0.1 * wanted)
+                assert close(found, -0.1 * wanted, tolerance)
 
 
 def test_antithetic_draws_come_in_pairs_of_drawn_weights():
@@ -363,29 +366,26 @@ def test_one_pass_and_one_thing_after_the_other_give_the_same_numbers():
         assert set(layout) == {strides}
 
 
-def numbers_shared_with_the_last_draw(reuse):
-    run = train(training={"epochs": 12, "noise_reuse": reuse})
+def numbers_shared_with_the_last_draw(reuse, precision="float32"):
+    wide = {"kind": "gaussian", "std": 1.0, "relative_to": "absolute"}  # so that the noise can be told from the weights
+    run = train(training={"epochs": 12, "noise_reuse": reuse, "precision": precision}, posterior=wide)
     noise = []
     for seen in run.training:
         mean, log_std = run.states[seen.step][LINEAR]
         noise.append(((seen.weights[LINEAR] - mean) / log_std.exp()).flatten())
     assert abs(float(torch.stack(noise).std()) - 1) < 0.05
-    pairs = list(zip(noise, noise[1:], strict=False))
-    places = [float((after - before).abs().lt(1e-9).double().mean()) for before, after in pairs]
-    rounded = [set(one.mul(1e9).round().tolist()) for one in noise]
-    shared = [len(before & after) / len(after) for before, after in zip(rounded, rounded[1:], strict=False)]
-    used = len(set().union(*rounded)) / sum(map(len, rounded))
-    return float(np.mean(shared)), float(np.mean(places)), used
+    shared = [(after[:, None] - before).abs().min(1).values.lt(1e-6).double().mean() for before, after in pairwise(noise)]
+    in_place = [(after - before).abs().lt(1e-6).double().mean() for before, after in pairwise(noise)]
+    return float(torch.stack(shared).mean()), float(torch.stack(in_place).mean())
 
 
 def test_as_many_draws_share_a_number_as_told():
-    assert numbers_shared_with_the_last_draw(1) == (0.0, 0.0, 1.0)
-    shared, same_place, used = numbers_shared_with_the_last_draw(4)
-    assert 0.6 < shared < 0.9  # three quarters of a pool of five shares are left, of which four are read
-    assert same_place < 0.1  # each for another weight
-    eighths = numbers_shared_with_the_last_draw(8)
-    assert eighths[0] > shared
-    assert eighths[2] < used < 0.5
+    for fresh in (numbers_shared_with_the_last_draw(1), numbers_shared_with_the_last_draw(8, "float64")):
+        assert max(fresh) < 0.01
+    for reuse in (2, 4, 8):
+        shared, in_place = numbers_shared_with_the_last_draw(reuse)
+        assert shared == pytest.approx(1 - 1 / reuse, abs=0.1)
+        assert in_place < 0.1  # each for another weight
 
 
 # training: objective, optimiser, schedule, beta
@@ -427,7 +427,8 @@ def follow(run, optimizer, mean, log_std):
     for step in range(run.steps):
         mean.grad, log_std.grad = gradients(run, step)
         optimizer.step()
-        if not all(close(p.detach(), wanted, 1e-8) for p, wanted in zip((mean, log_std), run.states[step + 1][LINEAR])):
+        wanted = run.states[step + 1][LINEAR]
+        if not all(close(p.detach(), other, 1e-8) for p, other in zip((mean, log_std), wanted, strict=True)):
             return False
     return True
 
@@ -436,7 +437,10 @@ def follow(run, optimizer, mean, log_std):
 def test_steps_are_those_of_the_optimiser_of_that_name(name):
     run = train(training={"epochs": 3, "optimizer": {"name": name, "lr": 0.01, "log_std_lr": 0.03}})
     mean, log_std = (nn.Parameter(p.clone()) for p in run.states[0][LINEAR])
-    assert follow(run, getattr(torch.optim, name)([{"params": mean}, {"params": log_std, "lr": 0.03}], lr=0.01), mean, log_std)
+    optimizer = getattr(torch.optim, name)([{"params": mean}, {"params": log_std, "lr": 0.03}], lr=0.01)
+    if "weight_decay" in optimizer.defaults:
+        optimizer.param_groups[1]["weight_decay"] = 0.0  # a log std that is pulled to zero is a std that is pulled to one
+    assert follow(run, optimizer, mean, log_std)
 
 
 def test_natural_gradients_are_those_of_the_paper():
@@ -444,7 +448,7 @@ def test_natural_gradients_are_those_of_the_paper():
     run = train(training={"epochs": 3, "optimizer": {"name": "IVON", "lr": 0.2, "log_std_lr": 0.05}})
     average = torch.zeros(10, 64, dtype=torch.float64)
     for step in range(3):
-        mean, log_std = run.states[step][LINEAR]
+        _, log_std = run.states[step][LINEAR]
         by_mean, by_log_std = (bits_to_nats(60 * gradient) for gradient in gradients(run, step))
         average = 0.9 * average + 0.1 * by_mean
         wanted = -0.2 * (2 * log_std).exp() * average / (1 - 0.9 ** (step + 1))
@@ -788,7 +792,7 @@ def test_training_draws_what_the_estimator_says(network, estimator, outputs):
 def test_stds_start_where_told(std, relative_to, unit):
     posterior = {"kind": "gaussian", "std": std, "relative_to": relative_to}
     model = built(posterior=posterior, prior={"kind": "gaussian", "scale": 0.25}).model
-    assert torch.allclose(model.weights[0].posterior.std(), torch.tensor(std * unit))
+    assert torch.allclose(model.weights[0].posterior.std().float(), torch.tensor(std * unit))
 
 
 def test_a_gaussian_posterior_is_drawn_and_gives_bits_back_and_a_point_does_neither():
@@ -814,3 +818,218 @@ def test_points_are_coded_on_their_grid():
         assert not torch.equal(run.states[-1][LINEAR][0], coded)  # training knows no grid
         found[step] = run.ledger.gross_weight_bits
     assert found[2.0**-6] - found[2.0**-4] == pytest.approx(2 * 640, rel=0.02)
+
+
+# prior
+
+
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory):
+    """Two finished runs of the dense network."""
+    runs = [tmp_path_factory.mktemp("runs") / name for name in ("first", "second")]
+    for run, epochs in zip(runs, (2, 4), strict=True):
+        train(run, training={"epochs": epochs, "optimizer": {"name": "Adam", "lr": 0.1}})
+    return [str(run) for run in runs]
+
+
+LOCATION = {"scale": 0.3, "mean": 0.0, "relative_to": "absolute"}
+LOCATION_CHANGES = {"scale": 0.5, "mean": 0.0625, "relative_to": "fan_in"}
+DENSITIES = {
+    "gaussian": (LOCATION, LOCATION_CHANGES),
+    "group_gaussian": (LOCATION, LOCATION_CHANGES),
+    "laplace": (LOCATION, LOCATION_CHANGES),
+    "cauchy": (LOCATION, LOCATION_CHANGES),
+    "logistic": (LOCATION, LOCATION_CHANGES),
+    "horseshoe": ({**LOCATION, "scale": 2.0}, LOCATION_CHANGES),
+    "student_t": ({**LOCATION, "df": 3.0}, {**LOCATION_CHANGES, "df": 1.5}),
+    "scale_mixture": ({"scales": [0.05, 0.6], "weights": [0.75, 0.25]}, {"scales": [0.1, 0.6], "weights": [0.5, 0.5]}),
+    "spike_and_slab": (
+        {"spike_scale": 0.05, "slab_scale": 0.6, "slab_weight": 0.25},
+        {"spike_scale": 0.08, "slab_scale": 0.4, "slab_weight": 0.5},
+    ),
+    "adaptive_mixture": ({"components": 3, "scale": 0.3}, {"components": 4, "scale": 0.2}),
+    "checkpoint": ({"run": 0, "scale": 0.1}, {"run": 1, "scale": 0.2}),
+    "pyro": (
+        {"distribution": "Laplace", "arguments": {"loc": 0.0, "scale": 1.0}, "scale": 0.5},
+        {"distribution": "Normal", "arguments": {"loc": 0.25, "scale": 1.0}, "scale": 0.25},
+    ),
+}
+"""Numbers of every prior, and other ones."""
+
+
+def log_density(kind, *, scale=1.0, mean=0.0, relative_to="absolute", **numbers):
+    """ln p(w), by scipy and by the papers, not by bitsback."""
+    s = scale / 8 if relative_to == "fan_in" else scale  # 64 inputs
+
+    def mixture(weights, means, scales):
+        parts = list(zip(weights, means, scales, strict=True))
+        return lambda w: np.log(sum(share * stats.norm.pdf(w, m, width) for share, m, width in parts))
+
+    def horseshoe(w):
+        x = ((w - mean) / s) ** 2 / 2
+        return x + np.log(special.exp1(x)) - math.log(s * math.sqrt(2 * math.pi**3))
+
+    match kind:
+        case "gaussian" | "group_gaussian":
+            return stats.norm(mean, s).logpdf
+        case "laplace":
+            return stats.laplace(mean, s).logpdf
+        case "cauchy":
+            return stats.cauchy(mean, s).logpdf
+        case "logistic":
+            return stats.logistic(mean, s).logpdf
+        case "student_t":
+            return stats.t(numbers["df"], mean, s).logpdf
+        case "horseshoe":
+            return horseshoe
+        case "scale_mixture":
+            return mixture(numbers["weights"], [0.0, 0.0], numbers["scales"])
+        case "spike_and_slab":
+            share = numbers["slab_weight"]
+            return mixture([1 - share, share], [0.0, 0.0], [numbers["spike_scale"], numbers["slab_scale"]])
+        case "adaptive_mixture":
+            count = numbers["components"]
+            return mixture([1 / count] * count, np.linspace(-scale, scale, count), [scale / 2] * count)
+        case "checkpoint":
+            means = read_tensors(Path(numbers["run"]) / "posterior.safetensors")[0]["linear1.weight.mean"].double().numpy()
+            return stats.norm(means, scale).logpdf
+        case "pyro":
+            law = {"Laplace": stats.laplace, "Normal": stats.norm}[numbers["distribution"]]
+            return law(scale * numbers["arguments"]["loc"], scale * numbers["arguments"]["scale"]).logpdf
+
+
+def pull_in_training(posterior, settings):
+    """The KL's part of a step: what it asks of mean and log std beyond the data, in nats of all examples; and the state, the draw."""
+    run = train(training={"epochs": 2}, posterior=posterior, prior={"learn": "none", **settings})
+    mean, *log_std = run.states[1][LINEAR]  # after a step: a checkpoint prior begins at its mean
+    (drawn,) = [seen.weights[LINEAR] for seen in run.training if seen.step == 1]
+    w = drawn.clone().requires_grad_()
+    F.cross_entropy(run.data.inputs.double().flatten(1) @ w.T, run.data.targets).backward()
+    of_data = [w.grad, w.grad * (drawn - mean)]
+    of_step = [bits_to_nats(step / -0.1) for step in moved(run, 1)]
+    pulls = [60 * (whole - data) for whole, data in zip(of_step, of_data, strict=False)]
+    return pulls, mean, log_std, drawn
+
+
+def slope_of(density, w, step=1e-6):
+    w = w.numpy()
+    return torch.from_numpy(density(w - step) - density(w + step)) / (2 * step)
+
+
+def expected_pull(density, mean, std):
+    """Gradients of E_q[-ln p(w)] by m and log s, by Stein's identity on a fine grid: E[-ln p e] / s, and E[-ln p (e^2 - 1)]."""
+    e = torch.linspace(-8, 8, 4002, dtype=torch.float64)[:, None, None]  # it leaves out the very middle
+    chance = torch.exp(-0.5 * e.square()) * (e[1] - e[0]) / math.sqrt(2 * math.pi)
+    weighed = -chance * torch.from_numpy(density((mean + std * e).numpy()))
+    return [(weighed * e / std).sum(0), (weighed * (e.square() - 1)).sum(0) - 1]
+
+
+def right_pulls(density, mean, log_std, drawn):
+    """The right ways to pull: for a point the slope h of -ln p; else h and h (w - m) - 1, alone or with the mirror image, or E_q."""
+    if not log_std:
+        yield [slope_of(density, mean)]
+        return
+    far = drawn - mean
+    at, there = slope_of(density, drawn), slope_of(density, mean - far)
+    yield [at, at * far - 1]
+    yield [(at + there) / 2, (at - there) * far / 2 - 1]
+    yield expected_pull(density, mean, log_std[0].exp())
+
+
+@pytest.mark.parametrize("posterior", ["point", "gaussian"])
+@pytest.mark.parametrize(
+    ("kind", "key"), [(kind, key) for kind, keys in PRIORS.items() for key in keys if key not in ("learn", "per", "group")]
+)
+def test_training_pays_for_weights_by_the_density_that_was_set(kind, key, posterior, earlier):
+    plain, changes = DENSITIES[kind]
+    tolerance = 2e-3 if kind == "horseshoe" and posterior == "gaussian" else 1e-3 if kind == "horseshoe" else 1e-4  # a table
+    pulls = []
+    for numbers in (plain, plain if key == "kind" else {**plain, key: changes[key]}):
+        settings = {**numbers, "run": earlier[numbers["run"]]} if kind == "checkpoint" else numbers
+        start = {"kind": posterior, **({"std": 0.05, "relative_to": "absolute"} if posterior == "gaussian" else {})}
+        pull, *state = pull_in_training(start, {"kind": kind, **settings})
+        right = right_pulls(log_density(kind, **settings), *state)
+        assert any(all(close(*pair, tolerance) for pair in zip(pull, wanted, strict=True)) for wanted in right)
+        pulls.append(pull[0])
+    assert close(*pulls, 1e-3) == (key == "kind")
+
+
+@pytest.mark.parametrize(("kind", "learn"), [(kind, learn) for kind, several in LEARN.items() for learn in several])
+def test_numbers_of_a_prior_are_learned_and_charged_or_neither(kind, learn, earlier):
+    plain, _ = DENSITIES[kind]
+    settings = {"kind": kind, **plain, "learn": learn, **({"run": earlier[0]} if kind == "checkpoint" else {})}
+    adam = {"epochs": 15, "optimizer": {"name": "Adam", "lr": 0.05}}
+    before = built(prior=settings).model.double()
+    run = train(training=adam, prior=settings)
+    (first,), (last,) = before.priors, run.model.priors
+    assert (first.values() == last.values()) == (learn == "none")
+    assert run.ledger.hyperparameter_bits == sum(charge.bits for charge in last.charges())
+    assert (run.ledger.hyperparameter_bits > 0) == (learn != "none")
+    weight = run.model.weights[0]
+    if learn != "none":  # so that weights cost less than under the numbers of the start
+        assert kl(weight.posterior, last).nats < kl(weight.posterior, first).nats
+    if learn == "closed_form":
+        moment = (weight.posterior.mean - last.mean).square() + weight.posterior.variance()
+        best = 0.5 * moment.mean([axis for axis, size in enumerate(last.log_scale.shape) if size == 1] or None).log()
+        assert (last.log_scale.squeeze() - best).abs().max() <= 2**-6 + 1e-9  # half a step of its grid
+
+
+TWO_LAYERS = {"kind": "sequential", "layers": ["Flatten", {"Linear": {"out_features": 8}}, "Linear"]}
+
+
+@pytest.mark.parametrize(("kind", "per"), [(kind, per) for kind, several in PER.items() for per in several])
+def test_as_many_weights_share_a_prior_as_told(kind, per, tmp_path):
+    plain, _ = DENSITIES[kind]
+    if kind == "checkpoint":
+        train(tmp_path / "run", network=TWO_LAYERS)
+    own = {**plain, "run": str(tmp_path / "run")} if kind == "checkpoint" else plain
+    run = train(network=TWO_LAYERS, prior={"kind": kind, **own, "per": per, "learn": "gradient"}, training={"epochs": 3})
+    groups = [sorted(weight.name for weight in weights) for _, weights in run.model.weights_by_prior()]
+    one, other = ["linear1.bias", "linear1.weight"], ["linear2.bias", "linear2.weight"]
+    apart = [[name] for name in ("linear1.weight", "linear1.bias", "linear2.weight", "linear2.bias")]
+    assert groups == {"tensor": apart, "layer": [one, other], "model": [one + other]}[per]
+    assert run.ledger.hyperparameter_bits == sum(sum(charge.bits for charge in prior.charges()) for prior in run.model.priors)
+    if per != "tensor":
+        assert len(run.ledger.charges) < len(train(network=TWO_LAYERS, prior={"kind": kind, **own}).ledger.charges)
+
+
+@pytest.mark.parametrize(("group", "shape"), [("output", (10, 1)), ("input", (1, 64))])
+def test_units_of_the_group_have_scales_of_their_own(group, shape):
+    run = train(prior={"kind": "group_gaussian", "group": group}, training={"epochs": 3, "optimizer": {"name": "Adam"}})
+    (prior,) = run.model.priors
+    assert prior().batch_shape == shape
+    assert len(prior.log_scale.unique()) > max(shape) // 8
+    assert run.ledger.hyperparameter_bits == 10 * max(shape)
+
+
+class Tied(nn.Module):
+    """Two layers of one weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.linear1 = nn.Linear(64, 64, bias=False), nn.Linear(64, 64, bias=False), nn.Linear(64, 10)
+        self.second.weight = self.first.weight
+
+    def forward(self, x):
+        return self.linear1(self.second(torch.tanh(self.first(x.flatten(1)))))
+
+
+def tied():
+    return Tied()
+
+
+def test_a_tied_weight_is_drawn_moved_and_charged_once():
+    run = train(network={"kind": "factory", "factory": "test_settings_do_what_they_say:tied"}, training={"epochs": 2})
+    assert [weight.name for weight in run.model.weights] == ["first.weight", LINEAR, "linear1.bias"]
+    assert run.ledger.model_weights == 64 * 64 + 640 + 10
+    assert run.model.network.second.weight is run.model.network.first.weight
+    mean, log_std = (p.clone().requires_grad_() for p in run.states[0]["first.weight"])
+    (seen,) = [seen for seen in run.training if seen.step == 0]
+    noise = (seen.weights["first.weight"] - mean.detach()) / log_std.detach().exp()
+    w = mean + log_std.exp() * noise
+    hidden = torch.tanh(seen.inputs.flatten(1) @ w.T) @ w.T
+    outputs = F.linear(hidden, seen.weights[LINEAR], seen.weights["linear1.bias"])
+    data_bits = nats_to_bits(F.cross_entropy(outputs, targets_of(run, seen.inputs)))
+    (data_bits + kl_bits(mean, log_std) / 60).backward()
+    for before, after, p in zip(*(run.states[step]["first.weight"] for step in (0, 1)), (mean, log_std), strict=True):
+        assert close(after - before, -0.1 * p.grad)

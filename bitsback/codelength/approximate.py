@@ -65,6 +65,7 @@ def laplace_model_bits(
     Raises:
         LedgerError: when a weight has a width already.
     """
+    model.honour_edits(everywhere=True)
     posteriors = [weight.posterior for weight in model.weights]
     if not all(isinstance(q, PointPosterior) for q in posteriors):
         raise LedgerError("Laplace's approximation starts from a point estimate; train with posterior.kind=point")

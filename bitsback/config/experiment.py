@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from bitsback.model import BayesianModel, bayesianize
 from bitsback.model.modes import evaluating
 from bitsback.model.verdict import LAST_EPOCHS, Course
 from bitsback.training import Logger, Outcome, train
-from bitsback.training.checkpoint import PREVIOUS, load_weights, read_checkpoint
+from bitsback.training.checkpoint import FORMAT, PREVIOUS, load_weights, read_checkpoint
 
 
 def build_model(
@@ -171,15 +172,27 @@ class Run(Results):
         except (ValueError, KeyError, TypeError) as fault:
             raise RunError(f"{self.directory / 'metrics.jsonl'} cannot be read; it was changed since the training") from fault
 
-    def experiment(self) -> Experiment:
-        """The experiment with the weights of the last checkpoint."""
-        experiment = Experiment.build(self.config)
+    def _checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and facts of the last checkpoint."""
         path = self.directory / "checkpoint" / "state.safetensors"
         try:
-            tensors, _ = read_checkpoint(path)
+            return read_checkpoint(path)
         except DamagedFileError as fault:
             hint = f"; or go on from the checkpoint before: bitsback train {self.directory} --resume"
             raise RunError(f"{fault}{hint if path.with_name(PREVIOUS).exists() else ''}") from fault
+
+    def check_repeatable(self) -> None:
+        """Raise RunError when an earlier release trained it: a receiver of this one cannot repeat that."""
+        if self._checkpoint()[1]["format"] != FORMAT:
+            raise RunError(
+                f"{self.directory} was trained by an earlier release, and a receiver cannot repeat that, so no payload would "
+                "come back; train it anew with another --out (pack and --code two_part can use it as it is)"
+            )
+
+    def experiment(self) -> Experiment:
+        """The experiment with the weights of the last checkpoint."""
+        experiment = Experiment.build(self.config)
+        path, (tensors, _) = self.directory / "checkpoint" / "state.safetensors", self._checkpoint()
         if self.config.training.precision == "float64":
             experiment = experiment.double()
         try:

@@ -76,8 +76,9 @@ def _leave_the_rest(network: nn.Module, model: BayesianModel) -> None:
     taken = {id(weight.posterior) for weight in model.weights}
     for module in network.modules():
         shown = module.__dict__.get("posterior")
-        rest = [local for local in shown if id(shown[local]) not in taken] if isinstance(shown, LayerPosteriors) else []
-        for local in rest:
+        if not isinstance(shown, LayerPosteriors):
+            continue
+        for local in [local for local in shown if id(shown[local]) not in taken]:
             parameter = module._parameters.get(local)
             owner = shown.owner(parameter) if parameter is not None else None
             if owner is not None:

@@ -174,6 +174,7 @@ class BayesianModel(Resident):
         under a peaked prior. ``exact`` takes what the ledger takes: its quadrature instead of the faster one for training,
         where the prior has no closed form; and for a point the integer tables of its prior, which have no gradient.
         """
+        self.honour_edits()
         panels = Panels.exact() if exact else Panels.fast()
         weights = self.weights if among is None else among
         tabled = [weight for weight in weights if exact and isinstance(weight.posterior, PointPosterior)]
@@ -256,7 +257,7 @@ class BayesianModel(Resident):
 
         ``among``: only the priors of these weights.
         """
-        wanted = {id(weight.prior) for weight in self.weights if among is None or weight in among}
+        wanted = {id(weight.prior) for weight in (self.weights if among is None else among)}
         for prior, weights in self.weights_by_prior():
             if prior.learns_in_closed_form and id(prior) in wanted:
                 prior.update([(weight.posterior.mean, weight.posterior.std()) for weight in weights], rate)

@@ -22,6 +22,7 @@ from bitsback.errors import LayerError
 from bitsback.layers import Choice
 from bitsback.model.buffers import unmoved
 from bitsback.model.noise import BlockNoise, Noise, PooledNoise, mixed
+from bitsback.model.pieces import side_by_side
 from bitsback.posterior import GaussianPosterior, Posterior
 from bitsback.priors import Prior
 
@@ -116,8 +117,7 @@ class Weight:
         """See whether some std is so far below its mean that w - m has too few digits."""
         q = self.posterior
         if isinstance(q, GaussianPosterior):
-            share = q.log_std.exp().div_(q.mean.abs())
-            self.is_narrow = bool(((share < 2 * COARSE) & (share > NOTHING)).any())
+            self.is_narrow = any(_has_narrow(m, log_std) for m, log_std in side_by_side(q.mean, q.log_std))
 
     @property
     def is_coarse(self) -> bool:
@@ -151,12 +151,18 @@ class Weight:
         gradient = self.known.grad
         return gradient is not None and self._used[0]() is gradient and self._used[1] == gradient._version
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_used": None}
-
     def mark(self) -> None:
         """Remember that the weight holds what was written last."""
         self.seen = self.versions()
+
+    def __getstate__(self) -> dict[str, Any]:
+        moved = tuple(now != then for now, then in zip(self.versions(), self.seen, strict=True)) if self.seen else ()
+        return {**self.__dict__, "seen": moved, "_used": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take a copy over: tensors of a copy count their versions anew, and what was written to stays so."""
+        self.__dict__.update(state)
+        self.seen = tuple(now - moved for now, moved in zip(self.versions(), self.seen, strict=True)) if self.seen else ()
 
     def __repr__(self) -> str:
         return f"Weight({self.name!r}, {self.posterior}, {self.prior})"
@@ -486,21 +492,21 @@ class Resident(nn.Module):
         for weight in moved:
             parameter, q = weight.parameter, weight.posterior
             versions = weight.versions()
-            own, mean, *log_std = [now != then for now, then in zip(versions, weight.seen, strict=True)] or [True] * 3
+            own, mean, *log_std = [now != then for now, then in zip(versions, weight.seen, strict=True)]
             own = own and not weight.is_rewritten_in_forward
             if mean or any(log_std):
                 weight.is_narrow = None
             has_other_width = any(log_std) and self._is_drawn(weight, self._state)
             if mean or (has_other_width and not own):  # whoever sets a mean wants that mean
                 again.append(weight)
-            elif has_other_width:  # what was drawn cannot be made again, to compare with
-                raise LayerError(
-                    f"'{weight.name}' and its log_std were both written to since the last draw, and what was meant as a mean "
-                    "cannot be told: write weights inside `with model.mean():`"
-                )
             elif (own or everywhere) and not weight.is_rewritten_in_forward:
                 value = self.value(weight, None, noise)
                 changed = _differs(parameter, q.mean if value is None else value, q)
+                if has_other_width and bool(changed.any()):  # what was drawn cannot be made again, to compare with
+                    raise LayerError(
+                        f"'{weight.name}' and its log_std were both written to since the last draw, and what was meant as a "
+                        "mean cannot be told: write weights inside `with model.mean():`"
+                    )
                 self._take_edits(weight, parameter, changed)
             weight.mark()
         for weight in again:
@@ -663,6 +669,14 @@ def _differs(parameter: Tensor, value: Tensor, q: Posterior) -> Tensor:
     slack = ROUNDING * torch.finfo(kind).eps
     difference = (parameter.to(value.dtype) - value).abs()
     return ~(difference <= slack * (value.abs() + q.mean.abs()))  # a nan differs
+
+
+def _has_narrow(mean: Tensor, log_std: Tensor) -> bool:
+    """Return whether a std lies far below its mean, and yet moves it."""
+    share = log_std.exp().div_(mean.abs())
+    if share.amin() >= 2 * COARSE:  # false for nan
+        return False
+    return bool(((share < 2 * COARSE) & (share > NOTHING)).any())
 
 
 def _difference(weight: Weight, after: Tensor, before: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Adam on means and log stds (Kingma & Ba 2015)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,11 @@ from bitsback.optim.sweep import Move
 
 FUSED = ("cuda", "mps", "xpu")
 """Devices besides the CPU on which torch has Adam as one pass."""
+
+
+OF_MEAN = ("exp_avg", "exp_avg_sq")
+OF_BOTH = (*OF_MEAN, "exp_avg_log_std", "exp_avg_sq_log_std")
+"""Running averages of gradients and of their squares, as torch calls them."""
 
 
 class Adam(PosteriorOptimizer):
@@ -52,37 +58,38 @@ class Adam(PosteriorOptimizer):
             raise LayerError(f"give lr and eps not below zero, and two betas in [0, 1); got lr {lr}, eps {eps}, betas {betas}")
         super().__init__(model, {"lr": lr, "betas": betas, "eps": eps}, examples=examples, **options)
 
-    def _averages(self, parameter: Tensor, like: Tensor, of: str = "") -> list[Tensor]:
-        """Both running averages, kept under the parameter and laid out ``like`` a tensor."""
-        state = self.state[parameter]
-        for name in (f"exp_avg{of}", f"exp_avg_sq{of}"):
-            if name not in state:
-                state[name] = torch.zeros_like(like, requires_grad=False)
-            elif state[name].stride() != like.stride():
-                state[name] = torch.empty_like(like, requires_grad=False).copy_(state[name])
-        return [state[f"exp_avg{of}"], state[f"exp_avg_sq{of}"]]
+    def _averages(self, parameter: Tensor, like: Tensor, names: Sequence[str] = OF_MEAN) -> list[Tensor]:
+        """Running averages, kept under the parameter and laid out ``like`` a tensor."""
+        state, found = self.state[parameter], []
+        for name in names:
+            average = state.get(name)
+            if average is None:
+                average = state[name] = torch.zeros_like(like, requires_grad=False)
+            elif average.stride() != like.stride():
+                average = state[name] = torch.empty_like(like, requires_grad=False).copy_(average)
+            found.append(average)
+        return found
 
     def _count_step(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
-        if "step" not in state:
-            state["step"] = torch.zeros((), device=None if parameter.device.type == "cpu" else parameter.device)
-        state["step"] += 1
-        step: Tensor = state["step"]
-        return step
+        step: Tensor | None = state.get("step")
+        if step is None:
+            step = state["step"] = torch.zeros((), device=None if parameter.is_cpu else parameter.device)
+        return step.add_(1)
 
     def _mover(self, weight: Weight) -> Move:
-        q, (own, wide) = weight.posterior, self._settings(weight)
+        own, wide = self._settings(weight)
         step = self._count_step(weight.known)
-        averages = self._averages(weight.known, q.mean)
-        if wide is not None:
-            averages += self._averages(weight.known, q.mean, "_log_std")
+        averages = self._averages(weight.known, weight.posterior.mean, OF_MEAN if wide is None else OF_BOTH)
         pieces = self._scratch.rows.of((weight.number, "averages"), averages)
+
+        of_mean, of_width = rates(own), rates(wide) if wide is not None else None
 
         def move(number: int, mean: Tensor, log_std: Tensor | None, gm: Tensor, gl: Tensor | None, pull: float) -> None:
             averages = pieces[number]
-            adam(mean, gm, averages[0], averages[1], step, own, pull)
-            if wide is not None and log_std is not None and gl is not None:
-                adam(log_std, gl, averages[2], averages[3], step, wide)
+            adam(mean, gm, averages[0], averages[1], step, of_mean, pull)
+            if of_width is not None and log_std is not None and gl is not None:
+                adam(log_std, gl, averages[2], averages[3], step, of_width)
 
         return move
 
@@ -94,23 +101,32 @@ class Adam(PosteriorOptimizer):
                     continue
                 gradient = gradient.to_dense() if gradient.is_sparse else gradient
                 first, second = self._averages(parameter, parameter)
-                adam(parameter, gradient, first, second, self._count_step(parameter), group)
+                adam(parameter, gradient, first, second, self._count_step(parameter), rates(group))
+
+
+Rates = tuple[float, float, float, float]
+"""Learning rate, both betas, eps."""
+
+
+def rates(group: dict[str, Any]) -> Rates:
+    """Return the numbers of a group, read once for a tensor."""
+    return float(group["lr"]), *group["betas"], group["eps"]
 
 
 def adam(
-    parameter: Tensor, gradient: Tensor, first: Tensor, second: Tensor, step: Tensor, group: dict[str, Any], pull: float = 0.0
+    parameter: Tensor, gradient: Tensor, first: Tensor, second: Tensor, step: Tensor, numbers: Rates, pull: float = 0.0
 ) -> None:
     """Take one step of Adam on a tensor, in place; its gradient is the one given and ``pull`` times the tensor."""
-    (beta1, beta2), lr = group["betas"], float(group["lr"])
+    lr, beta1, beta2, eps = numbers
     if (parameter.is_cpu or parameter.device.type in FUSED) and gradient.dtype == parameter.dtype:
         torch._fused_adam_(
-            [parameter], [gradient], [first], [second], [], [step], lr=lr, beta1=beta1, beta2=beta2, weight_decay=pull,
-            eps=group["eps"], amsgrad=False, maximize=False,
+            [parameter], [gradient], [first], [second], [], [step], lr=lr, beta1=beta1, beta2=beta2, weight_decay=pull, eps=eps,
+            amsgrad=False, maximize=False,
         )  # fmt: skip
         return
     gradient = torch.add(gradient.to(first.dtype), parameter, alpha=pull)
     first.lerp_(gradient, 1 - beta1)
     second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
     count = float(step)
-    root = second.sqrt().div_((1 - beta2**count) ** 0.5).add_(group["eps"])
+    root = second.sqrt().div_((1 - beta2**count) ** 0.5).add_(eps)
     parameter.addcdiv_(first, root, value=-lr / (1 - beta1**count))

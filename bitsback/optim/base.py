@@ -17,15 +17,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import record_function
 
 from bitsback.errors import LayerError, near_miss
 from bitsback.model import BayesianModel, Weight
+from bitsback.model.pieces import Scratch, rows
 from bitsback.model.resident import State
 from bitsback.optim.cost import GaussianCost, weights_with_one_scale
-from bitsback.optim.pieces import Scratch, rows
 from bitsback.optim.sweep import Move, Sweep
 from bitsback.posterior import GaussianPosterior
+from bitsback.profiling import stage
 
 LOOK_EVERY = 16
 """Steps between looks at which weights have stds far below their means."""
@@ -62,7 +62,6 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         LayerError: for what is no model, unknown settings, or nothing to move.
 
     Attributes:
-        weight_nats: KL of the weights that have a closed form, in nats, at the start of the last step.
         kl_weights: by the number of a weight, how much each element's KL counts; nothing: all alike.
     """
 
@@ -89,7 +88,6 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         self.examples, self.beta = examples, beta
         self.prior_rate, self.max_grad_norm, self.by_pieces = prior_rate, max_grad_norm, by_pieces
         self.nats_per_unit = 1.0
-        self.weight_nats: float | None = None
         self.grad_norm: Tensor | None = None
         self.kl_weights: dict[int, Tensor] = {}
         self._log_std_lr = log_std_lr
@@ -107,6 +105,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         self._scratch, self._steps = Scratch(), 0
         self._cost = GaussianCost([])
         self._norms: list[float] = []
+        self._groups: dict[int, dict[str, Any]] = {}
         self._has_seen_clipping = False
         self._learned: list[nn.Parameter] = []
         self._owned: tuple[tuple[bool, ...], list[Weight]] | None = None
@@ -168,6 +167,15 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         if any(id(p) in inside for p in params):
             raise LayerError("give the network's parameters: their means and log stds come with them")
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients of everything that is moved, and what earlier draws have left for log stds."""
+        if not set_to_none:
+            return super().zero_grad(set_to_none=False)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+        return None
+
     def _roles(self, role: str) -> list[dict[str, Any]]:
         return [group for group in self.param_groups if group["role"] == role]
 
@@ -200,7 +208,8 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             model.loss_is_sum = False
         model.honour_edits()
         plain = [p for group in self._roles("plain") for p in group["params"] if p.grad is not None]
-        if self._steps < LOOKS_FOR_CLIPPING and not self._has_seen_clipping:
+        is_looking = self._steps < LOOKS_FOR_CLIPPING and not self._has_seen_clipping
+        if is_looking and self.nats_per_unit == 1.0:  # a loop of somebody's own
             self._look_for_clipping([*(weight.parameter for weight in weights), *plain])
         if not plain and all(weight.parameter.grad is None for weight in weights):
             return loss
@@ -210,12 +219,13 @@ class PosteriorOptimizer(torch.optim.Optimizer):
                     f"the gradient of '{weight.name}' was used by a step before, and the draw that it was taken at is gone: "
                     "call zero_grad() and backward() between steps; of several optimisers, let each own other weights (groups=)"
                 )
+        self._groups = {id(p): group for group in self.param_groups for p in group["params"]}
         k = self.beta / (self.examples * self.nats_per_unit)
-        with record_function("bitsback: cost"):
+        with stage("bitsback: cost"):
             self._begin(weights, k)
         state = model.next_state()
         sweep = Sweep(model, self._cost, k, state, self._scratch, self.kl_weights)
-        with record_function("bitsback: move and draw"):
+        with stage("bitsback: move and draw"):
             sweep.begin(weights)
             self._sweep(sweep, weights)
             self._draw_others(sweep, weights, state)
@@ -229,16 +239,17 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         gradients = [p.grad for p in parameters if p.grad is not None and not p.grad.is_sparse]
         norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))) if gradients else 0.0
         self._norms = [*self._norms, norm][-3:]
-        if len(self._norms) == 3 and norm and max(self._norms) - min(self._norms) < 1e-4 * norm:
+        if len(self._norms) == 3 and norm and max(self._norms) - min(self._norms) < 1e-5 * norm:
             warnings.warn(FOREIGN_CLIPPING.format(norm=norm), stacklevel=5)
             self._has_seen_clipping = True
 
     def _begin(self, weights: Sequence[Weight], k: float) -> None:
         """Let priors follow, and count what has a closed form."""
         self._count(weights)
-        self.weight_nats = self._cost.follow(self.prior_rate, k)
-        if self.prior_rate:
-            self.model.update_priors(self.prior_rate, [weight for weight in weights if weight.number not in self._cost])
+        self._cost.follow(self.prior_rate, k)
+        others = [w for w in weights if w.prior.learns_in_closed_form and w.number not in self._cost] if self.prior_rate else []
+        if others:
+            self.model.update_priors(self.prior_rate, others)
         if self._steps % LOOK_EVERY == 0:
             self.model.check_places()
             for weight in weights:
@@ -252,25 +263,26 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             self._cost = GaussianCost(self._owned[1])
             self._learned = list({id(p): p for weight in weights for p in weight.prior.parameters()}.values())
         for weight in self._cost.weights:
-            if self._cost.marks.get(weight.number) != weight.versions()[1:]:
+            if self._cost.marks.get(weight.number) != weight.seen[1:]:
                 self._cost.refresh(weight)
 
     def _remember(self, weights: Sequence[Weight]) -> None:
         for weight in weights:
             if weight.number in self._cost:
-                self._cost.marks[weight.number] = weight.versions()[1:]
+                self._cost.marks[weight.number] = weight.seen[1:]
 
     def kl_nats(self) -> float:
         """Return KL(q||p) of all weights as they are now, in nats."""
+        self.model.honour_edits()
         self._count(self.weights)
         others = [weight for weight in self.model.weights if weight.number not in self._cost]
-        return self._cost.follow(0.0, 0.0) + self.model.kl_estimate_nats(others)
+        return self._cost.nats() + self.model.kl_estimate_nats(others)
 
     def _sweep(self, sweep: Sweep, weights: Sequence[Weight]) -> None:
         """Move the weights and write their next draws, then move what has no posterior."""
         if self.max_grad_norm is None and self.by_pieces:
             for weight in weights:
-                sweep.weight(weight, self._mover(weight))
+                sweep.weight(weight, self._mover)
             self._move_plain()
             return
         for weight in weights:
@@ -324,11 +336,8 @@ class PosteriorOptimizer(torch.optim.Optimizer):
 
     def _settings(self, weight: Weight) -> tuple[dict[str, Any], dict[str, Any] | None]:
         """The groups that the mean and the log std of a weight are in."""
-        own = next(g for g in self._roles("weight") if any(p is weight.known for p in g["params"]))
         q = weight.posterior
-        if not isinstance(q, GaussianPosterior):
-            return own, None
-        return own, next(g for g in self._roles("log_std") if any(p is q.log_std for p in g["params"]))
+        return self._groups[id(weight.known)], self._groups[id(q.log_std)] if isinstance(q, GaussianPosterior) else None
 
     # modes and files
 
@@ -395,7 +404,7 @@ SUM_LOSS = (
 )
 FOREIGN_CLIPPING = (
     "the gradients of three steps have one and the same norm, {norm:.3g}: something clips them before the step, which sees no "
-    "KL and so multiplies its weight; switch it off, and give max_grad_norm={norm:.3g} to this optimiser, which clips both"
+    "KL and so multiplies its weight; switch it off, and give this optimiser max_grad_norm={norm:.3g}, which clips both alike"
 )
 WEIGHT_DECAY = (
     "weight_decay is a Gaussian prior, and priors have their own place: bayesianize(network, prior={'kind': 'gaussian', "

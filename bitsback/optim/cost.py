@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from bitsback.model import BayesianModel, Weight
-from bitsback.optim.pieces import rows
+from bitsback.model.pieces import rows
 from bitsback.posterior import GaussianPosterior
 from bitsback.priors import Prior
 from bitsback.priors.gaussian import GaussianPrior
 
-Sums = tuple[float, float, float]
-"""Of s^2, (m - mu)^2 and log s over a tensor."""
+Sums = tuple[float, float]
+"""Of s^2 and (m - mu)^2 over a tensor."""
 
 
 def has_one_scale(prior: Prior) -> bool:
@@ -21,16 +21,16 @@ def has_one_scale(prior: Prior) -> bool:
     return type(prior) is GaussianPrior and prior.log_scale.ndim == 0
 
 
-def sums_of(distance: Tensor, std: Tensor, log_std: Tensor) -> list[Tensor]:
+def sums_of(distance: Tensor, std: Tensor) -> list[Tensor]:
     """Return the sums over a piece, in one order wherever they are taken: a resumed training goes on at the same bits."""
-    return [torch.dot(std, std), torch.dot(distance, distance), log_std.sum()]
+    return [torch.dot(std, std), torch.dot(distance, distance)]
 
 
 class GaussianCost:
     """KL of tensors under priors that :func:`has_one_scale` is true of; tensors may share a prior.
 
-    Three sums describe each tensor. They come out of the pass that moved it, so that the KL, its gradient and the best scale
-    are known before the next one begins.
+    Two sums describe each tensor. They come out of the pass that moved it, so that the KL's gradient and the best scale are
+    known before the next one begins.
 
     Args:
         weights: with Gaussian posteriors.
@@ -44,6 +44,11 @@ class GaussianCost:
         self.marks: dict[int, tuple[int, ...]] = {}
         """Versions of the posteriors that the sums are of."""
         self._numbers = {weight.number for weight in weights}
+        self._sharing: dict[int, list[int]] = {}
+        self._counts: dict[int, int] = dict.fromkeys(self.priors, 0)
+        for weight in weights:
+            self._sharing.setdefault(id(weight.prior), []).append(weight.number)
+            self._counts[id(weight.prior)] += weight.posterior.weights
 
     def __contains__(self, number: int) -> bool:
         return number in self._numbers
@@ -57,44 +62,40 @@ class GaussianCost:
         q = weight.posterior
         assert isinstance(q, GaussianPosterior)
         centre = self.priors[id(weight.prior)].centre
-        total = [0.0, 0.0, 0.0]
+        variance = distance = 0.0
         for m, log_std in zip(*map(rows, [q.mean, q.log_std]), strict=True):
-            parts = sums_of(m - centre if centre else m, log_std.exp(), log_std)
-            for place, part in enumerate(torch.stack(parts).tolist()):
-                total[place] += part
-        self.sums[weight.number] = total[0], total[1], total[2]
+            one, other = map(float, sums_of(m - centre if centre else m, log_std.exp()))
+            variance, distance = variance + one, distance + other
+        self.sums[weight.number] = variance, distance
         self.marks[weight.number] = weight.versions()[1:]
 
-    def moments(self) -> dict[int, tuple[float, int]]:
-        """Return the sum of E_q[(w - mu)^2], and of how many weights, by prior."""
-        found: dict[int, tuple[float, int]] = dict.fromkeys(self.priors, (0.0, 0))
-        for weight in self.weights:
-            variance, distance, _ = self.sums[weight.number]
-            moment, count = found[id(weight.prior)]
-            found[id(weight.prior)] = moment + variance + distance, count + weight.posterior.weights
-        return found
+    @torch.no_grad()
+    def follow(self, rate: float, k: float) -> None:
+        """Let priors that learn in closed form follow by ``rate`` of the way; others get ``k`` times the KL's gradient."""
+        for identity, prior in self.priors.items():
+            count, moment, kept = self._counts[identity], self._moment(identity), prior.log_scale
+            log_scale = float(kept)
+            if rate and prior.learns_in_closed_form:
+                log_scale += rate * (0.5 * math.log(max(moment / count, 1e-30)) - log_scale)
+                log_scale = float(kept.fill_(log_scale))
+            precision = self.precision[identity] = math.exp(-2 * log_scale)
+            if kept.requires_grad:
+                slope = torch.full_like(kept, k * (count - moment * precision))
+                kept.grad = slope if kept.grad is None else kept.grad.add_(slope)
+
+    def _moment(self, identity: int) -> float:
+        """The sum of E_q[(w - mu)^2] over the weights of a prior."""
+        return sum(sum(self.sums[number]) for number in self._sharing[identity])
 
     @torch.no_grad()
-    def follow(self, rate: float, k: float) -> float:
-        """Let priors that learn in closed form follow by ``rate`` of the way; return the KL in nats.
-
-        Scales that learn by gradient get ``k`` times that of the KL.
-        """
-        nats = -math.fsum(self.sums[weight.number][2] for weight in self.weights)
-        for identity, (moment, count) in self.moments().items():
-            prior = self.priors[identity]
+    def nats(self) -> float:
+        """Return KL(q||p) as the sums have it."""
+        total = 0.0
+        for identity, prior in self.priors.items():
             log_scale = float(prior.log_scale)
-            if prior.learns_in_closed_form and rate:
-                log_scale += rate * (0.5 * math.log(max(moment / count, 1e-30)) - log_scale)
-                prior.log_scale.fill_(log_scale)
-                log_scale = float(prior.log_scale)
-            precision = math.exp(-2 * log_scale)
-            nats += 0.5 * moment * precision + count * (log_scale - 0.5)
-            self.precision[identity] = precision
-            if prior.log_scale.requires_grad:
-                slope = torch.full_like(prior.log_scale, k * (count - moment * precision))
-                prior.log_scale.grad = slope if prior.log_scale.grad is None else prior.log_scale.grad.add_(slope)
-        return nats
+            total += 0.5 * self._moment(identity) * math.exp(-2 * log_scale) + self._counts[identity] * (log_scale - 0.5)
+        log_stds = [row.sum() for weight in self.weights for row in rows(weight.tensors()[2])]
+        return total - math.fsum(map(float, log_stds))
 
 
 def weights_with_one_scale(model: BayesianModel, among: Sequence[Weight]) -> list[Weight]:

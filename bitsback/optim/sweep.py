@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from bitsback.model import BayesianModel, State, Weight
+from bitsback.model.pieces import PIECE, Scratch, are_alike, is_dense, rows
 from bitsback.optim.cost import GaussianCost, sums_of
-from bitsback.optim.pieces import PIECE, Scratch, are_alike, is_dense, rows
-from bitsback.posterior import GaussianPosterior, Posterior
-from bitsback.priors.gaussian import GaussianPrior
+from bitsback.posterior import Posterior
 
 Gradients = tuple[Tensor, Tensor | None, float]
 """Of mean and log std, none of the latter for a point; to that of the mean belongs so many times the mean itself besides."""
@@ -46,48 +45,43 @@ class Sweep:
         self._pool: Tensor | None = None
         self._sums: list[tuple[int, list[Tensor]]] = []
         self._minus_k: Tensor | None = None
+        self._buffer = scratch.get
 
     def begin(self, weights: Sequence[Weight]) -> None:
-        """Make the spread of coarse weights while the pool still has its noise, then go on to the next numbers.
-
-        Each weight and what belongs to it then lie in memory alike.
-        """
+        """Make the spread of coarse weights while the pool still has its noise, then go on to the next numbers."""
         model, now = self.model, self.model.state
         coarse = [weight for weight in weights if weight.is_coarse and not weight.noise_on_outputs]
         pool = model.noise_of(now) if coarse else None
         for weight in coarse:
             self._spreads[weight.number] = model.spread(weight, now, pool)
-        for weight in weights:
-            parameter, mean, *_ = weight.tensors()
-            if parameter.stride() != mean.stride():
-                aligned(weight)
         self._pool = model.noise_of(self.state)
 
-    def weight(self, weight: Weight, move: Move | None) -> None:
-        """Take one weight through the pass; without ``move`` its gradients are left in those of mean and log std."""
-        q = weight.posterior
-        pieces = self._pieces(weight)
-        others = pending_of(weight), self._spreads.get(weight.number), self.kl_weights.get(weight.number)
-        given = [self._data_gradient(weight), *(laid_as(tensor, q.mean) if tensor is not None else None for tensor in others)]
+    def weight(self, weight: Weight, mover: Callable[[Weight], Move] | None) -> None:
+        """Take one weight through the pass; without a ``mover`` its gradients are left in those of mean and log std."""
+        tensors = weight.tensors()
+        pieces = self._pieces(weight, tensors)  # from here on all that belongs to it lies in memory alike
+        parameter, mean, *wide = tensors
+        given = [self._data_gradient(parameter, mean)]
+        for tensor in (wide[0].grad if wide else None, self._spreads.get(weight.number), self.kl_weights.get(weight.number)):
+            given.append(tensor if tensor is None else laid_as(tensor, mean))
         gradients: Iterable[Gradients]
         if weight.number in self.cost or weight.prior.is_elementwise:
-            cut = [rows(tensor) if tensor is not None else repeat(None) for tensor in given]
+            cut = [repeat(None) if tensor is None else rows(tensor) for tensor in given]
             gradients = map(self._gradients, repeat(weight), pieces, count(), *cut)
         else:
             gradients = self._whole_gradients(weight, given)
-        if move is None:
-            self._fill(q, pieces, gradients)
+        if mover is None:
+            self._fill(weight.posterior, pieces, gradients)
             return
-        sums: list[Tensor] = []
-        for number, ((w, m, *rest), (gm, gl, pull)) in enumerate(zip(pieces, gradients, strict=True)):
-            log_std = rest[0] if rest else None
-            move(number, m, log_std, gm, gl, pull)
-            sums += self.written(weight, w, m, log_std, number)
+        move, sums = mover(weight), []
+        for number, (piece, (gm, gl, pull)) in enumerate(zip(pieces, gradients, strict=True)):
+            move(number, piece[1], piece[2] if wide else None, gm, gl, pull)
+            sums += self.written(weight, piece, number)
         self.wrote(weight, sums)
 
-    def _pieces(self, weight: Weight) -> list[tuple[Tensor, ...]]:
+    def _pieces(self, weight: Weight, tensors: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
         """Weight, mean and log std, piece by piece."""
-        return self.scratch.rows.of(weight.number, weight.tensors(), lambda: aligned(weight))
+        return self.scratch.rows.of(weight.number, tensors, lambda: aligned(weight))
 
     def _fill(self, q: Posterior, pieces: Sequence[tuple[Tensor, ...]], gradients: Iterable[Gradients]) -> None:
         """Leave the gradients in those of mean and log std."""
@@ -103,27 +97,22 @@ class Sweep:
     def rewrite(self, weight: Weight) -> None:
         """Write the next draw of a weight that was moved by others."""
         sums: list[Tensor] = []
-        for number, (w, m, *rest) in enumerate(self._pieces(weight)):
-            sums += self.written(weight, w, m, rest[0] if rest else None, number)
+        for number, piece in enumerate(self._pieces(weight, weight.tensors())):
+            sums += self.written(weight, piece, number)
         self.wrote(weight, sums)
 
-    def written(self, weight: Weight, w: Tensor, m: Tensor, log_std: Tensor | None, number: int) -> list[Tensor]:
+    def written(self, weight: Weight, piece: tuple[Tensor, ...], number: int) -> list[Tensor]:
         """Write w = m + s e over a piece; returns its sums, where the cost wants them."""
-        if log_std is None:
-            w.copy_(m)
-            return []
+        w, m, *wide = piece
         is_counted = weight.number in self.cost
-        if weight.noise_on_outputs and not is_counted:
+        if not wide or (weight.noise_on_outputs and not is_counted):
             w.copy_(m)
             return []
-        std = torch.exp(log_std, out=self._buffer(STD, m))
+        std = torch.exp(wide[0], out=self._buffer(STD, m))
         sums: list[Tensor] = []
         if is_counted:
-            prior = weight.prior
-            assert isinstance(prior, GaussianPrior)
-            centre = prior.centre
-            distance = torch.sub(m, centre, out=self._buffer(SQUARE, m)) if centre else m
-            sums = sums_of(distance, std, log_std)
+            centre = self.cost.priors[id(weight.prior)].centre
+            sums = sums_of(torch.sub(m, centre, out=self._buffer(SQUARE, m)) if centre else m, std)
         if weight.noise_on_outputs:
             w.copy_(m)
             return sums
@@ -148,10 +137,8 @@ class Sweep:
         every = [one for _, sums in self._sums for one in sums]
         numbers = iter(map(float, every) if every[0].is_cpu else torch.stack(every).tolist())
         for number, sums in self._sums:
-            total = [0.0, 0.0, 0.0]
-            for place in range(len(sums)):
-                total[place % 3] += next(numbers)
-            self.cost.sums[number] = (total[0], total[1], total[2])
+            own = [next(numbers) for _ in sums]
+            self.cost.sums[number] = sum(own[::2]), sum(own[1::2])
 
     def _gradients(
         self, weight: Weight, piece: tuple[Tensor, ...], number: int, g: Tensor | None, pending: Tensor | None,
@@ -230,26 +217,16 @@ class Sweep:
         self.model.noise_source.fill(into, self.state.seed, self.state.number, weight.number, number * PIECE)
         return into
 
-    def _buffer(self, number: int, m: Tensor) -> Tensor:
-        return self.scratch.get(number, m)
-
-    def _data_gradient(self, weight: Weight) -> Tensor | None:
+    def _data_gradient(self, parameter: Tensor, mean: Tensor) -> Tensor | None:
         """The data gradient: dense, laid out as the weight, in the posterior's precision."""
-        gradient = weight.parameter.grad
+        gradient = parameter.grad
         if gradient is None:
             return None
         if gradient.is_sparse:
             gradient = gradient.to_dense()
-        mean = weight.posterior.mean
         if gradient.dtype != mean.dtype or gradient.stride() != mean.stride():
             gradient = torch.empty_like(mean, requires_grad=False).copy_(gradient)
         return gradient
-
-
-def pending_of(weight: Weight) -> Tensor | None:
-    """Return what earlier draws and drawn outputs have left for the gradient of log std; gone where the weight's own is."""
-    q = weight.posterior
-    return q.log_std.grad if isinstance(q, GaussianPosterior) and weight.known.grad is not None else None
 
 
 def laid_as(tensor: Tensor, like: Tensor) -> Tensor:

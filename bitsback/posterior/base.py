@@ -7,6 +7,32 @@ import torch
 from torch import Tensor, nn
 
 
+class Noticed(nn.Parameter):
+    """A parameter that notices what is written through its ``.data``, which moves no version of a plain one.
+
+    >>> parameter = Noticed(torch.zeros(2), requires_grad=False)
+    >>> before = parameter._version
+    >>> _ = parameter.data.add_(1.0)
+    >>> parameter._version > before
+    True
+    """
+
+    @property
+    def data(self) -> Tensor:
+        """The same numbers, without gradients."""
+        return self.detach()
+
+    @data.setter
+    def data(self, tensor: Tensor) -> None:
+        nn.Parameter.data.__set__(self, tensor)  # type: ignore[attr-defined]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return Noticed, (self.detach(), self.requires_grad)
+
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
+        return f"Parameter containing:\n{self.detach()!r}"
+
+
 class Posterior(nn.Module, ABC):
     """q(w) over one weight tensor. It holds numbers; the weight itself, which holds the draw, is the network's."""
 

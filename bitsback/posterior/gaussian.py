@@ -5,10 +5,10 @@ from typing import Literal
 
 import torch
 from pydantic import Field, PositiveFloat
-from torch import Tensor, nn
+from torch import Tensor
 
 from bitsback.errors import LayerError
-from bitsback.posterior.base import Posterior
+from bitsback.posterior.base import Noticed, Posterior
 from bitsback.registry import Settings
 
 
@@ -29,8 +29,8 @@ class GaussianPosterior(Posterior):
 
     def __init__(self, mean: Tensor, std: float | Tensor) -> None:
         super().__init__()
-        self.mean = nn.Parameter(mean.detach().clone())
-        self.log_std = nn.Parameter(torch.empty_like(self.mean))
+        self.mean = Noticed(mean.detach().clone())
+        self.log_std = Noticed(torch.empty_like(self.mean))
         self.set_std(std)
 
     def set_std(self, std: float | Tensor) -> None:

@@ -4,9 +4,9 @@ from typing import Literal
 
 import torch
 from pydantic import Field, PositiveFloat
-from torch import Tensor, nn
+from torch import Tensor
 
-from bitsback.posterior.base import Posterior
+from bitsback.posterior.base import Noticed, Posterior
 from bitsback.registry import Settings
 
 
@@ -23,7 +23,7 @@ class PointPosterior(Posterior):
 
     def __init__(self, mean: Tensor, grid_step: float | None = None) -> None:
         super().__init__()
-        self.mean = nn.Parameter(mean.detach().clone())
+        self.mean = Noticed(mean.detach().clone())
         self.grid_step = grid_step
 
     def std(self) -> None:

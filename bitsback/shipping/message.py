@@ -88,6 +88,7 @@ class Sender:
     def of_run(cls, run: Run) -> "Sender":
         """A finished run as it is; its receiver repeats the run's own training."""
         run.ledger()  # raises for a run that has not finished
+        run.check_repeatable()
         return cls.of(run.experiment())
 
     @classmethod

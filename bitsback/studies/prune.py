@@ -148,6 +148,7 @@ def signal_to_noise(model: BayesianModel) -> dict[str, Tensor]:
     >>> signal_to_noise(bayesianize(torch.nn.Linear(3, 2)))["weight"].shape
     torch.Size([2, 3])
     """
+    model.honour_edits(everywhere=True)
     found = {}
     for weight in model.weights:
         std = weight.posterior.std()
@@ -264,8 +265,9 @@ class Pruner:
         model, settings = self.experiment.model, self.experiment.config.pack.quantising
         state = copy.deepcopy(model.state_dict())
         try:
-            for q, kept in zip(_gaussians(model), keep.values(), strict=True):
-                q.mean.data.masked_fill_(~kept.to(q.mean.device), 0.0)
+            with torch.no_grad():
+                for q, kept in zip(_gaussians(model), keep.values(), strict=True):
+                    q.mean.masked_fill_(~kept.to(q.mean.device), 0.0)
             return pack(self.experiment, PackSettings(codec="quantised", quantising=settings), progress=False)
         finally:
             model.load_state_dict(state)

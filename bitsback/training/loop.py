@@ -8,7 +8,6 @@ from math import inf
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
-from torch.profiler import record_function
 
 from bitsback.data import Examples
 from bitsback.errors import TrainingError
@@ -17,6 +16,7 @@ from bitsback.model import BayesianModel
 from bitsback.model.accounting import set_seed
 from bitsback.model.modes import Modes
 from bitsback.optim import PosteriorOptimizer
+from bitsback.profiling import stage
 from bitsback.training.augment import augmented
 from bitsback.training.beta import Beta
 from bitsback.training.drawn_outputs import DrawnOutputs
@@ -95,7 +95,6 @@ class Fit:
             self.outputs.release()
         self.model.set_noise()
         self.model.lay_out(channels_last=False)
-        self.modes.restore()
         self.model.training = self.mode
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -128,7 +127,7 @@ class Fit:
             hint = " (the batch is cut into training.draws groups)" if self.settings.draws > 1 else ""
             raise TrainingError(f"step {step} on {len(inputs)} examples{hint} fails: {str(fault).splitlines()[0]}") from fault
         self.optimizer.beta = beta * self.objective.weigh(mean_cost, beta * weight_bits, self._gradients)
-        with record_function("bitsback: optimiser"):
+        with stage("bitsback: optimiser"):
             self.optimizer.step()
         if self.schedule is not None:
             self.schedule.step()
@@ -149,7 +148,7 @@ class Fit:
             if number:
                 self.model.mirror() if self.settings.antithetic and number % 2 else self.model.draw()
             with self.outputs.step(x) if self.outputs is not None else nullcontext():
-                with record_function("bitsback: forward"):
+                with stage("bitsback: forward"):
                     with torch.autocast(x.device.type, torch.bfloat16) if half else nullcontext():
                         outputs = self.model(x)
                     outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
@@ -160,7 +159,7 @@ class Fit:
                     raise TrainingError(
                         f"the loss is not finite at step {step}: {self._blame(inputs)}; lower training.optimizer.lr"
                     )
-                with record_function("bitsback: backward"):
+                with stage("bitsback: backward"):
                     part.backward()
             cost += paid
             data_bits += float(bits.detach().sum())

@@ -128,7 +128,9 @@ class TrainingSettings(Settings):
         description="take each weight through gradient, step and next draw in one pass, and lay filters out with channels "
         "last; false: one thing after the other, filters as torch has them",
     )
-    noise_reuse: PositiveInt = Field(8, description="draws that share a random number, each for another weight; 1: all are new")
+    noise_reuse: PositiveInt = Field(
+        8, description="draws that share a random number, each for another weight; 1, and in float64 always: all are new"
+    )
     objective: AnyObjectiveSettings = Field(ElboSettings(), description="what is lowered; the ledger is always the same")
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()

@@ -24,10 +24,15 @@ def are_alike(tensors: Sequence[Tensor]) -> bool:
 def rows(tensor: Tensor) -> list[Tensor]:
     """Return the numbers of a dense tensor in the order of its memory, cut; views that share its version."""
     count = tensor.numel()
-    flat = tensor.detach().as_strided((count,), (1,))
+    flat = (tensor.detach() if tensor.requires_grad else tensor).as_strided((count,), (1,))
     if count <= PIECE or tensor.device.type != "cpu":
         return [flat]
     return [flat[at : at + PIECE] for at in range(0, count, PIECE)]
+
+
+def side_by_side(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    """Return the rows of tensors of one shape together; whole tensors where they do not lie in memory alike."""
+    return list(zip(*map(rows, tensors), strict=True)) if are_alike(tensors) else [tensors]
 
 
 class Rows:
