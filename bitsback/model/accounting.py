@@ -17,6 +17,7 @@ from bitsback.ledger import Entry, Ledger
 from bitsback.likelihoods import Likelihood
 from bitsback.model.buffers import frozen_norms
 from bitsback.model.draws import drawing, draws_at_once
+from bitsback.model.layout import interleaved, runs
 from bitsback.model.model import FLOAT32_BITS, BayesianModel
 from bitsback.model.modes import evaluating
 from bitsback.model.resident import Weight
@@ -102,13 +103,15 @@ def evaluate(
         seeded(seed, model.device),  # a network may hold randomness of its own
         tqdm(total=samples, desc="draws", leave=False, disable=not progress, delay=SHOWN_AFTER_SECONDS) as bar,
     ):
+        interleaves = _takes_interleaved(model, examples.inputs[:2])
         while len(draws_bits) < max(1, samples):
             count = min(at_once, samples - len(draws_bits))
             numbers = range(-1 - len(draws_bits), -1 - len(draws_bits) - max(0, count), -1)
             with drawing(model, seed, numbers) as network:
                 totals = [0.0] * max(1, count)
                 for place, part in enumerate(batches):
-                    for draw, outputs in enumerate(network(examples.inputs[part])):
+                    inputs = examples.inputs[part]
+                    for draw, outputs in enumerate(network(interleaved(inputs) if interleaves else inputs)):
                         totals[draw] += float(likelihood.bits(outputs, examples.targets[part]).cpu().double().sum())
                         prediction = likelihood.predict(outputs)
                         predicted[place] = prediction if not draws_bits and not draw else predicted[place] + prediction
@@ -117,6 +120,12 @@ def evaluate(
     average = torch.cat(predicted) / len(draws_bits)
     error = likelihood.summary(float(likelihood.error(average, examples.targets).cpu().double().mean()))
     return Evaluation(tuple(draws_bits), error, len(examples))
+
+
+def _takes_interleaved(model: BayesianModel, inputs: torch.Tensor) -> bool:
+    """Return whether images are convolved faster: there are filters, and the network runs on such images."""
+    has_filters = inputs.ndim == 4 and any(p.ndim == 4 for p in model.network.parameters())
+    return has_filters and runs(model.network, interleaved(inputs))
 
 
 def take_ledger(

@@ -17,6 +17,7 @@ from bitsback.layers.outputs import check_kinds, estimator_of
 from bitsback.learned import BFLOAT16, Charge
 from bitsback.model.buffers import COUNTER, Buffer, buffers_of
 from bitsback.model.choices import PriorChoice, charges_of, priors_of, settings_of
+from bitsback.model.layout import interleaved, runs, straight
 from bitsback.model.resident import Resident, Weight, fresh_seed
 from bitsback.posterior import GaussianPosterior, PointPosterior, Posterior
 from bitsback.priors import Prior, PriorSettings
@@ -262,15 +263,22 @@ class BayesianModel(Resident):
             if prior.learns_in_closed_form and id(prior) in wanted:
                 prior.update([(weight.posterior.mean, weight.posterior.std()) for weight in weights], rate)
 
-    def lay_out(self, *, channels_last: bool) -> None:
-        """Lay filters out in memory with their channels last, which a CPU convolves about twice as fast, or as torch does."""
+    def lay_out(self, *, channels_last: bool, example: Tensor | None = None) -> None:
+        """Lay filters out in memory with their channels last, which a CPU convolves about twice as fast, or as torch does.
+
+        Args:
+            channels_last: which.
+            example: inputs to try the network on: one whose forward does not take that layout keeps torch's.
+        """
         self.honour_edits(everywhere=True)
         filters = [p for p in self.network.parameters() if p.ndim == 4]
         filters += [p for q in self.posteriors() for p in q.parameters() if p.ndim == 4]
         for p in filters:
-            p.data = p.data.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+            p.data = interleaved(p.data) if channels_last else straight(p.data)
         if filters:
             self.place(self.state)
+            if channels_last and example is not None and not runs(self.network, example):
+                self.lay_out(channels_last=False)
 
     def deterministic(self) -> list[tuple[str, nn.Parameter]]:
         """Name and parameter of every weight of the network that has no posterior."""

@@ -197,7 +197,9 @@ def start(
     likelihood.fit(data.targets)
     settings = settings.settled(len(data), likelihood)
     mode, model.training = model.training, True
-    model.lay_out(channels_last=settings.fused)
+    trials = _to_try_out(data, settings, seed)
+    is_repeatable = settings.precision == "float64"
+    model.lay_out(channels_last=settings.fused and not is_repeatable, example=trials[0])  # float64 gains nothing by it
     other_bits = model.deterministic_bits() + sum(charge.bits for charge in [*model.charges(), *likelihood.charges()])
     objective = make_objective(settings.objective, likelihood, len(data), other_bits)
     objective.to(data.inputs.device)
@@ -205,10 +207,9 @@ def start(
     optimizer = make_optimizer(model, [likelihood, objective], settings.optimizer, len(data), **options)
     steps = -(-len(data) // settings.batch_size)
     schedule = make_schedule(optimizer, settings.schedule, settings.passes, steps)
-    is_repeatable = settings.precision == "float64"
     reuse = 1 if is_repeatable else settings.noise_reuse
     model.set_noise(ExactNoise() if is_repeatable else None, seed=seed)
-    outputs = DrawnOutputs(model, _to_try_out(data, settings, seed), reuse)
+    outputs = DrawnOutputs(model, trials, reuse)
     model.set_noise(model.noise_source, reuse)
     if settings.antithetic and all(weight.noise_on_outputs or not weight.is_gaussian for weight in model.weights):
         raise ConfigError("training.antithetic: no layer draws its weights; leave it out, or set bayesian.estimator=weight")
