@@ -158,13 +158,13 @@ class Oracle:
 
 
 def errors(model, oracle):
-    """The largest distance of means, stds, parameters without posterior and numbers of priors from the oracle's."""
+    """The largest distance of means, stds (relative to them), parameters without posterior and numbers of priors from the oracle's."""
     found = {"mean": 0.0, "std": 0.0, "plain": 0.0, "prior": 0.0}
     for weight in model.weights:
         q = weight.posterior
         found["mean"] = max(found["mean"], _distance(q.mean, oracle.means[weight.name]))
         if weight.name in oracle.log_stds:
-            found["std"] = max(found["std"], _distance(q.std(), oracle.log_stds[weight.name].exp()))
+            found["std"] = max(found["std"], _distance(q.log_std, oracle.log_stds[weight.name]))
     for name, parameter in model.deterministic():
         if name in oracle.plain:
             found["plain"] = max(found["plain"], _distance(parameter, oracle.plain[name]))

@@ -143,6 +143,9 @@ def blocks(nodes, size):
         (lambda: Spread(blocks(12, 6)), torch.randn(12, 5), []),
         (lambda: Spread(blocks(12, 3)), torch.randn(12, 5), []),
         (lambda: Spread(torch.eye(12).roll(1, 0)), torch.randn(12, 5), []),
+        (lambda: Spread(torch.eye(12).roll(2, 0)), torch.randn(12, 5), []),
+        (lambda: Spread(torch.eye(16).roll(8, 0)), torch.randn(16, 5), []),
+        (lambda: Spread((torch.arange(12)[:, None] % 2 == torch.arange(12) % 2) / 6), torch.randn(12, 5), []),
         (Cross, torch.randn(12, 5), []),
         (lambda: Nodes(blocks(12, 6)), torch.arange(12), ["inner.second"]),
         (lambda: Nodes(blocks(12, 6)), torch.arange(12).roll(1), []),
@@ -158,9 +161,10 @@ def blocks(nodes, size):
         (mlp, torch.zeros(12, 5), []),
     ],
     ids=[
-        "graph", "graph, linear first", "two graphs", "four graphs", "shifted rows", "pairs",
-        "numbers of nodes", "numbers of nodes in another order", "numbers of rows in another order", "recurrent cell", "flattened tokens",
-        "tokens", "not called", "norm first", "norm between", "called twice", "one row", "nothing to change",
+        "graph", "graph, linear first", "two graphs", "four graphs", "shifted rows", "shifted by two", "shifted by half",
+        "graphs side by side", "pairs", "numbers of nodes", "numbers of nodes in another order",
+        "numbers of rows in another order", "recurrent cell", "flattened tokens", "tokens", "not called", "norm first",
+        "norm between", "called twice", "one row", "nothing to change",
     ],
 )  # fmt: skip
 def test_what_cannot_be_proven_safe_draws_its_weights(make, batch, some):

@@ -43,6 +43,7 @@ CONFIGS = {
     "pyro": {"prior": {"kind": "pyro", "distribution": "Normal", "arguments": {"loc": 0.0, "scale": 0.3}}},
     "per_model": {"prior": {"kind": "laplace", "per": "model"}},
     "excluded": {"bayesian": {"exclude": ["*.bias"]}},
+    "mirrored": {"bayesian": {"estimator": "weight"}, "training": {**TRAINING, "draws": 2, "antithetic": True}},
 }  # fmt: skip
 
 

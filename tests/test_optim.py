@@ -187,7 +187,8 @@ def test_draws_from_a_pool_of_noise(share):
     plain = copy.deepcopy(network)
     model = bitsback.bayesianize(network, "laplace", posterior={"std": share, "relative_to": "absolute"}, seed=1)
     model.set_noise(reuse=3, seed=5)
-    optimizer, oracle = Adam(model, examples=N, **RATES), Oracle(model, plain, examples=N, **RATES)
+    options = {"examples": N, "beta": 1.0 if share > 1e-3 else 1e-6, **RATES}  # next to the KL, noise so small is nothing
+    optimizer, oracle = Adam(model, **options), Oracle(model, plain, **options)
     for one, two, three in [batches(3) for _ in range(4)]:
         states, optimizer_draws = [], (model.draw, model.mirror, lambda: None)
         optimizer.zero_grad()
@@ -199,7 +200,7 @@ def test_draws_from_a_pool_of_noise(share):
         oracle.step(*zip(states, cost, strict=True))
         optimizer.step()
     assert model.state == State("draw", 5, 8)
-    assert_close(model, oracle, 1e-6)
+    assert_close(model, oracle, 1e-6 if share > 1e-3 else 5e-6)  # an ulp of log std is 1e-6
 
 
 @pytest.mark.parametrize("by_pieces", [True, False])
@@ -457,6 +458,7 @@ def trainable(seed, kind, prior):
 
 KINDS = {
     "Adam": lambda model: Adam(model, examples=N, prior_rate=0.3, **RATES),
+    "Adam, next to no KL": lambda model: Adam(model, examples=N, beta=1e-9, **RATES),
     "Adam, clipped": lambda model: Adam(model, examples=N, max_grad_norm=0.1, **RATES),
     "IVON": lambda model: IVON(model, examples=N, prior_rate=0.3),
     "SGD": lambda model: Variational(model, SGD, examples=N, momentum=0.9, prior_rate=0.3, **RATES),
@@ -555,7 +557,7 @@ def test_filters_with_their_channels_last(laid_out, share, by_pieces):
     data = [(torch.randn(12, 3, 6, 6), torch.randint(3, (12,))) for _ in range(3)]
     for batch in data:
         step(model, optimizer, oracle, batch)
-    assert_close(model, oracle, 1e-6)
+    assert_close(model, oracle, 1e-6 if share > 1e-3 else 5e-6)
 
 
 @pytest.mark.parametrize("kind", ["adam", "sgd"])

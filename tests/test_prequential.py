@@ -40,6 +40,10 @@ CONFIGS = {
     "samples": config({**BLOCKS, "predict": "samples", "members": 3}, posterior={"kind": "gaussian", "std": 0.05}),
     "fractions": config({**BLOCKS, "blocks": [0.25, 0.5, 1.0], "calibrate": False, "shuffle": False}),
     "float64": config({**BLOCKS, "blocks": [30, 100]}, training={**TRAINING, "precision": "float64"}),
+    "mirrored": config(
+        {**BLOCKS, "blocks": [30, 100]}, training={**TRAINING, "draws": 2, "antithetic": True}, bayesian={"estimator": "weight"},
+        posterior={"kind": "gaussian"},
+    ),
 }  # fmt: skip
 
 

@@ -463,6 +463,25 @@ def test_contexts_nest():
     assert same(held(model), means(model))
 
 
+def test_a_mode_that_changes_inside_a_context_counts_after_it():
+    """Eval mode for dropout's sake must not turn a sample into the means."""
+    model = made()
+    draw = held(model)
+    with model.sample(seed=5):
+        sample = held(model)
+        model.eval()
+        assert same(held(model), sample)
+        with model.mean():
+            model.train()
+            model.eval()
+        assert same(held(model), sample)
+    assert same(held(model), means(model))
+    with model.mean():
+        model.train()
+        assert same(held(model), means(model))
+    assert same(held(model), draw)
+
+
 def test_draws_inside_a_sample_are_undone_with_it():
     model = made()
     draw = held(model)

@@ -39,7 +39,7 @@ class Resident(Values):
         super().__init__(seed)
         self._samples = 0
         self._placed, self._issued, self._reached = 0, 0, -1
-        self._is_released, self._holds_state = False, True
+        self._is_released, self._holds_state, self._keeps = False, True, 0
         self.loss_is_sum, self._loss_looks = False, 3
         self.register_load_state_dict_post_hook(_after_loading)
         self.register_state_dict_pre_hook(_before_saving)
@@ -59,14 +59,17 @@ class Resident(Values):
 
     @property
     def training(self) -> bool:
-        """True in train mode. Eval mode places the means, train mode puts the same draw back, whoever sets it."""
+        """True in train mode. Eval mode places the means, train mode puts the same draw back, whoever sets it.
+
+        Inside ``sample()`` and ``mean()`` the weights go on holding what they hold there; the mode counts afterwards.
+        """
         return bool(self.__dict__.get("_training", True))
 
     @training.setter
     def training(self, mode: bool) -> None:
         before = self.training
         self.__dict__["_training"] = bool(mode)
-        if before != bool(mode) and self.__dict__.get("weights"):
+        if before != bool(mode) and self.__dict__.get("weights") and not self._keeps:
             self.honour_edits(everywhere=self.holds == "mean")
             self.place(self._state._replace(holds="draw" if mode else "mean"))
 
@@ -117,10 +120,11 @@ class Resident(Values):
         """Inside, every weight is its posterior mean; what is written to a weight here becomes its mean."""
         if self.holds == "mean":
             self.honour_edits(everywhere=True)
-            try:
-                yield self
-            finally:
-                self.honour_edits()
+            with self._mode_counts_later():
+                try:
+                    yield self
+                finally:
+                    self.honour_edits()
             return
         with self.keeping():
             self.place(self._state._replace(holds="mean"))
@@ -148,14 +152,26 @@ class Resident(Values):
         self.honour_edits(everywhere=True)
         before, placed, reached = self._state, self._placed, self._reached
         posteriors = [weight.versions()[1:] for weight in self.weights]
+        with self._mode_counts_later():
+            try:
+                yield
+            finally:
+                if honour:
+                    self.honour_edits(everywhere=self.holds == "mean")
+                self.place(before)
+                if [weight.versions()[1:] for weight in self.weights] == posteriors:  # the very values of before
+                    self._placed, self._reached = placed, reached
+
+    @contextmanager
+    def _mode_counts_later(self) -> Iterator[None]:
+        mode = self.training
+        self._keeps += 1
         try:
             yield
         finally:
-            if honour:
-                self.honour_edits(everywhere=self.holds == "mean")
-            self.place(before)
-            if [weight.versions()[1:] for weight in self.weights] == posteriors:  # the very values of before
-                self._placed, self._reached = placed, reached
+            self._keeps -= 1
+            if self.training != mode and not self._keeps:
+                self.place(self._state._replace(holds="draw" if self.training else "mean"))
 
     def _issue(self) -> int:
         """Return a number for what the weights hold from now on."""

@@ -71,8 +71,6 @@ def check(config: Config) -> None:
         raise ConfigError(
             f"training.objective={training.objective.kind} bounds a risk; the prequential code has none: leave it out"
         )
-    if training.antithetic:
-        raise ConfigError("training.antithetic: a receiver repeats the plain step, which has no mirrored draws; leave it out")
     if prequential.predict == "samples" and isinstance(config.posterior, PointPosteriorSettings):
         raise ConfigError("a point has no samples to average; set posterior.kind=gaussian, or prequential.predict=ensemble")
 
