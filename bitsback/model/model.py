@@ -17,7 +17,8 @@ from bitsback.layers.outputs import check_kinds, estimator_of
 from bitsback.learned import BFLOAT16, Charge
 from bitsback.model.buffers import COUNTER, Buffer, buffers_of
 from bitsback.model.choices import PriorChoice, charges_of, priors_of, settings_of
-from bitsback.model.resident import Resident, fresh_seed
+from bitsback.model.noise import fresh_seed
+from bitsback.model.resident import Resident
 from bitsback.model.weight import Weight
 from bitsback.posterior import GaussianPosterior, PointPosterior, Posterior
 from bitsback.priors import Prior, PriorSettings

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bitsback.errors import LayerError
 from bitsback.model.buffers import unmoved
-from bitsback.model.noise import BlockNoise, Noise, PooledNoise, mixed
+from bitsback.model.noise import BlockNoise, Noise, PooledNoise
 from bitsback.model.values import Values
 from bitsback.model.watch import watch
 from bitsback.model.weight import State, Weight, carry, difference, differs
@@ -95,10 +95,6 @@ class Resident(Values):
                         f"the network no longer reads '{place.name}' where it was at bayesianize: its module was replaced; "
                         "make a new model of the changed network"
                     )
-
-    def next_state(self) -> State:
-        """Return the state after the next :meth:`draw`."""
-        return self._state._replace(holds="draw", number=self._state.number + 1, sign=1)
 
     @contextmanager
     def sample(self, seed: int | None = None) -> Iterator[Any]:
@@ -398,8 +394,3 @@ def _after_loading(model: Resident, _keys: Any) -> None:
                 weight.posterior.mean.copy_(weight.parameter)
     model.place(model._state)
     return None
-
-
-def fresh_seed() -> int:
-    """Return a seed from torch's generator, so that torch.manual_seed governs the draws too."""
-    return mixed(int(torch.randint(1 << 62, ()))) >> 2

@@ -40,6 +40,10 @@ class Values(nn.Module):
         """Return the state in which every weight is its mean."""
         return self._state._replace(holds="mean")
 
+    def next_state(self) -> State:
+        """Return the state after the next :meth:`draw`."""
+        return self._state._replace(holds="draw", number=self._state.number + 1, sign=1)
+
     @property
     def state(self) -> State:
         """What the weights hold."""
