@@ -15,7 +15,7 @@ from bitsback.files import write_tensors
 from bitsback.kl import kl_each
 from bitsback.model import State
 from bitsback.model.pieces import PIECE
-from bitsback.model.resident import COARSE
+from bitsback.model.weight import COARSE
 from bitsback.optim import IVON, Adam, Variational
 
 SGD = torch.optim.SGD

@@ -20,8 +20,8 @@ from bitsback.model.draws import drawing, draws_at_once
 from bitsback.model.layout import interleaved, runs
 from bitsback.model.model import FLOAT32_BITS, BayesianModel
 from bitsback.model.modes import evaluating
-from bitsback.model.resident import Weight
 from bitsback.model.verdict import Course, warnings_of
+from bitsback.model.weight import Weight
 from bitsback.posterior import GaussianPosterior, PointPosterior
 from bitsback.tables.points import point_bits
 from bitsback.units import nats_to_bits

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from bitsback.model.model import BayesianModel
-from bitsback.model.resident import State
+from bitsback.model.weight import State
 
 TOGETHER = 10
 """Draws at once: a dense network takes half to three quarters of the time, and ten outputs of memory."""

@@ -18,7 +18,9 @@ from bitsback.learned import BFLOAT16, Charge
 from bitsback.model.buffers import COUNTER, Buffer, buffers_of
 from bitsback.model.choices import PriorChoice, charges_of, priors_of, settings_of
 from bitsback.model.layout import interleaved, runs, straight
-from bitsback.model.resident import Resident, Weight, fresh_seed
+from bitsback.model.noise import fresh_seed
+from bitsback.model.resident import Resident
+from bitsback.model.weight import Weight
 from bitsback.posterior import GaussianPosterior, PointPosterior, Posterior
 from bitsback.priors import Prior, PriorSettings
 from bitsback.tables.points import point_bits

@@ -33,6 +33,11 @@ def mixed(*numbers: int) -> int:
     return state
 
 
+def fresh_seed() -> int:
+    """Return a seed from torch's generator, so that torch.manual_seed governs the draws too."""
+    return mixed(int(torch.randint(1 << 62, ()))) >> 2
+
+
 class Noise(ABC):
     """Where noise comes from."""
 
