@@ -358,8 +358,8 @@ def test_one_pass_and_one_thing_after_the_other_give_the_same_numbers():
     assert all(close(p, q, 1e-8) for name in one for p, q in zip(one[name], other[name], strict=True))
     layers = [{"Conv2d": {"out_channels": 3, "kernel_size": 3}}, *CONVOLUTION["layers"]]
     for fused, strides in ((True, (27, 1, 9, 3)), (False, (27, 9, 3, 1))):  # of filters 3 x 3 x 3 x 3, channels last or not
-        e = built(network={**CONVOLUTION, "layers": layers}, training={**training, "fused": fused})
-        begun = start(copy.deepcopy(e.model), copy.deepcopy(e.likelihood), e.double().dataset.train, e.config.training)
+        e = built(network={**CONVOLUTION, "layers": layers}, training={**training, "fused": fused, "precision": "float32"})
+        begun = start(copy.deepcopy(e.model), copy.deepcopy(e.likelihood), e.dataset.train, e.config.training)
         assert begun.optimizer.by_pieces == fused
         layout = Layout(e.model)
         e.train(None, progress=False, loggers=[layout])
