@@ -178,5 +178,23 @@ def _changed(inputs: Tensor) -> Tensor:
 
 
 def _outputs(model: BayesianModel, inputs: Tensor) -> list[Any]:
-    with seeded(0, inputs.device):  # dropout drops the same each time
+    with seeded(0, inputs.device), _held_statistics(model.network):  # dropout drops the same each time
         return pytree.tree_leaves(model.network(inputs))
+
+
+@contextmanager
+def _held_statistics(network: nn.Module) -> Iterator[None]:
+    """Inside, batch normalisation takes its running statistics, as it does where bits are counted.
+
+    In train mode it mixes the rows of a batch, but no row shares a draw for that: with weights drawn instead, a batch would be
+    normalised under a draw that the running statistics never see.
+    """
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    held = [norm for norm in norms if norm.training]
+    for norm in held:
+        norm.training = False
+    try:
+        yield
+    finally:
+        for norm in held:
+            norm.training = True
