@@ -3,8 +3,6 @@
 import json
 from pathlib import Path
 
-import pytest
-
 from bitsback.config import Experiment, load_run
 from bitsback.config.load import load_config
 from bitsback.training.profile import PHASES
@@ -23,7 +21,7 @@ def test_profile_writes_a_trace_and_tables_and_leaves_the_training_alone(tmp_pat
         line = next(line for line in written.splitlines() if line.startswith(f"{said:28} "))
         shares[said] = float(line.removeprefix(said).split()[0])
     assert min(shares.values()) > 0
-    assert sum(shares.values()) - shares["step"] == pytest.approx(shares["step"], abs=0.01)
+    assert max(shares.values()) == shares["step"]  # phases lie within their step, and so do their medians
     assert "aten::" in written
     assert "conv2d1" in written
     trace = json.loads((tmp_path / "a" / "profile" / "trace.json").read_text())

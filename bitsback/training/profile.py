@@ -69,14 +69,18 @@ def profile(fit: Fit, directory: Path) -> str:
 
 
 def _phases(trace: Any) -> tuple[dict[str, float], float]:
-    """Median seconds of each phase and of a step, from the trace's own ranges."""
-    durations: dict[str, list[float]] = defaultdict(list)
-    for event in trace.events():
-        if event.name in PHASES or event.name == STEP:
-            durations[event.name].append(event.cpu_time_total / 1e6)
-    whole = median(durations[STEP])
-    medians = {said: sum(durations[name]) / len(durations[STEP]) for name, said in PHASES.items()}
-    return {**medians, LOOP: whole - sum(medians.values())}, whole
+    """Median seconds of each phase, of what is left, and of a step, from the trace's own ranges."""
+    ranges = [event for event in trace.events() if event.name in PHASES]
+    found: dict[str, list[float]] = defaultdict(list)
+    for step in (event for event in trace.events() if event.name == STEP):
+        begin, end = step.time_range.start, step.time_range.end
+        inside = [event for event in ranges if begin <= event.time_range.start < end]
+        for name, said in PHASES.items():
+            found[said].append(sum(event.cpu_time_total for event in inside if event.name == name) / 1e6)
+        found[STEP].append(step.cpu_time_total / 1e6)
+        found[LOOP].append(found[STEP][-1] - sum(found[said][-1] for said in PHASES.values()))
+    medians = {said: median(found[said]) for said in [*PHASES.values(), LOOP]}
+    return medians, median(found[STEP])
 
 
 def _phase_table(medians: dict[str, float], whole: float) -> str:
