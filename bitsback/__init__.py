@@ -13,7 +13,7 @@ PUBLIC = {
     "bitsback.config": ("Config", "Experiment", "load_config", "load_run"),
     "bitsback.data": ("Dataset", "Examples"),
     "bitsback.errors": ("BitsbackError",),
-    "bitsback.layers": (
+    "bitsback.nn": (
         "GRU", "LSTM", "RNN", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "Bilinear", "Conv1d", "Conv2d", "Conv3d",
         "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d", "Embedding", "GroupNorm", "LayerNorm", "Linear",
         "MultiheadAttention",
@@ -27,16 +27,21 @@ PUBLIC = {
 }  # fmt: skip
 """The public names and where they live; each is imported when it is first used, so that ``import bitsback`` is quick."""
 
+SUBMODULES = ("data", "likelihoods", "nn", "optim", "priors")
+"""Public name spaces."""
+
 _HOME = {name: module for module, names in PUBLIC.items() for name in names}
 __all__ = sorted(_HOME)
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
+    if name in SUBMODULES:
+        return importlib.import_module(f"bitsback.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'bitsback' has no attribute '{name}'")
     return getattr(importlib.import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return [*__all__, *SUBMODULES, "__version__"]

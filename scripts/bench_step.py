@@ -1,13 +1,18 @@
-"""One training step, against a deterministic network and against the peers.
+"""One training step, against a deterministic network, the peers, each prior, and another checkout.
 
-python scripts/bench_step.py --net mlp|lenet|resnet20 [--threads 1 2] [--steps 5] [--rounds 30] [--batch 128]
-                             [--only WORD ...] [--no-memory] [--json FILE]
+python scripts/bench_step.py --net mlp|lenet|resnet20 | --priors | --config FILE [--set KEY=VALUE ...]
+                             [--beside DIR] [--threads 1 2] [--steps 5] [--rounds 30] [--batch 128] [--only WORD ...]
+                             [--no-memory] [--json FILE]
 
 A step is forward, data cost, KL / N with N = 60,000, backward and optimiser, on synthetic images of the shape of MNIST's or
 CIFAR's. All contestants live in one process and take turns, so that noise hits all alike; a ratio is to the deterministic
 network with default Adam in the same round, by processor time with one thread and by wall time with more. Shown are medians
 (quartiles). Operators: ATen calls of a step. Memory: the peak of a few steps beyond a process that has imported the
 contestant, made the data and trained a tiny network; each contestant in a process of its own.
+
+``--priors``: every kind of prior on 784-300-10, under weight noise and as ``auto`` has it, against the Gaussian. ``--config``:
+as the file says, data and batches too, against its network without posterior. ``--beside``: what is ours also with the bitsback
+of another checkout (git worktree add DIR COMMIT), in processes of their own that take turns with the others.
 
 Peers that are not installed are left out; scripts/bench_env.sh makes an environment that has them.
 """
@@ -16,32 +21,49 @@ import argparse
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import cycle
+from pathlib import Path
 from typing import Any
 
 import torch
 from bench_report import parsed, shown, table, write
-from benchmarks.contestants import BASELINE, STEP, chosen, joined, versions
+from benchmarks.contestants import BASELINE, chosen, versions
+from benchmarks.elsewhere import Elsewhere, Race
 from benchmarks.nets import STEP_NETS
-from benchmarks.timing import operator_calls, peak_bytes, quartiles, ratios, synthetic_batches, take, timed_rounds
-from benchmarks.trainer import Task, Trainer
+from benchmarks.timing import operator_calls, peak_bytes, quartiles, ratios, take, timed_rounds
+from benchmarks.trainer import Missing, Trainer
 
 MEMORY_STEPS = 3
+BESIDE = "before: "
+"""How the contestants of the other checkout are called."""
 
 
-def trainer_of(name: str, net: str, width: int, batch: int) -> Trainer | None:
-    """A contestant on a network."""
-    torch.manual_seed(0)
-    return joined(STEP[name], name, Task(STEP_NETS[net].make(width), batch_size=batch))
+def race_of(options: argparse.Namespace) -> Race:
+    """What is asked for."""
+    config = str(options.config.resolve()) if options.config else ""
+    return Race(options.net or "", options.batch, config, tuple(options.set))
 
 
-def memory_of(name: str, net: str, batch: int) -> int:
+def baseline_of(name: str, names: list[str]) -> str:
+    """What a contestant is compared with: the deterministic network, or the Gaussian prior under the same estimator."""
+    return BASELINE if BASELINE in names else f"gaussian, {name.rpartition(', ')[2]}"
+
+
+def names_of(race: Race, only: list[str]) -> list[str]:
+    """Those that were chosen, and what they are compared with."""
+    every = list(race.contestants())
+    wanted = list(chosen(race.contestants(), only))
+    return [name for name in every if name in wanted or name in {baseline_of(other, every) for other in wanted}]
+
+
+def memory_of(name: str, race: Race) -> int:
     """Bytes that a few steps of a contestant hold, in this process."""
     torch.set_num_threads(1)
-    supply = cycle(synthetic_batches(STEP_NETS[net].shape, batch))
-    for width in (STEP_NETS[net].tiny, STEP_NETS[net].width):
+    supply = cycle(race.batches())
+    for width in (race.network.tiny, race.network.width):
         before = peak_bytes()
-        trainer = trainer_of(name, net, width, batch)
+        trainer = race.trainer(name, width)
         assert trainer is not None
         take(trainer, supply, MEMORY_STEPS)
     return peak_bytes() - before
@@ -57,30 +79,54 @@ def memory_elsewhere(name: str, options: argparse.Namespace) -> int | None:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def joined(race: Race, names: list[str], beside: Path | None) -> dict[str, Trainer]:
+    """Those that can take part."""
+    found: dict[str, Trainer] = {}
+    for name in names:
+        trainer = race.trainer(name)
+        if trainer is not None:
+            found[name] = trainer
+        if beside is not None and (not race.net or name.startswith("bitsback")) and name != BASELINE:
+            try:
+                found[BESIDE + name] = Elsewhere(race, name, beside)
+            except Missing as fault:
+                print(f"left out: {BESIDE}{name}: {fault}", file=sys.stderr)
+    return found
+
+
 def measured(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Everything, by contestant."""
-    names = list(dict.fromkeys([BASELINE, *chosen(STEP, options.only)]))
-    width = STEP_NETS[options.net].width
-    joining = {name: trainer_of(name, options.net, width, options.batch) for name in names}
-    trainers = {name: trainer for name, trainer in joining.items() if trainer is not None}
-    batches = synthetic_batches(STEP_NETS[options.net].shape, options.batch)
-    rows: dict[str, dict[str, Any]] = {name: {} for name in trainers}
+    race = race_of(options)
+    names = names_of(race, options.only)
+    batches, rows = race.batches(), {}
     for threads in options.threads:
         torch.set_num_threads(threads)
+        trainers = joined(replace(race, threads=threads), names, options.beside)
         cpu, wall = timed_rounds(trainers, batches, options.rounds, options.steps)
-        by_cpu, by_wall = ratios(cpu, BASELINE), ratios(wall, BASELINE)
-        for name, row in rows.items():
-            seconds = {"cpu_seconds": quartiles(cpu[name]), "wall_seconds": quartiles(wall[name])}
-            row[f"threads_{threads}"] = {**seconds, "cpu_ratio": by_cpu[name], "wall_ratio": by_wall[name]}
+        for name, trainer in trainers.items():
+            base = baseline_of(name, names)
+            row = rows.setdefault(name, {})
+            row[f"threads_{threads}"] = {
+                "cpu_seconds": quartiles(cpu[name]),
+                "wall_seconds": quartiles(wall[name]),
+                "cpu_ratio": ratios(cpu, base)[name],
+                "wall_ratio": ratios(wall, base)[name],
+            }
+            if isinstance(trainer, Elsewhere):
+                trainer.close()
+            else:
+                row["operator_calls"] = operator_calls(trainer, batches[0])
     for name, row in rows.items():
-        row["operator_calls"] = operator_calls(trainers[name], batches[0])
-        row["extra_bytes"] = memory_elsewhere(name, options) if options.memory else None
+        has_memory = options.memory and race.net and "operator_calls" in row
+        row["extra_bytes"] = memory_elsewhere(name, options) if has_memory else None
     return rows
 
 
 def show(rows: dict[str, dict[str, Any]], options: argparse.Namespace) -> None:
     """The table."""
-    head = [f"{options.net}, batch {options.batch}"]
+    head = [
+        f"{options.net or options.config or '784-300-10'}, batch {options.batch if not options.config else 'as configured'}"
+    ]
     for threads in options.threads:
         head += [f"ms a step, {threads} thread{'s' * (threads > 1)}", "ratio"]
     body = []
@@ -88,15 +134,20 @@ def show(rows: dict[str, dict[str, Any]], options: argparse.Namespace) -> None:
         line = [name]
         for threads in options.threads:
             clock, found = "cpu" if threads == 1 else "wall", row[f"threads_{threads}"]
-            line += [f"{found[f'{clock}_seconds']['median'] * 1e3:,.1f}", shown(found[f"{clock}_ratio"])]
-        held = row["extra_bytes"]
-        body.append([*line, f"{row['operator_calls']:,}", "" if held is None else f"{held / 1e6:.1f}"])
+            line += [f"{found[f'{clock}_seconds']['median'] * 1e3:,.2f}", shown(found[f"{clock}_ratio"])]
+        calls, held = row.get("operator_calls"), row["extra_bytes"]
+        body.append([*line, "" if calls is None else f"{calls:,}", "" if held is None else f"{held / 1e6:.1f}"])
     print(table([*head, "operators", "memory, MB"], body))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--net", choices=list(STEP_NETS), required=True)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--net", choices=list(STEP_NETS))
+    what.add_argument("--priors", action="store_true", help="every kind of prior against the Gaussian")
+    what.add_argument("--config", type=Path, metavar="FILE", help="a configuration against its network without posterior")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="changes of the configuration")
+    parser.add_argument("--beside", type=Path, metavar="DIR", help="another checkout of bitsback, which takes part too")
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--steps", type=int, default=5, help="steps of a contestant in a round")
     parser.add_argument("--rounds", type=int, default=30)
@@ -106,11 +157,12 @@ def main() -> None:
     parser.add_argument("--memory-of", metavar="NAME", help=argparse.SUPPRESS)
     options = parsed(parser)
     if options.memory_of:
-        print(memory_of(options.memory_of, options.net, options.batch))
+        print(memory_of(options.memory_of, race_of(options)))
         return
     rows = measured(options)
     show(rows, options)
     settings = {name: getattr(options, name) for name in ("net", "threads", "steps", "rounds", "batch")}
+    settings |= {"config": str(options.config or ""), "beside": str(options.beside or "")}
     write(options.json, {"settings": settings, "peers": versions(), "baseline": BASELINE, "contestants": rows})
 
 

@@ -157,10 +157,10 @@ def _put_order_back(stack: reference.Stack, group: Any, levels: dict[str, np.nda
         levels[name] = levels[name][order]
 
 
-def message(contents: bytes, header: Header, setting: Setting) -> tuple[dict[str, Flat], list[int] | None]:
+def message(contents: bytes, header: Header, setting: Setting, version: int) -> tuple[dict[str, Flat], list[int] | None]:
     """Weights and labels of a message; None for labels of a network that is not put through here."""
     reader = BitReader(contents)
-    Header.take(reader)
+    Header.take(reader, version=version)
     body = reader.rest()[header.payload_bytes % 4 :]
     stack = reference.Stack.from_bytes(body, 1 << header.lanes_log2)
     stack.pop_raw(SideNumbers.of(setting.model, setting.likelihood).widths().tolist())

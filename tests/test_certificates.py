@@ -374,12 +374,12 @@ def test_objectives_are_the_published_formulas():
         "classic": risk + np.sqrt(c / 2),
         "lambda": risk / (1 - 0.25) + c / (0.5 * (1 - 0.25)),
     }
-    groups = [torch.tensor(bits[:1]), torch.tensor(bits[1:])]
+    weight_bits = torch.tensor(kl_bits, dtype=torch.float64)
     for kind, value in wanted.items():
         objective = RiskBound(BoundSettings(kind=kind, delta=0.05, p_min=p_min), n, other).double()
-        assert objective(groups, torch.tensor(kl_bits, dtype=torch.float64)).item() == pytest.approx(value, rel=1e-9)
-    length = DescriptionLength(n)(groups, torch.tensor(kl_bits, dtype=torch.float64))
-    assert length.item() == pytest.approx(bits.mean() + kl_bits / n)
+        assert objective(objective.cost(torch.tensor(bits)).mean(), weight_bits).item() == pytest.approx(value, rel=1e-9)
+    length = DescriptionLength(n)
+    assert length(length.cost(torch.tensor(bits)).mean(), weight_bits).item() == pytest.approx(bits.mean() + kl_bits / n)
 
 
 @pytest.mark.parametrize("kind", ["quad", "lambda", "classic"])

@@ -13,7 +13,6 @@ from bitsback.bitstream.ans import Stack
 from bitsback.bitstream.codec import bits_back, categorical, dependent, metered, raw_bits, sequence, substack
 from bitsback.bitstream.grid import PriorCode, RoundedPosterior, under_posterior, under_prior
 from bitsback.bitstream.labels import code_bits, frequencies, labels
-from bitsback.bitstream.randomness import whiten
 from bitsback.errors import FileError, LayerError, PriorError
 from bitsback.priors import (
     CauchyPrior,
@@ -28,6 +27,7 @@ from bitsback.priors import (
     SpikeAndSlabPrior,
     StudentTPrior,
 )
+from bitsback.randomness import whiten
 from bitsback.tables import elementary
 from bitsback.tables.density import place
 from bitsback.tables.table import TOTAL_BITS, PriorTable, bucket_of, start_of

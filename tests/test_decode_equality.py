@@ -36,3 +36,4 @@ def test_golden_files_are_the_same(threads, capability, off):
     for name, facts in found.items():
         stated = json.loads((GOLDEN / f"{name}.json").read_text())
         assert facts == {key: stated[key] for key in facts}, name
+        assert ("payload" in facts) == ("payload" in stated), name

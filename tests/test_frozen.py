@@ -172,13 +172,11 @@ def test_a_frozen_backbone_does_not_move_and_only_the_head_pays(estimator, fused
     assert same(numbers_of(net[:4]), before)
     assert not torch.equal(model.weights[0].posterior.mean, start_of_head)
     assert (ledger.weights, {entry.name for entry in ledger.entries}) == (303, {"4.weight", "4.bias"})
-    with torch.no_grad():
-        head = bitsback.Linear(100, C)
-        head.load_state_dict(net[4].state_dict())
-        alone = bitsback.BayesianModel(head, "gaussian")
-        alone.update_priors()
-        alone.round_to_grid()
-        assert ledger.net_weight_bits == pytest.approx(float(alone.double().kl_bits(exact=True)), rel=1e-4)
+    alone = bayesianize(nn.Linear(100, C))
+    alone.posterior.load_state_dict(model.posterior.get_submodule("4").state_dict())
+    alone.update_priors()
+    alone.round_to_grid()
+    assert ledger.net_weight_bits == pytest.approx(float(alone.double().kl_bits(exact=True).detach()), rel=1e-4)
 
 
 class Sines(nn.Module):
@@ -278,7 +276,7 @@ def test_recurrent_weights_may_be_frozen_one_by_one():
     assert model(torch.randn(2, 5, 3))[0].shape == (2, 5, 4)
 
 
-@pytest.mark.parametrize("kind", [nn.Embedding, bitsback.Embedding])
+@pytest.mark.parametrize("kind", [nn.Embedding, bitsback.nn.Embedding])
 def test_a_pretrained_embedding_stays_frozen(kind):
     vectors = torch.randn(7, 4)
     layer = kind.from_pretrained(vectors, freeze=True, padding_idx=0)
@@ -310,31 +308,43 @@ def test_asking_for_frozen_weights_alone_is_refused_with_the_fix():
     assert [weight.name for weight in model.weights] == ["1.weight"]
     with pytest.raises(LayerError, match=r"every weight of Linear is frozen, .* requires_grad_\(True\)"):
         bayesianize(nn.Linear(3, 2).requires_grad_(False))
-    bayesianize(nn.Sequential(nn.Linear(8, 4).requires_grad_(False), bitsback.Linear(4, C)), include=[])  # one is Bayesian
+    mixed = nn.Sequential(nn.Linear(8, 4).requires_grad_(False), bitsback.nn.Linear(4, C))
+    assert [weight.name for weight in bayesianize(mixed).weights] == ["1.weight", "1.bias"]
+
+
+def test_a_layer_of_frozen_weights_has_nothing_to_draw_or_count():
+    layer = bitsback.nn.Embedding.from_pretrained(torch.randn(7, 4))
+    assert not layer.posterior
+    with pytest.raises(LayerError, match="every weight of this layer is frozen"):
+        layer.kl_bits()
 
 
 # Posteriors that are frozen later
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_a_mean_frozen_after_bayesianize_does_not_move_and_its_kl_is_charged(fused):
-    model = bayesianize(
-        nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, C)), {"kind": "gaussian", "learn": "closed_form"}
-    )
+@pytest.mark.parametrize("estimator", ["auto", "weight"])
+@pytest.mark.parametrize("optimizer", [{"name": "AdamW", "lr": 0.05, "arguments": {"weight_decay": 0.5}}, {"name": "Adam"}])
+def test_a_weight_frozen_after_bayesianize_does_not_move_and_its_kl_is_charged(optimizer, estimator, fused):
+    network, seen = nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, C)), []
+    model = bayesianize(network, {"kind": "gaussian", "learn": "closed_form"}, estimator=estimator)
+    network[0].weight.requires_grad_(False)
     held = model.weights[0].posterior
-    held.mean.requires_grad_(False)
-    mean, log_std = held.mean.clone(), held.log_std.detach().clone()
-    optimizer = OptimizerSettings(name="AdamW", lr=0.05, arguments={"weight_decay": 0.5})
-    ledger = trained(model, table(), fused=fused, optimizer=optimizer).ledger
+    mean, log_std, other = held.mean.clone(), held.log_std.clone(), model.weights[2].posterior.mean.clone()
+    network[0].register_forward_hook(lambda layer, *_: seen.append(layer.weight.detach().clone()))
+    ledger = trained(model, table(), fused=fused, optimizer=OptimizerSettings(**optimizer)).ledger
     assert torch.equal(held.mean, mean)
-    assert not torch.equal(held.log_std, log_std)
-    prior, m, s = model.weights[0].prior, mean.double(), held.std().detach().double()
+    assert torch.equal(held.log_std, log_std)
+    assert not torch.equal(model.weights[2].posterior.mean, other)
+    drawn = {tuple(weight.flatten().tolist()) for weight in seen if not torch.equal(weight, mean)}
+    assert len(drawn) > 2  # a draw for each step where weights are drawn, and for the ledger
+    prior, m, s = model.weights[0].prior, mean.double(), held.std().double()
     p = float(prior.log_scale.double().exp())
     nats = (math.log(p) - s.log() + (s**2 + m**2) / (2 * p**2) - 0.5).sum()
     entry = next(entry for entry in ledger.entries if entry.name == "0.weight")
     assert entry.net_bits == pytest.approx(float(nats) / math.log(2), rel=1e-5)
     assert p == pytest.approx(float((m**2 + s**2).mean().sqrt()), rel=0.02)  # the best scale, on its grid
-    assert "'0.weight': the posterior's mean is frozen, and its KL is charged as it stands" in ledger.notes
+    assert "'0.weight': the weight was frozen since, and its KL is charged as it stands" in ledger.notes
 
 
 def test_a_model_without_anything_to_train_is_refused():
@@ -473,12 +483,11 @@ def test_what_is_in_eval_mode_trains_in_eval_mode():
 
 def loop(model, examples, steps=3):
     """A training loop of somebody's own."""
-    optimizer = torch.optim.Adam(model.parameter_groups(lr=0.01, log_std_lr=0.01))
+    optimizer = bitsback.optim.Adam(model, lr=0.01, examples=len(examples))
     for _ in range(steps):
-        optimizer.zero_grad()
-        bits = LIKELIHOOD.bits(model(examples.inputs), examples.targets).sum() + model.kl_bits()
-        bits.backward()
+        nn.functional.cross_entropy(model(examples.inputs), examples.targets).backward()
         optimizer.step()
+        optimizer.zero_grad()
 
 
 def test_statistics_that_moved_are_paid_for_in_whatever_mode_the_ledger_is_taken():

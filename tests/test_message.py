@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from bitsback.bitstream.randomness import whiten
 from bitsback.config import Config, Experiment, load_run
-from bitsback.errors import BitsbackError, FileError, LayerError
+from bitsback.errors import BitsbackError, ConfigError, FileError, LayerError, PriorError
 from bitsback.files import read_tensors
+from bitsback.randomness import whiten
 from bitsback.shipping.message import PayloadTooShortError, RefundLostError, Sender, receive_file
+from bitsback.shipping.prequential import prequential, receive_prequential
 from bitsback.units import nats_to_bits
 
 DATA = {"kind": "digits", "limit": 100}
@@ -42,6 +43,7 @@ CONFIGS = {
     "pyro": {"prior": {"kind": "pyro", "distribution": "Normal", "arguments": {"loc": 0.0, "scale": 0.3}}},
     "per_model": {"prior": {"kind": "laplace", "per": "model"}},
     "excluded": {"bayesian": {"exclude": ["*.bias"]}},
+    "mirrored": {"bayesian": {"estimator": "weight"}, "training": {**TRAINING, "draws": 2, "antithetic": True}},
 }  # fmt: skip
 
 
@@ -275,8 +277,28 @@ def test_labels_and_network_are_delivered_when_the_payload_cannot_be(tmp_path, m
 # what cannot be sent
 
 
-def test_a_point_estimate_has_no_bits_to_give_back():
-    sender = train(posterior={"kind": "point"}, prior={"kind": "gaussian", "learn": "none"})
+@pytest.fixture
+def untrained(monkeypatch):
+    """Training fails: what cannot be sent is refused before."""
+
+    def never(*_arguments, **_options):
+        raise AssertionError("trained before it was refused")
+
+    monkeypatch.setattr(Experiment, "train", never)
+
+
+POINT = {"posterior": {"kind": "point"}, "prior": {"kind": "gaussian", "learn": "none"}}
+
+
+def test_a_point_estimate_has_no_bits_to_give_back(untrained):
+    with pytest.raises(LayerError, match=r"a point estimate has no bits to give back; .*--codec quantised"):
+        train(**POINT)
+
+
+def test_a_point_estimate_of_a_run_has_none_either(tmp_path):
+    experiment = Experiment.build(config(**POINT))
+    experiment.train(tmp_path / "run", progress=False)
+    sender = Sender.of_run(load_run(tmp_path / "run"))
     with pytest.raises(LayerError, match=r"a point estimate has no bits to give back; .*--codec quantised"):
         sender.send(text(3000))
 
@@ -289,15 +311,38 @@ def test_a_std_that_is_no_number_or_zero_is_refused(value):
         sender.send(text(3000))
 
 
-def test_real_targets_are_no_labels(tmp_path):
+def test_real_targets_are_no_labels(tmp_path, untrained):
     np.savez(tmp_path / "data.npz", inputs=arrays()["inputs"], targets=arrays()["inputs"][:, :1])
-    sender = train(
-        data={"kind": "npz", "path": str(tmp_path / "data.npz")}, network=layers("Linear"), likelihood={"kind": "gaussian"}
-    )
     with pytest.raises(
         FileError, match=r"the likelihood 'gaussian' describes .*; use likelihood.kind=categorical or bernoulli"
     ):
-        sender.send(text(3000))
+        train(
+            data={"kind": "npz", "path": str(tmp_path / "data.npz")},
+            network=layers("Linear"),
+            likelihood={"kind": "gaussian"},
+        )
+
+
+def test_a_prior_of_several_weights_at_once_is_refused_before_training(untrained):
+    several = {"kind": "pyro", "distribution": "MultivariateNormal",
+               "arguments": {"loc": [0.0] * 10, "covariance_matrix": np.eye(10).tolist()}}  # fmt: skip
+    with pytest.raises(PriorError, match=r"of 'linear1.bias' does not code its weights one by one; choose another prior"):
+        train(prior_overrides={"*.bias": several})
+
+
+def test_one_of_several_processes_is_refused_before_it_trains_or_receives(tmp_path, untrained, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    said = (
+        r"one of 4 processes that train together, and a receiver repeats what one has trained; start bitsback without torchrun"
+    )
+    with pytest.raises(ConfigError, match=said):
+        train()
+    with pytest.raises(ConfigError, match=said):
+        receive_file(tmp_path / "message", tmp_path / "out")
+    with pytest.raises(ConfigError, match=said):
+        prequential(config(), progress=False)
+    with pytest.raises(ConfigError, match=said):
+        receive_prequential(tmp_path / "message", tmp_path / "out")
 
 
 @pytest.mark.parametrize("exponent", [-17, 48, 400])
@@ -315,6 +360,20 @@ def cli(tmp_path, monkeypatch, run_verb):
     (tmp_path / "toy.yaml").write_text("data: {kind: digits, limit: 100}\ntraining: {epochs: 2, batch_size: 50}\n")
     (tmp_path / "letter.txt").write_bytes(text(3000))
     return run_verb
+
+
+def test_a_step_out_of_range_is_refused_before_training(cli, untrained):
+    said = cli("send", "toy.yaml", "--payload", "letter.txt", "--step", "2^-48", "-o", "message")
+    assert (said.code, said.err) == (1, "bitsback: a step of 2^-48 is out of range; choose one between 2^-40 and 2^10\n")
+
+
+@pytest.mark.parametrize("code", ["bits_back", "prequential"])
+def test_that_bfloat16_is_not_used_is_said(cli, code):
+    payload = ["--payload", "letter.txt"] if code == "bits_back" else ["prequential.least_steps=1"]
+    said = cli("send", "toy.yaml", "training.precision=bfloat16", *payload, "--code", code, "-o", "message")
+    assert said.code == 0
+    assert "note: training.precision=bfloat16 is not used here: what a receiver repeats is trained in float64" in said.err
+    assert cli("receive", "message", "-o", "out").code == 0
 
 
 def test_send_and_receive_from_the_command_line(cli, tmp_path):

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 
 import numpy as np
 import pyro
@@ -16,7 +17,7 @@ import bitsback
 from bitsback.data import Examples
 from bitsback.errors import LayerError, LedgerError, PriorError
 from bitsback.likelihoods import CategoricalLikelihood, GaussianLikelihood
-from bitsback.model import bayesianize, evaluate, take_ledger, width_curve
+from bitsback.model import State, bayesianize, evaluate, take_ledger, width_curve
 from bitsback.model.draws import draws_at_once
 from bitsback.posterior import GaussianPosteriorSettings, PointPosteriorSettings
 from bitsback.training import TrainingSettings, train
@@ -63,11 +64,11 @@ def test_a_finer_grid_costs_gross_bits_and_returns_them(examples):
 def test_data_bits_are_the_mean_over_whole_network_draws(examples):
     model, likelihood = bayesianize(network()), CategoricalLikelihood(C)
     found = evaluate(model, likelihood, examples, samples=3, seed=5, batch_size=17)
-    torch.manual_seed(5)
-    with torch.no_grad():
-        for bits in found.draws_bits:
-            with model.sample():
-                assert float(likelihood.bits(model(examples.inputs), examples.targets).sum()) == pytest.approx(bits, rel=1e-5)
+    draws = [State("draw", 5, number) for number in (-1, -2, -3)]
+    with torch.no_grad(), model.keeping():
+        for state, bits in zip(draws, found.draws_bits, strict=True):
+            model.place(state)
+            assert float(likelihood.bits(model(examples.inputs), examples.targets).sum()) == pytest.approx(bits, rel=1e-5)
     spread = np.std(found.draws_bits, ddof=1) / math.sqrt(3)
     assert found.data_bits_stderr == pytest.approx(spread)
 
@@ -190,12 +191,14 @@ def test_a_prior_that_was_never_fitted_is_named(examples):
     assert take_ledger(model, CategoricalLikelihood(C), examples, samples=1).notes == ()
 
 
-def test_parameter_groups_hold_every_parameter_once():
-    model = bayesianize(network())
-    rest, widths = model.parameter_groups(lr=0.1, log_std_lr=0.2)
-    assert (rest["lr"], widths["lr"]) == (0.1, 0.2)
-    assert {id(p) for p in rest["params"]} | {id(p) for p in widths["params"]} == {id(p) for p in model.parameters()}
-    assert len(widths["params"]) == 4
+def test_an_optimiser_holds_every_parameter_and_every_width_once():
+    model = bayesianize(network(), "laplace", exclude=["2.bias"])
+    groups = bitsback.optim.Adam(model, 0.1, log_std_lr=0.2, examples=N).param_groups
+    assert {group["role"]: group["lr"] for group in groups} == {"weight": 0.1, "plain": 0.1, "log_std": 0.2}
+    held = {group["role"]: [id(p) for p in group["params"]] for group in groups}
+    assert held["weight"] == [id(p) for name, p in model.network.named_parameters() if name != "2.bias"]
+    assert held["plain"] == [id(model.network[2].bias), *map(id, model.priors.parameters())]
+    assert held["log_std"] == [id(q.log_std) for q in model.posteriors()]
 
 
 def test_the_default_grid_is_a_power_of_two_below_the_smallest_std():
@@ -218,9 +221,10 @@ def test_the_width_curve_leaves_the_model_as_it_was(examples):
         width_curve(bayesianize(network(), FIXED, posterior=PointPosteriorSettings()), CategoricalLikelihood(C), examples)
     copied = copy.deepcopy(model)
     with model.sample():
-        held = copy.deepcopy(model)
-    assert not torch.equal(held(examples.inputs), held(examples.inputs))  # a copy holds nothing
-    assert len(copied.weights) == len(model.weights)
+        held, wanted = copy.deepcopy(model), model(examples.inputs)
+    assert torch.equal(held(examples.inputs), wanted)  # a copy holds what it was copied with
+    assert torch.equal(copied(examples.inputs), model(examples.inputs))
+    assert not torch.equal(copied(examples.inputs), wanted)
     with pytest.raises(LedgerError, match="above zero"):
         width_curve(model, CategoricalLikelihood(C), examples, factors=[0.0])
 
@@ -252,16 +256,65 @@ def test_the_loss_is_minus_the_elbo_of_the_same_model_in_pyro(examples):
 
 @pytest.mark.parametrize("kind", ["gaussian", "laplace"])
 def test_training_a_point_is_l2_or_l1_training(kind, examples):
-    """The same gradient as torch's cross-entropy plus the L2 (L1) penalty."""
+    """A step is one of torch's SGD on cross-entropy plus the L2 (L1) penalty."""
     model = bayesianize(nn.Linear(D, C), {"kind": kind, "scale": 0.5, "learn": "none"}, posterior=PointPosteriorSettings())
-    logits = model(examples.inputs)
-    (CategoricalLikelihood(C).bits(logits, examples.targets).sum() + model.kl_bits()).backward()
-    found = model.weights[0].posterior.mean.grad
-    w = model.weights[0].posterior.mean.detach().clone().requires_grad_()
-    b = model.weights[1].posterior.mean.detach()
-    penalty = w.square().sum() / (2 * 0.25) if kind == "gaussian" else w.abs().sum() / 0.5
-    (nn.functional.cross_entropy(examples.inputs @ w.T + b, examples.targets, reduction="sum") + penalty).backward()
-    assert torch.allclose(found * math.log(2), w.grad, rtol=1e-4)
+    w, b = (q.mean.detach().clone().requires_grad_() for q in model.posteriors())
+    optimizer = bitsback.optim.Variational(model, torch.optim.SGD, lr=1.0, examples=N)
+    nn.functional.cross_entropy(model(examples.inputs), examples.targets).backward()
+    optimizer.step()
+    penalty = (p.square().sum() / (2 * 0.25) if kind == "gaussian" else p.abs().sum() / 0.5 for p in (w, b))
+    (nn.functional.cross_entropy(examples.inputs @ w.T + b, examples.targets) + sum(penalty) / N).backward()
+    for p, q in zip((w, b), model.posteriors(), strict=True):
+        assert torch.allclose(p.detach() - q.mean, p.grad, rtol=1e-4, atol=1e-6)
+    assert torch.equal(model.network.weight, model.weights[0].posterior.mean)
+
+
+def test_a_std_may_be_set_without_moving_the_mean(examples):
+    """What the weight holds was drawn with the old std: no edit of it."""
+    model = bayesianize(network())
+    means = [q.mean.clone() for q in model.posteriors()]
+    for change in (lambda q: q.scale_std(2.0), lambda q: q.set_std(0.3)):
+        for q in model.posteriors():
+            change(q)
+        take_ledger(model, CategoricalLikelihood(C), examples, samples=1)
+        assert all(torch.equal(q.mean, mean) for q, mean in zip(model.posteriors(), means, strict=True))
+        assert torch.allclose(model.network[0].weight, model.value(model.weights[0]))
+    model.weights[0].posterior.scale_std(2.0)
+    nn.init.constant_(model.network[0].weight, 0.5)
+    with pytest.raises(LayerError, match=r"'0.weight' and its log_std were both written"):
+        model.draw()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_knows_what_was_written_to_the_weights_before(copied):
+    model = bayesianize(network())
+    with torch.no_grad():
+        model.network[0].weight[0, 0] = 5.0
+        model.weights[1].posterior.mean.fill_(3.0)
+        model.weights[2].posterior.log_std.sub_(9.0)
+    other = copied(model)
+    for one in (other, model):
+        one.draw()
+        assert one.weights[0].posterior.mean[0, 0] == 5.0
+        assert one.weights[1].posterior.mean.tolist() == [3.0] * 4
+        assert torch.equal(one.network[2].weight, one.value(one.weights[2]))
+    for one, same in zip(model.state_dict().values(), other.state_dict().values(), strict=True):
+        assert torch.equal(one, same)
+
+
+def test_what_is_written_to_a_posterior_through_data_stands(examples):
+    model = bayesianize(network())
+    first, last = model.weights[0].posterior, model.weights[-1].posterior
+    wanted, width = torch.randn(first.mean.shape), last.std() * 3
+    first.mean.data.copy_(wanted)
+    first.mean.data[0, 0] = 5.0
+    last.log_std.data += math.log(3)
+    take_ledger(model, CategoricalLikelihood(C), examples, samples=1)
+    assert first.mean[0, 0] == 5.0
+    assert torch.equal(first.mean.flatten()[1:], wanted.flatten()[1:])
+    assert torch.allclose(last.std(), width)
+    for weight in model.weights:
+        assert torch.equal(weight.parameter, model.value(weight))
 
 
 def test_the_trained_width_sits_at_the_bottom_of_the_curve():
@@ -300,3 +353,19 @@ def test_only_dense_networks_are_drawn_together():
     assert draws_at_once(bayesianize(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2)))) > 1
     assert draws_at_once(bayesianize(torch.nn.Sequential(Own(4, 2)))) == 1
     assert draws_at_once(bayesianize(torch.nn.GRU(3, 2))) == 1
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copy", "pickle"])
+def test_a_copy_finds_no_edits_but_those_that_were_made(copied):
+    model = bayesianize(network())
+    model.draw()
+    again = copied(model)
+    means = [q.mean.clone() for q in again.posteriors()]
+    again.honour_edits(everywhere=True)
+    assert all(torch.equal(q.mean, mean) for q, mean in zip(again.posteriors(), means, strict=True))
+    nn.init.constant_(model.network[0].weight, 0.5)
+    model.weights[1].posterior.set_std(3.0)
+    for one in (copied(model), model):
+        one(torch.zeros(1, 5))
+        assert (one.weights[0].posterior.mean == 0.5).all()
+        assert torch.allclose(one.weights[1].parameter, one.value(one.weights[1]))

@@ -40,6 +40,10 @@ CONFIGS = {
     "samples": config({**BLOCKS, "predict": "samples", "members": 3}, posterior={"kind": "gaussian", "std": 0.05}),
     "fractions": config({**BLOCKS, "blocks": [0.25, 0.5, 1.0], "calibrate": False, "shuffle": False}),
     "float64": config({**BLOCKS, "blocks": [30, 100]}, training={**TRAINING, "precision": "float64"}),
+    "mirrored": config(
+        {**BLOCKS, "blocks": [30, 100]}, training={**TRAINING, "draws": 2, "antithetic": True}, bayesian={"estimator": "weight"},
+        posterior={"kind": "gaussian"},
+    ),
 }  # fmt: skip
 
 
@@ -117,6 +121,16 @@ def test_another_process_decodes_and_the_number_of_threads_is_the_senders(tmp_pa
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"100 labels are in {tmp_path / 'out'}\n"
     assert np.array_equal(np.load(tmp_path / "out" / "labels.npy"), labels_of(CONFIGS["ensemble"]))
+
+
+def test_training_is_in_float64_whatever_its_precision():
+    settings = CONFIGS["ensemble"]
+    assert settings.training.precision == "bfloat16"
+    double = settings.model_copy(update={"training": settings.training.model_copy(update={"precision": "float64"})})
+    labels = labels_of(settings)
+    for half, whole in zip(predictions(settings, labels), predictions(double, labels), strict=True):
+        assert np.array_equal(half, whole)
+        assert not (half % 2**6).any()  # multiples of 2^-6 nats, in units of 2^-12
 
 
 def test_equal_configurations_give_equal_files_and_the_seed_changes_them():

@@ -12,6 +12,7 @@ from safetensors import safe_open
 
 from bitsback.config import Config, Experiment, load_run
 from bitsback.errors import LayerError, LedgerError
+from bitsback.model.noise import BlockNoise
 from bitsback.shipping.model_file import load
 from bitsback.studies.prune import KEPT_FRACTIONS, Pruner, count, mask_bits, only_kept, prune, signal_to_noise, thresholds_for
 
@@ -87,10 +88,9 @@ def numpy_curve(examples, mean, std, scale, threshold, seed):
     kl_nats = np.log(scale / std) + (std**2 + mean**2) / (2 * scale**2) - 0.5
     which = math.log2(weights + 1) + math.log2(math.comb(weights, kept))
     inputs, labels = examples.inputs.flatten(1).double().numpy(), examples.targets.numpy()
-    torch.manual_seed(seed)
     bits, average = [], 0.0
-    for _ in range(DRAWS):
-        noise = torch.randn(mean.shape).double().numpy()
+    for number in range(1, 1 + DRAWS):  # of the only weight tensor, which is stream 0
+        noise = BlockNoise().fill(torch.empty(weights), seed, -number, 0).reshape(mean.shape).double().numpy()
         logits = inputs @ np.where(keep, mean + std * noise, 0.0).T
         probabilities = np.exp(logits - logits.max(1, keepdims=True))
         probabilities /= probabilities.sum(1, keepdims=True)

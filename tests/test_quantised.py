@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from bitsback import layers
+import bitsback.nn
 from bitsback.bitstream import lattice
 from bitsback.bitstream.ans import Stack
 from bitsback.bitstream.exchangeable import UnitGroup, exchangeable_groups
@@ -408,12 +408,13 @@ def test_groups_of_a_dense_and_of_a_convolutional_chain():
     ]
 
 
-def test_groups_are_the_same_before_and_after_conversion():
+def test_groups_are_the_same_with_posteriors_and_without():
     plain = exchangeable_groups(Network(*MLP))
     assert exchangeable_groups(network("mlp").network) == plain
     assert exchangeable_groups(network("mlp", exclude=["2"]).network) == plain
-    faces = nn.Sequential(layers.Linear(6, 40), nn.ReLU(), layers.Linear(40, 30), nn.Tanh(), layers.Linear(30, 3))
-    assert exchangeable_groups(faces) == plain
+    made = nn.Sequential(bitsback.nn.Linear(6, 40), nn.ReLU(), bitsback.nn.Linear(40, 30), nn.Tanh(), bitsback.nn.Linear(30, 3))
+    assert exchangeable_groups(made) == plain
+    assert exchangeable_groups(bayesianize(made).network) == plain
 
 
 def test_nested_chains_have_dotted_names():

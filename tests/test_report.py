@@ -11,9 +11,10 @@ from test_readme import ROOT
 
 from bitsback.config import Experiment, load_config, load_run
 from bitsback.data import Examples
-from bitsback.errors import LedgerError, RunError
-from bitsback.kl import kl
-from bitsback.model import bayesianize, evaluate, take_ledger, width_curve
+from bitsback.errors import LayerError, LedgerError, RunError
+from bitsback.kl import Panels, kl
+from bitsback.likelihoods import CategoricalLikelihood
+from bitsback.model import bayesianize, evaluate, take_ledger, widened, width_curve
 from bitsback.report import figure, observe, write_comparison, write_report
 from bitsback.report.explorers import chosen, explorers
 from bitsback.report.frame import render
@@ -63,6 +64,30 @@ def test_the_curve_is_the_exact_one_where_all_draws_are_affordable(run, seen):
         assert ours.data_bits == pytest.approx(book.data_bits, rel=1e-6)
         assert [e.net_bits for e in ours.entries] == pytest.approx([e.net_bits for e in book.entries], rel=1e-6, abs=1e-6)
     assert_same_bits(seen.widths.curve[1.0], seen.book)
+
+
+def test_other_widths_and_other_seeds_never_move_the_means():
+    model = bayesianize(torch.nn.Linear(20, 5))
+    examples = Examples(torch.randn(30, 20), torch.randint(5, (30,)))
+    means = [q.mean.clone() for q in model.posteriors()]
+    held = model.network.weight.detach().clone()
+    for factor in (0.25, 4.0):
+        with widened(model, factor):
+            evaluate(model, CategoricalLikelihood(5), examples, samples=2)
+            model.honour_edits(everywhere=True)
+            torch.testing.assert_close(model.network.weight.detach() - means[0], factor * (held - means[0]))
+        evaluate(model, CategoricalLikelihood(5), examples, samples=2)
+        assert all(torch.equal(q.mean, mean) for q, mean in zip(model.posteriors(), means, strict=True))
+    assert torch.equal(model.network.weight, held)
+
+
+def test_a_weight_and_its_width_written_at_once_cannot_be_told_apart():
+    model = bayesianize(torch.nn.Linear(20, 5))
+    with torch.no_grad():
+        model.network.weight.clamp_(min=0)
+        model.weights[0].posterior.scale_std(2.0)
+    with pytest.raises(LayerError, match=r"'weight' and its log_std were both written to .*model.mean"):
+        model.draw()
 
 
 def test_a_doubling_of_the_width_returns_one_bit_a_weight(seen):
@@ -115,17 +140,16 @@ def test_a_prior_recodes_its_own_weights_at_the_price_of_the_ledger(seen):
 def test_recoding_fits_the_prior_as_well_as_a_search(kind):
     torch.manual_seed(1)
     model = bayesianize(torch.nn.Linear(20, 5, bias=False), prior={"kind": "gaussian", "learn": "none"})
-    from bitsback.likelihoods import CategoricalLikelihood
-
     examples = Examples(torch.randn(30, 20), torch.randint(5, (30,)))
     book = take_ledger(model, CategoricalLikelihood(5), examples, samples=2)
     found = recoded(model, book, [kind])[kind]
     other = bayesianize(torch.nn.Linear(20, 5, bias=False), prior=kind)
-    other.weights[0].posterior.load_state_dict(model.weights[0].posterior.state_dict())
+    weight = other.weights[0]
+    weight.posterior.load_state_dict(model.weights[0].posterior.state_dict())
     optimizer = torch.optim.Adam(other.priors.parameters(), lr=0.02)
     for _ in range(600):
         optimizer.zero_grad()
-        other.kl_bits().backward()
+        kl(weight.posterior, weight.prior, panels=Panels.fast()).nats.backward()
         optimizer.step()
     other.round_to_grid()
     assert found.net_weight_bits <= float(other.kl_bits(exact=True).detach()) * 1.005 + 0.5

@@ -10,7 +10,6 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression as Reference
 
-from bitsback.bitstream.randomness import shuffled
 from bitsback.codelength.prequential import GrowingBlocks
 from bitsback.codelength.rivals import BLOCKS, STRENGTHS, UNIFORM_SHARE, LabelSpreading, LogisticRegression, code_labels
 from bitsback.config import Config, load_config
@@ -18,6 +17,7 @@ from bitsback.data.features import Chain, PrincipalComponents, RandomWalkModes
 from bitsback.data.graph import DenseGraph, SparseGraph
 from bitsback.data.walk import sparse_walk_modes
 from bitsback.errors import ConfigError
+from bitsback.randomness import shuffled
 from bitsback.studies.codelengths import Codelengths
 from bitsback.studies.rivals import label_spreading, logistic
 from bitsback.units import nats_to_bits

@@ -75,6 +75,13 @@ def test_an_exponent_is_the_slope_of_a_power_law(monkeypatch):
     assert (exponent, stderr) == pytest.approx((1.0, math.log10(2) / 3**0.5))
 
 
+def test_bench_memory_says_bytes_for_each_weight(monkeypatch, capsys, tmp_path):
+    out = run(monkeypatch, capsys, "bench_memory.py", "--width", 1500, "--json", tmp_path / "memory.json")
+    found = json.loads((tmp_path / "memory.json").read_text())["bytes_each"]
+    assert len(out.splitlines()) == len(found) == 3
+    assert 15 < found["deterministic"] < found["bitsback"] < 60  # of 2.25 million weights
+
+
 def test_bench_startup_times_every_command(monkeypatch, capsys, tmp_path):
     out = run(monkeypatch, capsys, "bench_startup.py", "--runs", 1, "--only", "ledger", "--json", tmp_path / "startup.json")
     (row,) = report(tmp_path / "startup.json")["rows"]

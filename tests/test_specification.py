@@ -11,15 +11,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bitsback.bitstream.container import BitReader, unseal
-from bitsback.bitstream.reference import Stack, start_of
+from bitsback.bitstream.reference import Stack, raw, start_of
 from bitsback.bitstream.settings_text import take_settings
+from bitsback.bitstream.side import SideNumbers
+from bitsback.bitstream.state import StateDigest
 from bitsback.data.digits import DigitsSettings
+from bitsback.likelihoods import CategoricalLikelihood
+from bitsback.model import bayesianize
 from bitsback.shipping.model_file import load
 from bitsback.tables import elementary
+from bitsback.tables.normals import exact_normals
 
 GOLDEN = Path(__file__).parent / "golden"
 TABLES = json.loads((GOLDEN / "tables.json").read_text())
@@ -298,3 +304,46 @@ def test_a_two_part_file():
     assert labels == examples.targets.tolist()
     assert (stack.heads, stack.words) == ([1 << 32], [])
     assert int.from_bytes(hashlib.sha256(struct.pack(f"<{len(labels)}q", *labels)).digest()[:2], "little") == check
+
+
+def end_of_piece(p):
+    return 2.0**32 if p == 8192 else math.ldexp(1 + p % 256 / 256, p // 256)
+
+
+def size_at(p):
+    low, high = 0.0, 8.5
+    for _ in range(56):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if 2 * phi(-middle) > end_of_piece(p) * 2.0**-32 else (low, middle)
+    return low
+
+
+def test_the_noise_of_a_training():
+    """Section 19.2, number by number."""
+    found = exact_normals(7, 2, 4, 20)
+    for i in (0, 1, 6, 13, 19):
+        words = raw(7, 5, 4, i // 2 + 1, draw=2)
+        bits = words[i // 2] >> 32 * (i % 2) & 0xFFFFFFFF
+        tail_of = 2 * (bits & 0x7FFFFFFF) + 1
+        p = max(p for p in range(8192) if end_of_piece(p) <= tail_of)
+        slope = (size_at(p + 1) - size_at(p)) / (end_of_piece(p + 1) - end_of_piece(p))
+        x = tail_of * slope + (size_at(p) - slope * end_of_piece(p))
+        assert found[i] == (-x if bits >> 31 else x)
+
+
+def test_a_state_of_a_training():
+    """Section 19.3, number by number: a posterior, a point, learned scales, and statistics."""
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(40, 3), torch.nn.BatchNorm1d(3))
+    model = bayesianize(network, {"kind": "laplace", "scale": 0.3}, exclude=["1.weight"]).double()
+    likelihood = CategoricalLikelihood(3)
+    numbers = []
+    for weight in model.weights:
+        mean, std = (tensor.detach().flatten().tolist() for tensor in (weight.posterior.mean, weight.posterior.std()))
+        numbers += [64 * (m / s) for m, s in zip(mean, std, strict=True)] + [32 * math.log2(s) for s in std]
+    for _, tensor, _ in SideNumbers.of(model, likelihood).slots:
+        numbers += [1024 * (x / (1 + abs(x))) for x in tensor.detach().flatten().tolist()]
+    assert len(numbers) == 2 * (120 + 3 + 3) + 3 + 2 * 3 + 3
+    words = raw(0, 6, 0, -(-len(numbers) // 64))
+    signed = [-x if words[i // 64] >> i % 64 & 1 else x for i, x in enumerate(numbers)]
+    assert StateDigest.of(model, likelihood).level == math.floor(math.fsum(signed) / 8) % 256

@@ -57,9 +57,18 @@ VARIANTS = {
     "one_cycle": {"training": {"schedule": {"name": "OneCycleLR"}}},
     "warmup": {"training": {"schedule": {"name": "StepLR", "arguments": {"step_size": 3}, "warmup_epochs": 2}}},
     "budget": {"training": {"budget_bits": 200}},
+    "moving_budget": {"training": {"budget_bits": {"start_bits": 600, "end_bits": 200, "epochs": 4}, "fused": False}},
+    "bound": {"training": {"objective": {"kind": "lambda"}}},
+    "one_by_one": {"training": {"fused": False, "gradient_clip": 0.5}},
+    "draws": {"training": {"draws": 4, "antithetic": True}, "bayesian": {"estimator": "weight"}},
+    "fresh_noise": {"training": {"noise_reuse": 1}, "bayesian": {"estimator": {"Linear": "output"}}},
+    "augment": {"training": {"augment": {"shift_pixels": 1.0}, "precision": "bfloat16"}},
+    "repeatable": {"training": {"precision": "float64"}, "prior": {"kind": "laplace"}},
     "learned": {"prior": {"kind": "scale_mixture"}},
     "norm": {"network": {"kind": "sequential", "layers": ["Flatten", {"Linear": {"out_features": 8}}, "BatchNorm1d", "Dropout",
                                                           "Linear"]}},
+    "convolution": {"network": {"kind": "sequential", "layers": [{"Conv2d": {"out_channels": 2, "kernel_size": 3}}, "ReLU",
+        {"Conv2d": {"out_channels": 3, "kernel_size": 3}}, "Flatten", "Linear"]}},
     "point": {"posterior": {"kind": "point"}, "prior": {"kind": "gaussian", "learn": "none"}},
     "stopped": {"training": {"early_stop": {"patience_epochs": 2, "min_improvement_bits": 1e9}, "epochs": 9}},
 }  # fmt: skip
@@ -185,17 +194,20 @@ def test_a_point_with_a_learned_prior_is_refused(tmp_path):
 
 
 def test_a_gradient_that_is_not_finite_never_reaches_the_checkpoint(tmp_path, monkeypatch):
-    real = torch.optim.Adam.step
+    from bitsback.optim import Adam
+
+    real, taken = Adam.step, []
 
     def broken(self, *args, **kwargs):
-        real(self, *args, **kwargs)
-        if self.state and max(float(state["step"]) for state in self.state.values()) == 10:  # the last step of epoch two
-            self.param_groups[0]["params"][0].data[0] = math.nan
+        if len(taken) == 9:  # the last step of epoch two
+            self.model.network[1].weight.grad[0, 0] = math.nan
+        taken.append(real(self, *args, **kwargs))
 
-    monkeypatch.setattr(torch.optim.Adam, "step", broken)
-    with pytest.raises(TrainingError, match="is not finite"):
+    monkeypatch.setattr(Adam, "step", broken)
+    with pytest.raises(TrainingError, match=r"after epoch 2 the posterior mean of 'linear1\.weight' is not finite"):
         train(tmp_path / "run", training={"schedule": {"name": None}})
-    tensors, _ = read_tensors(tmp_path / "run" / "checkpoint" / "state.safetensors")
+    tensors, metadata = read_tensors(tmp_path / "run" / "checkpoint" / "state.safetensors")
+    assert json.loads(metadata["facts"])["epoch"] == 1
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
 
 
@@ -371,3 +383,12 @@ def test_a_run_directory_is_complete_and_reloads(tmp_path):
     e = load_run(tmp_path / "run").experiment()
     again = take_ledger(e.model, e.likelihood, e.dataset.train, samples=3, seed=0)
     assert dataclasses.replace(again, warnings=outcome.ledger.warnings) == outcome.ledger  # a cause may have shown in training
+
+
+def test_a_training_is_not_told_that_it_clips(recwarn):
+    """With many classes of which few occur, gradients hardly change their norm at first."""
+    data = bitsback.Dataset("few of many", bitsback.Examples(torch.randn(60, 4), torch.arange(60) % 3), None)
+    model = bitsback.bayesianize(nn.Linear(4, 2000), posterior="point", prior={"kind": "gaussian", "learn": "none"})
+    settings = TrainingSettings(epochs=4, batch_size=60, optimizer={"lr": 1e-7})
+    bitsback.train(model, CategoricalLikelihood(2000), data, training=settings, progress=False)
+    assert [str(warning.message) for warning in recwarn] == []

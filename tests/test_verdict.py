@@ -205,7 +205,7 @@ class Graph(nn.Module):
         return self.step @ self.second((self.step @ self.first(x)).relu())
 
 
-@pytest.mark.parametrize(("estimator", "seen"), [("weight", False), ("auto", True)])
+@pytest.mark.parametrize(("estimator", "seen"), [("weight", False), ("auto", False), ("output", True)])
 def test_noise_that_is_averaged_away_in_training_is_seen(estimator, seen):
     """Fresh output noise in every row where rows are not examples: the step sees less noise than one draw of the weights has."""
     torch.manual_seed(0)

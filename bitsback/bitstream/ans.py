@@ -9,8 +9,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from bitsback.bitstream.randomness import PADDING, raw
 from bitsback.errors import FileError
+from bitsback.randomness import PADDING, raw
 
 Words = NDArray[np.uint32]
 Integers = NDArray[np.int64]

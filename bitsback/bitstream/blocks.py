@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bitsback.bitstream.randomness import levels, shuffled
+from bitsback.randomness import levels, shuffled
 from bitsback.tables.density import NORMAL, Shape, log_density
 from bitsback.tables.elementary import Floats
 from bitsback.tables.table import PriorTable

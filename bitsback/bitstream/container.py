@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from bitsback.errors import FileError
 
 MARK = b"bb"
-VERSION = 1
+VERSION = 2
 KINDS = {0: "message", 1: "relative_entropy", 2: "quantised", 3: "prequential", 4: "decimal", 5: "two_part"}
+VERSIONS = {"message": 2, "prequential": 2}
+"""Of what is written; 1 where nothing stands. In version 2 receivers repeat another training than in version 1."""
 SMALL_FILE_BYTES = 255
 HEADER_BYTES = len(MARK) + 1
 
@@ -19,11 +21,11 @@ HEADER_BYTES = len(MARK) + 1
 def seal(kind: str, contents: bytes) -> bytes:
     """The whole file around ``contents``.
 
-    >>> seal("message", b"abc")[:3], len(seal("message", b"abc"))
-    (b'bb\\x01', 8)
+    >>> seal("decimal", b"abc")[:3], len(seal("decimal", b"abc"))
+    (b'bbA', 8)
     """
     number = next(number for number, name in KINDS.items() if name == kind)
-    body = MARK + bytes([VERSION | number << 4]) + contents
+    body = MARK + bytes([VERSIONS.get(kind, 1) | number << 4]) + contents
     return body + _checksum(body, small=len(body) + 2 <= SMALL_FILE_BYTES)
 
 
@@ -34,7 +36,7 @@ def sealed_bytes(contents_bytes: int) -> int:
 
 
 def unseal(content: bytes, what: str) -> tuple[str, bytes]:
-    """Kind and contents of a file.
+    """Kind and contents of a file; of a kind that is now written otherwise, ``message_1`` or ``prequential_1``.
 
     Args:
         content: the whole file.
@@ -56,9 +58,11 @@ def unseal(content: bytes, what: str) -> tuple[str, bytes]:
         raise FileError(f"{what} has format version {version}, this bitsback reads up to {VERSION}; install a newer bitsback")
     if _checksum(content[:-size], small=small) != content[-size:]:
         raise FileError(f"{what} is damaged: its checksum does not fit; bytes were changed, lost or added; copy it again")
-    if version == 0 or kind not in KINDS:
+    written = VERSIONS.get(KINDS[kind], 1) if kind in KINDS else 0
+    if not 0 < version <= written:
         raise FileError(f"{what} is of an unknown kind ({kind}, version {version}); install a newer bitsback")
-    return KINDS[kind], content[HEADER_BYTES:-size]
+    name = KINDS[kind] if version == written else f"{KINDS[kind]}_{version}"
+    return name, content[HEADER_BYTES:-size]
 
 
 def _checksum(body: bytes, *, small: bool) -> bytes:

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from torch import nn
 
 from bitsback.bitstream.ans import Integers
-from bitsback.layers import BayesianModule
 from bitsback.tables.density import PlacedShape
 from bitsback.tables.elementary import Floats
 
@@ -125,7 +124,7 @@ def exchangeable_groups(network: nn.Module, input_axes: int | None = None) -> li
     Layers with hooks or a forward of their own, and weights or layers that are used twice, have none.
 
     Args:
-        network: before or after conversion; tensors are named by their dotted paths in it.
+        network: of torch's layers, or of those in :mod:`bitsback.nn`; tensors are named by their dotted paths in it.
         input_axes: axes of a batch of inputs, the batch's included. It decides one case: batch norm after Linear normalises
             the units only in a batch of 2 axes; without knowing, there is no group.
 
@@ -187,12 +186,12 @@ def _chain(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]
 
 
 def _kind(module: nn.Module) -> type[nn.Module]:
-    """The torch layer that a module is, with posteriors or without; nn.Module for any other."""
+    """The torch layer that a module is, or that a layer of ours is made of; nn.Module for any other."""
     if not _has_hooks(module):
         for kind in type(module).__mro__:
             if kind.__module__.startswith("torch.nn.modules."):
                 return kind
-            if not kind.__module__.startswith("bitsback.layers"):
+            if not kind.__module__.startswith(("bitsback.layers", "bitsback.nn")):
                 break
     return nn.Module
 
@@ -202,13 +201,11 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 def _own(module: nn.Module) -> list[int]:
-    """What tells a module's own weights from others: the identities of its parameters and posteriors."""
-    posteriors = module.own_posteriors if isinstance(module, BayesianModule) else []
-    return [id(one) for one in (*posteriors, *module._parameters.values()) if one is not None]
+    """What tells a module's own weights from others: the identities of its parameters."""
+    return [id(one) for one in module._parameters.values() if one is not None]
 
 
 def _per_unit(path: str, module: nn.Module) -> tuple[str, ...]:
     """Dotted names of the module's tensors that have an entry, or a row, for each unit."""
-    posteriors = list(module.posteriors) if isinstance(module, BayesianModule) else []
     held = {name for name, value in (*module._parameters.items(), *module._buffers.items()) if value is not None}
-    return tuple(f"{path}{name}" for name in PER_UNIT if name in held or name in posteriors)
+    return tuple(f"{path}{name}" for name in PER_UNIT if name in held)

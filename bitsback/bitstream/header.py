@@ -8,10 +8,12 @@ from bitsback.bitstream.ans import LENGTH_BITS
 from bitsback.bitstream.container import BitReader, BitWriter
 from bitsback.bitstream.setting import DIGEST_BITS
 from bitsback.bitstream.settings_text import put_settings, take_settings
+from bitsback.bitstream.state import MOST_DIGESTS, STATE_BITS, StateDigest
 from bitsback.errors import FileError
 
 EXPONENT_BITS, EXPONENT_OFFSET = 6, 16
 MOST_LANES_LOG2 = 10
+STATES_BITS = MOST_DIGESTS.bit_length()
 WEIGHTS_PER_LANE = 1024
 
 
@@ -29,6 +31,8 @@ class Header:
     posterior_digest: int
     guard_digest: int | None
     """Of labels and prior tables, where their arithmetic is not the same on every machine."""
+    states: tuple[StateDigest, ...] = ()
+    """Of the sender's training under way, at the first of :func:`bitsback.bitstream.state.digest_steps`."""
 
     def put(self, writer: BitWriter) -> None:
         """Write it."""
@@ -42,10 +46,13 @@ class Header:
         writer.put(int(self.guard_digest is not None), 1)
         if self.guard_digest is not None:
             writer.put(self.guard_digest, DIGEST_BITS)
+        writer.put(len(self.states), STATES_BITS)
+        for state in self.states:
+            writer.put(state.level, STATE_BITS)
 
     @classmethod
-    def take(cls, reader: BitReader) -> "Header":
-        """Read it; raises FileError when it makes no sense."""
+    def take(cls, reader: BitReader, *, version: int = 2) -> "Header":
+        """Read it; raises FileError when it makes no sense. Messages of version 1 have no states."""
         settings = take_settings(reader)
         exponent, lanes = reader.take(EXPONENT_BITS) - EXPONENT_OFFSET, reader.take(4)
         if lanes > MOST_LANES_LOG2:
@@ -54,7 +61,9 @@ class Header:
         if counts[1] > counts[0]:
             raise FileError("the message claims more padding than payload; it is damaged")
         digests = reader.take(DIGEST_BITS), reader.take(DIGEST_BITS)
-        return cls(settings, exponent, lanes, *counts, *digests, reader.take(DIGEST_BITS) if reader.take(1) else None)
+        guard = reader.take(DIGEST_BITS) if reader.take(1) else None
+        states = [StateDigest(reader.take(STATE_BITS)) for _ in range(reader.take(STATES_BITS) if version > 1 else 0)]
+        return cls(settings, exponent, lanes, *counts, *digests, guard, tuple(states))
 
 
 def default_lanes_log2(weights: int, net_bits: float) -> int:

@@ -62,17 +62,22 @@ def targets(likelihood: Likelihood, outputs: Integers) -> Codec:
     Raises:
         FileError: for a likelihood whose targets are real numbers or unbounded.
     """
+    check_likelihood(likelihood, outputs.shape[1] if outputs.ndim > 1 else 1)
     if likelihood.kind == "categorical":
-        if outputs.shape[1] > MOST_CLASSES:
-            raise FileError(f"the code of labels has at most {MOST_CLASSES:,} classes, got {outputs.shape[1]:,}; use fewer")
         return labels(outputs)
-    if likelihood.kind == "bernoulli":
-        flat = outputs.ravel()
-        return labels(np.stack([np.zeros_like(flat), flat], axis=1))
-    raise FileError(
-        f"a message codes labels, and the likelihood '{likelihood.kind}' describes {likelihood.described}; "
-        "use likelihood.kind=categorical or bernoulli"
-    )
+    flat = outputs.ravel()
+    return labels(np.stack([np.zeros_like(flat), flat], axis=1))
+
+
+def check_likelihood(likelihood: Likelihood, outputs: int) -> None:
+    """Raise FileError unless targets are labels, and with so many outputs of the network not too many kinds of them."""
+    if likelihood.kind not in ("categorical", "bernoulli"):
+        raise FileError(
+            f"a message codes labels, and the likelihood '{likelihood.kind}' describes {likelihood.described}; "
+            "use likelihood.kind=categorical or bernoulli"
+        )
+    if likelihood.kind == "categorical" and outputs > MOST_CLASSES:
+        raise FileError(f"the code of labels has at most {MOST_CLASSES:,} classes, got {outputs:,}; use fewer")
 
 
 def code_bits(outputs: Integers, target: Integers) -> float:

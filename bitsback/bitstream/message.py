@@ -20,13 +20,13 @@ from bitsback.bitstream.container import BitReader, BitWriter, seal
 from bitsback.bitstream.grid import PriorCode, RoundedPosterior, under_posterior, under_prior
 from bitsback.bitstream.header import EXPONENT_BITS, EXPONENT_OFFSET, Header, default_lanes_log2
 from bitsback.bitstream.outputs import is_exact
-from bitsback.bitstream.randomness import whiten
 from bitsback.bitstream.sent import Sent
 from bitsback.bitstream.setting import DIGEST_BITS, Setting, digest, placed_priors
 from bitsback.bitstream.side import SideNumbers
+from bitsback.bitstream.state import StateDigest
 from bitsback.errors import BitsbackError, FileError
 from bitsback.model.modes import evaluating
-from bitsback.posterior import holding
+from bitsback.randomness import whiten
 from bitsback.units import nats_to_bits
 
 
@@ -53,6 +53,7 @@ def send(
     *,
     exponent: int | None = None,
     padding_bytes: int = 0,
+    states: tuple[StateDigest, ...] = (),
 ) -> Sent:
     """The message for a trained model.
 
@@ -63,6 +64,7 @@ def send(
         settings: the configuration as a tree of JSON values, for the header.
         exponent: the lattice is the multiples of 2^-exponent; default: a power of two below the smallest std.
         padding_bytes: how many of the payload's last bytes are not its own: the receiver drops them.
+        states: digests of the training that led here, which the receiver compares on the way.
 
     Raises:
         PayloadTooShortError: says how many bits are missing.
@@ -73,8 +75,7 @@ def send(
     setting.check()
     q = setting.posterior()
     m = q.default_exponent() if exponent is None else exponent
-    if not -EXPONENT_OFFSET <= m < (1 << EXPONENT_BITS) - EXPONENT_OFFSET:
-        raise FileError(f"a step of 2^{-m} is out of range; choose one between 2^-40 and 2^10")
+    check_exponent(m)
     code = setting.prior_code(m)
     side = SideNumbers.of(setting.model, setting.likelihood)
     kl_bits = float(setting.model.kl_bits().detach())
@@ -97,7 +98,7 @@ def send(
     metered(raw_bits(side.widths()), meters, "side").push(stack, side.levels())
     weight_bits, data_bits = _sample_ledger(setting, q, drawn[0], m, labels)
     digests = setting.inputs_digest(), _posterior_digest(q), _guard(setting, code, flat)
-    header = Header(settings, m, lanes_log2, len(payload), padding_bytes, *digests)
+    header = Header(settings, m, lanes_log2, len(payload), padding_bytes, *digests, states)
     writer = BitWriter()
     header.put(writer)
     rest = payload[len(payload) // 4 * 4 :]
@@ -117,6 +118,12 @@ def send(
         ledger_data_bits=data_bits,
         ledger_weight_bits=weight_bits,
     )
+
+
+def check_exponent(exponent: int) -> None:
+    """Raise FileError unless 2^-exponent is a grid that a message can name."""
+    if not -EXPONENT_OFFSET <= exponent < (1 << EXPONENT_BITS) - EXPONENT_OFFSET:
+        raise FileError(f"a step of 2^{-exponent} is out of range; choose one between 2^-40 and 2^10")
 
 
 def _filled(content: bytes, lanes: int) -> Stack:
@@ -157,9 +164,8 @@ def _sample_ledger(setting: Setting, q: RoundedPosterior, point: Integers, m: in
     nats = torch.distributions.Normal(mean, std).log_prob(w).sum()
     for weight in setting.model.weights:
         nats = nats - weight.prior().log_prob(values[weight.name]).sum()
-    by_posterior = {id(weight.posterior): values[weight.name] for weight in setting.model.weights}
     data = 0.0
-    with evaluating(setting.model), holding(setting.model.posteriors(), lambda posterior: by_posterior[id(posterior)]):
+    with evaluating(setting.model.network), setting.model.holding(values):
         for x, y in zip(setting.inputs.split(512), labels.split(512), strict=True):
             data += float(setting.likelihood.bits(setting.model(x), y).sum())
     return float(nats_to_bits(nats)), data
@@ -184,7 +190,7 @@ def receive(
         contents: what :func:`unseal` gave.
         header, reader: what :meth:`Header.take` read from it.
         setting: an untrained model of the header's configuration, and the inputs.
-        retrain: from labels to the posterior that the sender's training ends with.
+        retrain: from labels to the posterior that the sender's training ends with; may raise RefundLostError on the way.
 
     Raises:
         FileError: when the inputs differ from the sender's or the message is damaged.
@@ -216,6 +222,8 @@ def receive(
             )
         try:
             q = retrain(labels)
+        except RefundLostError:
+            raise
         except BitsbackError as fault:
             raise RefundLostError(
                 f"labels and network were recovered, the payload was not: training fails here: {fault}"

@@ -12,10 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from bitsback.errors import FileError
-from bitsback.layers import BayesianModule
 from bitsback.model import BayesianModel
 from bitsback.model.modes import evaluating
-from bitsback.posterior import Posterior, holding
 
 FRACTION_BITS = 12
 EXACT_LIMIT = 2.0**53
@@ -42,8 +40,8 @@ def on_lattice(tensor: Tensor, bits: int = FRACTION_BITS) -> Tensor:
 def leaves(network: nn.Module) -> Iterator[nn.Module]:
     """The layers that compute: modules without children, or with posteriors."""
     for module in network.modules():
-        inside_posteriors = not any(True for _ in module.children())
-        if isinstance(module, BayesianModule) or (inside_posteriors and _is_layer(module)):
+        has_own = any(parameter is not None for parameter in module._parameters.values())
+        if has_own or (not any(True for _ in module.children()) and _is_layer(module)):
             yield module
 
 
@@ -58,14 +56,14 @@ def is_exact(network: nn.Module) -> bool:
     """
     computing = set(leaves(network))
     rows = [m for m in network.modules() if m not in computing and any(True for _ in m.children())]
-    inside = [m for m in rows if not isinstance(m, nn.Sequential | nn.ModuleDict | Posterior)]
+    inside = [m for m in rows if not isinstance(m, nn.Sequential | nn.ModuleDict)]
     own = [m for m in [*computing, *rows] if not _is_plain(m)]
     return not inside and not own and all(isinstance(module, EXACT_LAYERS) for module in computing)
 
 
 def _is_plain(module: nn.Module) -> bool:
     """Whether torch's own forward runs, with nothing hung onto it."""
-    owner = next(kind for kind in type(module).__mro__ if "forward" in vars(kind) and not issubclass(kind, BayesianModule))
+    owner = next(kind for kind in type(module).__mro__ if "forward" in vars(kind))
     renorms = getattr(module, "max_norm", None) is not None
     inner = next((kind for kind in type(module).__mro__ if "_conv_forward" in vars(kind)), nn.Conv2d)
     own = not owner.__module__.startswith(("torch.nn.", "bitsback.")) or not inner.__module__.startswith("torch.nn.")
@@ -113,9 +111,9 @@ def exact_outputs(model: BayesianModel, weights: Mapping[str, Tensor], inputs: T
         weights: a tensor for every weight tensor, by name.
         inputs: (n, ...).
     """
-    values = {id(weight.posterior): on_lattice(weights[weight.name], WEIGHT_BITS) for weight in model.weights}
+    values = {weight.name: on_lattice(weights[weight.name], WEIGHT_BITS) for weight in model.weights}
     parts = []
-    with evaluating(model), holding(model.posteriors(), lambda q: values[id(q)]), _rounded(model.network):
+    with evaluating(model.network), model.holding(values), _rounded(model.network):
         for part in inputs.split(BATCH):
             parts.append(model(on_lattice(part) if part.is_floating_point() else part))
     return torch.ldexp(torch.cat(parts), torch.tensor(FRACTION_BITS)).round().long()

@@ -10,7 +10,8 @@ from bitsback.bitstream.setting import DIGEST_BITS, digest
 from bitsback.bitstream.settings_text import put_settings, take_settings
 from bitsback.errors import FileError
 
-KIND = "prequential"
+KIND, FIRST_KIND = "prequential", "prequential_1"
+"""What is written, and what version 1 of the format was, whose training is no longer repeated."""
 TABLES_DIGEST_BITS, LABELS_DIGEST_BITS = 8, 16
 
 

@@ -1,7 +1,7 @@
 """The format in whole numbers and plain Python: what a decoder in another language has to do, and nothing else.
 
-An executable part of FORMAT.md. It is slow; :mod:`ans`, :mod:`randomness`, :mod:`table` and :mod:`blocks` compute the same
-numbers on arrays, and tests hold the two together. Nothing here needs numpy.
+An executable part of FORMAT.md. It is slow; :mod:`ans`, :mod:`bitsback.randomness`, :mod:`table` and :mod:`blocks` compute the
+same numbers on arrays, and tests hold the two together. Nothing here needs numpy.
 """
 
 import struct
@@ -37,14 +37,14 @@ def encrypt(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[i
     return a, b, c, d
 
 
-def raw(key: int, purpose: int, stream: int, words: int, *, skip_counts: int = 0) -> list[int]:
-    """``words`` 64-bit words of one stream, after ``4 * skip_counts`` others.
+def raw(key: int, purpose: int, stream: int, words: int, *, skip_counts: int = 0, draw: int = 0) -> list[int]:
+    """``words`` 64-bit words of one draw of a stream, after ``4 * skip_counts`` others.
 
     >>> raw(5, CODEBOOK, 2, 8)[4:] == raw(5, CODEBOOK, 2, 4, skip_counts=1)
     True
     """
     counts = -(-words // 4)
-    made = [word for n in range(1, counts + 1) for word in encrypt((skip_counts + n, stream, 0, 0), (key, purpose))]
+    made = [word for n in range(1, counts + 1) for word in encrypt((skip_counts + n, stream, draw, 0), (key, purpose))]
     return made[:words]
 
 

@@ -9,10 +9,10 @@ from tqdm import tqdm
 from bitsback.data import Examples
 from bitsback.errors import CertificateError
 from bitsback.likelihoods import Likelihood
-from bitsback.model import BayesianModel
+from bitsback.model import BayesianModel, Weight
 from bitsback.model.accounting import SHOWN_AFTER_SECONDS, seeded
+from bitsback.model.draws import outputs_under
 from bitsback.model.modes import evaluating
-from bitsback.posterior import Posterior, holding
 
 NUMBERS_AT_ONCE = 2_000_000
 MOST_AT_ONCE = 64
@@ -32,22 +32,21 @@ def mean_loss_of_draws(
     Raises:
         CertificateError: when the network cannot be run with a weight vector for each example.
     """
-    posteriors, device = model.posteriors(), next(model.parameters()).device
+    model.honour_edits(everywhere=True)
+    device = model.device
     examples = examples.to(device, model.dtype)
-    size = max(1, min(MOST_AT_ONCE, NUMBERS_AT_ONCE // max(1, sum(q.weights for q in posteriors))))
+    size = max(1, min(MOST_AT_ONCE, NUMBERS_AT_ONCE // max(1, sum(q.weights for q in model.posteriors()))))
 
-    def judge(weights: tuple[Tensor, ...], inputs: Tensor) -> Tensor:
-        drawn = {id(posterior): value for posterior, value in zip(posteriors, weights, strict=True)}
-        with holding(posteriors, lambda posterior: drawn[id(posterior)]):
-            outputs: Tensor = model(inputs[None])
-        return outputs[0]
+    def judge(weights: dict[str, Tensor], inputs: Tensor) -> Tensor:
+        found: Tensor = outputs_under(model, weights, inputs[None])[0]
+        return found
 
     total = 0.0
     shown = tqdm(total=passes * len(examples), desc="draws", disable=not progress, leave=False, delay=SHOWN_AFTER_SECONDS)
-    with evaluating(model), seeded(seed, device), shown as bar:
+    with evaluating(model.network), seeded(seed, device), shown as bar:
         for _ in range(passes):
             for inputs, targets in _parts(examples, size):
-                weights = tuple(_draw(posterior, len(inputs)) for posterior in posteriors)
+                weights = {weight.name: _draw(weight, len(inputs)) for weight in model.weights}
                 try:
                     outputs = torch.vmap(judge)(weights, inputs)
                 except (RuntimeError, ValueError, NotImplementedError) as fault:
@@ -61,13 +60,15 @@ def mean_loss_of_draws(
     return total / (passes * len(examples))
 
 
-def _draw(posterior: Posterior, count: int) -> Tensor:
-    """``count`` independent draws of one weight tensor, along a new first axis."""
-    std = posterior.std()
+def _draw(weight: Weight, count: int) -> Tensor:
+    """``count`` independent draws of one weight tensor, along a new first axis; the padding row of an embedding is constant."""
+    q, std = weight.posterior, weight.posterior.std()
     if std is None:
         raise CertificateError("a point has no draws; pack the run and certify the file")
-    noise = torch.randn(count, *std.shape, dtype=std.dtype, device=std.device)
-    return posterior.mean + std * noise
+    drawn = q.mean + std * torch.randn(count, *std.shape, dtype=std.dtype, device=std.device)
+    if weight.constant_row is not None:
+        drawn[:, weight.constant_row] = q.mean[weight.constant_row]
+    return drawn
 
 
 def _parts(examples: Examples, size: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -26,7 +26,7 @@ def receive(
     Example: bitsback receive digits.bbm -o received
     """
     from bitsback.bitstream.container import unseal
-    from bitsback.bitstream.prequential import KIND
+    from bitsback.bitstream.prequential import FIRST_KIND, KIND
     from bitsback.files import new_neighbour
     from bitsback.shipping.message import read_file, receive_file
     from bitsback.shipping.prequential import receive_prequential
@@ -36,7 +36,7 @@ def receive(
         raise FileError("say where the contents go: -o DIR")
     context.with_resource(new_neighbour(out))
     kind = unseal(read_file(message), str(message))[0]
-    if kind == KIND:
+    if kind in (KIND, FIRST_KIND):
         labels = receive_prequential(message, out, context.args)
         print(f"{len(labels):,} labels are in {out}")
         return

@@ -15,6 +15,7 @@ from bitsback.errors import FileError
 
 if TYPE_CHECKING:
     from bitsback.bitstream.sent import Sent
+    from bitsback.config import Config
     from bitsback.shipping.message import Sender
     from bitsback.shipping.prequential import Prequential
 
@@ -23,6 +24,8 @@ NOT_ROBUST = (
     "note: only a machine like this one will get the payload back from this run; train it with training.precision=float64 "
     "data.fraction_bits=12 to make that likely elsewhere"
 )
+
+IN_FLOAT64 = "note: training.precision=bfloat16 is not used here: what a receiver repeats is trained in float64"
 
 
 class Code(StrEnum):
@@ -56,6 +59,7 @@ def send(
 
     Example: bitsback send configs/prequential_digits.yaml --code prequential -o digits.bbm
     """
+    from bitsback.bitstream.message import check_exponent
     from bitsback.config import load_config, load_run
     from bitsback.files import check_new_file, write_bytes
     from bitsback.shipping.message import Sender, read_file
@@ -82,6 +86,9 @@ def send(
         raise FileError("say where the message goes: -o MSG")
     if out is not None and len(exponents) > 1:
         raise FileError("several steps print a table and write no message; give one --step with -o, or leave -o out")
+    for exponent in exponents:
+        if exponent is not None:
+            check_exponent(exponent)
     content = read_file(payload)
     if out is not None:
         check_new_file(out)
@@ -94,7 +101,9 @@ def send(
             print(NOT_ROBUST, file=sys.stderr)
     else:
         assert config is not None
-        sender = Sender.train(load_config(config, overrides or []))
+        settings = load_config(config, overrides or [])
+        _say_precision(settings)
+        sender = Sender.train(settings)
     if len(exponents) > 1:
         _table(sender, content, [e for e in exponents if e is not None], draws, pad, json)
         return
@@ -120,10 +129,17 @@ def _send_prequential(config: Path | None, overrides: list[str], out: Path | Non
         raise FileError("say what to send, and where to: `bitsback send CONFIG --code prequential -o MSG`")
     if out is not None:
         check_new_file(out)
-    coded = prequential(load_config(config, overrides))
+    settings = load_config(config, overrides)
+    _say_precision(settings)
+    coded = prequential(settings)
     if out is not None:
         write_bytes(out, coded.content)
     print(json_library.dumps(coded.facts(), indent=2) if json else _prequential_text(coded, out))
+
+
+def _say_precision(config: "Config") -> None:
+    if config.training.precision == "bfloat16":
+        print(IN_FLOAT64, file=sys.stderr)
 
 
 def _prequential_text(coded: "Prequential", out: Path | None) -> str:
@@ -195,8 +211,8 @@ def _table(sender: "Sender", content: bytes, exponents: list[int], draws: int, p
     """Gross up, refund up, net flat: what a finer grid costs. Every draw takes another payload of the same length."""
     from tqdm import tqdm
 
-    from bitsback.bitstream.randomness import whiten
     from bitsback.cli.text import table
+    from bitsback.randomness import whiten
 
     rows = []
     with tqdm(total=len(exponents) * draws, desc="messages", leave=False, delay=2.0) as bar:

@@ -13,9 +13,10 @@ from bitsback.errors import LedgerError
 from bitsback.kl import kl
 from bitsback.likelihoods.classes import CategoricalLikelihood
 from bitsback.model import BayesianModel
+from bitsback.model.draws import outputs_under
 from bitsback.model.model import FLOAT32_BITS
 from bitsback.model.modes import evaluating
-from bitsback.posterior import PointPosterior, holding
+from bitsback.posterior import PointPosterior
 from bitsback.units import nats_to_bits
 
 FULL_WEIGHTS = 2048
@@ -64,6 +65,7 @@ def laplace_model_bits(
     Raises:
         LedgerError: when a weight has a width already.
     """
+    model.honour_edits(everywhere=True)
     posteriors = [weight.posterior for weight in model.weights]
     if not all(isinstance(q, PointPosterior) for q in posteriors):
         raise LedgerError("Laplace's approximation starts from a point estimate; train with posterior.kind=point")
@@ -104,16 +106,14 @@ def _prior_curvature(model: BayesianModel, index: int) -> Tensor:
 def _half_hessians(model: BayesianModel, examples: Examples) -> Iterator[Tensor]:
     """Rows (examples * classes, weights) whose squares add up to the Gauss-Newton matrix: sqrt(p_c) (J_c - sum_k p_k J_k)."""
     means = {weight.name: weight.posterior.mean.detach() for weight in model.weights}
-    names = {id(weight.posterior): weight.name for weight in model.weights}
 
     def outputs(means: dict[str, Tensor], one: Tensor) -> Tensor:
-        with holding(model.posteriors(), lambda q: means[names[id(q)]]):
-            found: Tensor = model(one[None])[0]
+        found: Tensor = outputs_under(model, means, one[None])[0]
         return found
 
     jacobian = vmap(jacrev(lambda means, one: (outputs(means, one),) * 2, has_aux=True), in_dims=(None, 0))
     weights = sum(mean.numel() for mean in means.values())
-    with evaluating(model):
+    with evaluating(model.network):
         classes = len(outputs(means, examples.inputs[0]))
         for inputs in examples.inputs.split(max(1, NUMBERS_AT_ONCE // (weights * classes))):
             parts, logits = jacobian(means, inputs)

@@ -1,9 +1,11 @@
 """A configuration becomes objects, and a run directory becomes them again."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,13 +23,15 @@ from bitsback.model import BayesianModel, bayesianize
 from bitsback.model.modes import evaluating
 from bitsback.model.verdict import LAST_EPOCHS, Course
 from bitsback.training import Logger, Outcome, train
-from bitsback.training.checkpoint import PREVIOUS, load_weights, read_checkpoint
+from bitsback.training.checkpoint import FORMAT, PREVIOUS, load_weights, read_checkpoint
 
 
 def build_model(
     config: Config, inputs: Tensor, outputs: int, check: Callable[[Tensor], object] = lambda output: None
 ) -> BayesianModel:
     """The untrained model of a configuration, seeded.
+
+    Where ``training.precision`` is float64 it is made in float64: initial weights in float32 are not the same on every machine.
 
     Args:
         config: network, posterior, priors, and the seed of the initial weights.
@@ -38,27 +42,41 @@ def build_model(
     Raises:
         ConfigError, LayerError, PriorError: with the fix.
     """
-    torch.manual_seed(config.seed)
-    network = config.network.build(inputs, outputs)
-    with torch.no_grad(), evaluating(network):  # a factory may want parts in eval mode
-        try:
-            output = network(inputs[:2])
-        except Exception as fault:  # whatever the user's network raises
-            shape = tuple(inputs.shape[1:])
-            name = getattr(config.network, "factory", config.network.kind)
-            reason = str(fault).splitlines()[0]
-            indices = "; for whole-number inputs that are indices, set data.scaling=none" if "Long" in reason else ""
-            raise ConfigError(f"network: {name} fails on inputs of shape {shape}: {reason}{indices}") from fault
-        check(output)
-    return bayesianize(
-        network,
-        config.prior,
-        posterior=config.posterior,
-        overrides=config.prior_overrides,
-        include=config.bayesian.include,
-        exclude=config.bayesian.exclude,
-        estimator=config.bayesian.estimator,
-    )
+    double = config.training.precision == "float64"
+    example = inputs[:2].double() if double and inputs.is_floating_point() else inputs[:2]
+    with _default_dtype(torch.float64 if double else torch.get_default_dtype()):
+        torch.manual_seed(config.seed)
+        network = config.network.build(example, outputs)
+        with torch.no_grad(), evaluating(network):  # a factory may want parts in eval mode
+            try:
+                output = network(example)
+            except Exception as fault:  # whatever the user's network raises
+                shape = tuple(inputs.shape[1:])
+                name = getattr(config.network, "factory", config.network.kind)
+                reason = str(fault).splitlines()[0]
+                indices = "; for whole-number inputs that are indices, set data.scaling=none" if "Long" in reason else ""
+                raise ConfigError(f"network: {name} fails on inputs of shape {shape}: {reason}{indices}") from fault
+            check(output)
+        return bayesianize(
+            network,
+            config.prior,
+            posterior=config.posterior,
+            overrides=config.prior_overrides,
+            include=config.bayesian.include,
+            exclude=config.bayesian.exclude,
+            estimator=config.bayesian.estimator,
+        )
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Inside, new floating-point tensors have this type."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 @dataclass(frozen=True)
@@ -114,10 +132,11 @@ class Experiment:
         progress: bool = True,
         profile: bool = False,
         loggers: Sequence[Logger] = (),
+        watch: Callable[[int, BayesianModel], None] | None = None,
     ) -> Outcome:
         """Train, and write the run to ``directory``; with ``profile``, what its steps cost to ``directory``/profile.
 
-        ``loggers``: as :func:`bitsback.training.train` takes them.
+        ``loggers``, ``watch``: as :func:`bitsback.training.train` takes them.
         """
         return train(
             self.model,
@@ -133,6 +152,7 @@ class Experiment:
             progress=progress,
             profile_to=directory / "profile" if profile and directory is not None else None,
             loggers=loggers,
+            watch=watch,
         )
 
 
@@ -152,15 +172,27 @@ class Run(Results):
         except (ValueError, KeyError, TypeError) as fault:
             raise RunError(f"{self.directory / 'metrics.jsonl'} cannot be read; it was changed since the training") from fault
 
-    def experiment(self) -> Experiment:
-        """The experiment with the weights of the last checkpoint."""
-        experiment = Experiment.build(self.config)
+    def _checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and facts of the last checkpoint."""
         path = self.directory / "checkpoint" / "state.safetensors"
         try:
-            tensors, _ = read_checkpoint(path)
+            return read_checkpoint(path)
         except DamagedFileError as fault:
             hint = f"; or go on from the checkpoint before: bitsback train {self.directory} --resume"
             raise RunError(f"{fault}{hint if path.with_name(PREVIOUS).exists() else ''}") from fault
+
+    def check_repeatable(self) -> None:
+        """Raise RunError when an earlier release trained it: a receiver of this one cannot repeat that."""
+        if self._checkpoint()[1]["format"] != FORMAT:
+            raise RunError(
+                f"{self.directory} was trained by an earlier release, and a receiver cannot repeat that, so no payload would "
+                "come back; train it anew with another --out (pack and --code two_part can use it as it is)"
+            )
+
+    def experiment(self) -> Experiment:
+        """The experiment with the weights of the last checkpoint."""
+        experiment = Experiment.build(self.config)
+        path, (tensors, _) = self.directory / "checkpoint" / "state.safetensors", self._checkpoint()
         if self.config.training.precision == "float64":
             experiment = experiment.double()
         try:

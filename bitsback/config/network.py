@@ -64,11 +64,8 @@ def _means_of_run(network: nn.Module, tensors: dict[str, Tensor], weights: list[
     """A state dict for the network out of a run's posterior file: means, deterministic weights and statistics."""
     inside = {f"{name}.{part}" for name in weights for part in ("mean", "std", "prior_mean")}
     state = {name: tensor for name, tensor in tensors.items() if name not in inside and not name.startswith("likelihood.")}
-    own = set(network.state_dict())
     for name in weights:
-        path, _, local = name.rpartition(".")
-        face = f"{path}.posteriors.{local}.mean".removeprefix(".")
-        state[face if face in own else name] = tensors[f"{name}.mean"]
+        state[name] = tensors[f"{name}.mean"]
     return state
 
 
@@ -109,7 +106,7 @@ class NetworkSettings(Settings):
                 loaded = network.load_state_dict(tensors, strict=False)
             except RuntimeError as fault:
                 raise ConfigError(f"network.pretrained: {self.pretrained} does not fit the network: {brief(fault)}") from fault
-            needed = {name for name, _ in network.named_parameters() if not name.endswith(".log_std")}
+            needed = {name for name, _ in network.named_parameters()}
             wrong = sorted(needed & set(loaded.missing_keys)) + sorted(loaded.unexpected_keys)
             if wrong:
                 raise ConfigError(f"network.pretrained: {self.pretrained} does not fit the network: {brief(', '.join(wrong))}")

@@ -25,7 +25,9 @@ class BayesianSettings(Settings):
     include: tuple[str, ...] = Field(("*",), description="weight or module names (shell patterns) that get a posterior")
     exclude: tuple[str, ...] = Field((), description="names that stay deterministic: charged at 32 bits a weight")
     estimator: Estimator | dict[str, Estimator] = Field(
-        "auto", description="weight, output or auto, for all layers or by layer kind: {Conv2d: weight, Linear: output}"
+        "auto",
+        description="what training draws: weight, output, or auto: outputs of dense layers, where trial forwards prove that "
+        "rows are examples, else weights; for all layers or by layer kind: {Conv2d: weight, Linear: output}",
     )
 
 

@@ -103,6 +103,11 @@ def _precise(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
+def has_closed_form(prior: Prior) -> bool:
+    """Return whether the KL of a Gaussian posterior to the prior is known in closed form."""
+    return _choose(prior()) == "closed_form"
+
+
 @lru_cache
 def _has_closed_form(kind: Hashable) -> bool:
     """Whether torch or Pyro has registered KL(Normal || kind)."""

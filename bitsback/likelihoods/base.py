@@ -10,7 +10,7 @@ from bitsback.data.dataset import LabelValues as LabelValues
 from bitsback.errors import DataError
 from bitsback.learned import Learned
 from bitsback.registry import Registry, Settings
-from bitsback.units import nats_to_bits
+from bitsback.units import bits_to_nats, nats_to_bits
 
 Answer = dict[str, Any]
 """What is predicted for one input, by name; nested lists where a target has axes."""
@@ -28,6 +28,17 @@ class Likelihood(Learned, ABC):
     @abstractmethod
     def bits(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """-log2 p(target given output) for each example: (n, ...) and (n, ...) to (n,); differentiable in ``outputs``."""
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean data cost in nats, a scalar: what the optimisers of :mod:`bitsback.optim` take for a loss.
+
+        >>> from bitsback.likelihoods import CategoricalLikelihood
+        >>> outputs, targets = torch.randn(3, 4), torch.tensor([0, 1, 1])
+        >>> loss = CategoricalLikelihood(4).loss(outputs, targets)
+        >>> bool(torch.isclose(loss, torch.nn.functional.cross_entropy(outputs, targets)))
+        True
+        """
+        return bits_to_nats(self.bits(outputs, targets).mean())
 
     @abstractmethod
     def predict(self, outputs: Tensor) -> Tensor:

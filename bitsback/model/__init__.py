@@ -3,13 +3,16 @@
 from bitsback.model.accounting import Evaluation, evaluate, take_ledger
 from bitsback.model.build import bayesianize
 from bitsback.model.files import posterior_tensors
-from bitsback.model.model import BayesianModel, Weight
+from bitsback.model.model import BayesianModel, LayerPosteriors
+from bitsback.model.weight import State, Weight
 from bitsback.model.width import WIDTH_FACTORS, widened, width_curve
 
 __all__ = [
     "WIDTH_FACTORS",
     "BayesianModel",
     "Evaluation",
+    "LayerPosteriors",
+    "State",
     "Weight",
     "bayesianize",
     "evaluate",

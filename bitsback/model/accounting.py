@@ -17,9 +17,11 @@ from bitsback.ledger import Entry, Ledger
 from bitsback.likelihoods import Likelihood
 from bitsback.model.buffers import frozen_norms
 from bitsback.model.draws import drawing, draws_at_once
-from bitsback.model.model import FLOAT32_BITS, BayesianModel, Weight
+from bitsback.model.layout import interleaved, runs
+from bitsback.model.model import FLOAT32_BITS, BayesianModel
 from bitsback.model.modes import evaluating
 from bitsback.model.verdict import Course, warnings_of
+from bitsback.model.weight import Weight
 from bitsback.posterior import GaussianPosterior, PointPosterior
 from bitsback.tables.points import point_bits
 from bitsback.units import nats_to_bits
@@ -96,16 +98,20 @@ def evaluate(
     draws_bits: list[float] = []
     at_once = draws_at_once(model)
     with (
-        evaluating(model),
-        seeded(seed, model.device),
+        evaluating(model.network),
+        model.keeping(),
+        seeded(seed, model.device),  # a network may hold randomness of its own
         tqdm(total=samples, desc="draws", leave=False, disable=not progress, delay=SHOWN_AFTER_SECONDS) as bar,
     ):
+        interleaves = _takes_interleaved(model, examples.inputs[:2])
         while len(draws_bits) < max(1, samples):
             count = min(at_once, samples - len(draws_bits))
-            with drawing(model, count) as network:
+            numbers = range(-1 - len(draws_bits), -1 - len(draws_bits) - max(0, count), -1)
+            with drawing(model, seed, numbers) as network:
                 totals = [0.0] * max(1, count)
                 for place, part in enumerate(batches):
-                    for draw, outputs in enumerate(network(examples.inputs[part])):
+                    inputs = examples.inputs[part]
+                    for draw, outputs in enumerate(network(interleaved(inputs) if interleaves else inputs)):
                         totals[draw] += float(likelihood.bits(outputs, examples.targets[part]).cpu().double().sum())
                         prediction = likelihood.predict(outputs)
                         predicted[place] = prediction if not draws_bits and not draw else predicted[place] + prediction
@@ -114,6 +120,12 @@ def evaluate(
     average = torch.cat(predicted) / len(draws_bits)
     error = likelihood.summary(float(likelihood.error(average, examples.targets).cpu().double().mean()))
     return Evaluation(tuple(draws_bits), error, len(examples))
+
+
+def _takes_interleaved(model: BayesianModel, inputs: torch.Tensor) -> bool:
+    """Return whether images are convolved faster: there are filters, and the network runs on such images."""
+    has_filters = inputs.ndim == 4 and any(p.ndim == 4 for p in model.network.parameters())
+    return has_filters and runs(model.network, interleaved(inputs))
 
 
 def take_ledger(
@@ -150,6 +162,7 @@ def take_ledger(
     if samples < 1 or (grid_step is not None and not grid_step > 0):
         raise LedgerError(f"a ledger needs samples >= 1 and a grid_step above zero, got {samples} and {grid_step}")
     _check_arguments(model, examples)
+    model.honour_edits(everywhere=True)
     likelihood.fit(examples.targets)
     unfitted = [] if priors_are_held else _unfitted_priors(model)
     model.round_to_grid()
@@ -169,11 +182,10 @@ def take_ledger(
             entries.append(Entry.of(name, weights=parameter.numel(), net_bits=bits, refund_bits=0.0, method="float32"))
     frozen = sum(p.numel() for _, p in model.deterministic() if not p.requires_grad)
     held = sum(p.numel() for p in model.network.parameters())
-    gaussians = sum(q.weights for q in model.posteriors() if isinstance(q, GaussianPosterior))
     likelihood_charges = [Charge(f"likelihood.{c.name}", c.numbers, c.bits_each) for c in likelihood.charges()]
     book = Ledger(
         entries=tuple(entries),
-        model_weights=held - frozen - gaussians,  # a Gaussian posterior stores two numbers for each weight
+        model_weights=held - frozen,
         data_bits=paid.data_bits,
         data_bits_stderr=paid.data_bits_stderr,
         uniform_bits=likelihood.uniform_bits(examples.targets),
@@ -220,9 +232,9 @@ def _notes(model: BayesianModel, likelihood: Likelihood, step: float) -> Iterato
     smallest = model.smallest_std()
     if smallest is not None and step > smallest:
         yield f"the grid step exceeds the smallest std, {smallest:.2g}: gross and refund are no code lengths; the net holds"
-    fixed = [weight.name for weight in model.weights if not weight.posterior.mean.requires_grad]
+    fixed = [weight.name for weight in model.weights if not weight.is_trained]
     if fixed:
-        yield f"{_listed(fixed)}: the posterior's mean is frozen, and its KL is charged as it stands"
+        yield f"{_listed(fixed)}: the weight was frozen since, and its KL is charged as it stands"
     norms = frozen_norms(model.network)
     if norms:
         yield f"{_listed(norms)}: weights are frozen but statistics charged, for train mode moves them; eval() holds them still"

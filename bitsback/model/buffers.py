@@ -1,8 +1,10 @@
 """The buffers of a network: statistics that training moves, which are paid for, and what stays as the receiver holds it."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 STATISTICS = ("running_mean", "running_var")
@@ -52,3 +54,22 @@ def frozen_norms(network: nn.Module) -> list[str]:
     modules = dict(network.named_modules())
     parameters = {name: list(modules[name].parameters()) for name in found}
     return [name for name, own in parameters.items() if own and not any(p.requires_grad for p in own)]
+
+
+@contextmanager
+def unmoved(network: nn.Module) -> Iterator[None]:
+    """Inside, forward passes may move buffers of modules in train mode; afterwards, also after an error, they are as before.
+
+    >>> norm = nn.BatchNorm1d(2)
+    >>> with unmoved(norm):
+    ...     _ = norm(torch.ones(3, 2))
+    >>> norm.running_mean.tolist(), norm.num_batches_tracked.item()
+    ([0.0, 0.0], 0)
+    """
+    before = [(buffer, buffer.tensor.clone()) for buffer in buffers_of(network) if buffer.owner.training]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, numbers in before:
+                buffer.owner._buffers[buffer.local] = buffer.tensor.copy_(numbers)

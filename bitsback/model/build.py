@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import nn
 
 from bitsback.errors import LayerError
-from bitsback.layers import convert
-from bitsback.layers.convert import Estimators
+from bitsback.layers import Choice, Estimators, choose, fan_in
 from bitsback.model.choices import PosteriorChoice, PriorChoice, posterior_settings_of
-from bitsback.model.model import BayesianModel
-from bitsback.posterior import GaussianPosterior, GaussianPosteriorSettings
+from bitsback.model.model import BayesianModel, LayerPosteriors
+from bitsback.posterior import GaussianPosterior, GaussianPosteriorSettings, Posterior, PosteriorSettings
 
 
 def bayesianize(
@@ -21,8 +21,12 @@ def bayesianize(
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
     estimator: Estimators = "auto",
+    seed: int | None = None,
 ) -> BayesianModel:
-    """Give the weights of any ``nn.Module`` posteriors (in place) and priors.
+    """Return a model that holds a posterior and a prior for each weight of any ``nn.Module``.
+
+    The network keeps its class, its names, its forward and its parameters; each chosen parameter holds the current draw from
+    now on. Tied weights have one posterior, are drawn and counted once.
 
     Frozen weights (``requires_grad`` is False) stay as they are: no posterior, no bits, named in the ledger as the receiver's.
     So do the running statistics of layers in eval mode, and every buffer that training leaves alone.
@@ -32,7 +36,13 @@ def bayesianize(
         prior: settings of a prior, a mapping with ``kind``, or a kind (see ``bitsback priors``).
         posterior: settings of the posteriors, the same as a mapping with ``kind``, or a kind: ``"gaussian"``, ``"point"``.
         overrides: other priors by weight-name pattern, ``{"*.bias": "laplace"}``; the first pattern that fits wins.
-        include, exclude, estimator: see :func:`bitsback.layers.convert`.
+        include, exclude: shell-style patterns over dotted weight names (``"encoder.fc.weight"``) or module names
+            (``"encoder"``); a weight gets a posterior when it matches ``include`` and not ``exclude``, the others stay
+            deterministic.
+        estimator: whether :func:`bitsback.train` draws ``weight`` or ``output`` (local reparameterisation, for layers linear in
+            their weights), for all layers or by kind, ``{"Conv2d": "weight"}``; ``auto`` draws outputs of dense layers where
+            trial forwards show that rows are examples.
+        seed: of the draws; default: from torch's generator.
 
     Raises:
         LayerError, PriorError: with the fix.
@@ -44,14 +54,54 @@ def bayesianize(
     if any(isinstance(module, BayesianModel) for module in network.modules()):
         raise LayerError("the network holds a BayesianModel already; give bayesianize the plain network")
     settings = posterior_settings_of(posterior)
-    convert(network, settings, include=include, exclude=exclude, estimator=estimator)
-    model = BayesianModel(network, prior, overrides)
-    for weight in model.weights:
-        start = weight.prior.start()
-        if start is not None:
-            weight.posterior.mean.data.copy_(start)
-        if not (isinstance(settings, GaussianPosteriorSettings) and isinstance(weight.posterior, GaussianPosterior)):
-            continue
-        if settings.relative_to == "prior":
-            weight.posterior.set_std(settings.std * weight.prior.width().detach())
+    posteriors = [(choice, _posterior(choice, settings)) for choice in choose(network, include, exclude)]
+    model = BayesianModel(network, posteriors, prior, overrides, estimator, seed)
+    with torch.no_grad():
+        for weight in model.weights:
+            start = weight.prior.start()
+            if start is not None:
+                weight.posterior.mean.copy_(start)
+            if not (isinstance(settings, GaussianPosteriorSettings) and isinstance(weight.posterior, GaussianPosterior)):
+                continue
+            if settings.relative_to == "prior":
+                weight.posterior.set_std(settings.std * weight.prior.width().detach())
+    _leave_the_rest(network, model)
+    model.start()
     return model
+
+
+@torch.no_grad()
+def _leave_the_rest(network: nn.Module, model: BayesianModel) -> None:
+    """Give weights that had a posterior, and get none here, their means: they are deterministic from now on."""
+    taken = {id(weight.posterior) for weight in model.weights}
+    for module in network.modules():
+        shown = module.__dict__.get("posterior")
+        if not isinstance(shown, LayerPosteriors):
+            continue
+        for local in [local for local in shown if id(shown[local]) not in taken]:
+            parameter = module._parameters.get(local)
+            owner = shown.owner(parameter) if parameter is not None else None
+            if owner is not None:
+                owner.release()
+            if parameter is not None and parameter.shape == shown[local].mean.shape:
+                parameter.copy_(shown[local].mean)
+            del shown[local]
+
+
+def _posterior(choice: Choice, settings: PosteriorSettings) -> Posterior:
+    """The posterior of a weight, float32 or wider; a layer of :mod:`bitsback.nn` brings its own.
+
+    A network that is given to a second model leaves the first, and begins with its means.
+    """
+    place = choice.places[0]
+    start = place.parameter.detach()
+    shown = place.owner.__dict__.get("posterior")
+    if isinstance(shown, LayerPosteriors) and place.local in shown:
+        owner = shown.owner(place.parameter)
+        if owner is not None:
+            owner.release()
+        if owner is not None and owner.is_alone:
+            return shown[place.local]
+        start = shown[place.local].mean
+    wide = start.to(torch.promote_types(start.dtype, torch.float32))
+    return settings.build(wide, fan_in(place.owner, place.local), prior_scale=1.0)

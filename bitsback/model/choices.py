@@ -1,7 +1,7 @@
 """What a user may say for a prior or a posterior, and the objects that it becomes."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,8 @@ from torch import nn
 
 from bitsback.errors import LayerError, PriorError, near_miss
 from bitsback.kl import mass
-from bitsback.layers import fan_in
+from bitsback.layers import Place, fan_in, matches
+from bitsback.learned import Charge
 from bitsback.posterior import GaussianPosteriorSettings, PointPosteriorSettings, Posterior, PosteriorSettings
 from bitsback.priors import Prior, PriorSettings, PyroPrior, WeightInfo
 from bitsback.priors import registry as prior_registry
@@ -60,6 +61,43 @@ def posterior_settings_of(choice: PosteriorChoice | None) -> PosteriorSettings:
         return kinds[kind](**values)
     except ValidationError as fault:
         raise LayerError(f"posterior: {fault.errors()[0]['msg']}, got {fault.errors()[0]['input']!r}") from fault
+
+
+def priors_of(
+    weights: Sequence[tuple[Place, Posterior]], default: PriorSettings, overrides: Mapping[str, PriorSettings] | None = None
+) -> list[Prior]:
+    """Return the prior of each weight, in order, each checked to be a code that fits; those that share one get the same object.
+
+    Args:
+        weights: where each lies in its network, and its posterior.
+        default: of every weight that no override is for.
+        overrides: by weight-name pattern; the first that fits wins.
+
+    Raises:
+        LayerError: for an override that is for no weight.
+        PriorError: for a prior that does not fit.
+    """
+    overrides, found, used = overrides or {}, [], set()
+    groups: dict[tuple[str, str], Prior] = {}
+    for place, posterior in weights:
+        pattern = next((p for p in overrides if matches(place.name, [p])), "")
+        used.add(pattern)
+        settings = overrides.get(pattern, default)
+        key = (pattern, {"tensor": place.name, "layer": place.name.rpartition(".")[0], "model": ""}[settings.per])
+        if key not in groups:
+            groups[key] = build_prior(settings, place.name, place.owner, place.local, posterior)
+        groups[key].check(posterior.mean.shape)
+        found.append(groups[key])
+    for pattern in overrides:
+        if pattern not in used:
+            names = ", ".join(place.name for place, _ in weights)
+            raise LayerError(f"prior override '{pattern}' matches no weight; weights: {names}")
+    return found
+
+
+def charges_of(prior: Prior, first: str) -> list[Charge]:
+    """Return what the learned numbers of a prior cost, named by the ``first`` weight that it is for."""
+    return [Charge(f"{prior.kind}.{c.name}[{first}]", c.numbers, c.bits_each) for c in prior.charges()]
 
 
 def build_prior(settings: PriorSettings, name: str, module: nn.Module, local: str, posterior: Posterior) -> Prior:

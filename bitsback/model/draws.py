@@ -1,16 +1,16 @@
-"""Whole-network draws: one after the other, or several at once where that is faster."""
+"""Whole-network draws: one after the other in the network itself, or several at once where that is faster."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import vmap
+from torch.func import functional_call, vmap
 
-from bitsback.layers import BayesianModule
-from bitsback.layout import interleaved
 from bitsback.model.model import BayesianModel
-from bitsback.posterior import Posterior, holding
+from bitsback.model.weight import State
 
 TOGETHER = 10
 """Draws at once: a dense network takes half to three quarters of the time, and ten outputs of memory."""
@@ -26,48 +26,44 @@ Draws = Callable[[Tensor], list[Tensor]]
 
 
 def draws_at_once(model: BayesianModel) -> int:
-    """How many draws are best taken together.
+    """Return how many draws are best taken together; hooks may look at numbers, which vmap does not have.
 
     >>> from bitsback.model import bayesianize
     >>> draws_at_once(bayesianize(nn.Linear(2, 2))), draws_at_once(bayesianize(nn.Conv2d(1, 1, 3)))
     (10, 1)
     """
-    inside = {id(m) for q in model.posteriors() for m in q.modules()}
-    kinds = [_plain_kind(m) for m in model.network.modules() if id(m) not in inside and not isinstance(m, nn.ModuleDict)]
-    return TOGETHER if all(kind in BATCHED for kind in kinds) else 1
-
-
-def _plain_kind(module: nn.Module) -> type:
-    """The torch class whose forward a module runs."""
-    return next(kind for kind in type(module).__mro__ if "forward" in vars(kind) and not issubclass(kind, BayesianModule))
+    modules = list(model.network.modules())
+    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+    kinds = [next(kind for kind in type(module).__mro__ if "forward" in vars(kind)) for module in modules]
+    return TOGETHER if not hooked and all(kind in BATCHED for kind in kinds) else 1
 
 
 @contextmanager
-def drawing(model: BayesianModel, count: int) -> Iterator[Draws]:
-    """Inside, the function that is given sees the same ``count`` draws of all weights at every call; 0: their means.
+def drawing(model: BayesianModel, seed: int, numbers: Sequence[int]) -> Iterator[Draws]:
+    """Inside, the function that is given sees the same draws of all weights at every call: one for each number, or the means.
 
-    The draws are those that ``count`` contexts of one draw each would make.
+    Within ``model.keeping()``. The draws are those of one context for each number.
     """
-    posteriors = model.posteriors()
-    if count <= 1:
-        with holding(posteriors, _draw if count else _mean):
-            yield lambda inputs: [model(inputs)]
+    states = [State("draw", seed, number) for number in numbers] or [model.state_of_means()]
+    if len(states) == 1:
+        model.place(states[0])
+        yield lambda inputs: [model.network(inputs)]
         return
-    several = [[posterior.draw() for posterior in posteriors] for _ in range(count)]
-    stacked = [torch.stack(tensors) for tensors in zip(*several, strict=True)]
-
-    def one(weights: list[Tensor], inputs: Tensor) -> Tensor:
-        held = dict(zip(map(id, posteriors), weights, strict=True))
-        with holding(posteriors, lambda posterior: held[id(posterior)]):
-            outputs: Tensor = model(inputs)
-        return outputs
-
-    yield lambda inputs: list(vmap(one, in_dims=(0, None))(stacked, inputs))
+    several = [draw_of(model, state) for state in states]
+    stacked = {name: torch.stack([draw[name] for draw in several]) for name in several[0]}
+    call = vmap(partial(functional_call, model.network), in_dims=(0, None))
+    yield lambda inputs: list(call(stacked, (inputs,)))
 
 
-def _draw(posterior: Posterior) -> Tensor:
-    return interleaved(posterior.draw())
+def draw_of(model: BayesianModel, state: State) -> dict[str, Tensor]:
+    """Return the weights that a state says, by name, beside those in the network."""
+    found: dict[str, Tensor] = {}
+    for weight in model.weights:
+        value = model.value(weight, state)
+        found[weight.name] = (weight.posterior.mean.detach() if value is None else value).to(weight.parameter.dtype)
+    return found
 
 
-def _mean(posterior: Posterior) -> Tensor:
-    return interleaved(posterior.mean).clone()  # some layers write to it
+def outputs_under(model: BayesianModel, weights: dict[str, Tensor], *args: Any) -> Any:
+    """Return the network's output under these weights, by name; differentiable in them."""
+    return functional_call(model.network, weights, args)

@@ -19,6 +19,7 @@ def posterior_tensors(model: BayesianModel, likelihood: Likelihood | None = None
     ``likelihood.NAME`` for learned numbers of the likelihood; the metadata
     ``priors`` is JSON: tensor name to the prior's kind and the rounded values in use.
     """
+    model.honour_edits(everywhere=True)
     tensors: dict[str, Tensor] = {}
     priors: dict[str, Any] = {}
     for weight in model.weights:

@@ -1,63 +1,111 @@
 """A network whose weights each have a name, a posterior and a prior."""
 
+import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from bitsback.errors import LayerError, PriorError
-from bitsback.kl import Panels, kl
-from bitsback.layers import BayesianModule
-from bitsback.layers.convert import matches
+from bitsback.kl import Panels, has_closed_form, kl
+from bitsback.layers import Choice, Estimators
+from bitsback.layers.outputs import check_kinds, estimator_of
 from bitsback.learned import BFLOAT16, Charge
 from bitsback.model.buffers import COUNTER, Buffer, buffers_of
-from bitsback.model.choices import PriorChoice, build_prior, settings_of
-from bitsback.posterior import (
-    GaussianPosterior,
-    PointPosterior,
-    Posterior,
-    holding,
-)
+from bitsback.model.choices import PriorChoice, charges_of, priors_of, settings_of
+from bitsback.model.layout import interleaved, runs, straight
+from bitsback.model.noise import fresh_seed
+from bitsback.model.resident import Resident
+from bitsback.model.weight import Weight
+from bitsback.posterior import GaussianPosterior, PointPosterior, Posterior
 from bitsback.priors import Prior, PriorSettings
 from bitsback.tables.points import point_bits
-from bitsback.units import nats_to_bits
+from bitsback.units import bits_to_nats, nats_to_bits
+
+FEW_WEIGHTS = 32768
+"""Of a tensor, whose KL a training logs by quadrature; that of larger ones comes from so many draws:"""
+
+DRAWS = 4
 
 FLOAT32_BITS = 32.0
 """What a weight without posterior costs, and a number of a buffer that training changed."""
 
 
-@dataclass(frozen=True)
-class Weight:
-    """One weight tensor: its dotted name in the network, its posterior and its prior."""
+class LayerPosteriors(dict[str, Posterior]):
+    """The posteriors of a layer's own weights by local name: ``layer.posterior["weight"].std()``."""
 
-    name: str
-    posterior: Posterior
-    prior: Prior
+    model: "weakref.ref[BayesianModel] | None" = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "LayerPosteriors":
+        copied = LayerPosteriors()
+        memo[id(self)] = copied
+        copied.update({name: copy.deepcopy(posterior, memo) for name, posterior in self.items()})
+        model = self.model() if self.model is not None else None
+        if model is not None and (model.is_alone or id(model) in memo):
+            copied.model = weakref.ref(copy.deepcopy(model, memo))
+        return copied
+
+    def __reduce__(self) -> Any:
+        model = self.model() if self.model is not None else None
+        return LayerPosteriors, (), {"model": model}, None, iter(self.items())
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if state["model"] is not None:
+            self.model = weakref.ref(state["model"])
+
+    def owner(self, parameter: nn.Parameter) -> "BayesianModel | None":
+        """Return the model whose draw a parameter holds."""
+        model = self.model() if self.model is not None else None
+        return model if model is not None and any(weight.known is parameter for weight in model.weights) else None
 
 
-class BayesianModel(nn.Module):
-    """A network that knows the prior of every weight that has a posterior.
+class OutputLayer(NamedTuple):
+    """A module whose training steps may draw outputs in place of weights, its weights, and whether that was asked for."""
 
-    Calling it calls the network. One call sees one draw of every weight of a layer with the ``weight`` estimator (tied
-    weights included); layers with the ``output`` estimator draw their outputs instead, anew at every use.
+    module: nn.Module
+    weights: tuple[Weight, ...]
+    asked: bool
+
+
+class BayesianModel(Resident):
+    """A network, and by name the posterior and prior of each of its weights.
+
+    The network stays what it is: its parameters hold the current draw. Calling the model calls the network. ``model.draw()``
+    puts the next draw into all weights; an optimiser of :mod:`bitsback.optim` does so at every step. ``model.eval()`` places
+    the means, ``model.train()`` the draw again; ``with model.sample():`` and ``with model.mean():`` hold one value for a while.
     Make it with :func:`bayesianize`.
+
+    Attributes:
+        network: as it was given.
+        posterior: the posteriors, in modules of the same dotted names as the weights.
+        priors: every prior once.
+        weights: name, posterior and prior of every weight tensor, in the order of the network.
+        output_layers: modules whose training steps may draw outputs in place of weights.
     """
 
-    def __init__(self, network: nn.Module, prior: PriorChoice, overrides: Mapping[str, PriorChoice] | None = None) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        network: nn.Module,
+        posteriors: Sequence[tuple[Choice, Posterior]],
+        prior: PriorChoice,
+        overrides: Mapping[str, PriorChoice] | None = None,
+        estimator: Estimators = "auto",
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(fresh_seed() if seed is None else seed)
         self.network = network
+        self.posterior = nn.Module()
         self.priors = nn.ModuleList()
-        self.weights: list[Weight] = []
         self.prior_settings = settings_of(prior)
         self.override_settings = {pattern: settings_of(choice) for pattern, choice in (overrides or {}).items()}
-        self._drawn_per_call: list[Posterior] = []
         self.chosen_grid_step: float | None = None
-        self._assign(self.prior_settings, self.override_settings)
+        self._assign(posteriors, self.prior_settings, self.override_settings)
+        check_kinds(network, estimator)
+        self.output_layers = self._output_layers(estimator)
         self._starts: dict[str, str] = {}
         self._remember_buffers()
 
@@ -68,73 +116,68 @@ class BayesianModel(nn.Module):
                 self._starts[buffer.name] = f"start_of_buffer_{number}"
                 self.register_buffer(self._starts[buffer.name], buffer.tensor.detach().clone(), persistent=False)
 
-    def _assign(self, default: PriorSettings, overrides: Mapping[str, PriorSettings]) -> None:
-        groups: dict[tuple[str, str], Prior] = {}
-        seen: set[int] = set()
-        used: set[str] = set()
-        for path, module in self.network.named_modules():
-            if not isinstance(module, BayesianModule):
-                continue
-            if module.estimator == "weight":
-                self._drawn_per_call += module.own_posteriors
-            for local, posterior in module.posteriors.items():
-                assert isinstance(posterior, Posterior)
-                name = f"{path}.{local}" if path else local
-                if id(posterior) in seen:
-                    continue
-                seen.add(id(posterior))
-                pattern = next((p for p in overrides if matches(name, [p])), "")
-                used.add(pattern)
-                settings = overrides.get(pattern, default)
-                key = (pattern, {"tensor": name, "layer": path, "model": ""}[settings.per])
-                if key not in groups:
-                    groups[key] = build_prior(settings, name, module, local, posterior)
-                    self.priors.append(groups[key])
-                groups[key].check(posterior.mean.shape)
-                self.weights.append(Weight(name, posterior, groups[key]))
+    def _assign(
+        self,
+        posteriors: Sequence[tuple[Choice, Posterior]],
+        default: PriorSettings,
+        overrides: Mapping[str, PriorSettings],
+    ) -> None:
+        priors = priors_of([(choice.places[0], posterior) for choice, posterior in posteriors], default, overrides)
+        self.priors.extend({id(prior): prior for prior in priors}.values())
+        for number, ((choice, posterior), prior) in enumerate(zip(posteriors, priors, strict=True)):
+            self.weights.append(Weight(choice, posterior.requires_grad_(False), prior, number))
+            self._name_posterior(choice, posterior)
         for weight in self.weights:
             if isinstance(weight.posterior, PointPosterior) and weight.prior.charges():
                 raise PriorError(
                     f"the prior of '{weight.name}' is learned, but its posterior is a point: the prior would collapse onto it; "
                     "set prior.learn=none, or posterior.kind=gaussian"
                 )
-        for pattern in overrides:
-            if pattern not in used:
-                names = ", ".join(weight.name for weight in self.weights)
-                raise LayerError(f"prior override '{pattern}' matches no weight; weights: {names}")
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The network's output."""
-        with holding(self._drawn_per_call):
-            output = self.network(*args, **kwargs)
-        return output
+    def _name_posterior(self, choice: Choice, posterior: Posterior) -> None:
+        """Register it under the weight's dotted name, and show it at every layer that reads the weight."""
+        *path, last = choice.name.split(".")
+        node = self.posterior
+        for part in path:
+            node = node._modules.setdefault(part, nn.Module())  # type: ignore[assignment]
+        node._modules[last] = posterior
+        for place in choice.places:
+            shown = place.owner.__dict__.get("posterior")
+            if not isinstance(shown, LayerPosteriors):
+                if hasattr(place.owner, "posterior"):  # the layer's own attribute of that name stays
+                    continue
+                shown = place.owner.__dict__["posterior"] = LayerPosteriors()
+            shown[place.local] = posterior
+            shown.model = weakref.ref(self)
 
-    @contextmanager
-    def sample(self) -> Iterator["BayesianModel"]:
-        """Inside, every call sees one and the same draw of all weights, as a receiver would.
-
-        A weight is drawn when it is first read; for gradients, let that first read happen outside ``torch.no_grad``.
-        """
-        with holding(weight.posterior for weight in self.weights):
-            yield self
-
-    @contextmanager
-    def mean(self) -> Iterator["BayesianModel"]:
-        """Inside, every weight is its posterior mean."""
-        with holding((weight.posterior for weight in self.weights), lambda q: q.mean.clone()):  # some layers write to it
-            yield self
-
-    def is_drawn(self, posterior: Posterior) -> bool:
-        """True when a layer with the ``weight`` estimator reads it; others draw their outputs."""
-        return any(posterior is drawn for drawn in self._drawn_per_call)
+    def _output_layers(self, wanted: Estimators) -> list["OutputLayer"]:
+        """The layers whose outputs may be drawn in place of their weights: those of which ``auto`` says so are tried out."""
+        own: dict[nn.Module, list[Weight]] = {}
+        for weight in self.weights:
+            own.setdefault(weight.owner, []).append(weight)
+        found = []
+        for module, weights in own.items():
+            alone = [weight.local for weight in weights if len(weight.places) == 1 and weight.is_gaussian]
+            try:
+                estimator = estimator_of(module, wanted, alone)
+            except LayerError as fault:
+                place = weights[0].name.rpartition(".")[0]
+                raise LayerError(
+                    f"{place or 'the network'}: {fault} (exclude='{place or '*'}' leaves it deterministic)"
+                ) from fault
+            if estimator != "weight":
+                found.append(OutputLayer(module, tuple(weights), asked=estimator == "output"))
+        return found
 
     def kl_bits(self, among: Sequence[Weight] | None = None, *, exact: bool = False) -> Tensor:
-        """Net weight bits, KL(q||p) / ln 2, over all weights, or those ``among`` them; a scalar, differentiable.
+        """Return net weight bits, KL(q||p) / ln 2, over all weights, or those ``among`` them; a scalar.
 
+        It is a count. The optimisers of :mod:`bitsback.optim` add its gradient themselves: a loss that contains it raises.
         For a point estimate: -log2 p(w) :meth:`grid_step`, the penalty and the cost of its grid; smooth, but no code length
         under a peaked prior. ``exact`` takes what the ledger takes: its quadrature instead of the faster one for training,
         where the prior has no closed form; and for a point the integer tables of its prior, which have no gradient.
         """
+        self.honour_edits()
         panels = Panels.exact() if exact else Panels.fast()
         weights = self.weights if among is None else among
         tabled = [weight for weight in weights if exact and isinstance(weight.posterior, PointPosterior)]
@@ -144,7 +187,19 @@ class BayesianModel(nn.Module):
         grid_bits = -points * math.log2(self.grid_step()) if points else 0.0
         for weight in tabled:
             grid_bits += float(point_bits(weight.prior, weight.name, weight.posterior.mean, self.grid_step()).sum())
-        return torch.stack(parts).sum() + grid_bits if parts else torch.tensor(grid_bits)
+        bits = torch.stack(parts).sum() + grid_bits if parts else torch.tensor(grid_bits)
+        return _Counted.apply(bits.detach().requires_grad_()) if torch.is_grad_enabled() else bits.detach()
+
+    @torch.no_grad()
+    def kl_estimate_nats(self, among: Sequence[Weight]) -> float:
+        """Return KL(q||p) over some weights in nats, at the price of a few draws where a prior has no closed form.
+
+        Up to 32,768 weights by quadrature, beyond that from a few draws; for points as :meth:`kl_bits`.
+        """
+        large = [w for w in among if w.is_gaussian and w.posterior.weights > FEW_WEIGHTS and not has_closed_form(w.prior)]
+        nats = bits_to_nats(float(self.kl_bits([weight for weight in among if weight not in large]))) if among else 0.0
+        draws = [float(kl(w.posterior, w.prior, method="monte_carlo", samples=1).nats) for w in large for _ in range(DRAWS)]
+        return nats + math.fsum(draws) / DRAWS
 
     def refund_bits(self, grid_step: float) -> Tensor:
         """E_q[-log2 q(w) grid_step] over all weights; zero for point estimates."""
@@ -183,15 +238,6 @@ class BayesianModel(nn.Module):
         stds = [q.std() for q in self.posteriors()]
         return min((float(std.detach().min()) for std in stds if std is not None), default=None)
 
-    def parameter_groups(self, lr: float, log_std_lr: float) -> list[dict[str, Any]]:
-        """Parameter groups for a torch optimiser: log stds learn best at a rate of their own, often a higher one.
-
-        >>> from bitsback.model import bayesianize
-        >>> model = bayesianize(nn.Linear(3, 2))
-        >>> _ = torch.optim.Adam(model.parameter_groups(lr=0.01, log_std_lr=0.05))
-        """
-        return parameter_groups([self], lr, log_std_lr)
-
     def grid_step(self) -> float:
         """The default grid of the weights: a power of two below the smallest posterior std and an eighth of a point's prior.
 
@@ -214,14 +260,31 @@ class BayesianModel(nn.Module):
 
         ``among``: only the priors of these weights.
         """
-        wanted = {id(weight.prior) for weight in self.weights if among is None or weight in among}
+        wanted = {id(weight.prior) for weight in (self.weights if among is None else among)}
         for prior, weights in self.weights_by_prior():
             if prior.learns_in_closed_form and id(prior) in wanted:
                 prior.update([(weight.posterior.mean, weight.posterior.std()) for weight in weights], rate)
 
+    def lay_out(self, *, channels_last: bool, example: Tensor | None = None) -> None:
+        """Lay filters out in memory with their channels last, which a CPU convolves about twice as fast, or as torch does.
+
+        Args:
+            channels_last: which.
+            example: inputs to try the network on: one whose forward does not take that layout keeps torch's.
+        """
+        self.honour_edits(everywhere=True)
+        filters = [p for p in self.network.parameters() if p.ndim == 4]
+        filters += [p for q in self.posteriors() for p in q.parameters() if p.ndim == 4]
+        for p in filters:
+            p.data = interleaved(p.data) if channels_last else straight(p.data)
+        if filters:
+            self.place(self.state)
+            if channels_last and example is not None and not runs(self.network, example):
+                self.lay_out(channels_last=False)
+
     def deterministic(self) -> list[tuple[str, nn.Parameter]]:
         """Name and parameter of every weight of the network that has no posterior."""
-        inside = {id(p) for posterior in self.posteriors() for p in posterior.parameters()}
+        inside = {id(weight.known) for weight in self.weights}
         return [(name, p) for name, p in self.network.named_parameters() if id(p) not in inside]
 
     def deterministic_bits(self) -> float:
@@ -256,11 +319,7 @@ class BayesianModel(nn.Module):
 
     def prior_charges(self) -> list[Charge]:
         """What the learned numbers of the priors cost."""
-        charges = []
-        for prior, weights in self.weights_by_prior():
-            first = weights[0].name
-            charges += [Charge(f"{prior.kind}.{c.name}[{first}]", c.numbers, c.bits_each) for c in prior.charges()]
-        return charges
+        return [charge for prior, weights in self.weights_by_prior() for charge in charges_of(prior, weights[0].name)]
 
     def charges(self) -> list[Charge]:
         """What every learned number that is not a weight costs."""
@@ -303,10 +362,16 @@ class BayesianModel(nn.Module):
         return " and ".join(dict.fromkeys(prior.given() for prior in self._priors() if prior.given()))
 
 
-def parameter_groups(modules: Sequence[nn.Module], lr: float, log_std_lr: float) -> list[dict[str, Any]]:
-    """The trainable parameters of several modules in two groups: log stds, and everything else."""
-    named = [(name, p) for module in modules for name, p in module.named_parameters() if p.requires_grad]
-    widths = [p for name, p in named if name.endswith(".log_std")]
-    rest = [p for name, p in named if not name.endswith(".log_std")]
-    groups: list[dict[str, Any]] = [{"params": rest, "lr": lr}, {"params": widths, "lr": log_std_lr}]
-    return [group for group in groups if group["params"]]
+class _Counted(torch.autograd.Function):
+    """Bits that have been counted, not offered to a loss."""
+
+    @staticmethod
+    def forward(ctx: Any, bits: Tensor) -> Tensor:
+        return bits.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        raise LayerError(
+            "model.kl_bits() is part of the loss, and the optimiser adds the KL by itself: leave it out of the loss "
+            "(bitsback.optim.Adam(model, examples=N) weighs it by beta / N)"
+        )

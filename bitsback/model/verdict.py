@@ -93,7 +93,7 @@ def _cause(ledger: Ledger, model: BayesianModel, likelihood: Likelihood, example
     kept = torch.linspace(0, len(examples) - 1, min(LOOKED_AT, len(examples))).round().long()
     some = Examples(examples.inputs[kept], examples.targets[kept]).to(model.device, model.dtype)
     inputs, targets = some.inputs, some.targets
-    with evaluating(model), model.mean():
+    with evaluating(model.network), model.mean():
         outputs = model(inputs)
     looks: tuple[Callable[[], str], ...] = (
         lambda: _all_alike(likelihood, examples.targets),

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from tqdm import tqdm
 
 from bitsback.data import Examples
@@ -30,6 +31,7 @@ def widened(model: BayesianModel, factor: float) -> Iterator[BayesianModel]:
         raise LedgerError("a point estimate has no width to change; train with posterior.kind=gaussian")
     if not factor > 0:
         raise LedgerError(f"a width factor must be above zero, got {factor:g}")
+    model.honour_edits(everywhere=True)
     trained = [q.log_std.detach().clone() for q in wide]
     try:
         for posterior in wide:
@@ -37,7 +39,8 @@ def widened(model: BayesianModel, factor: float) -> Iterator[BayesianModel]:
         yield model
     finally:
         for posterior, log_std in zip(wide, trained, strict=True):
-            posterior.log_std.data.copy_(log_std)
+            with torch.no_grad():
+                posterior.log_std.copy_(log_std)
 
 
 def width_curve(

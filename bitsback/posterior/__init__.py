@@ -1,6 +1,6 @@
 """q(w): what is known about each weight after the data."""
 
-from bitsback.posterior.base import Loan, Posterior, holding, lending
+from bitsback.posterior.base import Posterior
 from bitsback.posterior.gaussian import GaussianPosterior, GaussianPosteriorSettings
 from bitsback.posterior.point import PointPosterior, PointPosteriorSettings
 
@@ -9,11 +9,8 @@ PosteriorSettings = GaussianPosteriorSettings | PointPosteriorSettings
 __all__ = [
     "GaussianPosterior",
     "GaussianPosteriorSettings",
-    "Loan",
     "PointPosterior",
     "PointPosteriorSettings",
     "Posterior",
     "PosteriorSettings",
-    "holding",
-    "lending",
 ]

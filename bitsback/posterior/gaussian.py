@@ -5,10 +5,10 @@ from typing import Literal
 
 import torch
 from pydantic import Field, PositiveFloat
-from torch import Tensor, nn
+from torch import Tensor
 
 from bitsback.errors import LayerError
-from bitsback.posterior.base import Posterior
+from bitsback.posterior.base import Noticed, Posterior
 from bitsback.registry import Settings
 
 
@@ -29,8 +29,8 @@ class GaussianPosterior(Posterior):
 
     def __init__(self, mean: Tensor, std: float | Tensor) -> None:
         super().__init__()
-        self.mean = nn.Parameter(mean.detach().clone())
-        self.log_std = nn.Parameter(torch.empty_like(self.mean))
+        self.mean = Noticed(mean.detach().clone())
+        self.log_std = Noticed(torch.empty_like(self.mean))
         self.set_std(std)
 
     def set_std(self, std: float | Tensor) -> None:
@@ -44,8 +44,8 @@ class GaussianPosterior(Posterior):
     def std(self) -> Tensor:
         return self.log_std.exp()
 
-    def draw(self) -> Tensor:
-        return self.mean + self.std() * torch.randn_like(self.mean)
+    def draw(self, noise: Tensor | None = None) -> Tensor:
+        return torch.addcmul(self.mean, self.std(), torch.randn_like(self.mean) if noise is None else noise)
 
     def entropy(self) -> Tensor:
         """Differential entropy in nats, elementwise: log std + log(2 pi e) / 2."""
@@ -55,9 +55,6 @@ class GaussianPosterior(Posterior):
         """Multiply every standard deviation by ``factor``, in place."""
         with torch.no_grad():
             self.log_std.add_(math.log(factor))
-
-    def extra_repr(self) -> str:
-        return f"shape={tuple(self.mean.shape)}"
 
 
 class GaussianPosteriorSettings(Settings):

@@ -4,9 +4,9 @@ from typing import Literal
 
 import torch
 from pydantic import Field, PositiveFloat
-from torch import Tensor, nn
+from torch import Tensor
 
-from bitsback.posterior.base import Posterior
+from bitsback.posterior.base import Noticed, Posterior
 from bitsback.registry import Settings
 
 
@@ -23,22 +23,19 @@ class PointPosterior(Posterior):
 
     def __init__(self, mean: Tensor, grid_step: float | None = None) -> None:
         super().__init__()
-        self.mean = nn.Parameter(mean.detach().clone())
+        self.mean = Noticed(mean.detach().clone())
         self.grid_step = grid_step
 
     def std(self) -> None:
         return None
 
-    def draw(self) -> Tensor:
-        return self.mean.clone()  # some layers write to their weights
+    def draw(self, noise: Tensor | None = None) -> Tensor:
+        return self.mean.clone()
 
     def round_to(self, step: float) -> None:
         """Round every weight to a multiple of ``step``, in place."""
         with torch.no_grad():
             self.mean.copy_((self.mean / step).round() * step)
-
-    def extra_repr(self) -> str:
-        return f"shape={tuple(self.mean.shape)}"
 
 
 class PointPosteriorSettings(Settings):

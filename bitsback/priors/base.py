@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveFloat
@@ -40,12 +40,24 @@ class Prior(Learned, ABC):
 
     A subclass stores each of its numbers with :meth:`_store`, which makes it a buffer when it is fixed and charges it on a
     stated grid when it is learned, and builds its distribution in :meth:`forward` (same names, same order in every file:
-    prior, settings, registration).
+    prior, settings, registration). Training asks for :meth:`kl_gradient`, which autograd answers for every prior; a subclass
+    that knows its derivative is faster with a :meth:`slope` of its own.
     """
 
     family = "prior"
     mistake = PriorError
     mean: Tensor
+    needs_draw: ClassVar[bool] = True
+    """Whether :meth:`kl_gradient` looks at the draw; closed forms and tables do not."""
+    mirrored: ClassVar[bool] = False
+    """Whether :meth:`kl_gradient` takes the slope at the draw's mirror image too: less noise for a second evaluation."""
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        """Give a class with a density of its own the derivatives by autograd where it has none: never another density's."""
+        super().__init_subclass__(**arguments)
+        if "forward" in vars(cls) or "width" in vars(cls):
+            for name in {"kl_gradient", "slope", "is_elementwise", "needs_draw"} - vars(cls).keys():
+                setattr(cls, name, vars(Prior)[name])
 
     @abstractmethod
     def forward(self) -> Distribution:
@@ -81,8 +93,79 @@ class Prior(Learned, ABC):
         """Numbers too many for :meth:`values` (a mean for every weight), stored as tensors beside the posterior."""
         return {}
 
+    @property
+    def is_elementwise(self) -> bool:
+        """Whether one scalar density codes every weight, so that a tensor may be handed over in flat pieces."""
+        if "_is_elementwise" not in self.__dict__:
+            p = self()
+            self._is_elementwise = not p.event_shape and p.batch_shape.numel() == 1
+        return self._is_elementwise
+
+    @torch.no_grad()
+    def kl_gradient(self, mean: Tensor, log_std: Tensor, draw: Tensor, rate: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Find an unbiased gradient of KL(N(mean, std^2) || p) in nats, of every weight by its mean and by its log std.
+
+        With h the slope of -log p at the draw w = mean + std e, it is (h, h (w - mean) - 1): the entropy's part is exact, the
+        rest by the path-wise derivative (Kingma & Welling 2014; Blundell et al. 2015, section 3.2). With :attr:`mirrored`, h
+        is taken at 2 mean - w as well and the two are averaged. Priors that know better override this: then nothing of the
+        draw may remain.
+
+        Args:
+            mean, log_std, draw: of one shape and dtype; flat pieces are fine where :attr:`is_elementwise`, whole tensors else.
+            rate: how much of the gradient by each learned number of the prior is added to that number's ``.grad``; where the
+                slope is taken at draws, that of -log p(w).
+
+        Returns:
+            Two new tensors of that shape, which the caller may change.
+
+        >>> from bitsback.priors import GaussianPrior
+        >>> by_mean, by_log_std = GaussianPrior(2.0).kl_gradient(torch.ones(1), torch.zeros(1), torch.ones(1))
+        >>> round(by_mean.item(), 6), round(by_log_std.item(), 6)  # mean / 2^2 and std^2 / 2^2 - 1
+        (0.25, -0.75)
+        """
+        noise = draw - mean
+        if not self.mirrored:
+            slope = self.slope(draw, rate)
+            return slope, (slope * noise).sub_(1)
+        slope, behind = self.slope(draw, rate), self.slope(mean - noise)
+        by_log_std = noise.mul_(slope - behind).mul_(0.5).sub_(1)
+        return slope.lerp_(behind, 0.5), by_log_std
+
+    def slope(self, weights: Tensor, rate: float = 0.0) -> Tensor:
+        """Find the derivative of -log p at ``weights``, in nats, as a new tensor of their shape; by autograd unless overridden.
+
+        Args:
+            weights: of any shape where :attr:`is_elementwise`, the whole tensor else.
+            rate: how much of the gradient of the sum of -log p by each learned number is added to that number's ``.grad``.
+
+        >>> from bitsback.priors import LaplacePrior
+        >>> LaplacePrior(0.5).slope(torch.tensor([-3.0, 0.1])).tolist()
+        [-2.0, 2.0]
+        """
+        learned = [parameter for parameter in self.parameters() if rate and parameter.requires_grad]
+        with torch.enable_grad(), torch.autocast(weights.device.type, enabled=False):
+            leaf = weights.detach().requires_grad_()
+            nats = -self().log_prob(leaf).sum()
+            slope, *gradients = torch.autograd.grad(nats, [leaf, *learned], materialize_grads=True)
+        for parameter, gradient in zip(learned, gradients, strict=True):
+            add_gradient(parameter, gradient, rate)
+        return slope
+
     def extra_repr(self) -> str:
         return self.kind
+
+
+def add_gradient(parameter: Tensor, gradient: Tensor, rate: float) -> None:
+    """Add ``rate`` times a gradient to a parameter's ``.grad``, making it where there is none; nothing for a fixed number.
+
+    >>> number = torch.nn.Parameter(torch.zeros(()))
+    >>> add_gradient(number, torch.tensor(3.0), 0.5)
+    >>> number.grad.item()
+    1.5
+    """
+    if parameter.requires_grad:
+        step = (gradient * rate).to(parameter).reshape(parameter.shape)
+        parameter.grad = step if parameter.grad is None else parameter.grad.add_(step)
 
 
 def around(centre: Tensor, width: Tensor, octaves: tuple[int, int]) -> Tensor:
@@ -136,6 +219,16 @@ class ScalePrior(Prior):
 
     def values(self) -> dict[str, Any]:
         return {"scale": math.exp(float(self.log_scale.detach())), "mean": float(self.mean)}
+
+    def _learn_from_slope(self, slope: Tensor, distance: Tensor, rate: float) -> None:
+        """Pass on the gradient by the log scale: of -log p, for a scale family, 1 - slope (w - location) for every weight."""
+        if rate and self.log_scale.requires_grad:
+            add_gradient(self.log_scale, slope.numel() - torch.dot(slope.flatten(), distance.flatten()), rate)
+
+    def _learn_from_kl(self, by_mean: Tensor, by_log_std: Tensor, distance: Tensor, rate: float) -> None:
+        """Pass on the same for the KL: for a scale family, minus the sum of by_mean (mean - location) + by_log_std."""
+        if rate and self.log_scale.requires_grad:
+            add_gradient(self.log_scale, -torch.dot(by_mean.flatten(), distance.flatten()) - by_log_std.sum(), rate)
 
 
 registry: Registry[type[PriorSettings]] = Registry("prior")

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Normal
 
 from bitsback.learned import Learn, plain
-from bitsback.priors.base import Moments, Prior, ScaleSettings, WeightInfo, registry
+from bitsback.priors.base import Moments, Prior, ScaleSettings, WeightInfo, add_gradient, registry
 
 
 class NormalPrior(Prior):
@@ -19,6 +19,7 @@ class NormalPrior(Prior):
     """
 
     has_closed_form = True
+    needs_draw = False
     log_scale: Tensor
 
     def __init__(self, mean: float | Tensor, scale: float | Tensor, learn: Learn) -> None:
@@ -34,6 +35,29 @@ class NormalPrior(Prior):
 
     def values(self) -> dict[str, Any]:
         return {"scale": plain(self.log_scale.double().exp()), "mean": plain(self.mean)}
+
+    @property
+    def is_elementwise(self) -> bool:
+        return self.mean.ndim == 0 and self.log_scale.ndim == 0
+
+    @torch.no_grad()
+    def kl_gradient(self, mean: Tensor, log_std: Tensor, draw: Tensor, rate: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Find the exact gradient: ((mean - mu) / scale^2, std^2 / scale^2 - 1)."""
+        precision = self.width().square().reciprocal_()
+        distance = mean - self.mean
+        by_mean = distance * precision
+        by_log_std = (2 * log_std).exp_().mul_(precision).sub_(1)
+        if rate and self.log_scale.requires_grad:
+            add_gradient(self.log_scale, -torch.addcmul(by_log_std, by_mean, distance).sum_to_size(self.log_scale.shape), rate)
+        return by_mean, by_log_std
+
+    @torch.no_grad()
+    def slope(self, weights: Tensor, rate: float = 0.0) -> Tensor:
+        distance = weights - self.mean
+        slope = distance / self.width().square()
+        if rate and self.log_scale.requires_grad:
+            add_gradient(self.log_scale, (1 - slope * distance).sum_to_size(self.log_scale.shape), rate)
+        return slope
 
     def update(self, weights: Sequence[Moments], rate: float = 1.0) -> None:
         if self.learns_in_closed_form:
@@ -57,6 +81,18 @@ class GaussianPrior(NormalPrior):
     """
 
     kind = "gaussian"
+
+    @property
+    def centre(self) -> float:
+        """mu as a number, read once: it is never learned."""
+        found: float | None = self.__dict__.get("_centre")
+        if found is None:
+            found = self.__dict__["_centre"] = float(self.mean)
+        return found
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        self.__dict__.pop("_centre", None)
 
     def __init__(self, scale: float = 0.3, *, mean: float = 0.0, learn: Learn = "none") -> None:
         super().__init__(mean, scale, learn)

@@ -24,6 +24,7 @@ class StudentTPrior(ScalePrior):
     """
 
     kind = "student_t"
+    mirrored = True
     df: Tensor
 
     def __init__(self, scale: float = 0.3, *, df: float = 3.0, mean: float = 0.0, learn: Learn = "none") -> None:
@@ -34,6 +35,14 @@ class StudentTPrior(ScalePrior):
 
     def forward(self) -> Distribution:
         return StudentT(self.df, self.mean, self.width(), validate_args=False)
+
+    @property
+    def is_elementwise(self) -> bool:
+        return True
+
+    @torch.no_grad()
+    def slope(self, weights: Tensor, rate: float = 0.0) -> Tensor:
+        return _power_slope(self, weights, self.df, rate)
 
     def values(self) -> dict[str, Any]:
         return {"df": float(self.df), **super().values()}
@@ -51,6 +60,15 @@ class StudentTPriorSettings(ScaleSettings):
         return StudentTPrior(self.start_scale(weight), df=self.df, mean=self.mean, learn=self.learn)
 
 
+def _power_slope(prior: ScalePrior, weights: Tensor, df: Tensor | float, rate: float) -> Tensor:
+    """(df + 1) / (d + df scale^2 / d) with d = w - mu: finite and right at d = 0 and wherever d^2 overflows."""
+    distance = weights - prior.mean
+    slope = (prior.width().square() * df / distance).add_(distance)
+    torch.div(df + 1, slope, out=slope)
+    prior._learn_from_slope(slope, distance, rate)
+    return slope
+
+
 class CauchyPrior(ScalePrior):
     """p(w) = 1 / (pi scale (1 + ((w - mean) / scale)^2)).
 
@@ -59,9 +77,18 @@ class CauchyPrior(ScalePrior):
     """
 
     kind = "cauchy"
+    mirrored = True
 
     def forward(self) -> Distribution:
         return Cauchy(self.mean, self.width(), validate_args=False)
+
+    @property
+    def is_elementwise(self) -> bool:
+        return True
+
+    @torch.no_grad()
+    def slope(self, weights: Tensor, rate: float = 0.0) -> Tensor:
+        return _power_slope(self, weights, 1.0, rate)
 
 
 @registry.register("cauchy")
@@ -108,9 +135,21 @@ class LogisticPrior(ScalePrior):
     """
 
     kind = "logistic"
+    mirrored = True
 
     def forward(self) -> Distribution:
         return Logistic(self.mean, self.width())
+
+    @property
+    def is_elementwise(self) -> bool:
+        return True
+
+    @torch.no_grad()
+    def slope(self, weights: Tensor, rate: float = 0.0) -> Tensor:
+        distance, scale = weights - self.mean, self.width()
+        slope = (distance / (2 * scale)).tanh_().div_(scale)
+        self._learn_from_slope(slope, distance, rate)
+        return slope
 
 
 @registry.register("logistic")

@@ -1,6 +1,7 @@
 """The horseshoe: infinitely tall at zero, heavy in the tails, and still of mass one."""
 
 import math
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -9,9 +10,13 @@ from torch.distributions import Cauchy, Distribution, constraints
 
 from bitsback.learned import GradientLearn
 from bitsback.priors.base import NO_SHAPE, ScalePrior, ScaleSettings, Shape, WeightInfo, around, registry
+from bitsback.priors.kl_table import expected_pull, kl_table, pull_at
 
 EULER_GAMMA = 0.57721566490153286061
 SERIES_BELOW = 2.0
+
+NEAREST = 1e-15
+"""Within so many scales of its pole the density is that at this distance."""
 
 
 def scaled_exp1(x: Tensor) -> Tensor:
@@ -33,11 +38,16 @@ def _by_series(x: Tensor) -> Tensor:
     return x.exp() * (total - x.log() - EULER_GAMMA)
 
 
-def _by_continued_fraction(x: Tensor) -> Tensor:
+def _fraction(x: Tensor) -> Tensor:
+    """1 / (e^x E1(x)) - x, which goes to 1."""
     fraction = torch.zeros_like(x)
     for k in range(70, 0, -1):
         fraction = k / (1 + k / (x + fraction))
-    return 1 / (x + fraction)
+    return fraction
+
+
+def _by_continued_fraction(x: Tensor) -> Tensor:
+    return 1 / (x + _fraction(x))
 
 
 class _ScaledExp1(torch.autograd.Function):
@@ -68,7 +78,7 @@ class Horseshoe(Distribution):
         super().__init__(self.loc.shape, validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        z = ((value - self.loc) / self.scale).abs().clamp_min(1e-15)
+        z = ((value - self.loc) / self.scale).abs().clamp_min(NEAREST)
         return scaled_exp1(0.5 * z.square()).log() - self.scale.log() - 0.5 * math.log(2 * math.pi**3)
 
     def sample(self, sample_shape: Shape = NO_SHAPE) -> Tensor:
@@ -88,12 +98,53 @@ class HorseshoePrior(ScalePrior):
     """
 
     kind = "horseshoe"
+    needs_draw = False
 
     def forward(self) -> Distribution:
         return Horseshoe(self.mean, self.width())
 
     def breakpoints(self, fine: bool = True) -> Tensor:
         return around(self.mean, self.width(), (-30, 6) if fine else (-6, 0))
+
+    @property
+    def is_elementwise(self) -> bool:
+        return True
+
+    @torch.no_grad()
+    def kl_gradient(self, mean: Tensor, log_std: Tensor, draw: Tensor, rate: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Look the gradient up: at the pole the variance of the slope at a draw is infinite.
+
+        With r^2 = (mean - mu)^2 + std^2 the error by the log std is below 2e-4, and that by the mean below 2e-4 / r, for r
+        above 1e-12 scales (tests hold both to it against exact quadrature).
+        """
+        scale, distance = self.width(), mean - self.mean
+        u = distance / scale
+        pull, by_log_std = expected_pull(_table(mean.dtype, mean.device), u, log_std - self.log_scale)
+        by_mean = pull.div_(scale)
+        by_log_std.sub_(1)
+        self._learn_from_kl(by_mean, by_log_std, distance, rate)
+        return by_mean, by_log_std
+
+    @torch.no_grad()
+    def slope(self, weights: Tensor, rate: float = 0.0) -> Tensor:
+        """Look the slope up, to a relative error of 2e-4; it is zero nearer to the pole than 1e-15 scales."""
+        distance, scale = weights - self.mean, self.width()
+        u = distance / scale
+        slope = pull_at(_table(u.dtype, u.device), u.abs()).div_(distance).masked_fill_(u.abs() < NEAREST, 0.0)
+        self._learn_from_slope(slope, distance, rate)
+        return slope
+
+
+def _pull(log_distance: Tensor) -> Tensor:
+    """u d/du (-log p) at u = e^log_distance scales from the pole, without cancellation."""
+    x = (2 * log_distance).exp() / 2
+    near = 1 / scaled_exp1(x.clamp_max(SERIES_BELOW)) - x
+    return 2 * torch.where(x < SERIES_BELOW, near, _fraction(x.clamp_min(SERIES_BELOW)))
+
+
+@lru_cache
+def _table(dtype: torch.dtype, device: torch.device) -> Tensor:
+    return kl_table(_pull).to(device, dtype) if dtype == torch.float64 else _table(torch.float64, device).to(dtype)
 
 
 @registry.register("horseshoe")

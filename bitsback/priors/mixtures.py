@@ -10,7 +10,16 @@ from torch.distributions import Categorical, Distribution, MixtureSameFamily, No
 
 from bitsback.errors import PriorError
 from bitsback.learned import BFLOAT16, LOGIT, GradientLearn, Learn, plain
-from bitsback.priors.base import Prior, PriorSettings, WeightInfo, around, registry
+from bitsback.priors.base import Prior, PriorSettings, WeightInfo, add_gradient, around, registry
+
+FARTHEST = 1e12
+"""A distance whose square, over that of the narrowest scale on the grid, is finite in float32."""
+
+NOTHING = 80.0
+"""A density so many nats below another is as good as none; less would be a slow, denormal number in float32."""
+
+AT_ONCE = 1 << 16
+"""Weights times components that a CPU's cache holds with all that is made of them."""
 
 
 class MixturePrior(Prior):
@@ -30,6 +39,7 @@ class MixturePrior(Prior):
     """
 
     kind = "mixture"
+    mirrored = True
     means: Tensor
     log_scales: Tensor
     free_logits: Tensor
@@ -56,6 +66,38 @@ class MixturePrior(Prior):
     def forward(self) -> Distribution:
         components = Normal(self.means, self.log_scales.exp(), validate_args=False)
         return MixtureSameFamily(Categorical(logits=self._log_weights()), components, validate_args=False)
+
+    @property
+    def is_elementwise(self) -> bool:
+        return True
+
+    @torch.no_grad()
+    def slope(self, weights: Tensor, rate: float = 0.0) -> Tensor:
+        """Sum the components' slopes (w - mean_k) / scale_k^2 by their shares of the density at w."""
+        w, slope = weights.flatten(), torch.empty_like(weights).flatten()
+        means, log_scales, log_weights = self.means.to(w), self.log_scales.to(w), self._log_weights().to(w)
+        learns = rate != 0 and any(number.requires_grad for number in (self.means, self.log_scales, self.free_logits))
+        heights, per_scale = (log_weights - log_scales).unsqueeze(1), (-log_scales).exp().mul_(math.sqrt(0.5)).unsqueeze(1)
+        precisions, ones = (-2 * log_scales).exp(), torch.ones_like(means)
+        held, distance, square = w.new_zeros(3, len(means))  # over all weights: share, share z, share z^2 of each component
+        at_once = max(1, AT_ONCE // len(means)) if w.device.type == "cpu" else max(1, len(w))
+        with torch.autocast(w.device.type, enabled=False):
+            for part, into in zip(w.split(at_once), slope.split(at_once), strict=True):
+                z = (part.clamp(-FARTHEST, FARTHEST) - means.unsqueeze(1)).mul_(per_scale)
+                shares = z * z
+                torch.sub(heights, shares, out=shares)
+                shares.sub_(shares.amax(0)).clamp_min_(-NOTHING).exp_()
+                total = shares.T.mv(ones)
+                torch.mul(shares.T.mv(precisions), part, out=into).sub_(shares.T.mv(precisions * means)).div_(total)
+                if learns:
+                    held.add_(shares.div_(total).sum(1))
+                    distance.add_(torch.mul(shares, z, out=shares).sum(1))
+                    square.add_(torch.stack([torch.dot(one, other) for one, other in zip(shares, z, strict=True)]))
+        if learns:
+            add_gradient(self.free_logits, (log_weights.exp() * len(w) - held)[1:], rate)
+            add_gradient(self.log_scales, held - 2 * square, rate)
+            add_gradient(self.means, -2 * per_scale.squeeze(1) * distance, rate)
+        return slope.view(weights.shape)
 
     def width(self) -> Tensor:
         return (self._log_weights().exp() * self.log_scales.exp().square()).sum().sqrt()

@@ -10,7 +10,7 @@ from torch.distributions import AffineTransform, Distribution, TransformedDistri
 
 from bitsback.errors import PriorError, near_miss
 from bitsback.learned import GradientLearn, Learn
-from bitsback.priors.base import Prior, PriorSettings, WeightInfo, around, registry
+from bitsback.priors.base import Prior, PriorSettings, WeightInfo, add_gradient, around, registry
 
 
 class PyroPrior(Prior):
@@ -75,6 +75,18 @@ class PyroPrior(Prior):
         base = self._base(self.log_scale.dtype)
         event_dim = len(base.event_shape)
         return TransformedDistribution(base, AffineTransform(0.0, self.log_scale.exp(), event_dim), validate_args=False)
+
+    @torch.no_grad()
+    def slope(self, weights: Tensor, rate: float = 0.0) -> Tensor:
+        """The slope of -log p by autograd at w / scale; the gradient by the log scale is one less slope times w, summed."""
+        scale = self.log_scale.exp()
+        at = weights / scale
+        with torch.enable_grad(), torch.autocast(weights.device.type, enabled=False):
+            log_p = self._base(self.log_scale.dtype).log_prob(at.requires_grad_())
+            (slope,) = torch.autograd.grad(log_p, at, (-1 / scale).to(log_p).expand_as(log_p))
+        if rate and self.log_scale.requires_grad:
+            add_gradient(self.log_scale, slope.numel() - torch.dot(slope.flatten(), weights.flatten()), rate)
+        return slope
 
     def check(self, shape: torch.Size) -> None:
         base = self._base(torch.get_default_dtype())

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from bitsback.data import Examples
 from bitsback.likelihoods import Likelihood
-from bitsback.model import BayesianModel
+from bitsback.model import BayesianModel, State
 from bitsback.model.accounting import EVALUATION_BATCH, SHOWN_AFTER_SECONDS, seeded
 from bitsback.model.modes import evaluating
 
@@ -52,10 +52,10 @@ def judged(
     given = examples.to(device, model.dtype)
     draws = draws if model.smallest_std() is not None else 1
     bits, predicted = torch.zeros(len(given), dtype=torch.float64), torch.zeros(())
-    with evaluating(model), seeded(seed, device):
-        for _ in tqdm(range(draws), desc="examples", leave=False, disable=not progress, delay=SHOWN_AFTER_SECONDS):
-            with model.sample():
-                outputs = torch.cat([model(part) for part in given.inputs.split(EVALUATION_BATCH)])
+    with evaluating(model.network), model.keeping(), seeded(seed, device):
+        for number in tqdm(range(draws), desc="examples", leave=False, disable=not progress, delay=SHOWN_AFTER_SECONDS):
+            model.place(State("draw", seed, -1 - number))
+            outputs = torch.cat([model(part) for part in given.inputs.split(EVALUATION_BATCH)])
             bits += likelihood.bits(outputs, given.targets).cpu().double()
             predicted = predicted + likelihood.predict(outputs).cpu()
     return Judged(bits / draws, predicted / draws, examples.targets.cpu(), numbers, draws)

@@ -8,9 +8,11 @@ from tqdm import tqdm
 
 from bitsback.errors import PriorError
 from bitsback.kl import Panels, kl
+from bitsback.learned import Charge
 from bitsback.ledger import Entry, Ledger
 from bitsback.model import BayesianModel, Weight
 from bitsback.model.accounting import SHOWN_AFTER_SECONDS
+from bitsback.model.choices import charges_of, priors_of, settings_of
 from bitsback.posterior import GaussianPosterior
 from bitsback.priors import Prior
 from bitsback.priors import registry as prior_registry
@@ -40,21 +42,24 @@ def recoded(
     kinds = list(prior_registry if kinds is None else kinds)
     for kind in tqdm(kinds, desc="priors", leave=False, disable=not progress, delay=SHOWN_AFTER_SECONDS):
         try:
-            other = BayesianModel(model.network, kind)
+            others = priors_of([(weight.places[0], weight.posterior) for weight in model.weights], settings_of(kind))
         except PriorError:  # needs to be told more: which run, which distribution
             continue
-        books[kind] = _under(model, other, book)
+        books[kind] = _under(model, others, book)
     return books
 
 
-def _under(model: BayesianModel, other: BayesianModel, book: Ledger) -> Ledger:
+def _under(model: BayesianModel, others: list[Prior], book: Ledger) -> Ledger:
+    """The ledger under other priors, one for each weight; several weights may share one."""
     net_bits: dict[str, float] = {}
-    for prior, weights in other.weights_by_prior():
+    charges: list[Charge] = []
+    for prior in {id(prior): prior for prior in others}.values():
+        weights = [weight for weight, own in zip(model.weights, others, strict=True) if own is prior]
         fitted = exact(prior)
         wide = [weight for weight in weights if isinstance(weight.posterior, GaussianPosterior)]
         _fit(fitted, wide)
-        prior.load_state_dict(fitted.state_dict())
         fitted.round_to_grid()
+        charges += charges_of(fitted, weights[0].name)
         for weight in wide:
             moments = sampled(weight, fitted)
             panels = Panels.exact() if weight.posterior.weights <= EXACT_WEIGHTS else Panels.fast()
@@ -67,8 +72,8 @@ def _under(model: BayesianModel, other: BayesianModel, book: Ledger) -> Ledger:
         for e in book.entries
     ]
     before = {charge.name for charge in model.prior_charges()}
-    charges = (*other.prior_charges(), *(charge for charge in book.charges if charge.name not in before))
-    return replace(book, entries=tuple(entries), charges=charges, given="", notes=())
+    charges += [charge for charge in book.charges if charge.name not in before]
+    return replace(book, entries=tuple(entries), charges=tuple(charges), given="", notes=())
 
 
 def _fit(prior: Prior, weights: list[Weight]) -> None:

@@ -14,7 +14,7 @@ OPERATIONS_PER_CALL = 20_000
 def operations(model: BayesianModel, examples: Examples) -> float:
     """Floating-point operations of the network for one example, with what it costs to call it."""
     first = Examples(examples.inputs[:1], examples.targets[:1]).to(next(model.parameters()).device, model.dtype)
-    with evaluating(model), FlopCounterMode(display=False) as counter, torch.no_grad(), model.mean():
+    with evaluating(model.network), FlopCounterMode(display=False) as counter, torch.no_grad(), model.mean():
         model(first.inputs)
     return OPERATIONS_PER_CALL + float(counter.get_total_flops())
 

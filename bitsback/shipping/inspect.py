@@ -6,11 +6,14 @@ from typing import Any
 
 from bitsback.bitstream.container import BitReader, unseal
 from bitsback.bitstream.header import Header
-from bitsback.bitstream.prequential import KIND, Head
+from bitsback.bitstream.prequential import FIRST_KIND, KIND, Head
+from bitsback.shipping.message import FIRST_KIND as FIRST_MESSAGE
 from bitsback.shipping.message import read_file
 from bitsback.shipping.model_file import decode
 from bitsback.shipping.two_part import model_inside
 
+TRAINS_AGAIN = "Whoever decodes them trains the same networks again; another arithmetic is noticed, block by block."
+ONLY_FIRST = "Only bitsback 0.1 decodes them: it repeats the training of their networks."
 NO_SAMPLE = "The weights were chosen, block by block, to describe the labels well; they are not a sample of the posterior."
 
 
@@ -22,10 +25,10 @@ def inspect_file(path: Path, places: Sequence[str] = ()) -> dict[str, Any]:
     """
     content = read_file(path)
     kind, contents = unseal(content, str(path))
-    if kind == "message":
-        return _message(content, contents)
-    if kind == KIND:
-        return _prequential(content, contents)
+    if kind in ("message", FIRST_MESSAGE):
+        return _message(content, contents, kind)
+    if kind in (KIND, FIRST_KIND):
+        return _prequential(content, contents, kind)
     if kind == "two_part":
         return _two_part(content, str(path), places)
     loaded = decode(content, str(path), places)
@@ -49,9 +52,9 @@ def inspect_file(path: Path, places: Sequence[str] = ()) -> dict[str, Any]:
     }
 
 
-def _message(content: bytes, contents: bytes) -> dict[str, Any]:
+def _message(content: bytes, contents: bytes, kind: str) -> dict[str, Any]:
     reader = BitReader(contents)
-    header = Header.take(reader)
+    header = Header.take(reader, version=1 if kind == FIRST_MESSAGE else 2)
     head_bits = 8 * (len(contents) - len(reader.rest()))
     rest_bytes = header.payload_bytes % 4
     parts = {
@@ -60,14 +63,17 @@ def _message(content: bytes, contents: bytes) -> dict[str, Any]:
         "payload": 8 * header.payload_bytes,
         "labels, weights, learned numbers, less the refund": 8 * len(contents) - head_bits - 8 * header.payload_bytes,
     }
+    notes = [f"{rest_bytes} bytes of the payload stand as they are."] if rest_bytes else []
+    if kind == FIRST_MESSAGE:
+        notes.append("Only bitsback 0.1 gives the payload back: it repeats the training that locks it.")
     return {
-        "kind": "message",
+        "kind": kind,
         "sentence": f"A bits-back message of {len(content):,} bytes around a payload of {header.payload_bytes:,} bytes: data "
         f"{_kind(header.settings, 'data')}, prior {_kind(header.settings, 'prior')}, grid 2^{-header.exponent}.",
         "file_bytes": len(content),
         "settings": header.settings,
         "parts": [{"name": name, "bits": bits} for name, bits in parts.items()],
-        "notes": [f"{rest_bytes} bytes of the payload stand as they are."] if rest_bytes else [],
+        "notes": notes,
     }
 
 
@@ -85,7 +91,7 @@ def _two_part(content: bytes, what: str, places: Sequence[str]) -> dict[str, Any
     }
 
 
-def _prequential(content: bytes, contents: bytes) -> dict[str, Any]:
+def _prequential(content: bytes, contents: bytes, kind: str) -> dict[str, Any]:
     reader = BitReader(contents)
     head = Head.take(reader)
     label_bits = 8 * len(reader.rest())
@@ -95,7 +101,7 @@ def _prequential(content: bytes, contents: bytes) -> dict[str, Any]:
         "labels": label_bits,
     }
     return {
-        "kind": KIND,
+        "kind": kind,
         "sentence": f"A message of {len(content):,} bytes: {head.examples:,} labels in the prequential code, in "
         f"{len(head.tables)} blocks; data {_kind(head.settings, 'data')}, prior {_kind(head.settings, 'prior')}.",
         "file_bytes": len(content),
@@ -103,7 +109,7 @@ def _prequential(content: bytes, contents: bytes) -> dict[str, Any]:
         "blocks": len(head.tables),
         "settings": head.settings,
         "parts": [{"name": name, "bits": bits} for name, bits in parts.items()],
-        "notes": ["Only a machine whose arithmetic is the sender's decodes them: it trains the same networks again."],
+        "notes": [ONLY_FIRST if kind == FIRST_KIND else TRAINS_AGAIN],
     }
 
 

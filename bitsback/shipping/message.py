@@ -1,10 +1,9 @@
 """send and receive: from a configuration and a payload to a message, and back to payload, labels and network."""
 
-import dataclasses
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +15,46 @@ from bitsback.bitstream.ans import Integers
 from bitsback.bitstream.container import BitReader, unseal
 from bitsback.bitstream.grid import RoundedPosterior
 from bitsback.bitstream.header import Header
+from bitsback.bitstream.labels import check_likelihood
 from bitsback.bitstream.message import PayloadTooShortError, Received, RefundLostError, receive, send
-from bitsback.bitstream.outputs import FRACTION_BITS
 from bitsback.bitstream.sent import Sent
-from bitsback.bitstream.setting import Setting
+from bitsback.bitstream.setting import Setting, placed_priors
 from bitsback.bitstream.side import SideNumbers
+from bitsback.bitstream.state import StateDigest, digest_steps
 from bitsback.config import Config, Experiment, Run
 from bitsback.config.labels import as_labels
 from bitsback.errors import FileError
 from bitsback.files import check_new_directory, whole_directory, write_array, write_bytes, write_tensors
+from bitsback.shipping.repeat import Checking, Recording, check_alone, repeatable, steps_of
 from bitsback.shipping.size import check_data, check_size, check_steps
 from bitsback.shipping.tree import MESSAGE_SECTIONS, from_tree, to_tree
 from bitsback.training import LedgerSettings, LoggingSettings
 from bitsback.training.train import threads_for
 from bitsback.units import bits_to_bytes
 
+FIRST_KIND = "message_1"
+"""Of version 1: its weights and labels are found as ever, its payload is locked by a training that is no longer there."""
+
 
 def message_config(config: Config) -> Config:
-    """The configuration as messages train it: plainly, in float64, on one kind of device, on inputs on a coarse lattice."""
-    training = config.training.model_copy(update={"precision": "float64", "device": "cpu", "fused": False})
-    data = config.data
-    if data.fraction_bits is None:
-        data = data.model_copy(update={"fraction_bits": FRACTION_BITS})
-    return config.model_copy(
-        update={"training": training, "data": data, "ledger": LedgerSettings(samples=1), "logging": LoggingSettings()}
-    )
+    """The configuration as messages train it: see :func:`bitsback.shipping.repeat.repeatable`."""
+    return repeatable(config).model_copy(update={"ledger": LedgerSettings(samples=1), "logging": LoggingSettings()})
+
+
+def check_sendable(experiment: Experiment) -> None:
+    """Raise what would keep a message from being written once the network is trained: everything but a short payload.
+
+    Raises:
+        LayerError: for a point posterior.
+        FileError: for targets that are not labels.
+        PriorError: for a prior that does not code weights one by one.
+        ConfigError: for one of several processes.
+    """
+    check_alone()
+    likelihood = experiment.likelihood
+    check_likelihood(likelihood, likelihood.outputs(experiment.dataset.train.targets))
+    Setting(experiment.model, likelihood, experiment.dataset.train.inputs).check()
+    placed_priors(experiment.model)
 
 
 @dataclass(frozen=True)
@@ -57,18 +71,24 @@ class Sender:
 
     experiment: Experiment
     setting: Setting
+    states: tuple[StateDigest, ...] = ()
+    """Of the training under way; none of a run, which was trained before."""
 
     @classmethod
     def train(cls, config: Config, *, progress: bool = True) -> "Sender":
-        """Train as :func:`message_config` says."""
+        """Train as :func:`message_config` says, after :func:`check_sendable`."""
         experiment = Experiment.build(message_config(config))
-        experiment.train(None, progress=progress)
-        return cls.of(experiment)
+        check_sendable(experiment)
+        steps = steps_of(experiment.config.training, len(experiment.dataset.train))
+        watch = Recording(steps, experiment.likelihood)
+        experiment.train(None, progress=progress, watch=watch)
+        return replace(cls.of(experiment), states=tuple(watch.found))
 
     @classmethod
     def of_run(cls, run: Run) -> "Sender":
         """A finished run as it is; its receiver repeats the run's own training."""
         run.ledger()  # raises for a run that has not finished
+        run.check_repeatable()
         return cls.of(run.experiment())
 
     @classmethod
@@ -87,7 +107,13 @@ class Sender:
         while True:
             try:
                 return send(
-                    self.setting, targets, payload + added, self._settings(), exponent=exponent, padding_bytes=len(added)
+                    self.setting,
+                    targets,
+                    payload + added,
+                    self._settings(),
+                    exponent=exponent,
+                    padding_bytes=len(added),
+                    states=self.states,
                 )
             except PayloadTooShortError as fault:
                 if not pad:
@@ -116,25 +142,31 @@ def receive_file(path: Path, directory: Path, places: Sequence[str] = (), *, pro
         FileError: for a file that is not a message or is damaged, and for inputs that differ from the sender's.
         RefundLostError: when only the payload cannot be recovered; labels and network have then been written.
     """
+    check_alone()
     check_new_directory(directory)
     content = read_file(path)
     kind, contents = unseal(content, str(path))
-    if kind != "message":
+    if kind not in ("message", FIRST_KIND):
         raise FileError(f"{path} is a model file ({kind}), not a message; use `bitsback unpack`")
     reader = BitReader(contents)
-    header = Header.take(reader)
+    header = Header.take(reader, version=1 if kind == FIRST_KIND else 2)
     settings = {key: value for key, value in header.settings.items() if key != "target_shape"}
     config, shape = from_tree(settings, places), _target_shape(header.settings)
     config = config.model_copy(update={"ledger": LedgerSettings(samples=1)})  # nobody reads the receiver's ledger
+    if kind == FIRST_KIND:  # made in float32
+        config = config.model_copy(update={"training": config.training.model_copy(update={"precision": "float32"})})
     check_data(config, str(path), len(content))
     data = config.data.load_inputs()
     check_steps(config, len(data.train), str(path))
+    steps = steps_of(config.training, len(data.train))
+    if len(header.states) > len(digest_steps(steps)):
+        raise FileError(f"the message has digests of {len(header.states)} states of {steps:,} steps; it is damaged")
     if len(data.train) * math.prod(shape) > limits.numbers_for(len(content)) + data.train.inputs.numel():
         raise FileError("the message does not say what its targets look like; it is damaged")
     blank = torch.zeros(len(data.train), *shape, dtype=data.train.targets.dtype)
     likelihood = config.likelihood.build(data.classes)
     classes = getattr(likelihood, "classes", None)
-    data = dataclasses.replace(data, train=dataclasses.replace(data.train, targets=blank), test=None, classes=classes)
+    data = replace(data, train=replace(data.train, targets=blank), test=None, classes=classes)
     outputs, inputs = likelihood.outputs(blank), data.train.inputs
     check_size(
         config,
@@ -150,10 +182,15 @@ def receive_file(path: Path, directory: Path, places: Sequence[str] = (), *, pro
     setting.check()
 
     def retrain(labels: Integers) -> RoundedPosterior:
+        if kind == FIRST_KIND:
+            raise RefundLostError(
+                "labels and network were recovered, the payload was not: an earlier bitsback wrote the message (format version "
+                "1), and this one does not repeat its training; receive it with bitsback 0.1"
+            )
         targets = torch.from_numpy(labels).reshape(blank.shape).to(blank.dtype)
-        told = dataclasses.replace(data, train=dataclasses.replace(data.train, targets=targets))
+        told = replace(data, train=replace(data.train, targets=targets))
         again = Experiment.build(config, dataset=told)
-        again.train(None, progress=progress)
+        again.train(None, progress=progress, watch=Checking(steps, again.likelihood, header.states))
         return Setting(again.model.double(), again.likelihood, data.train.inputs).posterior()
 
     received, lost = receive(contents, header, reader, setting, retrain)

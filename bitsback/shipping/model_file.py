@@ -27,9 +27,11 @@ from bitsback.learned import FLOAT32
 from bitsback.likelihoods import Likelihood
 from bitsback.likelihoods.classes import CategoricalLikelihood
 from bitsback.model import BayesianModel
+from bitsback.posterior import GaussianPosterior
 from bitsback.shipping.message import read_file
 from bitsback.shipping.size import check_data, check_size
 from bitsback.shipping.tree import MODEL_SECTIONS, from_tree, to_tree
+from bitsback.training.tuning import FIXED_LOG_STD
 
 Tree = dict[str, Any]
 MOST_DIGITS = 9
@@ -237,6 +239,8 @@ def decode(content: bytes, what: str, places: Sequence[str] = ()) -> LoadedModel
     with torch.no_grad():
         for weight in shell.model.weights:
             weight.posterior.mean.copy_(weights[weight.name])
+            if isinstance(weight.posterior, GaussianPosterior):  # one number per weight, whoever draws
+                weight.posterior.log_std.fill_(FIXED_LOG_STD)
     loaded = LoadedModel(shell.config, tree, kind, shell.model, shell.likelihood, shell.scaling)
     loaded.parts, loaded.rows = parts, shell.rows
     return loaded

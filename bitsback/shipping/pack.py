@@ -105,6 +105,7 @@ def pack(experiment: Experiment, settings: PackSettings | None = None, *, progre
     """
     settings = settings or experiment.config.pack
     model = experiment.model
+    model.honour_edits(everywhere=True)
     _check_finite(model)
     model.round_to_grid()
     experiment.likelihood.round_to_grid()
@@ -140,6 +141,7 @@ def _take_over(model: BayesianModel, decoded: BayesianModel) -> None:
     others = [[*part.statistics(), *part.deterministic()] for part in (model, decoded)]
     for (_, tensor), (_, value) in zip(*others, strict=True):
         tensor.copy_(value)
+    model.honour_edits()  # the weights hold the new means
 
 
 def _check_finite(model: BayesianModel) -> None:

@@ -15,15 +15,16 @@ from bitsback import limits
 from bitsback.bitstream.ans import Integers, Stack
 from bitsback.bitstream.container import BitReader, BitWriter, seal, unseal
 from bitsback.bitstream.labels import labels
-from bitsback.bitstream.prequential import KIND, Head, labels_digest, tables_digest
+from bitsback.bitstream.prequential import FIRST_KIND, KIND, Head, labels_digest, tables_digest
 from bitsback.bitstream.setting import Setting
 from bitsback.codelength.prequential import Block
 from bitsback.config import Config, Experiment
-from bitsback.config.labels import as_labels
+from bitsback.config.labels import as_labels, check_declared
 from bitsback.errors import FileError
 from bitsback.files import check_new_directory, whole_directory, write_array
 from bitsback.shipping.message import read_file
 from bitsback.shipping.prequential_walk import Walk, check
+from bitsback.shipping.repeat import check_alone, repeatable
 from bitsback.shipping.size import check_data, check_size
 from bitsback.shipping.tree import MESSAGE_SECTIONS, from_tree, to_tree
 from bitsback.training.train import threads_for
@@ -143,8 +144,10 @@ def prequential(config: Config, *, progress: bool = True) -> Prequential:
     """
     check(config)
     began = time.perf_counter()
-    experiment = Experiment.build(config)
-    config, train = experiment.config, experiment.dataset.train
+    dataset = repeatable(config).data.load()
+    check_declared(config, dataset)
+    experiment = Experiment.build(config, dataset=dataset)
+    config, train = experiment.config, dataset.train
     training = config.training.model_copy(update={"threads": threads_for(config.training, experiment.model), "fused": False})
     config = config.model_copy(update={"training": training})
     walk = Walk(config, train.inputs, experiment.likelihood.outputs(train.targets))
@@ -178,9 +181,15 @@ def receive_prequential(path: Path, directory: Path, places: Sequence[str] = (),
         FileError: for a file that is not one or is damaged, for inputs that differ from the sender's, and for a machine whose
             arithmetic does; the classes up to there are then in ``directory``/labels_so_far.npy, -1 for the others.
     """
+    check_alone()
     check_new_directory(directory)
     content = read_file(path)
     kind, contents = unseal(content, str(path))
+    if kind == FIRST_KIND:
+        raise FileError(
+            f"an earlier bitsback wrote {path} (format version 1), and this one does not repeat its training; receive it with "
+            "bitsback 0.1"
+        )
     if kind != KIND:
         raise FileError(
             f"{path} is a {kind} file, not labels in the prequential code; use `bitsback inspect` to see what it is"
@@ -216,7 +225,7 @@ def _receivers_walk(head: Head, config: Config, file_bytes: int) -> Walk:
     if not isinstance(config.training.threads, int):
         raise FileError("the file does not say with how many threads its sender trained; it is damaged")
     check_data(config, "the file", file_bytes)
-    data = config.data.load_inputs()
+    data = repeatable(config).data.load_inputs()
     inputs, likelihood, count = data.train.inputs, config.likelihood.build(data.classes), head.examples
     if count != len(inputs):
         raise FileError(f"the file holds labels of {count:,} examples, and here are {len(inputs):,}; give the sender's data")

@@ -16,21 +16,18 @@ from tqdm import tqdm
 
 from bitsback.bitstream.ans import Integers
 from bitsback.bitstream.outputs import BATCH, FRACTION_BITS
-from bitsback.bitstream.randomness import shuffled
 from bitsback.codelength.prequential import Block, Calibration
 from bitsback.config import Config, Experiment
 from bitsback.data import Dataset, Examples
 from bitsback.errors import ConfigError, TrainingError
-from bitsback.layout import interleave
 from bitsback.likelihoods.classes import CategoricalLikelihood, CategoricalSettings
 from bitsback.model import BayesianModel
 from bitsback.model.accounting import seeded
 from bitsback.posterior import PointPosteriorSettings
+from bitsback.randomness import shuffled
+from bitsback.shipping.repeat import check_alone, repeatable
 from bitsback.threads import using_threads
-from bitsback.training import TrainingSettings
-from bitsback.training.beta import Beta
-from bitsback.training.loop import Fit
-from bitsback.training.optimise import make_optimizer, make_schedule
+from bitsback.training import TrainingSettings, start
 from bitsback.training.settings import ElboSettings
 from bitsback.units import nats_to_bits
 
@@ -42,9 +39,24 @@ Answer = Callable[[int, Integers], Integers]
 
 CPU = torch.device("cpu")
 
+PREDICTION_BITS = 6
+"""Log-probabilities are rounded to multiples of 2^-6 nats, which costs 1e-5 nats a label at most. The coarser they are, the
+less often one lies so near to the middle of two that another machine rounds it the other way. Part of the format."""
+
+
+def rounded(log_probabilities: Tensor) -> Integers:
+    """Log-probabilities (n, classes) in nats as whole multiples of 2^-12, of which 2^6 make a step.
+
+    >>> rounded(torch.tensor([[-0.1, -2.4]], dtype=torch.float64)).tolist()
+    [[-384, -9856]]
+    """
+    found: Integers = torch.round(log_probabilities * 2.0**PREDICTION_BITS).long().numpy()
+    return found << (FRACTION_BITS - PREDICTION_BITS)
+
 
 def check(config: Config) -> None:
     """Raise ConfigError for settings that make no sense here, each with the fix."""
+    check_alone()
     training, prequential = config.training, config.prequential
     if not isinstance(config.likelihood, CategoricalSettings):
         raise ConfigError(
@@ -59,8 +71,6 @@ def check(config: Config) -> None:
         raise ConfigError(
             f"training.objective={training.objective.kind} bounds a risk; the prequential code has none: leave it out"
         )
-    if training.antithetic:
-        raise ConfigError("training.antithetic: a receiver repeats the plain step, which has no mirrored draws; leave it out")
     if prequential.predict == "samples" and isinstance(config.posterior, PointPosteriorSettings):
         raise ConfigError("a point has no samples to average; set posterior.kind=gaussian, or prequential.predict=ensemble")
 
@@ -70,7 +80,8 @@ class Walk:
     """What sender and receiver both hold.
 
     Attributes:
-        config: one that :func:`check` has passed, with a number of threads.
+        config: one that :func:`check` has passed, with a number of threads; it is trained as
+            :func:`bitsback.shipping.repeat.repeatable` says.
         inputs: (n, ...), in the order of the data.
         classes: how many labels there are.
     """
@@ -127,7 +138,7 @@ class Walk:
                     test_error = float((more[0].argmax(1) != test.targets).double().mean())
                 calibration = self._calibration(told, known)
                 found = calibration(raw)
-                labels = torch.from_numpy(answer(number, torch.round(found * 2.0**FRACTION_BITS).long().numpy()))
+                labels = torch.from_numpy(answer(number, rounded(found)))
                 known, told = torch.cat([known, labels]), torch.cat([told, raw])
                 bits, error = nats_to_bits(-float(found.gather(1, labels[:, None]).sum())), (found.argmax(1) != labels).double()
                 seconds = time.perf_counter() - began
@@ -165,12 +176,11 @@ class Walk:
             seed = int(np.random.SeedSequence([self.config.seed, number, member]).generate_state(1)[0])
             with seeded(seed, CPU):
                 model = train(self.config.model_copy(update={"seed": seed}), self.classes, earlier, bar)
-                dtype = model.dtype
                 for _ in range(settings.members // self._networks):
                     with model.sample() if settings.predict == "samples" else model.mean():
                         for inputs, found in zip(asked, parts, strict=True):
-                            ready = inputs.to(dtype) if inputs.is_floating_point() else inputs
-                            found.append(torch.cat([model(batch) for batch in ready.split(BATCH)]).double().log_softmax(1))
+                            ready = inputs.double() if inputs.is_floating_point() else inputs
+                            found.append(torch.cat([model(batch) for batch in ready.split(BATCH)]).log_softmax(1))
         averaged = [torch.logsumexp(torch.stack(found), 0) - math.log(len(found)) for found in parts]
         if not torch.isfinite(averaged[0]).all():
             raise TrainingError(f"the predictions of block {number + 1} are not finite; lower training.optimizer.lr")
@@ -180,7 +190,7 @@ class Walk:
 def epochs_for(config: Config, examples: int) -> int:
     """Passes over so many examples: ``training.epochs``, or more where they would be fewer steps than ``least_steps``.
 
-    >>> from bitsback.training import TrainingSettings
+    >>> from bitsback.training import TrainingSettings, start
     >>> config = Config(training=TrainingSettings(epochs=100))
     >>> epochs_for(config, 128), epochs_for(config, 12_800)
     (300, 100)
@@ -191,22 +201,17 @@ def epochs_for(config: Config, examples: int) -> int:
 
 @torch.enable_grad()
 def train(config: Config, classes: int, examples: Examples, bar: "Bar") -> BayesianModel:
-    """A network that has seen these examples alone; the schedules of the training are stretched to its epochs."""
-    epochs, settings = epochs_for(config, len(examples)), config.training
-    settings = _stretched(settings, epochs)
+    """A network in float64 that has seen these examples alone; the schedules of the training are stretched to its epochs."""
+    config = repeatable(config)
+    epochs = epochs_for(config, len(examples))
+    settings = _stretched(config.training, epochs)
     experiment = Experiment.build(config, dataset=Dataset("earlier labels", examples, None, classes))
     model, likelihood = experiment.model, experiment.likelihood
-    dtype = torch.float64 if settings.precision == "float64" else torch.float32
-    model.to(CPU, dtype)
-    if examples.inputs.ndim == 4:
-        interleave(model)
-    optimizer = make_optimizer([model, likelihood], settings.optimizer, len(examples))
-    per_epoch = -(-len(examples) // settings.batch_size)
-    schedule = make_schedule(optimizer, settings.schedule, epochs, per_epoch)
-    fit = Fit(model, likelihood, examples.to(CPU, dtype), settings, config.seed, optimizer, schedule, Beta(settings, per_epoch))
+    model.to(CPU, torch.float64)
+    fit = start(model, likelihood, examples.to(CPU, torch.float64), settings, config.seed)
     for _ in range(epochs):
         fit.run_epoch()
-        bar.update(per_epoch)
+        bar.update(fit.steps_per_epoch)
     return model.eval()
 
 

@@ -62,6 +62,7 @@ def decimal_content(experiment: Experiment, digits: int, *, permute: bool = True
     """
     if not 0 <= digits <= MOST_DIGITS:
         raise FileError(f"a file holds weights of 0 to {MOST_DIGITS} decimal digits, not {digits}; ask for fewer")
+    experiment.model.honour_edits(everywhere=True)
     axes = experiment.dataset.train.inputs.ndim
     return _sealed(experiment, QuantisedNetwork.decimal(experiment.model, axes, digits, permute=permute), digits)
 

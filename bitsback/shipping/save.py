@@ -14,7 +14,6 @@ from bitsback.config.schema import BayesianSettings
 from bitsback.data import Dataset, Examples
 from bitsback.errors import LayerError
 from bitsback.files import check_new_file, write_bytes
-from bitsback.layers import BayesianModule
 from bitsback.likelihoods import CategoricalLikelihood, GaussianLikelihood, Likelihood
 from bitsback.likelihoods.base import registry as likelihoods
 from bitsback.model import BayesianModel
@@ -75,7 +74,7 @@ def _experiment(
     if examples is None:
         raise LayerError("give examples: save(model, path, Examples(inputs, targets)); they say what the inputs look like")
     if likelihood is None:
-        with torch.no_grad(), evaluating(model), model.mean():
+        with torch.no_grad(), evaluating(model.network), model.mean():
             likelihood = CategoricalLikelihood(model(examples.inputs[:2]).shape[-1])
         likelihood.check_targets(examples.targets, examples.name)
     network: SequentialSettings | FactorySettings
@@ -122,8 +121,10 @@ def describe(network: nn.Module) -> list[LayerSpec]:
 
 
 def _kind(layer: nn.Module) -> type[nn.Module]:
-    found: type[nn.Module] = vars(type(layer)).get("plain_kind", type(layer))
-    return found
+    """The torch layer that a layer is; those of :mod:`bitsback.nn` go by its name."""
+    if type(layer).__module__ != "bitsback.nn":
+        return type(layer)
+    return next(kind for kind in type(layer).__mro__ if kind.__module__.startswith("torch.nn"))
 
 
 def _names_in_yaml(network: nn.Module) -> Callable[[str], str]:
@@ -158,5 +159,4 @@ def _describe_layer(layer: nn.Module) -> LayerSpec:
 
 
 def _has_bias(layer: nn.Module) -> bool:
-    own = isinstance(layer, BayesianModule) and any(name.startswith("bias") for name in layer.posteriors)
-    return own or any(name.startswith("bias") and p is not None for name, p in layer._parameters.items())
+    return any(name.startswith("bias") and p is not None for name, p in layer._parameters.items())

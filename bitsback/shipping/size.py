@@ -14,6 +14,7 @@ from bitsback.config import Config
 from bitsback.config.network import SequentialSettings
 from bitsback.data.friedman import FriedmanSettings
 from bitsback.errors import FileError
+from bitsback.shipping.repeat import steps_of
 
 ROOMY = 1 << 26
 """Numbers of one layer's outputs that predictions may always take at once."""
@@ -134,5 +135,4 @@ def check_data(config: Config, what: str, file_bytes: int = 0, *, labels: bool =
 
 def check_steps(config: Config, examples: int, what: str) -> None:
     """Raise FileError when a receiver would have to train for too long on so many examples."""
-    training = config.training
-    limits.STEPS.check(training.passes * -(-examples // training.batch_size), what, FileError)
+    limits.STEPS.check(steps_of(config.training, examples), what, FileError)

@@ -10,7 +10,7 @@ import numpy as np
 from bitsback.bitstream.ans import Integers, Stack
 from bitsback.bitstream.codec import Codec
 from bitsback.bitstream.container import KINDS, BitReader, BitWriter, seal, unseal
-from bitsback.bitstream.labels import targets
+from bitsback.bitstream.labels import check_likelihood, targets
 from bitsback.bitstream.outputs import exact_outputs
 from bitsback.bitstream.setting import digest
 from bitsback.config import Experiment
@@ -89,7 +89,7 @@ def send_two_part(experiment: Experiment, settings: PackSettings | None = None, 
 
 def check_targets(experiment: Experiment) -> None:
     """Raise FileError for targets that are no labels."""
-    targets(experiment.likelihood, np.zeros((1, experiment.likelihood.outputs(experiment.dataset.train.targets)), np.int64))
+    check_likelihood(experiment.likelihood, experiment.likelihood.outputs(experiment.dataset.train.targets))
 
 
 @dataclass(frozen=True)

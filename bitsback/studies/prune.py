@@ -148,6 +148,7 @@ def signal_to_noise(model: BayesianModel) -> dict[str, Tensor]:
     >>> signal_to_noise(bayesianize(torch.nn.Linear(3, 2)))["weight"].shape
     torch.Size([2, 3])
     """
+    model.honour_edits(everywhere=True)
     found = {}
     for weight in model.weights:
         std = weight.posterior.std()
@@ -174,17 +175,20 @@ def thresholds_for(ratios: Mapping[str, Tensor], fractions: Sequence[float] = KE
 @contextmanager
 def only_kept(model: BayesianModel, keep: Keep) -> Iterator[None]:
     """Inside, weights that are not kept are zero in every draw; the noise of the others is the same for every ``keep``."""
+    model.honour_edits(everywhere=True)
     trained = [(q, q.mean.detach().clone(), q.log_std.detach().clone()) for q in _gaussians(model)]
     try:
-        for (q, mean, log_std), kept in zip(trained, keep.values(), strict=True):
-            inside = kept.to(mean.device)
-            q.mean.data.copy_(torch.where(inside, mean, 0.0))
-            q.log_std.data.copy_(torch.where(inside, log_std, -math.inf))
+        with torch.no_grad():
+            for (q, mean, log_std), kept in zip(trained, keep.values(), strict=True):
+                inside = kept.to(mean.device)
+                q.mean.copy_(torch.where(inside, mean, 0.0))
+                q.log_std.copy_(torch.where(inside, log_std, -math.inf))
         yield
     finally:
-        for q, mean, log_std in trained:
-            q.mean.data.copy_(mean)
-            q.log_std.data.copy_(log_std)
+        with torch.no_grad():
+            for q, mean, log_std in trained:
+                q.mean.copy_(mean)
+                q.log_std.copy_(log_std)
 
 
 def _gaussians(model: BayesianModel) -> list[GaussianPosterior]:
@@ -261,8 +265,9 @@ class Pruner:
         model, settings = self.experiment.model, self.experiment.config.pack.quantising
         state = copy.deepcopy(model.state_dict())
         try:
-            for q, kept in zip(_gaussians(model), keep.values(), strict=True):
-                q.mean.data.masked_fill_(~kept.to(q.mean.device), 0.0)
+            with torch.no_grad():
+                for q, kept in zip(_gaussians(model), keep.values(), strict=True):
+                    q.mean.masked_fill_(~kept.to(q.mean.device), 0.0)
             return pack(self.experiment, PackSettings(codec="quantised", quantising=settings), progress=False)
         finally:
             model.load_state_dict(state)

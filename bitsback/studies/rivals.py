@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bitsback.bitstream.randomness import shuffled
 from bitsback.codelength.rivals import BLOCKS, STRENGTHS, LabelSpreading, LogisticRegression, code_labels
 from bitsback.config import Config
 from bitsback.data import Dataset
 from bitsback.data.features import Chain, RandomWalkModes
 from bitsback.errors import ConfigError
+from bitsback.randomness import shuffled
 from bitsback.threads import using_threads
 
 

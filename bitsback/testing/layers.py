@@ -1,4 +1,4 @@
-"""The contract of a Bayesian layer: torch's own layer under many weight draws."""
+"""The contract of a layer with posteriors: torch's own layer under many weight draws."""
 
 import copy
 from collections.abc import Callable
@@ -6,113 +6,152 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from bitsback.layers import BayesianModule
-from bitsback.posterior import GaussianPosterior, Posterior, holding
+from bitsback.model import BayesianModel, Weight, bayesianize
+from bitsback.nn import BayesianLayer
+from bitsback.optim import Variational
+from bitsback.posterior import GaussianPosterior
 
 DRAWS = 400
 
 
 def first(output: Any) -> Tensor:
-    """The tensor of an output: recurrent layers and attention return tuples."""
+    """Return the tensor of an output: recurrent layers and attention return tuples."""
     result: Tensor = output[0] if isinstance(output, tuple) else output
     return result
 
 
-def posteriors(layer: nn.Module) -> list[Posterior]:
-    """Every posterior of a layer, its children's included."""
-    return [module for module in layer.modules() if isinstance(module, Posterior)]
-
-
 def check_layer(make: Callable[[], nn.Module], plain: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    """Check a Bayesian layer against the torch layer it came from.
+    """Check a layer with posteriors against the torch layer that it is.
 
     Args:
-        make: builds the Bayesian layer; its options must be those of ``plain``.
-        plain: the torch layer.
+        make: builds the layer; a layer of :mod:`bitsback.nn`, or any module, which is then given to ``bayesianize``.
+        plain: the torch layer, with the same options.
         inputs: positional inputs in float32.
 
     Raises:
         AssertionError: naming what broke.
 
-    >>> import bitsback
+    >>> import bitsback.nn
     >>> _ = torch.manual_seed(0)
-    >>> check_layer(lambda: bitsback.Linear(3, 2), nn.Linear(3, 2), (torch.randn(4, 3),))
+    >>> check_layer(lambda: bitsback.nn.Linear(3, 2), nn.Linear(3, 2), (torch.randn(4, 3),))
     """
-    layer = make()
     name = type(plain).__name__
-    assert isinstance(layer, BayesianModule), f"{name}: not a BayesianModule"
+    layer, model = _made(make)
     assert isinstance(layer, type(plain)), f"{name}: lost its own class"
-    _check_means(layer, plain, inputs, name)
-    _check_draws(layer, inputs, name)
-    _check_gradients(make(), inputs, name)
-    _check_copies(layer, make(), inputs, name)
-    _check_precisions(make(), inputs, name)
+    wanted = {key for key, _ in plain.named_parameters()}
+    assert {key for key, _ in layer.named_parameters()} == wanted, f"{name}: its parameters are not torch's"
+    assert {weight.name for weight in model.weights} == wanted, f"{name}: weights without a posterior"
+    _check_means(layer, model, plain, inputs, name)
+    _check_draws(*_made(make), inputs, name)
+    _check_gradients(*_made(make), inputs, name)
+    _check_copies(layer, _made(make)[0], inputs, name)
+    _check_precisions(*_made(make), inputs, name)
 
 
-def _forward(layer: nn.Module, inputs: tuple[Tensor, ...], seed: int | None = None) -> Tensor:
-    if seed is not None:
-        torch.manual_seed(seed)
+def _made(make: Callable[[], nn.Module]) -> tuple[nn.Module, BayesianModel]:
+    layer = make()
+    return layer, layer.model if isinstance(layer, BayesianLayer) else bayesianize(layer)
+
+
+def _forward(layer: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
     return first(layer(*inputs))
 
 
-def _check_means(layer: nn.Module, plain: nn.Module, inputs: tuple[Tensor, ...], name: str) -> None:
+def _under(layer: nn.Module, weights: dict[str, Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
+    return first(functional_call(layer, weights, inputs))
+
+
+def _check_means(layer: nn.Module, model: BayesianModel, plain: nn.Module, inputs: tuple[Tensor, ...], name: str) -> None:
     """With every weight at its mean, the layer is the torch layer with those weights."""
-    plain, layer = copy.deepcopy(plain), copy.deepcopy(layer)  # batch norm changes with every call
-    stored = {key: parameter for key, parameter in layer.named_parameters() if key.endswith(".mean")}
-    means = {key.replace("posteriors.", "").removesuffix(".mean"): parameter for key, parameter in stored.items()}
-    assert set(means) == {key for key, _ in plain.named_parameters()}, f"{name}: weights {sorted(means)} differ from torch's"
-    plain.load_state_dict({**dict(plain.named_buffers()), **means})
-    with torch.no_grad(), holding(posteriors(layer), lambda q: q.mean):
+    plain = copy.deepcopy(plain)
+    means = {weight.name: weight.posterior.mean.detach().clone() for weight in model.weights}
+    plain.load_state_dict({**dict(layer.named_buffers()), **means})
+    before = {key: buffer.clone() for key, buffer in layer.named_buffers()}
+    with torch.no_grad(), model.mean():
         same = torch.allclose(_forward(layer, inputs), _forward(plain, inputs), atol=1e-6)
+    for key, buffer in layer.named_buffers():  # batch norm changes with every call
+        buffer.copy_(before[key])
     assert same, f"{name}: with every weight at its mean it is not the torch layer"
 
 
-def _check_draws(layer: nn.Module, inputs: tuple[Tensor, ...], name: str) -> None:
-    """Mean and variance of the output over calls agree with explicit draws of every weight."""
-    layer = copy.deepcopy(layer).eval()
+def _check_draws(layer: nn.Module, model: BayesianModel, inputs: tuple[Tensor, ...], name: str) -> None:
+    """One draw lasts until the next; mean and variance of the output over draws agree with explicit ones."""
+    for module in layer.modules():
+        module.training = False  # the layer's own mode alone: its weights go on holding draws
     with torch.no_grad():
-        for posterior in posteriors(layer):
-            assert isinstance(posterior, GaussianPosterior)
-            posterior.set_std(0.05)
-        called = torch.stack([_forward(layer, inputs, seed) for seed in range(DRAWS)])
-        explicit = []
-        for seed in range(DRAWS, 2 * DRAWS):
-            torch.manual_seed(seed)
-            with holding(posteriors(layer), lambda q: q.draw()):
-                explicit.append(_forward(layer, inputs))
-        drawn = torch.stack(explicit)
-    spread = drawn.std(0)
-    allowed = 6 * spread / DRAWS**0.5 * 2**0.5 + 1e-5
-    assert bool(((called.mean(0) - drawn.mean(0)).abs() < allowed).all()), f"{name}: mean over calls differs from weight draws"
-    ratio = float(called.var(0).mean() / drawn.var(0).mean())
-    assert 0.8 < ratio < 1.25, f"{name}: variance over calls is {ratio:.2f} times that of weight draws"
-    assert not torch.equal(called[0], called[1]), f"{name}: two calls saw the same draw"
+        for weight in model.weights:
+            assert isinstance(weight.posterior, GaussianPosterior)
+            weight.posterior.set_std(0.05)
+        called, explicit = [], []
+        for _ in range(DRAWS):
+            model.draw()
+            called.append(_forward(layer, inputs))
+            explicit.append(_under(layer, {weight.name: _drawn(weight) for weight in model.weights}, inputs))
+        again = _forward(layer, inputs)
+    assert torch.equal(called[-1], again), f"{name}: a draw does not last"
+    assert not torch.equal(called[0], called[1]), f"{name}: two draws are alike"
+    drawn, given = torch.stack(explicit), torch.stack(called)
+    spread = torch.cat([drawn, given]).std(0)  # a unit that is zero in nearly every draw has one in either
+    allowed = 6 * spread * (2 / DRAWS) ** 0.5 + 1e-5
+    assert bool(((given.mean(0) - drawn.mean(0)).abs() < allowed).all()), f"{name}: mean over draws differs from explicit ones"
+    ratio = float(given.var(0).mean() / drawn.var(0).mean())
+    assert 0.8 < ratio < 1.25, f"{name}: variance over draws is {ratio:.2f} times that of explicit ones"
 
 
-def _check_gradients(layer: nn.Module, inputs: tuple[Tensor, ...], name: str) -> None:
-    weights = torch.randn_like(_forward(layer, inputs).detach())
-    (_forward(layer, inputs) * weights).sum().backward()
-    for key, parameter in layer.named_parameters():
-        assert parameter.grad is not None, f"{name}: no gradient for {key}"
-        assert torch.isfinite(parameter.grad).all(), f"{name}: gradient of {key} is not finite"
+def _drawn(weight: Weight) -> Tensor:
+    value = weight.posterior.draw()
+    if weight.constant_row is not None:
+        value[weight.constant_row] = weight.posterior.mean[weight.constant_row]
+    return value
+
+
+def _check_gradients(layer: nn.Module, model: BayesianModel, inputs: tuple[Tensor, ...], name: str) -> None:
+    """The gradients of means and log stds are those of autograd through w = m + s e, in float64."""
+    model.double()
+    doubled = tuple(x.double() if x.is_floating_point() else x for x in inputs)
+    targets = torch.randn_like(_forward(layer, doubled).detach())
+    pairs, weights = [], {}
+    for weight in model.weights:
+        q = weight.posterior
+        assert isinstance(q, GaussianPosterior)
+        mean, log_std = q.mean.detach().clone().requires_grad_(), q.log_std.detach().clone().requires_grad_()
+        noise = model.noise(weight, model.state)
+        if weight.constant_row is not None:
+            noise[weight.constant_row] = 0
+        pairs += [mean, log_std]
+        weights[weight.name] = mean + log_std.exp() * noise
+    oracle = torch.autograd.grad((_under(layer, weights, doubled) * targets).mean(), pairs, materialize_grads=True)
+    (_forward(layer, doubled) * targets).mean().backward()
+    start = [p.detach().clone() for p in model.posterior.parameters()]
+    Variational(model, torch.optim.SGD, lr=1.0, examples=1, beta=0.0).step()
+    for before, after, wanted in zip(start, model.posterior.parameters(), oracle, strict=True):
+        close = torch.allclose(before - after, wanted, rtol=1e-8, atol=1e-10)
+        assert close, f"{name}: a gradient is not that of w = m + s e"
 
 
 def _check_copies(layer: nn.Module, other: nn.Module, inputs: tuple[Tensor, ...], name: str) -> None:
-    """deepcopy and state_dict carry everything; a held draw is shared by every call."""
-    copied = copy.deepcopy(layer)
-    other.load_state_dict(layer.state_dict())
-    wanted = _forward(layer, inputs, seed=1)
-    assert torch.equal(wanted, _forward(copied, inputs, seed=1)), f"{name}: deepcopy differs"
-    assert torch.equal(wanted, _forward(other, inputs, seed=1)), f"{name}: state_dict does not carry the posterior"
-    with holding(posteriors(layer)):
-        layer.eval()
-        assert torch.equal(_forward(layer, inputs), _forward(layer, inputs)), f"{name}: a held draw changes between calls"
-        layer.train()
+    """deepcopy and the model's state carry posterior and draw."""
+    model = layer.model if isinstance(layer, BayesianLayer) else bayesianize(layer)
+    second = other.model if isinstance(other, BayesianLayer) else bayesianize(other)
+    model.draw()
+    twin = copy.deepcopy(model)
+    second.load_state_dict(model.state_dict())
+    for module in (*model.network.modules(), *twin.network.modules(), *second.network.modules()):
+        module.training = False
+    with torch.no_grad():
+        wanted = first(model(*inputs))
+        assert torch.equal(wanted, first(twin(*inputs))), f"{name}: deepcopy differs"
+        assert torch.equal(wanted, first(second(*inputs))), f"{name}: the state does not carry the draw"
+        model.draw()
+        twin.draw()
+        assert torch.equal(first(model(*inputs)), first(twin(*inputs))), f"{name}: a copy draws otherwise"
 
 
-def _check_precisions(layer: nn.Module, inputs: tuple[Tensor, ...], name: str) -> None:
+def _check_precisions(layer: nn.Module, model: BayesianModel, inputs: tuple[Tensor, ...], name: str) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.isfinite(_forward(layer, inputs)).all(), f"{name}: not finite under autocast"
     doubled = tuple(x.double() if x.is_floating_point() else x for x in inputs)
-    assert _forward(layer.double(), doubled).dtype == torch.float64, f"{name}: loses float64"
+    model.double()
+    assert _forward(layer, doubled).dtype == torch.float64, f"{name}: loses float64"

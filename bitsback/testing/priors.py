@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from bitsback.kl import kl, mass
-from bitsback.kl.quadrature import nodes_between
+from bitsback.kl.quadrature import Panels, gaussian_expectation, nodes_between
 from bitsback.posterior import GaussianPosterior
 from bitsback.priors import Prior
 
@@ -20,6 +20,9 @@ GRIDS = (1 / 64, 1 / 8, 4.0)
 """Steps, in units of the prior's width, of the grids on which its mass is added up."""
 
 BUCKETS_A_SIDE = 600
+
+DRAWS = 4_001
+"""Evenly spread draws over which the gradient of learned numbers is averaged."""
 
 
 def dense_kl_nats(prior: Prior, mean: float, std: float) -> float:
@@ -69,7 +72,8 @@ def masses_between(prior: Prior, edges: Tensor) -> Tensor:
 
 
 def check_prior(prior: Prior, *, relative: float = 1e-6) -> None:
-    """Check one elementwise prior: mass (also bucket by bucket), samples, KL (value and gradient), additivity, rounding.
+    """Check one elementwise prior: mass (also bucket by bucket), samples, KL (value and gradient), the gradient that training
+    takes, additivity, rounding.
 
     Raises:
         AssertionError: naming what broke.
@@ -85,6 +89,7 @@ def check_prior(prior: Prior, *, relative: float = 1e-6) -> None:
         width = float(exact.width().detach())
         _check_kl(exact, mean * width, std * width, relative)
     _check_gradient(exact)
+    _check_training_gradient(exact)
     _check_sum(exact)
     _check_rounding(prior)
 
@@ -151,6 +156,66 @@ def _check_gradient(prior: Prior) -> None:
             flat[index] = start
             wanted, found = (above - below) / (2 * step), float(gradient.reshape(-1)[index])
             assert abs(found - wanted) < 1e-5 * (1 + abs(wanted)), f"{prior.kind}: KL gradient {found}, not {wanted}"
+
+
+def _check_training_gradient(prior: Prior) -> None:
+    """The mean of ``kl_gradient`` over draws is the KL's gradient, in q and in learned numbers; ``slope`` is that of -log p."""
+    assert prior.is_elementwise, f"{prior.kind}: does not code its weights one by one"
+    width, learned = float(prior.width().detach()), list(prior.parameters())
+    for mean, std in POSTERIORS:
+        posterior = GaussianPosterior(torch.tensor([mean * width], dtype=torch.float64), std * width)
+        wanted = torch.stack(torch.autograd.grad(kl(posterior, prior).nats, [posterior.mean, posterior.log_std]))
+        found = torch.stack(expected_kl_gradient(prior, posterior.mean.detach(), posterior.log_std.detach()))
+        unit = torch.tensor([[std * width], [1.0]], dtype=torch.float64)
+        assert ((found - wanted) * unit).abs().max() < 1e-3 * (1 + (wanted * unit).abs().max()), (
+            f"{prior.kind}: kl_gradient at mean {mean:g}, std {std:g} widths is {found.tolist()} on average, "
+            f"the KL's gradient {wanted.tolist()}"
+        )
+    posterior = GaussianPosterior(torch.tensor([0.4 * width], dtype=torch.float64), 0.3 * width)
+    draws = torch.special.ndtri((torch.arange(DRAWS, dtype=torch.float64) + 0.5) / DRAWS)
+    means, log_stds = (x.detach().expand(DRAWS) for x in (posterior.mean, posterior.log_std))
+    prior.zero_grad()
+    prior.kl_gradient(means, log_stds, means + log_stds.exp() * draws, 1 / DRAWS)
+    wanted_each = torch.autograd.grad(kl(posterior, prior).nats, learned) if learned else ()
+    for parameter, gradient in zip(learned, wanted_each, strict=True):
+        assert parameter.grad is not None, f"{prior.kind}: kl_gradient leaves no gradient for a learned number"
+        assert torch.allclose(parameter.grad, gradient, rtol=0.02, atol=0.02), (
+            f"{prior.kind}: kl_gradient leaves {parameter.grad.tolist()} for learned numbers, not {gradient.tolist()}"
+        )
+    _check_slope(prior, width)
+    prior.zero_grad()
+
+
+def expected_kl_gradient(prior: Prior, mean: Tensor, log_std: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what ``prior.kl_gradient`` is on average over draws, by quadrature: by mean and by log std, (n,) as these are.
+
+    >>> from bitsback.priors import LogisticPrior
+    >>> nothing = torch.zeros(1, dtype=torch.float64)
+    >>> by_mean, by_log_std = expected_kl_gradient(LogisticPrior(1.0).double(), nothing, nothing)
+    >>> abs(by_mean.item()) < 1e-12, round(by_log_std.item(), 6)
+    (True, -0.586758)
+    """
+    bends = prior.breakpoints().detach().flatten().to(mean).expand(len(mean), -1)
+    both = torch.cat([bends, 2 * mean.unsqueeze(1) - bends], dim=1)  # an estimator may look at the draw's mirror image too
+
+    def gradient(draws: Tensor) -> tuple[Tensor, Tensor]:
+        columns = mean.unsqueeze(1).expand_as(draws), log_std.unsqueeze(1).expand_as(draws)
+        return prior.kl_gradient(*columns, draws, 0.0)
+
+    by_mean = gaussian_expectation(lambda draws: gradient(draws)[0], mean, log_std.exp(), both, Panels.exact())
+    return by_mean, gaussian_expectation(lambda draws: gradient(draws)[1], mean, log_std.exp(), both, Panels.exact())
+
+
+def _check_slope(prior: Prior, width: float) -> None:
+    weights = width * torch.linspace(-3.1, 3.2, 8, dtype=torch.float64)
+    results = []
+    for slope in (prior.slope, lambda weights, rate: Prior.slope(prior, weights, rate)):
+        prior.zero_grad()
+        results.append([slope(weights, 0.5), *(parameter.grad for parameter in prior.parameters())])
+    for found, wanted in zip(*results, strict=True):
+        assert torch.allclose(found, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max())), (
+            f"{prior.kind}: slope, or what it leaves for a learned number, is {found.tolist()}, by autograd {wanted.tolist()}"
+        )
 
 
 def _check_sum(prior: Prior) -> None:

@@ -13,17 +13,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from bitsback.errors import RunError, brief
 from bitsback.files import DamagedFileError, check_seal, read_tensors, write_tensors
+from bitsback.model import BayesianModel
+from bitsback.optim import PosteriorOptimizer
+from bitsback.optim.base import POSTERIOR
 from bitsback.training.loop import Fit
 
 BETA_STATE = ("memory", "value", "excess")
 PREVIOUS = "previous.safetensors"
-FORMAT = "bitsback checkpoint 2"
-UNSEALED = "bitsback checkpoint 1"
-"""Format of earlier releases, without a checksum."""
+FORMAT = "bitsback checkpoint 3"
+DRAW = "_extra_state"
+"""What a model's state calls seed and number of the draw; those of earlier releases have none."""
+READ = {"bitsback checkpoint 1": False, "bitsback checkpoint 2": True, FORMAT: True}
+"""Formats that are read, and whether they have a checksum; a training goes on from the last alone."""
 
 
 def save_checkpoint(path: Path, fit: Fit, extra: dict[str, Any], *, is_first: bool = False) -> None:
@@ -41,7 +45,7 @@ def save_checkpoint(path: Path, fit: Fit, extra: dict[str, Any], *, is_first: bo
         "epoch": fit.epoch,
         "beta": {name: getattr(fit.beta, name) for name in BETA_STATE},
         "schedule": _pack(fit.schedule.state_dict() if fit.schedule else None, "schedule", tensors),
-        "optimizer": _pack(fit.optimizer.state_dict(), "optimizer", tensors),
+        "optimizer": _pack(_own_state(fit.optimizer), "optimizer", tensors),
         "extra": extra,
     }
     _pack(fit.model.state_dict(), "model", tensors)
@@ -63,7 +67,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors, metadata = read_tensors(path)
     try:
         facts = json.loads(metadata["facts"])
-        if facts["format"] == UNSEALED or (facts["format"] == FORMAT and check_seal(path)):
+        if facts["format"] in READ and (not READ[facts["format"]] or check_seal(path)):
             return tensors, facts
     except (KeyError, ValueError, TypeError, RecursionError, OSError) as fault:
         raise DamagedFileError(f"cannot read {path}: it is no checkpoint; take it from a copy, or train anew") from fault
@@ -106,11 +110,15 @@ def _load_previous(path: Path, fit: Fit, fault: DamagedFileError) -> dict[str, A
 
 def _put(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any], fit: Fit) -> dict[str, Any]:
     """Put what a checkpoint says into a fit; returns its ``extra``."""
+    if facts["format"] != FORMAT:
+        raise RunError(
+            f"{path} was written by an earlier release, whose training took other steps: its results can be read, but it "
+            "cannot be resumed; train anew with another --out"
+        )
     try:
         load_weights(tensors, fit.model, fit.likelihood)
         fit.objective.load_state_dict(_of("objective", tensors))
         fit.optimizer.load_state_dict(_unpack(facts["optimizer"], tensors))
-        _lay_out_as_parameters(fit.optimizer)
         if fit.schedule is not None:
             fit.schedule.load_state_dict(_unpack(facts["schedule"], tensors))
         fit.epoch = int(facts["epoch"])
@@ -121,18 +129,38 @@ def _put(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any], fit: Fit
         raise RunError(f"{path} does not fit this configuration: {brief(fault)}; start a new run") from fault
 
 
-def _lay_out_as_parameters(optimizer: Optimizer) -> None:
-    """Moments lie in memory as their parameters do, as fused optimisers expect."""
-    for parameter, state in optimizer.state.items():
-        for name, value in state.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
-                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+def _own_state(optimizer: PosteriorOptimizer) -> dict[str, Any]:
+    """The optimiser's state without the posterior, which the model saves."""
+    return {name: value for name, value in optimizer.state_dict().items() if name != POSTERIOR}
 
 
-def load_weights(tensors: dict[str, Tensor], model: torch.nn.Module, likelihood: torch.nn.Module) -> None:
+def load_weights(tensors: dict[str, Tensor], model: BayesianModel, likelihood: torch.nn.Module) -> None:
     """Put a checkpoint's weights into a model and its likelihood."""
-    for prefix, module in (("model", model), ("likelihood", likelihood)):
-        module.load_state_dict(_of(prefix, tensors))
+    model.load_state_dict(as_of_now(_of("model", tensors), model))
+    likelihood.load_state_dict(_of("likelihood", tensors))
+
+
+def as_of_now(tensors: dict[str, Tensor], model: BayesianModel) -> dict[str, Tensor]:
+    """Return a model's state under today's names; earlier releases kept posteriors inside of layers, and no draws.
+
+    >>> from bitsback.model import bayesianize
+    >>> old = {"network.posteriors.weight.mean": torch.ones(1, 2)}
+    >>> sorted(as_of_now(old, bayesianize(torch.nn.Linear(2, 1, bias=False))))
+    ['_extra_state', 'network.weight', 'posterior.weight.mean']
+    """
+    if DRAW in tensors:
+        return tensors
+    found = {**tensors, DRAW: model.get_extra_state()}
+    for weight in model.weights:
+        for place in weight.places:  # tied weights were saved at each
+            path, _, local = place.name.rpartition(".")
+            for part, _ in weight.posterior.named_parameters():
+                value = found.pop(".".join(filter(None, ["network", path, "posteriors", local, part])), None)
+                if value is not None:
+                    found[f"posterior.{weight.name}.{part}"] = value
+                    if part == "mean":
+                        found[f"network.{place.name}"] = value
+    return found
 
 
 def _of(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

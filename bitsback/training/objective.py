@@ -12,7 +12,7 @@ They are for training only: a certificate is taken afterwards, of the 0-1 loss (
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -26,22 +26,39 @@ from bitsback.units import bits_to_nats
 
 
 class Objective(nn.Module, ABC):
-    """From the bits of a batch to the loss of a step; what it learns besides is a parameter."""
+    """From the mean cost of a batch and the bits of the weights to the loss of a step; what it learns is a parameter."""
+
+    examples: int
+
+    def cost(self, bits: Tensor) -> Tensor:
+        """Return what each example counts for, (k,), from its data bits, (k,)."""
+        return bits
 
     @abstractmethod
-    def forward(self, example_bits: Sequence[Tensor], weight_bits: Tensor) -> Tensor:
-        """The loss, a scalar.
+    def forward(self, mean_cost: Tensor, weight_bits: Tensor) -> Tensor:
+        """Return the loss, a scalar, from the mean of :meth:`cost` and beta times KL(q || p)."""
+
+    def weigh(self, mean_cost: float, weight_bits: float, gradients: Callable[[], list[Tensor]]) -> float:
+        """Turn gradients of the mean cost into those of the loss, in place; returns the loss's gradient for N x bits of KL.
 
         Args:
-            example_bits: data bits of each example of a batch, in groups of shape (k,), each under a weight draw of its own.
-            weight_bits: beta times KL(q || p), a scalar.
+            mean_cost, weight_bits: of this step.
+            gradients: all that the mean cost has left.
         """
+        data, weights = (torch.tensor(cost, dtype=torch.float64, requires_grad=True) for cost in (mean_cost, weight_bits))
+        with torch.enable_grad():
+            self(data, weights).backward()
+        assert data.grad is not None
+        assert weights.grad is not None
+        own = {id(p.grad) for p in self.parameters()}
+        torch._foreach_mul_([g for g in gradients() if id(g) not in own], float(data.grad))
+        return float(weights.grad) * self.examples
 
 
 class DescriptionLength(Objective):
     """Net bits per example.
 
-    >>> DescriptionLength(examples=10)([torch.tensor([1.0, 3.0])], torch.tensor(5.0)).item()
+    >>> DescriptionLength(examples=10)(torch.tensor(2.0), torch.tensor(5.0)).item()
     2.5
     """
 
@@ -49,9 +66,11 @@ class DescriptionLength(Objective):
         super().__init__()
         self.examples = examples
 
-    def forward(self, example_bits: Sequence[Tensor], weight_bits: Tensor) -> Tensor:
-        data_bits = torch.stack([bits.sum() for bits in example_bits]).sum()
-        return (data_bits * (self.examples / sum(map(len, example_bits))) + weight_bits) / self.examples
+    def forward(self, mean_cost: Tensor, weight_bits: Tensor) -> Tensor:
+        return mean_cost + weight_bits / self.examples
+
+    def weigh(self, mean_cost: float, weight_bits: float, gradients: Callable[[], list[Tensor]]) -> float:
+        return 1.0  # they are the loss's already
 
 
 class RiskBound(Objective):
@@ -64,7 +83,7 @@ class RiskBound(Objective):
 
     >>> from bitsback.training.settings import BoundSettings
     >>> bound = RiskBound(BoundSettings(kind="classic", p_min=0.25), examples=1000, other_bits=0.0)
-    >>> round(bound([torch.tensor([1.0, 9.0])], torch.tensor(50.0)).item(), 4)
+    >>> round(bound(bound.cost(torch.tensor([1.0, 9.0])).mean(), torch.tensor(50.0)).item(), 4)
     0.8958
     """
 
@@ -76,14 +95,16 @@ class RiskBound(Objective):
         if settings.kind == "lambda":
             self.logit_lambda = nn.Parameter(torch.zeros(()))
 
-    def forward(self, example_bits: Sequence[Tensor], weight_bits: Tensor) -> Tensor:
-        risk = torch.cat(list(example_bits)).clamp_max(self.most_bits).mean() / self.most_bits
-        c = bits_to_nats(weight_bits) / self.examples + self.fixed
+    def cost(self, bits: Tensor) -> Tensor:
+        return bits.clamp_max(self.most_bits) / self.most_bits
+
+    def forward(self, mean_cost: Tensor, weight_bits: Tensor) -> Tensor:
+        risk, c = mean_cost, bits_to_nats(weight_bits) / self.examples + self.fixed
         if self.settings.kind == "quad":
             return ((risk + c / 2).sqrt() + (c / 2).sqrt()).square()
         if self.settings.kind == "classic":
             return risk + (c / 2).sqrt()
-        weight = self.logit_lambda.sigmoid()
+        weight = self.logit_lambda.sigmoid().to(mean_cost.device)
         return risk / (1 - weight / 2) + c / (weight * (1 - weight / 2))
 
 

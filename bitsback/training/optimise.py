@@ -9,23 +9,31 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR, LRScheduler, ReduceLROnPlateau, SequentialLR
 
-from bitsback.errors import ConfigError, near_miss
-from bitsback.model.model import parameter_groups
-from bitsback.training.ivon import IVON
+from bitsback.errors import ConfigError, LayerError, near_miss
+from bitsback.model import BayesianModel
+from bitsback.optim import IVON, Adam, PosteriorOptimizer, Variational
+from bitsback.optim.variational import OPTIONS
 from bitsback.training.settings import OptimizerSettings, ScheduleSettings
+from bitsback.units import bits_to_nats
 
 REFUSALS = (TypeError, ValueError, RuntimeError, LookupError, ArithmeticError, AttributeError)
 """What torch raises for arguments that it does not want."""
 
+HOW = ("fused", "foreach")
+"""Arguments of torch's Adam that say how it computes the same step; ours has one way."""
 
-def make_optimizer(modules: list[nn.Module], settings: OptimizerSettings, examples: int, *, fused: bool = False) -> Optimizer:
-    """The optimiser over all trainable parameters, log stds in a group of their own.
+
+def make_optimizer(
+    model: BayesianModel, also: list[nn.Module], settings: OptimizerSettings, examples: int, **options: Any
+) -> PosteriorOptimizer:
+    """Return the optimiser over all trainable parameters, log stds in a group of their own; its loss is in bits.
 
     Args:
-        modules: whose parameters are trained.
+        model: whose posteriors are trained.
+        also: other modules whose parameters are trained.
         settings: which optimiser.
-        examples: how many there are to train on, which natural gradients need to know.
-        fused: take torch's fused implementation where there is one, unless the settings say which.
+        examples: how many there are to train on.
+        options: as :class:`bitsback.optim.PosteriorOptimizer` takes them.
 
     Raises:
         ConfigError: for an unknown name or arguments that the optimiser refuses.
@@ -35,18 +43,25 @@ def make_optimizer(modules: list[nn.Module], settings: OptimizerSettings, exampl
     if settings.name not in known:
         hint = near_miss(settings.name, known)
         raise ConfigError(f"training.optimizer.name: '{settings.name}'{hint} is not one of {', '.join(sorted(known))}")
-    if not any(p.requires_grad for module in modules for p in module.parameters()):
-        raise ConfigError("nothing can be trained: every weight is frozen; call requires_grad_(True) on those that shall learn")
-    log_std_lr, arguments = settings.log_std_lr or settings.lr, dict(settings.arguments)
+    others = [p for module in also for p in module.parameters() if p.requires_grad]
+    arguments = {"log_std_lr": settings.log_std_lr or settings.lr, "examples": examples, "also": others, **options}
+    own = dict(settings.arguments)
+    for name in sorted(own.keys() & OPTIONS):  # the loop's own, not torch's
+        raise ConfigError(f"training.optimizer: {settings.name} refuses its arguments: it has no '{name}'")
+    optimizer: PosteriorOptimizer
     try:
         if settings.name == IVON.__name__:
-            return IVON(modules, examples, settings.lr, log_std_lr, **arguments)
-        kind = getattr(torch.optim, settings.name)
-        if fused and "fused" in inspect.signature(kind).parameters and not arguments.keys() & {"fused", "foreach"}:
-            arguments["fused"] = True
-        optimizer: Optimizer = kind(parameter_groups(modules, settings.lr, log_std_lr), lr=settings.lr, **arguments)
-    except REFUSALS as fault:
+            optimizer = IVON(model, settings.lr, **arguments, **own)
+        elif settings.name == "Adam" and own.keys() <= {"betas", "eps", *HOW}:
+            own = {name: tuple(value) if isinstance(value, list) else value for name, value in own.items() if name not in HOW}
+            optimizer = Adam(model, settings.lr, **arguments, **own)
+        else:
+            optimizer = Variational(model, getattr(torch.optim, settings.name), settings.lr, **arguments, **own)
+    except (*REFUSALS, LayerError) as fault:
+        if isinstance(fault, LayerError) and str(fault).startswith("nothing can be trained"):
+            raise ConfigError(str(fault)) from fault
         raise ConfigError(f"training.optimizer: {settings.name} refuses its arguments: {fault}") from fault
+    optimizer.nats_per_unit = bits_to_nats(1.0)
     return optimizer
 
 

@@ -1,9 +1,6 @@
 """Where a training step goes: milliseconds by phase, multiply-adds by layer, operators, and a trace to look at."""
 
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
@@ -16,52 +13,24 @@ from torch.utils.flop_counter import FlopCounterMode
 from bitsback.files import write_text
 from bitsback.training.loop import Fit
 
-WARM_UP, TIMED, TRACED = 5, 30, 5
-STEPS = WARM_UP + TIMED + TRACED + 1
+WARM_UP, TRACED = 5, 20
+STEPS = WARM_UP + TRACED + 1
 """Steps that a profile takes."""
 
 OPERATORS = 12
 """How many operators the table shows."""
 
-PHASES: tuple[tuple[str, Callable[[Fit], object], str], ...] = (
-    ("draw weights, count KL", lambda fit: fit.weights, "cost"),
-    ("forward", lambda fit: fit, "_example_bits"),
-    ("backward", lambda fit: fit, "_backward"),
-    ("gradients of mean, std", lambda fit: fit.weights, "add_gradients"),
-    ("optimiser", lambda fit: fit, "_move"),
-)
-"""The phases of a step, and the methods that they are."""
+PHASES = {
+    "bitsback: forward": "forward",
+    "bitsback: backward": "backward",
+    "bitsback: cost": "count the KL, priors follow",
+    "bitsback: move and draw": "gradients, move, next draw",
+}
+"""What a step consists of, under the names that a profiler's trace shows."""
 
+STEP = "bitsback: step"
 LOOP = "loop"
 """What is left."""
-
-
-@contextmanager
-def timed_phases(fit: Fit) -> Iterator[dict[str, list[float]]]:
-    """Inside, every phase of the fit's steps adds its seconds to the dictionary that is given."""
-    seconds: dict[str, list[float]] = defaultdict(list)
-    device = fit.train.inputs.device
-
-    def timed(name: str, method: Callable[..., object]) -> Callable[..., object]:
-        def call(*args: object) -> object:
-            began = time.perf_counter()
-            with record_function(name):
-                result = method(*args)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            seconds[name].append(time.perf_counter() - began)
-            return result
-
-        return call
-
-    methods = [(owner(fit), method, name) for name, owner, method in PHASES]
-    for owner, method, name in methods:
-        setattr(owner, method, timed(name, getattr(owner, method)))
-    try:
-        yield seconds
-    finally:
-        for owner, method, _ in methods:
-            delattr(owner, method)  # the class's own is seen again
 
 
 def profile(fit: Fit, directory: Path) -> str:
@@ -74,39 +43,49 @@ def profile(fit: Fit, directory: Path) -> str:
     Returns:
         the text of steps.txt: tables of phases, layers and operators.
     """
-    fit.weights.restart()
     supply = enumerate(cycle(list(islice(fit.batches(), 8))))
+    device = fit.train.inputs.device
 
-    def take(count: int) -> list[float]:
-        seconds = []
+    def take(count: int) -> None:
         for number, (inputs, targets) in islice(supply, count):
-            began = time.perf_counter()
-            fit.step(number, inputs, targets)
-            seconds.append(time.perf_counter() - began)
-        return seconds
+            with record_function(STEP):
+                fit.step(number, inputs, targets)
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
 
     take(WARM_UP)
-    with timed_phases(fit) as phases:
-        seconds = take(TIMED)
-        rest = [step - sum(parts) for step, *parts in zip(seconds, *phases.values(), strict=True)]
-        medians = {name: median(several) for name, several in (*phases.items(), (LOOP, rest))}
-        accelerators = [ProfilerActivity.CUDA] if fit.train.inputs.device.type == "cuda" else []
-        with torch.profiler.profile(activities=[ProfilerActivity.CPU, *accelerators]) as trace:
-            take(TRACED)
+    accelerators = [ProfilerActivity.CUDA] if device.type == "cuda" else []
+    with torch.profiler.profile(activities=[ProfilerActivity.CPU, *accelerators]) as trace:
+        take(TRACED)
     with FlopCounterMode(display=False) as counter:
         take(1)
     directory.mkdir(parents=True, exist_ok=True)
     trace.export_chrome_trace(str(directory / "trace.json"))
-    whole = median(seconds)
+    medians, whole = _phases(trace)
     parts = [_phase_table(medians, whole), _layer_table(counter, whole), _operator_table(trace)]
     text = "\n\n".join(parts) + "\n"
     write_text(directory / "steps.txt", text)
     return text
 
 
+def _phases(trace: Any) -> tuple[dict[str, float], float]:
+    """Median seconds of each phase, of what is left, and of a step, from the trace's own ranges."""
+    ranges = [event for event in trace.events() if event.name in PHASES]
+    found: dict[str, list[float]] = defaultdict(list)
+    for step in (event for event in trace.events() if event.name == STEP):
+        begin, end = step.time_range.start, step.time_range.end
+        inside = [event for event in ranges if begin <= event.time_range.start < end]
+        for name, said in PHASES.items():
+            found[said].append(sum(event.cpu_time_total for event in inside if event.name == name) / 1e6)
+        found[STEP].append(step.cpu_time_total / 1e6)
+        found[LOOP].append(found[STEP][-1] - sum(found[said][-1] for said in PHASES.values()))
+    medians = {said: median(found[said]) for said in [*PHASES.values(), LOOP]}
+    return medians, median(found[STEP])
+
+
 def _phase_table(medians: dict[str, float], whole: float) -> str:
-    lines = [f"{name:24} {1e3 * seconds:9.3f} {seconds / whole:7.1%}" for name, seconds in medians.items()]
-    return "\n".join([f"{'phase of a step':24} {'ms':>9} {'share':>7}", *lines, f"{'step':24} {1e3 * whole:9.3f} {1:7.1%}"])
+    lines = [f"{name:28} {1e3 * seconds:9.3f} {seconds / whole:7.1%}" for name, seconds in medians.items()]
+    return "\n".join([f"{'phase of a step':28} {'ms':>9} {'share':>7}", *lines, f"{'step':28} {1e3 * whole:9.3f} {1:7.1%}"])
 
 
 def _layer_table(counter: FlopCounterMode, whole: float) -> str:

@@ -20,7 +20,7 @@ WARMUP_SHARE, WARMUP_START = 0.3, 1e-3
 
 
 class OptimizerSettings(Settings):
-    """Any optimiser of torch.optim by name, or IVON: natural gradients, see :class:`bitsback.training.ivon.IVON`."""
+    """Any optimiser of torch.optim by name, or IVON: natural gradients, see :class:`bitsback.optim.IVON`."""
 
     name: str = Field("Adam", description="a class of torch.optim, or IVON")
     lr: PositiveFloat = Field(0.01, description="learning rate of the means and of everything else; default of IVON: 0.3")
@@ -123,8 +123,14 @@ class TrainingSettings(Settings):
     batch_size: PositiveInt = Field(128, description="examples per step; the epoch is cut into equal batches of at most this")
     draws: PositiveInt = Field(1, description="weight draws per batch: the batch is cut into as many groups")
     antithetic: bool = Field(False, description="every second draw of a batch is the mirror image of the one before")
-    fused: bool = Field(True, description="draw all weights and find their gradients in one go; false: leave it to autograd")
-    noise_reuse: PositiveInt = Field(8, description="steps that use a drawn number, each for another weight; 1: all new")
+    fused: bool = Field(
+        True,
+        description="take each weight through gradient, step and next draw in one pass, and lay filters out with channels "
+        "last; false: one thing after the other, filters as torch has them",
+    )
+    noise_reuse: PositiveInt = Field(
+        8, description="draws that share a random number, each for another weight; 1, and in float64 always: all are new"
+    )
     objective: AnyObjectiveSettings = Field(ElboSettings(), description="what is lowered; the ledger is always the same")
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
@@ -135,13 +141,17 @@ class TrainingSettings(Settings):
     augment: AugmentSettings | None = Field(
         None, description="random changes of the images in every batch; the ledger is taken on the images as they are"
     )
-    gradient_clip: PositiveFloat | None = Field(None, description="largest norm of the gradient, in bits per example")
+    gradient_clip: PositiveFloat | None = Field(
+        None, description="largest norm of the gradient, the KL's part included, in bits per example"
+    )
     early_stop: EarlyStopSettings | None = None
     checkpoint_seconds: NonNegativeFloat = Field(30.0, description="least time between checkpoints; 0: after every epoch")
     threads: Threads | Literal["auto"] = Field("auto", description="CPU threads; auto: one for under a million weights")
     device: str = Field("cpu", description="cpu, cuda, cuda:1, mps, or auto: an accelerator where there is one")
     precision: Literal["float32", "float64", "bfloat16"] = Field(
-        "float32", description="bfloat16: autocast of the forward pass; parameters, KL and ledger stay in float32"
+        "float32",
+        description="bfloat16: autocast of the forward pass; parameters, KL and ledger stay in float32. Messages and the "
+        "prequential code are always trained in float64, which a receiver repeats",
     )
 
     @model_validator(mode="after")
@@ -159,8 +169,8 @@ class TrainingSettings(Settings):
             raise ValueError(f"schedule.warmup_epochs {self.schedule.warmup_epochs:g} must not exceed epochs {self.epochs}")
         if self.draws > self.batch_size:
             raise ValueError(f"draws {self.draws} must not exceed batch_size {self.batch_size}")
-        if self.antithetic and (self.draws % 2 or not self.fused):
-            raise ValueError("antithetic draws come in pairs, from the fused step: set draws to 2 or 4, and fused to true")
+        if self.antithetic and self.draws % 2:
+            raise ValueError(f"antithetic draws come in pairs, and draws is {self.draws}; set training.draws to 2 or 4")
         if isinstance(self.beta.warmup_epochs, float) and self.beta.warmup_epochs > epochs:
             raise ValueError(f"beta.warmup_epochs {self.beta.warmup_epochs:g} must not exceed epochs {self.epochs}")
         return self

@@ -7,26 +7,27 @@ import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from bitsback.data import Dataset, Examples
 from bitsback.errors import ConfigError
 from bitsback.files import write_tensors, write_text
-from bitsback.layout import interleave, straighten
 from bitsback.ledger import Ledger
 from bitsback.likelihoods import Likelihood
 from bitsback.locks import LOCK, exclusive, remove_left_over_files
 from bitsback.model import BayesianModel, evaluate, posterior_tensors, take_ledger
 from bitsback.model.accounting import check_point_grids, seeded
+from bitsback.model.noise import ExactNoise
 from bitsback.threads import using_threads
 from bitsback.training.beta import Beta
 from bitsback.training.dashboards import check_dashboards, final_numbers, subject_of
-from bitsback.training.fused import step_weights
+from bitsback.training.drawn_outputs import DrawnOutputs
 from bitsback.training.loggers import Logger
-from bitsback.training.loop import Fit
+from bitsback.training.loop import Fit, Watch
 from bitsback.training.objective import make_objective
 from bitsback.training.optimise import make_optimizer, make_schedule
 from bitsback.training.session import Session
@@ -83,6 +84,7 @@ def train(
     progress: bool = True,
     profile_to: Path | None = None,
     loggers: Sequence[Logger] = (),
+    watch: Watch | None = None,
 ) -> Outcome:
     """Lower the total description length of the training targets, then take the ledger.
 
@@ -101,6 +103,8 @@ def train(
             with and without.
         loggers: objects of yours with the methods ``log(metrics)``, called after every epoch with the numbers of metrics.jsonl,
             and ``close()``, called when the epochs are over or have failed.
+        watch: called after every optimiser step with the number of steps done and the model, which it must leave as it is;
+            what it raises ends the training.
 
     Raises:
         TrainingError: when the loss is not finite; the last good checkpoint stays.
@@ -137,7 +141,7 @@ def train(
             longer = training.model_copy(update={"epochs": training.passes + STEPS})  # schedules end, and may not go on
             with seeded(seed, device):
                 profile(start(copy.deepcopy(model), copy.deepcopy(likelihood), data, longer, seed), profile_to)
-        fit = start(model, likelihood, data, training, seed)
+        fit = start(model, likelihood, data, training, seed, watch=watch)
         subject = subject_of(model, logging, {"training": training, "ledger": ledger}, seed, config_text)
         with Session(fit, test, directory, logging, subject, loggers, progress=progress, resume=resume) as session:
             if directory is not None and not resume:
@@ -145,8 +149,7 @@ def train(
                 if config_text is not None:  # written last: a run with a configuration can be resumed
                     write_text(directory / "config.yaml", config_text)
             session.run()
-            fit.modes.restore()  # loggers may have looked at the model
-            straighten(model)
+            fit.end()
             model.update_priors()
             book = take_ledger(
                 model,
@@ -171,29 +174,56 @@ def train(
     return outcome
 
 
-def start(model: BayesianModel, likelihood: Likelihood, data: Examples, settings: TrainingSettings, seed: int = 0) -> Fit:
-    """A training that is about to begin, for loops of your own: ``fit.step(number, inputs, targets)``, or ``fit.run_epoch()``.
+def start(
+    model: BayesianModel,
+    likelihood: Likelihood,
+    data: Examples,
+    settings: TrainingSettings,
+    seed: int = 0,
+    *,
+    watch: Watch | None = None,
+) -> Fit:
+    """Return a training that is about to begin, for loops of your own.
 
-    :func:`train` does this, with devices, logs, checkpoints and the ledger.
+    Call ``fit.step(number, inputs, targets)``, or ``fit.run_epoch()``. :func:`train` does this, with devices, logs,
+    checkpoints and the ledger.
 
     >>> from bitsback.likelihoods import CategoricalLikelihood
     >>> from bitsback.model import bayesianize
     >>> examples = Examples(torch.randn(20, 4), torch.arange(20) % 2)
     >>> fit = start(bayesianize(torch.nn.Linear(4, 2)), CategoricalLikelihood(2), examples, TrainingSettings(epochs=1))
-    >>> data_bits, weight_bits = fit.step(0, examples.inputs[:10], examples.targets[:10])
+    >>> data_bits = fit.step(0, examples.inputs[:10], examples.targets[:10])
     """
     likelihood.fit(data.targets)
     settings = settings.settled(len(data), likelihood)
-    if settings.fused:
-        interleave(model)
+    mode, model.training = model.training, True
+    trials = _to_try_out(data, settings, seed)
+    is_repeatable = settings.precision == "float64"
+    model.lay_out(channels_last=settings.fused and not is_repeatable, example=trials[0])  # float64 gains nothing by it
     other_bits = model.deterministic_bits() + sum(charge.bits for charge in [*model.charges(), *likelihood.charges()])
     objective = make_objective(settings.objective, likelihood, len(data), other_bits)
     objective.to(data.inputs.device)
-    optimizer = make_optimizer([model, likelihood, objective], settings.optimizer, len(data), fused=settings.fused)
+    options: dict[str, Any] = {"max_grad_norm": settings.gradient_clip, "by_pieces": settings.fused}
+    optimizer = make_optimizer(model, [likelihood, objective], settings.optimizer, len(data), **options)
     steps = -(-len(data) // settings.batch_size)
     schedule = make_schedule(optimizer, settings.schedule, settings.passes, steps)
-    weights = step_weights(model, settings)
-    return Fit(model, likelihood, data, settings, seed, optimizer, schedule, Beta(settings, steps), objective, weights)
+    reuse = 1 if is_repeatable else settings.noise_reuse
+    model.set_noise(ExactNoise() if is_repeatable else None, seed=seed)
+    outputs = DrawnOutputs(model, trials, reuse)
+    model.set_noise(model.noise_source, reuse)
+    if settings.antithetic and all(weight.noise_on_outputs or not weight.is_gaussian for weight in model.weights):
+        raise ConfigError("training.antithetic: no layer draws its weights; leave it out, or set bayesian.estimator=weight")
+    return Fit(
+        model, likelihood, data, settings, seed, optimizer, schedule, Beta(settings, steps), objective, outputs, watch=watch,
+        mode=mode,
+    )  # fmt: skip
+
+
+def _to_try_out(data: Examples, settings: TrainingSettings, seed: int) -> list[Tensor]:
+    """The first batch and a random one, on which the estimators of layers are decided."""
+    size = min(settings.batch_size, len(data))
+    some = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:size]
+    return [data.inputs[:size], data.inputs[some.to(data.inputs.device)]]
 
 
 def _write_results(directory: Path, model: BayesianModel, likelihood: Likelihood, outcome: Outcome) -> None:
@@ -225,9 +255,9 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def threads_for(settings: TrainingSettings, model: torch.nn.Module) -> int:
+def threads_for(settings: TrainingSettings, model: BayesianModel) -> int:
     """The threads that the settings ask for."""
     if settings.threads != "auto":
         return settings.threads
-    small = sum(p.numel() for p in model.parameters()) < 2 * SMALL_MODEL_WEIGHTS
+    small = sum(p.numel() for p in model.network.parameters()) < SMALL_MODEL_WEIGHTS
     return 1 if small else torch.get_num_threads()

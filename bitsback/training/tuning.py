@@ -22,12 +22,16 @@ from bitsback.data import Examples
 from bitsback.errors import TrainingError
 from bitsback.kl import Panels, kl_each
 from bitsback.likelihoods import Likelihood
-from bitsback.model import BayesianModel
-from bitsback.model.modes import Modes
+from bitsback.model import BayesianModel, Weight
+from bitsback.optim import Adam
 from bitsback.posterior import GaussianPosterior
 from bitsback.registry import Settings
 from bitsback.training.augment import AugmentSettings, augmented
-from bitsback.units import nats_to_bits
+from bitsback.training.beta import Beta
+from bitsback.training.drawn_outputs import DrawnOutputs
+from bitsback.training.loop import Fit
+from bitsback.training.settings import CONSTANT_BETA, TrainingSettings
+from bitsback.units import bits_to_nats, nats_to_bits
 
 FIXED_LOG_STD = -40.0
 TYPICAL_SCALE = 0.2
@@ -102,35 +106,51 @@ class Tuner:
     indices: Integers = field(init=False)
 
     def __post_init__(self) -> None:
+        self.examples = self.examples.to(self.model.device, self.model.dtype)  # a run of float64 leaves float64
         self.indices = np.zeros(self.code.blocks, dtype=np.int64)
-        self._modes = Modes(self.model)
-        self._posteriors = [q for q in self.model.posteriors() if isinstance(q, GaussianPosterior)]
+        self._gaussians = [weight for weight in self.model.weights if weight.is_gaussian]
         self._block_of = torch.from_numpy(self.code.block_of())
         self._free = torch.ones(len(self._block_of), dtype=torch.bool)
-        dtype = next((q.mean.dtype for q in self._posteriors), torch.float32)
+        dtype = next((weight.posterior.mean.dtype for weight in self._gaussians), torch.float32)
         self._fixed = torch.zeros(len(self._block_of), dtype=dtype)
         self._beta = torch.ones(self.code.blocks, dtype=dtype)
-        held = {id(p) for p in self.model.priors.parameters()} | {id(q.log_std) for q in self._posteriors}
-        others = [p for p in self.model.parameters() if id(p) not in held and p.requires_grad]
-        means = {id(q.mean) for q in self._posteriors}
-        groups = [([p for p in others if id(p) not in means], 1.0), ([q.log_std for q in self._posteriors], 5.0)]
-        for weight in self.model.weights:
-            width = float(weight.prior.width().detach().mean()) / TYPICAL_SCALE
-            groups.append(([weight.posterior.mean], min(max(width, 0.005), 3.0) if self.settings.relative_lr else 1.0))
-        self._optimizer = torch.optim.Adam(
-            [{"params": group, "lr": self.settings.lr * rate} for group, rate in groups if group], fused=True
-        )
         self._steps = (
             self.settings.balance_steps + self.settings.steps * (self.settings.groups - 1) if self.settings.steps else 0
         )
-        self._rise = torch.optim.lr_scheduler.LambdaLR(self._optimizer, self._rate)
+
+    def _begin(self) -> None:
+        """The training of what is not chosen yet: the one loop, with a KL that counts for each block as its multiplier says."""
+        count, lr = len(self.examples), self.settings.lr
+        trained = {id(weight.known) for weight in self._gaussians}
+        others = [p for p in self.model.network.parameters() if p.requires_grad and id(p) not in trained]
+        groups: list[dict[str, Any]] = [{"params": others, "lr": lr}] if others else []
+        for weight in self._gaussians:
+            width = float(weight.prior.width().detach().mean()) / TYPICAL_SCALE
+            rate = min(max(width, 0.005), 3.0) if self.settings.relative_lr else 1.0
+            groups.append({"params": [weight.known], "lr": lr * rate, "log_std_lr": 5 * lr})
+        optimizer = Adam(self.model, lr, examples=count, groups=groups)
+        optimizer.nats_per_unit = bits_to_nats(1.0)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
+        settings = TrainingSettings(
+            epochs=1, batch_size=self.settings.batch_size, beta=CONSTANT_BETA, precision="bfloat16" if self.half else "float32"
+        )
+        inputs, size = self.examples.inputs, min(count, self.settings.batch_size)
+        mode, self.model.training = self.model.training, True
+        self.model.set_noise(None, settings.noise_reuse, seed=self.seed)
+        outputs = DrawnOutputs(self.model, [inputs[:size], inputs[torch.randperm(count)[:size]]], settings.noise_reuse)
+        self._fit = Fit(
+            self.model, self.likelihood, self.examples, settings, self.seed, optimizer, schedule, Beta(settings, 1),
+            outputs=outputs, watch=self._after_step, holds_priors=True, mode=mode,
+        )  # fmt: skip
         self._batches = self._endless_batches()
+        self._weigh_blocks()
 
     def run(self) -> Integers:
         """Choose every block; afterwards the posterior means are the chosen weights. Returns the indices."""
         for prior in self.model.priors.parameters():
             prior.requires_grad_(False)
         torch.manual_seed(self.seed)
+        self._begin()
         order = np.random.default_rng(self.seed).permutation(self.code.blocks)
         count = min(self.settings.groups, len(order))
         sizes = np.linspace(1.0, self.settings.taper, count)
@@ -141,6 +161,7 @@ class Tuner:
                 self._choose(group, bar)
                 if self._steps and number < len(groups) - 1:
                     self._train(self.settings.steps, bar)
+        self._fit.end()
         self._settle_statistics()
         return self.indices
 
@@ -156,42 +177,48 @@ class Tuner:
                 yield inputs[batch], targets[batch]
 
     def _train(self, steps: int, bar: Any) -> None:
-        self._modes.restore()
-        target = self.settings.target_bits or float(self.code.index_bits)
-        count = len(self.examples)
-        for _ in range(steps):
+        self._fit.modes.restore()
+        for number in range(steps):
             inputs, targets = next(self._batches)
             if self.settings.augment is not None:
                 inputs = augmented(inputs, self.settings.augment)
-            with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self.half):
-                outputs = self.model(inputs)
-            outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
-            data_bits = self.likelihood.bits(outputs, targets).sum() * (count / len(inputs))
-            block_bits = self._block_bits()
-            loss = (data_bits + (self._beta * block_bits).sum()) / count
-            if not torch.isfinite(loss):
-                raise TrainingError("tuning diverged: its loss is not finite; lower the tuning rate (--tune lr=0.001)")
-            self._optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            self._optimizer.step()
-            self._rise.step()
-            with torch.no_grad():
-                pressure = ((block_bits - target) / BETA_REACH_BITS).clamp(-1, 1)
-                self._beta = (self._beta * (BETA_GAIN * pressure).exp()).clamp(*BETA_RANGE)
-            self._hold()
+            try:
+                self._fit.step(number, inputs, targets)
+            except TrainingError as fault:
+                raise TrainingError(f"tuning diverged: {fault} (--tune lr=0.001)") from fault
             bar.update()
+
+    @torch.no_grad()
+    def _after_step(self, _step: int, _model: BayesianModel) -> None:
+        """Steer every block towards the bits of its index, and put back what is chosen."""
+        target = self.settings.target_bits or float(self.code.index_bits)
+        pressure = ((self._block_bits() - target) / BETA_REACH_BITS).clamp(-1, 1)
+        self._beta = (self._beta * (BETA_GAIN * pressure).exp()).clamp(*BETA_RANGE)
+        self._weigh_blocks()
+        self._hold()
+
+    def _weigh_blocks(self) -> None:
+        """Hand each weight the multiplier of its block."""
+        shares = torch.where(self._free, self._beta[self._block_of], 0.0).split(self._sizes)
+        self._fit.optimizer.kl_weights = {
+            weight.number: share.reshape(weight.posterior.mean.shape)
+            for weight, share in zip(self._gaussians, shares, strict=True)
+        }
+
+    @property
+    def _sizes(self) -> list[int]:
+        return [weight.posterior.weights for weight in self._gaussians]
 
     def _block_bits(self) -> Tensor:
         """KL of every block in bits, (blocks,); zero once chosen."""
-        pairs = [(w.posterior, w.prior) for w in self.model.weights]
-        each = [kl_each(q, p, panels=Panels.fast()).flatten() for q, p in pairs if isinstance(q, GaussianPosterior)]
+        each = [kl_each(_gaussian(weight), weight.prior, panels=Panels.fast()).flatten() for weight in self._gaussians]
         bits = torch.where(self._free, nats_to_bits(torch.cat(each)), 0.0)
         return torch.zeros_like(self._beta).index_add(0, self._block_of, bits)
 
     @torch.no_grad()
     def _choose(self, group: Integers, bar: Any) -> None:
-        mean = torch.cat([q.mean.flatten() for q in self._posteriors]).double().numpy()
-        std = torch.cat([q.std().flatten() for q in self._posteriors]).double().numpy()
+        mean = torch.cat([weight.posterior.mean.flatten() for weight in self._gaussians]).double().numpy()
+        std = torch.cat([_gaussian(weight).std().flatten() for weight in self._gaussians]).double().numpy()
         for block in group.tolist():
             members = self.code.members(block)
             self.indices[block] = self.code.choose(block, mean[members], std[members])
@@ -203,15 +230,20 @@ class Tuner:
     @torch.no_grad()
     def _hold(self) -> None:
         """Put chosen weights back to what was chosen, with no width."""
-        sizes = [q.weights for q in self._posteriors]
-        for q, free, fixed in zip(self._posteriors, self._free.split(sizes), self._fixed.split(sizes), strict=True):
-            q.mean.copy_(torch.where(free.reshape(q.mean.shape), q.mean, fixed.reshape(q.mean.shape)))
-            q.log_std.masked_fill_(~free.reshape(q.mean.shape), FIXED_LOG_STD)
+        for weight, free, fixed in zip(
+            self._gaussians, self._free.split(self._sizes), self._fixed.split(self._sizes), strict=True
+        ):
+            q, shape = _gaussian(weight), weight.posterior.mean.shape
+            chosen, values = ~free.reshape(shape), fixed.reshape(shape)
+            q.mean.copy_(torch.where(chosen, values, q.mean))
+            q.log_std.masked_fill_(chosen, FIXED_LOG_STD)
+            weight.parameter.copy_(torch.where(chosen, values, weight.parameter))
+            weight.mark()
 
     @torch.no_grad()
     def _settle_statistics(self) -> None:
         """Average the running statistics of normalisation layers that train over the data, under the chosen weights."""
-        self._modes.restore()
+        self._fit.modes.restore()
         kind = torch.nn.modules.batchnorm._BatchNorm
         norms = [m for m in self.model.modules() if isinstance(m, kind) and m.track_running_stats and m.training]
         if not norms:
@@ -225,3 +257,8 @@ class Tuner:
                 self.model(inputs)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
+
+
+def _gaussian(weight: Weight) -> GaussianPosterior:
+    assert isinstance(weight.posterior, GaussianPosterior)
+    return weight.posterior

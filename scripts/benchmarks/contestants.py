@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from benchmarks.ours import Ours
+from benchmarks.ours import PRIORS, Ours, OwnLoop, WithPrior
 from benchmarks.peers import BayesianTorch, Blitz, Deterministic, Ivon, TorchBnn
 from benchmarks.pyro_peers import Pyro, Tyxe
 from benchmarks.trainer import Missing, Task, Trainer
@@ -39,8 +39,17 @@ STEP_OURS: Contestants = {
     "bitsback output, bfloat16": partial(Ours, estimator="output", precision="bfloat16"),
     "bitsback output, plain": partial(Ours, estimator="output", fused=False),
     "bitsback auto": partial(Ours, estimator="auto"),
+    "bitsback.optim.Adam, a loop of one's own": OwnLoop,
+    "bitsback.optim.Adam, noise reused": partial(OwnLoop, noise_reuse=8),
 }
 STEP: Contestants = {**DETERMINISTIC, **PEERS, **STEP_OURS}
+
+BY_PRIOR: Contestants = {
+    f"{kind}, {estimator}": partial(WithPrior, kind=kind, estimator=estimator)
+    for estimator in ("weight", "auto")
+    for kind in PRIORS
+}
+"""Each under weight noise, and as ``auto`` has it; the first is what the others are compared with."""
 
 _CONFIG = {
     "estimator": "auto",

@@ -71,6 +71,7 @@ def resnet20(width: int) -> nn.Sequential:
 
 MNIST, CIFAR = (1, 28, 28), (3, 32, 32)
 STEP_NETS = {"mlp": Net(mlp, 400, MNIST), "lenet": Net(lenet, 10, MNIST, tiny=2), "resnet20": Net(resnet20, 16, CIFAR)}
+PRIORS_NET = Net(small_mlp, 300, MNIST)
 BITS_NETS = {"conv": Net(small_conv, 8, MNIST), "mlp": Net(small_mlp, 100, MNIST)}
 
 

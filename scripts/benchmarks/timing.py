@@ -3,7 +3,6 @@
 import os
 import resource
 import statistics
-import time
 from collections.abc import Iterator, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -36,11 +35,9 @@ def timed_rounds(trainers: dict[str, Trainer], batches: Sequence[Batch], rounds:
     for number in tqdm(range(rounds), desc="rounds", leave=False):
         first = number % len(names)
         for name in names[first:] + names[:first]:
-            take(trainers[name], supply, 1)
-            began_wall, began_cpu = time.perf_counter(), time.process_time()
-            take(trainers[name], supply, steps)
-            cpu[name].append((time.process_time() - began_cpu) / steps)
-            wall[name].append((time.perf_counter() - began_wall) / steps)
+            by_cpu, by_wall = trainers[name].timed(supply, steps)
+            cpu[name].append(by_cpu)
+            wall[name].append(by_wall)
     return cpu, wall
 
 

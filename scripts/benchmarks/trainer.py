@@ -1,7 +1,9 @@
 """What every contestant is: something that takes training steps, follows one schedule, and shows its posterior."""
 
 import math
+import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -25,6 +27,7 @@ class Task:
         prior_std: of the Gaussian prior of every weight; ours learns it and only starts there.
         initial_std: of the posterior of every weight, at the start.
         batch_size: examples in a step.
+        shape: of one input.
     """
 
     network: nn.Module
@@ -33,6 +36,7 @@ class Task:
     prior_std: float = 0.3
     initial_std: float = 0.05
     batch_size: int = 128
+    shape: tuple[int, ...] = (1, 28, 28)
 
 
 class Missing(Exception):
@@ -49,6 +53,14 @@ class Trainer(ABC):
         self.optimizer.zero_grad()
         self.loss(x, y).backward()
         self.optimizer.step()
+
+    def timed(self, supply: Iterator[tuple[Tensor, Tensor]], steps: int) -> tuple[float, float]:
+        """CPU and wall seconds of a step, over ``steps`` of them after one that is not counted."""
+        self.step(*next(supply))
+        began_wall, began_cpu = time.perf_counter(), time.process_time()
+        for _ in range(steps):
+            self.step(*next(supply))
+        return (time.process_time() - began_cpu) / steps, (time.perf_counter() - began_wall) / steps
 
     @abstractmethod
     def loss(self, x: Tensor, y: Tensor) -> Tensor:

@@ -11,10 +11,11 @@ from io import BytesIO
 from pathlib import Path
 
 from bitsback.bitstream.ans import Stack
-from bitsback.bitstream.container import KINDS, BitReader, BitWriter, seal, unseal
+from bitsback.bitstream.container import KINDS, VERSION, BitReader, BitWriter, seal, unseal
 from bitsback.bitstream.header import Header
 from bitsback.bitstream.prequential import Head
 from bitsback.bitstream.settings_text import put_settings, take_settings
+from bitsback.bitstream.state import StateDigest
 from bitsback.config import Config, Experiment
 from bitsback.shipping.message import Sender
 from bitsback.shipping.model_file import decode
@@ -134,6 +135,7 @@ def with_counts(files):
     found = {f"message_payload_2^{power}": message(payload_bytes=1 << power) for power in (20, 40, 60)}
     found |= {f"message_lanes_2^{power}": message(lanes_log2=power) for power in (10, 11, 15)}
     found |= {f"message_exponent_{m}": message(exponent=m) for m in (-16, 47)}
+    found["message_states_of_nothing"] = message(states=(StateDigest(0),))
     tree = settings_of(files["relative_entropy"])
     side_bits = bits_through(files["relative_entropy"], "guard of the priors") - bits_through(
         files["relative_entropy"], "configuration"
@@ -289,11 +291,12 @@ def damaged(files):
         found[f"{kind}_halved"] = content[: len(content) // 2]
         found[f"{kind}_extended"] = content + b"\0"
         found[f"{kind}_flipped"] = content[:20] + bytes([content[20] ^ 4]) + content[21:]
-        found[f"{kind}_of_the_future"] = content[:2] + bytes([content[2] + 1]) + content[3:]
+        found[f"{kind}_of_the_future"] = content[:2] + bytes([content[2] & 0xF0 | VERSION + 1]) + content[3:]
         found[f"{kind}_resealed_short"] = seal(kind, body[3:-1])
         found[f"{kind}_resealed_long"] = seal(kind, body[3:] + b"\1")
     found["unknown_kind"] = resealed(b"bb\x71" + bytes(40))
     found["version_zero"] = resealed(b"bb\x10" + bytes(40))
+    found["version_that_its_kind_has_not"] = resealed(b"bb\x22" + bytes(40))
     return found
 
 

@@ -3,22 +3,24 @@
 import numpy as np
 from numpy.typing import NDArray
 
-WHITENING, PERMUTATION, CODEBOOK, PADDING = 1, 2, 3, 4
+WHITENING, PERMUTATION, CODEBOOK, PADDING, NOISE, SIGNS = 1, 2, 3, 4, 5, 6
 """What a stream is for: the second word of its key."""
 
 WORDS_PER_COUNT = 4
+WORD = (1 << 64) - 1
 
 
-def raw(key: int, purpose: int, stream: int, words: int, *, skip_counts: int = 0) -> NDArray[np.uint64]:
+def raw(key: int, purpose: int, stream: int, words: int, *, skip_counts: int = 0, draw: int = 0) -> NDArray[np.uint64]:
     """``words`` 64-bit words of one stream, after ``4 * skip_counts`` others.
 
-    Count n of a stream (n = 1, 2, ...) encrypts the 256-bit counter (n, stream, 0, 0) under the key (key, purpose).
+    Count n of a stream (n = 1, 2, ...) encrypts the 256-bit counter (n, stream, draw, 0) under the key (key, purpose). Key,
+    stream and draw are any whole numbers, and count modulo 2^64.
 
     >>> raw(0, WHITENING, 0, 5)[4] == raw(0, WHITENING, 0, 1, skip_counts=1)[0]
     np.True_
     """
-    counter = np.array([skip_counts, stream, 0, 0], dtype=np.uint64)
-    generator = np.random.Philox(counter=counter, key=np.array([key, purpose], dtype=np.uint64))
+    counter = np.array([skip_counts, stream & WORD, draw & WORD, 0], dtype=np.uint64)
+    generator = np.random.Philox(counter=counter, key=np.array([key & WORD, purpose], dtype=np.uint64))
     return generator.random_raw(words)
 
 

@@ -1,0 +1,99 @@
+"""Tensors in pieces that a processor's cache holds together with everything that is made of them."""
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+PIECE = 131072
+"""Numbers of a piece: four blocks of noise."""
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Return True when the tensor fills a stretch of memory, in whatever order."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return last + 1 == tensor.numel()
+
+
+def are_alike(tensors: Sequence[Tensor]) -> bool:
+    """Return True when dense tensors of one shape lie in memory in the same order."""
+    return all(is_dense(t) and t.stride() == tensors[0].stride() and t.shape == tensors[0].shape for t in tensors)
+
+
+def rows(tensor: Tensor) -> list[Tensor]:
+    """Return the numbers of a dense tensor in the order of its memory, cut; views that share its version."""
+    count = tensor.numel()
+    flat = (tensor.detach() if tensor.requires_grad else tensor).as_strided((count,), (1,))
+    if count <= PIECE or tensor.device.type != "cpu":
+        return [flat]
+    return [flat[at : at + PIECE] for at in range(0, count, PIECE)]
+
+
+def side_by_side(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    """Return the rows of tensors of one shape together; whole tensors where they do not lie in memory alike."""
+    return list(zip(*map(rows, tensors), strict=True)) if are_alike(tensors) else [tensors]
+
+
+class Rows:
+    """The rows of tensors that last, side by side: made anew only when one of the tensors lies elsewhere by now.
+
+    >>> kept, tensor = Rows(), torch.zeros(2, 3)
+    >>> first = kept.of("mean", [tensor])
+    >>> kept.of("mean", [tensor]) is first, kept.of("mean", [tensor.clone()]) is first
+    (True, False)
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[Hashable, tuple[list[Any], list[tuple[Tensor, ...]]]] = {}
+
+    def of(
+        self, key: Hashable, tensors: Sequence[Tensor], lay_out: Callable[[], None] | None = None
+    ) -> list[tuple[Tensor, ...]]:
+        """Return piece by piece the :func:`rows` of tensors, which ``lay_out`` first makes dense and alike."""
+        where: list[Any] = [(tensor.data_ptr(), tensor.stride()) for tensor in tensors]
+        kept = self._kept.get(key)
+        if kept is not None and kept[0] == where:
+            return kept[1]
+        if lay_out is not None:
+            lay_out()
+            where = [(tensor.data_ptr(), tensor.stride()) for tensor in tensors]
+        pieces = list(zip(*map(rows, tensors), strict=True))
+        self._kept[key] = where, pieces  # what is kept is not freed, and its address not used again
+        return pieces
+
+
+class Scratch:
+    """Buffers of a piece's size, by number, made once for each dtype and device.
+
+    Attributes:
+        rows: views of tensors that last.
+
+    >>> Scratch().get(2, torch.zeros(5)).shape
+    torch.Size([5])
+    """
+
+    def __init__(self) -> None:
+        self.rows = Rows()
+        self._buffers: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
+        self._views: dict[tuple[int, int, torch.dtype, torch.device], Tensor] = {}
+
+    def get(self, number: int, like: Tensor) -> Tensor:
+        """Return buffer ``number``, cut to the length of a row ``like`` it; what is in it is what it was last used for."""
+        key = number, like.numel(), like.dtype, like.device
+        found = self._views.get(key)
+        return self._made(*key) if found is None else found
+
+    def _made(self, number: int, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        buffer = self._buffers.get((number, dtype, device))
+        if buffer is None or buffer.numel() < count:
+            buffer = self._buffers[number, dtype, device] = torch.empty(count, dtype=dtype, device=device)
+            self._views = {key: view for key, view in self._views.items() if (key[0], *key[2:]) != (number, dtype, device)}
+        view = self._views[number, count, dtype, device] = buffer[:count]
+        return view
+
+    def __deepcopy__(self, memo: object) -> "Scratch":
+        return Scratch()
+
+    def __getstate__(self) -> dict[str, object]:
+        return vars(Scratch())

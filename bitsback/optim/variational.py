@@ -1,0 +1,93 @@
+"""Any optimiser of torch on means and log stds."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitsback.errors import LayerError
+from bitsback.model import Weight
+from bitsback.optim.base import PosteriorOptimizer
+from bitsback.optim.sweep import Move, Sweep
+
+OPTIONS = {"log_std_lr", "groups", "also", "beta", "prior_rate", "max_grad_norm", "by_pieces"}
+
+
+class Variational(PosteriorOptimizer):
+    """Any torch optimiser, moving the means and log stds of a model's posteriors, and its other parameters.
+
+    Its state and its arguments are torch's; this class puts the gradients of data cost and KL where it finds them.
+
+    Args:
+        model, examples: as :class:`bitsback.optim.Adam` has them.
+        kind: a class of torch.optim, or one like it.
+        lr: learning rate of means and of parameters without a posterior.
+        arguments: options of :class:`bitsback.optim.PosteriorOptimizer`; all others go to ``kind``.
+
+    Raises:
+        LayerError: for what is no model, unknown settings, or nothing to move.
+
+    >>> import bitsback
+    >>> model = bitsback.bayesianize(nn.Linear(4, 2))
+    >>> optimizer = Variational(model, torch.optim.SGD, lr=1e-2, momentum=0.9, examples=100)
+    >>> model(torch.ones(3, 4)).square().mean().backward()
+    >>> optimizer.step()
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        kind: type[torch.optim.Optimizer],
+        lr: float,
+        *,
+        examples: int,
+        **arguments: Any,
+    ) -> None:
+        if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
+            raise LayerError(f"give a class of torch.optim, such as torch.optim.SGD; got {kind!r}")
+        if issubclass(kind, torch.optim.LBFGS | torch.optim.SparseAdam):
+            raise LayerError(f"{kind.__name__} cannot move posteriors, whose gradients are noisy and dense; take another")
+        options = {key: arguments.pop(key) for key in OPTIONS & arguments.keys()}
+        make: Callable[..., torch.optim.Optimizer] = kind  # each has arguments of its own
+        trial = make([nn.Parameter(torch.zeros(1, 1))], lr=lr, **arguments)
+        super().__init__(model, {**trial.defaults, "lr": lr}, examples=examples, **options)
+        inner = [{**self._inner_settings(group), "params": self._inner_params(group)} for group in self.param_groups]
+        self.inner = make(inner, lr=lr, **arguments)
+
+    def _inner_params(self, group: dict[str, Any]) -> list[Tensor]:
+        if group["role"] != "weight":
+            return list(group["params"])
+        return [self._by_parameter[id(p)].posterior.mean for p in group["params"]]
+
+    def _inner_settings(self, group: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in group.items() if key not in ("params", "role")}
+
+    def _sweep(self, sweep: Sweep, weights: Any) -> None:
+        for weight in weights:
+            sweep.weight(weight, None)
+        self._clip(weights)
+        for own, inner in zip(self.param_groups, self.inner.param_groups, strict=True):
+            inner.update(self._inner_settings(own))
+        self.inner.step()
+        for weight in weights:
+            sweep.rewrite(weight)
+            for p in weight.posterior.parameters():
+                p.grad = None
+
+    def _mover(self, weight: Weight) -> Move:
+        raise NotImplementedError  # the inner optimiser moves
+
+    def _move_plain(self) -> None:
+        """The inner optimiser has."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return torch's state, that of the inner optimiser, and the posterior."""
+        return {**super().state_dict(), "inner": self.inner.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take a state over."""
+        own = dict(state_dict)
+        inner = own.pop("inner")
+        super().load_state_dict(own)
+        self.inner.load_state_dict(inner)
