@@ -8,8 +8,9 @@ from torch import Tensor
 
 from bitsback.errors import LayerError
 from bitsback.model import Weight
+from bitsback.model.pieces import rows
 from bitsback.optim.base import PosteriorOptimizer
-from bitsback.optim.sweep import Move
+from bitsback.optim.sweep import Move, Sweep
 
 FUSED = ("cuda", "mps", "xpu")
 """Devices besides the CPU on which torch has Adam as one pass."""
@@ -77,7 +78,29 @@ class Adam(PosteriorOptimizer):
             step = state["step"] = torch.zeros((), device=None if parameter.is_cpu else parameter.device)
         return step.add_(1)
 
+    def _sweep(self, sweep: Sweep, weights: Sequence[Weight]) -> None:
+        if self.max_grad_norm is None and self.by_pieces:
+            for weight in weights:
+                sweep.weight(weight, self._mover)
+        else:
+            for weight in weights:
+                sweep.weight(weight, None)
+            self._clip(weights)
+            for weight in weights:
+                self._move_filled(weight)
+                self._rewrite(sweep, weight)
+        self._move_plain()
+
+    def _move_filled(self, weight: Weight) -> None:
+        """Move a weight whose gradients lie in ``.grad`` of mean and log std."""
+        move = self._mover(weight)
+        several = list(weight.posterior.parameters())
+        cut = [rows(t) for p in several for t in (p, p.grad) if t is not None]
+        for number, (m, gm, *rest) in enumerate(zip(*cut, strict=True)):
+            move(number, m, rest[0] if rest else None, gm, rest[1] if rest else None, 0.0)
+
     def _mover(self, weight: Weight) -> Move:
+        """Return what moves the pieces of a weight in this step."""
         own, wide = self._settings(weight)
         step = self._count_step(weight.known)
         averages = self._averages(weight.known, weight.posterior.mean, OF_MEAN if wide is None else OF_BOTH)
@@ -94,6 +117,7 @@ class Adam(PosteriorOptimizer):
         return move
 
     def _move_plain(self) -> None:
+        """Move the parameters that have no posterior and a gradient."""
         for group in self._roles("plain"):
             for parameter in group["params"]:
                 gradient = parameter.grad

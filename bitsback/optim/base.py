@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from bitsback.errors import LayerError, near_miss
 from bitsback.model import BayesianModel, Weight
-from bitsback.model.pieces import Scratch, rows
+from bitsback.model.pieces import Scratch
 from bitsback.model.weight import State
 from bitsback.optim.cost import GaussianCost, weights_with_one_scale
 from bitsback.optim.said import FOREIGN_CLIPPING, SUM_LOSS, WEIGHT_DECAY
-from bitsback.optim.sweep import Move, Sweep
+from bitsback.optim.sweep import Sweep
 from bitsback.posterior import GaussianPosterior
 from bitsback.profiling import stage
 
@@ -229,7 +229,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         with stage("bitsback: move and draw"):
             sweep.begin(weights)
             self._sweep(sweep, weights)
-            self._draw_others(sweep, weights, state)
+            self._draw_others(weights, state)
             sweep.end()
             self._remember(weights)
         self._steps += 1
@@ -279,22 +279,15 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         others = [weight for weight in self.model.weights if weight.number not in self._cost]
         return self._cost.nats() + self.model.kl_estimate_nats(others)
 
+    @abstractmethod
     def _sweep(self, sweep: Sweep, weights: Sequence[Weight]) -> None:
-        """Move the weights and write their next draws, then move what has no posterior."""
-        if self.max_grad_norm is None and self.by_pieces:
-            for weight in weights:
-                sweep.weight(weight, self._mover)
-            self._move_plain()
-            return
-        for weight in weights:
-            sweep.weight(weight, None)
-        self._clip(weights)
-        for weight in weights:
-            self._move_filled(weight)
-            sweep.rewrite(weight)
-            for p in weight.posterior.parameters():
-                p.grad = None
-        self._move_plain()
+        """Move the weights and write their next draws, and move what has no posterior."""
+
+    def _rewrite(self, sweep: Sweep, weight: Weight) -> None:
+        """Write the next draw of a weight that was moved by gradients in ``.grad`` of mean and log std, which it loses."""
+        sweep.rewrite(weight)
+        for p in weight.posterior.parameters():
+            p.grad = None
 
     def _clip(self, weights: Sequence[Weight]) -> None:
         """Scale all gradients alike, those of means and log stds with their KL, where that is asked for."""
@@ -307,23 +300,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
                 p.grad = p.grad.to_dense()
         self.grad_norm = torch.nn.utils.clip_grad_norm_([*filled, *plain], self.max_grad_norm)
 
-    @abstractmethod
-    def _mover(self, weight: Weight) -> Move:
-        """Return what moves the pieces of a weight in this step."""
-
-    def _move_filled(self, weight: Weight) -> None:
-        """Move a weight whose gradients lie in ``.grad`` of mean and log std."""
-        move = self._mover(weight)
-        several = list(weight.posterior.parameters())
-        cut = [rows(t) for p in several for t in (p, p.grad) if t is not None]
-        for number, (m, gm, *rest) in enumerate(zip(*cut, strict=True)):
-            move(number, m, rest[0] if rest else None, gm, rest[1] if rest else None, 0.0)
-
-    @abstractmethod
-    def _move_plain(self) -> None:
-        """Move the parameters that have no posterior and a gradient."""
-
-    def _draw_others(self, sweep: Sweep, weights: Sequence[Weight], state: State) -> None:
+    def _draw_others(self, weights: Sequence[Weight], state: State) -> None:
         """Draw the weights that this optimiser does not own, or that are frozen; then all hold the draw of ``state``."""
         owned = {weight.number for weight in weights}
         for weight in weights:

@@ -1,6 +1,6 @@
 """Any optimiser of torch on means and log stds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from bitsback.errors import LayerError
 from bitsback.model import Weight
 from bitsback.optim.base import PosteriorOptimizer
-from bitsback.optim.sweep import Move, Sweep
+from bitsback.optim.sweep import Sweep
 
 OPTIONS = {"log_std_lr", "groups", "also", "beta", "prior_rate", "max_grad_norm", "by_pieces"}
 
@@ -63,7 +63,7 @@ class Variational(PosteriorOptimizer):
     def _inner_settings(self, group: dict[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in group.items() if key not in ("params", "role")}
 
-    def _sweep(self, sweep: Sweep, weights: Any) -> None:
+    def _sweep(self, sweep: Sweep, weights: Sequence[Weight]) -> None:
         for weight in weights:
             sweep.weight(weight, None)
         self._clip(weights)
@@ -71,15 +71,7 @@ class Variational(PosteriorOptimizer):
             inner.update(self._inner_settings(own))
         self.inner.step()
         for weight in weights:
-            sweep.rewrite(weight)
-            for p in weight.posterior.parameters():
-                p.grad = None
-
-    def _mover(self, weight: Weight) -> Move:
-        raise NotImplementedError  # the inner optimiser moves
-
-    def _move_plain(self) -> None:
-        """The inner optimiser has."""
+            self._rewrite(sweep, weight)
 
     def state_dict(self) -> dict[str, Any]:
         """Return torch's state, that of the inner optimiser, and the posterior."""
