@@ -89,21 +89,6 @@ class Plain(Oracle):
         self.on_outputs = {weight.name for weight in fit.model.weights if weight.noise_on_outputs}
         self.output_noise = OutputNoise(settings.noise_reuse, fit.model.noise_source)
 
-    def weights(self, state):
-        """Every weight as a draw says, with numbers of the pool where there is one."""
-        pool = self.model.noise_of(state)
-        found = {}
-        for weight in self.model.weights:
-            mean, log_std = self.means[weight.name], self.log_stds.get(weight.name)
-            if log_std is None:
-                found[weight.name] = mean
-                continue
-            noise = self.model.noise(weight, state, pool).double() * state.sign
-            if weight.constant_row is not None:
-                noise[weight.constant_row] = 0
-            found[weight.name] = mean + log_std.exp() * noise
-        return found
-
     def _kl_of(self, prior, name, state):
         """Of a weight that is not drawn, a prior that looks at draws sees the next one."""
         return super()._kl_of(prior, name, self.state(state.number + 1) if name in self.on_outputs else state)
