@@ -20,9 +20,9 @@ PUBLIC = {
     ),
     "bitsback.ledger": ("Entry", "Ledger"),
     "bitsback.model": ("BayesianModel", "bayesianize", "evaluate", "take_ledger", "width_curve"),
-    "bitsback.posterior": ("GaussianPosterior", "GaussianPosteriorSettings", "PointPosterior", "PointPosteriorSettings"),
-    "bitsback.shipping.model_file": ("LoadedModel", "load"),
-    "bitsback.shipping.save": ("save",),
+    "bitsback.posteriors": ("GaussianPosterior", "GaussianPosteriorSettings", "PointPosterior", "PointPosteriorSettings"),
+    "bitsback.formats.model_file.read": ("LoadedModel", "load"),
+    "bitsback.formats.model_file.save": ("save",),
     "bitsback.training": ("TrainingSettings", "train"),
 }  # fmt: skip
 """The public names and where they live; each is imported when it is first used, so that ``import bitsback`` is quick."""

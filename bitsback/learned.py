@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from bitsback.charge import Charge as Charge  # its old home
 from bitsback.errors import BitsbackError
+from bitsback.ledger.entry import Charge
 
 Learn = Literal["none", "gradient", "closed_form"]
 GradientLearn = Literal["none", "gradient"]

@@ -4,13 +4,14 @@ Distributions speak nats; everything a user sees speaks bits.
 """
 
 import math
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 NATS_PER_BIT = math.log(2)
 
-Number = TypeVar("Number", float, torch.Tensor)
+Number = TypeVar("Number", float, "torch.Tensor")
 
 
 def nats_to_bits(nats: Number) -> Number:

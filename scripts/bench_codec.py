@@ -24,12 +24,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from bench_report import parsed, shown, spread, table, write
 
-from bitsback.bitstream.ans import WORD_BITS, Stack
-from bitsback.bitstream.blocks import BlockCode
-from bitsback.bitstream.grid import PriorCode, RoundedPosterior, under_posterior, under_prior
-from bitsback.bitstream.header import default_lanes_log2
-from bitsback.bitstream.quantised import quantise, step_level_for, tensor_codec
-from bitsback.tables.density import NORMAL, PlacedShape
+from bitsback.coding.ans import WORD_BITS, Stack, default_lanes_log2
+from bitsback.coding.densities import NORMAL, PlacedShape
+from bitsback.coding.lattice import PriorCode, RoundedPosterior, under_posterior, under_prior
+from bitsback.coding.quantised import quantise, step_level_for, tensor_codec
+from bitsback.coding.relative_entropy import BlockCode
 from bitsback.units import nats_to_bits
 
 SCALE = 0.1

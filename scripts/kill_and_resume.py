@@ -23,8 +23,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-import bitsback.report
-import bitsback.studies.codelengths  # noqa: F401
+import bitsback.analysis.codelengths  # noqa: F401
 from bitsback.cli import main as main_of_bitsback
 
 METHOD = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"

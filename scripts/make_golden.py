@@ -22,24 +22,27 @@ import torch
 from safetensors.numpy import load_file
 from torch import Tensor
 
-from bitsback.bitstream.blocks import STANDARD_STEP
-from bitsback.bitstream.container import BitReader, unseal
-from bitsback.bitstream.labels import LABEL_TOTAL_BITS, _exponentials, frequencies
-from bitsback.bitstream.message import RefundLostError
-from bitsback.bitstream.prequential import Head
-from bitsback.bitstream.settings_text import bases
+from bitsback.coding.categorical import LABEL_TOTAL_BITS, _exponentials, frequencies
+from bitsback.coding.densities import NORMAL, Shape
+from bitsback.coding.relative_entropy import STANDARD_STEP
+from bitsback.coding.tables import PriorTable
 from bitsback.config import Config, Experiment
+from bitsback.formats.config_text import bases
+from bitsback.formats.config_tree import from_tree
+from bitsback.formats.container import BitReader, unseal
+from bitsback.formats.message.read import receive_file
+from bitsback.formats.message.write import Sender
+from bitsback.formats.model_file.grid_search import decimal_content
+from bitsback.formats.model_file.read import LoadedModel, decode
+from bitsback.formats.model_file.write import pack
+from bitsback.formats.prequential.preamble import Head
+from bitsback.formats.prequential.read import receive_prequential
+from bitsback.formats.prequential.walk import Walk
+from bitsback.formats.prequential.write import prequential
+from bitsback.formats.repeatable import RefundLostError
+from bitsback.formats.two_part import decode_two_part, send_two_part
 from bitsback.priors import AdaptiveMixturePrior, StudentTPrior
-from bitsback.shipping.message import Sender, receive_file
-from bitsback.shipping.model_file import LoadedModel, decode
-from bitsback.shipping.pack import pack
-from bitsback.shipping.prequential import prequential, receive_prequential
-from bitsback.shipping.prequential_walk import Walk
-from bitsback.shipping.quantising import decimal_content
-from bitsback.shipping.tree import from_tree
-from bitsback.shipping.two_part import decode_two_part, send_two_part
-from bitsback.tables.density import NORMAL, STANDARD, Shape, place
-from bitsback.tables.table import PriorTable
+from bitsback.priors.exact_densities import STANDARD, place
 
 GOLDEN = Path(__file__).parent.parent / "tests" / "golden"
 PAYLOAD = b"".join(hashlib.sha256(bytes([k])).digest() for k in range(64)) + b"end"

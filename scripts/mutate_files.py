@@ -38,20 +38,20 @@ import numpy as np
 import torch
 
 from bitsback import limits
-from bitsback.bitstream import reference
-from bitsback.bitstream.container import KINDS, SMALL_FILE_BYTES, BitWriter, _checksum, seal, unseal
+from bitsback.analysis.predict import read_inputs
+from bitsback.atomic_io import SEAL, read_tensors
 from bitsback.config import Config, Experiment
 from bitsback.data.idx import read_idx
 from bitsback.data.npz import NpzSettings
 from bitsback.errors import BitsbackError, TrainingError
-from bitsback.files import SEAL, read_tensors
-from bitsback.shipping import message as message_module
-from bitsback.shipping import prequential as prequential_module
-from bitsback.shipping import two_part as two_part_module
-from bitsback.shipping.inspect import inspect_file
-from bitsback.shipping.model_file import decode
-from bitsback.shipping.predict import read_inputs
-from bitsback.shipping.prequential_walk import Walk
+from bitsback.formats import reference_decoder as reference
+from bitsback.formats import two_part as two_part_module
+from bitsback.formats.container import KINDS, SMALL_FILE_BYTES, BitWriter, _checksum, seal, unseal
+from bitsback.formats.inspect import inspect_file
+from bitsback.formats.message import read as message_module
+from bitsback.formats.model_file.read import decode
+from bitsback.formats.prequential import write as prequential_module
+from bitsback.formats.prequential.walk import Walk
 from bitsback.training.checkpoint import load_checkpoint
 from bitsback.training.train import start
 

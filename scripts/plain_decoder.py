@@ -1,6 +1,6 @@
 """Decode weights and labels a second time, in whole numbers and plain Python.
 
-What :mod:`bitsback.bitstream.reference` says of stacks, blocks and buckets is put together here to whole bodies of files.
+What :mod:`bitsback.formats.reference_decoder` says of stacks, blocks and buckets is put together here to whole bodies of files.
 Settings, priors and their tables are the package's; the entropy coder, the codebook, the order of units and the forward pass
 are not.
 ``scripts/mutate_files.py`` holds the package's decoders against it.
@@ -16,20 +16,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from bitsback.bitstream import reference
-from bitsback.bitstream.blocks import STANDARD_STEP
-from bitsback.bitstream.container import BitReader, unseal
-from bitsback.bitstream.exchangeable import exchangeable_groups
-from bitsback.bitstream.header import Header
-from bitsback.bitstream.labels import FURTHEST, _exponentials
-from bitsback.bitstream.lattice import CHUNK, Lattice, power, step_of
-from bitsback.bitstream.permutation import _last_tensors
-from bitsback.bitstream.setting import Setting
-from bitsback.bitstream.side import SideNumbers
+from bitsback.coding.categorical import FURTHEST, _exponentials
+from bitsback.coding.grid import CHUNK, Lattice, power, step_of
+from bitsback.coding.permutation import _last_tensors
+from bitsback.coding.relative_entropy import STANDARD_STEP
+from bitsback.coding.tables import TOTAL_BITS, PriorTable
+from bitsback.formats import reference_decoder as reference
+from bitsback.formats.container import BitReader, unseal
+from bitsback.formats.message.header import Header
+from bitsback.formats.message.shared import Setting
+from bitsback.formats.model_file.hidden_units import exchangeable_groups
+from bitsback.formats.model_file.read import LoadedModel
+from bitsback.formats.side_information import SideNumbers
 from bitsback.model import BayesianModel
-from bitsback.shipping.model_file import LoadedModel
-from bitsback.tables.density import place
-from bitsback.tables.table import TOTAL_BITS, PriorTable
+from bitsback.priors.exact_densities import place
 
 Flat = list[float]
 

@@ -3,7 +3,7 @@
     python scripts/recompute_ledger.py runs/digits
 
 For runs whose priors are gaussian, laplace, student_t, cauchy or logistic. Points are charged by the masses of the prior's
-buckets on the grid (bitsback/bitstream/FORMAT.md, 9.3 and 9.4), which tables hold to about 1e-4 if the step is below the scale.
+buckets on the grid (bitsback/formats/FORMAT.md, 9.3 and 9.4), which tables hold to about 1e-4 if the step is below the scale.
 """
 
 import argparse

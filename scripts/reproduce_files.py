@@ -16,7 +16,7 @@ RECORDS = Path(__file__).parent.parent / "configs" / "records"
 DECODE = """
 import json, sys, time
 from bitsback.config import load_config
-from bitsback.shipping.model_file import load
+from bitsback.formats.model_file.read import load
 from bitsback.model import evaluate
 began = time.perf_counter()
 loaded = load(sys.argv[1])

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from bitsback.config import Config, Experiment
+from bitsback.config.coding_settings import PackSettings
 from bitsback.config.network import SequentialSettings
 from bitsback.data import Dataset, Examples
+from bitsback.formats.model_file.write import pack
 from bitsback.likelihoods import CategoricalLikelihood
 from bitsback.model import bayesianize, take_ledger
-from bitsback.shipping.pack import pack
 from bitsback.training import TrainingSettings, start
-from bitsback.training.tuning import PackSettings
 
 INPUTS, CLASSES, BATCH = 64, 10, 32
 LEDGER_EXAMPLES = 1000

@@ -14,7 +14,7 @@ from torch.func import functional_call
 
 from bitsback.kl import Panels, kl
 from bitsback.model import State
-from bitsback.posterior import GaussianPosterior
+from bitsback.posteriors import GaussianPosterior
 
 N = 40
 """Examples that the small trainings speak of."""

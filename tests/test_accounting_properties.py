@@ -20,7 +20,7 @@ from bitsback.data import Examples
 from bitsback.kl import kl
 from bitsback.likelihoods import CategoricalLikelihood, GaussianLikelihood
 from bitsback.model import State, bayesianize, evaluate, take_ledger
-from bitsback.posterior import GaussianPosterior
+from bitsback.posteriors import GaussianPosterior
 from bitsback.priors import CheckpointPrior, GaussianPrior, GroupGaussianPrior
 from bitsback.testing.priors import dense_kl_nats
 

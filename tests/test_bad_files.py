@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
+from bitsback.atomic_io import write_bytes
 from bitsback.cli.app import main
 from bitsback.config import Config, Experiment
-from bitsback.files import write_bytes
-from bitsback.shipping.message import Sender
-from bitsback.shipping.pack import pack
-from bitsback.shipping.prequential import prequential
-from bitsback.shipping.two_part import send_two_part
-from bitsback.training.tuning import PackSettings
+from bitsback.config.coding_settings import PackSettings
+from bitsback.formats.message.write import Sender
+from bitsback.formats.model_file.write import pack
+from bitsback.formats.prequential.write import prequential
+from bitsback.formats.two_part import send_two_part
 
 GOLDEN = Path(__file__).parent / "golden"
 BLOCKS = {"blocks": [30, 60], "least_steps": 1}
@@ -269,8 +269,8 @@ def test_a_target_that_cannot_be_written_is_refused_before_any_training(call, mo
         raise AssertionError("trained or packed for nothing")
 
     monkeypatch.setattr(Experiment, "train", never)
-    monkeypatch.setattr("bitsback.shipping.pack.pack", never)
-    monkeypatch.setattr("bitsback.shipping.predict.predict_file", never)
+    monkeypatch.setattr("bitsback.formats.model_file.write.pack", never)
+    monkeypatch.setattr("bitsback.analysis.predict.predict_file", never)
     line = {"send": "send toy.yaml --payload payload -o plain/out", "pack": "pack run -o plain/out",
             "receive": "receive message -o plain/out", "unpack": "unpack quantised.bb -o plain/out",
             "predict": "predict quantised.bb --data good.npy -o plain/out"}[verb]  # fmt: skip
@@ -280,7 +280,7 @@ def test_a_target_that_cannot_be_written_is_refused_before_any_training(call, mo
 @pytest.mark.parametrize("wrong", [float("nan"), -1e6])
 @pytest.mark.parametrize("verb", ["pack", "send"])
 def test_a_run_whose_std_is_nan_or_zero_is_refused(made, tmp_path, monkeypatch, capsys, verb, wrong):
-    from bitsback.files import read_tensors, write_tensors
+    from bitsback.atomic_io import read_tensors, write_tensors
 
     run = shutil.copytree(made / "run", tmp_path / "run")
     path = run / "checkpoint" / "state.safetensors"

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import save
 
 from bitsback import bayesianize
+from bitsback.atomic_io import write_tensors
 from bitsback.cli.app import main
 from bitsback.config import Experiment, load_config
 from bitsback.errors import BitsbackError, PriorError
-from bitsback.files import write_tensors
 from bitsback.priors import GaussianPrior, LaplacePrior, ScaleMixturePrior, StudentTPrior
 
 TOY = "data: {kind: digits, limit: 60}\ntraining: {epochs: 1}\nledger: {samples: 1}\n"

@@ -13,16 +13,17 @@ from scipy import special, stats
 from torch import nn
 
 import bitsback
-from bitsback.bitstream.ans import Stack
-from bitsback.bitstream.grid import PriorCode, under_prior
-from bitsback.bitstream.setting import placed_priors
+from bitsback.coding.ans import Stack
+from bitsback.coding.lattice import PriorCode, under_prior
+from bitsback.coding.tables import TOTAL_BITS, PriorTable, bucket_of, start_of
 from bitsback.config import Config, Experiment
 from bitsback.errors import LedgerError, PriorError
+from bitsback.formats.side_information import placed_priors
 from bitsback.kl import kl_each
 from bitsback.ledger import Entry, Ledger
 from bitsback.likelihoods import CategoricalLikelihood
 from bitsback.model import bayesianize, take_ledger
-from bitsback.posterior import GaussianPosterior, GaussianPosteriorSettings, PointPosteriorSettings
+from bitsback.posteriors import GaussianPosterior, GaussianPosteriorSettings, PointPosteriorSettings
 from bitsback.priors import (
     AdaptiveMixturePrior,
     CauchyPrior,
@@ -38,9 +39,8 @@ from bitsback.priors import (
     StudentTPrior,
     registry,
 )
-from bitsback.tables.density import place
-from bitsback.tables.points import point_bits
-from bitsback.tables.table import TOTAL_BITS, PriorTable, bucket_of, start_of
+from bitsback.priors.exact_densities import place
+from bitsback.priors.point_code import point_bits
 from bitsback.testing import check_prior
 from bitsback.testing.priors import bucket_masses, masses_between
 from bitsback.training import TrainingSettings, train

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import bitsback
+from bitsback.analysis.certify import certify_model_file, certify_run
 from bitsback.certificates import (
     Certificate,
     bernoulli_kl,
@@ -21,17 +22,16 @@ from bitsback.certificates import (
     kl_inverse,
     pac_bayes_bound,
 )
-from bitsback.certificates.draws import mean_loss_of_draws
+from bitsback.certificates.posterior_risk import mean_loss_of_draws
 from bitsback.config import Experiment, load_run
 from bitsback.config.schema import Config
 from bitsback.data import Examples
 from bitsback.errors import BitsbackError, CertificateError, ConfigError
+from bitsback.formats.config_tree import MESSAGE_SECTIONS, to_tree
+from bitsback.formats.model_file.write import pack
 from bitsback.likelihoods import CategoricalLikelihood
 from bitsback.likelihoods.real import GaussianLikelihood
 from bitsback.model import bayesianize, evaluate
-from bitsback.shipping.pack import pack
-from bitsback.shipping.tree import MESSAGE_SECTIONS, to_tree
-from bitsback.studies.certify import certify_model_file, certify_run
 from bitsback.training.objective import DescriptionLength, RiskBound
 from bitsback.training.settings import BoundSettings
 from bitsback.units import NATS_PER_BIT

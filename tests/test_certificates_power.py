@@ -18,7 +18,7 @@ from torch import nn
 
 from bitsback.certificates import Certificate, certify_file, certify_posterior, draws_bound
 from bitsback.certificates import certificate as certificates
-from bitsback.certificates import draws as measuring
+from bitsback.certificates import posterior_risk as measuring
 from bitsback.data import Examples
 from bitsback.likelihoods import CategoricalLikelihood
 from bitsback.model import bayesianize

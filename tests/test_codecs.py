@@ -9,10 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate, special, stats
 
-from bitsback.bitstream.ans import Stack
-from bitsback.bitstream.codec import bits_back, categorical, dependent, metered, raw_bits, sequence, substack
-from bitsback.bitstream.grid import PriorCode, RoundedPosterior, under_posterior, under_prior
-from bitsback.bitstream.labels import code_bits, frequencies, labels
+from bitsback.coding import elementary
+from bitsback.coding.ans import Stack
+from bitsback.coding.categorical import code_bits, frequencies, labels
+from bitsback.coding.combinators import bits_back, categorical, dependent, metered, raw_bits, sequence, substack
+from bitsback.coding.lattice import PriorCode, RoundedPosterior, under_posterior, under_prior
+from bitsback.coding.philox import whiten
+from bitsback.coding.tables import TOTAL_BITS, PriorTable, bucket_of, start_of
 from bitsback.errors import FileError, LayerError, PriorError
 from bitsback.priors import (
     CauchyPrior,
@@ -27,10 +30,7 @@ from bitsback.priors import (
     SpikeAndSlabPrior,
     StudentTPrior,
 )
-from bitsback.randomness import whiten
-from bitsback.tables import elementary
-from bitsback.tables.density import place
-from bitsback.tables.table import TOTAL_BITS, PriorTable, bucket_of, start_of
+from bitsback.priors.exact_densities import place
 
 COUNT = 90
 SHAPE = (9, 10)
@@ -187,7 +187,7 @@ def test_quantiles_of_a_table_are_those_of_its_prior():
 
 
 def test_a_density_without_mass_is_refused():
-    from bitsback.tables.density import Shape
+    from bitsback.coding.densities import Shape
 
     for density in (
         np.zeros_like,

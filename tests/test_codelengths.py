@@ -11,24 +11,24 @@ import torch
 from scipy import stats
 
 from bitsback import bayesianize
-from bitsback.codelength.approximate import bic_model_bits, laplace_model_bits
+from bitsback.analysis.approximate import bic_model_bits, laplace_model_bits
+from bitsback.analysis.codelengths import NAMES, Codelengths, probe_config
+from bitsback.analysis.point_estimates import PointNetwork, point_config, regularised
+from bitsback.analysis.regularisation import digits_study, regularisation_study
 from bitsback.config import Config, Experiment, load_config, load_run
+from bitsback.config.coding_settings import PackSettings, TuningSettings
 from bitsback.data import Dataset, Examples
 from bitsback.errors import DataError, FileError, LedgerError
+from bitsback.formats.model_file.grid_search import decimal_content
+from bitsback.formats.model_file.read import decode
+from bitsback.formats.two_part import decode_two_part, receive_two_part, send_two_part
 from bitsback.layers import SmoothConv2d
 from bitsback.layers.smooth import _axis_root
 from bitsback.likelihoods import CategoricalLikelihood
 from bitsback.model import evaluate
-from bitsback.posterior import PointPosteriorSettings
+from bitsback.posteriors import PointPosteriorSettings
 from bitsback.priors.gaussian import GaussianPriorSettings
-from bitsback.shipping.model_file import decode
-from bitsback.shipping.quantising import decimal_content
-from bitsback.shipping.two_part import decode_two_part, receive_two_part, send_two_part
-from bitsback.studies.codelengths import NAMES, Codelengths, probe_config
-from bitsback.studies.point import PointNetwork, point_config, regularised
-from bitsback.studies.regularisation import digits_study, regularisation_study
 from bitsback.training import TrainingSettings, train
-from bitsback.training.tuning import PackSettings, TuningSettings
 from bitsback.units import nats_to_bits
 
 TOY = {

@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bitsback.atomic_io import write_tensors
 from bitsback.config import Config, load_config, to_yaml
 from bitsback.config.load import parse_value
 from bitsback.errors import ConfigError
-from bitsback.files import write_tensors
 from bitsback.priors import registry as priors
 
 NEEDED = {"checkpoint": {"run": "runs/first"}, "pyro": {"distribution": "Laplace", "arguments": {"loc": 0.0, "scale": 2.0}}}

@@ -5,17 +5,17 @@ from importlib.resources import files
 
 import pytest
 
-from bitsback.bitstream.settings_text import bases, difference
 from bitsback.config.schema import Config
 from bitsback.errors import FileError
-from bitsback.shipping.tree import DEFAULTS, MESSAGE_SECTIONS, MODEL_SECTIONS, from_tree, to_tree, with_first_defaults
+from bitsback.formats.config_text import bases, difference
+from bitsback.formats.config_tree import DEFAULTS, MESSAGE_SECTIONS, MODEL_SECTIONS, from_tree, to_tree, with_first_defaults
 
 FROZEN = "0ac10691"
 
 
 def test_the_table_is_frozen():
     """What stands in it never changes; only settings that are new may be added under `later`."""
-    content = (files("bitsback.bitstream") / "defaults_1.json").read_bytes()
+    content = (files("bitsback.formats") / "defaults_1.json").read_bytes()
     first = content[: content.index(b'"later"')]
     assert hashlib.sha256(first).hexdigest()[:8] == FROZEN
     assert DEFAULTS["later"]["data"] == {"prior_fraction": None, "part": None}

@@ -21,11 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from bitsback import __version__
-from bitsback.cli import interrupt
-from bitsback.cli.app import VERBS, main
-from bitsback.config import Experiment, load_config
-from bitsback.errors import RunError
-from bitsback.files import (
+from bitsback.atomic_io import (
     check_new_directory,
     file_name,
     new_directory,
@@ -35,6 +31,10 @@ from bitsback.files import (
     write_bytes,
     write_tensors,
 )
+from bitsback.cli import interrupt
+from bitsback.cli.app import VERBS, main
+from bitsback.config import Experiment, load_config
+from bitsback.errors import RunError
 from bitsback.locks import LOCK, InUseError, exclusive, remove_left_over_files
 from bitsback.training.loop import Fit
 from bitsback.training.session import Session
@@ -516,7 +516,7 @@ def test_an_error_that_a_library_makes_of_a_signal_is_an_interruption(run_verb, 
 WRITE = """
 import os, sys, time
 from pathlib import Path
-from bitsback.files import whole_directory, write_bytes
+from bitsback.atomic_io import whole_directory, write_bytes
 def stop(*_):
     print("writing", flush=True)
     time.sleep(1000)

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from numpy._core._multiarray_umath import __cpu_dispatch__, __cpu_features__
 from scipy import stats
 
-from bitsback.bitstream import reference
-from bitsback.randomness import NOISE
-from bitsback.tables.normals import PIECES_BITS, TAIL_BITS, _from_bits, _pieces, exact_normals
+from bitsback.coding.normals import PIECES_BITS, TAIL_BITS, _from_bits, _pieces, exact_normals
+from bitsback.coding.philox import NOISE
+from bitsback.formats import reference_decoder as reference
 
 WHOLE = st.integers(-(2**70), 2**70)
 COUNT = 1 << 20
@@ -42,7 +42,7 @@ def test_these_numbers_are_drawn_for_ever():
 def test_numpy_without_its_fast_instructions_draws_the_same():
     off = " ".join(feature for feature in __cpu_dispatch__ if __cpu_features__.get(feature))
     script = (
-        "import hashlib; from bitsback.tables.normals import exact_normals;"
+        "import hashlib; from bitsback.coding.normals import exact_normals;"
         "print(hashlib.sha256(exact_normals(-5, -1, 3, 1_000_003).astype('<f8').tobytes()).hexdigest())"
     )
     environment = os.environ | {"NPY_DISABLE_CPU_FEATURES": off}

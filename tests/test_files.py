@@ -6,8 +6,8 @@ import os
 import pytest
 import torch
 
+from bitsback.atomic_io import read_tensors, write_bytes, write_tensors, write_text
 from bitsback.errors import RunError
-from bitsback.files import read_tensors, write_bytes, write_tensors, write_text
 
 WRITERS = {
     "bytes": lambda path: write_bytes(path, b"new"),

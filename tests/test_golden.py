@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 import torch
 
-from bitsback.bitstream import reference
-from bitsback.bitstream.container import KINDS
-from bitsback.shipping.model_file import load
-from bitsback.tables.density import NORMAL
-from bitsback.tables.elementary import exp
-from bitsback.tables.table import PriorTable
+from bitsback.coding.densities import NORMAL
+from bitsback.coding.elementary import exp
+from bitsback.coding.tables import PriorTable
+from bitsback.formats import reference_decoder as reference
+from bitsback.formats.container import KINDS
+from bitsback.formats.model_file.read import load
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden"
@@ -89,7 +89,7 @@ def test_the_specification_alone_reads_a_file():
         return (1 << zeros | take(zeros)) - 1
 
     changed, number = take(1), take(7)
-    frozen = (ROOT / "bitsback" / "bitstream" / "settings_1.json").read_bytes()
+    frozen = (ROOT / "bitsback" / "formats" / "settings_1.json").read_bytes()
     tree = json.loads(frozen)[number]
     if changed:
         text = bytes(take(8) for _ in range(count()))
@@ -136,6 +136,6 @@ def test_the_tables_of_the_format_never_change():
 
 def test_the_specification_states_the_digests():
     stated = json.loads((GOLDEN / "tables.json").read_text())
-    text = (ROOT / "bitsback" / "bitstream" / "FORMAT.md").read_text()
+    text = (ROOT / "bitsback" / "formats" / "FORMAT.md").read_text()
     for name in ("cumulative of normal", "quantiles of normal", "exponentials of labels", "configurations"):
         assert stated[name] in text, name

@@ -11,14 +11,14 @@ from hostile import make
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitsback.bitstream.container import KINDS, seal, unseal
 from bitsback.cli.app import main
 from bitsback.errors import BitsbackError
-from bitsback.shipping.inspect import inspect_file
-from bitsback.shipping.message import RefundLostError, receive_file
-from bitsback.shipping.model_file import decode, load
-from bitsback.shipping.prequential import receive_prequential
-from bitsback.shipping.two_part import receive_two_part
+from bitsback.formats.container import KINDS, seal, unseal
+from bitsback.formats.inspect import inspect_file
+from bitsback.formats.message.read import RefundLostError, receive_file
+from bitsback.formats.model_file.read import decode, load
+from bitsback.formats.prequential.read import receive_prequential
+from bitsback.formats.two_part import receive_two_part
 
 HOSTILE = Path(__file__).parent / "hostile"
 FILES = sorted(HOSTILE.glob("*.bin"))

@@ -12,7 +12,7 @@ from bitsback.kl import kl
 from bitsback.likelihoods import GaussianLikelihood
 from bitsback.model import bayesianize
 from bitsback.optim import IVON
-from bitsback.posterior import PointPosteriorSettings
+from bitsback.posteriors import PointPosteriorSettings
 from bitsback.priors.gaussian import GaussianPriorSettings
 from bitsback.training import TrainingSettings, train
 from bitsback.training.optimise import make_optimizer

@@ -11,7 +11,7 @@ import bitsback
 from bitsback.errors import LayerError
 from bitsback.layers import choose, fan_in
 from bitsback.layers.outputs import is_linear_in_weights, noise_on_outputs
-from bitsback.posterior import GaussianPosterior, GaussianPosteriorSettings, PointPosterior, PointPosteriorSettings
+from bitsback.posteriors import GaussianPosterior, GaussianPosteriorSettings, PointPosterior, PointPosteriorSettings
 from bitsback.testing import check_layer
 from bitsback.training.drawn_outputs import DrawnOutputs
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitsback.errors import LedgerError
-from bitsback.learned import Charge
 from bitsback.ledger import Entry, Ledger, render
+from bitsback.ledger.entry import Charge
 
 bits = st.floats(0, 1e6, allow_nan=False)
 

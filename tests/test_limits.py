@@ -11,18 +11,18 @@ import pytest
 from hostile import make
 
 from bitsback import limits
-from bitsback.bitstream.outputs import BATCH
+from bitsback.analysis.predict import read_inputs
 from bitsback.config import load_config
 from bitsback.config.load import parse_value
 from bitsback.data.friedman import FriedmanSettings
 from bitsback.data.idx import IdxSettings, read_idx
 from bitsback.data.npz import NpzSettings
 from bitsback.errors import ConfigError, DataError, FileError
-from bitsback.shipping.message import receive_file
-from bitsback.shipping.model_file import decode
-from bitsback.shipping.predict import read_inputs
-from bitsback.shipping.prequential import receive_prequential
-from bitsback.shipping.two_part import receive_two_part
+from bitsback.formats.exact_outputs import BATCH
+from bitsback.formats.message.read import receive_file
+from bitsback.formats.model_file.read import decode
+from bitsback.formats.prequential.read import receive_prequential
+from bitsback.formats.two_part import receive_two_part
 
 RECEIVE = {"message": receive_file, "prequential": receive_prequential, "two_part": receive_two_part}
 FRIEDMAN = {"kind": "friedman", "examples": 10**9}
@@ -109,7 +109,7 @@ def test_a_file_that_trains_for_ever_is_refused_before_a_step(whole, tmp_path, m
         raise AssertionError("trained")
 
     monkeypatch.setattr("bitsback.config.Experiment.train", never)
-    monkeypatch.setattr("bitsback.shipping.prequential_walk.train", never)
+    monkeypatch.setattr("bitsback.formats.prequential.walk.train", never)
     tree = make.settings_of(whole[kind])
     sections = {name: tree[name] | values for name, values in changes.items()}
     with pytest.raises(FileError, match="steps of training, and at most 2,000,000 are allowed; if you trust it") as refused:
@@ -489,8 +489,8 @@ def test_class_names_of_a_file_are_written_out(run_verb, whole, tmp_path):
 
 
 def test_the_live_picture_of_a_run_writes_its_name_out(tmp_path):
-    from bitsback.cli.tail import Progress, Tail
     from bitsback.cli.watch import frame
+    from bitsback.report.live_metrics import Progress, Tail
 
     run = tmp_path / f"x{ESCAPE}"
     lines = frame(run, Tail(run / "metrics.jsonl"), Progress.of(run), 300, 20)

@@ -11,11 +11,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 import bitsback
+from bitsback.atomic_io import read_tensors
 from bitsback.config import Experiment
 from bitsback.config.schema import Config
 from bitsback.data.digits import DigitsSettings
 from bitsback.errors import RunError, TrainingError
-from bitsback.files import read_tensors
 from bitsback.kl import kl_each
 from bitsback.likelihoods import CategoricalLikelihood
 from bitsback.training import LoggingSettings, TrainingSettings

@@ -15,16 +15,18 @@ import pytest
 import torch
 from numpy._core._multiarray_umath import __cpu_dispatch__, __cpu_features__
 
-from bitsback.bitstream.container import BitReader, unseal
-from bitsback.bitstream.header import Header
-from bitsback.bitstream.prequential import Head
 from bitsback.config import Config
 from bitsback.errors import FileError
-from bitsback.shipping import prequential as shipping
-from bitsback.shipping.message import RefundLostError, Sender, receive_file
-from bitsback.shipping.prequential import prequential, receive_prequential
-from bitsback.shipping.prequential_walk import Walk
-from bitsback.shipping.repeat import Checking
+from bitsback.formats.container import BitReader, unseal
+from bitsback.formats.message.header import Header
+from bitsback.formats.message.read import RefundLostError, receive_file
+from bitsback.formats.message.write import Sender
+from bitsback.formats.prequential import write as shipping
+from bitsback.formats.prequential.preamble import Head
+from bitsback.formats.prequential.read import receive_prequential
+from bitsback.formats.prequential.walk import Walk
+from bitsback.formats.prequential.write import prequential
+from bitsback.formats.repeatable import Checking
 
 DATA = {"kind": "digits", "limit": 100}
 CONVOLUTION = [{"Conv2d": {"out_channels": 5, "kernel_size": 3, "bias": False}}, "BatchNorm2d", "ReLU", "Flatten", "Linear"]

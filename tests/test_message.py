@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from bitsback.atomic_io import read_tensors
+from bitsback.coding.philox import whiten
 from bitsback.config import Config, Experiment, load_run
 from bitsback.errors import BitsbackError, ConfigError, FileError, LayerError, PriorError
-from bitsback.files import read_tensors
-from bitsback.randomness import whiten
-from bitsback.shipping.message import PayloadTooShortError, RefundLostError, Sender, receive_file
-from bitsback.shipping.prequential import prequential, receive_prequential
+from bitsback.formats.message.read import PayloadTooShortError, RefundLostError, receive_file
+from bitsback.formats.message.write import Sender
+from bitsback.formats.prequential.read import receive_prequential
+from bitsback.formats.prequential.write import prequential
 from bitsback.units import nats_to_bits
 
 DATA = {"kind": "digits", "limit": 100}

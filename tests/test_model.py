@@ -19,7 +19,7 @@ from bitsback.errors import LayerError, LedgerError, PriorError
 from bitsback.likelihoods import CategoricalLikelihood, GaussianLikelihood
 from bitsback.model import State, bayesianize, evaluate, take_ledger, width_curve
 from bitsback.model.draws import draws_at_once
-from bitsback.posterior import GaussianPosteriorSettings, PointPosteriorSettings
+from bitsback.posteriors import GaussianPosteriorSettings, PointPosteriorSettings
 from bitsback.training import TrainingSettings, train
 from bitsback.training.settings import OptimizerSettings
 

@@ -10,15 +10,15 @@ import torch
 from torch import nn
 
 import bitsback
+from bitsback.atomic_io import read_tensors, write_bytes
 from bitsback.config import Config, Experiment, load_config
+from bitsback.config.coding_settings import PackSettings, QuantisingSettings, TuningSettings
 from bitsback.data import Examples
 from bitsback.errors import BitsbackError, FileError, LayerError, PriorError
-from bitsback.files import read_tensors, write_bytes
+from bitsback.formats.inspect import inspect_file
+from bitsback.formats.model_file.read import load
+from bitsback.formats.model_file.write import pack
 from bitsback.model import evaluate
-from bitsback.shipping.inspect import inspect_file
-from bitsback.shipping.model_file import load
-from bitsback.shipping.pack import pack
-from bitsback.training.tuning import PackSettings, QuantisingSettings, TuningSettings
 
 DATA = {"kind": "digits", "limit": 100}
 MODES = {"kind": "random_walk_modes", "features": 6}

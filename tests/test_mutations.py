@@ -12,12 +12,12 @@ import pytest
 import torch
 from hostile import make
 
+from bitsback.atomic_io import read_tensors, write_tensors
 from bitsback.config.network import SequentialSettings
 from bitsback.data.npz import NpzSettings
 from bitsback.errors import ConfigError, DataError, LayerError, PriorError, RunError
-from bitsback.files import read_tensors, write_tensors
-from bitsback.shipping.message import receive_file
-from bitsback.shipping.model_file import decode
+from bitsback.formats.message.read import receive_file
+from bitsback.formats.model_file.read import decode
 
 ROOT = Path(__file__).parent.parent
 
@@ -57,7 +57,8 @@ def test_settings_that_were_put_into_one_file_do_not_change_in_the_next(script, 
 
 def test_a_reader_that_differs_from_the_reference_is_found(script, monkeypatch, tmp_path):
     """One bit of one weight, one label too many, an exception that is none of ours: each is a failure."""
-    from bitsback.bitstream import blocks, lattice
+    from bitsback.coding import grid as lattice
+    from bitsback.coding import relative_entropy as blocks
 
     plain = blocks.BlockCode.values
     monkeypatch.setattr(

@@ -8,9 +8,9 @@ import torch
 from test_golden import GOLDEN
 from torch import nn
 
+from bitsback.atomic_io import read_tensors
 from bitsback.config import Experiment, load_config, load_run
 from bitsback.errors import ConfigError
-from bitsback.files import read_tensors
 from bitsback.model import bayesianize, take_ledger
 from bitsback.training.checkpoint import as_of_now
 

@@ -10,8 +10,8 @@ from oracle import RATES, N, Oracle, assert_close, batches, classify, doubled, e
 from torch import nn
 
 import bitsback
+from bitsback.atomic_io import write_tensors
 from bitsback.errors import LayerError
-from bitsback.files import write_tensors
 from bitsback.kl import kl_each
 from bitsback.model import State
 from bitsback.model.pieces import PIECE

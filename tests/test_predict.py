@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from bitsback.analysis.predict import Prediction
 from bitsback.likelihoods import BernoulliLikelihood, CategoricalLikelihood, GaussianLikelihood, PoissonLikelihood
-from bitsback.shipping.predict import Prediction
 
 torch.set_num_threads(1)
 

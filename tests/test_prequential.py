@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from bitsback.bitstream.container import BitReader, BitWriter, seal, unseal
-from bitsback.bitstream.prequential import Head
-from bitsback.codelength.prequential import Calibration, GrowingBlocks, PrequentialSettings, minimum
 from bitsback.config import Config, Experiment
+from bitsback.config.coding_settings import GrowingBlocks, PrequentialSettings
 from bitsback.errors import BitsbackError
-from bitsback.shipping.inspect import inspect_file
-from bitsback.shipping.prequential import prequential, receive_prequential
-from bitsback.shipping.prequential_walk import Walk, epochs_for
+from bitsback.formats.container import BitReader, BitWriter, seal, unseal
+from bitsback.formats.inspect import inspect_file
+from bitsback.formats.prequential.calibration import Calibration, minimum
+from bitsback.formats.prequential.preamble import Head
+from bitsback.formats.prequential.read import receive_prequential
+from bitsback.formats.prequential.walk import Walk, epochs_for
+from bitsback.formats.prequential.write import prequential
 from bitsback.units import nats_to_bits
 
 DATA = {"kind": "digits", "limit": 100}

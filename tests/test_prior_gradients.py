@@ -9,7 +9,7 @@ from test_priors import MEMBERS
 from torch.distributions import Laplace, Normal
 
 from bitsback.kl import Panels, kl, kl_each
-from bitsback.posterior import GaussianPosterior
+from bitsback.posteriors import GaussianPosterior
 from bitsback.priors import (
     CauchyPrior,
     CheckpointPrior,

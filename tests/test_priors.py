@@ -8,7 +8,7 @@ from scipy import special, stats
 
 from bitsback.errors import BitsbackError, PriorError
 from bitsback.kl import kl
-from bitsback.posterior import GaussianPosterior, PointPosterior
+from bitsback.posteriors import GaussianPosterior, PointPosterior
 from bitsback.priors import (
     AdaptiveMixturePrior,
     CauchyPrior,

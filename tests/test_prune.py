@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from bitsback.analysis.prune import KEPT_FRACTIONS, Pruner, count, mask_bits, only_kept, prune, signal_to_noise, thresholds_for
 from bitsback.config import Config, Experiment, load_run
 from bitsback.errors import LayerError, LedgerError
+from bitsback.formats.model_file.read import load
 from bitsback.model.noise import BlockNoise
-from bitsback.shipping.model_file import load
-from bitsback.studies.prune import KEPT_FRACTIONS, Pruner, count, mask_bits, only_kept, prune, signal_to_noise, thresholds_for
 
 TRAINING = {"epochs": 60, "batch_size": 100, "optimizer": {"name": "Adam", "lr": 0.05, "log_std_lr": 0.05}}
 DRAWS = 8

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 import bitsback.nn
-from bitsback.bitstream import lattice
-from bitsback.bitstream.ans import Stack
-from bitsback.bitstream.exchangeable import UnitGroup, exchangeable_groups
-from bitsback.bitstream.lattice import Lattice, power, scale_level, step_of
-from bitsback.bitstream.permutation import (
+from bitsback.coding import grid as lattice
+from bitsback.coding.ans import Stack
+from bitsback.coding.grid import Lattice, power, scale_level, step_of
+from bitsback.coding.permutation import (
+    UnitGroup,
     arrangement,
     arrangement_bits,
     canonicalise,
@@ -22,9 +22,10 @@ from bitsback.bitstream.permutation import (
     push_network,
     rearranged,
 )
-from bitsback.bitstream.quantised import QuantisedTensor, choose_levels, quantise, step_level_for, tensor_codec
+from bitsback.coding.quantised import QuantisedTensor, choose_levels, quantise, step_level_for, tensor_codec
 from bitsback.config.network import Network
 from bitsback.errors import FileError, LayerError, PriorError
+from bitsback.formats.model_file.hidden_units import exchangeable_groups
 from bitsback.model import bayesianize
 from bitsback.priors import (
     CauchyPrior,
@@ -38,7 +39,7 @@ from bitsback.priors import (
     ScaleMixturePrior,
     StudentTPrior,
 )
-from bitsback.tables.density import place
+from bitsback.priors.exact_densities import place
 
 SHAPE = (7, 30, 3)
 

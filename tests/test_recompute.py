@@ -12,7 +12,7 @@ from torch import nn
 
 import bitsback
 from bitsback.likelihoods import CategoricalLikelihood
-from bitsback.posterior import GaussianPosteriorSettings
+from bitsback.posteriors import GaussianPosteriorSettings
 from bitsback.priors import registry
 from bitsback.training import TrainingSettings, train
 

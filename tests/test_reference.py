@@ -5,13 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitsback import randomness
-from bitsback.bitstream import ans, reference
-from bitsback.bitstream.blocks import STANDARD_STEP, BlockCode
+from bitsback.coding import ans
+from bitsback.coding import philox as randomness
+from bitsback.coding.densities import NORMAL
+from bitsback.coding.relative_entropy import STANDARD_STEP, BlockCode
+from bitsback.coding.tables import PriorTable, bucket_of, start_of
 from bitsback.errors import FileError
+from bitsback.formats import reference_decoder as reference
 from bitsback.priors import LaplacePrior
-from bitsback.tables.density import NORMAL, STANDARD
-from bitsback.tables.table import PriorTable, bucket_of, start_of
+from bitsback.priors.exact_densities import STANDARD
 
 LANES = st.integers(1, 8)
 KEYS = st.integers(0, 2**64 - 1)

@@ -17,9 +17,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import bitsback
+from bitsback.atomic_io import read_tensors
 from bitsback.config import Config, Experiment, json_schema
 from bitsback.errors import ConfigError
-from bitsback.files import read_tensors
 from bitsback.kl import kl
 from bitsback.training.augment import AugmentSettings, augmented
 from bitsback.training.settings import TrainingSettings

@@ -15,17 +15,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitsback.bitstream.container import BitReader, unseal
-from bitsback.bitstream.reference import Stack, raw, start_of
-from bitsback.bitstream.settings_text import take_settings
-from bitsback.bitstream.side import SideNumbers
-from bitsback.bitstream.state import StateDigest
+from bitsback.coding import elementary
+from bitsback.coding.normals import exact_normals
 from bitsback.data.digits import DigitsSettings
+from bitsback.formats.config_text import take_settings
+from bitsback.formats.container import BitReader, unseal
+from bitsback.formats.model_file.read import load
+from bitsback.formats.reference_decoder import Stack, raw, start_of
+from bitsback.formats.side_information import SideNumbers
+from bitsback.formats.training_digest import StateDigest
 from bitsback.likelihoods import CategoricalLikelihood
 from bitsback.model import bayesianize
-from bitsback.shipping.model_file import load
-from bitsback.tables import elementary
-from bitsback.tables.normals import exact_normals
 
 GOLDEN = Path(__file__).parent / "golden"
 TABLES = json.loads((GOLDEN / "tables.json").read_text())

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 import bitsback
-from bitsback.bitstream.state import COARSENESS, MOST_DIGESTS, STATE_BITS, StateDigest, digest_steps
 from bitsback.config import Config, Experiment
 from bitsback.errors import FileError
+from bitsback.formats.message.read import RefundLostError
+from bitsback.formats.repeatable import Checking, Recording
+from bitsback.formats.training_digest import COARSENESS, MOST_DIGESTS, STATE_BITS, StateDigest, digest_steps
 from bitsback.likelihoods import CategoricalLikelihood
-from bitsback.shipping.message import RefundLostError
-from bitsback.shipping.repeat import Checking, Recording
 
 LIKELIHOOD = CategoricalLikelihood(2)
 

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 import bitsback
+from bitsback.atomic_io import read_tensors
 from bitsback.config import Experiment, load_config
 from bitsback.config.schema import Config
 from bitsback.errors import ConfigError, PriorError, RunError, TrainingError
-from bitsback.files import read_tensors
 from bitsback.likelihoods import CategoricalLikelihood
 from bitsback.training.beta import Beta
 from bitsback.training.loop import Fit

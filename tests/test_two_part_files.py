@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitsback.bitstream.container import KINDS, BitReader, BitWriter, seal, unseal
 from bitsback.errors import BitsbackError, FileError
-from bitsback.shipping.inspect import inspect_file
-from bitsback.shipping.model_file import decode
-from bitsback.shipping.two_part import decode_two_part
+from bitsback.formats.container import KINDS, BitReader, BitWriter, seal, unseal
+from bitsback.formats.inspect import inspect_file
+from bitsback.formats.model_file.read import decode
+from bitsback.formats.two_part import decode_two_part
 
 GOLDEN = Path(__file__).parent / "golden"
 WHOLE = {kind: (GOLDEN / f"{kind}.bb").read_bytes() for kind in ("two_part", "decimal")}

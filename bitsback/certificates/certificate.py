@@ -7,12 +7,12 @@ from typing import Any
 from torch import Tensor
 
 from bitsback.certificates.bounds import check_delta, complexity, draws_bound, file_length_bits, pac_bayes_bound
-from bitsback.certificates.draws import mean_loss_of_draws
+from bitsback.certificates.posterior_risk import mean_loss_of_draws
 from bitsback.data import Examples
 from bitsback.errors import CertificateError
 from bitsback.likelihoods import Likelihood
 from bitsback.model import BayesianModel, take_ledger
-from bitsback.posterior import PointPosterior
+from bitsback.posteriors import PointPosterior
 
 EXACT_METHODS = ("closed_form", "quadrature", "float32")
 

@@ -35,7 +35,7 @@ def certify(
 
     Example: bitsback certify runs/digits --delta 0.025
     """
-    from bitsback.studies.certify import certify_model_file, certify_run
+    from bitsback.analysis.certify import certify_model_file, certify_run
 
     if model.is_dir():
         if context.args:

@@ -48,7 +48,7 @@ def codelengths(
             raise ConfigError("--codes chooses rows of the table of codes; leave it out with --regularisation and --digits")
         _study(config, regularisation, json)
         return
-    from bitsback.studies.codelengths import NAMES, Codelengths, check_names
+    from bitsback.analysis.codelengths import NAMES, Codelengths, check_names
 
     names = NAMES if codes is None else tuple(dict.fromkeys(code.strip() for code in codes.split(",")))
     check_names(names)
@@ -84,14 +84,14 @@ def _source(source: Path, overrides: list[str]) -> "Config | Run":
             raise ConfigError("a run keeps its configuration; leave the overrides out, or give a YAML file")
         return load_run(source)
     if source.suffix == ".npz":
-        from bitsback.studies.codelengths import probe_config
+        from bitsback.analysis.codelengths import probe_config
 
         return probe_config(source, overrides)
     return load_config(source, overrides)
 
 
 def _study(config: "Config", regularisation: bool, json: bool) -> None:
-    from bitsback.studies.regularisation import digits_study, regularisation_study
+    from bitsback.analysis.regularisation import digits_study, regularisation_study
 
     rows: list[Any] = list(regularisation_study(config) if regularisation else digits_study(config))
     if json:

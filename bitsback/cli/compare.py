@@ -25,9 +25,9 @@ def compare(
 
     Example: bitsback compare configs/digits.yaml prior.kind=gaussian,laplace,scale_mixture training.epochs=50
     """
+    from bitsback.atomic_io import file_name, new_directory
     from bitsback.cli.text import table
     from bitsback.config import Experiment, load_config
-    from bitsback.files import file_name, new_directory
     from bitsback.ledger import shown_bits
 
     key, values, fixed = split_choices(choices)

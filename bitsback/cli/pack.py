@@ -32,10 +32,10 @@ def pack(
 
     Example: bitsback pack runs/digits -o digits.bb --tune --budget 120
     """
+    from bitsback.atomic_io import check_new_file, write_bytes
     from bitsback.config import load_run
-    from bitsback.files import check_new_file, write_bytes
-    from bitsback.shipping.pack import pack as pack_experiment
-    from bitsback.shipping.pack import with_settings
+    from bitsback.formats.model_file.write import pack as pack_experiment
+    from bitsback.formats.model_file.write import with_settings
 
     if out is None:
         raise FileError("say where the model file goes: -o FILE")
@@ -63,8 +63,8 @@ def unpack(context: typer.Context, file: FileArgument, out: OutDirectory = None)
 
     Example: bitsback unpack digits.bb -o digits
     """
-    from bitsback.files import new_neighbour
-    from bitsback.shipping.model_file import load, write_unpacked
+    from bitsback.atomic_io import new_neighbour
+    from bitsback.formats.model_file.read import load, write_unpacked
 
     if out is None:
         raise FileError("say where the network goes: -o DIR")
@@ -81,7 +81,7 @@ def inspect(context: typer.Context, file: FileArgument, json: JsonOption = False
     Example: bitsback inspect digits.bb
     """
     from bitsback.cli.text import table
-    from bitsback.shipping.inspect import inspect_file
+    from bitsback.formats.inspect import inspect_file
 
     report = inspect_file(file, context.args)
     if json:

@@ -20,7 +20,7 @@ def plot(
 
     Example: bitsback plot runs/digits width -o width.svg
     """
-    from bitsback.files import check_new_file
+    from bitsback.atomic_io import check_new_file
     from bitsback.report import figure as drawn
     from bitsback.report import observe, plots
 

@@ -23,8 +23,8 @@ def predict(
 
     Example: bitsback predict digits.bb --data images.npy
     """
-    from bitsback.files import check_new_file, write_array
-    from bitsback.shipping.predict import predict_file, predict_run, read_inputs
+    from bitsback.analysis.predict import predict_file, predict_run, read_inputs
+    from bitsback.atomic_io import check_new_file, write_array
 
     if data is None:
         raise FileError("say which inputs: --data FILE (.npy, .npz or IDX)")

@@ -11,8 +11,8 @@ from bitsback.cli.train import JsonOption
 from bitsback.ledger.table import shown_error
 
 if TYPE_CHECKING:
-    from bitsback.shipping.pack import Packed
-    from bitsback.studies.prune import Pruning
+    from bitsback.analysis.prune import Pruning
+    from bitsback.formats.model_file.write import Packed
 
 
 def prune(
@@ -32,9 +32,9 @@ def prune(
 
     Example: bitsback prune runs/digits --keep-snr 1 -o runs/digits-pruned
     """
+    from bitsback.analysis.prune import prune as prune_experiment
+    from bitsback.atomic_io import new_neighbour, whole_directory, write_bytes, write_text
     from bitsback.config import load_run
-    from bitsback.files import new_neighbour, whole_directory, write_bytes, write_text
-    from bitsback.studies.prune import prune as prune_experiment
 
     if out is not None:
         context.with_resource(new_neighbour(out))

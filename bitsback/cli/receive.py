@@ -25,12 +25,12 @@ def receive(
 
     Example: bitsback receive digits.bbm -o received
     """
-    from bitsback.bitstream.container import unseal
-    from bitsback.bitstream.prequential import FIRST_KIND, KIND
-    from bitsback.files import new_neighbour
-    from bitsback.shipping.message import read_file, receive_file
-    from bitsback.shipping.prequential import receive_prequential
-    from bitsback.shipping.two_part import receive_two_part
+    from bitsback.atomic_io import new_neighbour
+    from bitsback.formats.container import read_file, unseal
+    from bitsback.formats.message.read import receive_file
+    from bitsback.formats.prequential.preamble import FIRST_KIND, KIND
+    from bitsback.formats.prequential.read import receive_prequential
+    from bitsback.formats.two_part import receive_two_part
 
     if out is None:
         raise FileError("say where the contents go: -o DIR")

@@ -18,7 +18,7 @@ def report(
 
     Example: bitsback report runs/digits
     """
-    from bitsback.files import check_new_file
+    from bitsback.atomic_io import check_new_file
     from bitsback.report import write_comparison, write_report
 
     if out is not None:

@@ -12,8 +12,8 @@ def schema(out: Annotated[Path | None, typer.Option(help="Write to a file instea
 
     Example: bitsback schema --out configs/schema.json
     """
+    from bitsback.atomic_io import write_text
     from bitsback.config import json_schema
-    from bitsback.files import write_text
 
     text = json_library.dumps(json_schema(), indent=2) + "\n"
     if out is None:

@@ -14,10 +14,9 @@ from bitsback.cli.train import JsonOption
 from bitsback.errors import FileError
 
 if TYPE_CHECKING:
-    from bitsback.bitstream.sent import Sent
     from bitsback.config import Config
-    from bitsback.shipping.message import Sender
-    from bitsback.shipping.prequential import Prequential
+    from bitsback.formats.message.write import Sender, Sent
+    from bitsback.formats.prequential.write import Prequential
 
 
 NOT_ROBUST = (
@@ -59,10 +58,10 @@ def send(
 
     Example: bitsback send configs/prequential_digits.yaml --code prequential -o digits.bbm
     """
-    from bitsback.bitstream.message import check_exponent
+    from bitsback.atomic_io import check_new_file, write_bytes
     from bitsback.config import load_config, load_run
-    from bitsback.files import check_new_file, write_bytes
-    from bitsback.shipping.message import Sender, read_file
+    from bitsback.formats.container import read_file
+    from bitsback.formats.message.write import Sender, check_exponent
 
     if code is Code.PREQUENTIAL:
         given = {
@@ -119,9 +118,9 @@ def send(
 
 
 def _send_prequential(config: Path | None, overrides: list[str], out: Path | None, foreign: list[str], json: bool) -> None:
+    from bitsback.atomic_io import check_new_file, write_bytes
     from bitsback.config import load_config
-    from bitsback.files import check_new_file, write_bytes
-    from bitsback.shipping.prequential import prequential
+    from bitsback.formats.prequential.write import prequential
 
     if foreign:
         raise FileError(f"--code prequential sends labels, and no weights that a payload could choose; leave out {foreign[0]}")
@@ -212,7 +211,7 @@ def _table(sender: "Sender", content: bytes, exponents: list[int], draws: int, p
     from tqdm import tqdm
 
     from bitsback.cli.text import table
-    from bitsback.randomness import whiten
+    from bitsback.coding.philox import whiten
 
     rows = []
     with tqdm(total=len(exponents) * draws, desc="messages", leave=False, delay=2.0) as bar:

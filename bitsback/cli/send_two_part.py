@@ -13,9 +13,9 @@ def send_two_part_file(config: Path | None, overrides: list[str], run: Path | No
     Raises:
         FileError: with the fix, for what is missing.
     """
+    from bitsback.atomic_io import check_new_file, write_bytes
     from bitsback.config import Experiment, load_config, load_run
-    from bitsback.files import check_new_file, write_bytes
-    from bitsback.shipping.two_part import check_targets, send_two_part
+    from bitsback.formats.two_part import check_targets, send_two_part
 
     if (config is None) == (run is None) or (out is None and not json):
         raise FileError("say what to send, and where to: `bitsback send CONFIG --code two_part -o MSG`, or --run RUN alone")

@@ -34,8 +34,8 @@ def train(
 
     Example: bitsback train configs/digits.yaml prior.kind=laplace training.epochs=50 --out runs/laplace
     """
+    from bitsback.atomic_io import new_directory
     from bitsback.config import Experiment, load_config
-    from bitsback.files import new_directory
     from bitsback.ledger import show, shown_error
     from bitsback.locks import LOCK, exclusive
 
@@ -103,7 +103,7 @@ def say_no_page(fault: Exception, *directories: Path) -> None:
 
 def _new_run(context: typer.Context, name: str) -> Path:
     """A directory of its own for a run without --out, also when several begin within a second."""
-    from bitsback.files import new_directory
+    from bitsback.atomic_io import new_directory
 
     stem = Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
     for number in count(1):

@@ -11,11 +11,11 @@ import typer
 
 from bitsback.cli.interrupt import exit_code
 from bitsback.cli.ledger import RunArgument
-from bitsback.cli.tail import Metrics, Progress, Tail, check_run
 from bitsback.cli.text import printable
 from bitsback.cli.train import JsonOption
 from bitsback.errors import RunError
 from bitsback.ledger.table import shown_error
+from bitsback.report.live_metrics import Metrics, Progress, Tail, check_run
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -125,7 +125,7 @@ def frame(run: Path, tail: Tail, progress: Progress, width: int, height: int, *,
     """
     from rich.text import Text
 
-    from bitsback.cli.curves import chart, figures
+    from bitsback.report.terminal_chart import chart, figures
 
     head = _heading(printable(str(run)), progress.text(tail), width)
     if tail.latest is None:

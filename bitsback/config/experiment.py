@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bitsback.atomic_io import DamagedFileError
 from bitsback.config.labels import check_declared, with_classes
 from bitsback.config.load import load_config, to_yaml
 from bitsback.config.schema import Config
 from bitsback.data import Dataset
 from bitsback.errors import ConfigError, RunError
-from bitsback.files import DamagedFileError
 from bitsback.ledger import Results, open_results
 from bitsback.likelihoods import Likelihood
 from bitsback.likelihoods.real import GaussianLikelihoodSettings

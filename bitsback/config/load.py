@@ -11,7 +11,7 @@ from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from bitsback import limits
-from bitsback.config.faults import Origins, Place, describe_all
+from bitsback.config.explain import Origins, Place, describe_all
 from bitsback.config.schema import Config
 from bitsback.errors import ConfigError
 from bitsback.yaml import load_yaml, read_text

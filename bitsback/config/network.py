@@ -15,8 +15,8 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
+from bitsback.atomic_io import read_tensors
 from bitsback.errors import ConfigError, brief, near_miss
-from bitsback.files import read_tensors
 from bitsback.layers import SmoothConv2d
 from bitsback.registry import FilePath, Settings
 

@@ -4,19 +4,18 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from bitsback.codelength.prequential import PrequentialSettings
+from bitsback.config.coding_settings import PackSettings, PrequentialSettings
 from bitsback.config.network import AnyNetworkSettings, SequentialSettings
 from bitsback.data import AnyDataSettings, DataSettings
 from bitsback.data.digits import DigitsSettings
 from bitsback.layers import Estimator
 from bitsback.likelihoods import AnyLikelihoodSettings
 from bitsback.likelihoods.classes import CategoricalSettings
-from bitsback.posterior import GaussianPosteriorSettings, PointPosteriorSettings
+from bitsback.posteriors import GaussianPosteriorSettings, PointPosteriorSettings
 from bitsback.priors import AnyPriorSettings
 from bitsback.priors.gaussian import GaussianPriorSettings
 from bitsback.registry import Settings
 from bitsback.training import LedgerSettings, LoggingSettings, TrainingSettings
-from bitsback.training.tuning import PackSettings
 
 
 class BayesianSettings(Settings):

@@ -14,7 +14,7 @@ from bitsback.data.feature_map import Map
 from bitsback.data.features import AnyFeatures
 from bitsback.errors import DataError, brief
 from bitsback.registry import Registry, Settings
-from bitsback.threads import using_threads
+from bitsback.torch_state import using_threads
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch.distributions.kl import _KL_REGISTRY as KL_REGISTRY
 
 from bitsback.errors import BitsbackError
 from bitsback.kl.quadrature import MAX_NODES_AT_ONCE, Panels, gaussian_expectation
-from bitsback.posterior import GaussianPosterior, PointPosterior, Posterior
+from bitsback.posteriors import GaussianPosterior, PointPosterior, Posterior
 from bitsback.priors import Prior
 from bitsback.units import nats_to_bits
 

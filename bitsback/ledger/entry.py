@@ -76,3 +76,20 @@ class Entry:
     def bits_per_weight(self) -> float:
         """Net bits per weight."""
         return self.net_bits / self.weights
+
+
+@dataclass(frozen=True)
+class Charge:
+    """Bits paid for ``numbers`` learned numbers that are not weights.
+
+    >>> Charge("prior.log_scale", 2, 10.0).bits
+    20.0
+    """
+
+    name: str
+    numbers: int
+    bits_each: float
+
+    @property
+    def bits(self) -> float:
+        return self.numbers * self.bits_each

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bitsback.charge import Charge
 from bitsback.errors import LedgerError
-from bitsback.ledger.entry import Entry
+from bitsback.ledger.entry import Charge, Entry
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ import torch
 from pydantic import Field, PositiveFloat
 from torch import Tensor
 
-from bitsback.charge import Charge
 from bitsback.errors import DataError
 from bitsback.learned import BFLOAT16, FLOAT32, UniformGrid
+from bitsback.ledger.entry import Charge
 from bitsback.likelihoods.base import (
     Answer,
     Likelihood,

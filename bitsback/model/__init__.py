@@ -2,8 +2,8 @@
 
 from bitsback.model.accounting import Evaluation, evaluate, take_ledger
 from bitsback.model.build import bayesianize
-from bitsback.model.files import posterior_tensors
 from bitsback.model.model import BayesianModel, LayerPosteriors
+from bitsback.model.posterior_file import posterior_tensors
 from bitsback.model.weight import State, Weight
 from bitsback.model.width import WIDTH_FACTORS, widened, width_curve
 

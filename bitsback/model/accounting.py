@@ -12,18 +12,18 @@ from tqdm import tqdm
 from bitsback.data import Examples
 from bitsback.errors import LedgerError
 from bitsback.kl import kl
-from bitsback.learned import Charge
 from bitsback.ledger import Entry, Ledger
+from bitsback.ledger.entry import Charge
 from bitsback.likelihoods import Likelihood
 from bitsback.model.buffers import frozen_norms
 from bitsback.model.draws import drawing, draws_at_once
-from bitsback.model.layout import interleaved, runs
+from bitsback.model.memory_format import interleaved, runs
 from bitsback.model.model import FLOAT32_BITS, BayesianModel
 from bitsback.model.modes import evaluating
 from bitsback.model.verdict import Course, warnings_of
 from bitsback.model.weight import Weight
-from bitsback.posterior import GaussianPosterior, PointPosterior
-from bitsback.tables.points import point_bits
+from bitsback.posteriors import GaussianPosterior, PointPosterior
+from bitsback.priors.point_code import point_bits
 from bitsback.units import nats_to_bits
 
 NO_REFUND = "a point estimate has no refund: q has no width, so choosing w carries no bits that could be given back"

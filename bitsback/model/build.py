@@ -9,7 +9,7 @@ from bitsback.errors import LayerError
 from bitsback.layers import Choice, Estimators, choose, fan_in
 from bitsback.model.choices import PosteriorChoice, PriorChoice, posterior_settings_of
 from bitsback.model.model import BayesianModel, LayerPosteriors
-from bitsback.posterior import GaussianPosterior, GaussianPosteriorSettings, Posterior, PosteriorSettings
+from bitsback.posteriors import GaussianPosterior, GaussianPosteriorSettings, Posterior, PosteriorSettings
 
 
 def bayesianize(

@@ -11,8 +11,8 @@ from torch import nn
 from bitsback.errors import LayerError, PriorError, near_miss
 from bitsback.kl import mass
 from bitsback.layers import Place, fan_in, matches
-from bitsback.learned import Charge
-from bitsback.posterior import GaussianPosteriorSettings, PointPosteriorSettings, Posterior, PosteriorSettings
+from bitsback.ledger.entry import Charge
+from bitsback.posteriors import GaussianPosteriorSettings, PointPosteriorSettings, Posterior, PosteriorSettings
 from bitsback.priors import Prior, PriorSettings, PyroPrior, WeightInfo
 from bitsback.priors import registry as prior_registry
 

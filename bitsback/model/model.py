@@ -14,16 +14,17 @@ from bitsback.errors import LayerError, PriorError
 from bitsback.kl import Panels, has_closed_form, kl
 from bitsback.layers import Choice, Estimators
 from bitsback.layers.outputs import check_kinds, estimator_of
-from bitsback.learned import BFLOAT16, Charge
+from bitsback.learned import BFLOAT16
+from bitsback.ledger.entry import Charge
 from bitsback.model.buffers import COUNTER, Buffer, buffers_of
 from bitsback.model.choices import PriorChoice, charges_of, priors_of, settings_of
-from bitsback.model.layout import interleaved, runs, straight
+from bitsback.model.memory_format import interleaved, runs, straight
 from bitsback.model.noise import fresh_seed
 from bitsback.model.resident import Resident
 from bitsback.model.weight import Weight
-from bitsback.posterior import GaussianPosterior, PointPosterior, Posterior
+from bitsback.posteriors import GaussianPosterior, PointPosterior, Posterior
 from bitsback.priors import Prior, PriorSettings
-from bitsback.tables.points import point_bits
+from bitsback.priors.point_code import point_bits
 from bitsback.units import bits_to_nats, nats_to_bits
 
 FEW_WEIGHTS = 32768

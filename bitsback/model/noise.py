@@ -82,7 +82,7 @@ class ExactNoise(Noise):
     """The coder's own normal numbers, the same last bit on every machine; for trainings that a receiver repeats."""
 
     def fill(self, out: Tensor, seed: int, number: int, stream: int, start: int = 0) -> Tensor:
-        from bitsback.tables.normals import exact_normals
+        from bitsback.coding.normals import exact_normals
 
         return out.copy_(torch.from_numpy(exact_normals(seed, number, stream, len(out), start)))
 

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from bitsback.errors import LayerError
+from bitsback.model.backward_check import watch
 from bitsback.model.buffers import unmoved
 from bitsback.model.noise import BlockNoise, Noise, PooledNoise
 from bitsback.model.values import Values
-from bitsback.model.watch import watch
 from bitsback.model.weight import State, Weight, carry, difference, differs
-from bitsback.posterior import GaussianPosterior
+from bitsback.posteriors import GaussianPosterior
 
 HALF = (torch.float16, torch.bfloat16)
 

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from bitsback.model.noise import BlockNoise, Noise, PooledNoise
 from bitsback.model.weight import Holds, State, Weight
-from bitsback.posterior import GaussianPosterior
+from bitsback.posteriors import GaussianPosterior
 
 
 class Values(nn.Module):

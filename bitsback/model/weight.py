@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from bitsback.errors import LayerError
 from bitsback.layers import Choice
 from bitsback.model.pieces import side_by_side
-from bitsback.posterior import GaussianPosterior, Posterior
+from bitsback.posteriors import GaussianPosterior, Posterior
 from bitsback.priors import Prior
 
 ROUNDING = 8

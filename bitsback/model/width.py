@@ -13,7 +13,7 @@ from bitsback.ledger import Ledger
 from bitsback.likelihoods import Likelihood
 from bitsback.model.accounting import SHOWN_AFTER_SECONDS, take_ledger
 from bitsback.model.model import BayesianModel
-from bitsback.posterior import GaussianPosterior
+from bitsback.posteriors import GaussianPosterior
 
 WIDTH_FACTORS = tuple(2.0**k for k in range(-4, 5))
 """From a sixteenth of the trained width to sixteen times it."""

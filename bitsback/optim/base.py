@@ -25,7 +25,7 @@ from bitsback.model.weight import State
 from bitsback.optim.cost import GaussianCost, weights_with_one_scale
 from bitsback.optim.said import FOREIGN_CLIPPING, SUM_LOSS, WEIGHT_DECAY
 from bitsback.optim.sweep import Sweep
-from bitsback.posterior import GaussianPosterior
+from bitsback.posteriors import GaussianPosterior
 from bitsback.profiling import stage
 
 LOOK_EVERY = 16

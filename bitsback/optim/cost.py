@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bitsback.model import BayesianModel, Weight
 from bitsback.model.pieces import rows
-from bitsback.posterior import GaussianPosterior
+from bitsback.posteriors import GaussianPosterior
 from bitsback.priors import Prior
 from bitsback.priors.gaussian import GaussianPrior
 

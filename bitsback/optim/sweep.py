@@ -12,7 +12,7 @@ from torch import Tensor
 from bitsback.model import BayesianModel, State, Weight
 from bitsback.model.pieces import PIECE, Scratch, are_alike, is_dense, rows
 from bitsback.optim.cost import GaussianCost, sums_of
-from bitsback.posterior import Posterior
+from bitsback.posteriors import Posterior
 
 Gradients = tuple[Tensor, Tensor | None, float]
 """Of mean and log std, none of the latter for a point; to that of the mean belongs so many times the mean itself besides."""

@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING, Annotated, Union
 
 from pydantic import Field
 
-from bitsback.priors import checkpoint, gaussian, group, heavy_tails, horseshoe, laplace, mixtures, pyro  # noqa: F401
+from bitsback.priors import earlier_run, gaussian, group, heavy_tails, horseshoe, laplace, mixtures, pyro  # noqa: F401
 from bitsback.priors.base import Prior, PriorSettings, WeightInfo, registry
-from bitsback.priors.checkpoint import CheckpointPrior
+from bitsback.priors.earlier_run import CheckpointPrior
 from bitsback.priors.gaussian import GaussianPrior
 from bitsback.priors.group import GroupGaussianPrior
 from bitsback.priors.heavy_tails import CauchyPrior, LogisticPrior, StudentTPrior

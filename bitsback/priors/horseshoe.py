@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.distributions import Cauchy, Distribution, constraints
 
+from bitsback.coding.densities import EULER_GAMMA
 from bitsback.learned import GradientLearn
 from bitsback.priors.base import NO_SHAPE, ScalePrior, ScaleSettings, Shape, WeightInfo, around, registry
 from bitsback.priors.kl_table import expected_pull, kl_table, pull_at
 
-EULER_GAMMA = 0.57721566490153286061
 SERIES_BELOW = 2.0
 
 NEAREST = 1e-15

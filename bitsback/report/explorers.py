@@ -10,7 +10,7 @@ from torch import Tensor
 from bitsback.kl import kl_each
 from bitsback.ledger import Ledger
 from bitsback.model import Weight
-from bitsback.posterior import GaussianPosterior
+from bitsback.posteriors import GaussianPosterior
 from bitsback.priors import Prior
 from bitsback.report import plots
 from bitsback.report.observe import Observation

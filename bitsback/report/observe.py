@@ -17,13 +17,13 @@ from bitsback.kl import kl_each
 from bitsback.ledger import Ledger
 from bitsback.likelihoods import CategoricalLikelihood
 from bitsback.model import Weight
-from bitsback.posterior import GaussianPosterior
+from bitsback.posteriors import GaussianPosterior
 from bitsback.priors import registry as priors
-from bitsback.report import judged as judging
-from bitsback.report.judged import Judged, judged
+from bitsback.report import example_costs as judging
+from bitsback.report.budget import affordable, operations
+from bitsback.report.example_costs import Judged, judged
 from bitsback.report.recoded import recoded
 from bitsback.report.sampled import exact
-from bitsback.report.thrift import affordable, operations
 from bitsback.report.widths import Widths, widths
 from bitsback.units import nats_to_bits
 

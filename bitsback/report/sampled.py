@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bitsback.kl import Panels, kl
 from bitsback.model import Weight
-from bitsback.posterior import GaussianPosterior
+from bitsback.posteriors import GaussianPosterior
 from bitsback.priors import Prior
 
 WEIGHTS_LOOKED_AT = 5_000

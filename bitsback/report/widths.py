@@ -11,9 +11,9 @@ from bitsback.ledger import Entry, Ledger
 from bitsback.likelihoods import Likelihood
 from bitsback.model import BayesianModel, evaluate, widened
 from bitsback.model.accounting import SHOWN_AFTER_SECONDS
-from bitsback.posterior import GaussianPosterior
+from bitsback.posteriors import GaussianPosterior
+from bitsback.report.budget import affordable, operations
 from bitsback.report.sampled import exact, sampled
-from bitsback.report.thrift import affordable, operations
 
 FACTORS = tuple(2.0 ** (k / 2) for k in range(-8, 9))
 """From a sixteenth of the trained width to sixteen times it, two steps an octave."""

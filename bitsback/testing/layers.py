@@ -11,7 +11,7 @@ from torch.func import functional_call
 from bitsback.model import BayesianModel, Weight, bayesianize
 from bitsback.nn import BayesianLayer
 from bitsback.optim import Variational
-from bitsback.posterior import GaussianPosterior
+from bitsback.posteriors import GaussianPosterior
 
 DRAWS = 400
 

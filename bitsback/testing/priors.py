@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bitsback.kl import kl, mass
 from bitsback.kl.quadrature import Panels, gaussian_expectation, nodes_between
-from bitsback.posterior import GaussianPosterior
+from bitsback.posteriors import GaussianPosterior
 from bitsback.priors import Prior
 
 POSTERIORS = ((0.0, 0.3), (0.1, 1e-3), (-0.7, 0.05), (2.0, 0.5), (1e-4, 1e-2), (0.3, 3.0))

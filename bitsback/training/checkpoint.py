@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bitsback.atomic_io import DamagedFileError, check_seal, read_tensors, write_tensors
 from bitsback.errors import RunError, brief
-from bitsback.files import DamagedFileError, check_seal, read_tensors, write_tensors
 from bitsback.model import BayesianModel
 from bitsback.optim import PosteriorOptimizer
 from bitsback.optim.base import POSTERIOR

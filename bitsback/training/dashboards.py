@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from bitsback.atomic_io import write_text
 from bitsback.errors import RunError
-from bitsback.files import write_text
 from bitsback.ledger import Ledger
 from bitsback.model import BayesianModel
 from bitsback.registry import Settings

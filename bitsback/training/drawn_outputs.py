@@ -15,7 +15,7 @@ from bitsback.model.accounting import seeded
 from bitsback.model.buffers import unmoved
 from bitsback.model.model import OutputLayer
 from bitsback.model.noise import OutputNoise
-from bitsback.posterior import GaussianPosterior
+from bitsback.posteriors import GaussianPosterior
 
 
 class DrawnOutputs:

@@ -11,7 +11,7 @@ from bitsback.kl import Panels
 from bitsback.kl.kl import kl_each
 from bitsback.model import BayesianModel, Weight
 from bitsback.model.accounting import seeded
-from bitsback.posterior import GaussianPosterior
+from bitsback.posteriors import GaussianPosterior
 from bitsback.units import nats_to_bits
 
 MOST_WEIGHTS = 4096

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from bitsback.files import write_text
+from bitsback.atomic_io import write_text
 from bitsback.ledger import Ledger
 
 Metrics = dict[str, Any]

@@ -10,7 +10,7 @@ import torch
 from torch.profiler import ProfilerActivity, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
-from bitsback.files import write_text
+from bitsback.atomic_io import write_text
 from bitsback.training.loop import Fit
 
 WARM_UP, TRACED = 5, 20

@@ -13,16 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bitsback.atomic_io import write_tensors, write_text
 from bitsback.data import Dataset, Examples
 from bitsback.errors import ConfigError
-from bitsback.files import write_tensors, write_text
 from bitsback.ledger import Ledger
 from bitsback.likelihoods import Likelihood
 from bitsback.locks import LOCK, exclusive, remove_left_over_files
 from bitsback.model import BayesianModel, evaluate, posterior_tensors, take_ledger
 from bitsback.model.accounting import check_point_grids, seeded
 from bitsback.model.noise import ExactNoise
-from bitsback.threads import using_threads
+from bitsback.torch_state import using_threads
 from bitsback.training.beta import Beta
 from bitsback.training.dashboards import check_dashboards, final_numbers, subject_of
 from bitsback.training.drawn_outputs import DrawnOutputs

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from benchmarks.nets import CLASSES
 from benchmarks.trainer import Missing, Moments, Task, Trainer
+from bitsback.atomic_io import write_tensors
 from bitsback.data import Examples
 from bitsback.errors import PriorError
-from bitsback.files import write_tensors
 from bitsback.likelihoods import CategoricalLikelihood
 from bitsback.model import BayesianModel, bayesianize
 from bitsback.training import TrainingSettings, start

@@ -10,20 +10,20 @@ import zipfile
 from io import BytesIO
 from pathlib import Path
 
-from bitsback.bitstream.ans import Stack
-from bitsback.bitstream.container import KINDS, VERSION, BitReader, BitWriter, seal, unseal
-from bitsback.bitstream.header import Header
-from bitsback.bitstream.prequential import Head
-from bitsback.bitstream.settings_text import put_settings, take_settings
-from bitsback.bitstream.state import StateDigest
+from bitsback.coding.ans import Stack
 from bitsback.config import Config, Experiment
-from bitsback.shipping.message import Sender
-from bitsback.shipping.model_file import decode
-from bitsback.shipping.pack import pack
-from bitsback.shipping.prequential import prequential
-from bitsback.shipping.quantising import decimal_content
-from bitsback.shipping.two_part import send_two_part
-from bitsback.training.tuning import PackSettings
+from bitsback.config.coding_settings import PackSettings
+from bitsback.formats.config_text import put_settings, take_settings
+from bitsback.formats.container import KINDS, VERSION, BitReader, BitWriter, seal, unseal
+from bitsback.formats.message.header import Header
+from bitsback.formats.message.write import Sender
+from bitsback.formats.model_file.grid_search import decimal_content
+from bitsback.formats.model_file.read import decode
+from bitsback.formats.model_file.write import pack
+from bitsback.formats.prequential.preamble import Head
+from bitsback.formats.prequential.write import prequential
+from bitsback.formats.training_digest import StateDigest
+from bitsback.formats.two_part import send_two_part
 
 HERE = Path(__file__).parent
 FEATURES = {"kind": "principal_components", "features": 4}

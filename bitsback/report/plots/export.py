@@ -9,8 +9,8 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bitsback.atomic_io import write_bytes
 from bitsback.errors import RunError
-from bitsback.files import write_bytes
 from bitsback.report.plots.style import COLOURS
 
 SUFFIXES = (".svg", ".png", ".pdf")

@@ -10,7 +10,7 @@ from torch import Tensor
 from bitsback.errors import BitsbackError, RunError
 from bitsback.kl import kl_each
 from bitsback.model import Weight
-from bitsback.posterior import GaussianPosterior
+from bitsback.posteriors import GaussianPosterior
 from bitsback.report.plots.style import COLOURS, new_axes, octave, plain_ticks, styled
 from bitsback.report.sampled import exact, sampled
 from bitsback.units import nats_to_bits

@@ -1,0 +1,1 @@
+"""Questions asked of a run, a model or a configuration, answered in a table."""

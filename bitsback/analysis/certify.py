@@ -1,0 +1,169 @@
+"""certify: how often a run, or the network in a model file, will be wrong on new examples, at most.
+
+The inequalities are in :mod:`bitsback.certificates`. Here it is made sure that they apply: that neither the prior nor the
+preprocessing has seen the examples that the risk is measured on.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from bitsback.certificates import Certificate, certify_file, certify_posterior
+from bitsback.config import Config, load_run
+from bitsback.config.labels import with_classes
+from bitsback.data import DataSettings, Preprocessing
+from bitsback.errors import BitsbackError, CertificateError
+from bitsback.formats.model_file.read import load
+from bitsback.model import BayesianModel
+from bitsback.priors import PriorSettings
+from bitsback.priors.earlier_run import CheckpointPriorSettings
+from bitsback.torch_state import using_threads
+from bitsback.training.train import threads_for
+
+DRAWS = 150_000
+"""Pairs of weights and example behind the risk of a posterior; as many as Perez-Ortiz et al. 2021 drew."""
+
+
+DRAWS_STREAM = 0x0CE4
+"""Keeps the draws that measure the risk apart from those that trained the posterior."""
+
+
+def certify_run(
+    directory: Path,
+    *,
+    delta: float = 0.025,
+    delta_draws: float = 0.01,
+    draws: int = DRAWS,
+    alternatives: int = 1,
+    seed: int | None = None,
+    progress: bool = False,
+) -> Certificate:
+    """The certificate of a run's posterior, on the examples that it was trained on.
+
+    Args:
+        directory: the run.
+        delta, delta_draws, draws, alternatives: see :func:`bitsback.certificates.certify_posterior`.
+        seed: of the draws; default: the run's.
+
+    Raises:
+        CertificateError: when no certificate would hold, with the fix.
+    """
+    run = load_run(directory)
+    check_priors(run.config)
+    experiment = run.experiment()
+    check_preprocessing(run.config.data, experiment.dataset.preprocessing)
+    _check_frozen(run.config, experiment.model)
+    with using_threads(threads_for(run.config.training, experiment.model)):
+        return certify_posterior(
+            experiment.model,
+            experiment.likelihood,
+            experiment.dataset.train,
+            test=experiment.dataset.test,
+            delta=delta,
+            delta_draws=delta_draws,
+            draws=draws,
+            alternatives=alternatives,
+            seed=int(np.random.SeedSequence([run.config.seed if seed is None else seed, DRAWS_STREAM]).generate_state(1)[0]),
+            progress=progress,
+        )
+
+
+def certify_model_file(path: Path, places: Sequence[str] = (), *, delta: float = 0.025, alternatives: int = 1) -> Certificate:
+    """The certificate of the network in a model file, on the training examples that its configuration names.
+
+    Args:
+        path: the file; its length is what its prior goes by.
+        places: such as ``data.root=DIR``, where this machine keeps the examples.
+        delta, alternatives: see :func:`bitsback.certificates.certify_file`.
+
+    Raises:
+        CertificateError, FileError, DataError: with the fix.
+    """
+    loaded = load(path, places)
+    named = loaded.tree.get("data", {}).get("kind")
+    if named is None:
+        raise CertificateError(f"{path} was made in Python and does not say which examples it describes; pack a run instead")
+    data = loaded.config.data
+    if data.kind != named:
+        raise CertificateError(f"say where the '{named}' examples of {path} are: --data.root=DIR or --data.path=FILE")
+    if data.features is not None:
+        check_preprocessing(data, loaded.preprocessing)
+    check_priors(loaded.config)
+    stored = data.model_copy(update={"scaling": "none", "features": None, "fraction_bits": None}).load()
+    _, stored = with_classes(loaded.config, stored)
+    loss = loaded.likelihood.error
+    test_risk = None
+    if stored.test is not None:
+        test_risk = float(loss(loaded.predict(stored.test.inputs), stored.test.targets).double().mean())
+    return certify_file(
+        loaded.predict(stored.train.inputs),
+        stored.train.targets,
+        loaded.likelihood,
+        path.stat().st_size,
+        delta=delta,
+        alternatives=alternatives,
+        test_risk=test_risk,
+        assumed=tuple(prior.run.name for prior in _checkpoints(loaded.config)),
+    )
+
+
+def check_preprocessing(data: DataSettings, preprocessing: Preprocessing) -> None:
+    """Raise CertificateError when the inputs are prepared by numbers that were measured on the examples themselves."""
+    if preprocessing.shift.ndim or preprocessing.scale.ndim:
+        raise CertificateError(
+            f"data.scaling: {data.scaling} takes its numbers from the examples that the risk is measured on, so no prior over "
+            "networks comes before them; train with data.scaling: unit"
+        )
+    if data.features is not None and data.features.is_fitted:
+        raise CertificateError(
+            f"data.features: {data.features.kind} was made from the examples that the risk is measured on, so no prior over "
+            "networks comes before them; train without data.features"
+        )
+
+
+def check_priors(config: Config) -> None:
+    """Raise CertificateError unless every earlier run behind the prior is known to have seen none of the examples."""
+    for prior in _checkpoints(config):
+        _check_apart(prior.run, config.data, ())
+
+
+def _check_apart(directory: Path, data: DataSettings, chain: tuple[Path, ...]) -> None:
+    """A run of the other part of the same draw has seen none of ``data``; all else cannot be told from its settings."""
+    if directory in chain:
+        raise CertificateError(f"the prior of {directory} is made from itself; set prior.run to an earlier run")
+    try:
+        earlier = load_run(directory).config
+    except BitsbackError as fault:
+        raise CertificateError(f"the prior's run cannot be read, so what it has seen is unknown: {fault}") from fault
+    alike = earlier.data.model_dump(exclude={"part"}) == data.model_dump(exclude={"part"})
+    if not (alike and {earlier.data.part, data.part} == {"prior", "posterior"}):
+        raise CertificateError(
+            f"the prior's run {directory} may have seen the examples that the risk is measured on; train it with data.part: "
+            "prior and this run with data.part: posterior, all other settings under data equal"
+        )
+    if earlier.network.pretrained is not None:
+        raise CertificateError(
+            f"the prior's run {directory} started from {earlier.network.pretrained}, and what that has seen is unknown; train "
+            "the prior from scratch"
+        )
+    for prior in _checkpoints(earlier):
+        _check_apart(prior.run, data, (*chain, directory))
+
+
+def _checkpoints(config: Config) -> list[CheckpointPriorSettings]:
+    priors: list[PriorSettings] = [config.prior, *config.prior_overrides.values()]
+    return [prior for prior in priors if isinstance(prior, CheckpointPriorSettings)]
+
+
+def _check_frozen(config: Config, model: BayesianModel) -> None:
+    if config.network.pretrained is None:
+        return
+    learned = {name for name, _ in model.learned_statistics()}
+    frozen = [(name, "weights", "give them a posterior") for name, p in model.deterministic() if not p.requires_grad]
+    frozen += [(name, "statistics", "put their layer into train mode") for name, _ in model.statistics() if name not in learned]
+    for name, what, fix in frozen:
+        raise CertificateError(
+            f"the frozen {what} '{name}' come from {config.network.pretrained}, and what that has seen is unknown; {fix}, or "
+            "pack the run and certify the file, which pays for them"
+        )

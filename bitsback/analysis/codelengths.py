@@ -1,0 +1,214 @@
+"""How many bits do the labels cost? Every code's answer for one data set and one network, side by side."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from bitsback.analysis.approximate import bic_model_bits, laplace_model_bits
+from bitsback.analysis.point_estimates import PointNetwork, check_labels, point_config
+from bitsback.analysis.rivals import Rival, label_spreading, logistic
+from bitsback.config import Config, Experiment, Run, load_config
+from bitsback.config.coding_settings import PackSettings, TuningSettings
+from bitsback.errors import ConfigError
+from bitsback.formats.prequential.walk import check as check_prequential
+from bitsback.formats.prequential.write import prequential
+from bitsback.formats.two_part import send_two_part
+from bitsback.ledger import Ledger
+from bitsback.model.model import FLOAT32_BITS
+from bitsback.posteriors import PointPosteriorSettings
+
+NAMES = ("uniform", "float32", "quantised", "bic", "laplace", "variational", "realised", "prequential",
+         "label_spreading", "logistic")  # fmt: skip
+PROBE = Path(__file__).with_name("probe.yaml")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One code.
+
+    Attributes:
+        name: of the code.
+        model_bits, data_bits: the network, and the labels given it; codes without a network put all into the labels, but for
+            the choice of a setting.
+        total_bits: their sum.
+        ratio: total over the uniform code.
+        test_error: of the network that the code sends, or of the last one that it trains.
+        seconds: training included.
+        decodable: whether bitsback writes and reads these bits.
+        how: by which verb, or why not.
+
+    Bits and ratio are None where the configuration lacks what the code needs, and ``how`` says what that is.
+    """
+
+    name: str
+    model_bits: float | None
+    data_bits: float | None
+    total_bits: float | None
+    ratio: float | None
+    test_error: float | None
+    seconds: float
+    decodable: bool
+    how: str
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raise ConfigError for a name that is none of :data:`NAMES`."""
+    for name in names:
+        if name not in NAMES:
+            raise ConfigError(f"there is no code '{name}'; choose among {', '.join(NAMES)}")
+
+
+def probe_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a probe on the features in an NPZ file (arrays ``inputs`` and ``targets``)."""
+    return load_config(PROBE, [f"data.path={path}", *overrides])
+
+
+class Codelengths:
+    """The codes of one configuration, or of one run, whose network is then the variational one.
+
+    Args:
+        source: a configuration or a run.
+        names: the codes that will be asked for.
+        progress: show bars.
+
+    Raises:
+        DataError: for targets that are no labels.
+        ConfigError: for a point posterior, which has no variational code, and for settings that suit no prequential code.
+
+    >>> from bitsback.training import TrainingSettings
+    >>> codes = Codelengths(Config(training=TrainingSettings(epochs=5)), progress=False)
+    >>> codes.row("uniform").ratio, codes.row("label_spreading").how
+    (1.0, 'needs data.features: random_walk_modes')
+    """
+
+    def __init__(self, source: Config | Run, names: Sequence[str] = NAMES, *, progress: bool = True) -> None:
+        check_names(names)
+        self._run = source if isinstance(source, Run) else None
+        self.config = source.config if isinstance(source, Run) else source
+        self._progress = progress
+        if isinstance(self.config.posterior, PointPosteriorSettings):
+            raise ConfigError("a point estimate has no variational code; give a configuration with posterior.kind=gaussian, "
+                              "whose point estimate is trained here as well")  # fmt: skip
+        self._experiment = source.experiment() if isinstance(source, Run) else Experiment.build(source)
+        self._likelihood = check_labels(self._experiment)
+        self._train = self._experiment.dataset.train
+        if "prequential" in names:  # refused now, rather than after the other networks have been trained
+            try:
+                check_prequential(self.config)
+                self.config.prequential.ends(len(self._train))
+            except ConfigError as fault:
+                raise ConfigError(f"{fault} (or leave this code out: --codes uniform,variational,...)") from fault
+        self.uniform_bits = self._likelihood.uniform_bits(self._train.targets)
+
+    def row(self, name: str) -> Row:
+        """One of the codes, trained and measured; networks are trained once.
+
+        Raises:
+            ConfigError: for another name.
+        """
+        check_names([name])
+        codes: dict[str, Callable[[], Row]] = {each: getattr(self, f"_{each}") for each in NAMES}
+        return codes[name]()
+
+    def _row(
+        self,
+        name: str,
+        model_bits: float,
+        data_bits: float,
+        test_error: float | None,
+        seconds: float,
+        *,
+        how: str,
+        decodable: bool = True,
+    ) -> Row:
+        total = model_bits + data_bits
+        return Row(name, model_bits, data_bits, total, total / self.uniform_bits, test_error, seconds, decodable, how)
+
+    @cached_property
+    def _point(self) -> PointNetwork:
+        return PointNetwork.train(point_config(self.config), progress=self._progress)
+
+    @cached_property
+    def _trained(self) -> tuple[Ledger, float | None, float]:
+        """Ledger, test error and seconds of the posterior."""
+        if self._run is None:
+            outcome = self._experiment.train(None, progress=self._progress)
+            return outcome.ledger, outcome.test_error, outcome.training_seconds
+        ledger, summary = self._run.ledger(), self._run.summary()
+        return ledger, summary["test_error"], summary["training_seconds"]
+
+    def _uniform(self) -> Row:
+        how = "send --code prequential with one block"
+        return self._row("uniform", 0.0, self.uniform_bits, self._chance(), 0.0, how=how)
+
+    def _chance(self) -> float | None:
+        return 1 - 1 / self._likelihood.classes if self._experiment.dataset.test is not None else None
+
+    def _float32(self) -> Row:
+        point = self._point
+        how = "no verb writes 32 bits a weight"
+        return self._row("float32", FLOAT32_BITS * point.weights, point.data_bits, point.test_error, point.seconds,
+                         how=how, decodable=False)  # fmt: skip
+
+    def _bic(self) -> Row:
+        point = self._point
+        bits = bic_model_bits(point.weights, len(self._train))
+        return self._row("bic", bits, point.data_bits, point.test_error, point.seconds,
+                         how="an asymptotic formula", decodable=False)  # fmt: skip
+
+    def _laplace(self) -> Row:
+        point, began = self._point, time.perf_counter()
+        found = laplace_model_bits(point.experiment.model, self._likelihood, point.experiment.dataset.train)
+        seconds = point.seconds + time.perf_counter() - began
+        return self._row("laplace", found.model_bits, point.data_bits, point.test_error, seconds,
+                         how=f"an approximation ({found.curvature} curvature)", decodable=False)  # fmt: skip
+
+    def _quantised(self) -> Row:
+        settings = PackSettings(codec="quantised", tuning=TuningSettings())
+        return self._file("quantised", self._point.experiment, settings, self._point.seconds)
+
+    def _realised(self) -> Row:
+        _, _, seconds = self._trained
+        settings = self.config.pack
+        if settings.tuning is None:
+            settings = settings.model_copy(update={"tuning": TuningSettings()})
+        return self._file("realised", self._experiment, settings, seconds)
+
+    def _file(self, name: str, experiment: Experiment, settings: PackSettings, seconds: float) -> Row:
+        """The row of a two-part file; the experiment's model is left as it was."""
+        began = time.perf_counter()
+        kept = {name: tensor.clone() for name, tensor in experiment.model.state_dict().items()}
+        try:
+            sent = send_two_part(experiment, settings, progress=self._progress)
+        finally:
+            experiment.model.load_state_dict(kept)
+        model_bits = 8 * len(sent.packed.content)
+        seconds += time.perf_counter() - began
+        return self._row(name, model_bits, sent.total_bits - model_bits, sent.packed.test_error, seconds,
+                         how=f"send --code two_part ({sent.packed.codec})")  # fmt: skip
+
+    def _variational(self) -> Row:
+        ledger, test_error, seconds = self._trained
+        model_bits = ledger.net_weight_bits + ledger.hyperparameter_bits
+        return self._row("variational", model_bits, ledger.data_bits, test_error, seconds, how="send, given a payload")
+
+    def _prequential(self) -> Row:
+        found = prequential(self.config, progress=self._progress)
+        return self._row("prequential", 0.0, found.bits, found.test_error, found.seconds, how="send --code prequential")
+
+    def _label_spreading(self) -> Row:
+        return self._rival("label_spreading", label_spreading)
+
+    def _logistic(self) -> Row:
+        return self._rival("logistic", logistic)
+
+    def _rival(self, name: str, code: Callable[..., Rival]) -> Row:
+        """The row of a code without a network, or what it would need."""
+        try:
+            found = code(self.config, self._experiment.dataset, self._likelihood.classes, progress=self._progress)
+        except ConfigError as fault:
+            return Row(name, None, None, None, None, None, 0.0, decodable=False, how=str(fault))
+        return self._row(name, found.choice_bits, found.label_bits, found.test_error, found.seconds,
+                         how=found.how, decodable=False)  # fmt: skip

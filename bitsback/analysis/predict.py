@@ -1,0 +1,126 @@
+"""predict: a model file or a run, and inputs as they are stored, become predictions."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from bitsback.config import Run, load_run
+from bitsback.data.arrays import REASONS, describe, read_npy, read_npz
+from bitsback.data.idx import read_idx
+from bitsback.errors import DataError, brief, near_miss
+from bitsback.formats.model_file.read import load
+from bitsback.likelihoods import Likelihood
+from bitsback.likelihoods.base import Answer
+from bitsback.model.accounting import SHOWN_AFTER_SECONDS, seeded
+
+DRAWS = 20
+ARRAYS = ("inputs", "test_inputs", "images")
+OTHER_SUFFIXES = (".csv", ".tsv", ".txt", ".parquet", ".h5", ".hdf5", ".pkl", ".pickle", ".pt")
+
+
+def read_inputs(path: Path) -> Tensor:
+    """Inputs as they are stored: an ``.npy`` array, an ``.npz`` file (its array ``inputs``), or an IDX file.
+
+    Raises:
+        DataError: when the file cannot be read or holds no numbers.
+    """
+    path = path.expanduser()
+    if path.suffix in (".npy", ".npz"):
+        try:
+            with path.open("rb") as file:
+                start = file.read(2)
+            array = _choose(read_npz(path), path) if start == b"PK" else read_npy(path)
+        except REASONS as fault:
+            raise DataError(f"cannot read {path}: {brief(fault)}; give an .npy, .npz or IDX file of inputs") from fault
+    elif path.suffix in OTHER_SUFFIXES:
+        raise DataError(f"cannot read {path}: {_describe(path)}; write the inputs with numpy.save('inputs.npy', x)")
+    else:
+        array = read_idx(path)
+        array = array[:, None] if array.ndim == 3 else array  # images have a channel axis
+    if array.dtype.kind not in "biuf" or array.ndim == 0 or len(array) == 0:
+        raise DataError(f"{path} holds no inputs (an array of type {array.dtype}, shape {array.shape}); numbers are needed")
+    tensor = torch.from_numpy(array.astype(np.float32))
+    if not bool(torch.isfinite(tensor).all()):
+        raise DataError(f"an input in {path} is NaN or infinite; clean the data first")
+    return tensor
+
+
+def _describe(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return describe(file.read(64))
+    except OSError as fault:
+        return fault.strerror or str(fault)
+
+
+def _choose(arrays: dict[str, np.ndarray], path: Path) -> np.ndarray:
+    name = next((name for name in ARRAYS if name in arrays), None)
+    if name is None:
+        hint = near_miss("inputs", arrays)
+        raise DataError(f"{path} has no array 'inputs'{hint}; arrays there: {brief(', '.join(sorted(arrays))) or 'none'}")
+    return arrays[name]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What is predicted for some inputs.
+
+    Attributes:
+        means: predictive means (n, ...): probabilities for classes and yes-or-no answers, rates for counts.
+        answers: the same for a reader, a record for each input, in the words of the likelihood.
+    """
+
+    means: Tensor
+    answers: list[Answer]
+
+    @classmethod
+    def of(cls, likelihood: Likelihood, draws: Iterable[Tensor]) -> "Prediction":
+        """Average over the network's outputs (n, ...) under several draws of its weights.
+
+        The variance of a prediction is the mean of the noise's variances and the variance of the means.
+        """
+        means: list[Tensor] = []
+        noises: list[Tensor] = []
+        for outputs in draws:
+            means.append(likelihood.predict(outputs).double().cpu())
+            variance = likelihood.variance(outputs)
+            noises += [] if variance is None else [variance.double().cpu()]
+        each = torch.stack(means)
+        std = (torch.stack(noises).mean(0) + each.var(0, correction=0)).sqrt() if noises else None
+        return cls(each.mean(0), likelihood.answers(each.mean(0), std))
+
+
+@torch.no_grad()
+def predict_file(path: Path, inputs: Tensor, places: tuple[str, ...] = ()) -> Prediction:
+    """Predictions of a model file."""
+    loaded = load(path, places)
+    return Prediction.of(loaded.likelihood, [loaded.outputs(inputs)])
+
+
+@torch.no_grad()
+def predict_run(directory: Path, inputs: Tensor, draws: int = DRAWS) -> Prediction:
+    """Predictions of a run, averaged over whole-network draws of its posterior."""
+    run: Run = load_run(directory)
+    e = run.experiment()
+    e.model.eval()
+    shape, is_real = e.dataset.train.inputs.shape[1:], e.dataset.train.inputs.is_floating_point()
+    prepared = e.dataset.preprocessing(inputs if is_real else inputs.long())
+    if prepared.shape[1:] != shape:
+        if prepared.shape[1:].numel() != shape.numel() or not prepared.ndim:
+            raise DataError(f"the run takes inputs of shape {tuple(shape)}, got {tuple(prepared.shape[1:])}; give such inputs")
+        prepared = prepared.reshape(len(prepared), *shape)
+    prepared = prepared.to(e.model.dtype) if is_real else prepared.long()
+    count = draws if e.model.smallest_std() is not None else 1
+
+    def outputs() -> Iterator[Tensor]:
+        for _ in tqdm(range(count), desc="draws", leave=False, delay=SHOWN_AFTER_SECONDS):
+            with e.model.sample():
+                yield torch.cat([e.model(part) for part in prepared.split(512)])
+
+    with seeded(e.config.seed, torch.device("cpu")):
+        return Prediction.of(e.likelihood, outputs())

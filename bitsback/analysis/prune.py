@@ -1,0 +1,298 @@
+"""Pruning by signal-to-noise: what a network costs, and how well it does, when only its surest weights are kept.
+
+A receiver of a pruned network is told, tensor by tensor, which weights are kept, and then these weights; the others are zero
+and cost nothing more. A weight whose posterior is its prior costs nothing without pruning either, but its noise is in every
+draw of the network. That noise goes away, and saying where it went has its price: the curve shows both.
+"""
+
+import copy
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from bitsback.config import Experiment
+from bitsback.config.coding_settings import PackSettings
+from bitsback.errors import LayerError, LedgerError
+from bitsback.formats.model_file.write import Packed, pack
+from bitsback.kl import kl_each
+from bitsback.model import BayesianModel, evaluate
+from bitsback.model.accounting import SHOWN_AFTER_SECONDS
+from bitsback.posteriors import GaussianPosterior
+from bitsback.units import nats_to_bits
+
+KEPT_FRACTIONS = (1.0, 0.9, 0.75, 0.6, 0.45, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)
+"""Where the curve is measured, beside the threshold that is asked for."""
+
+Keep = Mapping[str, Tensor]
+"""For every weight tensor which of its weights are kept, bool, the tensor's shape."""
+
+
+@dataclass(frozen=True)
+class PrunedCost:
+    """One point of the curve.
+
+    Attributes:
+        keep_snr: weights with |mean| / std of at least this are kept.
+        kept, weights: how many of how many.
+        mask_bits: what it takes to say which; see :func:`mask_bits`.
+        kept_bits: KL of the kept weights under the prior.
+        other_bits: what the ledger charges beside: hyper-parameters, and weights without a posterior at 32 bits each.
+        data_bits: E_q[-log2 p(D given w)], from whole-network draws in which pruned weights are zero.
+        data_bits_stderr: standard error of the data bits.
+        train_error, test_error: of the predictions averaged over draws; no test error without a test split.
+    """
+
+    keep_snr: float
+    kept: int
+    weights: int
+    mask_bits: float
+    kept_bits: float
+    other_bits: float
+    data_bits: float
+    data_bits_stderr: float
+    train_error: float
+    test_error: float | None
+
+    @property
+    def fraction_kept(self) -> float:
+        """Share of the weights that are kept."""
+        return self.kept / self.weights
+
+    @property
+    def model_bits(self) -> float:
+        """Bits of the pruned network."""
+        return self.mask_bits + self.kept_bits + self.other_bits
+
+    @property
+    def net_bits(self) -> float:
+        """Bits of the pruned network and of the data given it."""
+        return self.model_bits + self.data_bits
+
+    def facts(self) -> dict[str, Any]:
+        """Everything, for JSON."""
+        derived = {name: getattr(self, name) for name in ("fraction_kept", "model_bits", "net_bits")}
+        return {**vars(self), **derived}
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """The curve, sorted by threshold, and the pruned network at the asked threshold as a model file.
+
+    Attributes:
+        asked: the point of the curve that was asked for.
+        curve: all points.
+        file: the pruned network, quantised.
+        unpruned: the network with all its weights, by the same codec.
+        samples: whole-network draws behind data bits and errors.
+        given: what the receiver is assumed to hold, such as an earlier run that is the prior; mostly nothing.
+    """
+
+    asked: PrunedCost
+    curve: tuple[PrunedCost, ...]
+    file: Packed
+    unpruned: Packed
+    samples: int
+    given: str
+
+    def facts(self) -> dict[str, Any]:
+        """Everything, for JSON."""
+        return {
+            "keep_snr": self.asked.keep_snr,
+            "samples": self.samples,
+            "given": self.given,
+            "error_name": self.file.error_name,
+            "file_bytes": len(self.file.content),
+            "file_data_bits": self.file.train_data_bits,
+            "file_train_error": self.file.train_error,
+            "file_test_error": self.file.test_error,
+            "unpruned_file_bytes": len(self.unpruned.content),
+            "unpruned_file_data_bits": self.unpruned.train_data_bits,
+            "asked": self.asked.facts(),
+            "curve": [point.facts() for point in self.curve],
+        }
+
+
+def count(keep: Keep) -> int:
+    """How many weights are kept.
+
+    >>> count({"w": torch.tensor([True, False, True])})
+    2
+    """
+    return sum(int(kept.sum()) for kept in keep.values())
+
+
+def mask_bits(kept: int, weights: int) -> float:
+    """Bits to say which weights of a tensor are kept: log2(weights + 1) for how many, log2 binomial(weights, kept) for which.
+
+    >>> round(mask_bits(2, 4), 4), mask_bits(7, 7)
+    (4.9069, 3.0)
+    """
+    ways = math.lgamma(weights + 1) - math.lgamma(kept + 1) - math.lgamma(weights - kept + 1)
+    return math.log2(weights + 1) + nats_to_bits(ways)
+
+
+def signal_to_noise(model: BayesianModel) -> dict[str, Tensor]:
+    """|mean| / std of every weight, by tensor, float64 (Graves 2011, on pruning; Blundell et al. 2015, section 5.1).
+
+    Raises:
+        LedgerError: when a weight is a point, or none has a posterior.
+        LayerError: for a mean or std that makes no sense.
+
+    >>> from bitsback.model import bayesianize
+    >>> signal_to_noise(bayesianize(torch.nn.Linear(3, 2)))["weight"].shape
+    torch.Size([2, 3])
+    """
+    model.honour_edits(everywhere=True)
+    found = {}
+    for weight in model.weights:
+        std = weight.posterior.std()
+        if std is None:
+            raise LedgerError("a point estimate has no noise, hence no signal-to-noise; train with posterior.kind=gaussian")
+        found[weight.name] = weight.posterior.mean.detach().cpu().double().abs() / std.detach().cpu().double()
+        if not bool(torch.isfinite(found[weight.name]).all()):
+            raise LayerError(f"'{weight.name}' has a mean that is not finite or a std not above zero; train it again")
+    if not found:
+        raise LedgerError("no weight has a posterior, so none can be pruned; include some with bayesian.include")
+    return found
+
+
+def thresholds_for(ratios: Mapping[str, Tensor], fractions: Sequence[float] = KEPT_FRACTIONS) -> list[float]:
+    """The thresholds that keep these fractions of all weights, each at least one weight; 0 keeps everything.
+
+    >>> thresholds_for({"w": torch.tensor([3.0, 1.0, 2.0, 4.0])}, [1.0, 0.5])
+    [0.0, 3.0]
+    """
+    ordered = torch.cat([ratio.flatten() for ratio in ratios.values()]).sort(descending=True).values
+    return [0.0 if part == 1 else float(ordered[max(1, round(part * len(ordered))) - 1]) for part in fractions]
+
+
+@contextmanager
+def only_kept(model: BayesianModel, keep: Keep) -> Iterator[None]:
+    """Inside, weights that are not kept are zero in every draw; the noise of the others is the same for every ``keep``."""
+    model.honour_edits(everywhere=True)
+    trained = [(q, q.mean.detach().clone(), q.log_std.detach().clone()) for q in _gaussians(model)]
+    try:
+        with torch.no_grad():
+            for (q, mean, log_std), kept in zip(trained, keep.values(), strict=True):
+                inside = kept.to(mean.device)
+                q.mean.copy_(torch.where(inside, mean, 0.0))
+                q.log_std.copy_(torch.where(inside, log_std, -math.inf))
+        yield
+    finally:
+        with torch.no_grad():
+            for q, mean, log_std in trained:
+                q.mean.copy_(mean)
+                q.log_std.copy_(log_std)
+
+
+def _gaussians(model: BayesianModel) -> list[GaussianPosterior]:
+    return [q for q in model.posteriors() if isinstance(q, GaussianPosterior)]
+
+
+class Pruner:
+    """A trained experiment, ready to be pruned any number of times; learned numbers are rounded to their grids in place.
+
+    Args:
+        experiment: trained, with Gaussian posteriors.
+        samples: whole-network draws at each point; default: the configuration's.
+
+    Raises:
+        LedgerError, LayerError: see :func:`signal_to_noise`.
+        BitsbackError: for a prior that does not code weights one by one.
+    """
+
+    def __init__(self, experiment: Experiment, samples: int | None = None) -> None:
+        self.experiment, self.samples = experiment, samples or experiment.config.ledger.samples
+        model, likelihood = experiment.model, experiment.likelihood
+        self.ratios = signal_to_noise(model)
+        model.round_to_grid()
+        likelihood.round_to_grid()
+        charges = sum(charge.bits for charge in [*model.charges(), *likelihood.charges()])
+        self._other_bits = charges + model.deterministic_bits()
+        self._each_bits = {}
+        with torch.no_grad():
+            for weight, q in zip(model.weights, _gaussians(model), strict=True):
+                exact = GaussianPosterior(q.mean.cpu().double(), q.std().cpu().double())
+                prior = copy.deepcopy(weight.prior).cpu().double()
+                self._each_bits[weight.name] = nats_to_bits(kl_each(exact, prior))
+
+    def keep(self, keep_snr: float) -> dict[str, Tensor]:
+        """The weights whose signal-to-noise is at least ``keep_snr``.
+
+        Raises:
+            LedgerError: for a threshold below zero or not finite, or one that no weight reaches.
+        """
+        if not (math.isfinite(keep_snr) and keep_snr >= 0):
+            raise LedgerError(f"--keep-snr must be zero or a number above it, got {keep_snr:g}; 1 keeps what exceeds its noise")
+        largest = max(float(ratio.max()) for ratio in self.ratios.values())
+        if keep_snr > largest:
+            raise LedgerError(f"--keep-snr {keep_snr:g} prunes every weight; set it below the largest signal-to-noise, "
+                              f"{largest:.4g}")  # fmt: skip
+        return {name: ratio >= keep_snr for name, ratio in self.ratios.items()}
+
+    def cost(self, keep: Keep, keep_snr: float = math.nan) -> PrunedCost:
+        """What the network costs with only ``keep``, whatever chose it; ``keep_snr`` is written down as it is."""
+        e, samples = self.experiment, self.samples
+        with only_kept(e.model, keep):
+            train = evaluate(e.model, e.likelihood, e.dataset.train, samples=samples, seed=e.config.seed)
+            test = None
+            if e.dataset.test is not None:
+                test = evaluate(e.model, e.likelihood, e.dataset.test, samples=samples, seed=e.config.seed + 1)
+        return PrunedCost(
+            keep_snr=keep_snr,
+            kept=count(keep),
+            weights=sum(kept.numel() for kept in keep.values()),
+            mask_bits=math.fsum(mask_bits(int(kept.sum()), kept.numel()) for kept in keep.values()),
+            kept_bits=math.fsum(float(self._each_bits[name][kept].sum()) for name, kept in keep.items()),
+            other_bits=self._other_bits,
+            data_bits=train.data_bits,
+            data_bits_stderr=train.data_bits_stderr,
+            train_error=train.error,
+            test_error=None if test is None else test.error,
+        )
+
+    def file(self, keep: Keep) -> Packed:
+        """The posterior means, zero where they are pruned, as a quantised model file; the model is left as it was.
+
+        The grids are those of the network with all its weights, so that the two files differ by the pruned weights alone.
+        """
+        model, settings = self.experiment.model, self.experiment.config.pack.quantising
+        state = copy.deepcopy(model.state_dict())
+        try:
+            with torch.no_grad():
+                for q, kept in zip(_gaussians(model), keep.values(), strict=True):
+                    q.mean.masked_fill_(~kept.to(q.mean.device), 0.0)
+            return pack(self.experiment, PackSettings(codec="quantised", quantising=settings), progress=False)
+        finally:
+            model.load_state_dict(state)
+
+
+def prune(
+    experiment: Experiment, keep_snr: float = 1.0, *, curve: bool = True, samples: int | None = None, progress: bool = False
+) -> Pruning:
+    """Prune a trained experiment at a threshold, and at others around it; the model is left as it was.
+
+    Args:
+        experiment: trained, with Gaussian posteriors.
+        keep_snr: weights with |mean| / std below it become zero.
+        curve: measure the other thresholds too, at which :data:`KEPT_FRACTIONS` of the weights are kept.
+        samples: whole-network draws at each point; default: the configuration's.
+
+    Raises:
+        LedgerError: for a threshold that is no number from zero up or prunes everything, or weights without noise.
+        PriorError, FileError: when the network cannot be written as a file.
+    """
+    pruner = Pruner(experiment, samples)
+    asked = pruner.keep(keep_snr)
+    others = [t for t in thresholds_for(pruner.ratios) if count(pruner.keep(t)) != count(asked)] if curve else []
+    thresholds = sorted({keep_snr, *others})
+    shown = tqdm(thresholds, desc="thresholds", leave=False, disable=not progress, delay=SHOWN_AFTER_SECONDS)
+    points = {threshold: pruner.cost(pruner.keep(threshold), threshold) for threshold in shown}
+    files = [pruner.file(keep) for keep in (asked, pruner.keep(0.0))]
+    return Pruning(points[keep_snr], tuple(points.values()), files[0], files[1], pruner.samples, experiment.model.given())

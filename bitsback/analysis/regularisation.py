@@ -1,0 +1,127 @@
+"""L2 is the code length under a Gaussian prior and L1 under a Laplace prior; and what rounding to decimal digits does."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bitsback.analysis.point_estimates import REGULARISATIONS, PointNetwork, check_labels, regularised
+from bitsback.config import Config, Experiment
+from bitsback.config.coding_settings import PackSettings, TuningSettings
+from bitsback.formats.config_tree import places_of
+from bitsback.formats.model_file.grid_search import decimal_content
+from bitsback.formats.model_file.read import decode
+from bitsback.formats.two_part import send_two_part
+from bitsback.kl import kl
+from bitsback.model import evaluate
+from bitsback.posteriors import PointPosterior
+from bitsback.units import nats_to_bits
+
+DIGITS = range(7)
+CODE_STEP = 2.0**-7
+"""Grid of the code lengths that penalties are compared with; another one only changes the constant."""
+
+
+@dataclass(frozen=True)
+class PenaltyRow:
+    """One regularisation: its penalty beside the code length, and its real file.
+
+    ``code_bits`` is -log2 p(w) * 2^-7, and equals ``penalty_bits + constant_bits`` up to rounding.
+    """
+
+    regularisation: str
+    formula: str
+    penalty_bits: float
+    constant_bits: float
+    code_bits: float
+    weights: int
+    dropped: int
+    file_bytes: int
+    label_bits: float
+    total_bits: float
+    test_error: float | None
+    seconds: float
+
+
+def regularisation_study(config: Config, *, progress: bool = True) -> list[PenaltyRow]:
+    """Train with L2, L1 and no penalty to speak of; each row also holds the real two-part file, on the best grids.
+
+    Raises:
+        DataError: for targets that are no labels.
+    """
+    rows = []
+    for by in REGULARISATIONS:
+        point = PointNetwork.train(regularised(config, by), progress=progress)
+        experiment = point.experiment
+        check_labels(experiment)
+        weights = torch.cat([q.mean.detach().double().flatten() for q in experiment.model.posteriors()])
+        code_nats = [kl(PointPosterior(w.posterior.mean.double()), w.prior).nats for w in experiment.model.weights]
+        code_bits = nats_to_bits(float(torch.stack(code_nats).sum().detach()) - len(weights) * math.log(CODE_STEP))
+        formula, penalty_bits, constant_bits = _penalty(experiment, weights)
+        found = send_two_part(experiment, PackSettings(codec="quantised", tuning=TuningSettings()), progress=progress)
+        sent = torch.cat([weight.posterior.mean.flatten() for weight in found.packed.loaded.model.weights])
+        rows.append(
+            PenaltyRow(
+                regularisation=by,
+                formula=formula,
+                penalty_bits=penalty_bits,
+                constant_bits=constant_bits,
+                code_bits=code_bits,
+                weights=len(weights),
+                dropped=int((sent == 0).sum()),
+                file_bytes=len(found.packed.content),
+                label_bits=found.label_bits,
+                total_bits=found.total_bits,
+                test_error=found.packed.test_error,
+                seconds=point.seconds,
+            )
+        )
+    return rows
+
+
+def _penalty(experiment: Experiment, weights: Tensor) -> tuple[str, float, float]:
+    """Formula and value of the penalty in bits, and what the code of the prior takes on top whatever the weights are."""
+    prior = experiment.model.weights[0].prior
+    scale = float(prior.width().detach().double())
+    if prior.kind == "laplace":
+        rate, size, peak = nats_to_bits(1 / scale), float(weights.abs().sum()), 2 * scale
+        return f"{rate:.4g} * sum |w|", rate * size, len(weights) * math.log2(peak / CODE_STEP)
+    rate, size, peak = nats_to_bits(0.5 / scale**2), float(weights.square().sum()), scale * math.sqrt(2 * math.pi)
+    return f"{rate:.4g} * sum w^2", rate * size, len(weights) * math.log2(peak / CODE_STEP)
+
+
+@dataclass(frozen=True)
+class DigitsRow:
+    """Weights rounded to so many decimal digits."""
+
+    regularisation: str
+    digits: int
+    distinct: int
+    file_bytes: int
+    data_bits: float
+    test_error: float | None
+
+
+def digits_study(config: Config, *, progress: bool = True) -> list[DigitsRow]:
+    """Train with L2, L1 and no penalty, round the weights to 0 to 6 decimal digits, and write each as a real file.
+
+    Everything is measured on the decoded file.
+
+    Raises:
+        DataError: for targets that are no labels.
+    """
+    rows = []
+    for by in REGULARISATIONS:
+        experiment = PointNetwork.train(regularised(config, by), progress=progress).experiment
+        check_labels(experiment)
+        data, state = experiment.dataset, {name: t.clone() for name, t in experiment.model.state_dict().items()}
+        for digits in DIGITS:
+            experiment.model.load_state_dict(state)
+            content = decimal_content(experiment, digits)
+            loaded = decode(content, "the rounded file", places_of(config))
+            values = torch.cat([weight.posterior.mean.flatten() for weight in loaded.model.weights])
+            paid = evaluate(loaded.model, loaded.likelihood, data.train, samples=0).data_bits
+            error = evaluate(loaded.model, loaded.likelihood, data.test, samples=0).error if data.test is not None else None
+            rows.append(DigitsRow(by, digits, len(values.unique()), len(content), paid, error))
+    return rows

@@ -1,1 +1,0 @@
-"""Codecs: what a ledger reports, as bytes that decode."""

@@ -1,1 +1,0 @@
-"""Code lengths as numbers: what a code of the labels costs, in bits."""

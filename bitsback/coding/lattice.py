@@ -1,0 +1,205 @@
+"""Weights on a lattice of step 2^-m: a codec under the prior, and one under the posterior whose pops are draws.
+
+A weight is a whole number times 2^-m. Under the prior it is a bucket of an integer table and a position inside; under the
+posterior it is a cell of up to 2^e points, about a 32nd of a std wide, and a position inside. Both leave the coder with table
+entries of total 2^28 and raw bits; no floor has to be added for symbols that never happen, because a cell that is popped has
+a frequency of at least one.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitsback.coding.ans import Integers, Stack
+from bitsback.coding.combinators import Codec
+from bitsback.coding.densities import PlacedShape
+from bitsback.coding.elementary import Floats, normal_cdf
+from bitsback.coding.tables import TOTAL_BITS, PriorTable, bucket_of, centre_of, start_of
+from bitsback.errors import LayerError
+
+STD_LEVELS_PER_OCTAVE = 32
+MEAN_STEPS_PER_STD = 64
+CELLS_PER_STD_BITS = 5
+
+
+def _octave_parts(parts: int) -> Floats:
+    """2^(k / parts) for k = 0 .. parts - 1, from repeated square roots, which IEEE 754 rounds alike everywhere."""
+    root = np.float64(2.0)
+    for _ in range(parts.bit_length() - 1):
+        root = np.sqrt(root)
+    values = [np.float64(1.0)]
+    for _ in range(parts - 1):
+        values.append(values[-1] * root)
+    return np.array(values)
+
+
+STD_PARTS = _octave_parts(STD_LEVELS_PER_OCTAVE)
+
+
+@dataclass(frozen=True)
+class RoundedPosterior:
+    """A Gaussian posterior in whole numbers, so that a receiver who repeats the training finds the very same.
+
+    std = 2^(std_level / 32), mean = mean_steps * std / 64; both (n,) int64. The rounding moves a weight's mean by at most a
+    128th of its std.
+    """
+
+    mean_steps: Integers
+    std_level: Integers
+
+    @classmethod
+    def of(cls, mean: Floats, std: Floats) -> "RoundedPosterior":
+        """The nearest one; raises LayerError for a std that is not positive or a mean that is not finite.
+
+        >>> q = RoundedPosterior.of(np.array([0.3]), np.array([0.05]))
+        >>> q.mean_steps.tolist(), q.std_level.tolist()
+        ([381], [-138])
+        """
+        if not (np.isfinite(mean).all() and np.isfinite(std).all() and bool((std > 0).all())):
+            raise LayerError("a posterior has a mean or a std that is NaN, infinite or not above zero; train it again")
+        level = np.rint(np.log2(std) * STD_LEVELS_PER_OCTAVE).astype(np.int64)
+        return cls(np.rint(mean / _std(level, 0) * MEAN_STEPS_PER_STD).astype(np.int64), level)
+
+    @property
+    def mean(self) -> Floats:
+        """Means, (n,)."""
+        return self.mean_steps * self.std / MEAN_STEPS_PER_STD
+
+    @property
+    def std(self) -> Floats:
+        """Standard deviations, (n,)."""
+        return _std(self.std_level, 0)
+
+    def digest(self, size: int) -> bytes:
+        """The first ``size`` bytes of SHA-256 over all levels, then all mean steps, as little-endian 64-bit integers."""
+        content = self.std_level.astype("<i8").tobytes() + self.mean_steps.astype("<i8").tobytes()
+        return hashlib.sha256(content).digest()[:size]
+
+    def default_exponent(self) -> int:
+        """m of the default lattice: 2^-m is a power of two a little below the smallest std."""
+        return int(-(int(self.std_level.min()) // STD_LEVELS_PER_OCTAVE)) + 1
+
+
+def _std(level: Integers, exponent: int) -> Floats:
+    """2^(level / 32 + exponent)."""
+    return np.ldexp(STD_PARTS[level % STD_LEVELS_PER_OCTAVE], (level // STD_LEVELS_PER_OCTAVE + exponent).astype(np.int32))
+
+
+def under_posterior(q: RoundedPosterior, exponent: int) -> Codec:
+    """Lattice points (n,) under q, on the multiples of 2^-exponent. Popping draws from q; pushing gives the bits back."""
+    std = _std(q.std_level, exponent)
+    mean = q.mean_steps * std / MEAN_STEPS_PER_STD
+    width = np.maximum(q.std_level // STD_LEVELS_PER_OCTAVE + exponent - CELLS_PER_STD_BITS, 0)
+
+    def cumulative(cell: Integers, place: slice | NDArray[np.bool_]) -> Integers:
+        edge = (cell << width[place]).astype(np.float64) - 0.5
+        return np.floor(normal_cdf((edge - mean[place]) / std[place]) * (1 << TOTAL_BITS)).astype(np.int64)
+
+    def find(slot: Integers, place: slice) -> tuple[Integers, Integers, Integers]:
+        guess = _normal_quantile((slot + 0.5) / (1 << TOTAL_BITS)) * std[place] + mean[place] + 0.5
+        cell = np.floor(guess).astype(np.int64) >> width[place]
+        low, high = cumulative(cell, place), cumulative(cell + 1, place)
+        while True:
+            below, above = low > slot, high <= slot
+            if not (below.any() or above.any()):
+                return cell, low, high - low
+            cell = cell - below + above
+            low, high = cumulative(cell, place), cumulative(cell + 1, place)
+
+    def push(stack: Stack, point: Integers) -> None:
+        cell = point >> width
+        stack.push_raw(point - (cell << width), width)
+        everything = slice(0, len(point))
+        low = cumulative(cell, everything)
+        frequency = cumulative(cell + 1, everything) - low
+        if not bool((frequency > 0).all()):
+            raise LayerError("a weight lies so far from its posterior that q gives it no bits; it was not drawn from this q")
+        stack.push(low, frequency, TOTAL_BITS)
+
+    def pop(stack: Stack) -> Integers:
+        cell = stack.pop(len(mean), TOTAL_BITS, find)
+        return (cell << width) + stack.pop_raw(width)
+
+    return Codec(push, pop)
+
+
+@dataclass(frozen=True)
+class PriorCode:
+    """Which table every weight of a network uses on the lattice of 2^-exponent, and where its zero is.
+
+    Attributes:
+        tables: the distinct tables.
+        table_of: number of the table of every weight, (n,).
+        centre: lattice point nearest to the prior's location, (n,).
+    """
+
+    tables: tuple[PriorTable, ...]
+    table_of: Integers
+    centre: Integers
+
+    @classmethod
+    def build(cls, placed: Sequence[PlacedShape], shapes: Sequence[Sequence[int]], exponent: int) -> "PriorCode":
+        """The code of tensors of these shapes under these priors."""
+        tables: dict[tuple[str, float], int] = {}
+        built: list[PriorTable] = []
+        numbers, centres = [], []
+        for prior, shape in zip(placed, shapes, strict=True):
+            scales, inverse = np.unique(np.broadcast_to(prior.scale, tuple(shape)), return_inverse=True)
+            for scale in scales.tolist():
+                if (prior.shape.name, scale) not in tables:
+                    tables[prior.shape.name, scale] = len(built)
+                    built.append(PriorTable.build(prior.shape, float(np.ldexp(1.0, -exponent)) / scale))
+            chosen = np.array([tables[prior.shape.name, scale] for scale in scales.tolist()])
+            numbers.append(chosen[inverse].ravel())
+            centre = centre_of(np.ldexp(prior.centre, exponent))
+            centres.append(np.broadcast_to(centre, tuple(shape)).ravel())
+        return cls(tuple(built), np.concatenate(numbers), np.concatenate(centres))
+
+
+def under_prior(code: PriorCode) -> Codec:
+    """Lattice points (n,) under the prior's integer tables."""
+    largest = max(len(table.cumulative) for table in code.tables)
+    edges = np.full((len(code.tables), largest), 1 << TOTAL_BITS, dtype=np.int64)
+    for number, table in enumerate(code.tables):
+        edges[number, : len(table.cumulative)] = table.cumulative
+    half = np.array([table.half for table in code.tables])[code.table_of]
+    flat, begin = edges.ravel(), code.table_of * largest
+
+    def find(slot: Integers, row: slice) -> tuple[Integers, Integers, Integers]:
+        numbers = code.table_of[row]
+        place = np.empty_like(slot)
+        for number in np.unique(numbers):
+            mine = numbers == number
+            place[mine] = np.searchsorted(edges[number], slot[mine], side="right") - 1
+        low = flat[begin[row] + place]
+        return place, low, flat[begin[row] + place + 1] - low
+
+    def push(stack: Stack, point: Integers) -> None:
+        bucket, exponent, position = bucket_of(point - code.centre)
+        place = bucket + half
+        if not bool(((place >= 0) & (place < 2 * half)).all()):
+            raise LayerError("a weight lies beyond the reach of its prior's table; train with a wider prior")
+        stack.push_raw(position, exponent)
+        low = flat[begin + place]
+        stack.push(low, flat[begin + place + 1] - low, TOTAL_BITS)
+
+    def pop(stack: Stack) -> Integers:
+        bucket = stack.pop(len(half), TOTAL_BITS, find) - half
+        size, exponent = start_of(bucket)
+        size = size + stack.pop_raw(exponent)
+        return np.where(bucket < 0, -1 - size, size) + code.centre
+
+    return Codec(push, pop)
+
+
+def _normal_quantile(p: Floats) -> Floats:
+    """A guess at Phi^-1, to about 1e-3: where it is wrong, the integer table decides."""
+    grid, values = _QUANTILE_GUESS
+    return np.interp(p, grid, values)
+
+
+_POINTS = np.arange(-1440, 1441) / 240.0
+_QUANTILE_GUESS = (normal_cdf(_POINTS), _POINTS)

@@ -1,0 +1,304 @@
+"""The order of hidden units means nothing, so it can carry other bits: bits-back over arrangements.
+
+A network is brought into canonical order. Its last layer is pushed first; before the layer of a group of units is pushed, an
+arrangement of them is popped from what the stack already holds, and the layer goes out in that arrangement. The receiver pops
+the layer, sorts its units, and pushes the arrangement back: log2 n! bits for n units that all differ.
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitsback.coding.ans import WORD_BITS, Integers, Stack
+from bitsback.coding.combinators import Codec
+from bitsback.coding.densities import PlacedShape
+from bitsback.coding.elementary import Floats
+from bitsback.coding.quantised import QuantisedTensor, tensor_codec
+from bitsback.errors import LayerError
+from bitsback.units import nats_to_bits
+
+Array = TypeVar("Array", bound=NDArray[Any])
+
+
+@dataclass(frozen=True)
+class UnitGroup:
+    """The output units of one layer, which the next may read in any order.
+
+    Attributes:
+        units: how many.
+        outputs: names of the tensors whose axis 0 runs over the units: weight, bias, and batch norm's, statistics included.
+        following: name of the next layer's weight; its axis 1 runs over ``block`` inputs of the first unit, then the second's.
+        block: inputs per unit; above one after a Flatten.
+    """
+
+    units: int
+    outputs: tuple[str, ...]
+    following: str
+    block: int = 1
+
+    def moved(self, name: str, values: Array, order: Integers) -> Array:
+        """The tensor ``name`` with unit ``order[i]`` in place i; as it is when the group does not touch it.
+
+        >>> UnitGroup(2, ("a",), "b", 2).moved("b", np.array([[1, 2, 3, 4]]), np.array([1, 0]))
+        array([[3, 4, 1, 2]])
+        """
+        if name in self.outputs:
+            values = values[order]  # type: ignore[assignment]
+        if name == self.following:
+            inputs = (order[:, None] * self.block + np.arange(self.block)).reshape(-1)
+            values = values.take(inputs, axis=1)  # type: ignore[assignment]
+        return values
+
+    def fits(self, priors: Mapping[str, tuple[Sequence[int], PlacedShape]]) -> bool:
+        """Whether the coded tensors (shape and prior by name) have a prior that does not tell the units apart.
+
+        Also false when no tensor of the units themselves is coded: there is nothing to get back then.
+        """
+        coded = [name for name in self.outputs if name in priors]
+        touched = [(name, 0) for name in coded] + [(self.following, 1)] * (self.following in priors)
+        return bool(coded) and all(is_exchangeable(priors[name][1], priors[name][0], axis) for name, axis in touched)
+
+
+def is_exchangeable(prior: PlacedShape, shape: Sequence[int], axis: int) -> bool:
+    """Whether centre and scale of a tensor of this shape are the same all along an axis.
+
+    >>> from bitsback.coding.densities import NORMAL
+    >>> per_input = PlacedShape(NORMAL, np.zeros(()), np.array([[1.0, 2.0]]))
+    >>> is_exchangeable(per_input, (3, 2), 0), is_exchangeable(per_input, (3, 2), 1)
+    (True, False)
+    """
+    return all(_is_constant(values, shape, axis) for values in (prior.centre, prior.scale))
+
+
+def _is_constant(values: Floats, shape: Sequence[int], axis: int) -> bool:
+    full = values.reshape((1,) * (len(shape) - values.ndim) + values.shape)
+    return bool((full == full.take([0], axis=axis)).all())
+
+
+TOTAL_BITS = 24
+FLAG = np.array([1])
+
+Specs = Mapping[str, tuple[Sequence[int], PlacedShape]]
+"""Shape and prior of every coded tensor by name, in the order in which they are decoded."""
+
+
+class _Tree:
+    """Counts of kinds with running sums: a Fenwick tree (Fenwick 1994); every step takes log2(kinds) steps."""
+
+    def __init__(self, kinds: int) -> None:
+        self.counts, self._sums = [0] * kinds, [0] * (kinds + 1)
+
+    def add(self, kind: int, count: int) -> None:
+        self.counts[kind] += count
+        place = kind + 1
+        while place < len(self._sums):
+            self._sums[place] += count
+            place += place & -place
+
+    def below(self, kind: int) -> int:
+        """How many are of a lower kind."""
+        total = 0
+        while kind:
+            total += self._sums[kind]
+            kind &= kind - 1
+        return total
+
+    def at(self, position: int) -> int:
+        """The kind of the one at ``position`` when they stand in order."""
+        place = 0
+        for bit in reversed(range(len(self._sums).bit_length())):
+            higher = place + (1 << bit)
+            if higher < len(self._sums) and self._sums[higher] <= position:
+                place, position = higher, position - self._sums[higher]
+        return place
+
+
+def _slots(tree: _Tree, kind: int, left: int) -> tuple[int, int]:
+    """Start and frequency of a kind, in proportion to how many of it are among the ``left``."""
+    below = tree.below(kind)
+    start = (below << TOTAL_BITS) // left
+    return start, ((below + tree.counts[kind] << TOTAL_BITS) // left) - start
+
+
+def arrangement(counts: Integers) -> Codec:
+    """Sequences of kinds in which kind k happens ``counts[k]`` times, all alike likely; on the first lane, up to 2^20 entries.
+
+    >>> stack = Stack(words=np.arange(9, dtype=np.uint32))
+    >>> before, codec = stack.bits, arrangement(np.array([3, 1]))
+    >>> kinds = codec.pop(stack)
+    >>> sorted(kinds.tolist()), round(before - stack.bits, 3)
+    ([0, 0, 0, 1], 2.0)
+    >>> codec.push(stack, kinds)
+    >>> stack.bits == before
+    True
+    """
+    count = int(counts.sum())
+
+    def push(stack: Stack, kinds: Integers) -> None:
+        tree, slots = _Tree(len(counts)), np.empty((2, count), dtype=np.int64)
+        for place, kind in enumerate(kinds.tolist()):
+            tree.add(kind, 1)
+            slots[:, place] = _slots(tree, kind, place + 1)
+        stack.part(1).push(slots[0], slots[1], TOTAL_BITS)
+
+    def pop(stack: Stack) -> Integers:
+        tree = _Tree(len(counts))
+        for kind, number in enumerate(counts.tolist()):
+            tree.add(kind, number)
+
+        def find(slot: Integers, row: slice) -> tuple[Integers, Integers, Integers]:
+            kind = tree.at((int(slot[0] + 1) * row.stop - 1) >> TOTAL_BITS)
+            start, frequency = _slots(tree, kind, row.stop)
+            tree.add(kind, -1)
+            return np.array([kind]), np.array([start]), np.array([frequency])
+
+        return stack.part(1).pop(count, TOTAL_BITS, find)
+
+    return Codec(push, pop)
+
+
+def arrangement_bits(counts: Sequence[int] | Integers) -> float:
+    """log2 of how many arrangements there are: n! / (product of counts!).
+
+    >>> round(arrangement_bits([1, 1, 1, 1]), 3), arrangement_bits([4])
+    (4.585, 0.0)
+    """
+    each = [int(count) for count in counts]
+    return nats_to_bits(math.lgamma(sum(each) + 1) - sum(math.lgamma(count + 1) for count in each))
+
+
+@dataclass(frozen=True)
+class Refund:
+    """What the order of one group's units gave back.
+
+    Attributes:
+        group: the units.
+        bits: popped from the stack, before the flag of one bit.
+        is_taken: false when the stack held too few bits.
+    """
+
+    group: UnitGroup
+    bits: float
+    is_taken: bool
+
+
+@dataclass(frozen=True)
+class _Order:
+    """The units of a group by their coded rows: units with equal rows are of one kind.
+
+    Attributes:
+        sorting: unit numbers in canonical order.
+        kinds: of every unit where it stands now.
+        counts: units of each kind.
+    """
+
+    sorting: Integers
+    kinds: Integers
+    counts: Integers
+
+    @classmethod
+    def of(cls, group: UnitGroup, tensors: Mapping[str, QuantisedTensor]) -> "_Order":
+        """Units are compared by a 256-bit digest of their rows, for rows may be long."""
+        rows = [hashlib.blake2b(digest_size=32) for _ in range(group.units)]
+        for name in group.outputs:
+            if name in tensors:
+                for row, levels in zip(rows, tensors[name].levels, strict=True):
+                    row.update(levels.astype("<i8").tobytes())
+        digests = np.array([row.hexdigest() for row in rows])
+        sorting = np.argsort(digests, kind="stable")
+        _, kinds, counts = np.unique(digests, return_inverse=True, return_counts=True)
+        return cls(sorting, kinds.reshape(-1), counts)
+
+
+def canonicalise(
+    tensors: Mapping[str, QuantisedTensor], groups: Sequence[UnitGroup]
+) -> tuple[dict[str, QuantisedTensor], list[Integers]]:
+    """The same network with the units of every group in canonical order.
+
+    Args:
+        tensors: the coded tensors by name.
+        groups: from :func:`exchangeable_groups`, first to last.
+
+    Returns:
+        The tensors, and for each group which unit has come to stand in each place; :func:`rearranged` moves other tensors
+        (weights without posterior, running statistics) along.
+    """
+    found, specs, orders = dict(tensors), _specs(tensors), []
+    for group in groups:
+        order = np.arange(group.units)
+        if group.fits(specs):
+            order = _Order.of(group, found).sorting
+            _move(found, group, (*group.outputs, group.following), order)
+        orders.append(order)
+    return found, orders
+
+
+def rearranged(name: str, values: Array, groups: Sequence[UnitGroup], orders: Sequence[Integers]) -> Array:
+    """A tensor that is not coded, moved as :func:`canonicalise` moved the coded ones."""
+    for group, order in zip(groups, orders, strict=True):
+        values = group.moved(name, values, order)
+    return values
+
+
+def push_network(stack: Stack, tensors: Mapping[str, QuantisedTensor], groups: Sequence[UnitGroup]) -> list[Refund]:
+    """Encode a canonical network; the refund of every group whose prior allows it, first to last.
+
+    Raises:
+        LayerError: when the units are not in canonical order.
+    """
+    last, found = _last_tensors(_specs(tensors), groups), dict(tensors)
+    refunds: list[Refund] = []
+    for name in reversed(list(tensors)):
+        if name in last:
+            group, order = last[name], _Order.of(last[name], tensors)
+            if not bool((np.diff(order.kinds) >= 0).all()):
+                raise LayerError(f"the units of '{name}' are not in canonical order; call canonicalise first")
+            before, is_taken = stack.bits, _holds_enough(stack, order.counts)
+            if is_taken:
+                kinds = arrangement(order.counts).pop(stack)
+                _move(found, group, group.outputs, np.argsort(np.argsort(kinds, kind="stable"), kind="stable"))
+            refunds.append(Refund(group, before - stack.bits, is_taken))
+            stack.push_raw(np.array([int(is_taken)]), FLAG)
+        tensor = found.pop(name)
+        tensor_codec(tensor.shape, tensor.prior).push(stack, tensor)
+    return refunds[::-1]
+
+
+def pop_network(stack: Stack, specs: Specs, groups: Sequence[UnitGroup]) -> dict[str, QuantisedTensor]:
+    """Decode what :func:`push_network` encoded; the stack is then as it was before."""
+    last, found = _last_tensors(specs, groups), {}
+    for name, (shape, prior) in specs.items():
+        found[name] = tensor_codec(shape, prior).pop(stack)
+        if name in last and int(stack.pop_raw(FLAG)[0]):
+            order = _Order.of(last[name], found)
+            arrangement(order.counts).push(stack, order.kinds)
+            _move(found, last[name], last[name].outputs, order.sorting)
+    return found
+
+
+def _specs(tensors: Mapping[str, QuantisedTensor]) -> Specs:
+    return {name: (tensor.shape, tensor.prior) for name, tensor in tensors.items()}
+
+
+def _last_tensors(specs: Specs, groups: Sequence[UnitGroup]) -> dict[str, UnitGroup]:
+    """Of each group that the priors allow, the tensor with which all rows of its units are known."""
+    return {[name for name in specs if name in group.outputs][-1]: group for group in groups if group.fits(specs)}
+
+
+def _move(tensors: dict[str, QuantisedTensor], group: UnitGroup, names: Sequence[str], order: Integers) -> None:
+    """Rearrange the units of a group in the named tensors, in place of those in the dictionary."""
+    if not bool((np.diff(order) == 1).all()):
+        for name in names:
+            if name in tensors:
+                tensors[name] = replace(tensors[name], levels=group.moved(name, tensors[name].levels, order))
+
+
+def _holds_enough(stack: Stack, counts: Integers) -> bool:
+    """Whether an arrangement can surely be popped: it takes words that hold its bits, a word, and what rounding adds."""
+    rounding = int(counts.sum()) ** 2 / 2 ** (TOTAL_BITS - 1)
+    return WORD_BITS * len(stack.words) >= arrangement_bits(counts) + WORD_BITS + rounding + 2

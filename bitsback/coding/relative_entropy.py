@@ -1,0 +1,114 @@
+"""Blocks of weights as indices into a shared random codebook (MIRACLE: Havasi, Peharz & Hernandez-Lobato 2019).
+
+Both sides draw, for every block, the same 2^K candidates from the prior; the file names one of them in K bits. The encoder
+takes the candidate with the largest q/p. What is sent is therefore a *chosen* weight vector at about the net bits of the
+posterior, not a sample of q.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitsback.coding.densities import NORMAL, Shape, log_density
+from bitsback.coding.elementary import Floats
+from bitsback.coding.philox import levels, shuffled
+from bitsback.coding.tables import PriorTable
+
+STANDARD_STEP = 2.0**-16
+"""The lattice of candidates, in scales of the prior; part of the format."""
+
+SCORES_AT_ONCE = 1 << 22
+
+
+@dataclass
+class BlockCode:
+    """The blocks of a network and their codebooks; everything follows from the arguments.
+
+    Args:
+        centre, scale: prior location and scale of every weight, (n,) in the order of the network's tensors.
+        shapes: the shapes of the priors.
+        shape_of: number of the shape of every weight, (n,).
+        sizes: weights in each tensor, in order; each tensor is dealt out evenly among the blocks.
+        blocks: how many blocks.
+        index_bits: K.
+        key: of the Philox streams.
+    """
+
+    centre: Floats
+    scale: Floats
+    shapes: Sequence[Shape]
+    shape_of: NDArray[np.int64]
+    sizes: Sequence[int]
+    blocks: int
+    index_bits: int
+    key: int = 0
+    order: NDArray[np.int64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        starts = np.cumsum([0, *self.sizes[:-1]])
+        parts = [start + shuffled(self.key, t, size) for t, (start, size) in enumerate(zip(starts, self.sizes, strict=True))]
+        self.order = np.concatenate(parts)
+        self._quantiles = [PriorTable.build(shape, STANDARD_STEP).quantiles * STANDARD_STEP for shape in self.shapes]
+
+    @cached_property
+    def _standard(self) -> list[NDArray[np.float32]]:
+        return [table.astype(np.float32) for table in self._quantiles]  # like the next, only a writer needs it
+
+    @cached_property
+    def _log_density(self) -> list[NDArray[np.float32]]:
+        return [log_density(s, z).astype(np.float32) for s, z in zip(self.shapes, self._quantiles, strict=True)]
+
+    def members(self, block: int) -> NDArray[np.int64]:
+        """Positions of the block's weights."""
+        return self.order[block :: self.blocks]
+
+    def block_of(self) -> NDArray[np.int64]:
+        """Number of the block of every weight."""
+        found = np.empty(len(self.order), dtype=np.int64)
+        found[self.order] = np.arange(len(self.order)) % self.blocks
+        return found
+
+    def choose(self, block: int, mean: Floats, std: Floats) -> int:
+        """The index of the candidate with the largest q/p, for Gaussian q with ``mean`` and ``std`` of the block's weights."""
+        members = self.members(block)
+        scale, kinds = self.scale[members], self.shape_of[members]
+        precision = (scale / std) ** 2
+        slope = (precision * (mean - self.centre[members]) / scale).astype(np.float32)
+        normal = np.array([shape is NORMAL for shape in self.shapes])[kinds]
+        curvature = (-0.5 * precision + 0.5 * normal).astype(np.float32)
+        rows = max(1, SCORES_AT_ONCE // len(members))
+        best, best_score = 0, -np.inf
+        for first in range(0, 1 << self.index_bits, rows):
+            count = min(rows, (1 << self.index_bits) - first)
+            level = levels(self.key, block, count, len(members), first_row=first)
+            z = self._look_up(self._standard, level, kinds)
+            scores = (z * z) @ curvature + z @ slope
+            if not normal.all():
+                odd = ~normal
+                scores = scores - self._look_up(self._log_density, level[:, odd], kinds[odd]).sum(1)
+            place = int(scores.argmax())
+            if scores[place] > best_score:
+                best, best_score = first + place, float(scores[place])
+        return best
+
+    def values(self, block: int, index: int) -> NDArray[np.float32]:
+        """The weights that the index names."""
+        members = self.members(block)
+        level = levels(self.key, block, 1, len(members), first_row=index)
+        z = self._look_up(self._quantiles, level, self.shape_of[members])[0]
+        return (self.centre[members] + self.scale[members] * z).astype(np.float32)
+
+    def _look_up(
+        self, tables: Sequence[NDArray[np.floating]], level: NDArray[np.uint16], kinds: NDArray[np.int64]
+    ) -> NDArray[Any]:
+        if len(tables) == 1:
+            return tables[0][level]
+        found = np.empty(level.shape, dtype=tables[0].dtype)
+        for number, table in enumerate(tables):
+            columns = kinds == number
+            found[:, columns] = table[level[:, columns]]
+        return found

@@ -1,0 +1,1 @@
+"""What a file is: one folder for each format, its writer beside its reader. FORMAT.md says every byte."""

@@ -1,0 +1,187 @@
+"""A configuration as a tree of JSON values without the places of this machine, and back."""
+
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from bitsback.config import Config
+from bitsback.config.load import parse_value
+from bitsback.config.network import FactorySettings
+from bitsback.errors import FileError
+
+MODEL_SECTIONS = ("data", "network", "prior", "prior_overrides", "bayesian", "likelihood")
+MESSAGE_SECTIONS = (*MODEL_SECTIONS, "posterior", "training", "seed")
+NEEDED = {"needed": True}
+"""Stands for a path that the receiver has to give."""
+
+DEFAULTS = json.loads((files("bitsback.formats") / "defaults_1.json").read_bytes())
+"""What a missing setting means in a file of format version 1, whatever the defaults of YAML and Python are by now.
+
+``first`` are the settings of the first files, which hold all of them, by section and kind; ``later`` are those that came since:
+with these values they are left out. The table never changes; it only grows under ``later``, by settings that files without them
+could not have had otherwise.
+"""
+
+PLACED = ("data", "network", "prior", "prior_overrides")
+"""Sections that have places: paths, and the factory of the network."""
+
+
+def to_tree(config: Config, sections: Sequence[str]) -> dict[str, Any]:
+    """The sections of a configuration, every default written out, paths left out: a receiver has places of its own.
+
+    Where a receiver trains, a pretrained start is marked, for without it training would end elsewhere.
+    """
+    tree = {name: _plain(getattr(config, name)) for name in sections}
+    for section, later in DEFAULTS["later"].items():
+        part: Any = (tree["data"].get("features") or {}) if section == "features" else tree.get(section, {})
+        for name, value in later.items():
+            if name in part and part[name] == value:
+                del part[name]
+    if config.network.pretrained is not None and "training" in sections:
+        tree["network"]["pretrained"] = NEEDED
+    return tree
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        named = {name: getattr(value, name) for name in type(value).model_fields}
+        return {name: _plain(item) for name, item in named.items() if not isinstance(item, Path)}
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def from_tree(tree: dict[str, Any], places: Sequence[str] = (), *, data_is_needed: bool = True) -> Config:
+    """The configuration of a file, with ``places`` such as ``data.root=DIR`` that say where this machine keeps things.
+
+    A file is somebody else's: it may name no path, and the factory of its network is called only when a place
+    ``network.factory=package.module:function`` names the same one. Without need for the data, a data section whose places are
+    unknown becomes the default one.
+
+    Raises:
+        FileError: for a place that is not one, and for a configuration that this version cannot use or that asks for too much.
+    """
+    values, given = with_first_defaults(tree), set()
+    for place in places:
+        key, equals, text = place.removeprefix("--").partition("=")
+        section, pattern, last = _split(key)
+        if not equals or section not in PLACED or not last:
+            raise FileError(f"'{place}' says no place: write --data.root=DIR or --data.path=FILE; all else is in the file")
+        inside = values
+        for part in (section, *pattern):
+            held = inside.get(part)
+            inside[part] = dict(held) if isinstance(held, dict) else {}
+            inside = inside[part]
+        if last not in inside or inside[last] == NEEDED:
+            inside[last] = parse_value(text)
+        elif key != "network.factory" or inside[last] != text:
+            raise FileError(f"'{key}' is fixed by the file; only places, such as --data.root=DIR, can be given")
+        given.add(key)
+    return _validated(values, given, data_is_needed)
+
+
+def with_first_defaults(tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree with what its sections leave out, as format version 1 means it.
+
+    >>> with_first_defaults({"likelihood": {"kind": "gaussian", "std": 2.0}})["likelihood"]["target_step"]
+    0.01
+    """
+    values = dict(tree)
+    for section, kinds in DEFAULTS["first"].items():
+        if isinstance(part := values.get(section), dict):
+            values[section] = _filled(_defaults_of(section, kinds, part), part)
+    if isinstance(patterns := values.get("prior_overrides"), dict):
+        kinds = DEFAULTS["first"]["prior"]
+        values["prior_overrides"] = {
+            pattern: _filled(_defaults_of("prior", kinds, part), part) if isinstance(part, dict) else part
+            for pattern, part in patterns.items()
+        }
+    return values
+
+
+LATER_BY_KIND = {"gaussian": ("standardise", "shift_bits"), "categorical": ("labels",)}
+"""Of a section with kinds, who has which of the later settings."""
+
+
+def _defaults_of(section: str, kinds: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
+    """The defaults of a section: of its kind, or of all where it has none."""
+    kind = part.get("kind", "")
+    if not isinstance(kind, str):
+        return {}
+    later = DEFAULTS["later"].get(section, {})
+    known = LATER_BY_KIND.get(kind, ()) if section == "likelihood" else later
+    return {**kinds.get(kind, {}), **{name: later[name] for name in known}}
+
+
+def _filled(defaults: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
+    """The part with what it leaves out; an optimiser or schedule of another name has defaults of its own."""
+    if part.get("name", defaults.get("name")) != defaults.get("name"):
+        return part
+    nested = {key: part[key] for key, value in defaults.items() if isinstance(value, dict) and isinstance(part.get(key), dict)}
+    return {**defaults, **part, **{key: _filled(defaults[key], inner) for key, inner in nested.items()}}
+
+
+def _split(key: str) -> tuple[str, list[str], str]:
+    """Section, pattern of prior_overrides (which has dots of its own), and the last part of a place.
+
+    >>> _split("data.root"), _split("prior_overrides.*.bias.run")
+    (('data', [], 'root'), ('prior_overrides', ['*.bias'], 'run'))
+    """
+    section, _, rest = key.partition(".")
+    pattern, _, last = rest.rpartition(".") if section == "prior_overrides" else ("", "", rest)
+    return section, [pattern] if pattern else [], last
+
+
+def _validated(values: dict[str, Any], given: set[str], data_is_needed: bool) -> Config:
+    if isinstance(network := values.get("network"), dict) and network.get("pretrained") == NEEDED:
+        raise FileError("the network starts from an earlier one; say where that is: --network.pretrained=PATH")
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as fault:
+        missing = [".".join(map(str, error["loc"])) for error in fault.errors() if error["type"] == "missing"]
+        if missing and not data_is_needed and all(name.startswith("data.") for name in missing):
+            return _validated({key: value for key, value in values.items() if key != "data"}, given, True)
+        if missing:
+            names = ", ".join(f"--{_without_kind(name)}=..." for name in missing)
+            raise FileError(f"the file needs to know a place on this machine; add {names}") from fault
+        first = fault.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise FileError(f"the file's configuration does not suit this bitsback ({place}: {first['msg']}); "
+                        "was it written by another version?") from fault  # fmt: skip
+    training = config.training
+    if "training" in values and "auto" in (training.epochs, training.beta.start, training.beta.warmup_epochs):
+        raise FileError("the file does not say how long its sender trained; it is damaged")
+    if isinstance(config.network, FactorySettings) and "network.factory" not in given:
+        name = config.network.factory
+        raise FileError(f"the file's network is made by calling {name}, and no code that a file names is run unasked; "
+                        f"if you trust it, add --network.factory={name}")  # fmt: skip
+    for key in paths_of(config):
+        if key not in given:
+            raise FileError(f"the file itself names a path ({key}), which no file of bitsback does; do not use it")
+    return config
+
+
+def paths_of(config: Config) -> dict[str, Path]:
+    """Where a machine keeps what a configuration names, by dotted key; defaults are left out."""
+    parts: dict[str, BaseModel] = {section: getattr(config, section) for section in ("data", "network", "prior")}
+    parts |= {f"prior_overrides.{pattern}": prior for pattern, prior in config.prior_overrides.items()}
+    named = ((f"{key}.{name}", getattr(part, name)) for key, part in parts.items() for name in part.model_fields_set)
+    return {key: value for key, value in named if isinstance(value, Path)}
+
+
+def places_of(config: Config) -> list[str]:
+    """What a receiver would be asked for: where this machine keeps what the configuration names, and the network's factory."""
+    found = [f"{key}={json.dumps(str(path))}" for key, path in paths_of(config).items()]
+    return [*found, f"network.factory={config.network.factory}"] if isinstance(config.network, FactorySettings) else found
+
+
+def _without_kind(name: str) -> str:
+    """``data.npz.path`` is ``data.path`` to a user: pydantic names the member of the union too."""
+    first, *rest = name.split(".")
+    return ".".join([first, *rest[1:]]) if len(rest) > 1 else name

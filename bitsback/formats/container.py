@@ -1,0 +1,179 @@
+"""What every file has around its contents: a mark, a version, a checksum; and bits packed into bytes.
+
+A file is two bytes of mark, a byte of version and kind, the contents, and a checksum over all that precedes: CRC-16 in files of
+up to 255 bytes, CRC-32 in longer ones. See FORMAT.md.
+"""
+
+import binascii
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bitsback.errors import FileError
+
+MARK = b"bb"
+VERSION = 2
+KINDS = {0: "message", 1: "relative_entropy", 2: "quantised", 3: "prequential", 4: "decimal", 5: "two_part"}
+VERSIONS = {"message": 2, "prequential": 2}
+"""Of what is written; 1 where nothing stands. In version 2 receivers repeat another training than in version 1."""
+SMALL_FILE_BYTES = 255
+HEADER_BYTES = len(MARK) + 1
+
+
+def seal(kind: str, contents: bytes) -> bytes:
+    """The whole file around ``contents``.
+
+    >>> seal("decimal", b"abc")[:3], len(seal("decimal", b"abc"))
+    (b'bbA', 8)
+    """
+    number = next(number for number, name in KINDS.items() if name == kind)
+    body = MARK + bytes([VERSIONS.get(kind, 1) | number << 4]) + contents
+    return body + _checksum(body, small=len(body) + 2 <= SMALL_FILE_BYTES)
+
+
+def sealed_bytes(contents_bytes: int) -> int:
+    """Bytes of the file around so many bytes of contents."""
+    body = HEADER_BYTES + contents_bytes
+    return body + (2 if body + 2 <= SMALL_FILE_BYTES else 4)
+
+
+def unseal(content: bytes, what: str) -> tuple[str, bytes]:
+    """Kind and contents of a file; of a kind that is now written otherwise, ``message_1`` or ``prequential_1``.
+
+    Args:
+        content: the whole file.
+        what: how errors name it.
+
+    Raises:
+        FileError: when it is empty, foreign, of a later version, truncated, extended or damaged.
+    """
+    if not content:
+        raise FileError(f"{what} is empty; copy it again")
+    if not content.startswith(MARK):
+        raise FileError(f"{what} is not a bitsback file (it does not begin with 'bb'); give one that send or pack has written")
+    if len(content) <= HEADER_BYTES + 2:
+        raise FileError(f"{what} is cut off after {len(content)} bytes; copy it again")
+    small = len(content) <= SMALL_FILE_BYTES
+    size = 2 if small else 4
+    version, kind = content[2] & 15, content[2] >> 4
+    if version > VERSION:
+        raise FileError(f"{what} has format version {version}, this bitsback reads up to {VERSION}; install a newer bitsback")
+    if _checksum(content[:-size], small=small) != content[-size:]:
+        raise FileError(f"{what} is damaged: its checksum does not fit; bytes were changed, lost or added; copy it again")
+    written = VERSIONS.get(KINDS[kind], 1) if kind in KINDS else 0
+    if not 0 < version <= written:
+        raise FileError(f"{what} is of an unknown kind ({kind}, version {version}); install a newer bitsback")
+    name = KINDS[kind] if version == written else f"{KINDS[kind]}_{version}"
+    return name, content[HEADER_BYTES:-size]
+
+
+def _checksum(body: bytes, *, small: bool) -> bytes:
+    if small:
+        return binascii.crc_hqx(body, 0xFFFF).to_bytes(2, "little")
+    return binascii.crc32(body).to_bytes(4, "little")
+
+
+@dataclass
+class BitWriter:
+    """Whole numbers written one after the other, lowest bit first.
+
+    >>> writer = BitWriter()
+    >>> writer.put(5, 3)
+    >>> writer.put_count(9)
+    >>> reader = BitReader(writer.to_bytes())
+    >>> reader.take(3), reader.take_count()
+    (5, 9)
+    """
+
+    _parts: list[tuple[int, int]] = field(default_factory=list)
+    bits: int = 0
+
+    def put(self, value: int, width: int) -> None:
+        """A number below 2^width."""
+        assert 0 <= value < 1 << width
+        self._parts.append((value, width))
+        self.bits += width
+
+    def put_count(self, value: int) -> None:
+        """Any number from 0 up: Elias gamma of value + 1, about 2 log2(value) + 1 bits."""
+        length = (value + 1).bit_length()
+        self.put(1 << length - 1, length)  # zeros, then a one
+        self.put(value + 1 - (1 << length - 1), length - 1)
+
+    def to_bytes(self) -> bytes:
+        """The bits, the last byte filled with zeros."""
+        # joined in a tree, so that long contents take n log n steps
+        parts = self._parts or [(0, 0)]
+        while len(parts) > 1:
+            pairs = [parts[i : i + 2] for i in range(0, len(parts), 2)]
+            parts = [(_joined(pair), sum(width for _, width in pair)) for pair in pairs]
+        return parts[0][0].to_bytes(-(-self.bits // 8), "little")
+
+
+def _joined(pair: list[tuple[int, int]]) -> int:
+    """One number from two neighbours."""
+    return pair[0][0] | (pair[1][0] << pair[0][1] if len(pair) == 2 else 0)
+
+
+class BitReader:
+    """Reads what :class:`BitWriter` wrote; raises FileError at the end of the bytes."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+        self.place = 0
+
+    def take(self, width: int) -> int:
+        """The next number of ``width`` bits."""
+        end = self.place + width
+        if end > 8 * len(self._content):
+            raise FileError("the file ends before its contents do; it is damaged or incomplete")
+        part = self._content[self.place // 8 : -(-end // 8)]
+        value = int.from_bytes(part, "little") >> self.place % 8 & ((1 << width) - 1)
+        self.place = end
+        return value
+
+    @property
+    def bits_left(self) -> int:
+        """Bits that have not been read."""
+        return 8 * len(self._content) - self.place
+
+    def take_count(self) -> int:
+        """The next number that :meth:`BitWriter.put_count` wrote."""
+        length = 1
+        while not self.take(1):
+            length += 1
+            if length > 64:
+                raise FileError("the file holds a count beyond 2^64; it is damaged")
+        return (1 << length - 1 | self.take(length - 1)) - 1
+
+    def rest(self) -> bytes:
+        """The bytes after the current one."""
+        start = -(-self.place // 8)
+        if self.place % 8 and self._content[start - 1] >> self.place % 8:
+            raise FileError("the file's padding is not zero; it is damaged")
+        return self._content[start:]
+
+    def skip_rest(self) -> None:
+        """Count what is left as read."""
+        self.place = 8 * len(self._content)
+
+    def close(self) -> None:
+        """Raise FileError unless everything has been read."""
+        if self.rest():
+            raise FileError("the file goes on after its contents end; it is damaged or was extended")
+
+
+DIGEST_BITS = 32
+
+
+def digest(content: bytes) -> int:
+    """32 bits of SHA-256: its first four bytes, little-endian."""
+    return int.from_bytes(hashlib.sha256(content).digest()[: DIGEST_BITS // 8], "little")
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a file; raises FileError when it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as fault:
+        raise FileError(f"cannot read {path}: {fault.strerror or fault}; give an existing file") from fault

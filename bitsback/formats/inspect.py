@@ -1,0 +1,119 @@
+"""inspect: what a file holds, and where every byte goes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bitsback.formats.container import BitReader, read_file, unseal
+from bitsback.formats.message.header import Header
+from bitsback.formats.message.read import FIRST_KIND as FIRST_MESSAGE
+from bitsback.formats.model_file.read import decode
+from bitsback.formats.prequential.preamble import FIRST_KIND, KIND, Head
+from bitsback.formats.two_part import model_inside
+
+TRAINS_AGAIN = "Whoever decodes them trains the same networks again; another arithmetic is noticed, block by block."
+ONLY_FIRST = "Only bitsback 0.1 decodes them: it repeats the training of their networks."
+NO_SAMPLE = "The weights were chosen, block by block, to describe the labels well; they are not a sample of the posterior."
+
+
+def inspect_file(path: Path, places: Sequence[str] = ()) -> dict[str, Any]:
+    """Kind, settings and parts of a message or model file.
+
+    Raises:
+        FileError: for anything else, or a damaged file.
+    """
+    content = read_file(path)
+    kind, contents = unseal(content, str(path))
+    if kind in ("message", FIRST_MESSAGE):
+        return _message(content, contents, kind)
+    if kind in (KIND, FIRST_KIND):
+        return _prequential(content, contents, kind)
+    if kind == "two_part":
+        return _two_part(content, str(path), places)
+    loaded = decode(content, str(path), places)
+    weights = sum(weight.posterior.weights for weight in loaded.model.weights)
+    kinds = ", ".join(dict.fromkeys(weight.prior.kind for weight in loaded.model.weights))
+    notes = [NO_SAMPLE] if kind == "relative_entropy" else []
+    if loaded.config.data.features is not None and loaded.config.data.features.is_fitted:
+        notes.append(
+            f"Predictions need the training inputs, from which the features {loaded.config.data.features.kind} are made."
+        )
+    rate = f"{8 * len(content) / weights:.3g} bits per weight"
+    return {
+        "kind": kind,
+        "sentence": f"A {kind} model file of {len(content):,} bytes: {weights:,} weights ({rate}), prior {kinds}, likelihood "
+        f"{loaded.likelihood.kind}.",
+        "file_bytes": len(content),
+        "weights": weights,
+        "settings": loaded.tree,
+        "parts": [{"name": part.name, "bits": part.bits} for part in loaded.parts],
+        "notes": notes,
+    }
+
+
+def _message(content: bytes, contents: bytes, kind: str) -> dict[str, Any]:
+    reader = BitReader(contents)
+    header = Header.take(reader, version=1 if kind == FIRST_MESSAGE else 2)
+    head_bits = 8 * (len(contents) - len(reader.rest()))
+    rest_bytes = header.payload_bytes % 4
+    parts = {
+        "mark, version, checksum": 8 * (len(content) - len(contents)),
+        "header": head_bits,
+        "payload": 8 * header.payload_bytes,
+        "labels, weights, learned numbers, less the refund": 8 * len(contents) - head_bits - 8 * header.payload_bytes,
+    }
+    notes = [f"{rest_bytes} bytes of the payload stand as they are."] if rest_bytes else []
+    if kind == FIRST_MESSAGE:
+        notes.append("Only bitsback 0.1 gives the payload back: it repeats the training that locks it.")
+    return {
+        "kind": kind,
+        "sentence": f"A bits-back message of {len(content):,} bytes around a payload of {header.payload_bytes:,} bytes: data "
+        f"{_kind(header.settings, 'data')}, prior {_kind(header.settings, 'prior')}, grid 2^{-header.exponent}.",
+        "file_bytes": len(content),
+        "settings": header.settings,
+        "parts": [{"name": name, "bits": bits} for name, bits in parts.items()],
+        "notes": notes,
+    }
+
+
+def _two_part(content: bytes, what: str, places: Sequence[str]) -> dict[str, Any]:
+    model = model_inside(content, what)
+    loaded = decode(model, what, places)
+    parts = [{"name": part.name, "bits": part.bits} for part in loaded.parts]
+    return {
+        "kind": "two_part",
+        "sentence": f"A two-part file of {len(content):,} bytes: a {loaded.codec} model of {len(model):,} bytes, and labels.",
+        "file_bytes": len(content),
+        "settings": loaded.tree,
+        "parts": [*parts, {"name": "labels, and what tells the two apart", "bits": 8 * (len(content) - len(model))}],
+        "notes": ["`bitsback receive` gives the labels of the inputs that the receiver holds."],
+    }
+
+
+def _prequential(content: bytes, contents: bytes, kind: str) -> dict[str, Any]:
+    reader = BitReader(contents)
+    head = Head.take(reader)
+    label_bits = 8 * len(reader.rest())
+    parts = {
+        "mark, version, checksum": 8 * (len(content) - len(contents)),
+        "configuration, digests": 8 * len(contents) - label_bits,
+        "labels": label_bits,
+    }
+    return {
+        "kind": kind,
+        "sentence": f"A message of {len(content):,} bytes: {head.examples:,} labels in the prequential code, in "
+        f"{len(head.tables)} blocks; data {_kind(head.settings, 'data')}, prior {_kind(head.settings, 'prior')}.",
+        "file_bytes": len(content),
+        "examples": head.examples,
+        "blocks": len(head.tables),
+        "settings": head.settings,
+        "parts": [{"name": name, "bits": bits} for name, bits in parts.items()],
+        "notes": [ONLY_FIRST if kind == FIRST_KIND else TRAINS_AGAIN],
+    }
+
+
+def _kind(settings: dict[str, Any], section: str) -> str:
+    """What a file says, which may be anything: it has not been made a configuration."""
+    part = settings.get(section)
+    kind = part.get("kind") if isinstance(part, dict) else None
+    return kind if isinstance(kind, str) and kind.isidentifier() else "unknown"

@@ -1,0 +1,1 @@
+"""The bits-back message: labels and weights inside a payload that comes out again."""

@@ -1,0 +1,62 @@
+"""What a message says before its first bit of content."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from bitsback.coding.ans import MOST_LANES_LOG2
+from bitsback.errors import FileError
+from bitsback.formats.config_text import put_settings, take_settings
+from bitsback.formats.container import DIGEST_BITS, BitReader, BitWriter
+from bitsback.formats.training_digest import MOST_DIGESTS, STATE_BITS, StateDigest
+
+EXPONENT_BITS, EXPONENT_OFFSET = 6, 16
+STATES_BITS = MOST_DIGESTS.bit_length()
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a message says before its first bit of content."""
+
+    settings: dict[str, Any]
+    exponent: int
+    lanes_log2: int
+    payload_bytes: int
+    padding_bytes: int
+    """Of the payload: random bytes at its end, which only drew weights."""
+    inputs_digest: int
+    posterior_digest: int
+    guard_digest: int | None
+    """Of labels and prior tables, where their arithmetic is not the same on every machine."""
+    states: tuple[StateDigest, ...] = ()
+    """Of the sender's training under way, at the first of :func:`bitsback.formats.training_digest.digest_steps`."""
+
+    def put(self, writer: BitWriter) -> None:
+        """Write it."""
+        put_settings(writer, self.settings)
+        writer.put(self.exponent + EXPONENT_OFFSET, EXPONENT_BITS)
+        writer.put(self.lanes_log2, 4)
+        writer.put_count(self.payload_bytes)
+        writer.put_count(self.padding_bytes)
+        writer.put(self.inputs_digest, DIGEST_BITS)
+        writer.put(self.posterior_digest, DIGEST_BITS)
+        writer.put(int(self.guard_digest is not None), 1)
+        if self.guard_digest is not None:
+            writer.put(self.guard_digest, DIGEST_BITS)
+        writer.put(len(self.states), STATES_BITS)
+        for state in self.states:
+            writer.put(state.level, STATE_BITS)
+
+    @classmethod
+    def take(cls, reader: BitReader, *, version: int = 2) -> "Header":
+        """Read it; raises FileError when it makes no sense. Messages of version 1 have no states."""
+        settings = take_settings(reader)
+        exponent, lanes = reader.take(EXPONENT_BITS) - EXPONENT_OFFSET, reader.take(4)
+        if lanes > MOST_LANES_LOG2:
+            raise FileError(f"the message claims 2^{lanes} lanes, at most 2^{MOST_LANES_LOG2} are allowed; it is damaged")
+        counts = reader.take_count(), reader.take_count()
+        if counts[1] > counts[0]:
+            raise FileError("the message claims more padding than payload; it is damaged")
+        digests = reader.take(DIGEST_BITS), reader.take(DIGEST_BITS)
+        guard = reader.take(DIGEST_BITS) if reader.take(1) else None
+        states = [StateDigest(reader.take(STATE_BITS)) for _ in range(reader.take(STATES_BITS) if version > 1 else 0)]
+        return cls(settings, exponent, lanes, *counts, *digests, guard, tuple(states))

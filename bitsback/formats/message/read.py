@@ -1,0 +1,206 @@
+"""send and receive: from a configuration and a payload to a message, and back to payload, labels and network."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bitsback import limits
+from bitsback.atomic_io import check_new_directory, whole_directory, write_array, write_bytes, write_tensors
+from bitsback.coding.ans import WORD_BITS, Integers, Stack
+from bitsback.coding.combinators import Codec, bits_back, raw_bits
+from bitsback.coding.lattice import RoundedPosterior, under_posterior, under_prior
+from bitsback.coding.philox import whiten
+from bitsback.config import Experiment
+from bitsback.config.labels import as_labels
+from bitsback.errors import BitsbackError, FileError
+from bitsback.formats.config_tree import from_tree
+from bitsback.formats.container import BitReader, read_file, unseal
+from bitsback.formats.message.header import Header
+from bitsback.formats.message.shared import Setting, _guard, _posterior_digest
+from bitsback.formats.repeatable import Checking, RefundLostError, check_alone, steps_of
+from bitsback.formats.side_information import SideNumbers
+from bitsback.formats.size_limits import check_data, check_size, check_steps
+from bitsback.formats.training_digest import digest_steps
+from bitsback.training import LedgerSettings
+
+
+@dataclass
+class Received:
+    """What came out of a message; ``payload`` is None as long as q has not been repeated."""
+
+    labels: Integers
+    weights: dict[str, Tensor]
+    side: list[tuple[str, Tensor]] = field(default_factory=list)
+    payload: bytes | None = None
+
+
+def _emptied(stack: Stack) -> bytes:
+    """The words that :func:`_filled` put there; raises RefundLostError when the stack holds anything else."""
+    if bool((stack.heads >> np.uint64(WORD_BITS) != 1).any()):
+        raise RefundLostError("the payload does not come out whole: the weights were not drawn from this q")
+    return np.concatenate([stack.heads.astype(np.uint32), stack.words]).astype("<u4").tobytes()
+
+
+def receive(
+    contents: bytes, header: Header, reader: BitReader, setting: Setting, retrain: Callable[[Integers], RoundedPosterior]
+) -> tuple[Received, RefundLostError | None]:
+    """Weights, labels and, when q can be repeated, the payload.
+
+    Args:
+        contents: what :func:`unseal` gave.
+        header, reader: what :meth:`Header.take` read from it.
+        setting: an untrained model of the header's configuration, and the inputs.
+        retrain: from labels to the posterior that the sender's training ends with; may raise RefundLostError on the way.
+
+    Raises:
+        FileError: when the inputs differ from the sender's or the message is damaged.
+    """
+    if setting.inputs_digest() != header.inputs_digest:
+        raise FileError(
+            "the inputs here are not those of the sender: their digest differs; say where the right ones are "
+            "(--data.root=..., --data.path=...)"
+        )
+    rest_bytes = header.payload_bytes % 4
+    body = reader.rest()
+    rest, stack = body[:rest_bytes], Stack.from_bytes(body[rest_bytes:], 1 << header.lanes_log2)
+    side = SideNumbers.of(setting.model, setting.likelihood)
+    side.assign(raw_bits(side.widths()).pop(stack))
+    code, m = setting.prior_code(header.exponent), header.exponent
+    got: list[Received] = []
+
+    def label_code(point: Integers) -> Codec:
+        weights = setting.tensors(point, m)
+        got.append(Received(np.zeros(0, dtype=np.int64), weights, [(name, t.detach().clone()) for name, t, _ in side.slots]))
+        return setting.label_code(point, m)
+
+    def posterior(labels: Integers) -> Codec:
+        got[0].labels = labels
+        if header.guard_digest is not None and _guard(setting, code, labels) != header.guard_digest:
+            raise FileError(
+                "the labels cannot be decoded here: this network or prior uses functions that differ between machines; "
+                "receive it on a machine like the sender's"
+            )
+        try:
+            q = retrain(labels)
+        except RefundLostError:
+            raise
+        except BitsbackError as fault:
+            raise RefundLostError(
+                f"labels and network were recovered, the payload was not: training fails here: {fault}"
+            ) from fault
+        if _posterior_digest(q) != header.posterior_digest:
+            raise RefundLostError(
+                "labels and network were recovered, the payload was not: training here does not end at the sender's posterior "
+                "(another processor, torch version or thread count); receive it on a machine like the sender's"
+            )
+        return under_posterior(q, m)
+
+    try:
+        bits_back(under_prior(code), label_code, posterior).pop(stack)
+        words = _emptied(stack)
+        if len(words) + rest_bytes != header.payload_bytes:
+            raise RefundLostError("the payload does not have the length that the message states; the message is damaged")
+    except RefundLostError as fault:
+        return got[0], fault
+    payload = whiten(words) + rest
+    got[0].payload = payload[: len(payload) - header.padding_bytes]
+    return got[0], None
+
+
+FIRST_KIND = "message_1"
+"""Of version 1: its weights and labels are found as ever, its payload is locked by a training that is no longer there."""
+
+
+def receive_file(path: Path, directory: Path, places: Sequence[str] = (), *, progress: bool = True) -> Received:
+    """Decode the message in ``path`` and write ``payload``, ``labels.npy`` and ``model.safetensors`` to ``directory``.
+
+    Args:
+        path: the message.
+        directory: a new directory.
+        places: such as ``data.root=DIR``: where this machine keeps the inputs.
+
+    Raises:
+        FileError: for a file that is not a message or is damaged, and for inputs that differ from the sender's.
+        RefundLostError: when only the payload cannot be recovered; labels and network have then been written.
+    """
+    check_alone()
+    check_new_directory(directory)
+    content = read_file(path)
+    kind, contents = unseal(content, str(path))
+    if kind not in ("message", FIRST_KIND):
+        raise FileError(f"{path} is a model file ({kind}), not a message; use `bitsback unpack`")
+    reader = BitReader(contents)
+    header = Header.take(reader, version=1 if kind == FIRST_KIND else 2)
+    settings = {key: value for key, value in header.settings.items() if key != "target_shape"}
+    config, shape = from_tree(settings, places), _target_shape(header.settings)
+    config = config.model_copy(update={"ledger": LedgerSettings(samples=1)})  # nobody reads the receiver's ledger
+    if kind == FIRST_KIND:  # made in float32
+        config = config.model_copy(update={"training": config.training.model_copy(update={"precision": "float32"})})
+    check_data(config, str(path), len(content))
+    data = config.data.load_inputs()
+    check_steps(config, len(data.train), str(path))
+    steps = steps_of(config.training, len(data.train))
+    if len(header.states) > len(digest_steps(steps)):
+        raise FileError(f"the message has digests of {len(header.states)} states of {steps:,} steps; it is damaged")
+    if len(data.train) * math.prod(shape) > limits.numbers_for(len(content)) + data.train.inputs.numel():
+        raise FileError("the message does not say what its targets look like; it is damaged")
+    blank = torch.zeros(len(data.train), *shape, dtype=data.train.targets.dtype)
+    likelihood = config.likelihood.build(data.classes)
+    classes = getattr(likelihood, "classes", None)
+    data = replace(data, train=replace(data.train, targets=blank), test=None, classes=classes)
+    outputs, inputs = likelihood.outputs(blank), data.train.inputs
+    check_size(
+        config,
+        inputs.shape[1:],
+        outputs,
+        whole=not inputs.is_floating_point(),
+        file_bytes=len(content),
+        examples=len(inputs),
+        data_numbers=inputs.numel(),
+    )
+    experiment = Experiment.build(config, dataset=data).double()
+    setting = Setting(experiment.model, experiment.likelihood, experiment.dataset.train.inputs)
+    setting.check()
+
+    def retrain(labels: Integers) -> RoundedPosterior:
+        if kind == FIRST_KIND:
+            raise RefundLostError(
+                "labels and network were recovered, the payload was not: an earlier bitsback wrote the message (format version "
+                "1), and this one does not repeat its training; receive it with bitsback 0.1"
+            )
+        targets = torch.from_numpy(labels).reshape(blank.shape).to(blank.dtype)
+        told = replace(data, train=replace(data.train, targets=targets))
+        again = Experiment.build(config, dataset=told)
+        again.train(None, progress=progress, watch=Checking(steps, again.likelihood, header.states))
+        return Setting(again.model.double(), again.likelihood, data.train.inputs).posterior()
+
+    received, lost = receive(contents, header, reader, setting, retrain)
+    labels = as_labels(received.labels.reshape(blank.shape), config.likelihood)
+    named = {**received.weights, **dict(received.side)}
+    with whole_directory(directory) as place:
+        write_array(place / "labels.npy", labels)
+        write_tensors(place / "model.safetensors", {name: _float32(t) for name, t in named.items()}, {})
+        if received.payload is not None:
+            write_bytes(place / "payload", received.payload)
+    if lost is not None:
+        raise RefundLostError(f"{lost}; labels and network are in {directory}")
+    return received
+
+
+def _target_shape(settings: dict[str, Any]) -> tuple[int, ...]:
+    shape = settings.get("target_shape", [])
+    whole = isinstance(shape, list) and all(isinstance(size, int) and size > 0 for size in shape)
+    if not whole:
+        raise FileError("the message does not say what its targets look like; it is damaged")
+    limits.TARGETS.check(math.prod(shape), "the message", FileError)
+    return tuple(shape)
+
+
+def _float32(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", torch.float32).contiguous().clone()

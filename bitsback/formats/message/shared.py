@@ -1,0 +1,79 @@
+"""What sender and receiver of a message both hold, and what they make of it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bitsback.coding.ans import Integers
+from bitsback.coding.combinators import Codec
+from bitsback.coding.lattice import PriorCode, RoundedPosterior
+from bitsback.errors import LayerError
+from bitsback.formats.container import DIGEST_BITS, digest
+from bitsback.formats.exact_outputs import exact_outputs, is_exact, on_lattice
+from bitsback.formats.label_code import targets
+from bitsback.formats.side_information import placed_priors
+from bitsback.likelihoods import Likelihood
+from bitsback.model import BayesianModel
+from bitsback.posteriors import PointPosterior
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What both sides hold: an untrained or trained model, its likelihood, and the inputs (n, ...)."""
+
+    model: BayesianModel
+    likelihood: Likelihood
+    inputs: Tensor
+
+    def check(self) -> None:
+        """Raise LayerError when a weight has no posterior to give bits back, or a message would leave out what was learned."""
+        if any(isinstance(q, PointPosterior) for q in self.model.posteriors()) or not self.model.weights:
+            raise LayerError("a point estimate has no bits to give back; train with posterior.kind=gaussian, or pack it with "
+                             "--codec quantised")  # fmt: skip
+        for name, _ in self.model.changed_buffers():
+            raise LayerError(f"training changed the buffer '{name}', which a message does not hold; pack the run: a model file "
+                             "holds it")  # fmt: skip
+
+    def posterior(self) -> RoundedPosterior:
+        """The model's posterior in whole numbers, all tensors after each other."""
+        stds = [q.std() for q in self.model.posteriors()]
+        moments = [q.mean for q in self.model.posteriors()], [std for std in stds if std is not None]
+        flat = [torch.cat([part.detach().cpu().double().flatten() for part in parts]).numpy() for parts in moments]
+        return RoundedPosterior.of(*flat)
+
+    def prior_code(self, exponent: int) -> PriorCode:
+        """The prior's tables, from the learned numbers as the model holds them now."""
+        return PriorCode.build(
+            placed_priors(self.model), [tuple(weight.posterior.mean.shape) for weight in self.model.weights], exponent
+        )
+
+    def tensors(self, point: Integers, exponent: int) -> dict[str, Tensor]:
+        """Lattice points as the network's weight tensors, float64."""
+        sizes = [q.weights for q in self.model.posteriors()]
+        parts = torch.from_numpy(np.ldexp(point.astype(np.float64), -exponent)).split(sizes)
+        return {w.name: part.reshape(w.posterior.mean.shape) for w, part in zip(self.model.weights, parts, strict=True)}
+
+    def label_code(self, point: Integers, exponent: int) -> Codec:
+        """The codec of the labels given weights."""
+        return targets(self.likelihood, exact_outputs(self.model, self.tensors(point, exponent), self.inputs).numpy())
+
+    def inputs_digest(self) -> int:
+        """32 bits of SHA-256 over the inputs' shape and their multiples of 2^-12, as little-endian 64-bit integers."""
+        inputs = self.inputs.cpu()
+        whole = torch.ldexp(on_lattice(inputs), torch.tensor(12)).long() if inputs.is_floating_point() else inputs.long()
+        shape = np.array(inputs.shape, dtype="<i8").tobytes()
+        return digest(shape + np.ascontiguousarray(whole.numpy().astype("<i8")).tobytes())
+
+
+def _posterior_digest(q: RoundedPosterior) -> int:
+    return int.from_bytes(q.digest(DIGEST_BITS // 8), "little")
+
+
+def _guard(setting: Setting, code: PriorCode, labels: Integers) -> int | None:
+    exact = all(prior.shape.exact for prior in placed_priors(setting.model))
+    if exact and is_exact(setting.model.network) and not setting.model.deterministic():
+        return None
+    tables = b"".join(table.cumulative.astype("<i8").tobytes() for table in code.tables)
+    return digest(tables + labels.astype("<i8").tobytes())

@@ -1,0 +1,308 @@
+"""The bits-back message: labels and weights inside a payload that comes out again (Hinton & van Camp 1993).
+
+The sender draws the weights by decoding the payload's bits under q, codes the labels given the weights, and the weights under
+the prior. The receiver decodes weights, then labels, trains on the labels as the sender did, finds the same q, and codes the
+weights under it: the bits that chose them are the payload.
+"""
+
+import math
+import os
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bitsback.coding.ans import WORD_BITS, Integers, Stack, default_lanes_log2
+from bitsback.coding.combinators import Codec, bits_back, metered, raw_bits
+from bitsback.coding.lattice import RoundedPosterior, under_posterior, under_prior
+from bitsback.coding.philox import whiten
+from bitsback.config import Config, Experiment, Run
+from bitsback.errors import FileError
+from bitsback.formats.config_tree import MESSAGE_SECTIONS, to_tree
+from bitsback.formats.container import BitWriter, seal
+from bitsback.formats.label_code import check_likelihood
+from bitsback.formats.message.header import EXPONENT_BITS, EXPONENT_OFFSET, Header
+from bitsback.formats.message.shared import Setting, _guard, _posterior_digest
+from bitsback.formats.repeatable import Recording, check_alone, repeatable, steps_of
+from bitsback.formats.side_information import SideNumbers, placed_priors
+from bitsback.formats.training_digest import StateDigest
+from bitsback.model.modes import evaluating
+from bitsback.training import LedgerSettings, LoggingSettings
+from bitsback.training.train import threads_for
+from bitsback.units import bits_to_bytes, nats_to_bits
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A message and where its bits went, beside the ledger of the very weights that it carries."""
+
+    content: bytes
+    step: float
+    payload_bits: int
+    padding_bits: int
+    gross_weight_bits: float
+    refund_bits: float
+    label_bits: float
+    side_bits: float
+    header_bits: int
+    net_bits: float
+    ledger_data_bits: float
+    ledger_weight_bits: float
+
+    @property
+    def message_bits(self) -> int:
+        """Bits of the whole file."""
+        return 8 * len(self.content)
+
+    @property
+    def stack_net_bits(self) -> float:
+        """What labels, weights and learned numbers added to the stack, less what was given back."""
+        return self.gross_weight_bits + self.label_bits + self.side_bits - self.refund_bits
+
+    @property
+    def overhead_bits(self) -> float:
+        """Message less payload less the ledger's net bits of the transmitted weights."""
+        return self.message_bits - self.payload_bits - self.net_bits
+
+    def facts(self) -> dict[str, Any]:
+        """Everything, for JSON; the overhead's parts add up to it."""
+        framing = self.message_bits - self.payload_bits - self.padding_bits - self.stack_net_bits - self.header_bits
+        return {
+            "message_bits": self.message_bits,
+            "payload_bits": self.payload_bits,
+            "net_bits": self.net_bits,
+            "overhead_bits": self.overhead_bits,
+            "overhead": {
+                "header_and_checksum_bits": self.header_bits,
+                "lanes_and_rounding_bits": framing,
+                "payload_padding_bits": self.padding_bits,
+                "coder_and_tables_bits": self.stack_net_bits - self.net_bits,
+            },
+            "ledger": {
+                "data_bits": self.ledger_data_bits,
+                "net_weight_bits": self.ledger_weight_bits,
+                "hyperparameter_bits": self.side_bits,
+            },
+            "coded": {
+                "label_bits": self.label_bits,
+                "gross_weight_bits": self.gross_weight_bits,
+                "refund_bits": self.refund_bits,
+                "hyperparameter_bits": self.side_bits,
+                "net_bits": self.stack_net_bits,
+            },
+            "step": self.step,
+        }
+
+
+class PayloadTooShortError(FileError):
+    """A payload with fewer bits than the weights take to draw."""
+
+    def __init__(self, missing_bits: int) -> None:
+        self.missing_bits = missing_bits
+        super().__init__(
+            f"the payload is too short to draw all weights: {missing_bits:,} more bits ({math.ceil(missing_bits / 8):,} bytes) "
+            "are needed; give a longer payload, a coarser --step, or --pad"
+        )
+
+
+def send(
+    setting: Setting,
+    labels: Tensor,
+    payload: bytes,
+    settings: dict[str, Any],
+    *,
+    exponent: int | None = None,
+    padding_bytes: int = 0,
+    states: tuple[StateDigest, ...] = (),
+) -> Sent:
+    """The message for a trained model.
+
+    Args:
+        setting: the trained model in float64, its learned numbers rounded to their grids.
+        labels: targets of the training examples.
+        payload: any bytes, enough of them to draw the weights.
+        settings: the configuration as a tree of JSON values, for the header.
+        exponent: the lattice is the multiples of 2^-exponent; default: a power of two below the smallest std.
+        padding_bytes: how many of the payload's last bytes are not its own: the receiver drops them.
+        states: digests of the training that led here, which the receiver compares on the way.
+
+    Raises:
+        PayloadTooShortError: says how many bits are missing.
+        LayerError: for a point estimate, or a std that is not positive.
+        PriorError: for a prior without proper mass.
+        FileError: for targets that are not labels.
+    """
+    setting.check()
+    q = setting.posterior()
+    m = q.default_exponent() if exponent is None else exponent
+    check_exponent(m)
+    code = setting.prior_code(m)
+    side = SideNumbers.of(setting.model, setting.likelihood)
+    kl_bits = float(setting.model.kl_bits().detach())
+    lanes_log2 = default_lanes_log2(len(q.std_level), kl_bits)
+    stack = _filled(whiten(payload), 1 << lanes_log2)
+    meters: dict[str, float] = {}
+    drawn: list[Integers] = []
+
+    def label_code(point: Integers) -> Codec:
+        if stack.borrowed_bits:
+            raise PayloadTooShortError(stack.borrowed_bits)
+        drawn.append(point)
+        return metered(setting.label_code(point, m), meters, "labels")
+
+    flat = labels.cpu().numpy().astype(np.int64).ravel()
+    whole = bits_back(
+        metered(under_prior(code), meters, "gross"), label_code, lambda _: metered(under_posterior(q, m), meters, "refund")
+    )
+    whole.push(stack, flat)
+    metered(raw_bits(side.widths()), meters, "side").push(stack, side.levels())
+    weight_bits, data_bits = _sample_ledger(setting, q, drawn[0], m, labels)
+    digests = setting.inputs_digest(), _posterior_digest(q), _guard(setting, code, flat)
+    header = Header(settings, m, lanes_log2, len(payload), padding_bytes, *digests, states)
+    writer = BitWriter()
+    header.put(writer)
+    rest = payload[len(payload) // 4 * 4 :]
+    contents = writer.to_bytes() + rest + stack.to_bytes()
+    file = seal("message", contents)
+    return Sent(
+        content=file,
+        step=2.0**-m,
+        payload_bits=8 * (len(payload) - padding_bytes),
+        padding_bits=8 * padding_bytes,
+        gross_weight_bits=meters["gross"],
+        refund_bits=-meters["refund"],
+        label_bits=meters["labels"],
+        side_bits=meters["side"],
+        header_bits=8 * (len(file) - len(contents)) + 8 * len(writer.to_bytes()),
+        net_bits=weight_bits + data_bits + float(side.widths().sum()),
+        ledger_data_bits=data_bits,
+        ledger_weight_bits=weight_bits,
+    )
+
+
+def check_exponent(exponent: int) -> None:
+    """Raise FileError unless 2^-exponent is a grid that a message can name."""
+    if not -EXPONENT_OFFSET <= exponent < (1 << EXPONENT_BITS) - EXPONENT_OFFSET:
+        raise FileError(f"a step of 2^{-exponent} is out of range; choose one between 2^-40 and 2^10")
+
+
+def _filled(content: bytes, lanes: int) -> Stack:
+    """A stack that holds whole words of ``content``: the first ones in the heads, the others below."""
+    words = np.frombuffer(content[: len(content) // 4 * 4], dtype="<u4").astype(np.uint32)
+    heads = np.full(lanes, 1 << WORD_BITS, dtype=np.uint64)
+    stack = Stack(heads, words[lanes:], borrows=True)
+    stack.heads[: min(lanes, len(words))] |= words[:lanes].astype(np.uint64)
+    stack.lend(lanes - len(words))
+    return stack
+
+
+@torch.no_grad()
+def _sample_ledger(setting: Setting, q: RoundedPosterior, point: Integers, m: int, labels: Tensor) -> tuple[float, float]:
+    """log2 q/p of the drawn weights, and their data cost: real arithmetic, nothing of the coder's."""
+    values = setting.tensors(point, m)
+    w = torch.from_numpy(np.ldexp(point.astype(np.float64), -m))
+    mean, std = torch.from_numpy(q.mean), torch.from_numpy(q.std)
+    nats = torch.distributions.Normal(mean, std).log_prob(w).sum()
+    for weight in setting.model.weights:
+        nats = nats - weight.prior().log_prob(values[weight.name]).sum()
+    data = 0.0
+    with evaluating(setting.model.network), setting.model.holding(values):
+        for x, y in zip(setting.inputs.split(512), labels.split(512), strict=True):
+            data += float(setting.likelihood.bits(setting.model(x), y).sum())
+    return float(nats_to_bits(nats)), data
+
+
+def message_config(config: Config) -> Config:
+    """The configuration as messages train it: see :func:`bitsback.formats.repeatable.repeatable`."""
+    return repeatable(config).model_copy(update={"ledger": LedgerSettings(samples=1), "logging": LoggingSettings()})
+
+
+def check_sendable(experiment: Experiment) -> None:
+    """Raise what would keep a message from being written once the network is trained: everything but a short payload.
+
+    Raises:
+        LayerError: for a point posterior.
+        FileError: for targets that are not labels.
+        PriorError: for a prior that does not code weights one by one.
+        ConfigError: for one of several processes.
+    """
+    check_alone()
+    likelihood = experiment.likelihood
+    check_likelihood(likelihood, likelihood.outputs(experiment.dataset.train.targets))
+    Setting(experiment.model, likelihood, experiment.dataset.train.inputs).check()
+    placed_priors(experiment.model)
+
+
+@dataclass(frozen=True)
+class Sender:
+    """A trained experiment that is ready to carry payloads.
+
+    >>> from bitsback.config import Config
+    >>> from bitsback.training import TrainingSettings
+    >>> sender = Sender.train(Config(training=TrainingSettings(epochs=2)), progress=False)
+    >>> sent = sender.send(bytes(range(256)) * 4)
+    >>> abs(sent.overhead_bits) < 512 + 0.005 * sent.net_bits
+    True
+    """
+
+    experiment: Experiment
+    setting: Setting
+    states: tuple[StateDigest, ...] = ()
+    """Of the training under way; none of a run, which was trained before."""
+
+    @classmethod
+    def train(cls, config: Config, *, progress: bool = True) -> "Sender":
+        """Train as :func:`message_config` says, after :func:`check_sendable`."""
+        experiment = Experiment.build(message_config(config))
+        check_sendable(experiment)
+        steps = steps_of(experiment.config.training, len(experiment.dataset.train))
+        watch = Recording(steps, experiment.likelihood)
+        experiment.train(None, progress=progress, watch=watch)
+        return replace(cls.of(experiment), states=tuple(watch.found))
+
+    @classmethod
+    def of_run(cls, run: Run) -> "Sender":
+        """A finished run as it is; its receiver repeats the run's own training."""
+        run.ledger()  # raises for a run that has not finished
+        run.check_repeatable()
+        return cls.of(run.experiment())
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> "Sender":
+        """A trained experiment."""
+        experiment = experiment.double()
+        SideNumbers.of(experiment.model, experiment.likelihood).round()
+        return cls(experiment, Setting(experiment.model, experiment.likelihood, experiment.dataset.train.inputs))
+
+    def send(self, payload: bytes, *, exponent: int | None = None, pad: bool = False) -> Sent:
+        """The message that carries ``payload``; see :func:`bitsback.formats.message.write.send`.
+
+        With ``pad``, a payload that is too short is followed by random bytes, which the receiver drops.
+        """
+        targets, added = self.experiment.dataset.train.targets, b""
+        while True:
+            try:
+                return send(
+                    self.setting,
+                    targets,
+                    payload + added,
+                    self._settings(),
+                    exponent=exponent,
+                    padding_bytes=len(added),
+                    states=self.states,
+                )
+            except PayloadTooShortError as fault:
+                if not pad:
+                    raise
+                added += os.urandom(bits_to_bytes(fault.missing_bits))
+
+    def _settings(self) -> dict[str, Any]:
+        config, model = self.experiment.config, self.experiment.model
+        training = config.training.model_copy(update={"threads": threads_for(config.training, model)})
+        tree = to_tree(config.model_copy(update={"training": training}), MESSAGE_SECTIONS)
+        if "classes" in tree["likelihood"]:
+            tree["likelihood"]["classes"] = self.experiment.likelihood.outputs(self.experiment.dataset.train.targets)
+        shape = list(self.experiment.dataset.train.targets.shape[1:])
+        return {**tree, "target_shape": shape} if shape else tree  # one label for each example goes without saying

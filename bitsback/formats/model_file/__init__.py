@@ -1,0 +1,1 @@
+"""A network for a receiver without the data."""

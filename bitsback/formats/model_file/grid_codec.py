@@ -1,0 +1,131 @@
+"""The body of a quantised model file: every weight tensor on its grid, less what the order of hidden units gives back."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bitsback.coding.ans import MOST_LANES_LOG2, Stack, default_lanes_log2
+from bitsback.coding.grid import STEP_LEVELS, step_of
+from bitsback.coding.permutation import Refund, Specs, UnitGroup, canonicalise, pop_network, push_network, rearranged
+from bitsback.coding.quantised import STEPS_PER_STD, QuantisedTensor, quantise, round_to_digits, step_level_for
+from bitsback.errors import FileError
+from bitsback.formats.container import BitReader, BitWriter
+from bitsback.formats.model_file.codec import Part
+from bitsback.formats.model_file.hidden_units import exchangeable_groups
+from bitsback.formats.side_information import placed_priors
+from bitsback.model import BayesianModel
+
+LANES_WIDTH = 4
+DIGITS_WIDTH = 4
+
+
+def step_levels(model: BayesianModel, steps_per_std: float = STEPS_PER_STD) -> dict[str, int]:
+    """A grid for every weight tensor, in quarter octaves: ``steps_per_std`` stds wide; a point estimate has its own."""
+    found = {}
+    for weight in model.weights:
+        std = weight.posterior.std()
+        if std is None:
+            level = round(4 * math.log2(model.grid_step()))
+            found[weight.name] = min(max(level, STEP_LEVELS.start), STEP_LEVELS.stop - 1)
+        else:
+            found[weight.name] = step_level_for(std.detach().cpu().numpy(), steps_per_std)
+    return found
+
+
+@dataclass(frozen=True)
+class QuantisedNetwork:
+    """A network on its grids, in canonical order."""
+
+    tensors: dict[str, QuantisedTensor]
+    groups: tuple[UnitGroup, ...] | None
+
+    @classmethod
+    def of(
+        cls, model: BayesianModel, input_axes: int, levels: Mapping[str, int], trade_off: float, *, permute: bool
+    ) -> "QuantisedNetwork":
+        """Quantise a model; its statistics and weights without posterior are permuted along, in place.
+
+        Args:
+            model: what is quantised.
+            input_axes: axes of a batch of inputs, which tell whether a normalisation runs over units or positions.
+            levels: step level of every weight tensor; see :func:`step_levels`. Coarser grids make smaller files.
+            trade_off: weight of the code length against the distortion, both in bits; 0 rounds to the nearest level.
+            permute: whether the order of hidden units gives its bits back.
+        """
+        tensors = {}
+        for weight, prior in zip(model.weights, placed_priors(model), strict=True):
+            std, mean = weight.posterior.std(), weight.posterior.mean.detach().cpu().numpy()
+            level = levels[weight.name]
+            width = step_of(level) / STEPS_PER_STD if std is None else std.detach().cpu().numpy()
+            tensors[weight.name] = quantise(mean, width, prior, level, trade_off)
+        return cls._ordered(model, input_axes, tensors, permute)
+
+    @classmethod
+    def decimal(cls, model: BayesianModel, input_axes: int, digits: int, *, permute: bool) -> "QuantisedNetwork":
+        """The means rounded to ``digits`` decimal digits; statistics are permuted along, in place."""
+        tensors = {
+            weight.name: round_to_digits(weight.posterior.mean.detach().cpu().numpy(), digits, prior)
+            for weight, prior in zip(model.weights, placed_priors(model), strict=True)
+        }
+        return cls._ordered(model, input_axes, tensors, permute)
+
+    @classmethod
+    def _ordered(
+        cls, model: BayesianModel, input_axes: int, tensors: dict[str, QuantisedTensor], permute: bool
+    ) -> "QuantisedNetwork":
+        groups = tuple(exchangeable_groups(model.network, input_axes)) if permute else None
+        if groups:
+            tensors, orders = canonicalise(tensors, groups)
+            with torch.no_grad():
+                for name, tensor in [*model.statistics(), *model.deterministic()]:
+                    tensor.copy_(torch.from_numpy(rearranged(name, tensor.detach().numpy().copy(), groups, orders)))
+        return cls(tensors, groups)
+
+    def put(self, writer: BitWriter) -> tuple[bytes, list[Refund]]:
+        """Write the head; returns the message that follows it on a whole byte, and what every group of units gave back."""
+        bits = sum(tensor.bits() for tensor in self.tensors.values())
+        lanes_log2 = default_lanes_log2(sum(tensor.levels.size for tensor in self.tensors.values()), bits)
+        writer.put(lanes_log2, LANES_WIDTH)
+        writer.put(int(self.groups is not None), 1)
+        stack = Stack.empty(1 << lanes_log2)
+        refunds = push_network(stack, self.tensors, self.groups or ())
+        return stack.to_bytes(), refunds
+
+
+def take_quantised(
+    reader: BitReader, model: BayesianModel, input_axes: int, digits: int | None = None
+) -> tuple[dict[str, Tensor], list[Part]]:
+    """Read what :meth:`QuantisedNetwork.put` wrote: the weights by name, and what they took.
+
+    With ``digits``, a weight is its level divided by 10^digits, instead of its level times the step.
+
+    Raises:
+        FileError: when the message does not end where it should.
+    """
+    lanes_log2, permute = reader.take(LANES_WIDTH), bool(reader.take(1))
+    if lanes_log2 > MOST_LANES_LOG2:
+        raise FileError(f"the file claims 2^{lanes_log2} lanes, at most 2^{MOST_LANES_LOG2} are allowed; it is damaged")
+    content = reader.rest()
+    reader.skip_rest()
+    stack = Stack.from_bytes(content, 1 << lanes_log2)
+    shapes = {weight.name: tuple(weight.posterior.mean.shape) for weight in model.weights}
+    specs: Specs = dict(zip(shapes, zip(shapes.values(), placed_priors(model), strict=True), strict=True))
+    groups = exchangeable_groups(model.network, input_axes) if permute else []
+    before = stack.bits
+    tensors = pop_network(stack, specs, groups)
+    if len(stack.words) or bool((stack.heads != np.uint64(1 << 32)).any()):
+        raise FileError("the file's message holds more than the network; it is damaged")
+    parts = [Part("lanes", LANES_WIDTH + 1)]
+    parts += [Part(name, tensor.bits()) for name, tensor in tensors.items()]
+    refund = before - sum(part.bits for part in parts[1:])
+    parts.append(Part("order of hidden units, given back", refund))
+    parts.append(Part("heads of the lanes", 8 * len(content) - before))
+    return {name: torch.from_numpy(tensor.values(digits)) for name, tensor in tensors.items()}, parts
+
+
+MOST_DIGITS = 9
+"""Decimal digits of weights: for more, no binary grid is near that a file can name."""

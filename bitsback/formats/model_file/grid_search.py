@@ -1,0 +1,159 @@
+"""Quantised model files: which grid every weight tensor gets, and the bytes."""
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from tqdm import tqdm
+
+from bitsback.coding.grid import STEP_LEVELS
+from bitsback.config import Experiment
+from bitsback.config.coding_settings import PackSettings
+from bitsback.data import Examples
+from bitsback.errors import FileError
+from bitsback.formats.config_tree import places_of
+from bitsback.formats.container import BitWriter, seal
+from bitsback.formats.model_file.grid_codec import DIGITS_WIDTH, MOST_DIGITS, QuantisedNetwork, step_levels
+from bitsback.formats.model_file.head import model_tree, put_experiment_head
+from bitsback.formats.model_file.read import decode
+from bitsback.model import BayesianModel, evaluate
+
+Levels = Mapping[str, int]
+
+TRADE_OFFS = (0.0, 0.25, 1.0)
+SHIFTS = range(-6, 17, 2)
+"""Quarter octaves by which all grids together are made finer or coarser."""
+
+MOVES = (4, 2, 1)
+"""Quarter octaves by which the grid of one tensor is then changed, up or down, as long as the total falls."""
+
+SEARCH_EXAMPLES = 8192
+"""Training examples behind the totals that are compared; the file that is written is measured on all."""
+
+
+def quantised_content(experiment: Experiment, settings: PackSettings, *, progress: bool = True) -> bytes:
+    """One quantised file.
+
+    Without budget and tuning every grid is ``steps_per_std`` wide; with a budget the finest grids that fit; with tuning a grid
+    for each tensor, chosen to minimise the bits of file and labels, as far as the budget allows.
+
+    Raises:
+        FileError: for a budget that is too small.
+    """
+    wanted = settings.quantising
+    start = step_levels(experiment.model, wanted.steps_per_std)
+    if settings.budget_bytes is None and settings.tuning is None:
+        return content_of(experiment, start, wanted.trade_off, permute=wanted.permute)
+    search = _Search(experiment, settings)
+    if settings.tuning is None:
+        for shift in SHIFTS:
+            content = search.content(_shifted(start, shift), wanted.trade_off)
+            if len(content) <= search.most:
+                return content
+        raise search.too_small()
+    levels, trade_off = search.run(_tuned_start(experiment.model, start), progress)
+    return search.content(levels, trade_off)
+
+
+def decimal_content(experiment: Experiment, digits: int, *, permute: bool = True) -> bytes:
+    """A file whose weights are the means rounded to ``digits`` decimal digits, 0 to 9, exactly.
+
+    Raises:
+        FileError: for more digits.
+    """
+    if not 0 <= digits <= MOST_DIGITS:
+        raise FileError(f"a file holds weights of 0 to {MOST_DIGITS} decimal digits, not {digits}; ask for fewer")
+    experiment.model.honour_edits(everywhere=True)
+    axes = experiment.dataset.train.inputs.ndim
+    return _sealed(experiment, QuantisedNetwork.decimal(experiment.model, axes, digits, permute=permute), digits)
+
+
+def content_of(experiment: Experiment, levels: Levels, trade_off: float, *, permute: bool) -> bytes:
+    """The file with these grids. Units of the model are put in canonical order, in place."""
+    axes = experiment.dataset.train.inputs.ndim
+    return _sealed(experiment, QuantisedNetwork.of(experiment.model, axes, levels, trade_off, permute=permute))
+
+
+def _sealed(experiment: Experiment, network: QuantisedNetwork, digits: int | None = None) -> bytes:
+    writer = BitWriter()
+    put_experiment_head(writer, experiment, model_tree(experiment))
+    if digits is not None:
+        writer.put(digits, DIGITS_WIDTH)
+    message, _ = network.put(writer)
+    return seal("quantised" if digits is None else "decimal", writer.to_bytes() + message)
+
+
+def _shifted(levels: Levels, shift: int, name: str | None = None) -> dict[str, int]:
+    """All levels, or the one of ``name``, moved by ``shift`` within what a file can say."""
+    last = STEP_LEVELS.stop - 1
+    return {
+        key: min(max(level + (shift if name in (None, key) else 0), STEP_LEVELS.start), last) for key, level in levels.items()
+    }
+
+
+def _tuned_start(model: BayesianModel, levels: Levels) -> Levels:
+    """Where the search for grids starts: for a point estimate a quarter of its weights' size, whatever grid it was left on."""
+    found = dict(levels)
+    for weight in model.weights:
+        size = float(weight.posterior.mean.detach().double().square().mean().sqrt())
+        if weight.posterior.std() is None and size > 0:
+            found[weight.name] = round(4 * math.log2(size / 4))
+    return _shifted(found, 0)
+
+
+class _Search:
+    """Coordinate descent on the grids: bits of the file and of the labels given it."""
+
+    def __init__(self, experiment: Experiment, settings: PackSettings) -> None:
+        self._experiment, self._settings = experiment, settings
+        self._state = {name: tensor.clone() for name, tensor in experiment.model.state_dict().items()}
+        train = experiment.dataset.train
+        kept = torch.linspace(0, len(train) - 1, min(SEARCH_EXAMPLES, len(train))).round().long()
+        self._examples = Examples(train.inputs[kept], train.targets[kept])
+        self._share = len(kept) / len(train)
+        self._places = places_of(experiment.config)
+        self.most = math.inf if settings.budget_bytes is None else settings.budget_bytes
+        self._least = math.inf
+
+    def content(self, levels: Levels, trade_off: float) -> bytes:
+        """The file with these grids, from the model as it was."""
+        self._experiment.model.load_state_dict(self._state)
+        content = content_of(self._experiment, levels, trade_off, permute=self._settings.quantising.permute)
+        self._least = min(self._least, len(content))
+        return content
+
+    def too_small(self) -> FileError:
+        """What to say when nothing fits."""
+        return FileError(
+            f"a budget of {self._settings.budget_bytes} bytes is too small; the least for this network is {self._least} bytes"
+        )
+
+    def run(self, start: Levels, progress: bool) -> tuple[Levels, float]:
+        """The best grids found from ``start``, and the best of a few trade-offs between code length and distortion."""
+        tries = len(TRADE_OFFS) * len(SHIFTS) + 2 * len(MOVES) * len(start)
+        with tqdm(total=tries, desc="grids", leave=False, disable=not progress, delay=2.0) as bar:
+
+            def cost(levels: Levels, trade_off: float) -> float:
+                bar.update()
+                content = self.content(levels, trade_off)
+                if len(content) > self.most:
+                    return math.inf
+                loaded = decode(content, "the packed file", self._places)
+                data_bits = evaluate(loaded.model, loaded.likelihood, self._examples, samples=0).data_bits
+                return 8 * len(content) + data_bits / self._share
+
+            alternatives = [(_shifted(start, shift), trade_off) for trade_off in TRADE_OFFS for shift in SHIFTS]
+            costs = [cost(*alternative) for alternative in alternatives]
+            least = min(costs)
+            if math.isinf(least):
+                raise self.too_small()
+            levels, trade_off = alternatives[costs.index(least)]
+            return self._descend(levels, least, lambda tried: cost(tried, trade_off)), trade_off
+
+    def _descend(self, levels: Levels, least: float, cost: Callable[[Levels], float]) -> Levels:
+        for move in MOVES:
+            for name in levels:
+                for shift in (move, -move):
+                    while (found := cost(tried := _shifted(levels, shift, name))) < least:
+                        levels, least = tried, found
+        return levels

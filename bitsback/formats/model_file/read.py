@@ -1,0 +1,172 @@
+"""Model files: a network that decodes anywhere, without the data it was trained on."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor, nn
+
+from bitsback.atomic_io import whole_directory, write_tensors, write_text
+from bitsback.config import Config
+from bitsback.config.load import to_yaml
+from bitsback.data import Preprocessing
+from bitsback.data.features import AnyFeatures
+from bitsback.errors import FileError
+from bitsback.formats.config_text import take_settings
+from bitsback.formats.config_tree import MODEL_SECTIONS
+from bitsback.formats.container import BitReader, read_file, unseal
+from bitsback.formats.exact_outputs import BATCH
+from bitsback.formats.model_file.block_codec import take_blocks
+from bitsback.formats.model_file.codec import Part
+from bitsback.formats.model_file.grid_codec import DIGITS_WIDTH, MOST_DIGITS, take_quantised
+from bitsback.formats.model_file.head import Shell, Tree, take_side
+from bitsback.formats.model_file.tuning import FIXED_LOG_STD
+from bitsback.formats.size_limits import check_data
+from bitsback.likelihoods import Likelihood
+from bitsback.model import BayesianModel
+from bitsback.posteriors import GaussianPosterior
+
+
+class LoadedModel(nn.Module):
+    """A decoded model file: a network with one number per weight, its likelihood and its preprocessing.
+
+    Calling it maps the network's inputs to its outputs; :meth:`predict` starts from inputs as they are stored.
+
+    Attributes:
+        config: the configuration in the file; its data section says how the inputs were made.
+        codec: ``relative_entropy``, ``quantised`` or ``decimal``.
+        parts: where every bit of the file goes.
+    """
+
+    def __init__(
+        self, config: Config, tree: Tree, codec: str, model: BayesianModel, likelihood: Likelihood, scaling: Preprocessing
+    ) -> None:
+        super().__init__()
+        self.config, self.tree, self.codec = config, tree, codec
+        self.model, self.likelihood, self._scaling = model.eval(), likelihood, scaling
+        self.parts: list[Part] = []
+        self.rows = BATCH
+        """Examples that go through the network at once: fewer, where its activations are large."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        with self.model.mean():
+            outputs: Tensor = self.model(inputs)
+        return outputs
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """From stored inputs to the network's; features that were fitted to training inputs are fitted to them again."""
+        data = self.tree.get("data", {})
+        scaling = replace(self._scaling, fraction_bits=data.get("fraction_bits"))
+        if data.get("features") is None:
+            return scaling
+        try:
+            features = TypeAdapter(AnyFeatures).validate_python(data["features"])
+        except ValidationError as fault:  # a file whose data are elsewhere has not been asked about them yet
+            raise FileError("the file does not say how its features are made; it is damaged") from fault
+        if not features.is_fitted:
+            return replace(scaling, features=features.fit(torch.empty(0)))
+        if self.config.data.kind != data["kind"]:
+            raise FileError(
+                f"predictions need the training inputs, from which the features {data['features']['kind']} are made; say where "
+                "they are (--data.root=..., --data.path=...)"
+            )
+        check_data(self.config, "the file", labels=False)
+        return self.config.data.load_inputs().preprocessing
+
+    @torch.no_grad()
+    def outputs(self, inputs: Tensor) -> Tensor:
+        """The network's outputs (n, ...) for inputs as they are stored, (n, ...)."""
+        if self.tree.get("whole_inputs"):
+            prepared = inputs.long()
+        else:
+            prepared = self.preprocessing(inputs if inputs.is_floating_point() else inputs.float())
+        wanted = tuple(self.tree["inputs"])
+        if tuple(prepared.shape[1:]) != wanted:
+            if prepared.shape[1:].numel() != torch.Size(wanted).numel() or not prepared.ndim:
+                raise FileError(f"the model takes inputs of shape {wanted}, got {tuple(prepared.shape[1:])}; give such inputs")
+            prepared = prepared.reshape(len(prepared), *wanted)
+        return torch.cat([self(part) for part in prepared.split(self.rows)])
+
+    @torch.no_grad()
+    def predict(self, inputs: Tensor) -> Tensor:
+        """Predictive means (probabilities for classes), (n, ...), for inputs as they are stored, (n, ...)."""
+        return self.likelihood.predict(self.outputs(inputs))
+
+    @property
+    def class_names(self) -> tuple[int | str, ...] | None:
+        """What the classes are called, where they are not 0, 1, 2, ..."""
+        return getattr(self.likelihood, "names", None)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All weights and statistics by name, float32."""
+        named: dict[str, Tensor] = {weight.name: weight.posterior.mean for weight in self.model.weights}
+        named |= dict(self.model.deterministic()) | dict(self.model.statistics())
+        named |= {f"likelihood.{name}": value for name, value in self.likelihood.values().items()}
+        return {name: tensor.detach().to("cpu", torch.float32).contiguous().clone() for name, tensor in named.items()}
+
+
+def decode(content: bytes, what: str, places: Sequence[str] = ()) -> LoadedModel:
+    """The model in the bytes of a file.
+
+    Raises:
+        FileError: for anything but a model file that is whole.
+    """
+    kind, contents = unseal(content, what)
+    if kind not in ("relative_entropy", "quantised", "decimal"):
+        name = "message" if kind == "message" else f"{kind} message"
+        raise FileError(f"{what} is a {name}, not a model file; use `bitsback receive`")
+    reader = BitReader(contents)
+    tree = take_settings(reader)
+    shell = Shell.of(tree, places, len(content))
+    head = reader.place
+    side = shell.side()
+    take_side(reader, side, shell.model)
+    parts = [Part("mark, version, checksum", 8 * (len(content) - len(contents))), Part("configuration", head)]
+    parts += [Part(name, tensor.numel() * grid.bits_each) for name, tensor, grid in side.slots]
+    parts.append(Part("guard of the priors", reader.place - head - sum(part.bits for part in parts[2:])))
+    if kind == "relative_entropy":
+        weights, body = take_blocks(reader, shell.model)
+    else:
+        digits = reader.take(DIGITS_WIDTH) if kind == "decimal" else None
+        if digits is not None and digits > MOST_DIGITS:
+            raise FileError(
+                f"the file claims weights of {digits} decimal digits, at most {MOST_DIGITS} are allowed; it is damaged"
+            )
+        parts += [] if digits is None else [Part("decimal digits", DIGITS_WIDTH)]
+        weights, body = take_quantised(reader, shell.model, 1 + len(tree["inputs"]), digits)
+    parts += body
+    reader.close()
+    parts.append(Part("padding", 8 * len(content) - sum(part.bits for part in parts)))
+    with torch.no_grad():
+        for weight in shell.model.weights:
+            weight.posterior.mean.copy_(weights[weight.name])
+            if isinstance(weight.posterior, GaussianPosterior):  # one number per weight, whoever draws
+                weight.posterior.log_std.fill_(FIXED_LOG_STD)
+    loaded = LoadedModel(shell.config, tree, kind, shell.model, shell.likelihood, shell.scaling)
+    loaded.parts, loaded.rows = parts, shell.rows
+    return loaded
+
+
+def write_unpacked(loaded: LoadedModel, directory: Path) -> None:
+    """Write ``model.safetensors`` and ``config.yaml``."""
+    written = [name for name in (*MODEL_SECTIONS, "seed") if name in loaded.tree or name == "seed"]
+    with whole_directory(directory) as place:
+        write_tensors(place / "model.safetensors", loaded.tensors(), {})
+        write_text(place / "config.yaml", to_yaml(loaded.config, sections=written))
+
+
+def load(path: str | Path, places: Sequence[str] = ()) -> LoadedModel:
+    """Read a model file.
+
+    Args:
+        path: what ``bitsback pack`` or :func:`bitsback.save` wrote.
+        places: such as ``"data.root=DIR"``, where the preprocessing needs the training inputs, and
+            ``"network.factory=package.module:function"``, without which no code that the file names is called.
+
+    Raises:
+        FileError: when the file is empty, foreign, of a later version, truncated, extended or damaged.
+    """
+    return decode(read_file(Path(path)), str(path), places)

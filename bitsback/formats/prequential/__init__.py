@@ -1,0 +1,1 @@
+"""Labels in the prequential code: each block under networks that have seen only the blocks before."""

@@ -1,0 +1,137 @@
+"""send and receive of the prequential code: a number of bits, and the labels as a file of about as many."""
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from bitsback.coding.ans import Integers, Stack
+from bitsback.coding.categorical import labels
+from bitsback.config import Config, Experiment
+from bitsback.config.labels import check_declared
+from bitsback.formats.config_tree import MESSAGE_SECTIONS, to_tree
+from bitsback.formats.container import BitWriter, seal
+from bitsback.formats.message.shared import Setting
+from bitsback.formats.prequential.calibration import Block
+from bitsback.formats.prequential.preamble import KIND, Head, labels_digest, tables_digest
+from bitsback.formats.prequential.walk import Walk, check
+from bitsback.formats.repeatable import repeatable
+from bitsback.training.train import threads_for
+
+SECTIONS = (*MESSAGE_SECTIONS, "prequential")
+
+
+@dataclass(frozen=True)
+class Prequential:
+    """The prequential code of a data set's labels, as a number and as a file.
+
+    Attributes:
+        blocks: what each block cost.
+        classes: how many labels there are.
+        content: the file.
+        header_bits: of it: configuration, digests, frame.
+        test_error: of the last block's predictor, for information.
+        seconds: of everything.
+    """
+
+    blocks: tuple[Block, ...]
+    classes: int
+    content: bytes
+    header_bits: int
+    test_error: float | None
+    seconds: float
+
+    @property
+    def bits(self) -> float:
+        """-log2 of the predictive probabilities of all labels: sum over the blocks."""
+        return math.fsum(block.bits for block in self.blocks)
+
+    @property
+    def uniform_bits(self) -> float:
+        """What the labels cost without a model."""
+        return self.blocks[-1].end * math.log2(self.classes)
+
+    @property
+    def file_bits(self) -> int:
+        """Bits of the whole file."""
+        return 8 * len(self.content)
+
+    def facts(self) -> dict[str, Any]:
+        """Everything but the file, for JSON."""
+        return {
+            "prequential_bits": self.bits,
+            "uniform_bits": self.uniform_bits,
+            "examples": self.blocks[-1].end,
+            "file_bits": self.file_bits,
+            "header_bits": self.header_bits,
+            "label_stream_bits": self.file_bits - self.header_bits,
+            "test_error": self.test_error,
+            "seconds": self.seconds,
+            "blocks": [block.facts() for block in self.blocks],
+        }
+
+
+@dataclass
+class _Sending:
+    """Answers the walk with the labels, and remembers what the receiver will be told."""
+
+    known: Integers
+    ends: tuple[int, ...]
+    said: list[Integers] = field(default_factory=list)
+    tables: list[int] = field(default_factory=list)
+
+    def __call__(self, number: int, whole: Integers) -> Integers:
+        start = self.ends[number - 1] if number else 0
+        self.said.append(whole)
+        self.tables.append(tables_digest(whole))
+        return self.known[start : self.ends[number]]
+
+    def stream(self) -> bytes:
+        """All labels, the last block pushed first."""
+        stack, starts = Stack.empty(), (0, *self.ends[:-1])
+        for start, end, whole in reversed(list(zip(starts, self.ends, self.said, strict=True))):
+            labels(whole).push(stack, self.known[start:end])
+        return stack.to_bytes()
+
+
+def prequential(config: Config, *, progress: bool = True) -> Prequential:
+    """Code the training labels block by block, each under networks that have seen only the labels before it.
+
+    Args:
+        config: ``prequential`` says how; network, posterior, prior and training say what is trained for every block.
+        progress: show a bar of all optimiser steps.
+
+    Raises:
+        ConfigError: for a block schedule that does not cover the data, and settings that make no sense here.
+
+    >>> from bitsback.config import Config
+    >>> config = Config.model_validate({"data": {"kind": "digits", "limit": 64}, "prequential": {"least_steps": 20},
+    ...                                 "training": {"epochs": 2}})
+    >>> code = prequential(config, progress=False)
+    >>> len(code.blocks), abs(code.file_bits - code.header_bits - code.bits) < 64
+    (4, True)
+    """
+    check(config)
+    began = time.perf_counter()
+    dataset = repeatable(config).data.load()
+    check_declared(config, dataset)
+    experiment = Experiment.build(config, dataset=dataset)
+    config, train = experiment.config, dataset.train
+    training = config.training.model_copy(update={"threads": threads_for(config.training, experiment.model), "fused": False})
+    config = config.model_copy(update={"training": training})
+    walk = Walk(config, train.inputs, experiment.likelihood.outputs(train.targets))
+    sending = _Sending(train.targets.long().numpy()[walk.order], walk.ends)
+    blocks, test_error = walk.run(sending, experiment.dataset.test, progress=progress)
+    head = _head(walk, sending, Setting(experiment.model, experiment.likelihood, train.inputs))
+    stream = sending.stream()
+    content = seal(KIND, head + stream)
+    header_bits, seconds = 8 * (len(content) - len(stream)), time.perf_counter() - began
+    return Prequential(tuple(blocks), walk.classes, content, header_bits, test_error, seconds)
+
+
+def _head(walk: Walk, sending: _Sending, setting: Setting) -> bytes:
+    writer, tree = BitWriter(), to_tree(walk.config, SECTIONS)
+    tree["likelihood"]["classes"] = walk.classes  # a receiver has no labels to count
+    digests = setting.inputs_digest(), tuple(sending.tables), labels_digest(sending.known)
+    Head(tree, len(sending.known), *digests).put(writer)
+    return writer.to_bytes()

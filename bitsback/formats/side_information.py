@@ -1,0 +1,77 @@
+"""Learned numbers that are not weights, as whole numbers on the grids on which the ledger charges them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bitsback.coding.ans import Integers
+from bitsback.coding.densities import PlacedShape
+from bitsback.errors import FileError
+from bitsback.learned import BFLOAT16, FLOAT32, Grid
+from bitsback.likelihoods import Likelihood
+from bitsback.model import BayesianModel
+from bitsback.priors.exact_densities import place
+
+Slot = tuple[str, Tensor, Grid]
+"""A name, the tensor that holds the numbers, and their grid."""
+
+
+@dataclass(frozen=True)
+class SideNumbers:
+    """The learned numbers of a model and its likelihood, by name, each with its grid: references, not copies.
+
+    ``with_frozen`` adds what the ledger does not charge because it is assumed known: frozen weights and fixed buffers.
+    """
+
+    slots: tuple[Slot, ...]
+
+    @classmethod
+    def of(cls, model: BayesianModel, likelihood: Likelihood, *, with_frozen: bool = False) -> "SideNumbers":
+        """Those of a model and its likelihood, in the order in which files hold them."""
+        slots: list[Slot] = []
+        for prior, weights in model.weights_by_prior():
+            first = weights[0].name
+            slots += [(f"{prior.kind}.{name}[{first}]", getattr(prior, name), grid) for name, grid in prior.grids().items()]
+        slots += [(f"likelihood.{name}", getattr(likelihood, name), grid) for name, grid in likelihood.grids().items()]
+        slots += [(name, buffer, BFLOAT16) for name, buffer in model.statistics()]
+        slots += [(name, p, FLOAT32) for name, p in model.deterministic() if p.requires_grad or with_frozen]
+        if with_frozen:
+            charged = {name for name, _ in model.statistics()}
+            buffers = [(name, b) for name, b in model.network.named_buffers() if name not in charged and b.is_floating_point()]
+            slots += [(name, buffer, FLOAT32) for name, buffer in buffers]
+        return cls(tuple(slots))
+
+    def widths(self) -> Integers:
+        """Bits of every number."""
+        parts = [np.full(tensor.numel(), int(grid.bits_each), dtype=np.int64) for _, tensor, grid in self.slots]
+        return np.concatenate([np.zeros(0, dtype=np.int64), *parts])
+
+    def levels(self) -> Integers:
+        """Every number's level on its grid."""
+        parts = [grid.level(tensor.detach().cpu()).flatten().numpy() for _, tensor, grid in self.slots]
+        return np.concatenate([np.zeros(0, dtype=np.int64), *parts])
+
+    @torch.no_grad()
+    def round(self) -> None:
+        """Round every number to its grid, in place: what a receiver is told is what is used."""
+        for _, tensor, grid in self.slots:
+            tensor.copy_(grid.round(tensor))
+
+    @torch.no_grad()
+    def assign(self, levels: Integers) -> None:
+        """Put the numbers into the model, in place; raises FileError for one that is not finite."""
+        start = 0
+        for _, tensor, grid in self.slots:
+            part = torch.from_numpy(levels[start : start + tensor.numel()].copy())
+            values = grid.value(part)
+            if not bool(torch.isfinite(values).all()):
+                raise FileError("the file holds a learned number that is NaN or infinite; it is damaged")
+            tensor.copy_(values.reshape(tensor.shape))
+            start += tensor.numel()
+
+
+def placed_priors(model: BayesianModel) -> list[PlacedShape]:
+    """The prior of every weight tensor, in order."""
+    return [place(weight.prior, weight.name) for weight in model.weights]

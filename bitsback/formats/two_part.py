@@ -1,0 +1,187 @@
+"""Labels behind the model file that predicts them: the two-part code, as one file."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bitsback.atomic_io import check_new_directory, whole_directory, write_array, write_tensors
+from bitsback.coding.ans import Integers, Stack
+from bitsback.coding.combinators import Codec
+from bitsback.config import Experiment
+from bitsback.config.coding_settings import PackSettings
+from bitsback.config.labels import as_labels
+from bitsback.data import Examples
+from bitsback.errors import FileError
+from bitsback.formats.container import KINDS, BitReader, BitWriter, digest, read_file, seal, unseal
+from bitsback.formats.exact_outputs import exact_outputs
+from bitsback.formats.label_code import check_likelihood, targets
+from bitsback.formats.model_file.read import LoadedModel, decode
+from bitsback.formats.model_file.write import Packed, pack
+from bitsback.formats.size_limits import check_data, check_size
+
+KIND_WIDTH, CHECK_WIDTH = 4, 16
+
+
+@dataclass(frozen=True)
+class TwoPart:
+    """A file with a network and the training labels, and where its bits went.
+
+    Attributes:
+        content: the whole file.
+        packed: the model file inside, which alone is ``packed.content``.
+        label_bits: of the label stream.
+    """
+
+    content: bytes = field(repr=False)
+    packed: Packed
+    label_bits: int
+
+    @property
+    def total_bits(self) -> int:
+        """Bits of the whole file."""
+        return 8 * len(self.content)
+
+    def facts(self) -> dict[str, Any]:
+        """Everything, for JSON."""
+        return {
+            "file_bytes": len(self.content),
+            "total_bits": self.total_bits,
+            "model_bits": 8 * len(self.packed.content),
+            "label_bits": self.total_bits - 8 * len(self.packed.content),
+            "codec": self.packed.codec,
+            "ledger_net_bits": self.packed.net_bits,
+            f"test_{self.packed.error_name}": self.packed.test_error,
+        }
+
+
+def send_two_part(experiment: Experiment, settings: PackSettings | None = None, *, progress: bool = True) -> TwoPart:
+    """The model file of a trained experiment and its training labels, coded under the decoded weights.
+
+    Args:
+        experiment: its model ends with the weights of the file.
+        settings: of the model file; default: the configuration's section ``pack``.
+        progress: show the bar.
+
+    Raises:
+        FileError: for targets that are no labels, or activations too large for exact arithmetic; otherwise as
+            :func:`bitsback.formats.model_file.write.pack`.
+    """
+    check_targets(experiment)
+    packed = pack(experiment, settings, progress=progress)
+    kind, model = unseal(packed.content, "the model file")
+    train = experiment.dataset.train
+    values = train.targets.cpu().numpy().astype(np.int64).ravel()
+    stack = Stack.empty(1)
+    _label_code(packed.loaded, train).push(stack, values)
+    stream = stack.to_bytes()
+    writer = BitWriter()
+    writer.put(next(number for number, name in KINDS.items() if name == kind), KIND_WIDTH)
+    writer.put_count(len(model))
+    writer.put(_check(values), CHECK_WIDTH)
+    content = seal("two_part", writer.to_bytes() + model + stream)
+    return TwoPart(content, packed, 8 * len(stream))
+
+
+def check_targets(experiment: Experiment) -> None:
+    """Raise FileError for targets that are no labels."""
+    check_likelihood(experiment.likelihood, experiment.likelihood.outputs(experiment.dataset.train.targets))
+
+
+@dataclass(frozen=True)
+class ReceivedLabels:
+    """What a two-part file held: the network, and the labels of the receiver's inputs."""
+
+    loaded: LoadedModel
+    labels: Integers = field(repr=False)
+
+
+def decode_two_part(content: bytes, what: str, places: Sequence[str] = ()) -> ReceivedLabels:
+    """Network and labels; the inputs are the receiver's own.
+
+    Raises:
+        FileError: for anything but a two-part file that is whole, and for inputs that are not the sender's.
+    """
+    model, check, stream = _split(content, what)
+    loaded = decode(model, what, places)
+    if "data" not in loaded.tree:
+        raise FileError(f"{what} does not say which inputs its labels belong to; it was made from data in memory")
+    if "data" not in loaded.config.model_fields_set:  # its places are not known
+        raise FileError(f"{what} needs the sender's inputs; say where they are (--data.root=..., --data.path=...)")
+    check_data(loaded.config, what, len(content))
+    data = loaded.config.data.load_inputs()
+    if tuple(data.train.inputs.shape[1:]) != tuple(loaded.tree["inputs"]):
+        raise FileError(f"the inputs here have another shape than the sender's; give the same ones ({what})")
+    inputs, classes = data.train.inputs, getattr(loaded.likelihood, "classes", 1)
+    whole = not inputs.is_floating_point()
+    check_size(
+        loaded.config,
+        inputs.shape[1:],
+        classes,
+        whole=whole,
+        file_bytes=len(content),
+        examples=len(inputs),
+        data_numbers=inputs.numel(),
+    )
+    labels = _labels(loaded, data.train, stream)
+    if labels is None or _check(labels) != check:
+        raise FileError("the labels do not come back: these inputs are not the sender's, or this machine computes otherwise; "
+                        "say where the sender's are (--data.root=..., --data.path=...)")  # fmt: skip
+    return ReceivedLabels(loaded, labels)
+
+
+def receive_two_part(path: Path, directory: Path, places: Sequence[str] = ()) -> ReceivedLabels:
+    """Decode the file in ``path`` and write ``labels.npy`` and ``model.safetensors`` to the new ``directory``.
+
+    Raises:
+        FileError: as :func:`decode_two_part`.
+    """
+    check_new_directory(directory)
+    received = decode_two_part(read_file(path), str(path), places)
+    with whole_directory(directory) as place:
+        write_array(place / "labels.npy", as_labels(received.labels, received.loaded.config.likelihood))
+        write_tensors(place / "model.safetensors", received.loaded.tensors(), {})
+    return received
+
+
+def model_inside(content: bytes, what: str) -> bytes:
+    """The model file inside a two-part file; raises FileError for anything else."""
+    return _split(content, what)[0]
+
+
+def _split(content: bytes, what: str) -> tuple[bytes, int, bytes]:
+    """The model file, the check of the labels, and their stream."""
+    kind, contents = unseal(content, what)
+    if kind != "two_part":
+        raise FileError(
+            f"{what} is a {kind} file and holds no labels behind a network; use `bitsback inspect` to see what it is"
+        )
+    reader = BitReader(contents)
+    number, length, check = reader.take(KIND_WIDTH), reader.take_count(), reader.take(CHECK_WIDTH)
+    body = reader.rest()
+    if KINDS.get(number) not in ("relative_entropy", "quantised") or length > len(body):
+        raise FileError(f"{what} does not say which network is in it; it is damaged")
+    return seal(KINDS[number], body[:length]), check, body[length:]
+
+
+def _labels(loaded: LoadedModel, examples: Examples, stream: bytes) -> Integers | None:
+    """The labels in a stream; None when it does not end where they do."""
+    code, stack = _label_code(loaded, examples), Stack.from_bytes(stream, 1)
+    try:
+        labels: Integers = code.pop(stack)
+    except FileError:  # bits ran out
+        return None
+    return None if stack.bits else labels
+
+
+def _label_code(loaded: LoadedModel, examples: Examples) -> Codec:
+    weights = {weight.name: weight.posterior.mean.detach() for weight in loaded.model.weights}
+    outputs = exact_outputs(loaded.model.double(), weights, examples.inputs.cpu())
+    loaded.model.float()
+    return targets(loaded.likelihood, outputs.numpy())
+
+
+def _check(labels: Integers) -> int:
+    return digest(labels.astype("<i8").tobytes()) & 0xFFFF

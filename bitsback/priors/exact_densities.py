@@ -1,0 +1,86 @@
+"""The density of each prior as integer tables need it: in arithmetic that every machine repeats."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bitsback.coding.densities import NORMAL, PlacedShape, Shape, horseshoe, normal
+from bitsback.coding.elementary import Floats, exp, log
+from bitsback.errors import PriorError
+from bitsback.priors import Prior
+from bitsback.priors.gaussian import NormalPrior
+from bitsback.priors.heavy_tails import CauchyPrior, LogisticPrior, StudentTPrior
+from bitsback.priors.horseshoe import HorseshoePrior
+from bitsback.priors.laplace import LaplacePrior
+from bitsback.priors.mixtures import MixturePrior
+
+FINE = 2.0**20
+"""Numbers of a prior that are fixed, not learned, are rounded to multiples of 2^-20 before use; part of the format."""
+
+
+STANDARD: dict[type[Prior], Shape] = {
+    NormalPrior: NORMAL,
+    LaplacePrior: Shape("laplace", lambda z: exp(-np.abs(z)), 6),
+    LogisticPrior: Shape("logistic", lambda z: exp(-np.abs(z)) / (1.0 + exp(-np.abs(z))) ** 2, 6),
+    CauchyPrior: Shape("cauchy", lambda z: 1.0 / (1.0 + z * z), 14),
+    HorseshoePrior: Shape("horseshoe", horseshoe, 14),
+}
+
+
+def _student_t(df: float) -> Shape:
+    return Shape(f"student_t({df!r})", lambda z: exp(-0.5 * (df + 1.0) * log(1.0 + z * z / df)), 14 if df < 3 else 10)
+
+
+def _numbers(tensor: Tensor, *, learned: bool) -> Floats:
+    values = tensor.detach().cpu().double().numpy()
+    return values if learned else np.rint(values * FINE) / FINE
+
+
+def _mixture(prior: MixturePrior) -> PlacedShape:
+    """A mixture in units of its narrowest component."""
+    learned = bool(prior.charges())
+    scales = exp(_numbers(prior.log_scales, learned=learned))
+    weights = exp(np.concatenate([[0.0], _numbers(prior.free_logits, learned=learned)]))
+    means = _numbers(prior.means, learned="means" in prior._grids)
+    unit = scales.min()
+    means, scales = means / unit, scales / unit
+
+    def density(w: Floats) -> Floats:
+        total = np.zeros_like(w)
+        for mean, scale, weight in zip(means, scales, weights, strict=True):
+            total = total + weight / scale * normal((w - mean) / scale)
+        return total
+
+    reach = np.max(np.abs(means)) + 16 * np.max(scales)
+    name = f"mixture({scales.tolist()}, {weights.tolist()}, {means.tolist()})"
+    return PlacedShape(Shape(name, density, int(np.frexp(reach)[1])), np.zeros(()), unit)
+
+
+def place(prior: Prior, name: str) -> PlacedShape:
+    """The prior of the weight tensor ``name`` as a shape with centre and scale.
+
+    Raises:
+        PriorError: when the prior does not code weights one by one.
+    """
+    if isinstance(prior, MixturePrior):
+        return _mixture(prior)
+    for kind, shape in STANDARD.items():
+        if isinstance(prior, kind):
+            return PlacedShape(shape, *_centre_and_scale(prior))
+    if isinstance(prior, StudentTPrior):
+        return PlacedShape(_student_t(float(_numbers(prior.df, learned=False))), *_centre_and_scale(prior))
+    p = prior().expand(torch.Size()) if not prior().event_shape and prior().batch_shape.numel() == 1 else None
+    if p is None:
+        raise PriorError(f"the prior '{prior.kind}' of '{name}' does not code its weights one by one; choose another prior")
+    width = max(round(float(prior.width().detach()) * FINE), 1) / FINE
+
+    def density(z: Floats) -> Floats:
+        with torch.no_grad():
+            return p.log_prob(torch.from_numpy(z * width).flatten()).exp().numpy().reshape(z.shape)
+
+    return PlacedShape(Shape(f"{prior.kind}:{name}", density, 10, exact=False), np.zeros(()), np.full((), width))
+
+
+def _centre_and_scale(prior: Prior) -> tuple[Floats, Floats]:
+    log_scale: Tensor = prior.log_scale  # type: ignore[assignment]
+    return _numbers(prior.mean, learned=False), exp(_numbers(log_scale, learned=bool(prior.charges())))

@@ -1,1 +1,0 @@
-"""Objects become files, and files objects: messages and model files, from configuration to bytes and back."""

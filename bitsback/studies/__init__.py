@@ -1,1 +1,0 @@
-"""Questions asked of a run or a configuration, answered in a table."""
