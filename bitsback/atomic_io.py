@@ -52,8 +52,8 @@ def write_bytes(path: Path, content: bytes, keep: Path | None = None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_left_over_files(path.parent, path.name)
         handle, temporary = _temporary_file(path)
-    except OSError as fault:
-        raise RunError(f"cannot write {path}: {fault.strerror or fault}; choose a place you may write to") from fault
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror or error}; choose a place you may write to") from error
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -64,10 +64,10 @@ def write_bytes(path: Path, content: bytes, keep: Path | None = None) -> None:
                 _put_in_place(temporary, path, keep)
         if ON_WINDOWS:  # not run here: an open file cannot be renamed
             _put_in_place(temporary, path, keep)
-    except BaseException as fault:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
-        if isinstance(fault, OSError):
-            raise RunError(f"cannot write {path}: {fault.strerror or fault}; is the disk full?") from fault
+        if isinstance(error, OSError):
+            raise RunError(f"cannot write {path}: {error.strerror or error}; is the disk full?") from error
         raise
 
 
@@ -168,18 +168,18 @@ def whole_directory(path: Path) -> Iterator[Path]:
         remove_left_over_directories(target)
         try:
             place = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
-        except OSError as fault:
-            raise RunError(f"cannot write {path}: {fault.strerror or fault}; choose a place you may write to") from fault
+        except OSError as error:
+            raise RunError(f"cannot write {path}: {error.strerror or error}; choose a place you may write to") from error
         try:
             yield place
             place.chmod(0o755)
             if ON_WINDOWS and target.is_dir():  # not run here: a directory cannot replace another, empty as it may be
                 target.rmdir()
             os.replace(place, target)  # onto nothing, or an empty directory
-        except BaseException as fault:
+        except BaseException as error:
             shutil.rmtree(place, ignore_errors=True)
-            if isinstance(fault, OSError):
-                raise RunError(f"cannot write {path}: {fault.strerror or fault}; is the disk full?") from fault
+            if isinstance(error, OSError):
+                raise RunError(f"cannot write {path}: {error.strerror or error}; is the disk full?") from error
             raise
 
 
@@ -219,8 +219,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             metadata = {key: value for key, value in (file.metadata() or {}).items() if key != "sha256"}
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
-    except (OSError, SafetensorError) as fault:
-        raise DamagedFileError(f"cannot read {path}: {brief(fault)}; is the run complete?") from fault
+    except (OSError, SafetensorError) as error:
+        raise DamagedFileError(f"cannot read {path}: {brief(error)}; is the run complete?") from error
 
 
 def check_seal(path: Path) -> bool:

@@ -9,7 +9,7 @@ class BitsbackError(Exception):
 
 
 class ConfigError(BitsbackError):
-    """A configuration that cannot be used; lists every fault with its file and line."""
+    """A configuration that cannot be used; lists every error with its file and line."""
 
 
 class DataError(BitsbackError):
@@ -44,13 +44,13 @@ class TrainingError(BitsbackError):
     """Training that cannot go on, such as a loss that is not finite."""
 
 
-def brief(fault: object, characters: int = 200) -> str:
+def brief(error: object, characters: int = 200) -> str:
     """What an error says, on one line and cut short: libraries quote whole files.
 
     >>> brief("two\\nlines"), brief("x" * 9, characters=3)
     ('two lines', 'xxx...')
     """
-    text = " ".join(str(fault).split())
+    text = " ".join(str(error).split())
     return text if len(text) <= characters else f"{text[:characters]}..."
 
 

@@ -50,8 +50,8 @@ def lock_file(handle: int) -> bool | None:
         os.lseek(handle, FAR, os.SEEK_SET)
         try:
             msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-        except OSError as fault:
-            return False if fault.errno in (errno.EACCES, errno.EDEADLK) else None
+        except OSError as error:
+            return False if error.errno in (errno.EACCES, errno.EDEADLK) else None
         finally:
             os.lseek(handle, 0, os.SEEK_SET)
         return True
@@ -61,8 +61,8 @@ def lock_file(handle: int) -> bool | None:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except ImportError:
         return None
-    except OSError as fault:
-        return False if fault.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES) else None
+    except OSError as error:
+        return False if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES) else None
     return True
 
 
@@ -90,8 +90,8 @@ def exclusive(lock: Path, subject: Path) -> Iterator[None]:
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         handle = _enter(lock, subject)
-    except OSError as fault:
-        raise RunError(f"cannot write {subject}: {fault.strerror or fault}; choose a place you may write to") from fault
+    except OSError as error:
+        raise RunError(f"cannot write {subject}: {error.strerror or error}; choose a place you may write to") from error
     try:
         yield
     finally:

@@ -52,11 +52,11 @@ def load_yaml(text: str, what: str, kind: Literal["rt", "safe"] = "safe") -> Any
         return YAML(typ=kind, pure=True).load(text)
     except (YAMLError, ConfigError):
         raise
-    except RecursionError as fault:
-        raise ConfigError(f"{what}: its values are nested too deeply; write them out flat") from fault
-    except Exception as fault:  # a date that is none, a tag without a value: the library raises whatever Python does
-        reason = " ".join(str(fault).split())[:100]
-        raise ConfigError(f"{what}: a value cannot be read ({reason}); put text into quotes") from fault
+    except RecursionError as error:
+        raise ConfigError(f"{what}: its values are nested too deeply; write them out flat") from error
+    except Exception as error:  # a date that is none, a tag without a value: the library raises whatever Python does
+        reason = " ".join(str(error).split())[:100]
+        raise ConfigError(f"{what}: a value cannot be read ({reason}); put text into quotes") from error
 
 
 def _check(text: str, what: str) -> None:

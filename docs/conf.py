@@ -14,9 +14,9 @@ sys.path[:0] = [str(HERE / "_parts"), str(HERE.parent)]
 
 import api  # noqa: E402
 import bound  # noqa: E402
+import commands  # noqa: E402
 import figures  # noqa: E402
 import settings  # noqa: E402
-import verbs  # noqa: E402
 from made import Made  # noqa: E402
 
 import bitsback  # noqa: E402
@@ -67,7 +67,7 @@ html_theme_options: dict[str, Any] = {
 def make_pages(_app: object) -> None:
     """Write what is made from the package, its tables of numbers and its notebooks; untouched where nothing changed."""
     made = Made(HERE)
-    for part in (api, settings, verbs, bound, figures):
+    for part in (api, settings, commands, bound, figures):
         part.make(made)
     made.remove_others("reference", "notebooks", "figures")
 

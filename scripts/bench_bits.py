@@ -61,7 +61,7 @@ class Run:
     seed: int
     points: list[Point] = field(default_factory=list)
     error_of_means: float | None = None
-    fault: str = "interrupted"
+    error: str = "interrupted"
 
     def seconds_to(self, bits: float) -> float:
         """Processor seconds until the first ledger under so many bits; infinite when there is none."""
@@ -104,7 +104,7 @@ def train(trainer: Trainer, run: Run, auditor: Auditor) -> None:
         bar.update(min(cpu, run.budget_seconds) - bar.n)
         bar.set_postfix_str(f"{audit.net_bits:,.0f} bits")
     bar.close()
-    run.error_of_means, run.fault = auditor.error_of_means(trainer.moments()), ""
+    run.error_of_means, run.error = auditor.error_of_means(trainer.moments()), ""
 
 
 def cells(times: list[float]) -> list[str]:
@@ -115,7 +115,7 @@ def cells(times: list[float]) -> list[str]:
 def show_run(run: Run) -> None:
     """A line of the table that grows."""
     times = cells([run.seconds_to(bits) for bits in THRESHOLDS])
-    error = run.fault or f"{run.error_of_means:.1%}"
+    error = run.error or f"{run.error_of_means:.1%}"
     settings = [f"{run.budget_seconds:g}", f"{run.lr:g}", str(run.seed), f"{run.points[-1].steps if run.points else 0:,}"]
     print(f"| {' | '.join([run.contestant, *settings, f'{run.lowest_bits():,.0f}', error, *times])} |", flush=True)
 
@@ -174,8 +174,8 @@ def run_all(options: argparse.Namespace, examples: Examples, runs: list[Run]) ->
                     runs.append(Run(name, budget, lr, seed))
                     try:
                         train(trainer, runs[-1], auditor)
-                    except (TrainingError, ValueError) as fault:  # ours, and Pyro's, when a number is not finite
-                        runs[-1].fault = str(fault).splitlines()[0]
+                    except (TrainingError, ValueError) as error:  # ours, and Pyro's, when a number is not finite
+                        runs[-1].error = str(error).splitlines()[0]
                     show_run(runs[-1])
 
 

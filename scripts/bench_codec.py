@@ -25,7 +25,7 @@ import numpy as np
 from bench_report import parsed, shown, spread, table, write
 
 from bitsback.coding.ans import WORD_BITS, Stack, default_lanes_log2
-from bitsback.coding.densities import NORMAL, PlacedShape
+from bitsback.coding.densities import NORMAL, LocatedDensity
 from bitsback.coding.lattice import PriorCode, RoundedPosterior, under_posterior, under_prior
 from bitsback.coding.quantised import quantise, step_level_for, tensor_codec
 from bitsback.coding.relative_entropy import BlockCode
@@ -35,7 +35,7 @@ SCALE = 0.1
 """Of the prior N(0, SCALE^2)."""
 
 INDEX_BITS = 12
-PRIOR = PlacedShape(NORMAL, np.zeros(()), np.full((), SCALE))
+PRIOR = LocatedDensity(NORMAL, np.zeros(()), np.full((), SCALE))
 
 
 class Trip(NamedTuple):

@@ -89,8 +89,8 @@ def joined(race: Race, names: list[str], beside: Path | None) -> dict[str, Train
         if beside is not None and (not race.net or name.startswith("bitsback")) and name != BASELINE:
             try:
                 found[BESIDE + name] = Elsewhere(race, name, beside)
-            except Missing as fault:
-                print(f"left out: {BESIDE}{name}: {fault}", file=sys.stderr)
+            except Missing as error:
+                print(f"left out: {BESIDE}{name}: {error}", file=sys.stderr)
     return found
 
 

@@ -54,13 +54,13 @@ def command(name, run, *, resume):
 
 def start(words, log):
     """Start a training in a process of its own; where there is fork, it need not import torch again."""
-    process = multiprocessing.get_context(METHOD).Process(target=verb, args=(words, str(log)))
+    process = multiprocessing.get_context(METHOD).Process(target=run_command, args=(words, str(log)))
     process.start()
     return process
 
 
-def verb(words, log):
-    """Be a verb of the command line."""
+def run_command(words, log):
+    """Be a command of the command line."""
     with open(log, "a", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

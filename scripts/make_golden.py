@@ -23,7 +23,7 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 from bitsback.coding.categorical import LABEL_TOTAL_BITS, _exponentials, frequencies
-from bitsback.coding.densities import NORMAL, Shape
+from bitsback.coding.densities import NORMAL, StandardDensity
 from bitsback.coding.relative_entropy import STANDARD_STEP
 from bitsback.coding.tables import PriorTable
 from bitsback.config import Config, Experiment
@@ -42,7 +42,7 @@ from bitsback.formats.prequential.write import prequential
 from bitsback.formats.repeatable import RefundLostError
 from bitsback.formats.two_part import decode_two_part, send_two_part
 from bitsback.priors import AdaptiveMixturePrior, StudentTPrior
-from bitsback.priors.exact_densities import STANDARD, place
+from bitsback.priors.exact_densities import STANDARD, density_of
 
 GOLDEN = Path(__file__).parent.parent / "tests" / "golden"
 PAYLOAD = b"".join(hashlib.sha256(bytes([k])).digest() for k in range(64)) + b"end"
@@ -214,8 +214,8 @@ def facts(path: Path) -> dict[str, Any]:
 
 def table_facts() -> dict[str, str]:
     """Digests of the tables that belong to the format."""
-    shapes: list[Shape] = [*STANDARD.values(), place(StudentTPrior(1.0, df=3.0), "").shape]
-    shapes.append(place(AdaptiveMixturePrior([0.5, 0.125], [0.25, 0.75], [0.0, -1.0]), "").shape)
+    shapes: list[StandardDensity] = [*STANDARD.values(), density_of(StudentTPrior(1.0, df=3.0), "").standard]
+    shapes.append(density_of(AdaptiveMixturePrior([0.5, 0.125], [0.25, 0.75], [0.0, -1.0]), "").shape)
     tables = {f"cumulative of {s.name}": PriorTable.build(s, STANDARD_STEP).cumulative for s in shapes}
     tables |= {
         "quantiles of normal": PriorTable.build(NORMAL, STANDARD_STEP).quantiles,

@@ -50,7 +50,7 @@ from bitsback.formats.container import KINDS, SMALL_FILE_BYTES, BitWriter, _chec
 from bitsback.formats.inspect import inspect_file
 from bitsback.formats.message import read as message_module
 from bitsback.formats.model_file.read import decode
-from bitsback.formats.prequential import write as prequential_module
+from bitsback.formats.prequential import read as prequential_module
 from bitsback.formats.prequential.walk import Walk
 from bitsback.training.checkpoint import load_checkpoint
 from bitsback.training.train import start
@@ -357,8 +357,8 @@ class Stage:
     def _try(way: Callable[[], str]) -> str:
         try:
             return way()
-        except BitsbackError as fault:
-            sentence = str(fault)
+        except BitsbackError as error:
+            sentence = str(error)
             assert sentence
             assert len(sentence) < 2000
             assert "\n" not in sentence
@@ -603,14 +603,14 @@ def _campaign(
         try:
             said = stage.read(kind, content)
             outcome = f"equal: {said}" if said else "refused"
-        except BaseException as fault:
-            if isinstance(fault, KeyboardInterrupt):
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
                 raise
-            trace = traceback.extract_tb(fault.__traceback__)
+            trace = traceback.extract_tb(error.__traceback__)
             inside = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in trace if "/bitsback/" in frame.filename][-3:]
             outcome, where = "failure", " ".join(inside)
-            text = f"{type(fault).__name__}: {str(fault)[:200]}"
-            failures.append({"case": number, "kind": kind, "fault": text, "where": where})
+            text = f"{type(error).__name__}: {str(error)[:200]}"
+            failures.append({"case": number, "kind": kind, "error": text, "where": where})
         finally:
             if seconds_each:
                 signal.setitimer(signal.ITIMER_PROF, 0)
@@ -624,7 +624,7 @@ def _campaign(
         worst[kind]["resident_bytes"] = max(worst[kind]["resident_bytes"], grown)
         worst[kind]["traced_bytes"] = max(worst[kind]["traced_bytes"], peak)
         if max(grown, peak) > declared_bytes(kind, content) + SPARE_BYTES:
-            failures.append({"case": number, "kind": kind, "fault": f"{max(grown, peak):,} bytes of memory", "where": ""})
+            failures.append({"case": number, "kind": kind, "error": f"{max(grown, peak):,} bytes of memory", "where": ""})
         if log is not None and (number + 1 - first) % 1000 == 0:
             spent, so_far = round(time.perf_counter() - began), {kind: dict(found) for kind, found in counts.items()}
             line = {"done": number + 1, "seconds": spent, "failures": failures[-20:], "kinds": so_far, "worst": worst}

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from bitsback.coding.categorical import FURTHEST, _exponentials
-from bitsback.coding.grid import CHUNK, Lattice, power, step_of
+from bitsback.coding.grid import CHUNK, TensorGrid, power, step_of
 from bitsback.coding.permutation import _last_tensors
 from bitsback.coding.relative_entropy import STANDARD_STEP
 from bitsback.coding.tables import TOTAL_BITS, PriorTable
@@ -27,9 +27,9 @@ from bitsback.formats.message.header import Header
 from bitsback.formats.message.shared import Setting
 from bitsback.formats.model_file.hidden_units import exchangeable_groups
 from bitsback.formats.model_file.read import LoadedModel
-from bitsback.formats.side_information import SideNumbers
+from bitsback.formats.side_information import SideInformation
 from bitsback.model import BayesianModel
-from bitsback.priors.exact_densities import place
+from bitsback.priors.exact_densities import density_of
 
 Flat = list[float]
 
@@ -62,13 +62,13 @@ def _blocks(reader: BitReader, model: BayesianModel) -> dict[str, Flat]:
     centres, scales, tables = [], [], []
     known: dict[str, list[int]] = {}
     for weight in model.weights:
-        prior, shape = place(weight.prior, weight.name), shapes[weight.name]
-        if prior.shape.name not in known:
-            cumulative = PriorTable.build(prior.shape, STANDARD_STEP).cumulative.tolist()
-            known[prior.shape.name] = [reference.quantile(cumulative, level) for level in range(65536)]
+        prior, shape = density_of(weight.prior, weight.name), shapes[weight.name]
+        if prior.standard.name not in known:
+            cumulative = PriorTable.build(prior.standard, STANDARD_STEP).cumulative.tolist()
+            known[prior.standard.name] = [reference.quantile(cumulative, level) for level in range(65536)]
         centres += _each(prior.centre, shape)
         scales += _each(prior.scale, shape)
-        tables += [known[prior.shape.name]] * prod(shape)
+        tables += [known[prior.standard.name]] * prod(shape)
     starts = [sum(sizes[:t]) for t in range(len(sizes))]
     order = [start + at for t, start in enumerate(starts) for at in reference.shuffled(key, t, sizes[t])]
     flat: Flat = [0.0] * sum(sizes)
@@ -85,12 +85,12 @@ def _quantised(reader: BitReader, model: BayesianModel, input_axes: int, digits:
     lanes, permute = 1 << reader.take(4), bool(reader.take(1))
     stack = reference.Stack.from_bytes(reader.rest(), lanes)
     shapes = {weight.name: tuple(weight.posterior.mean.shape) for weight in model.weights}
-    specs = {weight.name: (shapes[weight.name], place(weight.prior, weight.name)) for weight in model.weights}
+    specs = {weight.name: (shapes[weight.name], density_of(weight.prior, weight.name)) for weight in model.weights}
     groups = exchangeable_groups(model.network, input_axes) if permute else []
     last, levels, steps = _last_tensors(specs, groups), dict[str, np.ndarray](), dict[str, int]()
     for name, (shape, prior) in specs.items():
         steps[name], stretch = [value - start for value, start in zip(stack.pop_raw([8, 6]), (128, 32), strict=True)]
-        levels[name] = np.array(_levels(stack, Lattice(shape, prior, steps[name]), stretch), dtype=object).reshape(shape)
+        levels[name] = np.array(_levels(stack, TensorGrid(shape, prior, steps[name]), stretch), dtype=object).reshape(shape)
         if name in last and stack.pop_raw([1])[0]:
             _put_order_back(stack, last[name], levels)
     if stack.words or any(head != reference.WORD for head in stack.heads):
@@ -102,7 +102,7 @@ def _quantised(reader: BitReader, model: BayesianModel, input_axes: int, digits:
     return found
 
 
-def _levels(stack: reference.Stack, lattice: Lattice, stretch: int) -> list[int]:
+def _levels(stack: reference.Stack, lattice: TensorGrid, stretch: int) -> list[int]:
     tables = [
         PriorTable.build(lattice._shape, power(4 * (lattice._step_level - stretch) - scale)).cumulative.tolist()
         for scale in lattice._scales
@@ -117,7 +117,7 @@ def _levels(stack: reference.Stack, lattice: Lattice, stretch: int) -> list[int]
 
 
 def _points(stack: reference.Stack, tables: Sequence[Sequence[int]], kinds: Sequence[int]) -> list[int]:
-    """Lattice points, counted from the centres: a bucket for each, then the positions inside."""
+    """TensorGrid points, counted from the centres: a bucket for each, then the positions inside."""
 
     def find(slot: int, at: int) -> tuple[int, int, int]:
         table = tables[kinds[at]]
@@ -163,13 +163,13 @@ def message(contents: bytes, header: Header, setting: Setting, version: int) -> 
     Header.take(reader, version=version)
     body = reader.rest()[header.payload_bytes % 4 :]
     stack = reference.Stack.from_bytes(body, 1 << header.lanes_log2)
-    stack.pop_raw(SideNumbers.of(setting.model, setting.likelihood).widths().tolist())
+    stack.pop_raw(SideInformation.of(setting.model, setting.likelihood).widths().tolist())
     code, m = setting.prior_code(header.exponent), header.exponent
     tables = [table.cumulative.tolist() for table in code.tables]
     points = [p + c for p, c in zip(_points(stack, tables, code.table_of.tolist()), code.centre.tolist(), strict=True)]
     weights, first = {}, 0
     for weight in setting.model.weights:
-        part = points[first : first + weight.posterior.weights]
+        part = points[first : first + weight.posterior.numel]
         weights[weight.name], first = [float(np.ldexp(float(point), -m)) for point in part], first + len(part)
     try:
         logits = forward(setting.model, weights, setting.inputs)

@@ -23,13 +23,13 @@ loaded = load(sys.argv[1])
 seconds = time.perf_counter() - began
 test = load_config(sys.argv[2], sys.argv[3:]).data.load().test
 error = evaluate(loaded.model, loaded.likelihood, test, samples=0).error
-weights = sum(weight.posterior.weights for weight in loaded.model.weights)
+weights = sum(weight.posterior.numel for weight in loaded.model.weights)
 print(json.dumps({"test_error": error, "unpack_seconds": seconds, "weights": weights}))
 """
 
 
 def run(*words):
-    """Run a verb; its last line of standard output."""
+    """Run a command; its last line of standard output."""
     command = [sys.executable, "-m", "bitsback", *map(str, words)]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 

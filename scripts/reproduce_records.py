@@ -25,7 +25,7 @@ np.save(sys.argv[1], load_config(sys.argv[2], sys.argv[3:]).data.load().train.ta
 
 
 def run(*words):
-    """Run a verb; its standard output and seconds."""
+    """Run a command; its standard output and seconds."""
     began = time.perf_counter()
     command = [sys.executable, "-m", "bitsback", *map(str, words)]
     said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout

@@ -102,7 +102,7 @@ def growth_with_weights(weights: int) -> dict[str, float]:
     settings = PackSettings(codec="quantised")
     found["pack_seconds"] = seconds(lambda: pack(experiment, settings, progress=False))
     found["pack_bytes"] = peak_bytes() - before
-    return {"weights": float(sum(q.weights for q in model.posteriors())), **found}
+    return {"weights": float(sum(q.numel for q in model.posteriors())), **found}
 
 
 def growth_with_examples(count: int) -> dict[str, float]:

@@ -25,7 +25,7 @@ def opened(path, *, width=1200, dark=False):
         )
         page = context.new_page()
         page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda fault: said.append(str(fault)))
+        page.on("pageerror", lambda error: said.append(str(error)))
         page.on("request", lambda request: fetched.append(request.url))
         page.goto(path.resolve().as_uri())
         try:

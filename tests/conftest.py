@@ -40,8 +40,8 @@ def mnist(tmp_path_factory):
 
 
 @pytest.fixture
-def run_verb(monkeypatch, capsys):
-    """Runs a verb in this process; returns exit code, stdout and stderr."""
+def run_command(monkeypatch, capsys):
+    """Runs a command in this process; returns exit code, stdout and stderr."""
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["bitsback", *map(str, arguments)])

@@ -79,7 +79,7 @@ def prior_name(prior):
 def cross_entropy_nats(prior, mean, std):
     """E_q[-log p(w)], summed over the weights, by brute force or from the textbook."""
     if isinstance(prior, GaussianPrior | GroupGaussianPrior | CheckpointPrior):
-        centre, scale = np.asarray(prior.mean), np.asarray(prior.width().detach())
+        centre, scale = np.asarray(prior.mean), np.asarray(prior.typical_scale().detach())
         return float((np.log(scale * np.sqrt(2 * np.pi)) + ((mean - centre) ** 2 + std**2) / (2 * scale**2)).sum())
     pairs = zip(mean.flatten(), std.flatten(), strict=True)
     return math.fsum(dense_kl_nats(prior, m, s) + float(stats.norm(m, s).entropy()) for m, s in pairs)
@@ -99,7 +99,7 @@ def test_gross_and_refund_are_what_they_say_and_their_difference_is_net(prior, i
     ledger = take_ledger(model, likelihood, examples, samples=1, grid_step=step)
     for weight in model.weights:
         entry, mean = entries(ledger)[weight.name], weight.posterior.mean.detach().numpy()
-        std, count = weight.posterior.std().detach().numpy(), weight.posterior.weights
+        std, count = weight.posterior.std().detach().numpy(), weight.posterior.numel
         cross, entropy = cross_entropy_nats(weight.prior, mean, std), float(stats.norm(0, std).entropy().sum())
         grid_bits = count * exponent
         assert entry.weights == count
@@ -111,7 +111,7 @@ def test_gross_and_refund_are_what_they_say_and_their_difference_is_net(prior, i
     assert ledger.gross_bits - ledger.refund_bits == pytest.approx(ledger.net_bits, rel=1e-9, abs=1e-9)
     sums = ledger.data_bits, *(e.net_bits for e in ledger.entries), *(c.numbers * c.bits_each for c in ledger.charges)
     assert ledger.net_bits == pytest.approx(math.fsum(sums), rel=EXACT)
-    assert ledger.weights == sum(q.weights for q in model.posteriors())
+    assert ledger.weights == sum(q.numel for q in model.posteriors())
 
 
 @pytest.mark.parametrize("prior", MEMBERS, ids=prior_name)
@@ -317,7 +317,7 @@ def divergence(prior, mean, std):
 def test_the_cheapest_posterior_is_the_one_that_is_most_like_the_prior(prior):
     """No divergence is below zero, and where the least one is found, every step away from it costs more."""
     prior = copy.deepcopy(prior).double()
-    width = float(prior.width().detach())
+    width = float(prior.typical_scale().detach())
     centre = float(getattr(prior, "mean", torch.zeros(())).detach().mean())
     start = min(
         ((centre + shift * width, width * 2.0**octave) for shift in (-2.0, -0.5, 0.0, 0.5, 2.0) for octave in range(-8, 5)),
@@ -383,7 +383,7 @@ def test_one_tensor_or_two_is_the_same(prior, inputs, hidden, cut, seed):
     models = [bayesianize(network, prior, posterior={"kind": "gaussian", "std": 0.2}) for network in (whole, parts)]
     widths = models[0].weights[0].posterior, models[0].weights[1].posterior
     for posterior in widths:
-        posterior.log_std.data += torch.linspace(-1, 1, posterior.weights, dtype=torch.float64).reshape(posterior.mean.shape)
+        posterior.log_std.data += torch.linspace(-1, 1, posterior.numel, dtype=torch.float64).reshape(posterior.mean.shape)
     for number, rows in enumerate((slice(None, cut), slice(cut, None))):
         for weight, posterior in zip(models[1].weights[2 * number : 2 * number + 2], widths, strict=True):
             weight.posterior.log_std.data.copy_(posterior.log_std.data[rows])

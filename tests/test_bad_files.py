@@ -1,4 +1,4 @@
-"""Bad input to the verbs of files: one clear sentence on stderr, exit code 1 or 2, no traceback, nothing half-written."""
+"""Bad input to the commands of files: one clear sentence on stderr, exit code 1 or 2, no traceback, nothing half-written."""
 
 import json
 import os
@@ -82,13 +82,13 @@ def state(folder):
 
 
 @pytest.fixture
-def call(made, monkeypatch, run_verb):
-    """Runs a verb in the folder, which must not change; returns exit code, stdout and stderr."""
+def call(made, monkeypatch, run_command):
+    """Runs a command in the folder, which must not change; returns exit code, stdout and stderr."""
     monkeypatch.chdir(made)
 
     def run(*arguments):
         before = state(made)
-        said = run_verb(*arguments)
+        said = run_command(*arguments)
         assert state(made) == before
         return said
 
@@ -263,8 +263,8 @@ def test_inspect_says_which_kind_it_is_and_where_every_byte_goes(call, made, kin
     assert [part["bits"] for part in found["parts"] if part["name"] == "decimal digits"] == ([4] if kind == "decimal" else [])
 
 
-@pytest.mark.parametrize("verb", ["send", "pack", "receive", "unpack", "predict"])
-def test_a_target_that_cannot_be_written_is_refused_before_any_training(call, monkeypatch, verb):
+@pytest.mark.parametrize("command", ["send", "pack", "receive", "unpack", "predict"])
+def test_a_target_that_cannot_be_written_is_refused_before_any_training(call, monkeypatch, command):
     def never(*_arguments, **_options):
         raise AssertionError("trained or packed for nothing")
 
@@ -273,13 +273,13 @@ def test_a_target_that_cannot_be_written_is_refused_before_any_training(call, mo
     monkeypatch.setattr("bitsback.analysis.predict.predict_file", never)
     line = {"send": "send toy.yaml --payload payload -o plain/out", "pack": "pack run -o plain/out",
             "receive": "receive message -o plain/out", "unpack": "unpack quantised.bb -o plain/out",
-            "predict": "predict quantised.bb --data good.npy -o plain/out"}[verb]  # fmt: skip
+            "predict": "predict quantised.bb --data good.npy -o plain/out"}[command]  # fmt: skip
     assert "cannot write plain/out" in call(*line.split()).err
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), -1e6])
-@pytest.mark.parametrize("verb", ["pack", "send"])
-def test_a_run_whose_std_is_nan_or_zero_is_refused(made, tmp_path, monkeypatch, capsys, verb, wrong):
+@pytest.mark.parametrize("command", ["pack", "send"])
+def test_a_run_whose_std_is_nan_or_zero_is_refused(made, tmp_path, monkeypatch, capsys, command, wrong):
     from bitsback.atomic_io import read_tensors, write_tensors
 
     run = shutil.copytree(made / "run", tmp_path / "run")
@@ -289,8 +289,8 @@ def test_a_run_whose_std_is_nan_or_zero_is_refused(made, tmp_path, monkeypatch, 
     tensors[name] = torch.full_like(tensors[name], wrong)
     write_tensors(path, tensors, metadata)
     monkeypatch.chdir(tmp_path)
-    options = ["--run", "run", "--payload", str(made / "payload")] if verb == "send" else ["run"]
-    monkeypatch.setattr(sys, "argv", ["bitsback", verb, *options, "-o", "out"])
+    options = ["--run", "run", "--payload", str(made / "payload")] if command == "send" else ["run"]
+    monkeypatch.setattr(sys, "argv", ["bitsback", command, *options, "-o", "out"])
     monkeypatch.setenv("BITSBACK_DEBUG", "")
     with pytest.raises(SystemExit) as stopped:
         main()

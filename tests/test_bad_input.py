@@ -21,7 +21,7 @@ TOY = "data: {kind: digits, limit: 60}\ntraining: {epochs: 1}\nledger: {samples:
 
 @pytest.fixture
 def refused(tmp_path, monkeypatch, capsys):
-    """Runs a verb in a folder with toy.yaml and ``plain``, a regular file; returns the one sentence that refuses it."""
+    """Runs a command in a folder with toy.yaml and ``plain``, a regular file; returns the one sentence that refuses it."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "toy.yaml").write_text(TOY)
     (tmp_path / "plain").write_text("a regular file")
@@ -215,10 +215,10 @@ def test_a_prior_kind_that_is_unknown_to_the_api_names_the_near_miss():
 # run directories
 
 
-@pytest.mark.parametrize("verb", [["train", "toy.yaml"], ["compare", "toy.yaml", "seed=1,2"]], ids=["train", "compare"])
-def test_out_below_a_regular_file_is_refused(refused, tmp_path, verb):
+@pytest.mark.parametrize("command", [["train", "toy.yaml"], ["compare", "toy.yaml", "seed=1,2"]], ids=["train", "compare"])
+def test_out_below_a_regular_file_is_refused(refused, tmp_path, command):
     assert re.search(
-        "cannot write plain/run: .*plain is not a directory you may write to", refused(*verb, "--out", "plain/run")
+        "cannot write plain/run: .*plain is not a directory you may write to", refused(*command, "--out", "plain/run")
     )
     assert (tmp_path / "plain").read_text() == "a regular file"
 
@@ -227,10 +227,10 @@ def test_out_that_is_a_regular_file_is_refused(refused):
     assert refused("train", "toy.yaml", "--out", "plain").startswith("plain is a file, not a directory")
 
 
-@pytest.mark.parametrize("verb", [["train", "toy.yaml"], ["compare", "toy.yaml", "seed=1,2"]], ids=["train", "compare"])
-def test_out_that_is_not_empty_is_refused_and_left_alone(refused, run, verb):
+@pytest.mark.parametrize("command", [["train", "toy.yaml"], ["compare", "toy.yaml", "seed=1,2"]], ids=["train", "compare"])
+def test_out_that_is_not_empty_is_refused_and_left_alone(refused, run, command):
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
-    assert refused(*verb, "--out", "run").startswith("run is not empty; choose another --out")
+    assert refused(*command, "--out", "run").startswith("run is not empty; choose another --out")
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
@@ -238,22 +238,24 @@ def test_a_schema_below_a_regular_file_is_refused(refused):
     assert refused("schema", "--out", "plain/schema.json").startswith("cannot write plain/schema.json: ")
 
 
-@pytest.mark.parametrize("verb", [["ledger"], ["ledger", "--recompute"], ["widen"], ["train", "--resume"]], ids=" ".join)
+@pytest.mark.parametrize("command", [["ledger"], ["ledger", "--recompute"], ["widen"], ["train", "--resume"]], ids=" ".join)
 @pytest.mark.parametrize("place", [".", "gone", "plain"])
-def test_a_folder_that_is_no_run_is_refused(refused, verb, place):
-    assert refused(*verb, place).startswith(f"{place} is not a run directory (no config.yaml, no checkpoint/); make one with")
+def test_a_folder_that_is_no_run_is_refused(refused, command, place):
+    assert refused(*command, place).startswith(
+        f"{place} is not a run directory (no config.yaml, no checkpoint/); make one with"
+    )
 
 
-@pytest.mark.parametrize("verb", [["ledger", "--recompute"], ["widen"], ["train", "--resume"]], ids=" ".join)
+@pytest.mark.parametrize("command", [["ledger", "--recompute"], ["widen"], ["train", "--resume"]], ids=" ".join)
 @pytest.mark.parametrize("damage", ["truncated", "empty", "missing", "other tensors"])
-def test_a_damaged_checkpoint_is_refused(refused, run, verb, damage):
+def test_a_damaged_checkpoint_is_refused(refused, run, command, damage):
     path = run / "checkpoint" / "state.safetensors"
     content = {"truncated": path.read_bytes()[:-1], "empty": b"", "other tensors": save({"a": torch.ones(2)})}.get(damage, b"")
     for place in (path, path.with_name("previous.safetensors")):  # that train --resume falls back on
         place.unlink()
         if damage != "missing":
             place.write_bytes(content)
-    assert re.search(r"run/checkpoint/state\.safetensors", refused(*verb, "run"))
+    assert re.search(r"run/checkpoint/state\.safetensors", refused(*command, "run"))
 
 
 def test_a_run_without_its_ledger_says_how_to_finish_it(refused, run):

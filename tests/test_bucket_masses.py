@@ -18,7 +18,7 @@ from bitsback.coding.lattice import PriorCode, under_prior
 from bitsback.coding.tables import TOTAL_BITS, PriorTable, bucket_of, start_of
 from bitsback.config import Config, Experiment
 from bitsback.errors import LedgerError, PriorError
-from bitsback.formats.side_information import placed_priors
+from bitsback.formats.side_information import densities_of
 from bitsback.kl import kl_each
 from bitsback.ledger import Entry, Ledger
 from bitsback.likelihoods import CategoricalLikelihood
@@ -39,7 +39,7 @@ from bitsback.priors import (
     StudentTPrior,
     registry,
 )
-from bitsback.priors.exact_densities import place
+from bitsback.priors.exact_densities import density_of
 from bitsback.priors.point_code import point_bits
 from bitsback.testing import check_prior
 from bitsback.testing.priors import bucket_masses, masses_between
@@ -82,10 +82,10 @@ each_step = pytest.mark.parametrize("step", STEPS)
 
 def buckets_of(prior, step):
     """For every weight with numbers of its own: its place, the first point of every bucket, and how many points that holds."""
-    placed = place(prior, "w")
+    placed = density_of(prior, "w")
     centres, scales = np.broadcast_arrays(placed.centre, placed.scale)
     for at in np.ndindex(centres.shape):
-        half = PriorTable.build(placed.shape, step / scales[at]).half
+        half = PriorTable.build(placed.standard, step / scales[at]).half
         bucket = np.arange(-half, half)
         size, exponent = start_of(bucket)
         yield at, np.where(bucket < 0, -1 - size, size) + round(centres[at] / step), 2.0**exponent
@@ -144,7 +144,7 @@ def test_elsewhere_the_table_holds_the_masses_of_the_buckets(name, step):
     rough = 4e-3 if "horseshoe" in name else 1e-4
     prior = PRIORS[name]()
     for at, points, _ in buckets_of(prior, step):
-        middle, centre = points[len(points) // 2], float(np.broadcast_to(place(prior, "w").centre, SHAPE)[at or (0, 0)])
+        middle, centre = points[len(points) // 2], float(np.broadcast_to(density_of(prior, "w").centre, SHAPE)[at or (0, 0)])
         edges = torch.from_numpy(centre + step * (np.arange(-2000, 2002) - 0.5))
         masses = masses_between(prior, edges)[(slice(None), *at)].numpy()
         bits = bits_at(prior, np.arange(middle - 2000, middle + 2001), step, at)
@@ -178,7 +178,7 @@ def examples():
 
 def coded_bits(model, exponent):
     """By the table entries that a message codes the weights with, and the growth of a stack that they are pushed onto."""
-    code = PriorCode.build(placed_priors(model), [tuple(weight.posterior.mean.shape) for weight in model.weights], exponent)
+    code = PriorCode.build(densities_of(model), [tuple(weight.posterior.mean.shape) for weight in model.weights], exponent)
     weights = torch.cat([q.mean.detach().double().flatten() for q in model.posteriors()]).numpy()
     points = np.rint(weights * 2.0**exponent).astype(np.int64)
     bucket, low_bits, _ = bucket_of(points - code.centre)
@@ -220,7 +220,7 @@ def test_a_grid_need_not_be_a_power_of_two():
 def test_a_grid_too_fine_for_a_table_takes_the_lower_bits_as_they_are():
     prior, weights = CauchyPrior(64.0), torch.tensor([-3.0, 3.0, 1.0 + 2.0**-24, 500.0], dtype=torch.float64)
     with pytest.raises(PriorError, match="too fine"):
-        PriorTable.build(place(prior, "w").shape, 2.0**-24 / 64)
+        PriorTable.build(density_of(prior, "w").standard, 2.0**-24 / 64)
     wanted = -nats_to_bits(prior().log_prob(weights)).detach().numpy() + 24
     assert point_bits(prior, "w", weights, 2.0**-24) == pytest.approx(wanted, abs=0.02)
 
@@ -240,7 +240,10 @@ def posteriors(width):
 def test_the_code_of_buckets_is_never_dearer_than_the_divergence(name, step):
     """Sum of Q_k log2 Q_k / P_k <= KL (data processing), whatever the step; stds below and above it."""
     prior = PRIORS[name]().double()
-    widths, centres = prior.width().broadcast_to(SHAPE), torch.as_tensor(getattr(prior, "mean", 0.0)).broadcast_to(SHAPE)
+    widths, centres = (
+        prior.typical_scale().broadcast_to(SHAPE),
+        torch.as_tensor(getattr(prior, "mean", 0.0)).broadcast_to(SHAPE),
+    )
     compared = 0
     for mean, std in posteriors(float(widths[0, 0])):
         mean = mean + float(centres[0, 0])
@@ -325,7 +328,7 @@ class Heavier(torch.distributions.Laplace):
 
 class HeavierPrior(LaplacePrior):
     def forward(self):
-        return Heavier(self.mean, self.width(), validate_args=False)
+        return Heavier(self.mean, self.typical_scale(), validate_args=False)
 
 
 def test_the_contract_adds_the_masses_of_buckets_up():

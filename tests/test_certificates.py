@@ -267,11 +267,11 @@ def test_new_settings_say_nothing_in_files_unless_they_are_used():
     assert other["training"]["objective"]["kind"] == "quad"
 
 
-def test_a_learnt_prior_is_certified_on_the_other_part_and_only_there(tmp_path, run_verb):
+def test_a_learnt_prior_is_certified_on_the_other_part_and_only_there(tmp_path, run_command):
     prior = trained(tmp_path / "prior", data=PARTS["prior"])
     from_prior = {"kind": "checkpoint", "run": str(prior), "scale": 0.03}
     posterior = trained(tmp_path / "posterior", data=PARTS["posterior"], prior=from_prior)
-    done = run_verb("certify", str(posterior), "--draws", "1", "--json")
+    done = run_command("certify", str(posterior), "--draws", "1", "--json")
     found = json.loads(done.out)
     assert done.code == 0
     assert found["n"] == 180
@@ -318,27 +318,27 @@ def test_preprocessing_that_saw_the_examples_is_refused(tmp_path):
         certify_run(trained(tmp_path / "b", data={"features": features}, training={"epochs": 1}), draws=1)
 
 
-def test_the_verb_shows_every_ingredient_and_refuses_in_one_sentence(tmp_path, run_verb):
+def test_the_verb_shows_every_ingredient_and_refuses_in_one_sentence(tmp_path, run_command):
     place = trained(tmp_path / "run")
-    done = run_verb("certify", str(place), "--draws", "1", "--alternatives", "4")
+    done = run_command("certify", str(place), "--draws", "1", "--alternatives", "4")
     assert done.code == 0
     assert "With probability 0.965, weights drawn from the posterior" in done.out
     for word in ("KL bits", "complexity", "bound", "alternatives bits", "test error", "300"):
         assert word in done.out
-    refused = run_verb("certify", str(place), "--delta", "1.5")
+    refused = run_command("certify", str(place), "--delta", "1.5")
     assert refused.code == 1
     assert refused.err.startswith("bitsback: --delta is the probability")
     assert len(refused.err.splitlines()) == 1
-    assert "leave it out" in run_verb("certify", str(place), "--data.root=/nowhere").err
+    assert "leave it out" in run_command("certify", str(place), "--data.root=/nowhere").err
 
 
 @pytest.mark.parametrize("scaling", ["unit", "standard"])
-def test_a_file_is_certified_by_its_length(tmp_path, run_verb, scaling):
+def test_a_file_is_certified_by_its_length(tmp_path, run_command, scaling):
     place = trained(tmp_path / "run", data={"scaling": scaling}, training={"epochs": 8})
     packed = pack(load_run(place).experiment(), progress=False)
     path = tmp_path / "model.bb"
     path.write_bytes(packed.content)
-    done = run_verb("certify", str(path), "--delta", "0.05", "--alternatives", "2", "--json")
+    done = run_command("certify", str(path), "--delta", "0.05", "--alternatives", "2", "--json")
     found, size = json.loads(done.out), len(packed.content)
     assert done.code == 0
     assert found["n"] == 300
@@ -348,7 +348,7 @@ def test_a_file_is_certified_by_its_length(tmp_path, run_verb, scaling):
     assert found["risk"] == pytest.approx(packed.train_error)
     assert found["test_risk"] == pytest.approx(packed.test_error)
     assert found["bound"] == pac_bayes_bound(found["risk"], found["weight_bits"] + 1, 300, 0.05)
-    assert "the network in this file misjudges" in run_verb("certify", str(path)).out
+    assert "the network in this file misjudges" in run_command("certify", str(path)).out
 
 
 def test_a_file_without_its_examples_is_refused(tmp_path):

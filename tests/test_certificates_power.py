@@ -1,7 +1,7 @@
-"""The tests of certificates have power: each fault that makes a bound false is found, by its failures and by its value.
+"""The tests of certificates have power: each error that makes a bound false is found, by its failures and by its value.
 
 Two checks: how often a certificate fails where the true risks are known, as a sum over binomials and not by simulation; and its
-value, from a posterior whose risk and KL are known, in fifty digits. The package passes both, and every fault fails.
+value, from a posterior whose risk and KL are known, in fifty digits. The package passes both, and every error fails.
 """
 
 import dataclasses
@@ -23,11 +23,11 @@ from bitsback.data import Examples
 from bitsback.likelihoods import CategoricalLikelihood
 from bitsback.model import bayesianize
 
-# ------------------------------------------------------------------------------------------------------------- the faults
+# ------------------------------------------------------------------------------------------------------------- the errors
 
 
 def changed(**fields):
-    """A fault that changes what a certificate was made of, from the certificate."""
+    """An error that changes what a certificate was made of, from the certificate."""
     return lambda found: dataclasses.replace(found, **{name: value(found) for name, value in fields.items()})
 
 
@@ -111,7 +111,7 @@ WORLDS = [
     World(1000, 0.2, 0.05, draws=20, delta_draws=0.02),
     World(200_000, 0.2, 0.02, alternatives=1024, draws=300, delta_draws=0.02),
 ]
-"""In each, some fault matters: much choice; few examples, where one of them counts; draws; alternatives that were measured."""
+"""In each, some error matters: much choice; few examples, where one of them counts; draws; alternatives that were measured."""
 
 
 def is_broken(change):
@@ -127,9 +127,9 @@ def test_certificates_fail_no_more_often_than_they_say():
     assert any(world.failures(unchanged) > world.promised / 100 for world in WORLDS)  # there is something to keep
 
 
-@pytest.mark.parametrize("fault", CHANGES)
-def test_certificates_with_a_fault_fail_more_often(fault):
-    assert is_broken(CHANGES[fault])
+@pytest.mark.parametrize("error", CHANGES)
+def test_certificates_with_a_fault_fail_more_often(error):
+    assert is_broken(CHANGES[error])
 
 
 def test_certificates_whose_alternatives_share_no_delta_fail_more_often(monkeypatch):
@@ -231,9 +231,9 @@ def test_a_certificate_is_its_definition_in_fifty_digits():
         assert exact_inverse(measured, c) <= found.bound <= exact_inverse(measured, c) + 1e-6
 
 
-@pytest.mark.parametrize("fault", CHANGES)
-def test_a_fault_changes_the_value(fault):
-    assert not is_exact(CHANGES[fault](certified()))
+@pytest.mark.parametrize("error", CHANGES)
+def test_a_fault_changes_the_value(error):
+    assert not is_exact(CHANGES[error](certified()))
 
 
 FAULTS_INSIDE = {
@@ -244,13 +244,13 @@ FAULTS_INSIDE = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS_INSIDE)
-def test_a_fault_in_the_sum_of_losses_changes_the_value(fault, monkeypatch):
+@pytest.mark.parametrize("error", FAULTS_INSIDE)
+def test_a_fault_in_the_sum_of_losses_changes_the_value(error, monkeypatch):
     everywhere = range(0, N, 2)  # the first example and one of the last part are among them
     found = certified([*everywhere, N - 1]).risk
     assert found == pytest.approx((len(everywhere) + 1) / N, abs=1e-15)
     parts = measuring._parts
-    monkeypatch.setattr(measuring, "_parts", lambda *arguments: FAULTS_INSIDE[fault](list(parts(*arguments))))
+    monkeypatch.setattr(measuring, "_parts", lambda *arguments: FAULTS_INSIDE[error](list(parts(*arguments))))
     assert certified([*everywhere, N - 1]).risk != pytest.approx(found, abs=0.5 / N)
 
 

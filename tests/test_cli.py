@@ -1,4 +1,4 @@
-"""The command line: every verb at toy size, what it prints, what it leaves behind, and how it stops."""
+"""The command line: every command at toy size, what it prints, what it leaves behind, and how it stops."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from bitsback.priors import registry as priors
 from bitsback.training.loop import Fit
 
 TOY = "data: {kind: digits, limit: 200}\ntraining: {epochs: 3}\nledger: {samples: 2}\nlogging: {report: false}\n"
-VERBS = ["train", "ledger", "widen", "compare", "priors", "schema"]
+COMMANDS = ["train", "ledger", "widen", "compare", "priors", "schema"]
 MONEY = ("net_bits", "gross_bits", "refund_bits", "data_bits")
 
 
@@ -46,7 +46,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture
 def cli(tmp_path, monkeypatch, capsys):
-    """Runs a verb in a folder with toy.yaml; returns exit code, stdout and stderr."""
+    """Runs a command in a folder with toy.yaml; returns exit code, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "toy.yaml").write_text(TOY)
 
@@ -60,7 +60,7 @@ def cli(tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def interrupted(cli, monkeypatch):
-    """Runs a verb that is interrupted by Ctrl-C after two epochs."""
+    """Runs a command that is interrupted by Ctrl-C after two epochs."""
 
     def call(*arguments):
         run_epoch = Fit.run_epoch
@@ -153,7 +153,7 @@ def test_an_interruption_exits_with_130_and_says_how_to_resume(interrupted, cli,
     assert "out has no ledger yet; finish it with `bitsback train out --resume`" in cli("ledger", "out").err
 
 
-def test_every_verb_says_that_it_was_interrupted(interrupted, cli, tmp_path):
+def test_every_command_says_that_it_was_interrupted(interrupted, cli, tmp_path):
     said = interrupted("compare", "toy.yaml", "prior.kind=laplace,gaussian")
     assert (said.code, said.err.splitlines()[-1]) == (130, "bitsback: interrupted")
     assert "Traceback" not in said.err
@@ -182,10 +182,10 @@ def test_a_recomputed_ledger_of_the_same_draws_is_the_same(cli, run):
     assert again == json.loads((run / "ledger.json").read_text())
 
 
-@pytest.mark.parametrize("verb", [["ledger", "--recompute"], ["widen"]], ids=" ".join)
-def test_a_run_in_double_precision_can_be_looked_at_again(cli, verb):
+@pytest.mark.parametrize("command", [["ledger", "--recompute"], ["widen"]], ids=" ".join)
+def test_a_run_in_double_precision_can_be_looked_at_again(cli, command):
     assert cli("train", "toy.yaml", "training.precision=float64", "--out", "out").code == 0
-    assert cli(*verb, "out", "--samples", "1").code == 0
+    assert cli(*command, "out", "--samples", "1").code == 0
 
 
 def test_advice_on_a_grid_that_is_too_coarse_names_the_key_that_was_set(cli):
@@ -284,11 +284,11 @@ def test_the_schema_knows_every_section_every_prior_and_whatever_it_refers_to(cl
 # help and mistakes
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_has_help_with_an_example(cli, verb):
-    said = cli(verb, "--help")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(cli, command):
+    said = cli(command, "--help")
     assert said.code == 0
-    assert f"Example: bitsback {verb}" in said.out
+    assert f"Example: bitsback {command}" in said.out
 
 
 def test_debug_shows_the_error_as_it_was_raised(cli):
@@ -301,7 +301,7 @@ def process(*arguments):
 
 
 def heavy_imports(*arguments):
-    """A verb in a process of its own, and which of the slow libraries it imported."""
+    """A command in a process of its own, and which of the slow libraries it imported."""
     heavy = "print('heavy:', *sorted({'torch', 'pydantic', 'numpy'} & set(sys.modules)))"
     done = process(
         "-c", f"import atexit, sys; atexit.register(lambda: {heavy}); from bitsback.cli import main; main()", *arguments
@@ -310,10 +310,10 @@ def heavy_imports(*arguments):
     return done.stdout, set(done.stdout.splitlines()[-1].split()[1:])
 
 
-def test_help_imports_neither_torch_nor_pydantic_and_names_every_verb():
+def test_help_imports_neither_torch_nor_pydantic_and_names_every_command():
     shown_help, heavy = heavy_imports("--help")
     assert not heavy
-    assert all(re.search(rf"^  {verb} ", shown_help, re.MULTILINE) for verb in VERBS)
+    assert all(re.search(rf"^  {command} ", shown_help, re.MULTILINE) for command in COMMANDS)
 
 
 def test_the_ledger_of_a_finished_run_is_shown_without_torch(run):

@@ -30,7 +30,7 @@ from bitsback.priors import (
     SpikeAndSlabPrior,
     StudentTPrior,
 )
-from bitsback.priors.exact_densities import place
+from bitsback.priors.exact_densities import density_of
 
 COUNT = 90
 SHAPE = (9, 10)
@@ -60,7 +60,7 @@ PRIORS = {
 
 
 def code_of(name, exponent=10):
-    return PriorCode.build([place(PRIORS[name](), "w")], [SHAPE], exponent)
+    return PriorCode.build([density_of(PRIORS[name](), "w")], [SHAPE], exponent)
 
 
 def full_stack(lanes=4, words=3000, seed=0):
@@ -187,7 +187,7 @@ def test_quantiles_of_a_table_are_those_of_its_prior():
 
 
 def test_a_density_without_mass_is_refused():
-    from bitsback.coding.densities import Shape
+    from bitsback.coding.densities import StandardDensity
 
     for density in (
         np.zeros_like,
@@ -196,7 +196,7 @@ def test_a_density_without_mass_is_refused():
         lambda z: np.full_like(z, np.inf),
     ):
         with pytest.raises(PriorError, match="no proper mass"):
-            PriorTable.build(Shape("wrong", density, 4), 0.01)
+            PriorTable.build(StandardDensity("wrong", density, 4), 0.01)
     with pytest.raises(PriorError, match=r"too fine: more than 2\^40 points"):
         code_of("cauchy", 47)
 
@@ -246,7 +246,7 @@ def drawn_symbols(seed=0):
 
 
 def drawn_points(name, seed=0):
-    prior = place(PRIORS[name](), "w")
+    prior = density_of(PRIORS[name](), "w")
     rng = np.random.default_rng(seed)
     return np.rint((prior.centre + prior.scale * rng.standard_t(3, SHAPE)) * 1024).astype(np.int64).ravel()
 
@@ -363,7 +363,7 @@ def quantities(count, seed=0):
     rng = np.random.default_rng(seed)
     std = np.exp(rng.uniform(-4, -1, count))
     q = RoundedPosterior.of(rng.normal(0, 0.3, count), std)
-    code = PriorCode.build([place(GaussianPrior(0.3), "w")], [(count,)], 12)
+    code = PriorCode.build([density_of(GaussianPrior(0.3), "w")], [(count,)], 12)
     return q, code
 
 
@@ -409,7 +409,7 @@ def test_draws_with_a_whitened_payload_are_draws(payload):
 def test_gross_grows_by_one_bit_per_halving_and_net_stays():
     count = 8000
     q, _ = quantities(count)
-    prior = place(GaussianPrior(0.3), "w")
+    prior = density_of(GaussianPrior(0.3), "w")
     exponents = np.arange(4, 21, 4)
     gross, refund, ledger = [], [], []
     for m in exponents.tolist():

@@ -241,11 +241,11 @@ def test_other_inputs_do_not_give_other_labels(tmp_path):
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
-def test_the_table_has_a_row_for_every_code(run_verb, tmp_path):
+def test_the_table_has_a_row_for_every_code(run_command, tmp_path):
     text = "extends: {}\ntraining: {{epochs: 6}}\nledger: {{samples: 2}}\ndata: {{limit: 200}}\n"
     (tmp_path / "c.yaml").write_text(text.format(Path("configs/digits_mlp.yaml").resolve()))
     small = ["pack.tuning={steps: 2, balance_steps: 2, groups: 2}", "prequential.blocks.first=50", "prequential.least_steps=30"]
-    found = run_verb("codelengths", tmp_path / "c.yaml", *small, "--json")
+    found = run_command("codelengths", tmp_path / "c.yaml", *small, "--json")
     assert found.code == 0, found.err
     rows = json.loads(found.out)
     assert tuple(rows) == NAMES
@@ -262,14 +262,14 @@ def test_the_table_has_a_row_for_every_code(run_verb, tmp_path):
     assert rows["float32"]["data_bits"] == rows["bic"]["data_bits"] == rows["laplace"]["data_bits"]
 
 
-def test_the_rows_of_a_run_are_those_of_its_ledger(run_verb, tmp_path):
+def test_the_rows_of_a_run_are_those_of_its_ledger(run_command, tmp_path):
     small = ["training.epochs=3", "data.limit=100", "ledger.samples=2"]
-    assert run_verb("train", "configs/digits_linear.yaml", *small, "--out", tmp_path / "run").code == 0
-    found = run_verb("codelengths", tmp_path / "run", "--codes", "variational,uniform", "--json")
+    assert run_command("train", "configs/digits_linear.yaml", *small, "--out", tmp_path / "run").code == 0
+    found = run_command("codelengths", tmp_path / "run", "--codes", "variational,uniform", "--json")
     rows, ledger = json.loads(found.out), load_run(tmp_path / "run").ledger()
     assert list(rows) == ["variational", "uniform"]
     assert rows["variational"]["total_bits"] == pytest.approx(ledger.net_bits)
-    assert "variational" in run_verb("codelengths", tmp_path / "run", "--codes", "variational").out
+    assert "variational" in run_command("codelengths", tmp_path / "run", "--codes", "variational").out
 
 
 def test_the_quantised_row_is_the_size_of_the_real_file():
@@ -296,8 +296,8 @@ def test_the_quantised_row_is_the_size_of_the_real_file():
         (["nowhere.yaml"], "cannot read"),
     ],
 )
-def test_bad_input_is_refused(run_verb, words, reason):
-    found = run_verb("codelengths", *words)
+def test_bad_input_is_refused(run_command, words, reason):
+    found = run_command("codelengths", *words)
     assert found.code != 0
     assert reason in found.err.splitlines()[-1]
     assert found.out == ""
@@ -306,7 +306,7 @@ def test_bad_input_is_refused(run_verb, words, reason):
 # --- probing ----------------------------------------------------------------------------------------------------------
 
 
-def test_probing_features_is_one_command(run_verb, tmp_path):
+def test_probing_features_is_one_command(run_command, tmp_path):
     draw = np.random.default_rng(1)
     labels = draw.integers(0, 3, 300)
     told = np.eye(3)[labels] + 0.3 * draw.normal(size=(300, 3))
@@ -321,7 +321,7 @@ def test_probing_features_is_one_command(run_verb, tmp_path):
             "uniform,variational,prequential",
             "--json",
         ]
-        result = run_verb("codelengths", tmp_path / f"{name}.npz", *words)
+        result = run_command("codelengths", tmp_path / f"{name}.npz", *words)
         assert result.code == 0, result.err
         found[name] = json.loads(result.out)
     assert found["told"]["uniform"]["total_bits"] == pytest.approx(240 * math.log2(3))
@@ -363,9 +363,9 @@ def test_a_file_with_smooth_filters_opens_in_a_fresh_process(tmp_path):
         decimal_content(Experiment.build(config()), 10)
 
 
-def test_a_smooth_filter_needs_a_length(run_verb):
+def test_a_smooth_filter_needs_a_length(run_command):
     layers = "network.layers=[{SmoothConv2d: {out_channels: 2, kernel_size: 3, length: 0}}, Flatten, Linear]"
-    found = run_verb("train", "configs/digits.yaml", layers, "data.features=null")
+    found = run_command("train", "configs/digits.yaml", layers, "data.features=null")
     assert found.code != 0
     assert "length above zero" in found.err
 

@@ -28,7 +28,7 @@ def config(tmp_path):
     return lambda text, name="run.yaml": write(tmp_path / name, text)
 
 
-def faults(path, *overrides):
+def errors(path, *overrides):
     with pytest.raises(ConfigError) as caught:
         load_config(path, overrides)
     return str(caught.value).splitlines()
@@ -70,7 +70,7 @@ def test_a_duplicate_key_names_file_and_line(config):
 def test_an_unknown_key_names_file_line_near_miss_and_the_allowed_keys(config):
     path = config("seed: 1\nprior:\n  kind: laplace\n  scal: 2\n")
     expected = f"{path}:4: prior.scal: unknown key (did you mean 'scale'?); allowed: kind, learn, mean, per, relative_to, scale"
-    assert faults(path) == [expected]
+    assert errors(path) == [expected]
 
 
 def test_an_unknown_section_names_the_near_miss(config):
@@ -92,8 +92,8 @@ def test_an_unknown_kind_names_the_near_miss_and_the_kinds(config, text, place):
 
 
 def test_an_unknown_kind_is_reported_at_the_line_of_the_kind(config):
-    (fault,) = faults(config("prior:\n  scale: 1\n  kind: laplas\n"))
-    assert re.search(r"run\.yaml:3: prior", fault)
+    (error,) = errors(config("prior:\n  scale: 1\n  kind: laplas\n"))
+    assert re.search(r"run\.yaml:3: prior", error)
 
 
 def test_a_section_without_its_kind_says_so(config):
@@ -117,13 +117,13 @@ def test_a_section_without_its_kind_says_so(config):
 )
 def test_a_wrong_value_names_its_line_key_and_what_is_allowed(config, text, message):
     path = config("# first line\n" + text)
-    (fault,) = faults(path)
-    assert fault.startswith(f"{path}:2: {message}")
+    (error,) = errors(path)
+    assert error.startswith(f"{path}:2: {message}")
 
 
 def test_one_wrong_number_in_a_list_is_one_fault(config):
-    (fault,) = faults(config("prior: {kind: scale_mixture, scales: [1, -2], weights: [0.5, 0.5]}"))
-    assert re.search(r"prior\.scales\.1: should be greater than 0, got -2", fault)
+    (error,) = errors(config("prior: {kind: scale_mixture, scales: [1, -2], weights: [0.5, 0.5]}"))
+    assert re.search(r"prior\.scales\.1: should be greater than 0, got -2", error)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_one_wrong_number_in_a_list_is_one_fault(config):
     ],
 )
 def test_a_fault_inside_a_value_of_several_forms_names_keys_of_the_file_only(config, text, key):
-    named = {fault.split(": ")[1] for fault in faults(config(text))}
+    named = {error.split(": ")[1] for error in errors(config(text))}
     assert key in named
     assert not [name for name in named if re.search(r"Settings|constrained|literal|dict\[|\.str", name)]
 
@@ -145,9 +145,9 @@ def test_all_faults_are_in_one_error_each_with_its_line(config):
     path = config("seed: -1\ntraining:\n  epochs: none\n  optimizer:\n    nme: Adam\nprior: {kind: laplas}\nfoo: 1\n")
     starts = [f"{path}:{line}: {key}: " for line, key in
               [(1, "seed"), (3, "training.epochs"), (5, "training.optimizer.nme"), (6, "prior"), (7, "foo")]]  # fmt: skip
-    found = faults(path)
+    found = errors(path)
     assert len(found) == 5
-    assert all(any(fault.startswith(start) for fault in found) for start in starts)
+    assert all(any(error.startswith(start) for error in found) for start in starts)
 
 
 def test_extends_merges_sections_key_by_key(config):
@@ -172,7 +172,7 @@ def test_extends_is_relative_to_the_file_that_says_it_through_a_chain_of_two(con
 
 def test_a_fault_in_an_extended_file_names_that_file_and_line(config):
     base = config("seed: 1\ntraining: {epochs: -1}", "base.yaml")
-    assert faults(config("extends: base.yaml\nseed: 2")) == [
+    assert errors(config("extends: base.yaml\nseed: 2")) == [
         f"{base}:2: training.epochs: should be greater than 0 (or 'auto'), got -1"
     ]
 
@@ -227,7 +227,7 @@ def test_an_override_that_is_no_yaml_is_refused(config):
 
 
 def test_a_fault_in_an_override_says_command_line(config):
-    found = faults(config("seed: 1\ntraining: {epochs: 3}"), "training.epochs=0", "sed=2")
+    found = errors(config("seed: 1\ntraining: {epochs: 3}"), "training.epochs=0", "sed=2")
     assert found[0] == "command line: training.epochs: should be greater than 0 (or 'auto'), got 0"
     assert found[1].startswith("command line: sed: unknown key (did you mean 'seed'?); allowed: ")
 

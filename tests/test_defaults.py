@@ -60,8 +60,8 @@ def test_every_known_configuration_is_written_as_it_is_known(number):
     known = bases()[number]
     sections = [name for name in (*MESSAGE_SECTIONS, "prequential") if name in known]
     tree = {name: value for name, value in known.items() if name in sections}
-    places = ["data.root=data/mnist"] if known.get("data", {}).get("kind") == "idx" else []
-    config = from_tree(tree, places)
+    locations = ["data.root=data/mnist"] if known.get("data", {}).get("kind") == "idx" else []
+    config = from_tree(tree, locations)
     again = to_tree(config, sections)
     assert difference(tree, again) == ([], [])
 

@@ -15,7 +15,7 @@ import pytest
 import typer.main
 
 import bitsback
-from bitsback.cli.app import VERBS, app
+from bitsback.cli.app import COMMANDS, app
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -69,10 +69,10 @@ def commands():
 def test_commands_are_verbs_with_their_options(name, line, monkeypatch):
     """Every `$ bitsback ...` line parses; the README's run. Files of the repository that it names are there."""
     monkeypatch.chdir(ROOT)
-    program, verb, *words = shlex.split(line)
+    program, command, *words = shlex.split(line)
     assert program == "bitsback"
-    command = typer.main.get_command(app).commands[verb]
-    with command.make_context(verb, list(words)) as context:
+    command = typer.main.get_command(app).commands[command]
+    with command.make_context(command, list(words)) as context:
         assert not context.args, f"{name}: {line}: not understood: {context.args}"
     for word in words:
         assert not word.startswith("configs/") or (ROOT / word).is_file(), f"{name}: there is no {word}"
@@ -142,9 +142,9 @@ def check_public_names(site):
 def check_verbs_and_sections(site):
     from bitsback.config.schema import Config
 
-    verbs, settings = ((site / "reference" / f"{name}.html").read_text() for name in ("verbs", "settings"))
-    for verb in VERBS:
-        assert f'id="{verb.__name__}"' in verbs
+    commands, settings = ((site / "reference" / f"{name}.html").read_text() for name in ("commands", "settings"))
+    for command in COMMANDS:
+        assert f'id="{command.__name__}"' in commands
     for section in Config.model_fields:
         assert f">{section}<" in settings
 

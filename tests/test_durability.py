@@ -32,7 +32,7 @@ from bitsback.atomic_io import (
     write_tensors,
 )
 from bitsback.cli import interrupt
-from bitsback.cli.app import VERBS, main
+from bitsback.cli.app import COMMANDS, main
 from bitsback.config import Experiment, load_config
 from bitsback.errors import RunError
 from bitsback.locks import LOCK, InUseError, exclusive, remove_left_over_files
@@ -70,7 +70,7 @@ def files_of(folder):
 
 
 def process(*arguments, **options):
-    """A verb in a process of its own."""
+    """A command in a process of its own."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **options.pop("env", {})}
     words = [sys.executable, "-m", "bitsback", *map(str, arguments)]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
@@ -95,8 +95,8 @@ def test_every_flipped_bit_of_a_tensor_file_is_found(tmp_path):
         try:
             read_tensors(path)
             unsealed.add(bit // 8)
-        except RunError as fault:
-            sentences.add(str(fault).partition(":")[0])
+        except RunError as error:
+            sentences.add(str(error).partition(":")[0])
         flip(path, bit)
     begin = path.read_bytes().index(b"sha256")
     assert sentences == {f"cannot read {path}"}
@@ -123,13 +123,13 @@ OPENING = (["ledger", "--recompute"], ["widen"], ["pack", "-o", "x.bb"], ["repor
            ["send", "--code", "two_part", "-o", "m", "--run"])  # fmt: skip
 
 
-@pytest.mark.parametrize("verb", OPENING, ids=" ".join)
-def test_a_flipped_bit_of_the_checkpoint_stops_every_verb_that_opens_the_run(run_verb, run, verb):
+@pytest.mark.parametrize("command", OPENING, ids=" ".join)
+def test_a_flipped_bit_of_the_checkpoint_stops_every_command_that_opens_the_run(run_command, run, command):
     np.save("x.npy", np.zeros((2, 8, 8), np.float32))
     path = run / "checkpoint" / "state.safetensors"
     flip(path, 8 * (path.stat().st_size - 3) + 5)
     before = files_of(Path("."))
-    said = run_verb(*[run if word == "RUN" else word for word in verb], *([] if "RUN" in verb else [run]))
+    said = run_command(*[run if word == "RUN" else word for word in command], *([] if "RUN" in command else [run]))
     assert said.code == 1
     assert said.err.splitlines()[-1] == (
         f"bitsback: cannot read {path}: it is damaged, its checksum does not fit what is in it; take it from a copy, or write it "
@@ -139,7 +139,7 @@ def test_a_flipped_bit_of_the_checkpoint_stops_every_verb_that_opens_the_run(run
 
 
 @pytest.mark.parametrize("place", ["length", "checksum's name", "header", "first tensor", "last byte", "missing", "empty"])
-def test_a_training_goes_on_from_the_checkpoint_before_to_the_same_end(run_verb, run, finished, place):
+def test_a_training_goes_on_from_the_checkpoint_before_to_the_same_end(run_command, run, finished, place):
     path = run / "checkpoint" / "state.safetensors"
     size, header = path.stat().st_size, int.from_bytes(path.read_bytes()[:8], "little")
     bits = {
@@ -155,17 +155,17 @@ def test_a_training_goes_on_from_the_checkpoint_before_to_the_same_end(run_verb,
         path.write_bytes(b"")
     else:
         path.unlink()
-    said = run_verb("train", run, "--resume", "--json")
+    said = run_command("train", run, "--resume", "--json")
     (sentence,) = (line for line in said.err.splitlines() if line.startswith("bitsback: "))
     state = "missing" if place == "missing" else "damaged"
     assert sentence == f"bitsback: {path} is {state}; going on from the checkpoint before, of epoch 3"
     assert said.code == 0
     for name in ("ledger.json", "posterior.safetensors", "config.yaml"):
         assert (run / name).read_bytes() == (finished / name).read_bytes()
-    assert run_verb("ledger", run, "--recompute", "--json").out == (run / "ledger.json").read_text() + "\n"
+    assert run_command("ledger", run, "--recompute", "--json").out == (run / "ledger.json").read_text() + "\n"
 
 
-def interrupted(monkeypatch, run_verb, epochs):
+def interrupted(monkeypatch, run_command, epochs):
     """A training in ``out`` that was interrupted after some epochs."""
     run_epoch = Fit.run_epoch
 
@@ -176,14 +176,14 @@ def interrupted(monkeypatch, run_verb, epochs):
 
     with monkeypatch.context() as patch:
         patch.setattr(Fit, "run_epoch", some_epochs)
-        assert run_verb("train", "toy.yaml", "--out", "out").code == 130
+        assert run_command("train", "toy.yaml", "--out", "out").code == 130
 
 
-def test_an_interrupted_training_goes_on_from_the_checkpoint_before_to_the_same_end(run_verb, run, monkeypatch):
-    interrupted(monkeypatch, run_verb, 2)
+def test_an_interrupted_training_goes_on_from_the_checkpoint_before_to_the_same_end(run_command, run, monkeypatch):
+    interrupted(monkeypatch, run_command, 2)
     out = Path("out")
     flip(out / "checkpoint" / "state.safetensors", 8 * 1000)
-    said = run_verb("train", out, "--resume")
+    said = run_command("train", out, "--resume")
     assert "state.safetensors is damaged; going on from the checkpoint before, of epoch 1" in said.err
     for name in ("ledger.json", "posterior.safetensors"):
         assert (out / name).read_bytes() == (run / name).read_bytes()
@@ -195,21 +195,21 @@ def test_an_interrupted_training_goes_on_from_the_checkpoint_before_to_the_same_
     assert len(timeless[0]) == 3
 
 
-def test_a_damaged_checkpoint_does_not_take_the_place_of_the_good_one(run_verb, run, monkeypatch):
+def test_a_damaged_checkpoint_does_not_take_the_place_of_the_good_one(run_command, run, monkeypatch):
     """Killed right after it went on from the one before, a training has that one still."""
     path = run / "checkpoint" / "state.safetensors"
     good = path.with_name("previous.safetensors").read_bytes()
     flip(path, 8 * 1000)
     monkeypatch.setattr(Session, "run", lambda _session: signal.raise_signal(signal.SIGINT))
-    assert run_verb("train", run, "--resume").code == 130
+    assert run_command("train", run, "--resume").code == 130
     assert path.read_bytes() == good
 
 
-def test_with_both_checkpoints_damaged_nothing_is_changed(run_verb, run):
+def test_with_both_checkpoints_damaged_nothing_is_changed(run_command, run):
     for name in ("state", "previous"):
         flip(run / "checkpoint" / f"{name}.safetensors", 8 * 1000)
     before = files_of(run)
-    said = run_verb("train", run, "--resume")
+    said = run_command("train", run, "--resume")
     assert said.code == 1
     assert said.err == (
         "bitsback: cannot read run/checkpoint/state.safetensors, nor run/checkpoint/previous.safetensors: both checkpoints are "
@@ -219,16 +219,16 @@ def test_with_both_checkpoints_damaged_nothing_is_changed(run_verb, run):
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_a_checkpoint_of_an_earlier_release_is_opened_and_not_resumed(run_verb, run, number):
+def test_a_checkpoint_of_an_earlier_release_is_opened_and_not_resumed(run_command, run, number):
     path = run / "checkpoint" / "state.safetensors"
     tensors, metadata = read_tensors(path)
     facts = {"facts": metadata["facts"].replace("bitsback checkpoint 3", f"bitsback checkpoint {number}")}
     assert facts["facts"] != metadata["facts"]
     save_file(tensors, path, facts) if number == 1 else write_tensors(path, tensors, facts)  # the first had no checksum
     path.with_name("previous.safetensors").unlink()
-    assert run_verb("ledger", run, "--recompute", "--json").out == (run / "ledger.json").read_text() + "\n"
+    assert run_command("ledger", run, "--recompute", "--json").out == (run / "ledger.json").read_text() + "\n"
     before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
-    said = run_verb("train", run, "--resume")
+    said = run_command("train", run, "--resume")
     assert said.code == 1
     assert re.fullmatch(
         r"bitsback: .*state.safetensors was written by an earlier release, whose training took other steps: its results can be "
@@ -238,16 +238,16 @@ def test_a_checkpoint_of_an_earlier_release_is_opened_and_not_resumed(run_verb, 
     assert {file: file.read_bytes() for file in before} == before
 
 
-def test_a_checkpoint_that_lost_its_checksum_is_damaged(run_verb, run):
+def test_a_checkpoint_that_lost_its_checksum_is_damaged(run_command, run):
     path = run / "checkpoint" / "state.safetensors"
     save_file(*read_tensors(path)[:1], path, read_tensors(path)[1])
-    assert "it is damaged, or of a later release" in run_verb("widen", run).err
+    assert "it is damaged, or of a later release" in run_command("widen", run).err
 
 
-def test_an_earlier_run_with_a_flipped_bit_is_no_prior(run_verb, run):
+def test_an_earlier_run_with_a_flipped_bit_is_no_prior(run_command, run):
     path = run / "posterior.safetensors"
     flip(path, 8 * path.stat().st_size - 20)
-    said = run_verb("train", "toy.yaml", "prior={kind: checkpoint, run: run}", "--out", "out")
+    said = run_command("train", "toy.yaml", "prior={kind: checkpoint, run: run}", "--out", "out")
     assert said.code == 1
     assert re.search(r"cannot read .*run.posterior\.safetensors: .*its checksum does not fit", said.err)
     assert not Path("out").exists()
@@ -268,7 +268,7 @@ def test_a_training_that_begins_keeps_no_checkpoint_of_another(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_second_training_into_a_directory_is_refused_at_once(run_verb, run):
+def test_a_second_training_into_a_directory_is_refused_at_once(run_command, run):
     first = process("train", "toy.yaml", "training.epochs=100000", "--out", "out")
     try:
         out = Path("out")
@@ -277,7 +277,7 @@ def test_a_second_training_into_a_directory_is_refused_at_once(run_verb, run):
         who = f"process {first.pid} on {told['host']} since {told['since']}"
         config, started = (out / "config.yaml").read_bytes(), first.pid
         for words in (["toy.yaml", "--out", "out"], ["out", "--resume"]):
-            said = run_verb("train", *words)
+            said = run_command("train", *words)
             assert said.code == 1
             assert (
                 said.err
@@ -290,7 +290,7 @@ def test_a_second_training_into_a_directory_is_refused_at_once(run_verb, run):
         first.kill()
         first.communicate()
     assert (out / LOCK).exists()  # of a process that was killed: it blocks nobody
-    assert run_verb("compare", "toy.yaml", "seed=1,2", "--out", "out").err.startswith(
+    assert run_command("compare", "toy.yaml", "seed=1,2", "--out", "out").err.startswith(
         "bitsback: out is not empty; choose another --out"
     )
     with exclusive(out / LOCK, out):
@@ -330,11 +330,11 @@ def held():
     ["receive", "plain", "-o", "out"], ["unpack", "plain", "-o", "out"], ["prune", "run", "-o", "out"],
     ["compare", "toy.yaml", "seed=1,2", "--out", "out"],
 ], ids=lambda words: words[0])  # fmt: skip
-def test_verbs_that_fill_a_directory_are_refused_while_another_does(run_verb, run, held, words):
+def test_verbs_that_fill_a_directory_are_refused_while_another_does(run_command, run, held, words):
     Path("plain").write_text("a regular file")
     other = held(Path("out") / LOCK if words[0] == "compare" else Path(f".out{LOCK}"))
     before = files_of(Path("."))
-    assert f"bitsback: out is being written by process {other.pid} on " in run_verb(*words).err
+    assert f"bitsback: out is being written by process {other.pid} on " in run_command(*words).err
     assert files_of(Path(".")) == before
 
 
@@ -372,23 +372,23 @@ def test_a_lock_that_cannot_say_whose_it_is_holds(tmp_path, monkeypatch, held):
 
 
 def test_a_thread_may_hold_a_lock_twice_and_another_thread_may_not(tmp_path):
-    faults = []
+    errors = []
 
     def other():
         try:
             with exclusive(tmp_path / LOCK, Path("it")):
                 pass
-        except InUseError as fault:
-            faults.append(str(fault))
+        except InUseError as error:
+            errors.append(str(error))
 
     with exclusive(tmp_path / LOCK, Path("it")), exclusive(tmp_path / LOCK, Path("it")):
         thread = threading.Thread(target=other)
         thread.start()
         thread.join()
-    (fault,) = faults
-    assert fault.startswith(f"it is being written by another thread of this process ({os.getpid()})")
+    (error,) = errors
+    assert error.startswith(f"it is being written by another thread of this process ({os.getpid()})")
     other()
-    assert len(faults) == 1
+    assert len(errors) == 1
 
 
 @pytest.mark.parametrize(("owner", "is_free"), [
@@ -419,7 +419,7 @@ def test_folders_made_for_a_lock_go_away_unless_something_is_written(tmp_path):
     assert files_of(tmp_path) == {"a/b/file": b""}
 
 
-def test_trainings_of_one_second_get_directories_of_their_own(run_verb, run, monkeypatch):
+def test_trainings_of_one_second_get_directories_of_their_own(run_command, run, monkeypatch):
     class Clock:
         @staticmethod
         def now():
@@ -427,7 +427,7 @@ def test_trainings_of_one_second_get_directories_of_their_own(run_verb, run, mon
 
     monkeypatch.setattr("bitsback.cli.train.datetime", Clock)
     for _ in range(2):
-        assert run_verb("train", "toy.yaml", "training.epochs=1").code == 0
+        assert run_command("train", "toy.yaml", "training.epochs=1").code == 0
     assert {path.name for path in Path("runs").iterdir()} == {"toy-20261128-120000", "toy-20261128-120000-2"}
 
 
@@ -435,19 +435,19 @@ def test_trainings_of_one_second_get_directories_of_their_own(run_verb, run, mon
 
 
 def ended(words, condition, number=signal.SIGTERM):
-    """A verb that got a signal when a condition held."""
-    verb = process(*words)
+    """A command that got a signal when a condition held."""
+    command = process(*words)
     try:
-        wait_for(lambda: condition() or verb.poll() is not None)
-        verb.send_signal(number)
-        out, err = verb.communicate()
+        wait_for(lambda: condition() or command.poll() is not None)
+        command.send_signal(number)
+        out, err = command.communicate()
     finally:
-        verb.kill()
-    return SimpleNamespace(code=verb.returncode, out=out, err=err)
+        command.kill()
+    return SimpleNamespace(code=command.returncode, out=out, err=err)
 
 
 @pytest.mark.slow
-def test_sigterm_ends_a_training_as_ctrl_c_does(run_verb, run):
+def test_sigterm_ends_a_training_as_ctrl_c_does(run_command, run):
     overrides = ["training.epochs=100000", "training.checkpoint_seconds=0"]
     metrics = Path("out/metrics.jsonl")
     said = ended(["train", "toy.yaml", *overrides, "--out", "out"], lambda: metrics.exists() and metrics.stat().st_size)
@@ -464,8 +464,8 @@ def test_sigterm_ends_a_training_as_ctrl_c_does(run_verb, run):
     (signal.SIGINT, 130, ""), (signal.SIGTERM, 143, " by SIGTERM"), (getattr(signal, "SIGHUP", signal.SIGTERM), None, " by SIG"),
 ])  # fmt: skip
 @pytest.mark.parametrize("place", ["report", "pack", "send", "train report"])
-def test_a_signal_ends_every_verb_with_one_line_and_whole_files(run_verb, run, monkeypatch, number, code, by, place):
-    """The signal comes while the verb works: at its first look at an experiment, or while it writes."""
+def test_a_signal_ends_every_command_with_one_line_and_whole_files(run_command, run, monkeypatch, number, code, by, place):
+    """The signal comes while the command works: at its first look at an experiment, or while it writes."""
     words, where, now = {
         "report": (["report", "run"], "bitsback.report.page.page", ""),
         "train report": (["train", "run", "--resume"], "bitsback.report.page.page", "; the run is complete, and its page is written by: bitsback report run"),
@@ -480,7 +480,7 @@ def test_a_signal_ends_every_verb_with_one_line_and_whole_files(run_verb, run, m
     before = {
         name: content for name, content in files_of(Path(".")).items() if "checkpoint" not in name and "summary" not in name
     }
-    said = run_verb(*words)
+    said = run_command(*words)
     assert said.code == (code or 128 + number)
     assert re.search(rf"bitsback: interrupted{by}\w*{re.escape(now)}\n$", said.err)
     after = {
@@ -499,7 +499,7 @@ def test_signals_that_the_caller_ignores_stay_ignored(monkeypatch):
         signal.signal(signal.SIGTERM, before)
 
 
-def test_an_error_that_a_library_makes_of_a_signal_is_an_interruption(run_verb, monkeypatch):
+def test_an_error_that_a_library_makes_of_a_signal_is_an_interruption(run_command, monkeypatch):
     def swallowed(_settings):
         try:
             signal.raise_signal(signal.SIGTERM)
@@ -507,7 +507,7 @@ def test_an_error_that_a_library_makes_of_a_signal_is_an_interruption(run_verb, 
             raise ImportError("half of numpy") from None
 
     monkeypatch.setattr("bitsback.config.json_schema", lambda: swallowed(None))
-    said = run_verb("schema")
+    said = run_command("schema")
     assert (said.code, said.err) == (143, "\nbitsback: interrupted by SIGTERM\n")
 
 
@@ -603,15 +603,15 @@ def test_a_directory_is_written_through_a_link_and_onto_the_current_one(tmp_path
     assert sorted(names(tmp_path)) == ["here", "link", "real"]
 
 
-def test_a_resumed_training_removes_what_a_killed_one_left(run_verb, run):
+def test_a_resumed_training_removes_what_a_killed_one_left(run_command, run):
     left = [run / ".ledger.json.abcdefgh.tmp", run / "checkpoint" / ".state.safetensors.a_cd3fgh.tmp", run / LOCK]
     for path in left:
         path.write_bytes(b"half")
-    assert run_verb("train", run, "--resume").code == 0
+    assert run_command("train", run, "--resume").code == 0
     assert not any(path.exists() for path in left)
 
 
-def test_a_directory_in_which_no_training_has_begun_counts_as_empty(tmp_path, run_verb, run):
+def test_a_directory_in_which_no_training_has_begun_counts_as_empty(tmp_path, run_command, run):
     out = Path("out")
     write_bytes(out / "metrics.jsonl", b"")
     write_bytes(out / "checkpoint" / "state.safetensors", b"of epoch 0")
@@ -626,7 +626,7 @@ def test_a_directory_in_which_no_training_has_begun_counts_as_empty(tmp_path, ru
     with pytest.raises(RunError, match="out is not empty"):
         check_new_directory(out)
     write_bytes(out / "metrics.jsonl", b"")
-    assert run_verb("train", "toy.yaml", "--out", "out").code == 0
+    assert run_command("train", "toy.yaml", "--out", "out").code == 0
     assert (out / "ledger.json").read_bytes() == (run / "ledger.json").read_bytes()
     assert names(out / "checkpoint") == ["previous.safetensors", "state.safetensors"]
 
@@ -637,15 +637,15 @@ def test_a_directory_in_which_no_training_has_begun_counts_as_empty(tmp_path, ru
 class Raw(io.RawIOBase):
     """A stream that fails when it is written to, or takes what is written."""
 
-    def __init__(self, fault=None):
-        self.fault, self.content = fault, b""
+    def __init__(self, error=None):
+        self.error, self.content = error, b""
 
     def writable(self):
         return True
 
     def write(self, content):
-        if self.fault is not None:
-            raise OSError(self.fault, os.strerror(self.fault))
+        if self.error is not None:
+            raise OSError(self.error, os.strerror(self.error))
         self.content += bytes(content)
         return len(content)
 
@@ -657,7 +657,7 @@ QUICK = ["watch", "ledger", "inspect", "priors", "schema", "unpack"]
 @pytest.fixture(scope="module")
 def place(finished, tmp_path_factory):
     """A folder with a run of a name that is not ASCII, a model file, a message and inputs."""
-    folder = tmp_path_factory.mktemp("verbs")
+    folder = tmp_path_factory.mktemp("commands")
     shutil.copytree(finished, folder / "Läufe")
     (folder / "toy.yaml").write_text(TOY)
     (folder / "letter").write_bytes(b"x" * 4000)
@@ -681,19 +681,19 @@ WORDS = {
     "priors": ["gaussian"], "schema": [],
 }  # fmt: skip
 NAMES_A_FILE = ("watch", "plot", "pack", "receive", "report", "send", "train", "unpack", "prune")
-assert set(WORDS) == {verb.__name__ for verb in VERBS}
+assert set(WORDS) == {command.__name__ for command in COMMANDS}
 
 
 @pytest.mark.parametrize("stream", STREAMS)
-@pytest.mark.parametrize("verb", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in WORDS])
-def test_every_verb_takes_an_output_that_is_closed_full_or_ascii(place, monkeypatch, verb, stream):
-    fault, encoding = STREAMS[stream]
+@pytest.mark.parametrize("command", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in WORDS])
+def test_every_command_takes_an_output_that_is_closed_full_or_ascii(place, monkeypatch, command, stream):
+    error, encoding = STREAMS[stream]
     monkeypatch.chdir(place)
-    new = f"ü-{verb}-{stream}"
-    raw, err = Raw(fault), io.StringIO()
+    new = f"ü-{command}-{stream}"
+    raw, err = Raw(error), io.StringIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(raw), encoding))
     monkeypatch.setattr(sys, "stderr", err)
-    monkeypatch.setattr(sys, "argv", ["bitsback", verb, *(word.replace("NEW", new) for word in WORDS[verb])])
+    monkeypatch.setattr(sys, "argv", ["bitsback", command, *(word.replace("NEW", new) for word in WORDS[command])])
     monkeypatch.setenv("BITSBACK_DEBUG", "")
     with pytest.raises(SystemExit) as stopped:
         main()
@@ -703,11 +703,11 @@ def test_every_verb_takes_an_output_that_is_closed_full_or_ascii(place, monkeypa
     assert said == ([sentence] if stream == "full" else [])
     if stream == "ascii":
         assert raw.content.decode("ascii").strip()
-        assert ("\\xe4" in raw.content.decode() or "\\xfc" in raw.content.decode()) == (verb in NAMES_A_FILE)
-    if any("NEW" in word for word in WORDS[verb]):
-        written = place / (new + (".svg" if verb == "plot" else ""))
+        assert ("\\xe4" in raw.content.decode() or "\\xfc" in raw.content.decode()) == (command in NAMES_A_FILE)
+    if any("NEW" in word for word in WORDS[command]):
+        written = place / (new + (".svg" if command == "plot" else ""))
         assert written.exists()
-        assert verb != "train" or {"ledger.json", "report.html"} <= {path.name for path in written.iterdir()}
+        assert command != "train" or {"ledger.json", "report.html"} <= {path.name for path in written.iterdir()}
 
 
 def test_a_process_with_a_reader_that_went_away_or_without_output_is_quiet(run):
@@ -743,19 +743,19 @@ def test_a_machine_without_utf8_writes_the_same_files(run):
 # The page
 
 
-def test_a_page_that_fails_does_not_fail_the_training(run_verb, run, monkeypatch):
+def test_a_page_that_fails_does_not_fail_the_training(run_command, run, monkeypatch):
     def no_page(*_args, **_options):
         raise ImportError("no matplotlib\nhere")
 
     monkeypatch.setattr("bitsback.report.write_report", no_page)
-    said = run_verb("train", "toy.yaml", "logging.report=true", "--out", "out")
+    said = run_command("train", "toy.yaml", "logging.report=true", "--out", "out")
     assert said.code == 0
     sentence = "bitsback: the run is complete, but no page could be written: no matplotlib here; try again: bitsback report out"
     assert [line for line in said.err.splitlines() if line.startswith("bitsback")] == [sentence]
     assert said.out.endswith("The run is in out\n")
     assert (Path("out") / "ledger.json").read_bytes() == (run / "ledger.json").read_bytes()
     monkeypatch.setattr("bitsback.report.write_comparison", no_page)
-    said = run_verb("compare", "toy.yaml", "seed=1,2", "training.epochs=1", "--out", "several")
+    said = run_command("compare", "toy.yaml", "seed=1,2", "training.epochs=1", "--out", "several")
     assert said.code == 0
     assert (
         "bitsback: the runs are complete, but no page could be written: no matplotlib here; try again: bitsback report several"
@@ -764,11 +764,11 @@ def test_a_page_that_fails_does_not_fail_the_training(run_verb, run, monkeypatch
     assert "To look at them" not in said.out
 
 
-def test_nothing_asks_for_the_metadata_of_an_installation(run_verb, monkeypatch):
+def test_nothing_asks_for_the_metadata_of_an_installation(run_command, monkeypatch):
     for path in (ROOT / "bitsback").rglob("*.py"):
         assert "importlib.metadata" not in path.read_text(encoding="utf-8"), path
     assert f'\nversion = "{__version__}"\n' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    assert run_verb("--version").out == f"bitsback {__version__}\n"
+    assert run_command("--version").out == f"bitsback {__version__}\n"
 
 
 # Other machines
@@ -781,7 +781,7 @@ def test_names_of_files_are_such_as_every_system_takes():
     assert file_name("...") == "_"
 
 
-def test_compare_makes_one_directory_for_each_value_whatever_is_in_it(run_verb, run, tmp_path):
+def test_compare_makes_one_directory_for_each_value_whatever_is_in_it(run_command, run, tmp_path):
     (tmp_path / "A").mkdir()
     for name in ("a:1", "a?1"):
         np.savez(
@@ -791,7 +791,7 @@ def test_compare_makes_one_directory_for_each_value_whatever_is_in_it(run_verb, 
         )
     config = "data: {kind: npz, path: x}\nnetwork: {kind: sequential, layers: [Linear]}\ntraining: {epochs: 1}\nledger: {samples: 1}\nlogging: {report: false}\n"
     Path("own.yaml").write_text(config)
-    said = run_verb("compare", "own.yaml", f"data.path={tmp_path}/a:1.npz,{tmp_path}/a?1.npz", "--out", "several")
+    said = run_command("compare", "own.yaml", f"data.path={tmp_path}/a:1.npz,{tmp_path}/a?1.npz", "--out", "several")
     assert said.code == 0, said.err
     stem = file_name(f"data.path={tmp_path}/a:1.npz")
     assert names("several") == sorted([f"{stem}-1", f"{stem}-2", "report.html"])

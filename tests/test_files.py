@@ -17,9 +17,9 @@ WRITERS = {
 each_writer = pytest.mark.parametrize("write", list(WRITERS.values()), ids=list(WRITERS))
 
 
-def failing(fault):
+def failing(error):
     def fail(*_args, **_options):
-        raise fault
+        raise error
 
     return fail
 

@@ -49,8 +49,8 @@ def test_there_is_a_file_of_every_kind():
     assert manifest(GOLDEN / "quantised_permuted.bb")["refund_bits"] > 10
 
 
-def test_labels_and_network_of_a_message_of_version_1_come_out_and_its_payload_is_refused(tmp_path, run_verb):
-    said = run_verb("receive", GOLDEN / "message_1.bb", "-o", tmp_path / "out")
+def test_labels_and_network_of_a_message_of_version_1_come_out_and_its_payload_is_refused(tmp_path, run_command):
+    said = run_command("receive", GOLDEN / "message_1.bb", "-o", tmp_path / "out")
     assert said.code == 1
     assert re.fullmatch(
         r"bitsback: labels and network were recovered, the payload was not: an earlier bitsback wrote the message \(format "
@@ -58,15 +58,15 @@ def test_labels_and_network_of_a_message_of_version_1_come_out_and_its_payload_i
         said.err,
     )
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"labels.npy", "model.safetensors"}
-    assert "Only bitsback 0.1 gives the payload back" in run_verb("inspect", GOLDEN / "message_1.bb").out
+    assert "Only bitsback 0.1 gives the payload back" in run_command("inspect", GOLDEN / "message_1.bb").out
 
 
-def test_labels_in_the_prequential_code_of_version_1_are_refused(tmp_path, run_verb):
-    said = run_verb("receive", GOLDEN / "prequential_1.bb", "-o", tmp_path / "out")
+def test_labels_in_the_prequential_code_of_version_1_are_refused(tmp_path, run_command):
+    said = run_command("receive", GOLDEN / "prequential_1.bb", "-o", tmp_path / "out")
     assert (said.code, said.out) == (1, "")
     assert re.fullmatch(r"bitsback: an earlier bitsback wrote .*prequential_1.bb .* receive it with bitsback 0.1\n", said.err)
     assert not (tmp_path / "out").exists()
-    assert "200 labels in the prequential code" in run_verb("inspect", GOLDEN / "prequential_1.bb").out
+    assert "200 labels in the prequential code" in run_command("inspect", GOLDEN / "prequential_1.bb").out
 
 
 def test_the_specification_alone_reads_a_file():

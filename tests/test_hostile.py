@@ -110,7 +110,7 @@ def bounded():
 
 @pytest.fixture
 def refused(tmp_path, monkeypatch, capsys, bounded):
-    """Runs a verb in an empty folder with inputs.npy, and returns the one sentence that refuses it."""
+    """Runs a command in an empty folder with inputs.npy, and returns the one sentence that refuses it."""
     import numpy as np
 
     monkeypatch.chdir(tmp_path)
@@ -138,9 +138,9 @@ def sentence_for(name):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_hostile_file_is_refused_in_one_sentence_and_leaves_nothing(refused, tmp_path, path):
     kind = path.read_bytes()[2:3]
-    verbs = {"receive": ["-o", "out"]} if kind and KINDS.get(kind[0] >> 4) in LABELS else MODEL_VERBS
-    for verb, options in verbs.items():
-        assert re.search(sentence_for(path.stem), refused(verb, path, *options))
+    commands = {"receive": ["-o", "out"]} if kind and KINDS.get(kind[0] >> 4) in LABELS else MODEL_VERBS
+    for command, options in commands.items():
+        assert re.search(sentence_for(path.stem), refused(command, path, *options))
         left = {file.name for file in tmp_path.rglob("*")}
         assert left - {"inputs.npy"} == ({"out", "labels.npy", "model.safetensors"} if "payload" in path.stem else set())
 
@@ -180,8 +180,8 @@ def test_every_cut_every_extension_and_every_flipped_bit_is_seen(whole, kind, tm
         try:
             unseal(damaged, "the file")
             passed.append(damaged)
-        except BitsbackError as fault:
-            said = str(fault)
+        except BitsbackError as error:
+            said = str(error)
         assert damaged in passed or re.match(r"the file (is|has) .*; (copy it again|give one|install a newer)", said)
     assert not {*passed} & {*flips}  # no checksum misses one bit
     assert len(passed) <= 1  # of hundreds of other lengths, 16 bits may miss one; then the contents do not end as they should
@@ -202,9 +202,9 @@ def attempt(content, folder):
         try:
             way()
             delivered = True
-        except BitsbackError as fault:
-            said.append(str(fault))
-            delivered = isinstance(fault, RefundLostError)
+        except BitsbackError as error:
+            said.append(str(error))
+            delivered = isinstance(error, RefundLostError)
     assert not any("\n" in sentence for sentence in said)
     assert out.exists() == delivered
     return said

@@ -49,7 +49,7 @@ def build(path, **sections):
         (np.array([b"x", b"y", b"z"]), ("x", "y", "z")),
     ],
 )
-def test_classes_are_the_distinct_labels_and_come_back(tmp_path, labels, of_three, run_verb):
+def test_classes_are_the_distinct_labels_and_come_back(tmp_path, labels, of_three, run_command):
     targets = np.tile(labels, 32)
     experiment = build(table(tmp_path, targets))
     assert experiment.config.likelihood.labels == of_three
@@ -61,10 +61,10 @@ def test_classes_are_the_distinct_labels_and_come_back(tmp_path, labels, of_thre
     assert any(f"'{of_three[0]}', '{of_three[1]}', '{of_three[2]}'" in note and "classes 0 to 2" in note for note in said)
     assert load_run(tmp_path / "run").config.likelihood.labels == of_three
     np.save(tmp_path / "asked.npy", CENTRES)
-    answers = json.loads(run_verb("predict", tmp_path / "run", "--data", tmp_path / "asked.npy", "--json").out)
+    answers = json.loads(run_command("predict", tmp_path / "run", "--data", tmp_path / "asked.npy", "--json").out)
     assert [answer["class"] for answer in answers] == list(of_three)
-    run_verb("pack", tmp_path / "run", "-o", tmp_path / "model.bb")
-    answers = json.loads(run_verb("predict", tmp_path / "model.bb", "--data", tmp_path / "asked.npy", "--json").out)
+    run_command("pack", tmp_path / "run", "-o", tmp_path / "model.bb")
+    answers = json.loads(run_command("predict", tmp_path / "model.bb", "--data", tmp_path / "asked.npy", "--json").out)
     assert [answer["class"] for answer in answers] == list(of_three)
 
 
@@ -86,13 +86,13 @@ def test_a_label_that_only_the_test_split_has_is_a_class_too(tmp_path):
     assert "that labels 7 exist, which no training example has" in experiment.dataset.train.assumed
 
 
-def test_a_message_brings_texts_back(tmp_path, run_verb):
+def test_a_message_brings_texts_back(tmp_path, run_command):
     targets = np.tile(np.array(["cat", "ant", "bee"]), 20)
     path = table(tmp_path, targets)
     (tmp_path / "c.yaml").write_text(f"data: {{kind: npz, path: {path}, test_fraction: 0}}\ntraining: {{epochs: 3}}\n")
     (tmp_path / "payload").write_bytes(bytes(range(256)))
-    run_verb("send", tmp_path / "c.yaml", "--payload", tmp_path / "payload", "-o", tmp_path / "m.bbm")
-    run_verb("receive", tmp_path / "m.bbm", "-o", tmp_path / "out", f"--data.path={path}")
+    run_command("send", tmp_path / "c.yaml", "--payload", tmp_path / "payload", "-o", tmp_path / "m.bbm")
+    run_command("receive", tmp_path / "m.bbm", "-o", tmp_path / "out", f"--data.path={path}")
     assert np.load(tmp_path / "out" / "labels.npy").tolist() == targets.tolist()
     assert (tmp_path / "out" / "payload").read_bytes() == bytes(range(256))
 
@@ -198,15 +198,15 @@ def test_whole_number_inputs_stay_indices_where_the_network_begins_with_an_embed
     assert build(tmp_path / "t.npz").dataset.train.inputs.dtype == torch.float32
 
 
-def test_a_file_of_texts_is_certified_with_its_own_labels(tmp_path, run_verb):
+def test_a_file_of_texts_is_certified_with_its_own_labels(tmp_path, run_command):
     """Scaling from the examples has no certificate for a run; a file pays for its statistics, and its labels are the data's."""
     targets = np.tile(np.array([7, 3, 5]), 60)
     (tmp_path / "c.yaml").write_text(
         f"data: {{kind: npz, path: {table(tmp_path, targets)}, scaling: unit}}\ntraining: {{epochs: 200}}\nlogging: {{report: false}}\n"
     )
-    run_verb("train", tmp_path / "c.yaml", "--out", tmp_path / "run")
-    run_verb("pack", tmp_path / "run", "-o", tmp_path / "m.bb")
-    found = json.loads(run_verb("certify", tmp_path / "m.bb", f"--data.path={tmp_path / 'table.npz'}", "--json").out)
+    run_command("train", tmp_path / "c.yaml", "--out", tmp_path / "run")
+    run_command("pack", tmp_path / "run", "-o", tmp_path / "m.bb")
+    found = json.loads(run_command("certify", tmp_path / "m.bb", f"--data.path={tmp_path / 'table.npz'}", "--json").out)
     assert found["risk"] < 0.05  # raw labels beside classes would all be wrong
 
 

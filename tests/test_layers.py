@@ -177,7 +177,7 @@ def test_a_transformer_keeps_what_it_computes(mode):
     getattr(model, mode)()
     with torch.no_grad(), model.mean():
         assert torch.allclose(model(x), wanted, atol=1e-5)
-    assert sum(weight.posterior.weights for weight in model.weights) == sum(p.numel() for p in plain.parameters())
+    assert sum(weight.posterior.numel for weight in model.weights) == sum(p.numel() for p in plain.parameters())
     with torch.no_grad(), model.sample():
         first = model(x)
         assert torch.equal(first, model(x))

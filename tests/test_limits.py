@@ -357,9 +357,9 @@ def test_a_file_of_another_kind_is_named_with_the_way_to_an_npz(tmp_path, name, 
     (tmp_path / name).write_bytes(content)
     with pytest.raises(
         DataError, match=rf"as NPZ: {said}.*; write it with numpy.savez\('data.npz', inputs=x, targets=y\)"
-    ) as fault:
+    ) as error:
         NpzSettings(path=tmp_path / name).load()
-    assert "allow_pickle" not in str(fault.value)
+    assert "allow_pickle" not in str(error.value)
 
 
 def test_predict_names_a_file_of_another_kind(tmp_path):
@@ -463,27 +463,27 @@ def clean(said):
     return True
 
 
-def test_names_of_arrays_are_written_out(run_verb, tmp_path):
+def test_names_of_arrays_are_written_out(run_command, tmp_path):
     stream = io.BytesIO()
     np.save(stream, np.zeros((3, 8, 8)))
     write_zip(tmp_path / "x.npz", {f"in{ESCAPE}puts.npy": stream.getvalue()}, zipfile.ZIP_STORED)
     (tmp_path / "model").write_bytes((make.HERE.parent / "golden" / "decimal.bb").read_bytes())
-    assert clean(run_verb("predict", tmp_path / "model", "--data", tmp_path / "x.npz").err)
+    assert clean(run_command("predict", tmp_path / "model", "--data", tmp_path / "x.npz").err)
 
 
-def test_names_of_files_and_keys_are_written_out(run_verb, tmp_path):
-    assert clean(run_verb("inspect", tmp_path / f"x{ESCAPE}").err)
+def test_names_of_files_and_keys_are_written_out(run_command, tmp_path):
+    assert clean(run_command("inspect", tmp_path / f"x{ESCAPE}").err)
     (tmp_path / "x.yaml").write_text('"a\\e[31m\\x9b2J\\u202e": 1\n')
-    assert clean(run_verb("train", tmp_path / "x.yaml").err)
+    assert clean(run_command("train", tmp_path / "x.yaml").err)
 
 
-def test_class_names_of_a_file_are_written_out(run_verb, whole, tmp_path):
+def test_class_names_of_a_file_are_written_out(run_command, whole, tmp_path):
     names = [f"{k}{ESCAPE}" for k in range(10)]
     likelihood = make.settings_of(whole["quantised"])["likelihood"] | {"class_names": names}
     data = {"kind": "digits", "limit": 40, "features": make.FEATURES}
     (tmp_path / "model").write_bytes(make.with_settings(whole["quantised"], likelihood=likelihood, data=data))
     np.save(tmp_path / "x.npy", np.zeros((2, 1, 8, 8)))
-    said = run_verb("predict", tmp_path / "model", "--data", tmp_path / "x.npy")
+    said = run_command("predict", tmp_path / "model", "--data", tmp_path / "x.npy")
     assert said.code == 0
     assert clean(said.out)
 
@@ -497,9 +497,9 @@ def test_the_live_picture_of_a_run_writes_its_name_out(tmp_path):
     assert clean("\n".join(line.plain for line in lines))
 
 
-def test_text_without_control_characters_is_printed_as_it_is(run_verb):
+def test_text_without_control_characters_is_printed_as_it_is(run_command):
     from bitsback.cli.text import printable
 
     text = "Größe 8 → 3 µs\tund\nmehr 日本"
     assert printable(text) == text
-    assert "Usage" in run_verb("--help").out
+    assert "Usage" in run_command("--help").out

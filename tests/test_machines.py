@@ -21,7 +21,7 @@ from bitsback.formats.container import BitReader, unseal
 from bitsback.formats.message.header import Header
 from bitsback.formats.message.read import RefundLostError, receive_file
 from bitsback.formats.message.write import Sender
-from bitsback.formats.prequential import write as shipping
+from bitsback.formats.prequential import read as reading
 from bitsback.formats.prequential.preamble import Head
 from bitsback.formats.prequential.read import receive_prequential
 from bitsback.formats.prequential.walk import Walk
@@ -85,8 +85,8 @@ def received_labels(path, place):
     refusal = None
     try:
         found = receive_prequential(path, place, progress=False)
-    except FileError as fault:
-        refusal = str(fault)
+    except FileError as error:
+        refusal = str(error)
     if refusal is None:
         assert np.array_equal(found, LABELS)
         assert np.array_equal(np.load(place / "labels.npy"), LABELS)
@@ -106,8 +106,8 @@ def received_message(path, place):
     said = "received"
     try:
         assert receive_file(path, place, progress=False).payload == PAYLOAD
-    except RefundLostError as fault:
-        said = str(fault)
+    except RefundLostError as error:
+        said = str(error)
     assert np.array_equal(np.load(place / "labels.npy"), LABELS)
     assert (place / "payload").exists() == (said == "received")
     return said
@@ -148,7 +148,7 @@ def test_tables_that_differ_under_one_digest_deliver_nothing(labels_file, tmp_pa
     """Eight bits miss one difference in 256: then the labels' own digest refuses, or the stack that runs out."""
     (tmp_path / "labels.bb").write_bytes(labels_file)
     sent = iter(Head.take(BitReader(unseal(labels_file, "it")[1])).tables)
-    monkeypatch.setattr(shipping, "tables_digest", lambda whole: next(sent))
+    monkeypatch.setattr(reading, "tables_digest", lambda whole: next(sent))
     other_predictions(monkeypatch, 1.0)
     with pytest.raises(FileError, match=r"labels that come out are not those that went in|bits ran out while decoding"):
         receive_prequential(tmp_path / "labels.bb", tmp_path / "out", progress=False)
@@ -226,12 +226,12 @@ def machine(capability):
     return OLDEST if capability == "default" else {"ATEN_CPU_CAPABILITY": capability} if capability else {}
 
 
-def fresh_process(verb, capability, threads, *paths):
+def fresh_process(command, capability, threads, *paths):
     """Send or receive in a new process that uses these kernels and, whatever is asked for, so many threads."""
     environment = {key: value for key, value in os.environ.items() if key not in OLDEST}
     environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), **machine(capability)}
     environment["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that wait leave the core to others: four times as fast on busy cores
-    command = [sys.executable, __file__, verb, str(threads), *map(str, paths)]
+    command = [sys.executable, __file__, command, str(threads), *map(str, paths)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -262,10 +262,10 @@ def test_every_kernel_and_thread_count_decodes_what_another_has_sent(tmp_path):
             assert set(found.values()) == {"received"}, (capability, threads, found)
 
 
-def _main(verb, threads, *places):
+def _main(command, threads, *places):
     torch.set_num_threads(int(threads))
     torch.set_num_threads = lambda count: None  # the file's number is not obeyed
-    if verb == "send":
+    if command == "send":
         for name, settings in FILES.items():
             send = prequential if "prequential" in settings.model_fields_set else send_message
             (Path(places[0]) / name).write_bytes(send(settings, progress=False).content)

@@ -14,8 +14,8 @@ from bitsback.atomic_io import read_tensors
 from bitsback.coding.philox import whiten
 from bitsback.config import Config, Experiment, load_run
 from bitsback.errors import BitsbackError, ConfigError, FileError, LayerError, PriorError
-from bitsback.formats.message.read import PayloadTooShortError, RefundLostError, receive_file
-from bitsback.formats.message.write import Sender
+from bitsback.formats.message.read import RefundLostError, receive_file
+from bitsback.formats.message.write import PayloadTooShortError, Sender
 from bitsback.formats.prequential.read import receive_prequential
 from bitsback.formats.prequential.write import prequential
 from bitsback.units import nats_to_bits
@@ -63,10 +63,10 @@ def linear():
     return train()
 
 
-def received(tmp_path, content, places=(), name="out"):
+def received(tmp_path, content, locations=(), name="out"):
     """What a receiver finds: payload, labels and tensors as files hold them, and the weights in float64."""
     (tmp_path / "message").write_bytes(content)
-    got = receive_file(tmp_path / "message", tmp_path / name, places, progress=False)
+    got = receive_file(tmp_path / "message", tmp_path / name, locations, progress=False)
     assert {path.name for path in (tmp_path / name).iterdir()} == {"payload", "labels.npy", "model.safetensors"}
     tensors, _ = read_tensors(tmp_path / name / "model.safetensors")
     payload = (tmp_path / name / "payload").read_bytes()
@@ -152,7 +152,7 @@ def test_any_step_comes_back(tmp_path, linear, exponent):
 
 def test_a_finer_grid_costs_nothing_net(linear):
     steps = [linear.send(whiten(bytes(4000), number), exponent=m) for m in (8, 12, 16, 20) for number in range(1, 4)]
-    weights = sum(q.weights for q in linear.experiment.model.posteriors())
+    weights = sum(q.numel for q in linear.experiment.model.posteriors())
     for sent in steps:
         assert sent.stack_net_bits == pytest.approx(sent.net_bits, rel=0.002)
     gross = [sum(sent.gross_weight_bits for sent in steps[k : k + 3]) / 3 for k in range(0, 12, 3)]
@@ -163,10 +163,10 @@ def test_a_finer_grid_costs_nothing_net(linear):
 
 def test_a_payload_that_is_too_short_says_how_much_is_missing(tmp_path, linear):
     for payload in (b"", text(101)):
-        with pytest.raises(PayloadTooShortError, match="the payload is too short to draw all weights: ") as fault:
+        with pytest.raises(PayloadTooShortError, match="the payload is too short to draw all weights: ") as error:
             linear.send(payload)
-        missing = fault.value.missing_bits
-        assert f"{missing:,} more bits ({-(-missing // 8):,} bytes) are needed; give a longer payload" in str(fault.value)
+        missing = error.value.missing_bits
+        assert f"{missing:,} more bits ({-(-missing // 8):,} bytes) are needed; give a longer payload" in str(error.value)
         enough = payload + text(-(-missing // 8) + 16)
         assert received(tmp_path, linear.send(enough).content, name=f"{len(payload)}").payload == enough
         with pytest.raises(PayloadTooShortError):
@@ -357,11 +357,11 @@ def test_a_step_out_of_range_is_refused(linear, exponent):
 
 
 @pytest.fixture
-def cli(tmp_path, monkeypatch, run_verb):
+def cli(tmp_path, monkeypatch, run_command):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "toy.yaml").write_text("data: {kind: digits, limit: 100}\ntraining: {epochs: 2, batch_size: 50}\n")
     (tmp_path / "letter.txt").write_bytes(text(3000))
-    return run_verb
+    return run_command
 
 
 def test_a_step_out_of_range_is_refused_before_training(cli, untrained):

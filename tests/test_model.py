@@ -67,7 +67,7 @@ def test_data_bits_are_the_mean_over_whole_network_draws(examples):
     draws = [State("draw", 5, number) for number in (-1, -2, -3)]
     with torch.no_grad(), model.keeping():
         for state, bits in zip(draws, found.draws_bits, strict=True):
-            model.place(state)
+            model.hold(state)
             assert float(likelihood.bits(model(examples.inputs), examples.targets).sum()) == pytest.approx(bits, rel=1e-5)
     spread = np.std(found.draws_bits, ddof=1) / math.sqrt(3)
     assert found.data_bits_stderr == pytest.approx(spread)
@@ -151,7 +151,7 @@ def test_a_point_estimate_has_no_refund_and_says_why(examples):
     for weight in model.weights:
         w = weight.posterior.mean.detach().double()
         assert torch.equal(w, (w * 64).round() / 64)
-        prior, half = stats.norm(0, float(weight.prior.width())), 2.0**-7
+        prior, half = stats.norm(0, float(weight.prior.typical_scale())), 2.0**-7
         wanted = -np.log2(prior.cdf(w.numpy() + half) - prior.cdf(w.numpy() - half)).sum()
         entry = {entry.name: entry for entry in ledger.entries}[weight.name]
         assert entry.gross_bits == pytest.approx(wanted, rel=1e-5)

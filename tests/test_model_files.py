@@ -258,9 +258,9 @@ def test_grids_keep_to_a_budget(budget):
 
 @each_codec
 def test_a_budget_that_is_too_small_names_the_least_and_that_is_enough(codec):
-    with pytest.raises(FileError, match=r"a budget of 9 bytes is too small; the least for this network is \d+ bytes") as fault:
+    with pytest.raises(FileError, match=r"a budget of 9 bytes is too small; the least for this network is \d+ bytes") as error:
         packed(trained(), codec=codec, budget_bytes=9)
-    least = int(re.search(r"is (\d+) bytes", str(fault.value)).group(1))
+    least = int(re.search(r"is (\d+) bytes", str(error.value)).group(1))
     assert len(packed(trained(), codec=codec, budget_bytes=least).content) == least
     with pytest.raises(FileError, match="too small"):
         packed(trained(), codec=codec, budget_bytes=least - 1)
@@ -412,9 +412,9 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture
-def cli(run, tmp_path, monkeypatch, run_verb):
+def cli(run, tmp_path, monkeypatch, run_command):
     monkeypatch.chdir(tmp_path)
-    return run_verb
+    return run_command
 
 
 @each_codec

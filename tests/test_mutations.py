@@ -67,7 +67,7 @@ def test_a_reader_that_differs_from_the_reference_is_found(script, monkeypatch, 
     with pytest.raises(script["DiffersError"]):
         script["run"](first=0, count=1, seed=0, kinds=["relative_entropy"], seconds_each=0.0)
     monkeypatch.undo()
-    monkeypatch.setattr(lattice.LatticeCode, "pop", lambda self, stack: 1 // 0)
+    monkeypatch.setattr(lattice.GridCode, "pop", lambda self, stack: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         script["run"](first=0, count=1, seed=0, kinds=["quantised"], seconds_each=0.0)
 

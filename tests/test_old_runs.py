@@ -33,9 +33,9 @@ def written():
     return {name: (tensors.pop(f"{name}.mean"), tensors.pop(f"{name}.std")) for name in names}, tensors
 
 
-def test_its_ledger_is_the_same_number(run_verb):
+def test_its_ledger_is_the_same_number(run_command):
     assert load_run(OLD).ledger().net_bits == NET_BITS
-    said = run_verb("ledger", OLD)
+    said = run_command("ledger", OLD)
     assert said.code == 0
     assert "with it 1,193 bits, model included" in said.out
 
@@ -68,9 +68,9 @@ def test_a_ledger_taken_anew_agrees_with_it():
     assert again.data_bits == pytest.approx(book.data_bits, abs=5 * book.data_bits_stderr + 5 * again.data_bits_stderr)
 
 
-def test_it_cannot_be_resumed_and_says_so_in_one_sentence(run, run_verb):
+def test_it_cannot_be_resumed_and_says_so_in_one_sentence(run, run_command):
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    said = run_verb("train", run, "--resume")
+    said = run_command("train", run, "--resume")
     assert said.code == 1
     assert said.err.splitlines() == [
         f"bitsback: {run}/checkpoint/state.safetensors was written by an earlier release, whose training took other steps: its "
@@ -79,17 +79,17 @@ def test_it_cannot_be_resumed_and_says_so_in_one_sentence(run, run_verb):
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
-def test_no_payload_goes_with_it_but_its_network_is_packed(run_verb, tmp_path):
+def test_no_payload_goes_with_it_but_its_network_is_packed(run_command, tmp_path):
     (tmp_path / "payload").write_bytes(b"abc")
-    said = run_verb("send", "--run", OLD, "--payload", tmp_path / "payload", "-o", tmp_path / "message", "--pad")
+    said = run_command("send", "--run", OLD, "--payload", tmp_path / "payload", "-o", tmp_path / "message", "--pad")
     assert said.code == 1
     assert said.err.splitlines()[-1] == (
         f"bitsback: {OLD} was trained by an earlier release, and a receiver cannot repeat that, so no payload would come back; "
         "train it anew with another --out (pack and --code two_part can use it as it is)"
     )
     assert not (tmp_path / "message").exists()
-    assert run_verb("send", "--run", OLD, "--code", "two_part", "-o", tmp_path / "two_part").code == 0
-    assert run_verb("pack", OLD, "-o", tmp_path / "model.bb").code == 0
+    assert run_command("send", "--run", OLD, "--code", "two_part", "-o", tmp_path / "two_part").code == 0
+    assert run_command("pack", OLD, "-o", tmp_path / "model.bb").code == 0
 
 
 @pytest.mark.parametrize("place", ["", "posterior.safetensors"])

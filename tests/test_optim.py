@@ -97,8 +97,7 @@ def test_the_gradients_of_every_prior(prior, posterior, tmp_path):
             q.mean.add_(0.3 * torch.randn_like(q.mean))
             if posterior == "gaussian":
                 q.set_std(
-                    q.mean.abs()
-                    * torch.logspace(-6, 0, q.weights, dtype=torch.float64)[torch.randperm(q.weights)].view_as(q.mean)
+                    q.mean.abs() * torch.logspace(-6, 0, q.numel, dtype=torch.float64)[torch.randperm(q.numel)].view_as(q.mean)
                 )
     model.honour_edits()
     oracle = Oracle(model, network, examples=N, lr=1.0, kind=SGD)
@@ -579,14 +578,14 @@ def test_clipping_sees_the_kl(kind, prior):
 @pytest.mark.parametrize("prior", ["gaussian", "laplace", {"kind": "group_gaussian"}])
 def test_weights_of_the_kl_by_element(prior):
     model = bitsback.bayesianize(mlp().double(), prior, seed=1)
-    shares = {weight.number: torch.rand_like(weight.posterior.mean) for weight in model.weights}
+    shares = {weight.index: torch.rand_like(weight.posterior.mean) for weight in model.weights}
     optimizer = Variational(model, SGD, lr=1.0, examples=N, prior_rate=0.0)
     optimizer.kl_weights = shares
     before = [p.detach().clone() for p in model.posterior.parameters()]
     wanted = []
     for weight in model.weights:
         q = weight.posterior.requires_grad_(True)
-        wanted += torch.autograd.grad((kl_each(q, weight.prior) * shares[weight.number]).sum() / N, [*q.parameters()])
+        wanted += torch.autograd.grad((kl_each(q, weight.prior) * shares[weight.index]).sum() / N, [*q.parameters()])
         q.requires_grad_(False)
     (sum(p.sum() for p in model.network.parameters()) * 0).backward()
     optimizer.step()

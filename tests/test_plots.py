@@ -155,10 +155,10 @@ def test_bits_of_single_weights_add_up(model):
 
 def test_a_group_prior_has_a_density_for_each_weight(model):
     grouped = bayesianize(torch.nn.Linear(6, 4, bias=False), prior="group_gaussian")
-    scale = grouped.weights[0].prior.width().detach().flatten()
+    scale = grouped.weights[0].prior.typical_scale().detach().flatten()
     with torch.no_grad():
         grouped.weights[0].prior.log_scale.copy_(torch.linspace(-1, 1, 6).view(1, 6))
-        scale = grouped.weights[0].prior.width().flatten()
+        scale = grouped.weights[0].prior.typical_scale().flatten()
     at_zero = [float(plots.prior_density(grouped.weights, np.zeros(1), index)[0]) for index in (0, 5, 6)]
     expected = [1 / (float(scale[i]) * np.sqrt(2 * np.pi)) for i in (0, 5, 0)]
     assert at_zero == pytest.approx(expected, rel=1e-5)

@@ -84,21 +84,21 @@ def test_three_targets_have_three_means_and_stds(noise):
         (np.arange(40) % 7, "{kind: poisson}", {"rate"}),
     ],
 )
-def test_runs_and_files_answer_alike(tmp_path, run_verb, targets, likelihood, keys):
+def test_runs_and_files_answer_alike(tmp_path, run_command, targets, likelihood, keys):
     inputs = np.random.default_rng(0).normal(size=(40, 4))
     np.savez(tmp_path / "t.npz", inputs=inputs, targets=targets)
     (tmp_path / "c.yaml").write_text(
         f"data: {{kind: npz, path: {tmp_path / 't.npz'}}}\nlikelihood: {likelihood}\ntraining: {{epochs: 20}}\nlogging: {{report: false}}\n"
     )
-    assert run_verb("train", tmp_path / "c.yaml", "--out", tmp_path / "run").code == 0
-    assert run_verb("pack", tmp_path / "run", "-o", tmp_path / "m.bb", "--codec", "quantised").code == 0
+    assert run_command("train", tmp_path / "c.yaml", "--out", tmp_path / "run").code == 0
+    assert run_command("pack", tmp_path / "run", "-o", tmp_path / "m.bb", "--codec", "quantised").code == 0
     for source in (tmp_path / "run", tmp_path / "m.bb"):
-        said = run_verb("predict", source, "--data", tmp_path / "t.npz", "--json", "-o", tmp_path / "means.npy")
+        said = run_command("predict", source, "--data", tmp_path / "t.npz", "--json", "-o", tmp_path / "means.npy")
         answers = json.loads(said.out)
         assert len(answers) == 40
         assert all(set(answer) == keys for answer in answers)
         several = targets.shape[1:] and "kind: categorical" not in likelihood
         assert all(np.shape(value) == ((3,) if several else ()) for answer in answers for value in answer.values())
-        lines = run_verb("predict", source, "--data", tmp_path / "t.npz").out.splitlines()
+        lines = run_command("predict", source, "--data", tmp_path / "t.npz").out.splitlines()
         assert len(lines) == 40
         assert all(len(line.split("\t")) == len(keys) for line in lines)

@@ -271,18 +271,18 @@ def test_files_that_were_made_up_are_refused(message, tmp_path, change, said):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_verbs(tmp_path, run_verb):
+def test_the_verbs(tmp_path, run_command):
     config_file, out = tmp_path / "c.yaml", tmp_path / "message"
     config_file.write_text(json.dumps(config({**BLOCKS, "blocks": [50, 100]}).model_dump(mode="json")))
-    said = run_verb("send", config_file, "--code", "prequential", "-o", out)
+    said = run_command("send", config_file, "--code", "prequential", "-o", out)
     assert said.code == 0, said.err
     assert "0 to 50" in said.out
     assert f"has {len(out.read_bytes()):,} bytes" in said.out
-    facts = json.loads(run_verb("send", config_file, "--code", "prequential", "--json").out)
+    facts = json.loads(run_command("send", config_file, "--code", "prequential", "--json").out)
     assert facts["file_bits"] == 8 * len(out.read_bytes())
     assert facts["file_bits"] == facts["header_bits"] + facts["label_stream_bits"]
-    assert "100 labels in the prequential code" in run_verb("inspect", out).out
-    assert run_verb("receive", out, "-o", tmp_path / "out").out == f"100 labels are in {tmp_path / 'out'}\n"
+    assert "100 labels in the prequential code" in run_command("inspect", out).out
+    assert run_command("receive", out, "-o", tmp_path / "out").out == f"100 labels are in {tmp_path / 'out'}\n"
 
 
 @pytest.mark.parametrize(
@@ -296,9 +296,9 @@ def test_the_verbs(tmp_path, run_verb):
         ([], "say what to send, and where to"),
     ],
 )
-def test_options_of_other_codes_are_refused(arguments, said, tmp_path, monkeypatch, run_verb):
+def test_options_of_other_codes_are_refused(arguments, said, tmp_path, monkeypatch, run_command):
     monkeypatch.chdir(tmp_path)
-    done = run_verb("send", "missing.yaml", "--code", "prequential", *arguments)
+    done = run_command("send", "missing.yaml", "--code", "prequential", *arguments)
     assert (done.code, done.out) == (1, "")
     assert said in done.err
     assert done.err.count("\n") == 1

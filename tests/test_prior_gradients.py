@@ -43,7 +43,7 @@ def exactly(prior):
 
 
 def posteriors(prior):
-    width = float(prior.width().detach())
+    width = float(prior.typical_scale().detach())
     bounded = [(mean, std) for mean, std in POSTERIORS if std < 10 or "Gumbel" not in str(prior.values())]  # e^(-w) there
     mean, std = torch.tensor(bounded, dtype=torch.float64).T * width
     return GaussianPosterior(mean, std)
@@ -91,7 +91,7 @@ def test_without_a_draw_learned_numbers_get_the_ledgers_gradient(prior):
 @pytest.mark.parametrize("prior", MEMBERS, ids=lambda prior: prior.kind)
 def test_slope_is_the_derivative_of_the_code_length(prior):
     prior = exactly(prior)
-    width = float(prior.width().detach())
+    width = float(prior.typical_scale().detach())
     weights = width * torch.cat([torch.linspace(-4, 4.1, 40, dtype=torch.float64), torch.tensor([1e-6, 1e-3, 14.0, -20.0])])
     found, wanted = both(prior, prior.slope, weights, 0.7), both(prior, Prior.slope.__get__(prior), weights, 0.7)
     if prior.kind == "horseshoe":
@@ -118,7 +118,7 @@ def test_by_hand_and_by_autograd_agree_draw_by_draw(prior):
 @pytest.mark.parametrize("prior", [p for p in MEMBERS if list(p.parameters())], ids=lambda prior: prior.kind)
 def test_learned_numbers_get_their_gradient_on_average(prior):
     prior = exactly(prior)
-    width, count = float(prior.width().detach()), 20_001
+    width, count = float(prior.typical_scale().detach()), 20_001
     q = GaussianPosterior(torch.tensor([0.4], dtype=torch.float64) * width, 0.3 * width)
     _, _, *wanted = ledgers_gradient(prior, q)
     mean, log_std = q.mean.detach().expand(count), q.log_std.detach().expand(count)
@@ -129,7 +129,7 @@ def test_learned_numbers_get_their_gradient_on_average(prior):
 
 @pytest.mark.parametrize("prior", MEMBERS, ids=lambda prior: prior.kind)
 def test_single_precision_agrees_to_rounding(prior):
-    width = float(prior.width().detach())
+    width = float(prior.typical_scale().detach())
     mean = (width * torch.randn(1000)).float()
     log_std = torch.empty(1000).uniform_(-6, 1) + math.log(width)
     draw = mean + log_std.exp() * torch.randn(1000)
@@ -269,12 +269,12 @@ class FineHorseshoe(HorseshoePrior):
     """Bends farther out: the ledger's leave its quadrature an error of 1e-3 in the gradient where std is 1e5 scales."""
 
     def breakpoints(self, fine=True):
-        return around(self.mean, self.width(), (-52, 50))[..., ::2]
+        return around(self.mean, self.typical_scale(), (-52, 50))[..., ::2]
 
 
 def table_errors(prior, log_r, ratio):
     """The table's errors by mean, in units of 1 / r, and by log std, at r and std / r."""
-    scale = float(prior.width().detach())
+    scale = float(prior.typical_scale().detach())
     r = scale * log_r.exp()
     sign = torch.where(torch.arange(len(r)) % 2 == 0, 1.0, -1.0)
     q = GaussianPosterior(prior.mean + sign * r * (1 - ratio.square()).sqrt(), r * ratio)
@@ -323,7 +323,7 @@ def test_another_density_does_not_inherit_derivatives(parent):
     class Broad(parent):
         kind = "broad"
 
-        def width(self):
+        def typical_scale(self):
             return 2 * self.log_scale.exp()
 
     class Sloped(parent):
@@ -382,11 +382,11 @@ def test_a_users_prior_needs_a_density_only():
         def forward(self):
             return Laplace(self.mean, self.log_scale.exp(), validate_args=False)
 
-        def width(self):
+        def typical_scale(self):
             return self.log_scale.exp()
 
         def values(self):
-            return {"scale": float(self.width().detach())}
+            return {"scale": float(self.typical_scale().detach())}
 
     check_prior(Plain())
     found, wanted = Plain().double(), LaplacePrior(0.4, learn="gradient").double()

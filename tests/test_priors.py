@@ -115,7 +115,7 @@ def test_group_gaussian_has_a_scale_per_unit(group, shape):
     mean = torch.randn(4, 3, 2)
     prior.update([(mean, None)])
     rest = [axis for axis in range(3) if shape[axis] == 1]
-    assert torch.allclose(prior.width(), mean.square().mean(rest, keepdim=True).sqrt())
+    assert torch.allclose(prior.typical_scale(), mean.square().mean(rest, keepdim=True).sqrt())
     assert [charge.numbers for charge in prior.charges()] == [max(shape)]
 
 

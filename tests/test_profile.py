@@ -10,9 +10,9 @@ from bitsback.training.profile import PHASES
 CONFIG = Path(__file__).parent.parent / "configs" / "digits_conv.yaml"
 
 
-def test_profile_writes_a_trace_and_tables_and_leaves_the_training_alone(tmp_path, run_verb):
+def test_profile_writes_a_trace_and_tables_and_leaves_the_training_alone(tmp_path, run_command):
     quick = ["training.epochs=2", "ledger.samples=2"]
-    done = run_verb("train", CONFIG, *quick, "--profile", "--out", tmp_path / "a")
+    done = run_command("train", CONFIG, *quick, "--profile", "--out", tmp_path / "a")
     assert done.code == 0
     written = (tmp_path / "a" / "profile" / "steps.txt").read_text()
     assert written in done.out

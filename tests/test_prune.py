@@ -191,10 +191,10 @@ def test_weights_without_a_posterior_are_never_pruned_and_cost_32_bits_each():
     assert point.other_bits == pytest.approx(book.hyperparameter_bits + 32 * (64 * 5 + 5), rel=1e-12)
 
 
-def test_an_earlier_run_as_prior_is_named(run, run_verb, tmp_path):
+def test_an_earlier_run_as_prior_is_named(run, run_command, tmp_path):
     prior = {"kind": "checkpoint", "run": str(run)}
     Experiment.build(config(prior=prior, training={**TRAINING, "epochs": 2})).train(tmp_path / "next", progress=False)
-    said = run_verb("prune", tmp_path / "next", "--samples", 2, "--no-curve")
+    said = run_command("prune", tmp_path / "next", "--samples", 2, "--no-curve")
     assert f"; given the run '{run}'" in said.out
 
 
@@ -212,8 +212,8 @@ def test_the_file_holds_zero_where_weights_are_pruned_and_only_there_and_in_roun
     assert len(pruned.content) < len(whole.content)
 
 
-def test_the_verb_writes_a_model_file_that_the_other_verbs_read(run, run_verb, tmp_path):
-    said = run_verb("prune", run, "--keep-snr", 2, "--samples", 2, "--json", "-o", tmp_path / "out")
+def test_the_verb_writes_a_model_file_that_the_other_verbs_read(run, run_command, tmp_path):
+    said = run_command("prune", run, "--keep-snr", 2, "--samples", 2, "--json", "-o", tmp_path / "out")
     assert said.code == 0, said.err
     answer, file = json.loads(said.out), tmp_path / "out" / "pruned.bb"
     assert json.loads((tmp_path / "out" / "curve.json").read_text()) == answer
@@ -225,16 +225,16 @@ def test_the_verb_writes_a_model_file_that_the_other_verbs_read(run, run_verb, t
         wrong = load(file)(test.inputs).argmax(1) != test.targets
     assert answer["file_test_error"] == pytest.approx(float(wrong.double().mean()), abs=1e-9)
     np.save(tmp_path / "images.npy", np.zeros((2, 8, 8), dtype=np.float32))
-    for verb in (
+    for command in (
         ["inspect", file],
         ["unpack", file, "-o", tmp_path / "open"],
         ["predict", file, "--data", tmp_path / "images.npy"],
     ):
-        assert run_verb(*verb).code == 0
+        assert run_command(*command).code == 0
 
 
-def test_the_verb_marks_what_was_asked_for_and_what_is_cheapest(run, run_verb):
-    said = run_verb("prune", run, "--samples", 2)
+def test_the_verb_marks_what_was_asked_for_and_what_is_cheapest(run, run_command):
+    said = run_command("prune", run, "--samples", 2)
     (asked,) = re.findall(r"^1 .*", said.out, re.MULTILINE)
     assert asked.split()[-1] == "asked"
     assert said.out.count("asked") == 1
@@ -243,7 +243,7 @@ def test_the_verb_marks_what_was_asked_for_and_what_is_cheapest(run, run_verb):
     assert re.search(
         r"^pruned at 1, as a quantised model file: \d+ bytes, .* data bits, test error .* %$", said.out, re.MULTILINE
     )
-    alone = run_verb("prune", run, "--samples", 2, "--no-curve")
+    alone = run_command("prune", run, "--samples", 2, "--no-curve")
     assert len(re.findall(r"^[\d.e-]+ +\d", alone.out, re.MULTILINE)) == 1
 
 
@@ -259,20 +259,20 @@ def test_the_verb_marks_what_was_asked_for_and_what_is_cheapest(run, run_verb):
         (["--keep-snr", "1e9"], r"--keep-snr 1e\+09 prunes every weight; set it below the largest signal-to-noise, \d"),
     ],
 )
-def test_thresholds_that_make_no_sense_are_refused_before_anything_is_written(run, run_verb, tmp_path, arguments, message):
-    said = run_verb("prune", run, *arguments, "-o", tmp_path / "out")
+def test_thresholds_that_make_no_sense_are_refused_before_anything_is_written(run, run_command, tmp_path, arguments, message):
+    said = run_command("prune", run, *arguments, "-o", tmp_path / "out")
     assert (said.code, said.out) == (1, "")
     assert re.match(f"bitsback: {message}", said.err)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_places_that_make_no_sense_are_refused(run, run_verb, tmp_path):
+def test_places_that_make_no_sense_are_refused(run, run_command, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
-    assert "full is not empty; choose another --out" in run_verb("prune", run, "-o", tmp_path / "full").err
-    assert "is a file, not a directory" in run_verb("prune", run, "-o", tmp_path / "full" / "mine.txt").err
+    assert "full is not empty; choose another --out" in run_command("prune", run, "-o", tmp_path / "full").err
+    assert "is a file, not a directory" in run_command("prune", run, "-o", tmp_path / "full" / "mine.txt").err
     assert (tmp_path / "full" / "mine.txt").read_text() == "mine"
-    assert "is not a run directory" in run_verb("prune", tmp_path / "full").err
+    assert "is not a run directory" in run_command("prune", tmp_path / "full").err
 
 
 def test_weights_without_noise_are_refused():

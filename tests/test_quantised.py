@@ -12,7 +12,7 @@ from torch import nn
 import bitsback.nn
 from bitsback.coding import grid as lattice
 from bitsback.coding.ans import Stack
-from bitsback.coding.grid import Lattice, power, scale_level, step_of
+from bitsback.coding.grid import TensorGrid, power, scale_level, step_of
 from bitsback.coding.permutation import (
     UnitGroup,
     arrangement,
@@ -39,7 +39,7 @@ from bitsback.priors import (
     ScaleMixturePrior,
     StudentTPrior,
 )
-from bitsback.priors.exact_densities import place
+from bitsback.priors.exact_densities import density_of
 
 SHAPE = (7, 30, 3)
 
@@ -66,7 +66,7 @@ PRIORS = {
 
 
 def placed(name="gaussian"):
-    return place(PRIORS[name](), "w")
+    return density_of(PRIORS[name](), "w")
 
 
 def drawn(prior, shape=SHAPE, seed=0):
@@ -131,7 +131,7 @@ def test_any_levels_in_reach(levels, step_level, lanes):
     prior = placed("cauchy")
     array = np.array(levels)
     try:
-        stretch = Lattice(array.shape, prior, step_level).best_stretch(array)
+        stretch = TensorGrid(array.shape, prior, step_level).best_stretch(array)
     except PriorError:
         assert abs(array).max() * step_of(step_level) > 1000 * float(prior.scale)
         return
@@ -175,7 +175,7 @@ def test_the_trade_off_buys_bits_with_distortion():
 def test_choice_is_the_best_of_the_three_by_brute_force():
     prior, step = placed("moved"), step_of(-7)
     mean = np.linspace(-0.5, 2.0, 40)
-    code = Lattice(mean.shape, prior, -7).code(0)
+    code = TensorGrid(mean.shape, prior, -7).code(0)
     centre = round(1.0 / step)
     found = choose_levels(mean, 0.3, step, code, 0.7)
     everything = slice(0, 40)
@@ -278,7 +278,7 @@ def quantised(model):
     tensors = {}
     for weight in model.weights:
         mean = weight.posterior.mean.detach().numpy()
-        tensors[weight.name] = quantise(mean, 0.01, place(weight.prior, weight.name), -24)
+        tensors[weight.name] = quantise(mean, 0.01, density_of(weight.prior, weight.name), -24)
     return tensors
 
 

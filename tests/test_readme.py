@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bitsback.cli import main
-from bitsback.cli.app import VERBS
+from bitsback.cli.app import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 TEXTS = {name: (ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md")}
@@ -59,9 +59,9 @@ def test_commands_run(monkeypatch, tmp_path, capsys):
             main()
         assert not ended.value.code, f"{line}: {capsys.readouterr().err}"
         ran.append(words[0])
-    assert {verb.__name__ for verb in VERBS} - {"schema"} <= set(ran)
+    assert {command.__name__ for command in COMMANDS} - {"schema"} <= set(ran)
 
 
 def test_the_table_of_verbs_is_complete():
-    for verb in VERBS:
-        assert f"`bitsback {verb.__name__}" in TEXTS["README.md"]
+    for command in COMMANDS:
+        assert f"`bitsback {command.__name__}" in TEXTS["README.md"]

@@ -312,8 +312,8 @@ def test_several_runs_are_one_table(run, tmp_path):
         (["report", "RUN", "-o", "FILE/page.html"], "cannot write"),
     ],
 )
-def test_mistakes_are_one_sentence(run, run_verb, words, said):
-    result = run_verb(*(word.replace("RUN", str(run)).replace("FILE", str(run / "ledger.json")) for word in words))
+def test_mistakes_are_one_sentence(run, run_command, words, said):
+    result = run_command(*(word.replace("RUN", str(run)).replace("FILE", str(run / "ledger.json")) for word in words))
     assert result.code == 1
     assert said in result.err
     assert len(result.err.strip().splitlines()) == 1
@@ -332,12 +332,12 @@ def test_an_unfinished_run_says_how_to_finish_it(run, tmp_path):
         observe(half)
 
 
-def test_every_figure_of_a_run_can_be_plotted(run, run_verb, tmp_path):
+def test_every_figure_of_a_run_can_be_plotted(run, run_command, tmp_path):
     for name in ("width", "ledger", "training", "calibration", "first_mean", "examples"):
-        said = run_verb("plot", run, name, "-o", tmp_path / f"{name}.svg")
+        said = run_command("plot", run, name, "-o", tmp_path / f"{name}.svg")
         assert said.code == 0, said.err
         assert (tmp_path / f"{name}.svg").read_text().startswith("<?xml")
-    assert run_verb("plot", run, "grid", "-o", tmp_path / "grid.png").code == 0
+    assert run_command("plot", run, "grid", "-o", tmp_path / "grid.png").code == 0
     assert (tmp_path / "grid.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -350,25 +350,25 @@ def test_every_figure_of_a_run_can_be_plotted(run, run_verb, tmp_path):
         (["nowhere", "width"], "is not a run directory"),
     ],
 )
-def test_what_cannot_be_plotted_says_why(run, point, run_verb, words, said, tmp_path, monkeypatch):
+def test_what_cannot_be_plotted_says_why(run, point, run_command, words, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     places = {"RUN": str(run), "POINT": str(point)}
-    result = run_verb("plot", *(places.get(word, word) for word in words))
+    result = run_command("plot", *(places.get(word, word) for word in words))
     assert result.code == 1
     assert said in result.err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_every_figure_is_named_in_the_help_of_its_verb():
+def test_every_figure_is_named_in_the_help_of_its_command():
     from bitsback.cli.plot import plot
     from bitsback.report import FIGURES
 
     assert all(re.search(rf"\b{name}\b", plot.__doc__) for name in FIGURES)
 
 
-def test_compare_leaves_a_page_beside_its_runs(run_verb, tmp_path):
+def test_compare_leaves_a_page_beside_its_runs(run_command, tmp_path):
     (tmp_path / "toy.yaml").write_text("data: {kind: digits, limit: 200}\ntraining: {epochs: 2}\nledger: {samples: 2}\n")
-    said = run_verb("compare", tmp_path / "toy.yaml", "prior.kind=gaussian,laplace", "--out", tmp_path / "both")
+    said = run_command("compare", tmp_path / "toy.yaml", "prior.kind=gaussian,laplace", "--out", tmp_path / "both")
     assert said.code == 0, said.err
     assert "prior.kind=laplace" in (tmp_path / "both" / "report.html").read_text()
     assert (tmp_path / "both" / "prior.kind=laplace" / "report.html").is_file()

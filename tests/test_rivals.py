@@ -257,8 +257,8 @@ def test_the_cheapest_penalty_is_named_and_charged():
     assert found.choice_bits == math.log2(len(STRENGTHS))
 
 
-def test_both_are_rows_of_the_table(run_verb):
-    found = run_verb("codelengths", "configs/digits.yaml", "data.limit=60", "--codes", "label_spreading,logistic", "--json")
+def test_both_are_rows_of_the_table(run_command):
+    found = run_command("codelengths", "configs/digits.yaml", "data.limit=60", "--codes", "label_spreading,logistic", "--json")
     assert found.code == 0, found.err
     rows = json.loads(found.out)
     assert list(rows) == ["label_spreading", "logistic"]
@@ -268,17 +268,18 @@ def test_both_are_rows_of_the_table(run_verb):
         assert 0 < row["ratio"] < 0.7
         assert not row["decodable"]
     assert (
-        "label_spreading" in run_verb("codelengths", "configs/digits.yaml", "data.limit=60", "--codes", "label_spreading").out
+        "label_spreading"
+        in run_command("codelengths", "configs/digits.yaml", "data.limit=60", "--codes", "label_spreading").out
     )
 
 
 @pytest.mark.parametrize("config", ["digits_linear", "digits_mlp"])  # without features, and with others
-def test_a_row_without_a_graph_says_what_it_needs(run_verb, config):
+def test_a_row_without_a_graph_says_what_it_needs(run_command, config):
     words = [f"configs/{config}.yaml", "data.limit=100", "--codes", "label_spreading"]
-    found = run_verb("codelengths", *words)
+    found = run_command("codelengths", *words)
     assert found.code == 0
     assert "needs data.features: random_walk_modes" in found.out
-    row = json.loads(run_verb("codelengths", *words, "--json").out)["label_spreading"]
+    row = json.loads(run_command("codelengths", *words, "--json").out)["label_spreading"]
     assert row["how"] == "needs data.features: random_walk_modes"
     assert [row[name] for name in ("model_bits", "data_bits", "total_bits", "ratio", "test_error")] == [None] * 5
 
@@ -307,8 +308,8 @@ def test_without_scikit_learn_the_extra_is_named(monkeypatch):
     assert "bitsback[rivals]" in row.how
 
 
-def test_targets_that_are_no_labels_are_refused(run_verb):
-    found = run_verb("codelengths", "configs/regression.yaml", "--codes", "label_spreading,logistic")
+def test_targets_that_are_no_labels_are_refused(run_command):
+    found = run_command("codelengths", "configs/regression.yaml", "--codes", "label_spreading,logistic")
     assert found.code != 0
     assert "give data with labels" in found.err.splitlines()[-1]
     assert found.out == ""

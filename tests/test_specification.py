@@ -22,7 +22,7 @@ from bitsback.formats.config_text import take_settings
 from bitsback.formats.container import BitReader, unseal
 from bitsback.formats.model_file.read import load
 from bitsback.formats.reference_decoder import Stack, raw, start_of
-from bitsback.formats.side_information import SideNumbers
+from bitsback.formats.side_information import SideInformation
 from bitsback.formats.training_digest import StateDigest
 from bitsback.likelihoods import CategoricalLikelihood
 from bitsback.model import bayesianize
@@ -341,7 +341,7 @@ def test_a_state_of_a_training():
     for weight in model.weights:
         mean, std = (tensor.detach().flatten().tolist() for tensor in (weight.posterior.mean, weight.posterior.std()))
         numbers += [64 * (m / s) for m, s in zip(mean, std, strict=True)] + [32 * math.log2(s) for s in std]
-    for _, tensor, _ in SideNumbers.of(model, likelihood).slots:
+    for _, tensor, _ in SideInformation.of(model, likelihood).slots:
         numbers += [1024 * (x / (1 + abs(x))) for x in tensor.detach().flatten().tolist()]
     assert len(numbers) == 2 * (120 + 3 + 3) + 3 + 2 * 3 + 3
     words = raw(0, 6, 0, -(-len(numbers) // 64))

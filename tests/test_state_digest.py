@@ -70,7 +70,7 @@ def test_other_trainings_show_but_for_three_in_256():
     assert np.mean(pairs) == pytest.approx(expected, abs=5 * math.sqrt(expected / len(pairs)))
 
 
-PLACES = {
+LOCATIONS = {
     "means": lambda model: model.posteriors()[0].mean,
     "stds": lambda model: model.posteriors()[0].log_std,
     "prior": lambda model: model.weights[0].prior.log_scale,
@@ -79,12 +79,12 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", LOCATIONS)
 def test_every_learned_number_shows(place):
     model = made(80)
     before = level(model)
     with torch.no_grad():
-        PLACES[place](model).add_(0.71)
+        LOCATIONS[place](model).add_(0.71)
     assert not before.agrees(level(model))
 
 

@@ -181,7 +181,7 @@ def experiment(path, **sections):
     return Experiment.build(Config.model_validate({**base, "training": {"epochs": 300}, **sections}))
 
 
-def test_a_raw_table_costs_less_than_no_model_and_errors_are_in_its_units(prices, tmp_path, run_verb):
+def test_a_raw_table_costs_less_than_no_model_and_errors_are_in_its_units(prices, tmp_path, run_command):
     run = experiment(prices)
     outcome = run.train(tmp_path / "run", progress=False)
     ledger = outcome.ledger
@@ -190,7 +190,7 @@ def test_a_raw_table_costs_less_than_no_model_and_errors_are_in_its_units(prices
     assert ledger.warnings == ()
     assert 15_000 < outcome.test_error < 30_000  # the noise is 20,000
     np.save(tmp_path / "asked.npy", np.array([[100.0, 4.0, 1950.0]]))
-    (answer,) = json.loads(run_verb("predict", tmp_path / "run", "--data", tmp_path / "asked.npy", "--json").out)
+    (answer,) = json.loads(run_command("predict", tmp_path / "run", "--data", tmp_path / "asked.npy", "--json").out)
     assert answer["mean"] == pytest.approx(2000 * 100 + 15_000 * 4 + 800 * 50, rel=0.1)
     assert 15_000 < answer["std"] < 30_000
     again = bitsback.load_run(tmp_path / "run").experiment()
@@ -198,8 +198,8 @@ def test_a_raw_table_costs_less_than_no_model_and_errors_are_in_its_units(prices
     assert taken.net_bits == pytest.approx(ledger.net_bits, rel=1e-9)
     for codec in ("quantised", "relative_entropy"):
         file = tmp_path / f"{codec}.bb"
-        assert run_verb("pack", tmp_path / "run", "-o", file, "--codec", codec).code == 0
-        (packed,) = json.loads(run_verb("predict", file, "--data", tmp_path / "asked.npy", "--json").out)
+        assert run_command("pack", tmp_path / "run", "-o", file, "--codec", codec).code == 0
+        (packed,) = json.loads(run_command("predict", file, "--data", tmp_path / "asked.npy", "--json").out)
         assert packed["mean"] == pytest.approx(answer["mean"], rel=0.1)
         assert packed["std"] == pytest.approx(answer["std"], rel=0.2)
         loaded = bitsback.load(file)

@@ -910,5 +910,5 @@ def test_a_draw_follows_from_seed_number_and_sign():
     model.draw()
     assert model.state == State("draw", 1, 1)
     with model.keeping():
-        model.place(State("draw", 1, 0))
+        model.hold(State("draw", 1, 0))
         assert same(held(model), draw)

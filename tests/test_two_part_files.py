@@ -67,8 +67,8 @@ def test_flipped_bits_behind_a_right_checksum(kind, data):
     said = ""
     try:
         READERS[kind](seal(kind, bytes(contents)), "the file")
-    except BitsbackError as fault:
-        said = str(fault)
+    except BitsbackError as error:
+        said = str(error)
     assert "\n" not in said
 
 
@@ -87,11 +87,11 @@ def test_every_digit_there_is(tmp_path):
     assert KINDS[4] == "decimal"
 
 
-@pytest.mark.parametrize("verb", [["unpack", "-o", "out"], ["predict", "--data", "x.npy"], ["certify"]])
-def test_verbs_of_model_files_say_where_a_two_part_file_belongs(run_verb, tmp_path, monkeypatch, verb):
+@pytest.mark.parametrize("command", [["unpack", "-o", "out"], ["predict", "--data", "x.npy"], ["certify"]])
+def test_verbs_of_model_files_say_where_a_two_part_file_belongs(run_command, tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
     np.save("x.npy", np.zeros((2, 1, 8, 8)))
     Path("f.bb").write_bytes(WHOLE["two_part"])
-    found = run_verb(verb[0], "f.bb", *verb[1:])
+    found = run_command(command[0], "f.bb", *command[1:])
     assert found.code == 1
     assert "f.bb is a two_part message, not a model file; use `bitsback receive`" in found.err

@@ -302,19 +302,19 @@ def test_every_likelihood_has_a_marginal_code_and_it_is_honest(kind):
         assert alike[kind].marginal_bits(torch.zeros(1000)) < 12
 
 
-def test_the_verdict_stands_in_terminal_summary_report_and_comparison(tmp_path, run_verb):
+def test_the_verdict_stands_in_terminal_summary_report_and_comparison(tmp_path, run_command):
     x, y = clusters()
     np.savez(tmp_path / "t.npz", inputs=x.numpy(), targets=y.numpy())
     text = f"data: {{kind: npz, path: {tmp_path / 't.npz'}}}\ntraining: {{epochs: 1}}\nnetwork: {{kind: sequential, layers: [{{Linear: {{out_features: 99}}}}, ReLU, Linear]}}\nprior: {{kind: gaussian, learn: none, scale: 1}}\n"
     (tmp_path / "c.yaml").write_text(text)
-    said = run_verb("train", tmp_path / "c.yaml", "--out", tmp_path / "run")
+    said = run_command("train", tmp_path / "c.yaml", "--out", tmp_path / "run")
     sentence = "2 steps are too few"
     assert sentence in said.out
     assert sentence in (tmp_path / "run" / "report.html").read_text()
     assert sentence in (tmp_path / "run" / "ledger.json").read_text()
     assert sentence in json.loads((tmp_path / "run" / "summary.json").read_text())["warnings"][0]
-    assert sentence in run_verb("ledger", tmp_path / "run").out
-    compared = run_verb("compare", tmp_path / "c.yaml", "prior.kind=gaussian,laplace", "--out", tmp_path / "both")
+    assert sentence in run_command("ledger", tmp_path / "run").out
+    compared = run_command("compare", tmp_path / "c.yaml", "prior.kind=gaussian,laplace", "--out", tmp_path / "both")
     assert compared.out.count(sentence) == 2
 
 

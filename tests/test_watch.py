@@ -180,9 +180,9 @@ def test_gross_less_refund_is_net_in_the_figures():
     assert figures(metrics)[0] == {"gross": "inf", "net": "1,401", "refund": "inf", "data": "1,000"}
 
 
-def test_once_prints_plain_text(run, run_verb, monkeypatch):
+def test_once_prints_plain_text(run, run_command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "70")
-    said = run_verb("watch", run, "--once")
+    said = run_command("watch", run, "--once")
     assert (said.code, said.err) == (0, "")
     assert ESCAPE not in said.out
     assert "epoch 12 of 40" in said.out
@@ -190,21 +190,21 @@ def test_once_prints_plain_text(run, run_verb, monkeypatch):
     assert max(map(len, said.out.splitlines())) <= 70 + len(str(run))
 
 
-def test_a_finished_run_shows_the_sentence(run, run_verb):
+def test_a_finished_run_shows_the_sentence(run, run_command):
     finish(run)
-    said = run_verb("watch", run)
+    said = run_command("watch", run)
     assert said.out.endswith("with it 251 bits, model included.\nTest error 1.1 %\n")
 
 
-def test_json_prints_the_latest_metrics(run, run_verb):
-    assert json.loads(run_verb("watch", run, "--json").out) == line_of(12)
+def test_json_prints_the_latest_metrics(run, run_command):
+    assert json.loads(run_command("watch", run, "--json").out) == line_of(12)
     (run / "metrics.jsonl").write_text("")
-    assert "has no metrics yet" in run_verb("watch", run, "--json").err
+    assert "has no metrics yet" in run_command("watch", run, "--json").err
 
 
-def test_what_is_no_run_is_refused(tmp_path, run_verb):
+def test_what_is_no_run_is_refused(tmp_path, run_command):
     for place, reason in ((tmp_path, "is not a run directory"), (tmp_path / "gone", "does not exist")):
-        said = run_verb("watch", place)
+        said = run_command("watch", place)
         assert (said.code, said.out, said.err.count("\n")) == (1, "", 1)
         assert reason in said.err
 
@@ -230,7 +230,7 @@ def test_watching_needs_no_torch(run):
 
 
 class Terminal:
-    """A verb of a process of its own, at a terminal of 90 columns and 24 lines."""
+    """A command of a process of its own, at a terminal of 90 columns and 24 lines."""
 
     def __init__(self, *arguments, **environment):
         self.main, side = pty.openpty()

@@ -69,7 +69,7 @@ def laplace_model_bits(
     posteriors = [weight.posterior for weight in model.weights]
     if not all(isinstance(q, PointPosterior) for q in posteriors):
         raise LedgerError("Laplace's approximation starts from a point estimate; train with posterior.kind=point")
-    weights, classes = sum(q.weights for q in posteriors), likelihood.classes
+    weights, classes = sum(q.numel for q in posteriors), likelihood.classes
     if full is None:
         full = weights <= FULL_WEIGHTS and len(examples) * classes * weights**2 <= FULL_PRODUCTS
     flatness = torch.cat([_prior_curvature(model, index) for index in range(len(posteriors))])
@@ -99,7 +99,7 @@ def _prior_curvature(model: BayesianModel, index: int) -> Tensor:
     nats = -weight.prior().log_prob(point).sum()
     (slope,) = torch.autograd.grad(nats, point, create_graph=True)
     found = torch.autograd.grad(slope.sum(), point)[0] if slope.requires_grad else torch.zeros_like(slope)
-    least = weight.prior.width().detach().expand(point.shape).double() ** -2.0
+    least = weight.prior.typical_scale().detach().expand(point.shape).double() ** -2.0
     return torch.maximum(found.detach().double(), least).flatten()
 
 

@@ -69,18 +69,20 @@ def certify_run(
         )
 
 
-def certify_model_file(path: Path, places: Sequence[str] = (), *, delta: float = 0.025, alternatives: int = 1) -> Certificate:
+def certify_model_file(
+    path: Path, locations: Sequence[str] = (), *, delta: float = 0.025, alternatives: int = 1
+) -> Certificate:
     """The certificate of the network in a model file, on the training examples that its configuration names.
 
     Args:
         path: the file; its length is what its prior goes by.
-        places: such as ``data.root=DIR``, where this machine keeps the examples.
+        locations: such as ``data.root=DIR``, where this machine keeps the examples.
         delta, alternatives: see :func:`bitsback.certificates.certify_file`.
 
     Raises:
         CertificateError, FileError, DataError: with the fix.
     """
-    loaded = load(path, places)
+    loaded = load(path, locations)
     named = loaded.tree.get("data", {}).get("kind")
     if named is None:
         raise CertificateError(f"{path} was made in Python and does not say which examples it describes; pack a run instead")
@@ -134,8 +136,8 @@ def _check_apart(directory: Path, data: DataSettings, chain: tuple[Path, ...]) -
         raise CertificateError(f"the prior of {directory} is made from itself; set prior.run to an earlier run")
     try:
         earlier = load_run(directory).config
-    except BitsbackError as fault:
-        raise CertificateError(f"the prior's run cannot be read, so what it has seen is unknown: {fault}") from fault
+    except BitsbackError as error:
+        raise CertificateError(f"the prior's run cannot be read, so what it has seen is unknown: {error}") from error
     alike = earlier.data.model_dump(exclude={"part"}) == data.model_dump(exclude={"part"})
     if not (alike and {earlier.data.part, data.part} == {"prior", "posterior"}):
         raise CertificateError(

@@ -37,7 +37,7 @@ class Row:
         test_error: of the network that the code sends, or of the last one that it trains.
         seconds: training included.
         decodable: whether bitsback writes and reads these bits.
-        how: by which verb, or why not.
+        how: by which command, or why not.
 
     Bits and ratio are None where the configuration lacks what the code needs, and ``how`` says what that is.
     """
@@ -98,8 +98,8 @@ class Codelengths:
             try:
                 check_prequential(self.config)
                 self.config.prequential.ends(len(self._train))
-            except ConfigError as fault:
-                raise ConfigError(f"{fault} (or leave this code out: --codes uniform,variational,...)") from fault
+            except ConfigError as error:
+                raise ConfigError(f"{error} (or leave this code out: --codes uniform,variational,...)") from error
         self.uniform_bits = self._likelihood.uniform_bits(self._train.targets)
 
     def row(self, name: str) -> Row:
@@ -148,7 +148,7 @@ class Codelengths:
 
     def _float32(self) -> Row:
         point = self._point
-        how = "no verb writes 32 bits a weight"
+        how = "no command writes 32 bits a weight"
         return self._row("float32", FLOAT32_BITS * point.weights, point.data_bits, point.test_error, point.seconds,
                          how=how, decodable=False)  # fmt: skip
 
@@ -208,7 +208,7 @@ class Codelengths:
         """The row of a code without a network, or what it would need."""
         try:
             found = code(self.config, self._experiment.dataset, self._likelihood.classes, progress=self._progress)
-        except ConfigError as fault:
-            return Row(name, None, None, None, None, None, 0.0, decodable=False, how=str(fault))
+        except ConfigError as error:
+            return Row(name, None, None, None, None, None, 0.0, decodable=False, how=str(error))
         return self._row(name, found.choice_bits, found.label_bits, found.test_error, found.seconds,
                          how=found.how, decodable=False)  # fmt: skip

@@ -37,7 +37,7 @@ class PointNetwork:
         model = self.experiment.model
         trained = [(name, p) for name, p in model.deterministic() if p.requires_grad]
         others = [*trained, *model.learned_statistics(), *model.changed_buffers()]
-        return sum(q.weights for q in model.posteriors()) + sum(tensor.numel() for _, tensor in others)
+        return sum(q.numel for q in model.posteriors()) + sum(tensor.numel() for _, tensor in others)
 
     @classmethod
     def train(cls, config: Config, *, progress: bool = True) -> "PointNetwork":

@@ -35,8 +35,8 @@ def read_inputs(path: Path) -> Tensor:
             with path.open("rb") as file:
                 start = file.read(2)
             array = _choose(read_npz(path), path) if start == b"PK" else read_npy(path)
-        except REASONS as fault:
-            raise DataError(f"cannot read {path}: {brief(fault)}; give an .npy, .npz or IDX file of inputs") from fault
+        except REASONS as error:
+            raise DataError(f"cannot read {path}: {brief(error)}; give an .npy, .npz or IDX file of inputs") from error
     elif path.suffix in OTHER_SUFFIXES:
         raise DataError(f"cannot read {path}: {_describe(path)}; write the inputs with numpy.save('inputs.npy', x)")
     else:
@@ -54,8 +54,8 @@ def _describe(path: Path) -> str:
     try:
         with path.open("rb") as file:
             return describe(file.read(64))
-    except OSError as fault:
-        return fault.strerror or str(fault)
+    except OSError as error:
+        return error.strerror or str(error)
 
 
 def _choose(arrays: dict[str, np.ndarray], path: Path) -> np.ndarray:
@@ -96,9 +96,9 @@ class Prediction:
 
 
 @torch.no_grad()
-def predict_file(path: Path, inputs: Tensor, places: tuple[str, ...] = ()) -> Prediction:
+def predict_file(path: Path, inputs: Tensor, locations: tuple[str, ...] = ()) -> Prediction:
     """Predictions of a model file."""
-    loaded = load(path, places)
+    loaded = load(path, locations)
     return Prediction.of(loaded.likelihood, [loaded.outputs(inputs)])
 
 

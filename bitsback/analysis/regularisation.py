@@ -9,7 +9,7 @@ from torch import Tensor
 from bitsback.analysis.point_estimates import REGULARISATIONS, PointNetwork, check_labels, regularised
 from bitsback.config import Config, Experiment
 from bitsback.config.coding_settings import PackSettings, TuningSettings
-from bitsback.formats.config_tree import places_of
+from bitsback.formats.config_tree import locations_of
 from bitsback.formats.model_file.grid_search import decimal_content
 from bitsback.formats.model_file.read import decode
 from bitsback.formats.two_part import send_two_part
@@ -83,7 +83,7 @@ def regularisation_study(config: Config, *, progress: bool = True) -> list[Penal
 def _penalty(experiment: Experiment, weights: Tensor) -> tuple[str, float, float]:
     """Formula and value of the penalty in bits, and what the code of the prior takes on top whatever the weights are."""
     prior = experiment.model.weights[0].prior
-    scale = float(prior.width().detach().double())
+    scale = float(prior.typical_scale().detach().double())
     if prior.kind == "laplace":
         rate, size, peak = nats_to_bits(1 / scale), float(weights.abs().sum()), 2 * scale
         return f"{rate:.4g} * sum |w|", rate * size, len(weights) * math.log2(peak / CODE_STEP)
@@ -119,7 +119,7 @@ def digits_study(config: Config, *, progress: bool = True) -> list[DigitsRow]:
         for digits in DIGITS:
             experiment.model.load_state_dict(state)
             content = decimal_content(experiment, digits)
-            loaded = decode(content, "the rounded file", places_of(config))
+            loaded = decode(content, "the rounded file", locations_of(config))
             values = torch.cat([weight.posterior.mean.flatten() for weight in loaded.model.weights])
             paid = evaluate(loaded.model, loaded.likelihood, data.train, samples=0).data_bits
             error = evaluate(loaded.model, loaded.likelihood, data.test, samples=0).error if data.test is not None else None

@@ -199,8 +199,8 @@ class LogisticRegression:
     def __init__(self, inputs: Tensor, classes: int, strength: float = 1.0) -> None:
         try:
             import sklearn.linear_model as linear_model
-        except ImportError as fault:
-            raise ConfigError("the code 'logistic' needs scikit-learn: `pip install bitsback[rivals]`") from fault
+        except ImportError as error:
+            raise ConfigError("the code 'logistic' needs scikit-learn: `pip install bitsback[rivals]`") from error
         self._linear_model = linear_model
         self._inputs, self._classes, self._strength = _flat(inputs), classes, strength
         self._fitted: tuple[Tensor, Any] | None = None

@@ -55,7 +55,7 @@ def label_spreading(config: Config, dataset: Dataset, classes: int, *, progress:
         spreading = LabelSpreading(walk.graph(data.train.inputs), classes)
     test = None if data.test is None else data.test.inputs
     bits, error = _code("label_spreading", spreading, config, dataset, classes, test, progress)
-    how = "no verb writes it; a .9, b 2: found on digits, MNIST"
+    how = "no command writes it; a .9, b 2: found on digits, MNIST"
     return Rival(0.0, bits, error, time.perf_counter() - began, how)
 
 
@@ -95,7 +95,7 @@ def logistic(
         regression = LogisticRegression(inputs, classes, strength)
         tried.append((*_code(f"logistic, C {strength:g}", regression, config, dataset, classes, test, progress), strength))
     bits, error, best = min(tried, key=lambda one: one[0])
-    how = f"no verb writes it; C {best:g}, cheapest of {len(tried)}"
+    how = f"no command writes it; C {best:g}, cheapest of {len(tried)}"
     return Rival(math.log2(len(tried)), bits, error, time.perf_counter() - began, how)
 
 

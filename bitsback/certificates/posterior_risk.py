@@ -35,7 +35,7 @@ def mean_loss_of_draws(
     model.honour_edits(everywhere=True)
     device = model.device
     examples = examples.to(device, model.dtype)
-    size = max(1, min(MOST_AT_ONCE, NUMBERS_AT_ONCE // max(1, sum(q.weights for q in model.posteriors()))))
+    size = max(1, min(MOST_AT_ONCE, NUMBERS_AT_ONCE // max(1, sum(q.numel for q in model.posteriors()))))
 
     def judge(weights: dict[str, Tensor], inputs: Tensor) -> Tensor:
         found: Tensor = outputs_under(model, weights, inputs[None])[0]
@@ -49,12 +49,12 @@ def mean_loss_of_draws(
                 weights = {weight.name: _draw(weight, len(inputs)) for weight in model.weights}
                 try:
                     outputs = torch.vmap(judge)(weights, inputs)
-                except (RuntimeError, ValueError, NotImplementedError) as fault:
-                    reason = str(fault).splitlines()[0]
+                except (RuntimeError, ValueError, NotImplementedError) as error:
+                    reason = str(error).splitlines()[0]
                     raise CertificateError(
                         f"this network cannot be run with a weight vector for each example ({reason}); use layers that "
                         "torch.vmap knows, or pack the run and certify the file"
-                    ) from fault
+                    ) from error
                 total += float(likelihood.error(likelihood.predict(outputs), targets).double().sum())
                 bar.update(len(inputs))
     return total / (passes * len(examples))

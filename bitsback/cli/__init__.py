@@ -1,4 +1,4 @@
-"""The command line: one verb per file. Nothing heavy is imported before a verb runs."""
+"""The command line: one command per file. Nothing heavy is imported before a command runs."""
 
 from bitsback.cli.app import main
 

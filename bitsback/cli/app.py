@@ -1,4 +1,4 @@
-"""The app: verbs, and how their mistakes are shown."""
+"""The app: commands, and how their mistakes are shown."""
 
 import os
 import sys
@@ -18,7 +18,7 @@ from bitsback.cli.plot import plot
 from bitsback.cli.predict import predict
 from bitsback.cli.priors import priors
 from bitsback.cli.prune import prune
-from bitsback.cli.receive import PLACES, receive
+from bitsback.cli.receive import LOCATIONS, receive
 from bitsback.cli.report import report
 from bitsback.cli.schema import schema
 from bitsback.cli.send import send
@@ -36,13 +36,13 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-VERBS: tuple[Callable[..., Any], ...] = (
+COMMANDS: tuple[Callable[..., Any], ...] = (
     train, watch, report, plot, ledger, widen, compare, codelengths, send, receive, pack, unpack, inspect, predict, prune,
     certify, priors, schema,
 )  # fmt: skip
-TAKE_PLACES = (receive, unpack, inspect, predict, certify)
-for verb in VERBS:
-    app.command(context_settings=PLACES if verb in TAKE_PLACES else None)(interruptible(verb))
+TAKE_LOCATIONS = (receive, unpack, inspect, predict, certify)
+for command in COMMANDS:
+    app.command(context_settings=LOCATIONS if command in TAKE_LOCATIONS else None)(interruptible(command))
 
 
 def version(shown: bool) -> None:
@@ -59,18 +59,18 @@ def common(
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
     _version: bool = typer.Option(False, "--version", callback=version, is_eager=True, help="Print the version and stop."),
 ) -> None:
-    """Options that stand before the verb."""
+    """Options that stand before the command."""
     os.environ["BITSBACK_DEBUG"] = "1" if debug else ""
 
 
 def main() -> None:
-    """Run a verb; a known mistake becomes one clear message on stderr and exit code 1."""
+    """Run a command; a known mistake becomes one clear message on stderr and exit code 1."""
     with output_that_may_fail():
         try:
             with escaped_output():
                 app()
-        except BitsbackError as fault:
+        except BitsbackError as error:
             if os.environ.get("BITSBACK_DEBUG"):
                 raise
-            print(f"bitsback: {printable(str(fault))}", file=sys.stderr)
+            print(f"bitsback: {printable(str(error))}", file=sys.stderr)
             sys.exit(1)

@@ -39,7 +39,9 @@ def certify(
 
     if model.is_dir():
         if context.args:
-            raise CertificateError(f"'{context.args[0]}' says a place for a model file; a run knows its places, leave it out")
+            raise CertificateError(
+                f"'{context.args[0]}' says a place for a model file; a run knows its locations, leave it out"
+            )
         found = certify_run(
             model, delta=delta, delta_draws=delta_draws, draws=draws, alternatives=alternatives, seed=seed, progress=True
         )

@@ -63,18 +63,20 @@ def compare(
             from bitsback.report import write_comparison
 
             write_comparison(directories, out / "report.html")
-        except Exception as fault:  # as for the page of one run
-            say_no_page(fault, *directories)
+        except Exception as error:  # as for the page of one run
+            say_no_page(error, *directories)
     if json:
         print(json_library.dumps(rows, indent=2))
         return
     head = [key, "net bits", "gross bits", "refund", "data bits", "grid step", "test error", "seconds"]
     body = []
     for row in sorted(rows, key=lambda row: row["net_bits"]):
-        error = row["test_error"]
+        test_error = row["test_error"]
         gross, refund, net = shown_bits(row["net_bits"], row["refund_bits"])
         bits = [net, gross, refund, f"{row['data_bits']:,.1f}", f"{row['grid_step']:g}"]
-        body.append([row[key], *bits, "" if error is None else shown_error(row["error_name"], error), f"{row['seconds']:.1f}"])
+        body.append(
+            [row[key], *bits, "" if test_error is None else shown_error(row["error_name"], test_error), f"{row['seconds']:.1f}"]
+        )
     print(table(head, body))
     for row in rows:
         for said in row["warnings"]:

@@ -14,7 +14,7 @@ import typer
 INTERRUPTED = 130
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
-"""Signals that end a verb. Windows (not run here) has Ctrl-C and Ctrl-Break; its SIGTERM ends a process at once."""
+"""Signals that end a command. Windows (not run here) has Ctrl-C and Ctrl-Break; its SIGTERM ends a process at once."""
 
 _received: list[int] = []
 
@@ -27,18 +27,18 @@ class Terminated(KeyboardInterrupt):
         self.number = number
 
 
-def stopped(fault: KeyboardInterrupt, what_now: str = "") -> typer.Exit:
-    """Say that a verb was interrupted, and what to do now; raise what is returned."""
-    code = exit_code(fault)
+def stopped(error: KeyboardInterrupt, what_now: str = "") -> typer.Exit:
+    """Say that a command was interrupted, and what to do now; raise what is returned."""
+    code = exit_code(error)
     by = f" by {signal.Signals(code - 128).name}" if code != INTERRUPTED else ""
     with suppress(OSError):  # a terminal that was closed
         print(f"\nbitsback: interrupted{by}{what_now and '; ' + what_now}", file=sys.stderr, flush=True)
     return typer.Exit(code)
 
 
-def exit_code(fault: KeyboardInterrupt) -> int:
+def exit_code(error: KeyboardInterrupt) -> int:
     """130 for Ctrl-C, 143 for SIGTERM."""
-    return 128 + fault.number if isinstance(fault, Terminated) else INTERRUPTED
+    return 128 + error.number if isinstance(error, Terminated) else INTERRUPTED
 
 
 @contextmanager
@@ -63,16 +63,16 @@ def _terminate(number: int, _frame: FrameType | None) -> None:
     raise Terminated(number)
 
 
-def interruptible(verb: Callable[..., Any]) -> Callable[..., Any]:
-    """The verb, ended by a signal with one line; typer alone would say nothing."""
+def interruptible(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The command, ended by a signal with one line; typer alone would say nothing."""
 
-    @functools.wraps(verb)
+    @functools.wraps(command)
     def call(*arguments: Any, **options: Any) -> Any:
         try:
             with ended_by_signals():
-                return verb(*arguments, **options)
-        except KeyboardInterrupt as fault:
-            raise stopped(fault) from None
+                return command(*arguments, **options)
+        except KeyboardInterrupt as error:
+            raise stopped(error) from None
         except (typer.Exit, SystemExit):
             raise
         except Exception:

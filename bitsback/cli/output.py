@@ -1,4 +1,4 @@
-"""Standard output and error that may be closed, full, or of few characters: a verb ends its work, and says so."""
+"""Standard output and error that may be closed, full, or of few characters: a command ends its work, and says so."""
 
 import errno
 import io
@@ -15,18 +15,18 @@ CLOSED = 141
 
 
 class Sink(io.RawIOBase):
-    """The bytes of a stream; after the first fault, which is kept, they go nowhere."""
+    """The bytes of a stream; after the first error, which is kept, they go nowhere."""
 
     def __init__(self, raw: Any) -> None:
         self._raw = raw
-        self.fault: OSError | None = None
+        self.error: OSError | None = None
 
     def write(self, content: Any) -> int | None:
-        if self.fault is None:
+        if self.error is None:
             try:
                 return int(self._raw.write(content))
-            except OSError as fault:
-                self.fault = fault
+            except OSError as error:
+                self.error = error
         return len(content)
 
     def writable(self) -> bool:
@@ -41,15 +41,15 @@ class Sink(io.RawIOBase):
     @property
     def is_closed_pipe(self) -> bool:
         """Whether nobody reads any more; Windows says EINVAL (not run here)."""
-        return self.fault is not None and self.fault.errno in (errno.EPIPE, *([errno.EINVAL] if ON_WINDOWS else []))
+        return self.error is not None and self.error.errno in (errno.EPIPE, *([errno.EINVAL] if ON_WINDOWS else []))
 
 
 @contextmanager
 def output_that_may_fail() -> Iterator[None]:
-    """Inside, printing never raises: characters that a stream does not have are escaped, and faults wait until the end.
+    """Inside, printing never raises: characters that a stream does not have are escaped, and errors wait until the end.
 
     Raises:
-        SystemExit: always; with the code of the verb, but 141 for one that succeeded while the reader of standard output went
+        SystemExit: always; with the command's code, but 141 for one that succeeded while the reader of standard output went
             away, and 1, after a sentence, for one whose output could not be written for another reason.
     """
     _open_missing_streams()
@@ -67,10 +67,10 @@ def output_that_may_fail() -> Iterator[None]:
                 stream.flush()
         (sys.stdout, sys.stderr) = before
     out = sinks[0]
-    if not code and out is not None and out.fault is not None:
+    if not code and out is not None and out.error is not None:
         code = CLOSED if out.is_closed_pipe else 1
         if code != CLOSED:
-            reason = out.fault.strerror or out.fault
+            reason = out.error.strerror or out.error
             with suppress(OSError):
                 print(f"bitsback: cannot write to standard output: {reason}; what was to be written to files is there",
                       file=sys.stderr, flush=True)  # fmt: skip

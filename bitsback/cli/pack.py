@@ -71,7 +71,7 @@ def unpack(context: typer.Context, file: FileArgument, out: OutDirectory = None)
     context.with_resource(new_neighbour(out))
     loaded = load(file, context.args)
     write_unpacked(loaded, out)
-    weights = sum(weight.posterior.weights for weight in loaded.model.weights)
+    weights = sum(weight.posterior.numel for weight in loaded.model.weights)
     print(f"{weights:,} weights are in {out / 'model.safetensors'}, the configuration in {out / 'config.yaml'}")
 
 

@@ -7,8 +7,8 @@ import typer
 
 from bitsback.errors import FileError
 
-PLACES = {"allow_extra_args": True, "ignore_unknown_options": True}
-"""Lets a verb take places such as --data.root=DIR."""
+LOCATIONS = {"allow_extra_args": True, "ignore_unknown_options": True}
+"""Lets a command take places such as --data.root=DIR."""
 
 OutDirectory = Annotated[Path | None, typer.Option("--out", "-o", help="A new directory.", show_default=False)]
 

@@ -176,8 +176,8 @@ def _exponent(text: str) -> int:
         step = float(base) ** int(power) if caret else float(base)
         exponent = -math.log2(step)
         nearest = round(exponent)  # raises for NaN and infinity
-    except (ValueError, ArithmeticError) as fault:
-        raise FileError(f"--step {text} is not a power of two; write 2^-8 or 0.00390625") from fault
+    except (ValueError, ArithmeticError) as error:
+        raise FileError(f"--step {text} is not a power of two; write 2^-8 or 0.00390625") from error
     if exponent != nearest:
         raise FileError(f"--step {text} is not a power of two; the nearest is 2^{-nearest}")
     return nearest

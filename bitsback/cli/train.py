@@ -55,9 +55,9 @@ def train(
     try:
         experiment = Experiment.build(settings)
         outcome = experiment.train(directory, resume=resume, profile=profile)
-    except KeyboardInterrupt as fault:
+    except KeyboardInterrupt as error:
         has_begun = (directory / "config.yaml").is_file()
-        raise stopped(fault, f"continue with: bitsback train {directory} --resume" if has_begun else "") from None
+        raise stopped(error, f"continue with: bitsback train {directory} --resume" if has_begun else "") from None
     if json:
         print(outcome.ledger.to_json())
         write_page(experiment, directory)
@@ -83,19 +83,19 @@ def write_page(experiment: "Experiment", directory: Path) -> Path | None:
         from bitsback.report import write_report
 
         return write_report(directory, experiment=experiment, progress=True)
-    except KeyboardInterrupt as fault:
+    except KeyboardInterrupt as error:
         now = f"the run is complete, and its page is written by: bitsback report {directory}"
-        raise stopped(fault, now) from None
-    except Exception as fault:  # whatever a library does while it draws: the training has succeeded
-        say_no_page(fault, directory)
+        raise stopped(error, now) from None
+    except Exception as error:  # whatever a library does while it draws: the training has succeeded
+        say_no_page(error, directory)
         return None
 
 
-def say_no_page(fault: Exception, *directories: Path) -> None:
+def say_no_page(error: Exception, *directories: Path) -> None:
     """Say in one sentence that a page could not be written; with --debug, show where."""
     if os.environ.get("BITSBACK_DEBUG"):
         traceback.print_exc()
-    reason = " ".join(str(fault).split()) or type(fault).__name__
+    reason = " ".join(str(error).split()) or type(error).__name__
     runs = " ".join(map(str, directories))
     what = "the run is complete" if len(directories) == 1 else "the runs are complete"
     print(f"bitsback: {what}, but no page could be written: {reason}; try again: bitsback report {runs}", file=sys.stderr)

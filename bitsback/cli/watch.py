@@ -71,8 +71,8 @@ def _live(run: Path, tail: Tail, every: float) -> None:
         return
     try:
         progress = _follow(console, run, tail, every)
-    except KeyboardInterrupt as fault:
-        raise typer.Exit(exit_code(fault)) from None
+    except KeyboardInterrupt as error:
+        raise typer.Exit(exit_code(error)) from None
     for line in _frame_for(console, run, tail, progress):
         console.print(line, no_wrap=True, overflow="crop", crop=True)
     _print_end(progress)

@@ -64,7 +64,7 @@ class Stack:
         """Random bits that had to be added below the bottom."""
         return WORD_BITS * self._below.borrowed
 
-    def lend(self, words: int) -> None:
+    def count_as_borrowed(self, words: int) -> None:
         """Count ``words`` more as borrowed: they are missing already."""
         self._below.borrowed += max(0, words)
 

@@ -17,7 +17,7 @@ Density = Callable[[Floats], Floats]
 
 
 @dataclass(frozen=True)
-class Shape:
+class StandardDensity:
     """A density up to a constant, in standard units.
 
     Attributes:
@@ -38,10 +38,10 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class PlacedShape:
+class LocatedDensity:
     """The shape of a prior, with the centre and scale of every weight of one tensor (arrays that broadcast to it)."""
 
-    shape: Shape
+    standard: StandardDensity
     centre: Floats
     scale: Floats
 
@@ -66,9 +66,9 @@ def horseshoe(z: Floats) -> Floats:
     return np.where(x < 2.0, series, 1.0 / (large + fraction))
 
 
-NORMAL = Shape("normal", normal, 4)
+NORMAL = StandardDensity("normal", normal, 4)
 
 
-def log_density(shape: Shape, z: NDArray[np.floating]) -> Floats:
+def log_density(shape: StandardDensity, z: NDArray[np.floating]) -> Floats:
     """Natural logarithm of the unnormalised density, for scores that only the encoder needs."""
     return np.log(np.maximum(shape.density(z.astype(np.float64)), 1e-300))

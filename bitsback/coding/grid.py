@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitsback.coding.ans import Integers, Stack
-from bitsback.coding.densities import PlacedShape, Shape
+from bitsback.coding.densities import LocatedDensity, StandardDensity
 from bitsback.coding.elementary import Floats
 from bitsback.coding.tables import TOTAL_BITS, PriorTable, bucket_of, centre_of, start_of
 from bitsback.errors import PriorError
@@ -66,7 +66,7 @@ def scale_level(scale: Floats) -> Integers:
 
 
 @lru_cache(maxsize=1024)
-def _table(shape: Shape, level: int) -> PriorTable:
+def _table(shape: StandardDensity, level: int) -> PriorTable:
     return PriorTable.build(shape, power(level))
 
 
@@ -91,7 +91,7 @@ def spread(values: NDArray[Any], shape: Sequence[int]) -> Slices:
     return lambda row: lazy[row]
 
 
-class Lattice:
+class TensorGrid:
     """The multiples of 2^(step_level / 4) under the prior of one tensor.
 
     Args:
@@ -100,8 +100,8 @@ class Lattice:
         step_level: in quarter octaves.
     """
 
-    def __init__(self, shape: Sequence[int], prior: PlacedShape, step_level: int) -> None:
-        self.count, self._shape, self._step_level = math.prod(shape), prior.shape, step_level
+    def __init__(self, shape: Sequence[int], prior: LocatedDensity, step_level: int) -> None:
+        self.count, self._shape, self._step_level = math.prod(shape), prior.standard, step_level
         scales, kinds = np.unique(scale_level(prior.scale), return_inverse=True)
         self._scales: list[int] = scales.tolist()
         self._kind = spread(kinds.reshape(prior.scale.shape).astype(np.int32), shape)
@@ -110,9 +110,9 @@ class Lattice:
     def _table(self, scale: int, stretch_level: int) -> PriorTable:
         return _table(self._shape, 4 * (self._step_level - stretch_level) - scale)
 
-    def code(self, stretch_level: int) -> "LatticeCode":
+    def code(self, stretch_level: int) -> "GridCode":
         """The code with every scale taken times 2^(stretch_level / 4)."""
-        return LatticeCode(self.count, self._kind, self._centre, [self._table(scale, stretch_level) for scale in self._scales])
+        return GridCode(self.count, self._kind, self._centre, [self._table(scale, stretch_level) for scale in self._scales])
 
     def histogram(self, levels: Integers) -> Integers:
         """How often each bucket around the centre happens, (scales, 2 * MIDDLE); ``levels`` of the tensor's shape."""
@@ -159,11 +159,11 @@ class Lattice:
         return best
 
 
-class LatticeCode:
+class GridCode:
     """The code of one tensor's levels: integer tables end to end, and which weight reads which.
 
-    >>> prior = PlacedShape(Shape("cauchy", lambda z: 1.0 / (1.0 + z * z), 8), np.zeros(()), np.ones(()))
-    >>> stack, code = Stack.empty(), Lattice((2, 3), prior, step_level=-8).code(0)
+    >>> prior = LocatedDensity(StandardDensity("cauchy", lambda z: 1.0 / (1.0 + z * z), 8), np.zeros(()), np.ones(()))
+    >>> stack, code = Stack.empty(), TensorGrid((2, 3), prior, step_level=-8).code(0)
     >>> code.push(stack, np.array([[0, 3, -200], [5, 0, 1]]))
     >>> code.pop(stack).tolist(), stack.bits
     ([0, 3, -200, 5, 0, 1], 0.0)

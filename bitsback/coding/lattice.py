@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from bitsback.coding.ans import Integers, Stack
 from bitsback.coding.combinators import Codec
-from bitsback.coding.densities import PlacedShape
+from bitsback.coding.densities import LocatedDensity
 from bitsback.coding.elementary import Floats, normal_cdf
 from bitsback.coding.tables import TOTAL_BITS, PriorTable, bucket_of, centre_of, start_of
 from bitsback.errors import LayerError
@@ -89,7 +89,7 @@ def _std(level: Integers, exponent: int) -> Floats:
 
 
 def under_posterior(q: RoundedPosterior, exponent: int) -> Codec:
-    """Lattice points (n,) under q, on the multiples of 2^-exponent. Popping draws from q; pushing gives the bits back."""
+    """TensorGrid points (n,) under q, on the multiples of 2^-exponent. Popping draws from q; pushing gives the bits back."""
     std = _std(q.std_level, exponent)
     mean = q.mean_steps * std / MEAN_STEPS_PER_STD
     width = np.maximum(q.std_level // STD_LEVELS_PER_OCTAVE + exponent - CELLS_PER_STD_BITS, 0)
@@ -141,7 +141,7 @@ class PriorCode:
     centre: Integers
 
     @classmethod
-    def build(cls, placed: Sequence[PlacedShape], shapes: Sequence[Sequence[int]], exponent: int) -> "PriorCode":
+    def build(cls, placed: Sequence[LocatedDensity], shapes: Sequence[Sequence[int]], exponent: int) -> "PriorCode":
         """The code of tensors of these shapes under these priors."""
         tables: dict[tuple[str, float], int] = {}
         built: list[PriorTable] = []
@@ -149,10 +149,10 @@ class PriorCode:
         for prior, shape in zip(placed, shapes, strict=True):
             scales, inverse = np.unique(np.broadcast_to(prior.scale, tuple(shape)), return_inverse=True)
             for scale in scales.tolist():
-                if (prior.shape.name, scale) not in tables:
-                    tables[prior.shape.name, scale] = len(built)
-                    built.append(PriorTable.build(prior.shape, float(np.ldexp(1.0, -exponent)) / scale))
-            chosen = np.array([tables[prior.shape.name, scale] for scale in scales.tolist()])
+                if (prior.standard.name, scale) not in tables:
+                    tables[prior.standard.name, scale] = len(built)
+                    built.append(PriorTable.build(prior.standard, float(np.ldexp(1.0, -exponent)) / scale))
+            chosen = np.array([tables[prior.standard.name, scale] for scale in scales.tolist()])
             numbers.append(chosen[inverse].ravel())
             centre = centre_of(np.ldexp(prior.centre, exponent))
             centres.append(np.broadcast_to(centre, tuple(shape)).ravel())
@@ -160,7 +160,7 @@ class PriorCode:
 
 
 def under_prior(code: PriorCode) -> Codec:
-    """Lattice points (n,) under the prior's integer tables."""
+    """TensorGrid points (n,) under the prior's integer tables."""
     largest = max(len(table.cumulative) for table in code.tables)
     edges = np.full((len(code.tables), largest), 1 << TOTAL_BITS, dtype=np.int64)
     for number, table in enumerate(code.tables):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from bitsback.coding.ans import WORD_BITS, Integers, Stack
 from bitsback.coding.combinators import Codec
-from bitsback.coding.densities import PlacedShape
+from bitsback.coding.densities import LocatedDensity
 from bitsback.coding.elementary import Floats
 from bitsback.coding.quantised import QuantisedTensor, tensor_codec
 from bitsback.errors import LayerError
@@ -54,7 +54,7 @@ class UnitGroup:
             values = values.take(inputs, axis=1)  # type: ignore[assignment]
         return values
 
-    def fits(self, priors: Mapping[str, tuple[Sequence[int], PlacedShape]]) -> bool:
+    def fits(self, priors: Mapping[str, tuple[Sequence[int], LocatedDensity]]) -> bool:
         """Whether the coded tensors (shape and prior by name) have a prior that does not tell the units apart.
 
         Also false when no tensor of the units themselves is coded: there is nothing to get back then.
@@ -64,11 +64,11 @@ class UnitGroup:
         return bool(coded) and all(is_exchangeable(priors[name][1], priors[name][0], axis) for name, axis in touched)
 
 
-def is_exchangeable(prior: PlacedShape, shape: Sequence[int], axis: int) -> bool:
+def is_exchangeable(prior: LocatedDensity, shape: Sequence[int], axis: int) -> bool:
     """Whether centre and scale of a tensor of this shape are the same all along an axis.
 
     >>> from bitsback.coding.densities import NORMAL
-    >>> per_input = PlacedShape(NORMAL, np.zeros(()), np.array([[1.0, 2.0]]))
+    >>> per_input = LocatedDensity(NORMAL, np.zeros(()), np.array([[1.0, 2.0]]))
     >>> is_exchangeable(per_input, (3, 2), 0), is_exchangeable(per_input, (3, 2), 1)
     (True, False)
     """
@@ -83,8 +83,8 @@ def _is_constant(values: Floats, shape: Sequence[int], axis: int) -> bool:
 TOTAL_BITS = 24
 FLAG = np.array([1])
 
-Specs = Mapping[str, tuple[Sequence[int], PlacedShape]]
-"""Shape and prior of every coded tensor by name, in the order in which they are decoded."""
+Specs = Mapping[str, tuple[Sequence[int], LocatedDensity]]
+"""StandardDensity and prior of every coded tensor by name, in the order in which they are decoded."""
 
 
 class _Tree:

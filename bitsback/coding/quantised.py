@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from bitsback.coding.ans import Integers, Stack
 from bitsback.coding.combinators import Codec
-from bitsback.coding.densities import PlacedShape
-from bitsback.coding.grid import CHUNK, STEP_LEVELS, STRETCH_LEVELS, Lattice, LatticeCode, chunks, spread, step_of
+from bitsback.coding.densities import LocatedDensity
+from bitsback.coding.grid import CHUNK, STEP_LEVELS, STRETCH_LEVELS, GridCode, TensorGrid, chunks, spread, step_of
 from bitsback.errors import PriorError
 from bitsback.units import nats_to_bits
 
-SIDE_WIDTHS = np.array([8, 6])
+SIDE_BITS = np.array([8, 6])
 """Raw bits of the step level and the stretch level of a tensor."""
 
 STEPS_PER_STD = 3.46
@@ -44,7 +44,7 @@ class QuantisedTensor:
     levels: Integers
     step_level: int
     stretch_level: int
-    prior: PlacedShape
+    prior: LocatedDensity
 
     @property
     def step(self) -> float:
@@ -53,7 +53,7 @@ class QuantisedTensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the tensor."""
+        """StandardDensity of the tensor."""
         return self.levels.shape
 
     def values(self, digits: int | None = None) -> NDArray[np.float32]:
@@ -65,15 +65,15 @@ class QuantisedTensor:
 
     def bits(self) -> float:
         """What pushing the tensor adds to a stack, its side information included."""
-        lattice = Lattice(self.shape, self.prior, self.step_level)
-        return lattice.bits(lattice.histogram(self.levels), self.stretch_level) + int(SIDE_WIDTHS.sum())
+        lattice = TensorGrid(self.shape, self.prior, self.step_level)
+        return lattice.bits(lattice.histogram(self.levels), self.stretch_level) + int(SIDE_BITS.sum())
 
 
-def tensor_codec(shape: Sequence[int], prior: PlacedShape) -> Codec:
+def tensor_codec(shape: Sequence[int], prior: LocatedDensity) -> Codec:
     """Codec of :class:`QuantisedTensor` of one shape and prior; the two levels of its grid are popped first.
 
     >>> from bitsback.coding.densities import NORMAL
-    >>> prior = PlacedShape(NORMAL, np.zeros(()), np.full((), 0.5))
+    >>> prior = LocatedDensity(NORMAL, np.zeros(()), np.full((), 0.5))
     >>> tensor = quantise(np.array([0.3, -0.9, 0.0]), 0.1, prior, step_level=-8)
     >>> stack, codec = Stack.empty(), tensor_codec((3,), prior)
     >>> codec.push(stack, tensor)
@@ -82,14 +82,14 @@ def tensor_codec(shape: Sequence[int], prior: PlacedShape) -> Codec:
     """
 
     def push(stack: Stack, tensor: QuantisedTensor) -> None:
-        Lattice(shape, prior, tensor.step_level).code(tensor.stretch_level).push(stack, tensor.levels)
+        TensorGrid(shape, prior, tensor.step_level).code(tensor.stretch_level).push(stack, tensor.levels)
         side = [tensor.step_level - STEP_LEVELS.start, tensor.stretch_level - STRETCH_LEVELS.start]
-        stack.push_raw(np.array(side), SIDE_WIDTHS)
+        stack.push_raw(np.array(side), SIDE_BITS)
 
     def pop(stack: Stack) -> QuantisedTensor:
-        step, stretch = stack.pop_raw(SIDE_WIDTHS).tolist()
+        step, stretch = stack.pop_raw(SIDE_BITS).tolist()
         step_level, stretch_level = step + STEP_LEVELS.start, stretch + STRETCH_LEVELS.start
-        levels = Lattice(shape, prior, step_level).code(stretch_level).pop(stack)
+        levels = TensorGrid(shape, prior, step_level).code(stretch_level).pop(stack)
         return QuantisedTensor(levels.reshape(tuple(shape)), step_level, stretch_level, prior)
 
     return Codec(push, pop)
@@ -117,7 +117,7 @@ def choose_levels(
     mean: NDArray[np.floating],
     std: NDArray[np.floating] | float,
     step: float,
-    code: LatticeCode,
+    code: GridCode,
     trade_off: float,
 ) -> Integers:
     """For each weight the level with the least distortion + trade_off * code length, both in bits.
@@ -153,7 +153,7 @@ def choose_levels(
 def quantise(
     mean: NDArray[np.floating],
     std: NDArray[np.floating] | float,
-    prior: PlacedShape,
+    prior: LocatedDensity,
     step_level: int,
     trade_off: float = 0.0,
 ) -> QuantisedTensor:
@@ -171,7 +171,7 @@ def quantise(
         raise PriorError(f"a grid step of 2^({step_level}/4) cannot be written; choose a level from -128 to 127")
     if not (bool(np.isfinite(mean).all()) and bool((np.asarray(std) > 0).all())):
         raise PriorError("a weight is NaN or infinite, or a std is not above zero; train it again")
-    lattice, step = Lattice(mean.shape, prior, step_level), step_of(step_level)
+    lattice, step = TensorGrid(mean.shape, prior, step_level), step_of(step_level)
     levels = choose_levels(mean, std, step, lattice.code(0), 0.0)
     stretch_level = lattice.best_stretch(levels)
     for _ in range(ROUNDS if trade_off > 0 else 0):
@@ -181,14 +181,14 @@ def quantise(
     return QuantisedTensor(levels, step_level, stretch_level, prior)
 
 
-def round_to_digits(mean: NDArray[np.floating], digits: int, prior: PlacedShape) -> QuantisedTensor:
+def round_to_digits(mean: NDArray[np.floating], digits: int, prior: LocatedDensity) -> QuantisedTensor:
     """Round to ``digits`` decimal digits: levels are whole multiples of 10^-digits, coded as on the nearest binary grid.
 
     >>> from bitsback.coding.densities import NORMAL
-    >>> rounded = round_to_digits(np.array([0.126, -0.5]), 2, PlacedShape(NORMAL, np.zeros(()), np.full((), 0.5)))
+    >>> rounded = round_to_digits(np.array([0.126, -0.5]), 2, LocatedDensity(NORMAL, np.zeros(()), np.full((), 0.5)))
     >>> rounded.levels.tolist(), rounded.values(2).tolist() == np.float32([0.13, -0.5]).tolist()
     ([13, -50], True)
     """
     levels = np.rint(mean.astype(np.float64) * 10.0**digits).astype(np.int64)
     step_level = round(-4 * digits * float(np.log2(10.0)))
-    return QuantisedTensor(levels, step_level, Lattice(mean.shape, prior, step_level).best_stretch(levels), prior)
+    return QuantisedTensor(levels, step_level, TensorGrid(mean.shape, prior, step_level).best_stretch(levels), prior)

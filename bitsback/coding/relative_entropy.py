@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bitsback.coding.densities import NORMAL, Shape, log_density
+from bitsback.coding.densities import NORMAL, StandardDensity, log_density
 from bitsback.coding.elementary import Floats
 from bitsback.coding.philox import levels, shuffled
 from bitsback.coding.tables import PriorTable
@@ -40,7 +40,7 @@ class BlockCode:
 
     centre: Floats
     scale: Floats
-    shapes: Sequence[Shape]
+    shapes: Sequence[StandardDensity]
     shape_of: NDArray[np.int64]
     sizes: Sequence[int]
     blocks: int

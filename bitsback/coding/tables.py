@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from bitsback.coding.densities import Shape
+from bitsback.coding.densities import StandardDensity
 from bitsback.coding.elementary import Floats
 from bitsback.errors import PriorError
 
@@ -88,7 +88,7 @@ class PriorTable:
     half: int
 
     @classmethod
-    def build(cls, shape: Shape, step: float) -> "PriorTable":
+    def build(cls, shape: StandardDensity, step: float) -> "PriorTable":
         """The table of ``shape`` on the lattice of multiples of ``step`` (in the shape's own units).
 
         Raises:

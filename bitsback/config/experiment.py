@@ -50,12 +50,12 @@ def build_model(
         with torch.no_grad(), evaluating(network):  # a factory may want parts in eval mode
             try:
                 output = network(example)
-            except Exception as fault:  # whatever the user's network raises
+            except Exception as error:  # whatever the user's network raises
                 shape = tuple(inputs.shape[1:])
                 name = getattr(config.network, "factory", config.network.kind)
-                reason = str(fault).splitlines()[0]
+                reason = str(error).splitlines()[0]
                 indices = "; for whole-number inputs that are indices, set data.scaling=none" if "Long" in reason else ""
-                raise ConfigError(f"network: {name} fails on inputs of shape {shape}: {reason}{indices}") from fault
+                raise ConfigError(f"network: {name} fails on inputs of shape {shape}: {reason}{indices}") from error
             check(output)
         return bayesianize(
             network,
@@ -169,17 +169,17 @@ class Run(Results):
             metrics = [json.loads(line) for line in lines]
             data_bits = tuple(float(one["data_bits"]) for one in metrics) if self.config.training.augment is None else ()
             return Course(int(metrics[-1]["step"]) if metrics else 0, data_bits)
-        except (ValueError, KeyError, TypeError) as fault:
-            raise RunError(f"{self.directory / 'metrics.jsonl'} cannot be read; it was changed since the training") from fault
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{self.directory / 'metrics.jsonl'} cannot be read; it was changed since the training") from error
 
     def _checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and facts of the last checkpoint."""
         path = self.directory / "checkpoint" / "state.safetensors"
         try:
             return read_checkpoint(path)
-        except DamagedFileError as fault:
+        except DamagedFileError as error:
             hint = f"; or go on from the checkpoint before: bitsback train {self.directory} --resume"
-            raise RunError(f"{fault}{hint if path.with_name(PREVIOUS).exists() else ''}") from fault
+            raise RunError(f"{error}{hint if path.with_name(PREVIOUS).exists() else ''}") from error
 
     def check_repeatable(self) -> None:
         """Raise RunError when an earlier release trained it: a receiver of this one cannot repeat that."""
@@ -197,8 +197,8 @@ class Run(Results):
             experiment = experiment.double()
         try:
             load_weights(tensors, experiment.model, experiment.likelihood)
-        except RuntimeError as fault:
-            raise RunError(f"{path} does not fit {self.directory / 'config.yaml'}; one of them was changed") from fault
+        except RuntimeError as error:
+            raise RunError(f"{path} does not fit {self.directory / 'config.yaml'}; one of them was changed") from error
         return experiment
 
 

@@ -24,7 +24,7 @@ SHOWN_CHARACTERS = 200
 
 
 @dataclass(frozen=True)
-class Fault:
+class Problem:
     """One error at its place in the file; ``of_union`` when it is about one member of a union of forms.
 
     ``word`` is what may stand there instead of a number.
@@ -50,33 +50,38 @@ class Fault:
 
 
 def describe_all(errors: Sequence[ErrorDetails], values: dict[str, Any], origins: Origins, file: str) -> list[str]:
-    """Every fault once, as ``file:line: dotted.key: what is wrong; what is allowed``."""
-    faults = _with_words([_locate(error, values) for error in errors])
-    places = {fault.place for fault in faults}
+    """Every problem once, as ``file:line: dotted.key: what is wrong; what is allowed``."""
+    problems = _with_words([_locate(error, values) for error in errors])
+    places = {problem.place for problem in problems}
     kept = []
-    for fault in faults:
-        others = [other for other in faults if other.place[: len(fault.place)] == fault.place and other is not fault]
-        deeper = any(place != fault.place and place[: len(fault.place)] == fault.place for place in places)
-        echo = fault.error["type"] == "too_short" and deeper
-        if not echo and not (fault.is_about_another_form and any(not other.is_about_another_form for other in others)):
-            kept.append(_sentence(fault, values, origins, file))
+    for problem in problems:
+        others = [other for other in problems if other.place[: len(problem.place)] == problem.place and other is not problem]
+        deeper = any(place != problem.place and place[: len(problem.place)] == problem.place for place in places)
+        echo = problem.error["type"] == "too_short" and deeper
+        if not echo and not (problem.is_about_another_form and any(not other.is_about_another_form for other in others)):
+            kept.append(_sentence(problem, values, origins, file))
     return list(dict.fromkeys(kept))
 
 
-def _with_words(faults: list[Fault]) -> list[Fault]:
-    """One fault where a value may be a number or a word such as 'auto', and is neither."""
-    words = {fault.place: fault.error["ctx"]["expected"] for fault in faults if fault.error["type"] == "literal_error"}
-    numbers = [fault for fault in faults if fault.error["type"] != "literal_error"]
-    both = {fault.place for fault in numbers} & words.keys()
-    merged = [replace(fault, word=words[fault.place]) if fault.place in both else fault for fault in numbers]
-    return [*merged, *(fault for fault in faults if fault.error["type"] == "literal_error" and fault.place not in both)]
+def _with_words(problems: list[Problem]) -> list[Problem]:
+    """One problem where a value may be a number or a word such as 'auto', and is neither."""
+    words = {
+        problem.place: problem.error["ctx"]["expected"] for problem in problems if problem.error["type"] == "literal_error"
+    }
+    numbers = [problem for problem in problems if problem.error["type"] != "literal_error"]
+    both = {problem.place for problem in numbers} & words.keys()
+    merged = [replace(problem, word=words[problem.place]) if problem.place in both else problem for problem in numbers]
+    return [
+        *merged,
+        *(problem for problem in problems if problem.error["type"] == "literal_error" and problem.place not in both),
+    ]
 
 
-def _sentence(fault: Fault, values: dict[str, Any], origins: Origins, file: str) -> str:
-    place = (*fault.place, "kind") if fault.error["type"] == "union_tag_invalid" else fault.place
+def _sentence(problem: Problem, values: dict[str, Any], origins: Origins, file: str) -> str:
+    place = (*problem.place, "kind") if problem.error["type"] == "union_tag_invalid" else problem.place
     where = next((origins[place[:depth]] for depth in range(len(place), 0, -1) if place[:depth] in origins), file)
-    key = ".".join(str(part) for part in fault.place) or "configuration"
-    return f"{where}: {key}: {_problem(fault.error, fault.place, values, fault.word)}"
+    key = ".".join(str(part) for part in problem.place) or "configuration"
+    return f"{where}: {key}: {_problem(problem.error, problem.place, values, problem.word)}"
 
 
 def _problem(error: ErrorDetails, place: Place, values: dict[str, Any], word: str = "") -> str:
@@ -105,7 +110,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
 
 
-def _locate(error: ErrorDetails, values: Any) -> Fault:
+def _locate(error: ErrorDetails, values: Any) -> Problem:
     """Find an error's place in the file: without the union tags and member names that pydantic puts into its location."""
     place: list[str | int] = []
     node, of_union, location = values, False, error["loc"]
@@ -119,7 +124,7 @@ def _locate(error: ErrorDetails, values: Any) -> Fault:
             continue
         place.append(part)
         node = node[part] if known else None
-    return Fault(error, tuple(place), of_union, node)
+    return Problem(error, tuple(place), of_union, node)
 
 
 def _fields_at(place: Place, values: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""Read a configuration: YAML 1.2, ``extends``, overrides, and every fault at once with its place."""
+"""Read a configuration: YAML 1.2, ``extends``, overrides, and every error at once with its place."""
 
 import io
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         overrides: ``"prior.kind=laplace"``, ``"training.epochs=5"``; values are YAML. A changed ``kind`` replaces its section.
 
     Raises:
-        ConfigError: all faults at once, each with file, line, dotted key, what is allowed, and a near miss.
+        ConfigError: all errors at once, each with file, line, dotted key, what is allowed, and a near miss.
     """
     origins: Origins = {}
     change: dict[str, Any] = {}
@@ -40,8 +40,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path} is empty; begin with `extends: digits.yaml` or a section such as `data: {{kind: digits}}`")
     try:
         return Config.model_validate(values)
-    except ValidationError as fault:
-        raise ConfigError("\n".join(describe_all(fault.errors(), values, origins, str(path)))) from fault
+    except ValidationError as error:
+        raise ConfigError("\n".join(describe_all(error.errors(), values, origins, str(path)))) from error
 
 
 def to_yaml(config: Config, sections: Sequence[str] | None = None) -> str:
@@ -63,8 +63,8 @@ def parse_value(text: str) -> Any:
     short = text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
     try:
         return load_yaml(text, f"'{short}'")
-    except YAMLError as fault:
-        raise ConfigError(f"cannot read '{short}' as YAML: {str(fault).splitlines()[0]}") from fault
+    except YAMLError as error:
+        raise ConfigError(f"cannot read '{short}' as YAML: {str(error).splitlines()[0]}") from error
 
 
 def _read(path: Path, origins: Origins, chain: tuple[Path, ...]) -> dict[str, Any]:
@@ -75,16 +75,16 @@ def _read(path: Path, origins: Origins, chain: tuple[Path, ...]) -> dict[str, An
         raise ConfigError(f"{path} extends itself: {names}; remove one of the extends")
     try:
         tree = load_yaml(read_text(path), str(path), "rt")
-    except (OSError, UnicodeDecodeError) as fault:
-        reason = fault.strerror if isinstance(fault, OSError) else "not UTF-8 text"
-        raise ConfigError(f"cannot read {path}: {reason}; give a YAML file such as configs/digits.yaml") from fault
-    except MarkedYAMLError as fault:
-        mark = fault.problem_mark or fault.context_mark
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise ConfigError(f"cannot read {path}: {reason}; give a YAML file such as configs/digits.yaml") from error
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
-        problem = " ".join((fault.problem or "not YAML").split())
-        raise ConfigError(f"{path}{line}: {problem}; every key may be given once, indented by spaces") from fault
-    except YAMLError as fault:
-        raise ConfigError(f"{path}: {' '.join(str(fault).split())}; this is not YAML") from fault
+        problem = " ".join((error.problem or "not YAML").split())
+        raise ConfigError(f"{path}{line}: {problem}; every key may be given once, indented by spaces") from error
+    except YAMLError as error:
+        raise ConfigError(f"{path}: {' '.join(str(error).split())}; this is not YAML") from error
     if tree is None:
         tree = CommentedMap()
     if not isinstance(tree, CommentedMap):

@@ -98,14 +98,14 @@ class NetworkSettings(Settings):
             try:
                 if "priors" in metadata:
                     tensors = _means_of_run(network, tensors, list(json.loads(metadata["priors"])))
-            except (KeyError, ValueError, TypeError, RecursionError) as fault:
+            except (KeyError, ValueError, TypeError, RecursionError) as error:
                 raise ConfigError(
                     f"network.pretrained: {self.pretrained} does not say which of its tensors are means; give a finished run"
-                ) from fault
+                ) from error
             try:
                 loaded = network.load_state_dict(tensors, strict=False)
-            except RuntimeError as fault:
-                raise ConfigError(f"network.pretrained: {self.pretrained} does not fit the network: {brief(fault)}") from fault
+            except RuntimeError as error:
+                raise ConfigError(f"network.pretrained: {self.pretrained} does not fit the network: {brief(error)}") from error
             needed = {name for name, _ in network.named_parameters()}
             wrong = sorted(needed & set(loaded.missing_keys)) + sorted(loaded.unexpected_keys)
             if wrong:
@@ -157,10 +157,10 @@ class SequentialSettings(NetworkSettings):
                 layer = _build_layer(layer_kinds()[kind], arguments, value)
                 network.add_module(f"{kind.lower()}{number}", layer)
                 value = layer.eval()(value)
-            except (TypeError, ValueError, RuntimeError, LookupError, AttributeError, ArithmeticError) as fault:
-                reason = str(fault).splitlines()[0]
+            except (TypeError, ValueError, RuntimeError, LookupError, AttributeError, ArithmeticError) as error:
+                reason = str(error).splitlines()[0]
                 shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-                raise ConfigError(f"network.layers[{index}] ({kind}) fails on input {shape}: {reason}") from fault
+                raise ConfigError(f"network.layers[{index}] ({kind}) fails on input {shape}: {reason}") from error
             value = value[0] if isinstance(value, tuple) else value
         return self.finish(network.train())
 
@@ -205,18 +205,18 @@ class FactorySettings(NetworkSettings):
         try:
             with _importable_here():
                 factory = getattr(importlib.import_module(place), name)
-        except ModuleNotFoundError as fault:
-            hint = "; is it in this directory or on PYTHONPATH?" if fault.name == place.partition(".")[0] else ""
-            raise ConfigError(f"network.factory: cannot import '{self.factory}': {fault}{hint}") from fault
-        except Exception as fault:  # whatever the user's module raises
-            raise ConfigError(f"network.factory: cannot import '{self.factory}': {fault}") from fault
+        except ModuleNotFoundError as error:
+            hint = "; is it in this directory or on PYTHONPATH?" if error.name == place.partition(".")[0] else ""
+            raise ConfigError(f"network.factory: cannot import '{self.factory}': {error}{hint}") from error
+        except Exception as error:  # whatever the user's module raises
+            raise ConfigError(f"network.factory: cannot import '{self.factory}': {error}") from error
         try:
             with _importable_here():
                 network = factory(**self.arguments)
-        except TypeError as fault:
-            raise ConfigError(f"network.factory: {self.factory} refuses its arguments: {fault}") from fault
-        except Exception as fault:  # whatever the user's function raises
-            raise ConfigError(f"network.factory: {self.factory} fails with {self.arguments}: {fault}") from fault
+        except TypeError as error:
+            raise ConfigError(f"network.factory: {self.factory} refuses its arguments: {error}") from error
+        except Exception as error:  # whatever the user's function raises
+            raise ConfigError(f"network.factory: {self.factory} fails with {self.arguments}: {error}") from error
         if not isinstance(network, nn.Module):
             raise ConfigError(f"network.factory: {self.factory} returned {type(network).__name__}, not an nn.Module")
         return self.finish(network)

@@ -145,8 +145,8 @@ def _take_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, "np.dtype[An
     read = npy.read_array_header_1_0 if width == 2 else npy.read_array_header_2_0
     try:
         shape, is_fortran, dtype = read(io.BytesIO(size + stream.read(length)), max_header_size=MOST_HEADER_BYTES)
-    except Exception as fault:  # NumPy evaluates a literal, which fails in many ways
-        raise ValueError("the header of its array cannot be read") from fault
+    except Exception as error:  # NumPy evaluates a literal, which fails in many ways
+        raise ValueError("the header of its array cannot be read") from error
     if not all(isinstance(size, int) and size >= 0 for size in shape):
         raise ValueError("the header of its array names no shape")
     return tuple(map(int, shape)), bool(is_fortran), dtype, len(npy.MAGIC_PREFIX) + 2 + width + length

@@ -91,9 +91,9 @@ class Preprocessing:
             if self.features is not None:
                 with using_threads(1):  # the same features whatever else the process does
                     inputs = self.features(inputs)
-        except (RuntimeError, IndexError, ValueError) as fault:  # torch finds that shapes do not go together
-            reason = f"cannot be prepared as the training inputs were ({brief(fault)})"
-            raise DataError(f"inputs of shape {shape} {reason}; give inputs of the same shape") from fault
+        except (RuntimeError, IndexError, ValueError) as error:  # torch finds that shapes do not go together
+            reason = f"cannot be prepared as the training inputs were ({brief(error)})"
+            raise DataError(f"inputs of shape {shape} {reason}; give inputs of the same shape") from error
         if self.fraction_bits is not None:
             inputs = ((inputs.double() * 2.0**self.fraction_bits).round() * 2.0**-self.fraction_bits).to(inputs.dtype)
         return inputs

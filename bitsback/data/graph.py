@@ -119,10 +119,10 @@ def scipy_sparse() -> Any:
     """Return the module ``scipy.sparse``; raises DataError, naming the extra, where scipy is not installed."""
     try:
         from scipy import sparse
-    except ImportError as fault:
+    except ImportError as error:
         raise DataError(
             "data.features: random_walk_modes with edges needs scipy; install it with `pip install bitsback[graph]`"
-        ) from fault
+        ) from error
     return sparse
 
 

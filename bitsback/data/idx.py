@@ -33,8 +33,8 @@ def read_idx(path: Path) -> np.ndarray:
                 return _read_array(file, path, size, None)
             with gzip.open(file, "rb") as stream:
                 return _read_array(stream, path, None, size)
-    except (OSError, EOFError, zlib.error) as fault:
-        raise DataError(f"cannot read {path}: {brief(fault)}; fetch the file again") from fault
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"cannot read {path}: {brief(error)}; fetch the file again") from error
 
 
 def _read_array(stream: IO[bytes] | gzip.GzipFile, path: Path, file_bytes: int | None, packed_bytes: int | None) -> np.ndarray:
@@ -49,21 +49,21 @@ def _read_array(stream: IO[bytes] | gzip.GzipFile, path: Path, file_bytes: int |
     shape = tuple(np.frombuffer(sizes, ">u4").tolist()) if len(sizes) == 4 * dimensions else ()
     content_bytes = math.prod(shape) * kind.itemsize if shape else 0
     if not shape or (file_bytes is not None and header + content_bytes != file_bytes):
-        raise _length_fault(path, header if file_bytes is None else file_bytes, shape)
+        raise _length_error(path, header if file_bytes is None else file_bytes, shape)
     limits.MEMORY.check(limits.data_bytes(math.prod(shape), kind.itemsize), str(path), DataError, "use fewer")
     if packed_bytes is not None:
         try:
             check_expansion(content_bytes, packed_bytes, str(path))
-        except ValueError as fault:
-            raise DataError(f"{path} is shorter than its header {shape} says; fetch the file again") from fault
+        except ValueError as error:
+            raise DataError(f"{path} is shorter than its header {shape} says; fetch the file again") from error
     content = take(stream, content_bytes)
     rest = len(stream.read(PIECE_BYTES))
     if len(content) + rest != content_bytes:
-        raise _length_fault(path, header + len(content) + rest, shape, more=rest == PIECE_BYTES)
+        raise _length_error(path, header + len(content) + rest, shape, more=rest == PIECE_BYTES)
     return np.frombuffer(content, kind).reshape(shape).astype(kind.newbyteorder("="), copy=False)
 
 
-def _length_fault(path: Path, size: int, shape: tuple[int, ...], *, more: bool = False) -> DataError:
+def _length_error(path: Path, size: int, shape: tuple[int, ...], *, more: bool = False) -> DataError:
     claimed = f"{'more than ' if more else ''}{size} bytes"
     return DataError(f"{path} holds {claimed}, not what its header {shape} says; fetch the file again")
 

@@ -69,8 +69,8 @@ class NpzSettings(DataSettings):
             return None
         try:
             plain = {name: np.char.decode(a, "utf-8") if a.dtype.kind == "S" else a.astype(str) for name, a in named.items()}
-        except UnicodeDecodeError as fault:
-            raise DataError(f"the labels in {self.path} are bytes that are not UTF-8 text; write them as texts") from fault
+        except UnicodeDecodeError as error:
+            raise DataError(f"the labels in {self.path} are bytes that are not UTF-8 text; write them as texts") from error
         texts = np.unique(np.concatenate([array.ravel() for array in plain.values()]))
         arrays |= {name: np.searchsorted(texts, array) for name, array in plain.items()}
         return [str(text) for text in texts]
@@ -83,10 +83,10 @@ class NpzSettings(DataSettings):
                 fix = "write it with numpy.savez('data.npz', inputs=x, targets=y)"
                 raise DataError(f"cannot read {self.path} as NPZ: {describe(start)}; {fix}")
             return read_npz(self.path)
-        except REASONS as fault:
+        except REASONS as error:
             raise DataError(
-                f"cannot read {self.path} as NPZ: {brief(fault)}; write it with numpy.savez, without objects"
-            ) from fault
+                f"cannot read {self.path} as NPZ: {brief(error)}; write it with numpy.savez, without objects"
+            ) from error
 
     def _tensor(self, arrays: dict[str, np.ndarray], name: str) -> Tensor:
         if name not in arrays:

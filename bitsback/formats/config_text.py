@@ -61,8 +61,8 @@ def take_settings(reader: BitReader) -> Tree:
             raise ValueError("not one deflated text")
         changes, removals = json.loads(plain, parse_int=_whole)
         patched = _patched(base, changes, removals)
-    except (zlib.error, ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as fault:
-        raise FileError("the file's configuration cannot be read; it is damaged") from fault
+    except (zlib.error, ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
+        raise FileError("the file's configuration cannot be read; it is damaged") from error
     limits.DEPTH.check(limits.depth_of(patched), "the file's configuration", FileError, "it is damaged")
     return patched
 

@@ -26,8 +26,8 @@ with these values they are left out. The table never changes; it only grows unde
 could not have had otherwise.
 """
 
-PLACED = ("data", "network", "prior", "prior_overrides")
-"""Sections that have places: paths, and the factory of the network."""
+LOCATED = ("data", "network", "prior", "prior_overrides")
+"""Sections that have locations: paths, and the factory of the network."""
 
 
 def to_tree(config: Config, sections: Sequence[str]) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def from_tree(tree: dict[str, Any], places: Sequence[str] = (), *, data_is_needed: bool = True) -> Config:
+def from_tree(tree: dict[str, Any], locations: Sequence[str] = (), *, data_is_needed: bool = True) -> Config:
     """The configuration of a file, with ``places`` such as ``data.root=DIR`` that say where this machine keeps things.
 
     A file is somebody else's: it may name no path, and the factory of its network is called only when a place
@@ -68,10 +68,10 @@ def from_tree(tree: dict[str, Any], places: Sequence[str] = (), *, data_is_neede
         FileError: for a place that is not one, and for a configuration that this version cannot use or that asks for too much.
     """
     values, given = with_first_defaults(tree), set()
-    for place in places:
+    for place in locations:
         key, equals, text = place.removeprefix("--").partition("=")
         section, pattern, last = _split(key)
-        if not equals or section not in PLACED or not last:
+        if not equals or section not in LOCATED or not last:
             raise FileError(f"'{place}' says no place: write --data.root=DIR or --data.path=FILE; all else is in the file")
         inside = values
         for part in (section, *pattern):
@@ -81,7 +81,7 @@ def from_tree(tree: dict[str, Any], places: Sequence[str] = (), *, data_is_neede
         if last not in inside or inside[last] == NEEDED:
             inside[last] = parse_value(text)
         elif key != "network.factory" or inside[last] != text:
-            raise FileError(f"'{key}' is fixed by the file; only places, such as --data.root=DIR, can be given")
+            raise FileError(f"'{key}' is fixed by the file; only locations, such as --data.root=DIR, can be given")
         given.add(key)
     return _validated(values, given, data_is_needed)
 
@@ -143,17 +143,17 @@ def _validated(values: dict[str, Any], given: set[str], data_is_needed: bool) ->
         raise FileError("the network starts from an earlier one; say where that is: --network.pretrained=PATH")
     try:
         config = Config.model_validate(values)
-    except ValidationError as fault:
-        missing = [".".join(map(str, error["loc"])) for error in fault.errors() if error["type"] == "missing"]
+    except ValidationError as error:
+        missing = [".".join(map(str, one["loc"])) for one in error.errors() if one["type"] == "missing"]
         if missing and not data_is_needed and all(name.startswith("data.") for name in missing):
             return _validated({key: value for key, value in values.items() if key != "data"}, given, True)
         if missing:
             names = ", ".join(f"--{_without_kind(name)}=..." for name in missing)
-            raise FileError(f"the file needs to know a place on this machine; add {names}") from fault
-        first = fault.errors()[0]
+            raise FileError(f"the file needs to know a place on this machine; add {names}") from error
+        first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise FileError(f"the file's configuration does not suit this bitsback ({place}: {first['msg']}); "
-                        "was it written by another version?") from fault  # fmt: skip
+                        "was it written by another version?") from error  # fmt: skip
     training = config.training
     if "training" in values and "auto" in (training.epochs, training.beta.start, training.beta.warmup_epochs):
         raise FileError("the file does not say how long its sender trained; it is damaged")
@@ -175,7 +175,7 @@ def paths_of(config: Config) -> dict[str, Path]:
     return {key: value for key, value in named if isinstance(value, Path)}
 
 
-def places_of(config: Config) -> list[str]:
+def locations_of(config: Config) -> list[str]:
     """What a receiver would be asked for: where this machine keeps what the configuration names, and the network's factory."""
     found = [f"{key}={json.dumps(str(path))}" for key, path in paths_of(config).items()]
     return [*found, f"network.factory={config.network.factory}"] if isinstance(config.network, FactorySettings) else found

@@ -175,5 +175,5 @@ def read_file(path: Path) -> bytes:
     """The bytes of a file; raises FileError when it cannot be read."""
     try:
         return path.read_bytes()
-    except OSError as fault:
-        raise FileError(f"cannot read {path}: {fault.strerror or fault}; give an existing file") from fault
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {error.strerror or error}; give an existing file") from error

@@ -16,7 +16,7 @@ ONLY_FIRST = "Only bitsback 0.1 decodes them: it repeats the training of their n
 NO_SAMPLE = "The weights were chosen, block by block, to describe the labels well; they are not a sample of the posterior."
 
 
-def inspect_file(path: Path, places: Sequence[str] = ()) -> dict[str, Any]:
+def inspect_file(path: Path, locations: Sequence[str] = ()) -> dict[str, Any]:
     """Kind, settings and parts of a message or model file.
 
     Raises:
@@ -29,9 +29,9 @@ def inspect_file(path: Path, places: Sequence[str] = ()) -> dict[str, Any]:
     if kind in (KIND, FIRST_KIND):
         return _prequential(content, contents, kind)
     if kind == "two_part":
-        return _two_part(content, str(path), places)
-    loaded = decode(content, str(path), places)
-    weights = sum(weight.posterior.weights for weight in loaded.model.weights)
+        return _two_part(content, str(path), locations)
+    loaded = decode(content, str(path), locations)
+    weights = sum(weight.posterior.numel for weight in loaded.model.weights)
     kinds = ", ".join(dict.fromkeys(weight.prior.kind for weight in loaded.model.weights))
     notes = [NO_SAMPLE] if kind == "relative_entropy" else []
     if loaded.config.data.features is not None and loaded.config.data.features.is_fitted:
@@ -76,9 +76,9 @@ def _message(content: bytes, contents: bytes, kind: str) -> dict[str, Any]:
     }
 
 
-def _two_part(content: bytes, what: str, places: Sequence[str]) -> dict[str, Any]:
+def _two_part(content: bytes, what: str, locations: Sequence[str]) -> dict[str, Any]:
     model = model_inside(content, what)
-    loaded = decode(model, what, places)
+    loaded = decode(model, what, locations)
     parts = [{"name": part.name, "bits": part.bits} for part in loaded.parts]
     return {
         "kind": "two_part",

@@ -1,7 +1,7 @@
 """The format in whole numbers and plain Python: what a decoder in another language has to do, and nothing else.
 
-An executable part of FORMAT.md. It is slow; :mod:`ans`, :mod:`bitsback.coding.philox`, :mod:`table` and :mod:`blocks` compute the
-same numbers on arrays, and tests hold the two together. Nothing here needs numpy.
+An executable part of FORMAT.md. It is slow; the modules of :mod:`bitsback.coding` compute the same numbers on
+arrays, and tests hold the two together. Nothing here needs numpy.
 """
 
 import struct
@@ -218,7 +218,7 @@ def members(sizes: Sequence[int], blocks: int, block: int, key: int = 0) -> list
 
 
 def block_points(tables: Sequence[Sequence[int]], block: int, index: int, key: int = 0) -> list[int]:
-    """Lattice points of a block's weights, in units of 2^-16 scales.
+    """TensorGrid points of a block's weights, in units of 2^-16 scales.
 
     Args:
         tables: for each weight of the block, the 65,536 quantiles of its prior.

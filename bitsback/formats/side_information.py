@@ -7,19 +7,19 @@ import torch
 from torch import Tensor
 
 from bitsback.coding.ans import Integers
-from bitsback.coding.densities import PlacedShape
+from bitsback.coding.densities import LocatedDensity
 from bitsback.errors import FileError
 from bitsback.learned import BFLOAT16, FLOAT32, Grid
 from bitsback.likelihoods import Likelihood
 from bitsback.model import BayesianModel
-from bitsback.priors.exact_densities import place
+from bitsback.priors.exact_densities import density_of
 
 Slot = tuple[str, Tensor, Grid]
 """A name, the tensor that holds the numbers, and their grid."""
 
 
 @dataclass(frozen=True)
-class SideNumbers:
+class SideInformation:
     """The learned numbers of a model and its likelihood, by name, each with its grid: references, not copies.
 
     ``with_frozen`` adds what the ledger does not charge because it is assumed known: frozen weights and fixed buffers.
@@ -28,7 +28,7 @@ class SideNumbers:
     slots: tuple[Slot, ...]
 
     @classmethod
-    def of(cls, model: BayesianModel, likelihood: Likelihood, *, with_frozen: bool = False) -> "SideNumbers":
+    def of(cls, model: BayesianModel, likelihood: Likelihood, *, with_frozen: bool = False) -> "SideInformation":
         """Those of a model and its likelihood, in the order in which files hold them."""
         slots: list[Slot] = []
         for prior, weights in model.weights_by_prior():
@@ -43,7 +43,7 @@ class SideNumbers:
             slots += [(name, buffer, FLOAT32) for name, buffer in buffers]
         return cls(tuple(slots))
 
-    def widths(self) -> Integers:
+    def bits_each(self) -> Integers:
         """Bits of every number."""
         parts = [np.full(tensor.numel(), int(grid.bits_each), dtype=np.int64) for _, tensor, grid in self.slots]
         return np.concatenate([np.zeros(0, dtype=np.int64), *parts])
@@ -72,6 +72,6 @@ class SideNumbers:
             start += tensor.numel()
 
 
-def placed_priors(model: BayesianModel) -> list[PlacedShape]:
+def densities_of(model: BayesianModel) -> list[LocatedDensity]:
     """The prior of every weight tensor, in order."""
-    return [place(weight.prior, weight.name) for weight in model.weights]
+    return [density_of(weight.prior, weight.name) for weight in model.weights]

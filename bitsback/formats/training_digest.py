@@ -15,7 +15,7 @@ from torch import Tensor
 from bitsback.coding.elementary import Floats
 from bitsback.coding.lattice import MEAN_STEPS_PER_STD, STD_LEVELS_PER_OCTAVE
 from bitsback.coding.philox import SIGNS, raw
-from bitsback.formats.side_information import SideNumbers
+from bitsback.formats.side_information import SideInformation
 from bitsback.likelihoods import Likelihood
 from bitsback.model import BayesianModel
 
@@ -70,7 +70,7 @@ class StateDigest:
         False
         """
         numbers = np.concatenate([np.zeros(0), *(_steps(q.mean, q.std()) for q in model.posteriors())])
-        side = [_bounded(tensor) for _, tensor, _ in SideNumbers.of(model, likelihood).slots]
+        side = [_bounded(tensor) for _, tensor, _ in SideInformation.of(model, likelihood).slots]
         numbers = np.concatenate([numbers, *side])
         words = raw(0, SIGNS, 0, -(-len(numbers) // 64)).astype("<u8", copy=False).view(np.uint8)
         minus = np.unpackbits(words, count=len(numbers), bitorder="little").astype(bool)

@@ -22,7 +22,7 @@ from bitsback.formats.model_file.read import LoadedModel, decode
 from bitsback.formats.model_file.write import Packed, pack
 from bitsback.formats.size_limits import check_data, check_size
 
-KIND_WIDTH, CHECK_WIDTH = 4, 16
+KIND_BITS, CHECK_BITS = 4, 16
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,9 @@ def send_two_part(experiment: Experiment, settings: PackSettings | None = None, 
     _label_code(packed.loaded, train).push(stack, values)
     stream = stack.to_bytes()
     writer = BitWriter()
-    writer.put(next(number for number, name in KINDS.items() if name == kind), KIND_WIDTH)
+    writer.put(next(number for number, name in KINDS.items() if name == kind), KIND_BITS)
     writer.put_count(len(model))
-    writer.put(_check(values), CHECK_WIDTH)
+    writer.put(_check(values), CHECK_BITS)
     content = seal("two_part", writer.to_bytes() + model + stream)
     return TwoPart(content, packed, 8 * len(stream))
 
@@ -98,14 +98,14 @@ class ReceivedLabels:
     labels: Integers = field(repr=False)
 
 
-def decode_two_part(content: bytes, what: str, places: Sequence[str] = ()) -> ReceivedLabels:
+def decode_two_part(content: bytes, what: str, locations: Sequence[str] = ()) -> ReceivedLabels:
     """Network and labels; the inputs are the receiver's own.
 
     Raises:
         FileError: for anything but a two-part file that is whole, and for inputs that are not the sender's.
     """
     model, check, stream = _split(content, what)
-    loaded = decode(model, what, places)
+    loaded = decode(model, what, locations)
     if "data" not in loaded.tree:
         raise FileError(f"{what} does not say which inputs its labels belong to; it was made from data in memory")
     if "data" not in loaded.config.model_fields_set:  # its places are not known
@@ -132,14 +132,14 @@ def decode_two_part(content: bytes, what: str, places: Sequence[str] = ()) -> Re
     return ReceivedLabels(loaded, labels)
 
 
-def receive_two_part(path: Path, directory: Path, places: Sequence[str] = ()) -> ReceivedLabels:
+def receive_two_part(path: Path, directory: Path, locations: Sequence[str] = ()) -> ReceivedLabels:
     """Decode the file in ``path`` and write ``labels.npy`` and ``model.safetensors`` to the new ``directory``.
 
     Raises:
         FileError: as :func:`decode_two_part`.
     """
     check_new_directory(directory)
-    received = decode_two_part(read_file(path), str(path), places)
+    received = decode_two_part(read_file(path), str(path), locations)
     with whole_directory(directory) as place:
         write_array(place / "labels.npy", as_labels(received.labels, received.loaded.config.likelihood))
         write_tensors(place / "model.safetensors", received.loaded.tensors(), {})
@@ -159,7 +159,7 @@ def _split(content: bytes, what: str) -> tuple[bytes, int, bytes]:
             f"{what} is a {kind} file and holds no labels behind a network; use `bitsback inspect` to see what it is"
         )
     reader = BitReader(contents)
-    number, length, check = reader.take(KIND_WIDTH), reader.take_count(), reader.take(CHECK_WIDTH)
+    number, length, check = reader.take(KIND_BITS), reader.take_count(), reader.take(CHECK_BITS)
     body = reader.rest()
     if KINDS.get(number) not in ("relative_entropy", "quantised") or length > len(body):
         raise FileError(f"{what} does not say which network is in it; it is damaged")

@@ -125,8 +125,8 @@ def _closed_form(mean: Tensor, std: Tensor, p: Distribution) -> KL:
     pairs = zip(_flat_chunks(mean), _flat_chunks(std), strict=True) if is_counted else [(mean, std)]
     try:
         parts = [kl_divergence(Normal(m, s, validate_args=False), p).expand(m.shape).sum() for m, s in pairs]
-    except NotImplementedError as fault:
-        raise BitsbackError(f"no closed form of KL(Normal || {type(p).__name__}) is known; use method='quadrature'") from fault
+    except NotImplementedError as error:
+        raise BitsbackError(f"no closed form of KL(Normal || {type(p).__name__}) is known; use method='quadrature'") from error
     return KL(torch.stack(parts).sum(), 0.0, "closed_form")
 
 

@@ -2,7 +2,7 @@
 
 from bitsback.layers.fans import fan_in
 from bitsback.layers.outputs import Estimator, Estimators
-from bitsback.layers.select import Choice, Place, choose, matches
+from bitsback.layers.select import Choice, ParameterRef, choose, matches
 from bitsback.layers.smooth import SmoothConv2d
 
-__all__ = ["Choice", "Estimator", "Estimators", "Place", "SmoothConv2d", "choose", "fan_in", "matches"]
+__all__ = ["Choice", "Estimator", "Estimators", "ParameterRef", "SmoothConv2d", "choose", "fan_in", "matches"]

@@ -21,7 +21,7 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 @dataclass(frozen=True)
-class Place:
+class ParameterRef:
     """Where a network keeps a parameter: a module, the name there, and the dotted name in the network."""
 
     owner: nn.Module
@@ -40,12 +40,12 @@ class Place:
 class Choice:
     """A weight tensor that gets a posterior, and all places where it is read: several, when it is tied."""
 
-    places: tuple[Place, ...]
+    refs: tuple[ParameterRef, ...]
 
     @property
     def name(self) -> str:
         """The dotted name of the first place, as in torch's ``named_parameters``."""
-        return self.places[0].name
+        return self.refs[0].name
 
 
 def choose(network: nn.Module, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()) -> list[Choice]:
@@ -72,7 +72,7 @@ def choose(network: nn.Module, include: Sequence[str] = ("*",), exclude: Sequenc
     _check_patterns([*include, *exclude], names)
     frozen = [place.name for place in places if not place.parameter.requires_grad]
     _check_frozen(network, include, frozen, names)
-    readers: dict[int, list[Place]] = {}
+    readers: dict[int, list[ParameterRef]] = {}
     for place in places:
         if place.name not in frozen:
             readers.setdefault(id(place.parameter), []).append(place)
@@ -83,8 +83,8 @@ def choose(network: nn.Module, include: Sequence[str] = ("*",), exclude: Sequenc
 
 
 def _check_parameter(choice: Choice) -> None:
-    parameter, name = choice.places[0].parameter, choice.name
-    kind = type(choice.places[0].owner).__name__
+    parameter, name = choice.refs[0].parameter, choice.name
+    kind = type(choice.refs[0].owner).__name__
     if isinstance(parameter, nn.parameter.UninitializedParameter):
         raise LayerError(f"'{name}' of {kind} has no shape yet; run one batch through the network first")
     if not parameter.numel():
@@ -95,7 +95,7 @@ def _check_parameter(choice: Choice) -> None:
         raise LayerError(f"'{name}' is on the meta device and has no numbers; materialise the network first (to_empty, load)")
 
 
-def _is_chosen(places: Sequence[Place], include: Sequence[str], exclude: Sequence[str]) -> bool:
+def _is_chosen(places: Sequence[ParameterRef], include: Sequence[str], exclude: Sequence[str]) -> bool:
     """Return whether a weight gets a posterior; all names of a tied weight must agree."""
     names = [place.name for place in places]
     votes = {matches(name, include) and not matches(name, exclude) for name in names}
@@ -104,12 +104,12 @@ def _is_chosen(places: Sequence[Place], include: Sequence[str], exclude: Sequenc
     return votes.pop()
 
 
-def _places(network: nn.Module) -> Iterator[Place]:
+def _places(network: nn.Module) -> Iterator[ParameterRef]:
     """Every parameter at every place where it lies; a module that is used twice has one place."""
     for path, module in network.named_modules():
         for local, parameter in module._parameters.items():
             if parameter is not None:
-                yield Place(module, local, f"{path}.{local}" if path else local)
+                yield ParameterRef(module, local, f"{path}.{local}" if path else local)
 
 
 def _check_patterns(patterns: Sequence[str], names: Sequence[str]) -> None:

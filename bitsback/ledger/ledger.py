@@ -162,8 +162,8 @@ class Ledger:
                 **{key: values[key] for key in ("examples", "grid_step", "samples")},
             )
             stated = {key: values[key] for key in ("net_bits", "gross_bits", "refund_bits", "net_weight_bits")}
-        except (KeyError, TypeError) as fault:
-            raise LedgerError(f"not a ledger: {fault}; a ledger is written by `bitsback train` or Ledger.to_json") from fault
+        except (KeyError, TypeError) as error:
+            raise LedgerError(f"not a ledger: {error}; a ledger is written by `bitsback train` or Ledger.to_json") from error
         for key, value in stated.items():
             if not math.isclose(value, getattr(book, key), rel_tol=1e-9, abs_tol=1e-6):
                 raise LedgerError(f"{key} says {value} but the entries add up to {getattr(book, key)}; the file was edited")
@@ -174,5 +174,5 @@ class Ledger:
         """Read back what :meth:`to_json` wrote."""
         try:
             return cls.from_dict(json.loads(text))
-        except (ValueError, RecursionError) as fault:
-            raise LedgerError(f"not a ledger: {fault}; the file is not JSON") from fault
+        except (ValueError, RecursionError) as error:
+            raise LedgerError(f"not a ledger: {error}; the file is not JSON") from error

@@ -22,16 +22,16 @@ class Results:
             raise RunError(f"{self.directory} has no ledger yet; finish it with `bitsback train {self.directory} --resume`")
         try:
             return Ledger.from_json(path.read_text(encoding="utf-8"))
-        except UnicodeDecodeError as fault:
-            raise RunError(f"{path} is not UTF-8 text; use `bitsback ledger RUN --recompute`") from fault
+        except UnicodeDecodeError as error:
+            raise RunError(f"{path} is not UTF-8 text; use `bitsback ledger RUN --recompute`") from error
 
     def summary(self) -> dict[str, Any]:
         """What the training ended with: test error, seconds, versions; raises RunError when the run has not finished."""
         path = self.directory / "summary.json"
         try:
             found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as fault:
-            raise RunError(f"{path} cannot be read; finish the run with `bitsback train {self.directory} --resume`") from fault
+        except (OSError, ValueError, RecursionError) as error:
+            raise RunError(f"{path} cannot be read; finish the run with `bitsback train {self.directory} --resume`") from error
         return found
 
 

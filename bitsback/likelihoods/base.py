@@ -152,7 +152,7 @@ def krichevsky_trofimov_bits(counts: Tensor) -> Tensor:
     return nats_to_bits(-nats)
 
 
-def width(targets: Tensor) -> int:
+def numbers_per_example(targets: Tensor) -> int:
     """Numbers per example in the targets."""
     return int(targets[0].numel())
 
@@ -162,7 +162,7 @@ def require(condition: Tensor, targets: Tensor, where: str, need: str) -> None:
     wrong = (~condition).flatten().nonzero()
     if len(wrong):
         value = targets.flatten()[wrong[0]].item()
-        example = int(wrong[0]) // width(targets)
+        example = int(wrong[0]) // numbers_per_example(targets)
         raise DataError(f"{where} target of example {example} is {value:g}; {need}")
 
 

@@ -18,11 +18,11 @@ from bitsback.likelihoods.base import (
     krichevsky_trofimov_bits,
     listed,
     match,
+    numbers_per_example,
     per_example,
     registry,
     require,
     whole,
-    width,
 )
 from bitsback.units import nats_to_bits
 
@@ -171,7 +171,7 @@ class BernoulliLikelihood(Likelihood):
 
     def error(self, predicted: Tensor, targets: Tensor) -> Tensor:
         wrong = (match(predicted, targets) > 0.5) != (targets > 0.5)
-        return per_example(wrong.to(predicted.dtype)) / width(targets)
+        return per_example(wrong.to(predicted.dtype)) / numbers_per_example(targets)
 
     def uniform_bits(self, targets: Tensor) -> float:
         return float(targets.numel())
@@ -184,7 +184,7 @@ class BernoulliLikelihood(Likelihood):
         require((targets == 0) | (targets == 1), targets, where, "Bernoulli targets must be 0 or 1")
 
     def outputs(self, targets: Tensor) -> int:
-        return width(targets)
+        return numbers_per_example(targets)
 
 
 def _whole(probability: Any) -> Any:

@@ -13,11 +13,11 @@ from bitsback.likelihoods.base import (
     LikelihoodSettings,
     listed,
     match,
+    numbers_per_example,
     per_example,
     registry,
     require,
     whole,
-    width,
 )
 from bitsback.units import nats_to_bits
 
@@ -45,7 +45,7 @@ class PoissonLikelihood(Likelihood):
         return listed(rate=_six_digits(predicted))
 
     def error(self, predicted: Tensor, targets: Tensor) -> Tensor:
-        return per_example((match(predicted, targets) - targets).square()) / width(targets)
+        return per_example((match(predicted, targets) - targets).square()) / numbers_per_example(targets)
 
     def uniform_bits(self, targets: Tensor) -> float:
         return targets.numel() * math.log2(float(targets.max()) + 1)
@@ -61,7 +61,7 @@ class PoissonLikelihood(Likelihood):
         require(whole(targets) & (targets >= 0), targets, where, "counts must be whole numbers from 0 up")
 
     def outputs(self, targets: Tensor) -> int:
-        return width(targets)
+        return numbers_per_example(targets)
 
     def summary(self, mean_error: float) -> float:
         return math.sqrt(mean_error)

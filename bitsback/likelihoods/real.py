@@ -17,10 +17,10 @@ from bitsback.likelihoods.base import (
     LikelihoodSettings,
     listed,
     match,
+    numbers_per_example,
     per_example,
     registry,
     require,
-    width,
 )
 from bitsback.likelihoods.resolution import STEP_BITS, Resolution, resolution
 from bitsback.units import nats_to_bits
@@ -170,8 +170,8 @@ class GaussianLikelihood(Likelihood):
 
     def charges(self) -> list[Charge]:
         found = [Charge("target_step", 1, STEP_BITS)] if self.found is not None else []
-        width = [Charge("shift_bits", 1, 1.0)] if self.standardises and self.shift_bits is None else []
-        return [*super().charges(), *found, *width]
+        shift_width = [Charge("shift_bits", 1, 1.0)] if self.standardises and self.shift_bits is None else []
+        return [*super().charges(), *found, *shift_width]
 
     def _split(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """Mean of the standardised targets, and log std of the targets' own noise, the latter not below their step."""
@@ -232,7 +232,7 @@ class GaussianLikelihood(Likelihood):
         return listed(mean=(predicted.double() / fine).round() * fine, std=(std.double() / fine).round() * fine)
 
     def error(self, predicted: Tensor, targets: Tensor) -> Tensor:
-        return per_example((match(predicted, targets) - targets).square()) / width(targets)
+        return per_example((match(predicted, targets) - targets).square()) / numbers_per_example(targets)
 
     def uniform_bits(self, targets: Tensor) -> float:
         if not self._is_fitted:
@@ -270,7 +270,7 @@ class GaussianLikelihood(Likelihood):
         require(torch.isfinite(targets), targets, where, "targets must be finite")
 
     def outputs(self, targets: Tensor) -> int:
-        return width(targets) * (2 if self.noise == "predicted" else 1)
+        return numbers_per_example(targets) * (2 if self.noise == "predicted" else 1)
 
     def summary(self, mean_error: float) -> float:
         return math.sqrt(mean_error)

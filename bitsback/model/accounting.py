@@ -220,7 +220,7 @@ def _unfitted_priors(model: BayesianModel) -> list[str]:
     for prior, weights in model.weights_by_prior():
         best = copy.deepcopy(prior)
         best.update([(weight.posterior.mean, weight.posterior.std()) for weight in weights])
-        if float((prior.width() / best.width()).log().abs().max()) > FAR_FROM_FITTED:
+        if float((prior.typical_scale() / best.typical_scale()).log().abs().max()) > FAR_FROM_FITTED:
             name = weights[0].name
             notes.append(f"the prior of '{name}' was not fitted to its weights; call model.update_priors() every step")
     return notes
@@ -256,7 +256,7 @@ def check_point_grids(model: BayesianModel, step: float, setting: str) -> None:
     for weight in model.weights:
         if not isinstance(weight.posterior, PointPosterior):
             continue
-        narrowest = float(weight.prior.width().detach().min())
+        narrowest = float(weight.prior.typical_scale().detach().min())
         if step > MOST_WIDTHS * narrowest:
             raise LedgerError(
                 f"grid step {step:g} is too coarse for the prior of '{weight.name}', whose width is {narrowest:g}: nearly "
@@ -272,7 +272,7 @@ def _entry(weight: Weight, step: float) -> Entry:
     A point is charged what its prior's integer tables give to its grid points. Its penalty in training, -log2 p(w) step, is a
     smooth stand-in for that: the density is no mass where it is higher than one over the step.
     """
-    count = weight.posterior.weights
+    count = weight.posterior.numel
     if isinstance(weight.posterior, GaussianPosterior):
         mean, std = weight.posterior.mean.cpu().double(), weight.posterior.std().cpu().double()
         exact, prior = GaussianPosterior(mean, std), copy.deepcopy(weight.prior).cpu().double()  # some devices have no float64

@@ -64,7 +64,7 @@ def bayesianize(
             if not (isinstance(settings, GaussianPosteriorSettings) and isinstance(weight.posterior, GaussianPosterior)):
                 continue
             if settings.relative_to == "prior":
-                weight.posterior.set_std(settings.std * weight.prior.width().detach())
+                weight.posterior.set_std(settings.std * weight.prior.typical_scale().detach())
     _leave_the_rest(network, model)
     model.start()
     return model
@@ -93,7 +93,7 @@ def _posterior(choice: Choice, settings: PosteriorSettings) -> Posterior:
 
     A network that is given to a second model leaves the first, and begins with its means.
     """
-    place = choice.places[0]
+    place = choice.refs[0]
     start = place.parameter.detach()
     shown = place.owner.__dict__.get("posterior")
     if isinstance(shown, LayerPosteriors) and place.local in shown:

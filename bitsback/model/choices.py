@@ -10,7 +10,7 @@ from torch import nn
 
 from bitsback.errors import LayerError, PriorError, near_miss
 from bitsback.kl import mass
-from bitsback.layers import Place, fan_in, matches
+from bitsback.layers import ParameterRef, fan_in, matches
 from bitsback.ledger.entry import Charge
 from bitsback.posteriors import GaussianPosteriorSettings, PointPosteriorSettings, Posterior, PosteriorSettings
 from bitsback.priors import Prior, PriorSettings, PyroPrior, WeightInfo
@@ -36,12 +36,12 @@ def settings_of(choice: PriorChoice) -> PriorSettings:
     values = {"kind": choice} if isinstance(choice, str) else dict(choice)
     try:
         return prior_registry[str(values.get("kind", "gaussian"))](**values)
-    except ValidationError as fault:
-        first = fault.errors()[0]
+    except ValidationError as error:
+        first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         allowed = prior_registry[str(values.get("kind", "gaussian"))].model_fields
         hint = near_miss(key, allowed) if first["type"] == "extra_forbidden" else ""
-        raise PriorError(f"prior.{key}: {first['msg']}{hint}, got {first['input']!r}") from fault
+        raise PriorError(f"prior.{key}: {first['msg']}{hint}, got {first['input']!r}") from error
 
 
 def posterior_settings_of(choice: PosteriorChoice | None) -> PosteriorSettings:
@@ -59,12 +59,14 @@ def posterior_settings_of(choice: PosteriorChoice | None) -> PosteriorSettings:
         raise LayerError(f"unknown posterior '{kind}'{near_miss(str(kind), kinds)}; known: {', '.join(kinds)}")
     try:
         return kinds[kind](**values)
-    except ValidationError as fault:
-        raise LayerError(f"posterior: {fault.errors()[0]['msg']}, got {fault.errors()[0]['input']!r}") from fault
+    except ValidationError as error:
+        raise LayerError(f"posterior: {error.errors()[0]['msg']}, got {error.errors()[0]['input']!r}") from error
 
 
 def priors_of(
-    weights: Sequence[tuple[Place, Posterior]], default: PriorSettings, overrides: Mapping[str, PriorSettings] | None = None
+    weights: Sequence[tuple[ParameterRef, Posterior]],
+    default: PriorSettings,
+    overrides: Mapping[str, PriorSettings] | None = None,
 ) -> list[Prior]:
     """Return the prior of each weight, in order, each checked to be a code that fits; those that share one get the same object.
 

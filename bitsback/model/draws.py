@@ -46,7 +46,7 @@ def drawing(model: BayesianModel, seed: int, numbers: Sequence[int]) -> Iterator
     """
     states = [State("draw", seed, number) for number in numbers] or [model.state_of_means()]
     if len(states) == 1:
-        model.place(states[0])
+        model.hold(states[0])
         yield lambda inputs: [model.network(inputs)]
         return
     several = [draw_of(model, state) for state in states]

@@ -123,7 +123,7 @@ class BayesianModel(Resident):
         default: PriorSettings,
         overrides: Mapping[str, PriorSettings],
     ) -> None:
-        priors = priors_of([(choice.places[0], posterior) for choice, posterior in posteriors], default, overrides)
+        priors = priors_of([(choice.refs[0], posterior) for choice, posterior in posteriors], default, overrides)
         self.priors.extend({id(prior): prior for prior in priors}.values())
         for number, ((choice, posterior), prior) in enumerate(zip(posteriors, priors, strict=True)):
             self.weights.append(Weight(choice, posterior.requires_grad_(False), prior, number))
@@ -142,7 +142,7 @@ class BayesianModel(Resident):
         for part in path:
             node = node._modules.setdefault(part, nn.Module())  # type: ignore[assignment]
         node._modules[last] = posterior
-        for place in choice.places:
+        for place in choice.refs:
             shown = place.owner.__dict__.get("posterior")
             if not isinstance(shown, LayerPosteriors):
                 if hasattr(place.owner, "posterior"):  # the layer's own attribute of that name stays
@@ -158,14 +158,14 @@ class BayesianModel(Resident):
             own.setdefault(weight.owner, []).append(weight)
         found = []
         for module, weights in own.items():
-            alone = [weight.local for weight in weights if len(weight.places) == 1 and weight.is_gaussian]
+            alone = [weight.local for weight in weights if len(weight.refs) == 1 and weight.is_gaussian]
             try:
                 estimator = estimator_of(module, wanted, alone)
-            except LayerError as fault:
+            except LayerError as error:
                 place = weights[0].name.rpartition(".")[0]
                 raise LayerError(
-                    f"{place or 'the network'}: {fault} (exclude='{place or '*'}' leaves it deterministic)"
-                ) from fault
+                    f"{place or 'the network'}: {error} (exclude='{place or '*'}' leaves it deterministic)"
+                ) from error
             if estimator != "weight":
                 found.append(OutputLayer(module, tuple(weights), asked=estimator == "output"))
         return found
@@ -184,7 +184,7 @@ class BayesianModel(Resident):
         tabled = [weight for weight in weights if exact and isinstance(weight.posterior, PointPosterior)]
         smooth = [weight for weight in weights if weight not in tabled]
         parts = [kl(weight.posterior, weight.prior, panels=panels, samples=1).bits for weight in smooth]
-        points = sum(weight.posterior.weights for weight in smooth if isinstance(weight.posterior, PointPosterior))
+        points = sum(weight.posterior.numel for weight in smooth if isinstance(weight.posterior, PointPosterior))
         grid_bits = -points * math.log2(self.grid_step()) if points else 0.0
         for weight in tabled:
             grid_bits += float(point_bits(weight.prior, weight.name, weight.posterior.mean, self.grid_step()).sum())
@@ -197,7 +197,7 @@ class BayesianModel(Resident):
 
         Up to 32,768 weights by quadrature, beyond that from a few draws; for points as :meth:`kl_bits`.
         """
-        large = [w for w in among if w.is_gaussian and w.posterior.weights > FEW_WEIGHTS and not has_closed_form(w.prior)]
+        large = [w for w in among if w.is_gaussian and w.posterior.numel > FEW_WEIGHTS and not has_closed_form(w.prior)]
         nats = bits_to_nats(float(self.kl_bits([weight for weight in among if weight not in large]))) if among else 0.0
         draws = [float(kl(w.posterior, w.prior, method="monte_carlo", samples=1).nats) for w in large for _ in range(DRAWS)]
         return nats + math.fsum(draws) / DRAWS
@@ -252,7 +252,7 @@ class BayesianModel(Resident):
                 chosen = weight.posterior.grid_step
                 if chosen is not None:
                     return chosen
-                limits.append(float(weight.prior.width().detach().min()) / 8)
+                limits.append(float(weight.prior.typical_scale().detach().min()) / 8)
         return 2.0 ** (math.ceil(math.log2(min(limits, default=1.0))) - 1)
 
     @torch.no_grad()
@@ -279,7 +279,7 @@ class BayesianModel(Resident):
         for p in filters:
             p.data = interleaved(p.data) if channels_last else straight(p.data)
         if filters:
-            self.place(self.state)
+            self.hold(self.state)
             if channels_last and example is not None and not runs(self.network, example):
                 self.lay_out(channels_last=False)
 

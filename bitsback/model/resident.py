@@ -46,7 +46,7 @@ class Resident(Values):
 
     def start(self) -> None:
         """Take the weights over: from now on they hold draws."""
-        self.place(self._state._replace(holds="draw" if self.training else "mean"))
+        self.hold(self._state._replace(holds="draw" if self.training else "mean"))
 
     def release(self) -> None:
         """Let go of the network, which another model takes over."""
@@ -71,24 +71,24 @@ class Resident(Values):
         self.__dict__["_training"] = bool(mode)
         if before != bool(mode) and self.__dict__.get("weights") and not self._keeps:
             self.honour_edits(everywhere=self.holds == "mean")
-            self.place(self._state._replace(holds="draw" if mode else "mean"))
+            self.hold(self._state._replace(holds="draw" if mode else "mean"))
 
     def draw(self) -> None:
         """Put the next draw m + s e into all weights at once; edits made since the last one become means."""
         self.check_places()
         self.honour_edits()
-        self.place(self.next_state())
+        self.hold(self.next_state())
 
     def mirror(self) -> None:
         """Put the mirror image m - s e of the draw that is there into all weights: the second of an antithetic pair."""
         self.honour_edits()
-        self.place(self._state._replace(sign=-self._state.sign))
+        self.hold(self._state._replace(sign=-self._state.sign))
 
     def check_places(self) -> None:
         """Raise LayerError when a weight no longer lies where it lay in the network."""
         present = set(map(id, self.network.modules()))
         for weight in self.weights:
-            for place in weight.places:
+            for place in weight.refs:
                 if id(place.owner) not in present or place.owner._parameters.get(place.local) is not weight.known:
                     _ = weight.parameter  # says so where it lies in its first place
                     raise LayerError(
@@ -108,7 +108,7 @@ class Resident(Values):
         self._samples += 1
         number = -self._samples if seed is None else -1
         with self.keeping(), unmoved(self.network):
-            self.place(State("draw", self.seed if seed is None else seed, number))
+            self.hold(State("draw", self.seed if seed is None else seed, number))
             yield self
 
     @contextmanager
@@ -123,7 +123,7 @@ class Resident(Values):
                     self.honour_edits()
             return
         with self.keeping():
-            self.place(self._state._replace(holds="mean"))
+            self.hold(self._state._replace(holds="mean"))
             yield self
 
     @contextmanager
@@ -154,7 +154,7 @@ class Resident(Values):
             finally:
                 if honour:
                     self.honour_edits(everywhere=self.holds == "mean")
-                self.place(before)
+                self.hold(before)
                 if [weight.versions()[1:] for weight in self.weights] == posteriors:  # the very values of before
                     self._placed, self._reached = placed, reached
 
@@ -167,7 +167,7 @@ class Resident(Values):
         finally:
             self._keeps -= 1
             if self.training != mode and not self._keeps:
-                self.place(self._state._replace(holds="draw" if self.training else "mean"))
+                self.hold(self._state._replace(holds="draw" if self.training else "mean"))
 
     def _issue(self) -> int:
         """Return a number for what the weights hold from now on."""
@@ -175,7 +175,7 @@ class Resident(Values):
         return self._issued
 
     @torch.no_grad()
-    def place(self, state: State) -> None:
+    def hold(self, state: State) -> None:
         """Write what ``state`` says into every weight; pending gradients are carried over to the widths."""
         torch.clear_autocast_cache()  # an autocast region keeps casts of the old draw
         self._put(self.weights, state)
@@ -186,18 +186,18 @@ class Resident(Values):
         pending = [weight for weight in weights if weight.is_gaussian and weight.parameter.grad is not None]
         coarse = [weight for weight in pending if self._holds_state and weight.is_coarse]
         noise = self.noise_of(self._state) if coarse else None
-        spreads = {weight.number: self.spread(weight, self._state, noise) for weight in coarse}
-        others = {weight.number for weight in pending} - spreads.keys()
+        spreads = {weight.index: self.spread(weight, self._state, noise) for weight in coarse}
+        others = {weight.index for weight in pending} - spreads.keys()
         noise = self.noise_of(state) if weights else None
         for weight in weights:
             parameter = weight.parameter
-            before = parameter.detach().clone() if weight.number in others else None
+            before = parameter.detach().clone() if weight.index in others else None
             self._write(weight, parameter, state, noise)
             q = weight.posterior
             if isinstance(q, GaussianPosterior) and parameter.grad is None:
                 q.log_std.grad = None  # somebody has cleared the network's gradients alone
-            if weight.number in spreads:
-                carry(weight, self.spread(weight, state, noise).sub_(spreads.pop(weight.number)))
+            if weight.index in spreads:
+                carry(weight, self.spread(weight, state, noise).sub_(spreads.pop(weight.index)))
             elif before is not None:
                 carry(weight, difference(weight, parameter, before))
             weight.mark()
@@ -220,23 +220,23 @@ class Resident(Values):
         drawn = [w for w in self.weights if w.is_gaussian and (w.prior.needs_draw or not w.noise_on_outputs)]
         self._offsets, size = {}, 0
         for weight in drawn:
-            self._offsets[weight.number] = size
-            size += weight.posterior.weights
+            self._offsets[weight.index] = size
+            size += weight.posterior.numel
         self._pool = PooledNoise(size, reuse, drawn[0].posterior.mean, self._noise) if drawn and reuse > 1 else None
         state = self._state
-        self.place(state if seed is None else State(state.holds, seed, 0))
+        self.hold(state if seed is None else State(state.holds, seed, 0))
 
     @torch.no_grad()
     def moved_to(self, state: State, written: set[int]) -> None:
         """An optimiser has written the draw of ``state`` into some weights, by number; write it into the others."""
         torch.clear_autocast_cache()
-        others = [weight for weight in self.weights if weight.number not in written]
+        others = [weight for weight in self.weights if weight.index not in written]
         self._put(others, state)
         self._state = state
         self._placed = self._issue()
 
     def take_loaded(self) -> None:
-        """Place the draw of posteriors that were loaded."""
+        """ParameterRef the draw of posteriors that were loaded."""
         _after_loading(self, None)
 
     # edits
@@ -341,7 +341,7 @@ class Resident(Values):
         for weight in self.weights:
             weight.known = self._found_again(weight)
         self._pool_moved()
-        self.place(self._state)
+        self.hold(self._state)
         return self
 
     def _found_again(self, weight: Weight) -> nn.Parameter:
@@ -392,5 +392,5 @@ def _after_loading(model: Resident, _keys: Any) -> None:
             weight.is_narrow = None
             if weight not in loaded and weight.versions() != weight.seen:
                 weight.posterior.mean.copy_(weight.parameter)
-    model.place(model._state)
+    model.hold(model._state)
     return None

@@ -89,10 +89,10 @@ class Values(nn.Module):
         mean = weight.posterior.mean
         out = torch.empty_like(mean, requires_grad=False)
         flat = as_row(out)
-        if pooled is None or weight.number not in self._offsets:
-            self._noise.fill(flat, state.seed, state.number, weight.number)
+        if pooled is None or weight.index not in self._offsets:
+            self._noise.fill(flat, state.seed, state.number, weight.index)
         else:
-            flat.copy_(pooled[self._offsets[weight.number] : self._offsets[weight.number] + len(flat)])
+            flat.copy_(pooled[self._offsets[weight.index] : self._offsets[weight.index] + len(flat)])
         return out
 
     def noise_of(self, state: State) -> Tensor | None:

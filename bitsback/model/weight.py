@@ -40,15 +40,15 @@ class Weight:
     Attributes:
         name: dotted name in the network.
         posterior, prior: q and p.
-        number: which of the network's weight tensors it is; a stream of noise.
+        index: which of the network's weight tensors it is; a stream of noise.
         noise_on_outputs: a training adds noise to the outputs of its layer, and lets the weight hold its mean.
         is_narrow: stds lie far below their means, as :meth:`look` found it; None where others have set the posterior since.
     """
 
-    def __init__(self, choice: Choice, posterior: Posterior, prior: Prior, number: int) -> None:
-        self.name, self.places, self.number = choice.name, choice.places, number
+    def __init__(self, choice: Choice, posterior: Posterior, prior: Prior, index: int) -> None:
+        self.name, self.refs, self.index = choice.name, choice.refs, index
         self.posterior, self.prior = posterior, prior
-        self.known = choice.places[0].parameter
+        self.known = choice.refs[0].parameter
         self.noise_on_outputs = False
         self.is_narrow: bool | None = None
         self._used: tuple[Any, int] | None = None
@@ -60,12 +60,12 @@ class Weight:
     @property
     def owner(self) -> nn.Module:
         """The first module that reads it."""
-        return self.places[0].owner
+        return self.refs[0].owner
 
     @property
     def local(self) -> str:
         """Its name there."""
-        return self.places[0].local
+        return self.refs[0].local
 
     @property
     def parameter(self) -> nn.Parameter:

@@ -114,7 +114,7 @@ class BayesianLayer(nn.Module):
             for key, own in self._numbers():
                 if given[key] is not None:
                     own.copy_(given[key])
-        self.model.place(self.model._state)
+        self.model.hold(self.model._state)
 
     def _numbers(self) -> list[tuple[str, Tensor]]:
         """The posterior's numbers as the layer's state names them; none when they are another model's to save."""

@@ -104,7 +104,7 @@ class Adam(PosteriorOptimizer):
         own, wide = self._settings(weight)
         step = self._count_step(weight.known)
         averages = self._averages(weight.known, weight.posterior.mean, OF_MEAN if wide is None else OF_BOTH)
-        pieces = self._scratch.rows.of((weight.number, "averages"), averages)
+        pieces = self._scratch.rows.of((weight.index, "averages"), averages)
 
         of_mean, of_width = rates(own), rates(wide) if wide is not None else None
 

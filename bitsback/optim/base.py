@@ -248,7 +248,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         """Let priors follow, and count what has a closed form."""
         self._count(weights)
         self._cost.follow(self.prior_rate, k)
-        others = [w for w in weights if w.prior.learns_in_closed_form and w.number not in self._cost] if self.prior_rate else []
+        others = [w for w in weights if w.prior.learns_in_closed_form and w.index not in self._cost] if self.prior_rate else []
         if others:
             self.model.update_priors(self.prior_rate, others)
         if self._steps % LOOK_EVERY == 0:
@@ -264,19 +264,19 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             self._cost = GaussianCost(self._owned[1])
             self._learned = list({id(p): p for weight in weights for p in weight.prior.parameters()}.values())
         for weight in self._cost.weights:
-            if self._cost.marks.get(weight.number) != weight.seen[1:]:
+            if self._cost.marks.get(weight.index) != weight.seen[1:]:
                 self._cost.refresh(weight)
 
     def _remember(self, weights: Sequence[Weight]) -> None:
         for weight in weights:
-            if weight.number in self._cost:
-                self._cost.marks[weight.number] = weight.seen[1:]
+            if weight.index in self._cost:
+                self._cost.marks[weight.index] = weight.seen[1:]
 
     def kl_nats(self) -> float:
         """Return KL(q||p) of all weights as they are now, in nats."""
         self.model.honour_edits()
         self._count(self.weights)
-        others = [weight for weight in self.model.weights if weight.number not in self._cost]
+        others = [weight for weight in self.model.weights if weight.index not in self._cost]
         return self._cost.nats() + self.model.kl_estimate_nats(others)
 
     @abstractmethod
@@ -302,7 +302,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
 
     def _draw_others(self, weights: Sequence[Weight], state: State) -> None:
         """Draw the weights that this optimiser does not own, or that are frozen; then all hold the draw of ``state``."""
-        owned = {weight.number for weight in weights}
+        owned = {weight.index for weight in weights}
         for weight in weights:
             q = weight.posterior
             weight.use_gradient()
@@ -324,7 +324,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         self.model.train()
 
     def eval(self) -> None:
-        """Place the means, as ``model.eval()``."""
+        """ParameterRef the means, as ``model.eval()``."""
         self.model.eval()
 
     def state_dict(self) -> dict[str, Any]:
@@ -334,7 +334,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         states = {"tensors": model.posterior.state_dict(), "priors": model.priors.state_dict()}
         found[POSTERIOR] = {**states, "draw": model.get_extra_state()}
         found["steps"] = self._steps
-        found["coarse"] = [weight.number for weight in model.weights if weight.is_coarse]
+        found["coarse"] = [weight.index for weight in model.weights if weight.is_coarse]
         return found
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -349,7 +349,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             self.model.set_extra_state(posterior["draw"])
             self.model.take_loaded()
         for weight in self.model.weights:
-            weight.is_narrow = weight.number in coarse
+            weight.is_narrow = weight.index in coarse
         self._cost.marks.clear()
 
     def _widen(self, given: dict[str, Any]) -> None:

@@ -43,12 +43,12 @@ class GaussianCost:
         self.precision: dict[int, float] = {}
         self.marks: dict[int, tuple[int, ...]] = {}
         """Versions of the posteriors that the sums are of."""
-        self._numbers = {weight.number for weight in weights}
+        self._numbers = {weight.index for weight in weights}
         self._sharing: dict[int, list[int]] = {}
         self._counts: dict[int, int] = dict.fromkeys(self.priors, 0)
         for weight in weights:
-            self._sharing.setdefault(id(weight.prior), []).append(weight.number)
-            self._counts[id(weight.prior)] += weight.posterior.weights
+            self._sharing.setdefault(id(weight.prior), []).append(weight.index)
+            self._counts[id(weight.prior)] += weight.posterior.numel
 
     def __contains__(self, number: int) -> bool:
         return number in self._numbers
@@ -66,8 +66,8 @@ class GaussianCost:
         for m, log_std in zip(*map(rows, [q.mean, q.log_std]), strict=True):
             one, other = map(float, sums_of(m - centre if centre else m, log_std.exp()))
             variance, distance = variance + one, distance + other
-        self.sums[weight.number] = variance, distance
-        self.marks[weight.number] = weight.versions()[1:]
+        self.sums[weight.index] = variance, distance
+        self.marks[weight.index] = weight.versions()[1:]
 
     @torch.no_grad()
     def follow(self, rate: float, k: float) -> None:
@@ -100,9 +100,9 @@ class GaussianCost:
 
 def weights_with_one_scale(model: BayesianModel, among: Sequence[Weight]) -> list[Weight]:
     """Return the weights ``among`` which :class:`GaussianCost` counts: those whose prior is shared with no other kind."""
-    mine = {weight.number for weight in among}
+    mine = {weight.index for weight in among}
     found = []
     for prior, sharing in model.weights_by_prior():
-        if has_one_scale(prior) and all(weight.number in mine and weight.is_gaussian for weight in sharing):
+        if has_one_scale(prior) and all(weight.index in mine and weight.is_gaussian for weight in sharing):
             found += sharing
-    return sorted(found, key=lambda weight: weight.number)
+    return sorted(found, key=lambda weight: weight.index)

@@ -88,7 +88,7 @@ class IVON(Adam):
             state["momentum"] = torch.zeros_like(mean, requires_grad=False)
         elif state["momentum"].stride() != mean.stride():
             state["momentum"] = torch.empty_like(mean, requires_grad=False).copy_(state["momentum"])
-        averages = self._scratch.rows.of((weight.number, "momentum"), [state["momentum"]])
+        averages = self._scratch.rows.of((weight.index, "momentum"), [state["momentum"]])
         memory = own["betas"][0]
         to_nats = self.examples * self.nats_per_unit
         rate = float(own["lr"]) * to_nats / (1 - memory ** float(self._count_step(weight.known)))

@@ -53,7 +53,7 @@ class Sweep:
         coarse = [weight for weight in weights if weight.is_coarse and not weight.noise_on_outputs]
         pool = model.noise_of(now) if coarse else None
         for weight in coarse:
-            self._spreads[weight.number] = model.spread(weight, now, pool)
+            self._spreads[weight.index] = model.spread(weight, now, pool)
         self._pool = model.noise_of(self.state)
 
     def weight(self, weight: Weight, mover: Callable[[Weight], Move] | None) -> None:
@@ -62,10 +62,10 @@ class Sweep:
         pieces = self._pieces(weight, tensors)  # from here on all that belongs to it lies in memory alike
         parameter, mean, *wide = tensors
         given = [self._data_gradient(parameter, mean)]
-        for tensor in (wide[0].grad if wide else None, self._spreads.get(weight.number), self.kl_weights.get(weight.number)):
+        for tensor in (wide[0].grad if wide else None, self._spreads.get(weight.index), self.kl_weights.get(weight.index)):
             given.append(tensor if tensor is None else laid_as(tensor, mean))
         gradients: Iterable[Gradients]
-        if weight.number in self.cost or weight.prior.is_elementwise:
+        if weight.index in self.cost or weight.prior.is_elementwise:
             cut = [repeat(None) if tensor is None else rows(tensor) for tensor in given]
             gradients = map(self._gradients, repeat(weight), pieces, count(), *cut)
         else:
@@ -81,7 +81,7 @@ class Sweep:
 
     def _pieces(self, weight: Weight, tensors: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
         """Weight, mean and log std, piece by piece."""
-        return self.scratch.rows.of(weight.number, tensors, lambda: aligned(weight))
+        return self.scratch.rows.of(weight.index, tensors, lambda: aligned(weight))
 
     def _fill(self, q: Posterior, pieces: Sequence[tuple[Tensor, ...]], gradients: Iterable[Gradients]) -> None:
         """Leave the gradients in those of mean and log std."""
@@ -104,7 +104,7 @@ class Sweep:
     def written(self, weight: Weight, piece: tuple[Tensor, ...], number: int) -> list[Tensor]:
         """Write w = m + s e over a piece; returns its sums, where the cost wants them."""
         w, m, *wide = piece
-        is_counted = weight.number in self.cost
+        is_counted = weight.index in self.cost
         if not wide or (weight.noise_on_outputs and not is_counted):
             w.copy_(m)
             return []
@@ -127,7 +127,7 @@ class Sweep:
         if weight.constant_row is not None:
             weight.parameter.detach()[weight.constant_row] = weight.posterior.mean[weight.constant_row]
         if sums:
-            self._sums.append((weight.number, sums))
+            self._sums.append((weight.index, sums))
         weight.mark()
 
     def end(self) -> None:
@@ -149,7 +149,7 @@ class Sweep:
         if not rest:
             slope = weight.prior.slope(m, self.k).mul_(self.k)
             return (slope if g is None else slope.add_(g)), None, 0.0
-        if weight.number in self.cost:
+        if weight.index in self.cost:
             gm, gl, pull = self._gaussian(weight, w, m, rest[0], g, spread)
         else:
             (gm, gl), pull = self._of_prior(weight, w, m, rest[0], number), 0.0
@@ -211,10 +211,10 @@ class Sweep:
 
     def _noise(self, weight: Weight, into: Tensor, number: int) -> Tensor:
         """The numbers of the next draw, for a piece: those of the pool, or made in a row that may be written to."""
-        if self._pool is not None and weight.number in self.model.pooled:
-            start = self.model.pooled[weight.number] + number * PIECE
+        if self._pool is not None and weight.index in self.model.pooled:
+            start = self.model.pooled[weight.index] + number * PIECE
             return self._pool[start : start + into.numel()]
-        self.model.noise_source.fill(into, self.state.seed, self.state.number, weight.number, number * PIECE)
+        self.model.noise_source.fill(into, self.state.seed, self.state.number, weight.index, number * PIECE)
         return into
 
     def _data_gradient(self, parameter: Tensor, mean: Tensor) -> Tensor | None:

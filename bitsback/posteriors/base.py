@@ -60,7 +60,7 @@ class Posterior(nn.Module, ABC):
         return bool(self.__dict__.pop("_was_loaded", False))
 
     @property
-    def weights(self) -> int:
+    def numel(self) -> int:
         """How many weights the tensor holds."""
         return self.mean.numel()
 

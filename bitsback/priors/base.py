@@ -55,7 +55,7 @@ class Prior(Learned, ABC):
     def __init_subclass__(cls, **arguments: Any) -> None:
         """Give a class with a density of its own the derivatives by autograd where it has none: never another density's."""
         super().__init_subclass__(**arguments)
-        if "forward" in vars(cls) or "width" in vars(cls):
+        if "forward" in vars(cls) or "typical_scale" in vars(cls):
             for name in {"kl_gradient", "slope", "is_elementwise", "needs_draw"} - vars(cls).keys():
                 setattr(cls, name, vars(Prior)[name])
 
@@ -64,7 +64,7 @@ class Prior(Learned, ABC):
         """The distribution p, whose batch shape broadcasts with the weight tensor."""
 
     @abstractmethod
-    def width(self) -> Tensor:
+    def typical_scale(self) -> Tensor:
         """A typical width of the density (a scale, not a std: a Cauchy has none); a positive tensor."""
 
     @abstractmethod
@@ -73,7 +73,7 @@ class Prior(Learned, ABC):
 
     def breakpoints(self, fine: bool = True) -> Tensor:
         """Where the density bends, shape (b,): quadrature splits its panels there. Coarse is enough for training."""
-        return around(self.mean, self.width(), (-2, 4) if fine else (0, 0))
+        return around(self.mean, self.typical_scale(), (-2, 4) if fine else (0, 0))
 
     def update(self, weights: Sequence[Moments], rate: float = 1.0) -> None:
         """Move learned numbers by ``rate`` of the way to their best given every tensor's (mean, std), where that is known."""
@@ -214,7 +214,7 @@ class ScalePrior(Prior):
         self._store("mean", mean, "none")
         self._store_scale(scale, learn)
 
-    def width(self) -> Tensor:
+    def typical_scale(self) -> Tensor:
         return self.log_scale.exp()
 
     def values(self) -> dict[str, Any]:

@@ -65,12 +65,12 @@ class CheckpointPriorSettings(PriorSettings):
             with safe_open(path, framework="pt") as file:
                 names = list(file.keys())
                 mean = file.get_tensor(key) if key in names else None
-        except DamagedFileError as fault:
-            raise PriorError(f"prior 'checkpoint' {fault}, and set prior.run to a finished run") from fault
-        except (OSError, SafetensorError) as fault:
+        except DamagedFileError as error:
+            raise PriorError(f"prior 'checkpoint' {error}, and set prior.run to a finished run") from error
+        except (OSError, SafetensorError) as error:
             raise PriorError(
-                f"prior 'checkpoint' cannot read {path}: {brief(fault)}; set prior.run to a finished run"
-            ) from fault
+                f"prior 'checkpoint' cannot read {path}: {brief(error)}; set prior.run to a finished run"
+            ) from error
         if mean is None or mean.shape != weight.shape:
             found = "no such tensor" if mean is None else f"shape {tuple(mean.shape)}"
             raise PriorError(

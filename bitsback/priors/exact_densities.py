@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitsback.coding.densities import NORMAL, PlacedShape, Shape, horseshoe, normal
+from bitsback.coding.densities import NORMAL, LocatedDensity, StandardDensity, horseshoe, normal
 from bitsback.coding.elementary import Floats, exp, log
 from bitsback.errors import PriorError
 from bitsback.priors import Prior
@@ -18,17 +18,17 @@ FINE = 2.0**20
 """Numbers of a prior that are fixed, not learned, are rounded to multiples of 2^-20 before use; part of the format."""
 
 
-STANDARD: dict[type[Prior], Shape] = {
+STANDARD: dict[type[Prior], StandardDensity] = {
     NormalPrior: NORMAL,
-    LaplacePrior: Shape("laplace", lambda z: exp(-np.abs(z)), 6),
-    LogisticPrior: Shape("logistic", lambda z: exp(-np.abs(z)) / (1.0 + exp(-np.abs(z))) ** 2, 6),
-    CauchyPrior: Shape("cauchy", lambda z: 1.0 / (1.0 + z * z), 14),
-    HorseshoePrior: Shape("horseshoe", horseshoe, 14),
+    LaplacePrior: StandardDensity("laplace", lambda z: exp(-np.abs(z)), 6),
+    LogisticPrior: StandardDensity("logistic", lambda z: exp(-np.abs(z)) / (1.0 + exp(-np.abs(z))) ** 2, 6),
+    CauchyPrior: StandardDensity("cauchy", lambda z: 1.0 / (1.0 + z * z), 14),
+    HorseshoePrior: StandardDensity("horseshoe", horseshoe, 14),
 }
 
 
-def _student_t(df: float) -> Shape:
-    return Shape(f"student_t({df!r})", lambda z: exp(-0.5 * (df + 1.0) * log(1.0 + z * z / df)), 14 if df < 3 else 10)
+def _student_t(df: float) -> StandardDensity:
+    return StandardDensity(f"student_t({df!r})", lambda z: exp(-0.5 * (df + 1.0) * log(1.0 + z * z / df)), 14 if df < 3 else 10)
 
 
 def _numbers(tensor: Tensor, *, learned: bool) -> Floats:
@@ -36,7 +36,7 @@ def _numbers(tensor: Tensor, *, learned: bool) -> Floats:
     return values if learned else np.rint(values * FINE) / FINE
 
 
-def _mixture(prior: MixturePrior) -> PlacedShape:
+def _mixture(prior: MixturePrior) -> LocatedDensity:
     """A mixture in units of its narrowest component."""
     learned = bool(prior.charges())
     scales = exp(_numbers(prior.log_scales, learned=learned))
@@ -53,10 +53,10 @@ def _mixture(prior: MixturePrior) -> PlacedShape:
 
     reach = np.max(np.abs(means)) + 16 * np.max(scales)
     name = f"mixture({scales.tolist()}, {weights.tolist()}, {means.tolist()})"
-    return PlacedShape(Shape(name, density, int(np.frexp(reach)[1])), np.zeros(()), unit)
+    return LocatedDensity(StandardDensity(name, density, int(np.frexp(reach)[1])), np.zeros(()), unit)
 
 
-def place(prior: Prior, name: str) -> PlacedShape:
+def density_of(prior: Prior, name: str) -> LocatedDensity:
     """The prior of the weight tensor ``name`` as a shape with centre and scale.
 
     Raises:
@@ -66,19 +66,19 @@ def place(prior: Prior, name: str) -> PlacedShape:
         return _mixture(prior)
     for kind, shape in STANDARD.items():
         if isinstance(prior, kind):
-            return PlacedShape(shape, *_centre_and_scale(prior))
+            return LocatedDensity(shape, *_centre_and_scale(prior))
     if isinstance(prior, StudentTPrior):
-        return PlacedShape(_student_t(float(_numbers(prior.df, learned=False))), *_centre_and_scale(prior))
+        return LocatedDensity(_student_t(float(_numbers(prior.df, learned=False))), *_centre_and_scale(prior))
     p = prior().expand(torch.Size()) if not prior().event_shape and prior().batch_shape.numel() == 1 else None
     if p is None:
         raise PriorError(f"the prior '{prior.kind}' of '{name}' does not code its weights one by one; choose another prior")
-    width = max(round(float(prior.width().detach()) * FINE), 1) / FINE
+    width = max(round(float(prior.typical_scale().detach()) * FINE), 1) / FINE
 
     def density(z: Floats) -> Floats:
         with torch.no_grad():
             return p.log_prob(torch.from_numpy(z * width).flatten()).exp().numpy().reshape(z.shape)
 
-    return PlacedShape(Shape(f"{prior.kind}:{name}", density, 10, exact=False), np.zeros(()), np.full((), width))
+    return LocatedDensity(StandardDensity(f"{prior.kind}:{name}", density, 10, exact=False), np.zeros(()), np.full((), width))
 
 
 def _centre_and_scale(prior: Prior) -> tuple[Floats, Floats]:

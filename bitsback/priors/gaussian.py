@@ -28,9 +28,9 @@ class NormalPrior(Prior):
         self._store_scale(scale, learn)
 
     def forward(self) -> Distribution:
-        return Normal(self.mean, self.width(), validate_args=False)
+        return Normal(self.mean, self.typical_scale(), validate_args=False)
 
-    def width(self) -> Tensor:
+    def typical_scale(self) -> Tensor:
         return self.log_scale.exp()
 
     def values(self) -> dict[str, Any]:
@@ -43,7 +43,7 @@ class NormalPrior(Prior):
     @torch.no_grad()
     def kl_gradient(self, mean: Tensor, log_std: Tensor, draw: Tensor, rate: float = 0.0) -> tuple[Tensor, Tensor]:
         """Find the exact gradient: ((mean - mu) / scale^2, std^2 / scale^2 - 1)."""
-        precision = self.width().square().reciprocal_()
+        precision = self.typical_scale().square().reciprocal_()
         distance = mean - self.mean
         by_mean = distance * precision
         by_log_std = (2 * log_std).exp_().mul_(precision).sub_(1)
@@ -54,7 +54,7 @@ class NormalPrior(Prior):
     @torch.no_grad()
     def slope(self, weights: Tensor, rate: float = 0.0) -> Tensor:
         distance = weights - self.mean
-        slope = distance / self.width().square()
+        slope = distance / self.typical_scale().square()
         if rate and self.log_scale.requires_grad:
             add_gradient(self.log_scale, (1 - slope * distance).sum_to_size(self.log_scale.shape), rate)
         return slope

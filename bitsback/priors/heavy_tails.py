@@ -34,7 +34,7 @@ class StudentTPrior(ScalePrior):
         self._store("df", df, "none")
 
     def forward(self) -> Distribution:
-        return StudentT(self.df, self.mean, self.width(), validate_args=False)
+        return StudentT(self.df, self.mean, self.typical_scale(), validate_args=False)
 
     @property
     def is_elementwise(self) -> bool:
@@ -63,7 +63,7 @@ class StudentTPriorSettings(ScaleSettings):
 def _power_slope(prior: ScalePrior, weights: Tensor, df: Tensor | float, rate: float) -> Tensor:
     """(df + 1) / (d + df scale^2 / d) with d = w - mu: finite and right at d = 0 and wherever d^2 overflows."""
     distance = weights - prior.mean
-    slope = (prior.width().square() * df / distance).add_(distance)
+    slope = (prior.typical_scale().square() * df / distance).add_(distance)
     torch.div(df + 1, slope, out=slope)
     prior._learn_from_slope(slope, distance, rate)
     return slope
@@ -80,7 +80,7 @@ class CauchyPrior(ScalePrior):
     mirrored = True
 
     def forward(self) -> Distribution:
-        return Cauchy(self.mean, self.width(), validate_args=False)
+        return Cauchy(self.mean, self.typical_scale(), validate_args=False)
 
     @property
     def is_elementwise(self) -> bool:
@@ -138,7 +138,7 @@ class LogisticPrior(ScalePrior):
     mirrored = True
 
     def forward(self) -> Distribution:
-        return Logistic(self.mean, self.width())
+        return Logistic(self.mean, self.typical_scale())
 
     @property
     def is_elementwise(self) -> bool:
@@ -146,7 +146,7 @@ class LogisticPrior(ScalePrior):
 
     @torch.no_grad()
     def slope(self, weights: Tensor, rate: float = 0.0) -> Tensor:
-        distance, scale = weights - self.mean, self.width()
+        distance, scale = weights - self.mean, self.typical_scale()
         slope = (distance / (2 * scale)).tanh_().div_(scale)
         self._learn_from_slope(slope, distance, rate)
         return slope

@@ -101,10 +101,10 @@ class HorseshoePrior(ScalePrior):
     needs_draw = False
 
     def forward(self) -> Distribution:
-        return Horseshoe(self.mean, self.width())
+        return Horseshoe(self.mean, self.typical_scale())
 
     def breakpoints(self, fine: bool = True) -> Tensor:
-        return around(self.mean, self.width(), (-30, 6) if fine else (-6, 0))
+        return around(self.mean, self.typical_scale(), (-30, 6) if fine else (-6, 0))
 
     @property
     def is_elementwise(self) -> bool:
@@ -117,7 +117,7 @@ class HorseshoePrior(ScalePrior):
         With r^2 = (mean - mu)^2 + std^2 the error by the log std is below 2e-4, and that by the mean below 2e-4 / r, for r
         above 1e-12 scales (tests hold both to it against exact quadrature).
         """
-        scale, distance = self.width(), mean - self.mean
+        scale, distance = self.typical_scale(), mean - self.mean
         u = distance / scale
         pull, by_log_std = expected_pull(_table(mean.dtype, mean.device), u, log_std - self.log_scale)
         by_mean = pull.div_(scale)
@@ -128,7 +128,7 @@ class HorseshoePrior(ScalePrior):
     @torch.no_grad()
     def slope(self, weights: Tensor, rate: float = 0.0) -> Tensor:
         """Look the slope up, to a relative error of 2e-4; it is zero nearer to the pole than 1e-15 scales."""
-        distance, scale = weights - self.mean, self.width()
+        distance, scale = weights - self.mean, self.typical_scale()
         u = distance / scale
         slope = pull_at(_table(u.dtype, u.device), u.abs()).div_(distance).masked_fill_(u.abs() < NEAREST, 0.0)
         self._learn_from_slope(slope, distance, rate)

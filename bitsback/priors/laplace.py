@@ -22,7 +22,7 @@ class LaplacePrior(ScalePrior):
     needs_draw = False
 
     def forward(self) -> Distribution:
-        return Laplace(self.mean, self.width(), validate_args=False)
+        return Laplace(self.mean, self.typical_scale(), validate_args=False)
 
     @property
     def is_elementwise(self) -> bool:
@@ -35,7 +35,7 @@ class LaplacePrior(ScalePrior):
         With z = (mean - mu) / (std sqrt 2): (erf(z) / scale, std sqrt(2 / pi) exp(-z^2) / scale - 1) (torch's closed form of
         KL(Normal || Laplace), differentiated).
         """
-        scale, distance = self.width(), mean - self.mean
+        scale, distance = self.typical_scale(), mean - self.mean
         std = log_std.exp().clamp_min_(torch.finfo(log_std.dtype).tiny)
         z = torch.div(distance, std).mul_(math.sqrt(0.5))
         by_mean = z.erf().div_(scale)
@@ -46,7 +46,7 @@ class LaplacePrior(ScalePrior):
     @torch.no_grad()
     def slope(self, weights: Tensor, rate: float = 0.0) -> Tensor:
         distance = weights - self.mean
-        slope = distance.sign().div_(self.width())
+        slope = distance.sign().div_(self.typical_scale())
         self._learn_from_slope(slope, distance, rate)
         return slope
 

@@ -99,7 +99,7 @@ class MixturePrior(Prior):
             add_gradient(self.means, -2 * per_scale.squeeze(1) * distance, rate)
         return slope.view(weights.shape)
 
-    def width(self) -> Tensor:
+    def typical_scale(self) -> Tensor:
         return (self._log_weights().exp() * self.log_scales.exp().square()).sum().sqrt()
 
     def breakpoints(self, fine: bool = True) -> Tensor:

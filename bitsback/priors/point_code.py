@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitsback.coding.densities import Shape
+from bitsback.coding.densities import StandardDensity
 from bitsback.coding.elementary import Floats
 from bitsback.coding.tables import MOST_OCTAVES, TOTAL_BITS, PriorTable
 from bitsback.priors import Prior
-from bitsback.priors.exact_densities import place
+from bitsback.priors.exact_densities import density_of
 from bitsback.units import nats_to_bits
 
 LARGEST_INDEX = 2.0**52
@@ -46,20 +46,20 @@ def point_bits(prior: Prior, name: str, weights: Tensor, step: float) -> Floats:
     [0.94, 8.78]
     """
     prior = copy.deepcopy(prior).cpu().double()  # some accelerators have no float64
-    placed = place(prior, name)
+    placed = density_of(prior, name)
     whole = np.rint(weights.detach().cpu().double().numpy() / step)
     index, scale = np.broadcast_arrays(whole - np.rint(placed.centre / step), placed.scale)
     bits = np.full(index.shape, np.inf)
     within = np.abs(index) < LARGEST_INDEX  # false for what is not finite
     for each in np.unique(placed.scale).tolist():
         mine = within & (scale == each)
-        bits[mine] = _table_bits(placed.shape, step / each, index[mine].astype(np.int64))
+        bits[mine] = _table_bits(placed.standard, step / each, index[mine].astype(np.int64))
     if bool(np.isinf(bits).any()):
         density_bits = -nats_to_bits(prior().log_prob(torch.from_numpy(whole * step))).numpy() - np.log2(step)
         bits = np.where(np.isinf(bits), TOTAL_BITS + np.broadcast_to(density_bits, bits.shape), bits)
     return bits
 
 
-def _table_bits(shape: Shape, step: float, index: np.ndarray) -> Floats:
+def _table_bits(shape: StandardDensity, step: float, index: np.ndarray) -> Floats:
     raw = max(0, shape.octaves(step) - MOST_OCTAVES)
     return raw + PriorTable.build(shape, float(np.ldexp(step, raw))).bits(index >> raw)

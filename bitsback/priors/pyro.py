@@ -25,7 +25,7 @@ class PyroPrior(Prior):
         PriorError: for an unknown name, arguments that it refuses, or a support that is not all of the reals (a Gaussian
             posterior then has infinite KL).
 
-    >>> PyroPrior("Normal", {"loc": 0.0, "scale": 2.0}).width().item()
+    >>> PyroPrior("Normal", {"loc": 0.0, "scale": 2.0}).typical_scale().item()
     2.0
     """
 
@@ -41,8 +41,8 @@ class PyroPrior(Prior):
         try:
             support = base.support
             whole = getattr(support, "base_constraint", support) is constraints.real or support is constraints.real_vector
-        except NotImplementedError as fault:
-            raise PriorError(f"pyro.distributions.{distribution} does not say what its support is; use another") from fault
+        except NotImplementedError as error:
+            raise PriorError(f"pyro.distributions.{distribution} does not say what its support is; use another") from error
         if not whole:
             raise PriorError(
                 f"prior 'pyro' needs all reals as support, {distribution} has {support}; "
@@ -64,9 +64,9 @@ class PyroPrior(Prior):
         try:
             numbers = {key: self._tensor(value, dtype) for key, value in self.arguments.items()}
             return getattr(library, self.distribution)(**numbers, validate_args=True)
-        except Exception as fault:  # whatever the distribution raises
-            reason = str(fault).splitlines()[0]
-            raise PriorError(f"pyro.distributions.{self.distribution} refuses {self.arguments}: {reason}") from fault
+        except Exception as error:  # whatever the distribution raises
+            reason = str(error).splitlines()[0]
+            raise PriorError(f"pyro.distributions.{self.distribution} refuses {self.arguments}: {reason}") from error
 
     def _tensor(self, value: Any, dtype: torch.dtype) -> Tensor:
         return torch.tensor(value, dtype=dtype, device=self.log_scale.device)
@@ -97,14 +97,14 @@ class PyroPrior(Prior):
                 f"{event}, which does not fit a weight of shape {tuple(shape)}; give single numbers, or use prior_overrides"
             )
 
-    def width(self) -> Tensor:
+    def typical_scale(self) -> Tensor:
         base = self._base(self.log_scale.dtype)
         return self.log_scale.exp() * _width(base)
 
     def breakpoints(self, fine: bool = True) -> Tensor:
         base = self._base(self.log_scale.dtype)
         centre = getattr(base, "loc", torch.zeros_like(self.log_scale))
-        return around(self.log_scale.exp() * centre, self.width(), (-6, 6) if fine else (0, 0))
+        return around(self.log_scale.exp() * centre, self.typical_scale(), (-6, 6) if fine else (0, 0))
 
     def values(self) -> dict[str, Any]:
         scale = math.exp(float(self.log_scale.detach()))

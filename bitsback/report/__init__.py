@@ -1,8 +1,24 @@
 """A run as pictures: figures, and one page that holds them all."""
 
-from bitsback.report.comparison import write_comparison
-from bitsback.report.figures import FIGURES, figure
-from bitsback.report.observe import Observation, observe
-from bitsback.report.page import write_report
+from typing import TYPE_CHECKING
 
-__all__ = ["FIGURES", "Observation", "figure", "observe", "write_comparison", "write_report"]
+from bitsback.lazy import attach
+
+if TYPE_CHECKING:
+    from bitsback.report.comparison import write_comparison as write_comparison
+    from bitsback.report.figures import FIGURES as FIGURES
+    from bitsback.report.figures import figure as figure
+    from bitsback.report.observe import Observation as Observation
+    from bitsback.report.observe import observe as observe
+    from bitsback.report.page import write_report as write_report
+
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "comparison": ["write_comparison"],
+        "figures": ["FIGURES", "figure"],
+        "observe": ["Observation", "observe"],
+        "page": ["write_report"],
+    },
+    submodules=["plots"],
+)

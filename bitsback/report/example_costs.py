@@ -54,7 +54,7 @@ def judged(
     bits, predicted = torch.zeros(len(given), dtype=torch.float64), torch.zeros(())
     with evaluating(model.network), model.keeping(), seeded(seed, device):
         for number in tqdm(range(draws), desc="examples", leave=False, disable=not progress, delay=SHOWN_AFTER_SECONDS):
-            model.place(State("draw", seed, -1 - number))
+            model.hold(State("draw", seed, -1 - number))
             outputs = torch.cat([model(part) for part in given.inputs.split(EVALUATION_BATCH)])
             bits += likelihood.bits(outputs, given.targets).cpu().double()
             predicted = predicted + likelihood.predict(outputs).cpu()

@@ -50,7 +50,7 @@ def grid_rows(seen: Observation) -> list[dict[str, float]]:
 
     A weight without a posterior, written as a float32, stays as it is.
     """
-    book, wide = seen.book, sum(weight.posterior.weights for weight in seen.weights)
+    book, wide = seen.book, sum(weight.posterior.numel for weight in seen.weights)
     return [
         {
             "grid_step": book.grid_step * 2.0**-octaves,
@@ -89,7 +89,7 @@ def _bell(weight: Weight, index: int, seen: Observation) -> dict[str, Any] | Non
     assert seen.widths is not None
     mean, std = float(weight.posterior.mean.detach().flatten()[index]), float(_std(weight).flatten()[index])
     prior, shape = exact(weight.prior), weight.posterior.mean.shape
-    reach = max(abs(mean) + 4 * std, 3 * float(prior.width().detach().min()))
+    reach = max(abs(mean) + 4 * std, 3 * float(prior.typical_scale().detach().min()))
     density = plots.prior_density([weight], np.linspace(-reach, reach, DENSITY_POINTS), index)
     if density is None:
         return None

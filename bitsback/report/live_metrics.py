@@ -56,8 +56,8 @@ class Tail:
             changed = self.latest is not None
             self._forget()
             return changed
-        except OSError as fault:
-            raise RunError(f"cannot read {self.path}: {fault.strerror or fault}; is it the run's own file?") from fault
+        except OSError as error:
+            raise RunError(f"cannot read {self.path}: {error.strerror or error}; is it the run's own file?") from error
         self.written = facts.st_mtime
         return True
 

@@ -144,8 +144,8 @@ def read_metrics(directory: Path) -> Metrics:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
         found = [json.loads(line) for line in lines if line.strip()]
-    except (OSError, ValueError) as fault:
-        raise RunError(f"{path} cannot be read: {fault}; train the run again to get its curves") from fault
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read: {error}; train the run again to get its curves") from error
     if not found:
         raise RunError(f"{path} is empty; finish the run with `bitsback train {directory} --resume`")
     return found

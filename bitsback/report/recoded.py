@@ -42,7 +42,7 @@ def recoded(
     kinds = list(prior_registry if kinds is None else kinds)
     for kind in tqdm(kinds, desc="priors", leave=False, disable=not progress, delay=SHOWN_AFTER_SECONDS):
         try:
-            others = priors_of([(weight.places[0], weight.posterior) for weight in model.weights], settings_of(kind))
+            others = priors_of([(weight.refs[0], weight.posterior) for weight in model.weights], settings_of(kind))
         except PriorError:  # needs to be told more: which run, which distribution
             continue
         books[kind] = _under(model, others, book)
@@ -62,7 +62,7 @@ def _under(model: BayesianModel, others: list[Prior], book: Ledger) -> Ledger:
         charges += charges_of(fitted, weights[0].name)
         for weight in wide:
             moments = sampled(weight, fitted)
-            panels = Panels.exact() if weight.posterior.weights <= EXACT_WEIGHTS else Panels.fast()
+            panels = Panels.exact() if weight.posterior.numel <= EXACT_WEIGHTS else Panels.fast()
             found = moments.net_bits(fitted, panels=panels)
             net_bits[weight.name] = max(0.0, found)  # near zero, the quadrature of training may fall below
     entries = [

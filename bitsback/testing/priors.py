@@ -86,7 +86,7 @@ def check_prior(prior: Prior, *, relative: float = 1e-6) -> None:
     _check_grids(exact)
     _check_samples(exact)
     for mean, std in POSTERIORS:
-        width = float(exact.width().detach())
+        width = float(exact.typical_scale().detach())
         _check_kl(exact, mean * width, std * width, relative)
     _check_gradient(exact)
     _check_training_gradient(exact)
@@ -101,7 +101,7 @@ def _check_mass(prior: Prior) -> None:
 
 def _check_grids(prior: Prior) -> None:
     """The masses of the buckets of a grid, and of what lies beyond them, sum to one."""
-    width = float(prior.width().detach())
+    width = float(prior.typical_scale().detach())
     centre = float(prior.breakpoints().detach().median())
     decades = 10.0 ** torch.arange(0.25, 10.5, 0.25, dtype=torch.float64)
     for step in (width * part for part in GRIDS):
@@ -115,7 +115,7 @@ def _check_grids(prior: Prior) -> None:
 def _check_samples(prior: Prior) -> None:
     """Samples follow the density: the mean of 1 / (1 + z^2) over draws agrees with its integral."""
     torch.manual_seed(0)
-    width = prior.width().detach()
+    width = prior.typical_scale().detach()
     draws = prior().sample(torch.Size([40_000])).detach()
     seen = 1 / (1 + (draws / width).square())
     grid = torch.cat([-torch.logspace(9, -14, 60_001), torch.logspace(-14, 9, 60_001)]).double() * width
@@ -137,7 +137,7 @@ def _check_kl(prior: Prior, mean: float, std: float, relative: float) -> None:
 
 def _check_gradient(prior: Prior) -> None:
     """The KL's gradient in q and in every learned number of p agrees with finite differences."""
-    width = float(prior.width().detach())
+    width = float(prior.typical_scale().detach())
     posterior = GaussianPosterior(torch.tensor([0.4, -1.3], dtype=torch.float64) * width, 0.3 * width)
     parameters = [posterior.mean, posterior.log_std, *prior.parameters()]
 
@@ -161,7 +161,7 @@ def _check_gradient(prior: Prior) -> None:
 def _check_training_gradient(prior: Prior) -> None:
     """The mean of ``kl_gradient`` over draws is the KL's gradient, in q and in learned numbers; ``slope`` is that of -log p."""
     assert prior.is_elementwise, f"{prior.kind}: does not code its weights one by one"
-    width, learned = float(prior.width().detach()), list(prior.parameters())
+    width, learned = float(prior.typical_scale().detach()), list(prior.parameters())
     for mean, std in POSTERIORS:
         posterior = GaussianPosterior(torch.tensor([mean * width], dtype=torch.float64), std * width)
         wanted = torch.stack(torch.autograd.grad(kl(posterior, prior).nats, [posterior.mean, posterior.log_std]))

@@ -69,8 +69,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         facts = json.loads(metadata["facts"])
         if facts["format"] in READ and (not READ[facts["format"]] or check_seal(path)):
             return tensors, facts
-    except (KeyError, ValueError, TypeError, RecursionError, OSError) as fault:
-        raise DamagedFileError(f"cannot read {path}: it is no checkpoint; take it from a copy, or train anew") from fault
+    except (KeyError, ValueError, TypeError, RecursionError, OSError) as error:
+        raise DamagedFileError(f"cannot read {path}: it is no checkpoint; take it from a copy, or train anew") from error
     raise DamagedFileError(f"cannot read {path}: it is damaged, or of a later release; take it from a copy, or train anew")
 
 
@@ -84,15 +84,15 @@ def load_checkpoint(path: Path, fit: Fit) -> dict[str, Any]:
     """
     try:
         tensors, facts = read_checkpoint(path)
-    except DamagedFileError as fault:
-        return _load_previous(path, fit, fault)
+    except DamagedFileError as error:
+        return _load_previous(path, fit, error)
     return _put(path, tensors, facts, fit)
 
 
-def _load_previous(path: Path, fit: Fit, fault: DamagedFileError) -> dict[str, Any]:
+def _load_previous(path: Path, fit: Fit, error: DamagedFileError) -> dict[str, Any]:
     previous = path.with_name(PREVIOUS)
     if not previous.exists():
-        raise fault
+        raise error
     try:
         tensors, facts = read_checkpoint(previous)
     except DamagedFileError as other:
@@ -103,7 +103,7 @@ def _load_previous(path: Path, fit: Fit, fault: DamagedFileError) -> dict[str, A
     extra = _put(previous, tensors, facts, fit)
     with suppress(OSError):
         os.replace(previous, path)  # the next checkpoint must not put the damaged one in the place of the good one
-    what = "is missing" if isinstance(fault.__cause__, FileNotFoundError) else "is damaged"
+    what = "is missing" if isinstance(error.__cause__, FileNotFoundError) else "is damaged"
     print(f"bitsback: {path} {what}; going on from the checkpoint before, of epoch {fit.epoch:,}", file=sys.stderr)
     return extra
 
@@ -125,8 +125,8 @@ def _put(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any], fit: Fit
         for name in BETA_STATE:
             setattr(fit.beta, name, facts["beta"][name])
         return dict(facts["extra"])
-    except (LookupError, ValueError, RuntimeError, TypeError, AttributeError, ArithmeticError) as fault:
-        raise RunError(f"{path} does not fit this configuration: {brief(fault)}; start a new run") from fault
+    except (LookupError, ValueError, RuntimeError, TypeError, AttributeError, ArithmeticError) as error:
+        raise RunError(f"{path} does not fit this configuration: {brief(error)}; start a new run") from error
 
 
 def _own_state(optimizer: PosteriorOptimizer) -> dict[str, Any]:
@@ -152,7 +152,7 @@ def as_of_now(tensors: dict[str, Tensor], model: BayesianModel) -> dict[str, Ten
         return tensors
     found = {**tensors, DRAW: model.get_extra_state()}
     for weight in model.weights:
-        for place in weight.places:  # tied weights were saved at each
+        for place in weight.refs:  # tied weights were saved at each
             path, _, local = place.name.rpartition(".")
             for part, _ in weight.posterior.named_parameters():
                 value = found.pop(".".join(filter(None, ["network", path, "posteriors", local, part])), None)

@@ -81,8 +81,8 @@ def check_dashboards(logging: LoggingSettings, directory: Path | None) -> None:
                 import torch.utils.tensorboard  # noqa: F401
             else:
                 import wandb  # noqa: F401
-        except ImportError as fault:
-            raise RunError(f"logging.{name} needs the extra: pip install 'bitsback[{name}]'") from fault
+        except ImportError as error:
+            raise RunError(f"logging.{name} needs the extra: pip install 'bitsback[{name}]'") from error
 
 
 def open_dashboards(
@@ -202,9 +202,9 @@ class Wandb(_Dashboard):
                 config=dict(subject.settings),
                 settings=wandb.Settings(console="off"),
             )
-        except (OSError, wandb.errors.Error) as fault:
-            reason = " ".join(str(fault).split()).partition(". ")[0]
-            raise RunError(f"W&B cannot begin: {reason}; run `wandb login`, or set WANDB_MODE=offline") from fault
+        except (OSError, wandb.errors.Error) as error:
+            reason = " ".join(str(error).split()).partition(". ")[0]
+            raise RunError(f"W&B cannot begin: {reason}; run `wandb login`, or set WANDB_MODE=offline") from error
         write_text(place, number)
 
     def _add_scalars(self, numbers: dict[str, float]) -> None:

@@ -40,17 +40,17 @@ class DrawnOutputs:
         found |= called_modules(self.model, [layer.module for layer in wanted if layer.asked], batches)
         self.layers = [layer for layer in wanted if layer.module in found]
         self._shape = batches[0].shape[1:] if batches else None
-        inside = {weight.number for layer in self.layers for weight in layer.weights}
+        inside = {weight.index for layer in self.layers for weight in layer.weights}
         for weight in self.model.weights:
-            weight.noise_on_outputs = weight.number in inside
+            weight.noise_on_outputs = weight.index in inside
         self._noise = OutputNoise(self.reuse, self.model.noise_source)
-        self.model.place(self.model.state)
+        self.model.hold(self.model.state)
 
     def release(self) -> None:
         """Let all weights hold draws again."""
         for weight in self.model.weights:
             weight.noise_on_outputs = False
-        self.model.place(self.model.state)
+        self.model.hold(self.model.state)
 
     @contextmanager
     def step(self, inputs: Tensor) -> Iterator[None]:

@@ -37,7 +37,7 @@ def histograms(model: BayesianModel, most: int = MOST_WEIGHTS) -> dict[str, Tens
     found: dict[str, Tensor] = {}
     for weight in model.weights:
         with seeded(0, weight.posterior.mean.device):
-            seen = _sample(weight.posterior.weights, most).to(weight.posterior.mean.device)
+            seen = _sample(weight.posterior.numel, most).to(weight.posterior.mean.device)
             for name, values in _numbers(weight, seen).items():
                 finite = values[values.isfinite()].cpu()
                 if len(finite):

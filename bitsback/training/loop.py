@@ -80,10 +80,10 @@ class Fit:
         data_bits = 0.0
         for number, (inputs, targets) in enumerate(self.batches()):
             data_bits += self.step(self.epoch * self.steps_per_epoch + number, inputs, targets)
-        fault = self._fault_in_numbers()
-        if fault:
+        error = self._fault_in_numbers()
+        if error:
             raise TrainingError(
-                f"after epoch {self.epoch + 1} {fault}; lower training.optimizer.lr or set training.gradient_clip"
+                f"after epoch {self.epoch + 1} {error}; lower training.optimizer.lr or set training.gradient_clip"
             )
         self.epoch += 1
         return data_bits, self.weight_bits()
@@ -123,9 +123,9 @@ class Fit:
         self.optimizer.zero_grad(set_to_none=True)
         try:
             data_bits, mean_cost = self._backward_by_groups(step, inputs, targets)
-        except (RuntimeError, ValueError) as fault:
+        except (RuntimeError, ValueError) as error:
             hint = " (the batch is cut into training.draws groups)" if self.settings.draws > 1 else ""
-            raise TrainingError(f"step {step} on {len(inputs)} examples{hint} fails: {str(fault).splitlines()[0]}") from fault
+            raise TrainingError(f"step {step} on {len(inputs)} examples{hint} fails: {str(error).splitlines()[0]}") from error
         self.optimizer.beta = beta * self.objective.weigh(mean_cost, beta * weight_bits, self._gradients)
         with stage("bitsback: optimiser"):
             self.optimizer.step()
@@ -186,9 +186,9 @@ class Fit:
     @torch.no_grad()
     def _blame(self, inputs: Tensor) -> str:
         """Name the first place where a number is not finite."""
-        fault = self._fault_in_numbers()
-        if fault:
-            return fault
+        error = self._fault_in_numbers()
+        if error:
+            return error
         found: list[str] = []
 
         def look(name: str, output: object) -> None:

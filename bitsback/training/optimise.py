@@ -57,10 +57,10 @@ def make_optimizer(
             optimizer = Adam(model, settings.lr, **arguments, **own)
         else:
             optimizer = Variational(model, getattr(torch.optim, settings.name), settings.lr, **arguments, **own)
-    except (*REFUSALS, LayerError) as fault:
-        if isinstance(fault, LayerError) and str(fault).startswith("nothing can be trained"):
-            raise ConfigError(str(fault)) from fault
-        raise ConfigError(f"training.optimizer: {settings.name} refuses its arguments: {fault}") from fault
+    except (*REFUSALS, LayerError) as error:
+        if isinstance(error, LayerError) and str(error).startswith("nothing can be trained"):
+            raise ConfigError(str(error)) from error
+        raise ConfigError(f"training.optimizer: {settings.name} refuses its arguments: {error}") from error
     optimizer.nats_per_unit = bits_to_nats(1.0)
     return optimizer
 
@@ -92,8 +92,8 @@ def make_schedule(optimizer: Optimizer, settings: ScheduleSettings, epochs: int,
             arguments = {**lengths, **settings.arguments}
             _try_out(kind, arguments, len(optimizer.param_groups))
             main = kind(optimizer, **arguments)
-        except REFUSALS as fault:
-            raise ConfigError(f"training.schedule: {settings.name} refuses its arguments: {fault}") from fault
+        except REFUSALS as error:
+            raise ConfigError(f"training.schedule: {settings.name} refuses its arguments: {error}") from error
     if not warmup:
         return main
     rise = LinearLR(optimizer, start_factor=0.01, total_iters=warmup)

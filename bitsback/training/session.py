@@ -59,7 +59,7 @@ class Session:
     def __enter__(self) -> "Session":
         return self
 
-    def __exit__(self, *fault: object) -> None:
+    def __exit__(self, *error: object) -> None:
         self.bar.close()
         close(self.dashboards)
 

@@ -249,9 +249,9 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as fault:
-        reason = str(fault).splitlines()[0]
-        raise ConfigError(f"training.device: '{name}' cannot be used here ({reason}); use cpu or auto") from fault
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"training.device: '{name}' cannot be used here ({reason}); use cpu or auto") from error
     return device
 
 

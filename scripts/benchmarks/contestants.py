@@ -98,10 +98,10 @@ def joined(make: Callable[[Task], Trainer], name: str, task: Task) -> Trainer | 
     """The trainer, or None and a line that says why it is missing."""
     try:
         return make(task)
-    except ModuleNotFoundError as fault:
-        print(f"left out: {name}: {fault} (scripts/bench_env.sh installs the peers)", file=sys.stderr)
-    except Missing as fault:
-        print(f"left out: {name}: {fault}", file=sys.stderr)
+    except ModuleNotFoundError as error:
+        print(f"left out: {name}: {error} (scripts/bench_env.sh installs the peers)", file=sys.stderr)
+    except Missing as error:
+        print(f"left out: {name}: {error}", file=sys.stderr)
     return None
 
 

@@ -102,8 +102,8 @@ class OwnLoop(Trainer):
     def __init__(self, task: Task, noise_reuse: int = 1) -> None:
         try:
             from bitsback.optim import Adam
-        except ImportError as fault:
-            raise Missing("this bitsback has no optimisers") from fault
+        except ImportError as error:
+            raise Missing("this bitsback has no optimisers") from error
         self.model = model_of(task, None, None, "weight")
         self.model.set_noise(reuse=noise_reuse)
         self.optimizer = Adam(self.model, lr=task.lr, examples=task.examples)
@@ -145,5 +145,5 @@ class WithPrior(Ours):
                 prior["run"] = folder
             try:
                 super().__init__(task, estimator, prior)
-            except (ModuleNotFoundError, PriorError) as fault:
-                raise Missing(str(fault)) from fault
+            except (ModuleNotFoundError, PriorError) as error:
+                raise Missing(str(error)) from error

@@ -24,7 +24,7 @@ from bitsback.formats.container import BitReader, read_file, unseal
 from bitsback.formats.message.header import Header
 from bitsback.formats.message.shared import Setting, _guard, _posterior_digest
 from bitsback.formats.repeatable import Checking, RefundLostError, check_alone, steps_of
-from bitsback.formats.side_information import SideNumbers
+from bitsback.formats.side_information import SideInformation
 from bitsback.formats.size_limits import check_data, check_size, check_steps
 from bitsback.formats.training_digest import digest_steps
 from bitsback.training import LedgerSettings
@@ -69,8 +69,8 @@ def receive(
     rest_bytes = header.payload_bytes % 4
     body = reader.rest()
     rest, stack = body[:rest_bytes], Stack.from_bytes(body[rest_bytes:], 1 << header.lanes_log2)
-    side = SideNumbers.of(setting.model, setting.likelihood)
-    side.assign(raw_bits(side.widths()).pop(stack))
+    side = SideInformation.of(setting.model, setting.likelihood)
+    side.assign(raw_bits(side.bits_each()).pop(stack))
     code, m = setting.prior_code(header.exponent), header.exponent
     got: list[Received] = []
 
@@ -90,10 +90,10 @@ def receive(
             q = retrain(labels)
         except RefundLostError:
             raise
-        except BitsbackError as fault:
+        except BitsbackError as error:
             raise RefundLostError(
-                f"labels and network were recovered, the payload was not: training fails here: {fault}"
-            ) from fault
+                f"labels and network were recovered, the payload was not: training fails here: {error}"
+            ) from error
         if _posterior_digest(q) != header.posterior_digest:
             raise RefundLostError(
                 "labels and network were recovered, the payload was not: training here does not end at the sender's posterior "
@@ -106,8 +106,8 @@ def receive(
         words = _emptied(stack)
         if len(words) + rest_bytes != header.payload_bytes:
             raise RefundLostError("the payload does not have the length that the message states; the message is damaged")
-    except RefundLostError as fault:
-        return got[0], fault
+    except RefundLostError as error:
+        return got[0], error
     payload = whiten(words) + rest
     got[0].payload = payload[: len(payload) - header.padding_bytes]
     return got[0], None
@@ -117,13 +117,13 @@ FIRST_KIND = "message_1"
 """Of version 1: its weights and labels are found as ever, its payload is locked by a training that is no longer there."""
 
 
-def receive_file(path: Path, directory: Path, places: Sequence[str] = (), *, progress: bool = True) -> Received:
+def receive_file(path: Path, directory: Path, locations: Sequence[str] = (), *, progress: bool = True) -> Received:
     """Decode the message in ``path`` and write ``payload``, ``labels.npy`` and ``model.safetensors`` to ``directory``.
 
     Args:
         path: the message.
         directory: a new directory.
-        places: such as ``data.root=DIR``: where this machine keeps the inputs.
+        locations: such as ``data.root=DIR``: where this machine keeps the inputs.
 
     Raises:
         FileError: for a file that is not a message or is damaged, and for inputs that differ from the sender's.
@@ -138,7 +138,7 @@ def receive_file(path: Path, directory: Path, places: Sequence[str] = (), *, pro
     reader = BitReader(contents)
     header = Header.take(reader, version=1 if kind == FIRST_KIND else 2)
     settings = {key: value for key, value in header.settings.items() if key != "target_shape"}
-    config, shape = from_tree(settings, places), _target_shape(header.settings)
+    config, shape = from_tree(settings, locations), _target_shape(header.settings)
     config = config.model_copy(update={"ledger": LedgerSettings(samples=1)})  # nobody reads the receiver's ledger
     if kind == FIRST_KIND:  # made in float32
         config = config.model_copy(update={"training": config.training.model_copy(update={"precision": "float32"})})

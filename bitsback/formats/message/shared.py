@@ -13,7 +13,7 @@ from bitsback.errors import LayerError
 from bitsback.formats.container import DIGEST_BITS, digest
 from bitsback.formats.exact_outputs import exact_outputs, is_exact, on_lattice
 from bitsback.formats.label_code import targets
-from bitsback.formats.side_information import placed_priors
+from bitsback.formats.side_information import densities_of
 from bitsback.likelihoods import Likelihood
 from bitsback.model import BayesianModel
 from bitsback.posteriors import PointPosterior
@@ -46,12 +46,12 @@ class Setting:
     def prior_code(self, exponent: int) -> PriorCode:
         """The prior's tables, from the learned numbers as the model holds them now."""
         return PriorCode.build(
-            placed_priors(self.model), [tuple(weight.posterior.mean.shape) for weight in self.model.weights], exponent
+            densities_of(self.model), [tuple(weight.posterior.mean.shape) for weight in self.model.weights], exponent
         )
 
     def tensors(self, point: Integers, exponent: int) -> dict[str, Tensor]:
-        """Lattice points as the network's weight tensors, float64."""
-        sizes = [q.weights for q in self.model.posteriors()]
+        """TensorGrid points as the network's weight tensors, float64."""
+        sizes = [q.numel for q in self.model.posteriors()]
         parts = torch.from_numpy(np.ldexp(point.astype(np.float64), -exponent)).split(sizes)
         return {w.name: part.reshape(w.posterior.mean.shape) for w, part in zip(self.model.weights, parts, strict=True)}
 
@@ -72,7 +72,7 @@ def _posterior_digest(q: RoundedPosterior) -> int:
 
 
 def _guard(setting: Setting, code: PriorCode, labels: Integers) -> int | None:
-    exact = all(prior.shape.exact for prior in placed_priors(setting.model))
+    exact = all(prior.standard.exact for prior in densities_of(setting.model))
     if exact and is_exact(setting.model.network) and not setting.model.deterministic():
         return None
     tables = b"".join(table.cumulative.astype("<i8").tobytes() for table in code.tables)

@@ -26,7 +26,7 @@ from bitsback.formats.label_code import check_likelihood
 from bitsback.formats.message.header import EXPONENT_BITS, EXPONENT_OFFSET, Header
 from bitsback.formats.message.shared import Setting, _guard, _posterior_digest
 from bitsback.formats.repeatable import Recording, check_alone, repeatable, steps_of
-from bitsback.formats.side_information import SideNumbers, placed_priors
+from bitsback.formats.side_information import SideInformation, densities_of
 from bitsback.formats.training_digest import StateDigest
 from bitsback.model.modes import evaluating
 from bitsback.training import LedgerSettings, LoggingSettings
@@ -139,7 +139,7 @@ def send(
     m = q.default_exponent() if exponent is None else exponent
     check_exponent(m)
     code = setting.prior_code(m)
-    side = SideNumbers.of(setting.model, setting.likelihood)
+    side = SideInformation.of(setting.model, setting.likelihood)
     kl_bits = float(setting.model.kl_bits().detach())
     lanes_log2 = default_lanes_log2(len(q.std_level), kl_bits)
     stack = _filled(whiten(payload), 1 << lanes_log2)
@@ -157,7 +157,7 @@ def send(
         metered(under_prior(code), meters, "gross"), label_code, lambda _: metered(under_posterior(q, m), meters, "refund")
     )
     whole.push(stack, flat)
-    metered(raw_bits(side.widths()), meters, "side").push(stack, side.levels())
+    metered(raw_bits(side.bits_each()), meters, "side").push(stack, side.levels())
     weight_bits, data_bits = _sample_ledger(setting, q, drawn[0], m, labels)
     digests = setting.inputs_digest(), _posterior_digest(q), _guard(setting, code, flat)
     header = Header(settings, m, lanes_log2, len(payload), padding_bytes, *digests, states)
@@ -176,7 +176,7 @@ def send(
         label_bits=meters["labels"],
         side_bits=meters["side"],
         header_bits=8 * (len(file) - len(contents)) + 8 * len(writer.to_bytes()),
-        net_bits=weight_bits + data_bits + float(side.widths().sum()),
+        net_bits=weight_bits + data_bits + float(side.bits_each().sum()),
         ledger_data_bits=data_bits,
         ledger_weight_bits=weight_bits,
     )
@@ -194,7 +194,7 @@ def _filled(content: bytes, lanes: int) -> Stack:
     heads = np.full(lanes, 1 << WORD_BITS, dtype=np.uint64)
     stack = Stack(heads, words[lanes:], borrows=True)
     stack.heads[: min(lanes, len(words))] |= words[:lanes].astype(np.uint64)
-    stack.lend(lanes - len(words))
+    stack.count_as_borrowed(lanes - len(words))
     return stack
 
 
@@ -232,7 +232,7 @@ def check_sendable(experiment: Experiment) -> None:
     likelihood = experiment.likelihood
     check_likelihood(likelihood, likelihood.outputs(experiment.dataset.train.targets))
     Setting(experiment.model, likelihood, experiment.dataset.train.inputs).check()
-    placed_priors(experiment.model)
+    densities_of(experiment.model)
 
 
 @dataclass(frozen=True)
@@ -273,7 +273,7 @@ class Sender:
     def of(cls, experiment: Experiment) -> "Sender":
         """A trained experiment."""
         experiment = experiment.double()
-        SideNumbers.of(experiment.model, experiment.likelihood).round()
+        SideInformation.of(experiment.model, experiment.likelihood).round()
         return cls(experiment, Setting(experiment.model, experiment.likelihood, experiment.dataset.train.inputs))
 
     def send(self, payload: bytes, *, exponent: int | None = None, pad: bool = False) -> Sent:
@@ -293,10 +293,10 @@ class Sender:
                     padding_bytes=len(added),
                     states=self.states,
                 )
-            except PayloadTooShortError as fault:
+            except PayloadTooShortError as error:
                 if not pad:
                     raise
-                added += os.urandom(bits_to_bytes(fault.missing_bits))
+                added += os.urandom(bits_to_bytes(error.missing_bits))
 
     def _settings(self) -> dict[str, Any]:
         config, model = self.experiment.config, self.experiment.model

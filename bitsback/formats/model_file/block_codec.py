@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 
 from bitsback.coding.ans import Integers
-from bitsback.coding.densities import Shape
+from bitsback.coding.densities import StandardDensity
 from bitsback.coding.relative_entropy import BlockCode
 from bitsback.errors import FileError
 from bitsback.formats.container import BitReader, BitWriter
 from bitsback.formats.model_file.codec import Part
-from bitsback.formats.side_information import placed_priors
+from bitsback.formats.side_information import densities_of
 from bitsback.model import BayesianModel
 
-INDEX_WIDTH = 5
+INDEX_SIZE_BITS = 5
 MOST_INDEX_BITS = 24
 
 
@@ -26,14 +26,14 @@ def block_code(model: BayesianModel, blocks: int, index_bits: int, key: int = 0)
         FileError: for numbers that make no sense.
         PriorError: for a prior that does not code weights one by one.
     """
-    weights = sum(q.weights for q in model.posteriors())
+    weights = sum(q.numel for q in model.posteriors())
     if not (0 < blocks <= weights and 0 < index_bits <= MOST_INDEX_BITS):
         raise FileError(f"{blocks} blocks of {index_bits} bits do not fit {weights:,} weights; the file is damaged")
-    placed = placed_priors(model)
-    shapes: list[Shape] = []
+    placed = densities_of(model)
+    shapes: list[StandardDensity] = []
     for prior in placed:
-        if prior.shape.name not in [shape.name for shape in shapes]:
-            shapes.append(prior.shape)
+        if prior.standard.name not in [shape.name for shape in shapes]:
+            shapes.append(prior.standard)
     names = [shape.name for shape in shapes]
     tensors = [tuple(q.mean.shape) for q in model.posteriors()]
 
@@ -44,8 +44,8 @@ def block_code(model: BayesianModel, blocks: int, index_bits: int, key: int = 0)
         centre=spread([prior.centre for prior in placed]),
         scale=spread([prior.scale for prior in placed]),
         shapes=shapes,
-        shape_of=spread([np.array(names.index(prior.shape.name)) for prior in placed]),
-        sizes=[q.weights for q in model.posteriors()],
+        shape_of=spread([np.array(names.index(prior.standard.name)) for prior in placed]),
+        sizes=[q.numel for q in model.posteriors()],
         blocks=blocks,
         index_bits=index_bits,
         key=key,
@@ -54,7 +54,7 @@ def block_code(model: BayesianModel, blocks: int, index_bits: int, key: int = 0)
 
 def put_blocks(writer: BitWriter, indices: Integers, index_bits: int, key: int) -> None:
     """Write the body of a block code: K, the key of the codebook, the number of blocks, and their indices."""
-    writer.put(index_bits, INDEX_WIDTH)
+    writer.put(index_bits, INDEX_SIZE_BITS)
     writer.put_count(key)
     writer.put_count(len(indices))
     for index in indices.tolist():
@@ -64,7 +64,7 @@ def put_blocks(writer: BitWriter, indices: Integers, index_bits: int, key: int) 
 def take_blocks(reader: BitReader, model: BayesianModel) -> tuple[dict[str, Tensor], list[Part]]:
     """Read what :func:`put_blocks` wrote: the weights by name, and what they took."""
     before = reader.place
-    index_bits = reader.take(INDEX_WIDTH)
+    index_bits = reader.take(INDEX_SIZE_BITS)
     key = reader.take_count()
     blocks = reader.take_count()
     if blocks * index_bits > reader.bits_left:

@@ -16,11 +16,11 @@ from bitsback.errors import FileError
 from bitsback.formats.container import BitReader, BitWriter
 from bitsback.formats.model_file.codec import Part
 from bitsback.formats.model_file.hidden_units import exchangeable_groups
-from bitsback.formats.side_information import placed_priors
+from bitsback.formats.side_information import densities_of
 from bitsback.model import BayesianModel
 
-LANES_WIDTH = 4
-DIGITS_WIDTH = 4
+LANES_BITS = 4
+DIGITS_BITS = 4
 
 
 def step_levels(model: BayesianModel, steps_per_std: float = STEPS_PER_STD) -> dict[str, int]:
@@ -57,7 +57,7 @@ class QuantisedNetwork:
             permute: whether the order of hidden units gives its bits back.
         """
         tensors = {}
-        for weight, prior in zip(model.weights, placed_priors(model), strict=True):
+        for weight, prior in zip(model.weights, densities_of(model), strict=True):
             std, mean = weight.posterior.std(), weight.posterior.mean.detach().cpu().numpy()
             level = levels[weight.name]
             width = step_of(level) / STEPS_PER_STD if std is None else std.detach().cpu().numpy()
@@ -69,7 +69,7 @@ class QuantisedNetwork:
         """The means rounded to ``digits`` decimal digits; statistics are permuted along, in place."""
         tensors = {
             weight.name: round_to_digits(weight.posterior.mean.detach().cpu().numpy(), digits, prior)
-            for weight, prior in zip(model.weights, placed_priors(model), strict=True)
+            for weight, prior in zip(model.weights, densities_of(model), strict=True)
         }
         return cls._ordered(model, input_axes, tensors, permute)
 
@@ -89,7 +89,7 @@ class QuantisedNetwork:
         """Write the head; returns the message that follows it on a whole byte, and what every group of units gave back."""
         bits = sum(tensor.bits() for tensor in self.tensors.values())
         lanes_log2 = default_lanes_log2(sum(tensor.levels.size for tensor in self.tensors.values()), bits)
-        writer.put(lanes_log2, LANES_WIDTH)
+        writer.put(lanes_log2, LANES_BITS)
         writer.put(int(self.groups is not None), 1)
         stack = Stack.empty(1 << lanes_log2)
         refunds = push_network(stack, self.tensors, self.groups or ())
@@ -106,20 +106,20 @@ def take_quantised(
     Raises:
         FileError: when the message does not end where it should.
     """
-    lanes_log2, permute = reader.take(LANES_WIDTH), bool(reader.take(1))
+    lanes_log2, permute = reader.take(LANES_BITS), bool(reader.take(1))
     if lanes_log2 > MOST_LANES_LOG2:
         raise FileError(f"the file claims 2^{lanes_log2} lanes, at most 2^{MOST_LANES_LOG2} are allowed; it is damaged")
     content = reader.rest()
     reader.skip_rest()
     stack = Stack.from_bytes(content, 1 << lanes_log2)
     shapes = {weight.name: tuple(weight.posterior.mean.shape) for weight in model.weights}
-    specs: Specs = dict(zip(shapes, zip(shapes.values(), placed_priors(model), strict=True), strict=True))
+    specs: Specs = dict(zip(shapes, zip(shapes.values(), densities_of(model), strict=True), strict=True))
     groups = exchangeable_groups(model.network, input_axes) if permute else []
     before = stack.bits
     tensors = pop_network(stack, specs, groups)
     if len(stack.words) or bool((stack.heads != np.uint64(1 << 32)).any()):
         raise FileError("the file's message holds more than the network; it is damaged")
-    parts = [Part("lanes", LANES_WIDTH + 1)]
+    parts = [Part("lanes", LANES_BITS + 1)]
     parts += [Part(name, tensor.bits()) for name, tensor in tensors.items()]
     refund = before - sum(part.bits for part in parts[1:])
     parts.append(Part("order of hidden units, given back", refund))

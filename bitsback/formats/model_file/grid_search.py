@@ -11,9 +11,9 @@ from bitsback.config import Experiment
 from bitsback.config.coding_settings import PackSettings
 from bitsback.data import Examples
 from bitsback.errors import FileError
-from bitsback.formats.config_tree import places_of
+from bitsback.formats.config_tree import locations_of
 from bitsback.formats.container import BitWriter, seal
-from bitsback.formats.model_file.grid_codec import DIGITS_WIDTH, MOST_DIGITS, QuantisedNetwork, step_levels
+from bitsback.formats.model_file.grid_codec import DIGITS_BITS, MOST_DIGITS, QuantisedNetwork, step_levels
 from bitsback.formats.model_file.head import model_tree, put_experiment_head
 from bitsback.formats.model_file.read import decode
 from bitsback.model import BayesianModel, evaluate
@@ -78,7 +78,7 @@ def _sealed(experiment: Experiment, network: QuantisedNetwork, digits: int | Non
     writer = BitWriter()
     put_experiment_head(writer, experiment, model_tree(experiment))
     if digits is not None:
-        writer.put(digits, DIGITS_WIDTH)
+        writer.put(digits, DIGITS_BITS)
     message, _ = network.put(writer)
     return seal("quantised" if digits is None else "decimal", writer.to_bytes() + message)
 
@@ -111,7 +111,7 @@ class _Search:
         kept = torch.linspace(0, len(train) - 1, min(SEARCH_EXAMPLES, len(train))).round().long()
         self._examples = Examples(train.inputs[kept], train.targets[kept])
         self._share = len(kept) / len(train)
-        self._places = places_of(experiment.config)
+        self._locations = locations_of(experiment.config)
         self.most = math.inf if settings.budget_bytes is None else settings.budget_bytes
         self._least = math.inf
 
@@ -138,7 +138,7 @@ class _Search:
                 content = self.content(levels, trade_off)
                 if len(content) > self.most:
                     return math.inf
-                loaded = decode(content, "the packed file", self._places)
+                loaded = decode(content, "the packed file", self._locations)
                 data_bits = evaluate(loaded.model, loaded.likelihood, self._examples, samples=0).data_bits
                 return 8 * len(content) + data_bits / self._share
 

@@ -19,7 +19,7 @@ from bitsback.formats.config_tree import MODEL_SECTIONS, from_tree, to_tree
 from bitsback.formats.container import DIGEST_BITS as GUARD_BITS
 from bitsback.formats.container import BitReader, BitWriter, digest
 from bitsback.formats.exact_outputs import BATCH
-from bitsback.formats.side_information import SideNumbers, Slot, placed_priors
+from bitsback.formats.side_information import SideInformation, Slot, densities_of
 from bitsback.formats.size_limits import check_size
 from bitsback.learned import FLOAT32
 from bitsback.likelihoods import Likelihood
@@ -27,10 +27,10 @@ from bitsback.likelihoods.classes import CategoricalLikelihood
 from bitsback.model import BayesianModel
 
 
-def put_head(writer: BitWriter, settings: dict[str, Any], side: SideNumbers, model: BayesianModel) -> None:
+def put_head(writer: BitWriter, settings: dict[str, Any], side: SideInformation, model: BayesianModel) -> None:
     """Write settings, learned numbers, and a guard of priors that are not computed alike on every machine."""
     put_settings(writer, settings)
-    for level, width in zip(side.levels().tolist(), side.widths().tolist(), strict=True):
+    for level, width in zip(side.levels().tolist(), side.bits_each().tolist(), strict=True):
         writer.put(level, width)
     guard = _guard(model)
     writer.put(int(guard is not None), 1)
@@ -40,17 +40,17 @@ def put_head(writer: BitWriter, settings: dict[str, Any], side: SideNumbers, mod
 
 def _guard(model: BayesianModel) -> int | None:
     """The digest over scales and tables of inexact shapes; None when all are exact."""
-    inexact = {prior.shape.name: prior for prior in placed_priors(model) if not prior.shape.exact}
+    inexact = {prior.standard.name: prior for prior in densities_of(model) if not prior.standard.exact}
     if not inexact:
         return None
-    tables = [PriorTable.build(prior.shape, STANDARD_STEP).cumulative.astype("<i8") for prior in inexact.values()]
+    tables = [PriorTable.build(prior.standard, STANDARD_STEP).cumulative.astype("<i8") for prior in inexact.values()]
     scales = [prior.scale.astype("<f8") for prior in inexact.values()]
     return digest(b"".join(scale.tobytes() + table.tobytes() for scale, table in zip(scales, tables, strict=True)))
 
 
-def take_side(reader: BitReader, side: SideNumbers, model: BayesianModel) -> None:
+def take_side(reader: BitReader, side: SideInformation, model: BayesianModel) -> None:
     """Read the learned numbers into the model; raises FileError when its priors are computed differently here."""
-    side.assign(np.array([reader.take(width) for width in side.widths().tolist()], dtype=np.int64))
+    side.assign(np.array([reader.take(width) for width in side.bits_each().tolist()], dtype=np.int64))
     guard = reader.take(GUARD_BITS) if reader.take(1) else None
     if guard != _guard(model):
         raise FileError("the file's prior is computed differently on this machine (pyro); unpack it where it was packed")
@@ -71,10 +71,10 @@ class Shell:
     rows: int = BATCH
 
     @classmethod
-    def of(cls, tree: Tree, places: Sequence[str] = (), file_bytes: int = 0) -> "Shell":
+    def of(cls, tree: Tree, locations: Sequence[str] = (), file_bytes: int = 0) -> "Shell":
         """The untrained model of a file's settings; raises FileError when they make none."""
         values = {key: value for key, value in tree.items() if key in MODEL_SECTIONS}
-        config = from_tree(values, places, data_is_needed=False)
+        config = from_tree(values, locations, data_is_needed=False)
         try:
             shape, spread = _sizes(tree["inputs"]), _sizes(tree.get("statistics", []))
             classes, outputs = tree["likelihood"].get("classes"), int(tree.get("outputs") or 0)
@@ -83,8 +83,8 @@ class Shell:
             fits = math.prod(spread) <= max(1, file_bytes) and math.prod(targets) <= max(1, outputs)
             if not (0 < scale <= torch.finfo(torch.float32).max and fits):
                 raise ValueError("a scaling that makes no sense")
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as fault:
-            raise FileError("the file does not say what its inputs look like; it is damaged") from fault
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise FileError("the file does not say what its inputs look like; it is damaged") from error
         likelihood = config.likelihood.build(classes, torch.zeros(1, *targets))
         count = likelihood.classes if isinstance(likelihood, CategoricalLikelihood) else outputs
         rows = BATCH  # the known ones are small
@@ -102,10 +102,10 @@ class Shell:
         shift, scale = torch.broadcast_tensors(scaling.shift, scaling.scale)
         return ("input mean", shift, FLOAT32), ("input scale", scale, FLOAT32)
 
-    def side(self) -> SideNumbers:
+    def side(self) -> SideInformation:
         """Everything learned that is not a coded weight, in the order of the file."""
-        numbers = SideNumbers.of(self.model, self.likelihood, with_frozen=True)
-        return SideNumbers((*numbers.slots, *self.statistics_of(self.scaling)))
+        numbers = SideInformation.of(self.model, self.likelihood, with_frozen=True)
+        return SideInformation((*numbers.slots, *self.statistics_of(self.scaling)))
 
 
 def _sizes(value: Any) -> tuple[int, ...]:
@@ -141,6 +141,6 @@ def model_tree(experiment: Experiment) -> Tree:
 def put_experiment_head(writer: BitWriter, experiment: Experiment, tree: Tree) -> None:
     """Write settings, learned numbers (rounded to their grids, in place) and guard."""
     experiment.model.round_to_grid()
-    numbers = SideNumbers.of(experiment.model, experiment.likelihood, with_frozen=True)
+    numbers = SideInformation.of(experiment.model, experiment.likelihood, with_frozen=True)
     statistics = Shell.statistics_of(experiment.dataset.preprocessing)
-    put_head(writer, tree, SideNumbers((*numbers.slots, *statistics)), experiment.model)
+    put_head(writer, tree, SideInformation((*numbers.slots, *statistics)), experiment.model)

@@ -20,7 +20,7 @@ from bitsback.formats.container import BitReader, read_file, unseal
 from bitsback.formats.exact_outputs import BATCH
 from bitsback.formats.model_file.block_codec import take_blocks
 from bitsback.formats.model_file.codec import Part
-from bitsback.formats.model_file.grid_codec import DIGITS_WIDTH, MOST_DIGITS, take_quantised
+from bitsback.formats.model_file.grid_codec import DIGITS_BITS, MOST_DIGITS, take_quantised
 from bitsback.formats.model_file.head import Shell, Tree, take_side
 from bitsback.formats.model_file.tuning import FIXED_LOG_STD
 from bitsback.formats.size_limits import check_data
@@ -64,8 +64,8 @@ class LoadedModel(nn.Module):
             return scaling
         try:
             features = TypeAdapter(AnyFeatures).validate_python(data["features"])
-        except ValidationError as fault:  # a file whose data are elsewhere has not been asked about them yet
-            raise FileError("the file does not say how its features are made; it is damaged") from fault
+        except ValidationError as error:  # a file whose data are elsewhere has not been asked about them yet
+            raise FileError("the file does not say how its features are made; it is damaged") from error
         if not features.is_fitted:
             return replace(scaling, features=features.fit(torch.empty(0)))
         if self.config.data.kind != data["kind"]:
@@ -108,7 +108,7 @@ class LoadedModel(nn.Module):
         return {name: tensor.detach().to("cpu", torch.float32).contiguous().clone() for name, tensor in named.items()}
 
 
-def decode(content: bytes, what: str, places: Sequence[str] = ()) -> LoadedModel:
+def decode(content: bytes, what: str, locations: Sequence[str] = ()) -> LoadedModel:
     """The model in the bytes of a file.
 
     Raises:
@@ -120,7 +120,7 @@ def decode(content: bytes, what: str, places: Sequence[str] = ()) -> LoadedModel
         raise FileError(f"{what} is a {name}, not a model file; use `bitsback receive`")
     reader = BitReader(contents)
     tree = take_settings(reader)
-    shell = Shell.of(tree, places, len(content))
+    shell = Shell.of(tree, locations, len(content))
     head = reader.place
     side = shell.side()
     take_side(reader, side, shell.model)
@@ -130,12 +130,12 @@ def decode(content: bytes, what: str, places: Sequence[str] = ()) -> LoadedModel
     if kind == "relative_entropy":
         weights, body = take_blocks(reader, shell.model)
     else:
-        digits = reader.take(DIGITS_WIDTH) if kind == "decimal" else None
+        digits = reader.take(DIGITS_BITS) if kind == "decimal" else None
         if digits is not None and digits > MOST_DIGITS:
             raise FileError(
                 f"the file claims weights of {digits} decimal digits, at most {MOST_DIGITS} are allowed; it is damaged"
             )
-        parts += [] if digits is None else [Part("decimal digits", DIGITS_WIDTH)]
+        parts += [] if digits is None else [Part("decimal digits", DIGITS_BITS)]
         weights, body = take_quantised(reader, shell.model, 1 + len(tree["inputs"]), digits)
     parts += body
     reader.close()
@@ -158,15 +158,15 @@ def write_unpacked(loaded: LoadedModel, directory: Path) -> None:
         write_text(place / "config.yaml", to_yaml(loaded.config, sections=written))
 
 
-def load(path: str | Path, places: Sequence[str] = ()) -> LoadedModel:
+def load(path: str | Path, locations: Sequence[str] = ()) -> LoadedModel:
     """Read a model file.
 
     Args:
         path: what ``bitsback pack`` or :func:`bitsback.save` wrote.
-        places: such as ``"data.root=DIR"``, where the preprocessing needs the training inputs, and
+        locations: such as ``"data.root=DIR"``, where the preprocessing needs the training inputs, and
             ``"network.factory=package.module:function"``, without which no code that the file names is called.
 
     Raises:
         FileError: when the file is empty, foreign, of a later version, truncated, extended or damaged.
     """
-    return decode(read_file(Path(path)), str(path), places)
+    return decode(read_file(Path(path)), str(path), locations)

@@ -83,7 +83,7 @@ class Tuner:
         others = [p for p in self.model.network.parameters() if p.requires_grad and id(p) not in trained]
         groups: list[dict[str, Any]] = [{"params": others, "lr": lr}] if others else []
         for weight in self._gaussians:
-            width = float(weight.prior.width().detach().mean()) / TYPICAL_SCALE
+            width = float(weight.prior.typical_scale().detach().mean()) / TYPICAL_SCALE
             rate = min(max(width, 0.005), 3.0) if self.settings.relative_lr else 1.0
             groups.append({"params": [weight.known], "lr": lr * rate, "log_std_lr": 5 * lr})
         optimizer = Adam(self.model, lr, examples=count, groups=groups)
@@ -142,8 +142,8 @@ class Tuner:
                 inputs = augmented(inputs, self.settings.augment)
             try:
                 self._fit.step(number, inputs, targets)
-            except TrainingError as fault:
-                raise TrainingError(f"tuning diverged: {fault} (--tune lr=0.001)") from fault
+            except TrainingError as error:
+                raise TrainingError(f"tuning diverged: {error} (--tune lr=0.001)") from error
             bar.update()
 
     @torch.no_grad()
@@ -159,13 +159,13 @@ class Tuner:
         """Hand each weight the multiplier of its block."""
         shares = torch.where(self._free, self._beta[self._block_of], 0.0).split(self._sizes)
         self._fit.optimizer.kl_weights = {
-            weight.number: share.reshape(weight.posterior.mean.shape)
+            weight.index: share.reshape(weight.posterior.mean.shape)
             for weight, share in zip(self._gaussians, shares, strict=True)
         }
 
     @property
     def _sizes(self) -> list[int]:
-        return [weight.posterior.weights for weight in self._gaussians]
+        return [weight.posterior.numel for weight in self._gaussians]
 
     def _block_bits(self) -> Tensor:
         """KL of every block in bits, (blocks,); zero once chosen."""

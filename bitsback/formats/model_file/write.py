@@ -15,10 +15,10 @@ from bitsback.config import Experiment
 from bitsback.config.coding_settings import PackSettings, TuningSettings
 from bitsback.config.load import parse_value
 from bitsback.errors import ConfigError, FileError, LayerError
-from bitsback.formats.config_tree import places_of
+from bitsback.formats.config_tree import locations_of
 from bitsback.formats.container import BitWriter, seal, sealed_bytes
 from bitsback.formats.exact_outputs import exact_outputs
-from bitsback.formats.model_file.block_codec import INDEX_WIDTH, block_code, put_blocks
+from bitsback.formats.model_file.block_codec import INDEX_SIZE_BITS, block_code, put_blocks
 from bitsback.formats.model_file.grid_search import quantised_content
 from bitsback.formats.model_file.head import model_tree, put_experiment_head
 from bitsback.formats.model_file.read import LoadedModel, decode
@@ -92,9 +92,9 @@ def with_settings(settings: PackSettings, overrides: Sequence[str]) -> PackSetti
         inside[last] = parse_value(text)
     try:
         return PackSettings.model_validate(values)
-    except ValidationError as fault:
-        first = fault.errors()[0]
-        raise ConfigError(f"pack.{'.'.join(map(str, first['loc']))}: {first['msg']}; see the schema's section pack") from fault
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"pack.{'.'.join(map(str, first['loc']))}: {first['msg']}; see the schema's section pack") from error
 
 
 def pack(experiment: Experiment, settings: PackSettings | None = None, *, progress: bool = True) -> Packed:
@@ -115,17 +115,17 @@ def pack(experiment: Experiment, settings: PackSettings | None = None, *, progre
     net_bits = _ledger_net_bits(experiment)
     if codec == "both":
         state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        found, faults = [], []
+        found, errors = [], []
         for one in ("relative_entropy", "quantised"):
             model.load_state_dict(state)
             try:
                 found.append(_measured(experiment, _content(experiment, one, settings, progress), one, why, net_bits))
-            except FileError as fault:  # the budget is too small for this one
-                faults.append(fault)
+            except FileError as error:  # the budget is too small for this one
+                errors.append(error)
         if not found:
-            raise faults[0]
+            raise errors[0]
         best = min(found, key=lambda packed: packed.total_bits)
-        reason = "the other does not fit the budget" if faults else f"{best.codec} describes the labels in fewer bits"
+        reason = "the other does not fit the budget" if errors else f"{best.codec} describes the labels in fewer bits"
         best = replace(best, why=f"{why}: both were tried, {reason}")
     else:
         best = _measured(experiment, _content(experiment, codec, settings, progress), codec, why, net_bits)
@@ -165,7 +165,7 @@ def _choose_codec(experiment: Experiment, settings: PackSettings) -> tuple[str, 
         return settings.codec, "asked for"
     if points or not model.weights:
         return "quantised", "a point estimate has no posterior to choose from"
-    weights = sum(q.weights for q in model.posteriors())
+    weights = sum(q.numel for q in model.posteriors())
     bits = 8 * settings.budget_bytes if settings.budget_bytes is not None else float(model.kl_bits().detach())
     rate = bits / weights
     text = f"{rate:.2g} bits per weight"
@@ -187,7 +187,7 @@ def _blocks_file(experiment: Experiment, settings: PackSettings, progress: bool)
     head = BitWriter()
     put_experiment_head(head, experiment, tree)
     blocks = _blocks(float(model.kl_bits().detach()), head.bits, settings)
-    weights = sum(q.weights for q in model.posteriors())
+    weights = sum(q.numel for q in model.posteriors())
     code = block_code(model, min(blocks, weights), settings.index_bits, settings.key)
     tuning = settings.tuning or TuningSettings(steps=0, balance_steps=0)
     half = experiment.config.training.precision == "bfloat16"
@@ -224,7 +224,7 @@ def _blocks(net_weight_bits: float, head_bits: int, settings: PackSettings) -> i
 
 def _file_bytes(head_bits: int, blocks: int, settings: PackSettings) -> int:
     counts = sum(2 * (count + 1).bit_length() - 1 for count in (blocks, settings.key))
-    return sealed_bytes(bits_to_bytes(head_bits + INDEX_WIDTH + counts + blocks * settings.index_bits))
+    return sealed_bytes(bits_to_bytes(head_bits + INDEX_SIZE_BITS + counts + blocks * settings.index_bits))
 
 
 def _ledger_net_bits(experiment: Experiment) -> float:
@@ -236,7 +236,7 @@ def _ledger_net_bits(experiment: Experiment) -> float:
 
 
 def _measured(experiment: Experiment, content: bytes, codec: str, why: str, net_bits: float) -> Packed:
-    loaded = decode(content, "the packed file", places_of(experiment.config))
+    loaded = decode(content, "the packed file", locations_of(experiment.config))
     data, likelihood = experiment.dataset, loaded.likelihood
     train = evaluate(loaded.model, likelihood, data.train, samples=0)
     test = evaluate(loaded.model, likelihood, data.test, samples=0).error if data.test is not None else None

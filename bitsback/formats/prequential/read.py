@@ -45,13 +45,13 @@ class _DiffersError(Exception):
     """The predictions of a block are not the sender's."""
 
 
-def receive_prequential(path: Path, directory: Path, places: Sequence[str] = (), *, progress: bool = True) -> Integers:
+def receive_prequential(path: Path, directory: Path, locations: Sequence[str] = (), *, progress: bool = True) -> Integers:
     """Decode the labels in ``path``, training block by block as the sender did, and write ``directory``/labels.npy.
 
     Args:
         path: what ``bitsback send --code prequential`` wrote.
         directory: a new directory.
-        places: such as ``data.root=DIR``: where this machine keeps the inputs.
+        locations: such as ``data.root=DIR``: where this machine keeps the inputs.
         progress: show a bar of all optimiser steps.
 
     Raises:
@@ -73,7 +73,7 @@ def receive_prequential(path: Path, directory: Path, places: Sequence[str] = (),
         )
     reader = BitReader(contents)
     head = Head.take(reader)
-    walk = _receivers_walk(head, from_tree(head.settings, places), len(content))
+    walk = _receivers_walk(head, from_tree(head.settings, locations), len(content))
     receiving = _Receiving(Stack.from_bytes(reader.rest(), lanes=1), head.tables)
     try:
         walk.run(receiving, progress=progress)

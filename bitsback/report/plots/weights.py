@@ -44,7 +44,7 @@ def bells(weight: Weight, index: int = 0, factor: float = 1.0, ax: Axes | None =
     if not factor > 0:
         raise RunError(f"a width factor must be above zero, got {factor:g}")
     centre, spread = float(mean[index]), float(std[index]) * factor
-    reach = max(abs(centre) + 4 * float(std[index]) * max(1.0, factor), 3 * float(weight.prior.width().detach().min()))
+    reach = max(abs(centre) + 4 * float(std[index]) * max(1.0, factor), 3 * float(weight.prior.typical_scale().detach().min()))
     points = np.union1d(np.linspace(-reach, reach, 440), centre + spread * np.linspace(-6, 6, 160))
     points = points[np.abs(points) <= reach]  # dense where the bell is, which may be a needle
     place = ", ".join(str(axis) for axis in np.unravel_index(index, tuple(weight.posterior.mean.shape)))
@@ -210,8 +210,8 @@ def net_bits_each(weights: Sequence[Weight]) -> tuple[np.ndarray, np.ndarray, np
         try:
             with torch.no_grad():
                 bits.append(nats_to_bits(kl_each(GaussianPosterior(some.mean, some.std), prior)).flatten())
-        except BitsbackError as fault:
-            raise RunError(f"no bits of single weights: {fault}") from fault
+        except BitsbackError as error:
+            raise RunError(f"no bits of single weights: {error}") from error
         means.append(some.mean.flatten())
         shares.append(torch.full_like(means[-1], some.scale))
     return torch.cat(means).numpy(), torch.cat(bits).numpy(), torch.cat(shares).numpy()
@@ -240,8 +240,8 @@ def prior_density(weights: Sequence[Weight], points: np.ndarray, index: int | No
                 if shape
                 else density.flatten().numpy()
             )
-        total += density.flatten(1).mean(1) * weight.posterior.weights
-        count += weight.posterior.weights
+        total += density.flatten(1).mean(1) * weight.posterior.numel
+        count += weight.posterior.numel
     return (total / count).numpy()
 
 

@@ -1,4 +1,4 @@
-"""The verbs, as the program itself describes them."""
+"""The commands, as the program itself describes them."""
 
 from typing import Any
 
@@ -8,16 +8,16 @@ from text import code, table
 
 from bitsback.cli.app import app
 
-INTRODUCTION = """# Verbs
+INTRODUCTION = """# Commands
 
-One program, `bitsback`. Every verb has `--help`, and `--json` where a program would read the answer; a mistake is one
+One program, `bitsback`. Every command has `--help`, and `--json` where a program would read the answer; a mistake is one
 sentence on stderr and exit code 1. This page is made from the program.
 
 """
 
 
 def commands() -> dict[str, Any]:
-    """The verbs by name, in the order of ``bitsback --help``."""
+    """The commands by name, in the order of ``bitsback --help``."""
     found: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     return found
 
@@ -27,9 +27,9 @@ def _shown(value: object) -> str:
     return "" if value is None or value is False or value == [] or callable(value) else code(str(value))
 
 
-def usage(verb: str, command: Any) -> str:
+def usage(name: str, command: Any) -> str:
     """How it is called."""
-    parts = [f"bitsback {verb}"]
+    parts = [f"bitsback {name}"]
     for parameter in command.params:
         if parameter.param_type_name == "argument":
             word = parameter.name.upper() + ("..." if parameter.nargs == -1 else "")
@@ -53,16 +53,18 @@ def rows(command: Any) -> list[list[str]]:
     return found
 
 
-def section(verb: str, command: Any) -> str:
-    """One verb."""
+def section(name: str, command: Any) -> str:
+    """One command."""
     paragraphs = [" ".join(part.split()) for part in (command.help or "").split("\n\n")]
     examples = [part.removeprefix("Example: ") for part in paragraphs if part.startswith("Example: ")]
     prose = [part for part in paragraphs if not part.startswith("Example: ")]
-    shown = "\n".join([f"usage: {usage(verb, command)}", *(f"$ {example}" for example in examples)])
-    lines = [f"## {verb}", "", *(f"{part}\n" for part in prose), "```text", shown, "```", ""]
+    shown = "\n".join([f"usage: {usage(name, command)}", *(f"$ {example}" for example in examples)])
+    lines = [f"## {name}", "", *(f"{part}\n" for part in prose), "```text", shown, "```", ""]
     return "\n".join(lines) + "\n" + table(["argument or option", "meaning"], rows(command)) + "\n"
 
 
 def make(made: Made) -> None:
-    """Write reference/verbs.md."""
-    made.write("reference/verbs.md", INTRODUCTION + "\n".join(section(verb, each) for verb, each in commands().items()))
+    """Write reference/commands.md."""
+    made.write(
+        "reference/commands.md", INTRODUCTION + "\n".join(section(command, each) for command, each in commands().items())
+    )

@@ -1,0 +1,35 @@
+"""Packages whose names are imported when they are first used, so that what needs no torch does not wait for it."""
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+
+def attach(
+    package: str, homes: Mapping[str, Sequence[str]], submodules: Sequence[str] = ()
+) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """Return ``__getattr__``, ``__dir__`` and ``__all__`` of a package whose public names live in modules of it (PEP 562).
+
+    Args:
+        package: its ``__name__``.
+        homes: the names in each module; a module's path is relative to the package.
+        submodules: modules that are public names themselves.
+
+    >>> get, _, public = attach("bitsback", {"units": ["format_bits"]})
+    >>> public, get("format_bits")(2000.0)
+    (['format_bits'], '2 kbit')
+    """
+    home = {name: module for module, names in homes.items() for name in names}
+    public = sorted([*home, *submodules])
+
+    def get(name: str) -> Any:
+        if name in home:
+            found = getattr(importlib.import_module(f"{package}.{home[name]}"), name)
+            setattr(sys.modules[package], name, found)  # nobody asks twice
+            return found
+        if name in submodules:
+            return importlib.import_module(f"{package}.{name}")
+        raise AttributeError(f"module '{package}' has no attribute '{name}'")
+
+    return get, lambda: public, public
