@@ -3,6 +3,7 @@
 import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 
@@ -22,6 +23,8 @@ def attach(
     """
     home = {name: module for module, names in homes.items() for name in names}
     public = sorted([*home, *submodules])
+    if any(name == module for name, module in home.items()):
+        sys.modules[package].__class__ = _package_with(home)
 
     def get(name: str) -> Any:
         if name in home:
@@ -33,3 +36,15 @@ def attach(
         raise AttributeError(f"module '{package}' has no attribute '{name}'")
 
     return get, lambda: public, public
+
+
+def _package_with(home: Mapping[str, str]) -> type[ModuleType]:
+    """A class of modules where a public name stays what it says when its module, of the same name, has been imported."""
+
+    class Package(ModuleType):
+        def __setattr__(self, name: str, value: Any) -> None:
+            if home.get(name) == name and isinstance(value, ModuleType):
+                value = getattr(value, name)
+            super().__setattr__(name, value)
+
+    return Package

@@ -6,16 +6,14 @@ taken, so that what is charged is what is used.
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from bitsback.errors import BitsbackError
 from bitsback.ledger.entry import Charge
-
-Learn = Literal["none", "gradient", "closed_form"]
-GradientLearn = Literal["none", "gradient"]
+from bitsback.registry import Learn
 
 
 class Grid(Protocol):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
@@ -18,6 +18,12 @@ def _placed(path: Path) -> Path:
 
 FilePath = Annotated[Path, AfterValidator(_placed)]
 """A path, made absolute when it is read, ``~`` included, so that a run can be opened from anywhere."""
+
+Learn = Literal["none", "gradient", "closed_form"]
+"""How a number that is no weight is found."""
+
+GradientLearn = Literal["none", "gradient"]
+"""The same, where there is no closed form."""
 
 
 class Settings(BaseModel):

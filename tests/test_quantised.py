@@ -23,7 +23,7 @@ from bitsback.coding.permutation import (
     rearranged,
 )
 from bitsback.coding.quantised import QuantisedTensor, choose_levels, quantise, step_level_for, tensor_codec
-from bitsback.config.network import Network
+from bitsback.config.build_network import Network
 from bitsback.errors import FileError, LayerError, PriorError
 from bitsback.formats.model_file.hidden_units import exchangeable_groups
 from bitsback.model import bayesianize

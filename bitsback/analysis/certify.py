@@ -17,7 +17,7 @@ from bitsback.errors import BitsbackError, CertificateError
 from bitsback.formats.model_file.read import load
 from bitsback.model import BayesianModel
 from bitsback.priors import PriorSettings
-from bitsback.priors.earlier_run import CheckpointPriorSettings
+from bitsback.priors.settings import CheckpointPriorSettings
 from bitsback.torch_state import using_threads
 from bitsback.training.train import threads_for
 

@@ -9,9 +9,7 @@ from bitsback.likelihoods.classes import CategoricalLikelihood
 from bitsback.model import evaluate
 from bitsback.posteriors import PointPosteriorSettings
 from bitsback.priors import AnyPriorSettings
-from bitsback.priors.base import ScaleSettings
-from bitsback.priors.gaussian import GaussianPriorSettings
-from bitsback.priors.laplace import LaplacePriorSettings
+from bitsback.priors.settings import GaussianPriorSettings, LaplacePriorSettings, ScaleSettings
 from bitsback.training.settings import BetaSettings, ElboSettings
 
 Regularisation = Literal["L2", "L1", "none"]

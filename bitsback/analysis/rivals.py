@@ -12,7 +12,7 @@ from bitsback.analysis.rival_codes import BLOCKS, STRENGTHS, LabelSpreading, Log
 from bitsback.coding.philox import shuffled
 from bitsback.config import Config
 from bitsback.data import Dataset
-from bitsback.data.features import Chain, RandomWalkModes
+from bitsback.data.settings import Chain, RandomWalkModes
 from bitsback.errors import ConfigError
 from bitsback.torch_state import using_threads
 

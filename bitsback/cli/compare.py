@@ -27,13 +27,16 @@ def compare(
     """
     from bitsback.atomic_io import file_name, new_directory
     from bitsback.cli.text import table
-    from bitsback.config import Experiment, load_config
+    from bitsback.config import load_config
     from bitsback.ledger import shown_bits
 
     key, values, fixed = split_choices(choices)
     if out is not None:
         context.with_resource(new_directory(out))
-    experiments = {value: Experiment.build(load_config(config, [*fixed, f"{key}={value}"])) for value in values}
+    settings = {value: load_config(config, [*fixed, f"{key}={value}"]) for value in values}
+    from bitsback.config import Experiment
+
+    experiments = {value: Experiment.build(one) for value, one in settings.items()}
     names = {value: file_name(f"{key}={value}") for value in values}
     if len({name.lower() for name in names.values()}) < len(values):  # of some systems, names that differ by case are one
         names = {value: f"{name}-{number}" for number, (value, name) in enumerate(names.items(), 1)}

@@ -35,7 +35,7 @@ def train(
     Example: bitsback train configs/digits.yaml prior.kind=laplace training.epochs=50 --out runs/laplace
     """
     from bitsback.atomic_io import new_directory
-    from bitsback.config import Experiment, load_config
+    from bitsback.config import load_config
     from bitsback.ledger import show, shown_error
     from bitsback.locks import LOCK, exclusive
 
@@ -52,6 +52,8 @@ def train(
         else:
             directory = out
             context.with_resource(new_directory(directory))
+    from bitsback.config import Experiment  # torch, which nobody should wait for to hear of a misspelt key
+
     try:
         experiment = Experiment.build(settings)
         outcome = experiment.train(directory, resume=resume, profile=profile)

@@ -11,12 +11,14 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from bitsback.coding.quantised import STEPS_PER_STD
 from bitsback.errors import ConfigError
 from bitsback.registry import Settings
-from bitsback.training.augment import AugmentSettings
+from bitsback.training.settings import AugmentSettings
 
 Kind = Literal["point", "samples", "ensemble"]
+
+STEPS_PER_STD = 3.46
+"""As :mod:`bitsback.coding.quantised` has it, which needs numpy."""
 
 
 class GrowingBlocks(Settings):

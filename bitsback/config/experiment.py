@@ -18,7 +18,7 @@ from bitsback.data import Dataset
 from bitsback.errors import ConfigError, RunError
 from bitsback.ledger import Results, open_results
 from bitsback.likelihoods import Likelihood
-from bitsback.likelihoods.real import GaussianLikelihoodSettings
+from bitsback.likelihoods.settings import GaussianLikelihoodSettings
 from bitsback.model import BayesianModel, bayesianize
 from bitsback.model.modes import evaluating
 from bitsback.model.verdict import LAST_EPOCHS, Course

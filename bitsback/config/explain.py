@@ -79,9 +79,14 @@ def _with_words(problems: list[Problem]) -> list[Problem]:
 
 def _sentence(problem: Problem, values: dict[str, Any], origins: Origins, file: str) -> str:
     place = (*problem.place, "kind") if problem.error["type"] == "union_tag_invalid" else problem.place
-    where = next((origins[place[:depth]] for depth in range(len(place), 0, -1) if place[:depth] in origins), file)
+    where = where_is(place, origins, file)
     key = ".".join(str(part) for part in problem.place) or "configuration"
     return f"{where}: {key}: {_problem(problem.error, problem.place, values, problem.word)}"
+
+
+def where_is(place: Place, origins: Origins, file: str) -> str:
+    """File and line of a place, or of what it is inside of."""
+    return next((origins[place[:depth]] for depth in range(len(place), 0, -1) if place[:depth] in origins), file)
 
 
 def _problem(error: ErrorDetails, place: Place, values: dict[str, Any], word: str = "") -> str:

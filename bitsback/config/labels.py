@@ -8,11 +8,11 @@ import torch
 from bitsback import limits
 from bitsback.config.schema import Config
 from bitsback.data import Dataset, Examples
-from bitsback.data.dataset import LabelValues
+from bitsback.data.settings import LabelValues
 from bitsback.errors import DataError
 from bitsback.likelihoods import LikelihoodSettings
 from bitsback.likelihoods.base import require, whole
-from bitsback.likelihoods.classes import CategoricalSettings
+from bitsback.likelihoods.settings import CategoricalSettings
 
 FEW = 20
 """So many distinct whole numbers may be classes however few examples there are."""

@@ -11,7 +11,7 @@ from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from bitsback import limits
-from bitsback.config.explain import Origins, Place, describe_all
+from bitsback.config.explain import Origins, Place, describe_all, where_is
 from bitsback.config.schema import Config
 from bitsback.errors import ConfigError
 from bitsback.yaml import load_yaml, read_text
@@ -39,9 +39,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if not values:
         raise ConfigError(f"{path} is empty; begin with `extends: digits.yaml` or a section such as `data: {{kind: digits}}`")
     try:
-        return Config.model_validate(values)
+        config = Config.model_validate(values)
     except ValidationError as error:
         raise ConfigError("\n".join(describe_all(error.errors(), values, origins, str(path)))) from error
+    try:
+        config.network.check_layers()  # last, for it needs torch
+    except ConfigError as error:
+        raise ConfigError(f"{where_is(('network', 'layers'), origins, str(path))}: {error}") from error
+    return config
 
 
 def to_yaml(config: Config, sections: Sequence[str] | None = None) -> str:

@@ -1,72 +1,25 @@
 """Networks in YAML: a list of torch.nn layers by name, or a factory in a Python module."""
 
-import importlib
-import inspect
-import json
 import re
-import sys
 from abc import abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import torch
 from pydantic import Field, field_validator
-from torch import Tensor, nn
 
-from bitsback.atomic_io import read_tensors
-from bitsback.errors import ConfigError, brief, near_miss
-from bitsback.layers import SmoothConv2d
 from bitsback.registry import FilePath, Settings
 
-INFERRED = {
-    "in_features": -1,
-    "in_channels": 1,
-    "num_features": 1,
-    "num_channels": 1,
-    "normalized_shape": -1,
-    "input_size": -1,
-    "embed_dim": -1,
-}
-"""Constructor arguments that can be read off the layer's input: name to the axis that has the size."""
-
-OWN_LAYERS: dict[str, type[nn.Module]] = {"SmoothConv2d": SmoothConv2d}
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 LayerSpec = str | dict[str, dict[str, Any] | None]
 
 
-class Network(nn.Sequential):
-    """Layers in a row; of a layer that returns several things (a recurrent one), the first goes on."""
-
-    def forward(self, value: Tensor) -> Tensor:
-        for layer in self:
-            value = layer(value)
-            value = value[0] if isinstance(value, tuple) else value
-        return value
-
-
-def layer_kinds() -> dict[str, type[nn.Module]]:
-    """The layers that can be named in YAML: every module class of torch.nn that is not a container or a loss, and our own."""
-    found = {name: kind for name, kind in vars(nn).items() if inspect.isclass(kind) and issubclass(kind, nn.Module)}
-    containers = {"Module", "Sequential", "ModuleList", "ModuleDict", "ParameterList", "ParameterDict", "Container"}
-    return {name: kind for name, kind in found.items() if name not in containers and not name.endswith("Loss")} | OWN_LAYERS
-
-
-def _split_spec(spec: LayerSpec) -> tuple[str, dict[str, Any]]:
+def split_spec(spec: LayerSpec) -> tuple[str, dict[str, Any]]:
+    """Name and arguments of a layer."""
     if isinstance(spec, str):
         return spec, {}
     (name, arguments), *_ = spec.items()
     return name, dict(arguments or {})
-
-
-def _means_of_run(network: nn.Module, tensors: dict[str, Tensor], weights: list[str]) -> dict[str, Tensor]:
-    """A state dict for the network out of a run's posterior file: means, deterministic weights and statistics."""
-    inside = {f"{name}.{part}" for name in weights for part in ("mean", "std", "prior_mean")}
-    state = {name: tensor for name, tensor in tensors.items() if name not in inside and not name.startswith("likelihood.")}
-    for name in weights:
-        state[name] = tensors[f"{name}.mean"]
-    return state
 
 
 class NetworkSettings(Settings):
@@ -78,39 +31,17 @@ class NetworkSettings(Settings):
     )
 
     @abstractmethod
-    def build(self, inputs: Tensor, outputs: int) -> nn.Module:
+    def build(self, inputs: "Tensor", outputs: int) -> "nn.Module":
         """The network for inputs (n, ...) like these; ``outputs`` is how many it needs where it does not say so itself."""
 
-    def declared_outputs(self, inputs: Tensor) -> int | None:
+    def declared_outputs(self, inputs: "Tensor") -> int | None:
         """How many outputs the network has whatever the targets are; None where it takes as many as are needed, or fails."""
-        try:
-            with torch.no_grad():
-                output = self.build(inputs, 1).eval()(inputs[:2])
-        except Exception:  # whatever the user's network raises: it will raise it again where it is built
-            return None
-        return int(output.shape[1]) if isinstance(output, Tensor) and output.ndim == 2 else None
+        from bitsback.config.build_network import outputs_for_one_target
 
-    def finish(self, network: nn.Module) -> nn.Module:
-        """Load the pretrained weights, if any."""
-        if self.pretrained is not None:
-            file = self.pretrained / "posterior.safetensors" if self.pretrained.is_dir() else self.pretrained
-            tensors, metadata = read_tensors(file)
-            try:
-                if "priors" in metadata:
-                    tensors = _means_of_run(network, tensors, list(json.loads(metadata["priors"])))
-            except (KeyError, ValueError, TypeError, RecursionError) as error:
-                raise ConfigError(
-                    f"network.pretrained: {self.pretrained} does not say which of its tensors are means; give a finished run"
-                ) from error
-            try:
-                loaded = network.load_state_dict(tensors, strict=False)
-            except RuntimeError as error:
-                raise ConfigError(f"network.pretrained: {self.pretrained} does not fit the network: {brief(error)}") from error
-            needed = {name for name, _ in network.named_parameters()}
-            wrong = sorted(needed & set(loaded.missing_keys)) + sorted(loaded.unexpected_keys)
-            if wrong:
-                raise ConfigError(f"network.pretrained: {self.pretrained} does not fit the network: {brief(', '.join(wrong))}")
-        return network
+        return outputs_for_one_target(self, inputs)
+
+    def check_layers(self) -> None:
+        """Raise ConfigError where torch.nn has no such layer, or the layer no such argument."""
 
 
 class SequentialSettings(NetworkSettings):
@@ -121,68 +52,28 @@ class SequentialSettings(NetworkSettings):
 
     @field_validator("layers")
     @classmethod
-    def _known(cls, layers: tuple[LayerSpec, ...]) -> tuple[LayerSpec, ...]:
-        kinds = layer_kinds()
+    def _one_each(cls, layers: tuple[LayerSpec, ...]) -> tuple[LayerSpec, ...]:
         for index, spec in enumerate(layers):
             if isinstance(spec, dict) and len(spec) != 1:
                 raise ValueError(f"layer {index} must be a name or one `Name: {{arguments}}`, got keys {list(spec)}")
-            name, arguments = _split_spec(spec)
-            if name not in kinds:
-                raise ValueError(f"layer {index}: torch.nn has no layer '{name}'{near_miss(name, kinds)}")
-            allowed = set(inspect.signature(kinds[name].__init__).parameters) - {"self"}
-            variadic = "kwargs" in allowed or "args" in allowed
-            for key in arguments:
-                if key not in allowed and not variadic:
-                    hint = f"{near_miss(key, allowed)}; allowed: {', '.join(sorted(allowed))}"
-                    raise ValueError(f"layer {index}: {name} has no argument '{key}'{hint}")
         return layers
 
-    def declared_outputs(self, inputs: Tensor) -> int | None:
-        kind, arguments = _split_spec(self.layers[-1])
+    def check_layers(self) -> None:
+        from bitsback.config.build_network import check_layers
+
+        check_layers(self.layers)
+
+    def declared_outputs(self, inputs: "Tensor") -> int | None:
+        kind, arguments = split_spec(self.layers[-1])
         if kind == "Linear":
             return arguments.get("out_features")
         return super().declared_outputs(inputs)
 
-    @torch.no_grad()
-    def build(self, inputs: Tensor, outputs: int) -> nn.Module:
+    def build(self, inputs: "Tensor", outputs: int) -> "nn.Module":
         """The network for inputs (n, ...) like these and so many outputs; raises ConfigError naming the layer at fault."""
-        counts: dict[str, int] = {}
-        network, value = Network(), inputs[:2]
-        for index, spec in enumerate(self.layers):
-            kind, arguments = _split_spec(spec)
-            number = counts[kind] = counts.get(kind, 0) + 1
-            if kind == "Linear" and index == len(self.layers) - 1:
-                arguments.setdefault("out_features", outputs)
-            try:
-                layer = _build_layer(layer_kinds()[kind], arguments, value)
-                network.add_module(f"{kind.lower()}{number}", layer)
-                value = layer.eval()(value)
-            except (TypeError, ValueError, RuntimeError, LookupError, AttributeError, ArithmeticError) as error:
-                reason = str(error).splitlines()[0]
-                shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-                raise ConfigError(f"network.layers[{index}] ({kind}) fails on input {shape}: {reason}") from error
-            value = value[0] if isinstance(value, tuple) else value
-        return self.finish(network.train())
+        from bitsback.config.build_network import build_sequential
 
-
-def _build_layer(kind: type[nn.Module], arguments: dict[str, Any], value: Tensor) -> nn.Module:
-    parameters = inspect.signature(kind.__init__).parameters
-    wanted = set(parameters) | ({"input_size"} if issubclass(kind, nn.RNNBase) else set())
-    inferred = {name: value.shape[axis] for name, axis in INFERRED.items() if name in wanted and name not in arguments}
-    if issubclass(kind, nn.RNNBase):
-        arguments = {"batch_first": True, **arguments}
-    return kind(**{**inferred, **arguments})
-
-
-@contextmanager
-def _importable_here() -> Iterator[None]:
-    """Modules in the current directory can be imported inside, as with ``python -m``."""
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        sys.path.remove(here)
+        return build_sequential(self, inputs, outputs)
 
 
 class FactorySettings(NetworkSettings):
@@ -199,27 +90,11 @@ class FactorySettings(NetworkSettings):
             raise ValueError(f"give package.module:function, got '{factory}'")
         return factory
 
-    def build(self, inputs: Tensor, outputs: int) -> nn.Module:
+    def build(self, inputs: "Tensor", outputs: int) -> "nn.Module":
         """Call the factory; raises ConfigError when it cannot be imported, fails, or returns no module."""
-        place, _, name = self.factory.partition(":")
-        try:
-            with _importable_here():
-                factory = getattr(importlib.import_module(place), name)
-        except ModuleNotFoundError as error:
-            hint = "; is it in this directory or on PYTHONPATH?" if error.name == place.partition(".")[0] else ""
-            raise ConfigError(f"network.factory: cannot import '{self.factory}': {error}{hint}") from error
-        except Exception as error:  # whatever the user's module raises
-            raise ConfigError(f"network.factory: cannot import '{self.factory}': {error}") from error
-        try:
-            with _importable_here():
-                network = factory(**self.arguments)
-        except TypeError as error:
-            raise ConfigError(f"network.factory: {self.factory} refuses its arguments: {error}") from error
-        except Exception as error:  # whatever the user's function raises
-            raise ConfigError(f"network.factory: {self.factory} fails with {self.arguments}: {error}") from error
-        if not isinstance(network, nn.Module):
-            raise ConfigError(f"network.factory: {self.factory} returned {type(network).__name__}, not an nn.Module")
-        return self.finish(network)
+        from bitsback.config.build_network import build_factory
+
+        return build_factory(self)
 
 
 AnyNetworkSettings = Annotated[SequentialSettings | FactorySettings, Field(discriminator="kind")]

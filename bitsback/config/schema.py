@@ -6,16 +6,13 @@ from pydantic import Field, model_validator
 
 from bitsback.config.coding_settings import PackSettings, PrequentialSettings
 from bitsback.config.network import AnyNetworkSettings, SequentialSettings
-from bitsback.data import AnyDataSettings, DataSettings
-from bitsback.data.digits import DigitsSettings
-from bitsback.layers import Estimator
-from bitsback.likelihoods import AnyLikelihoodSettings
-from bitsback.likelihoods.classes import CategoricalSettings
-from bitsback.posteriors import GaussianPosteriorSettings, PointPosteriorSettings
-from bitsback.priors import AnyPriorSettings
-from bitsback.priors.gaussian import GaussianPriorSettings
+from bitsback.data.settings import AnyDataSettings, DataSettings, DigitsSettings
+from bitsback.layers.estimator import Estimator
+from bitsback.likelihoods.settings import AnyLikelihoodSettings, CategoricalSettings
+from bitsback.posteriors.settings import GaussianPosteriorSettings, PointPosteriorSettings
+from bitsback.priors.settings import AnyPriorSettings, GaussianPriorSettings
 from bitsback.registry import Settings
-from bitsback.training import LedgerSettings, LoggingSettings, TrainingSettings
+from bitsback.training.settings import LedgerSettings, LoggingSettings, TrainingSettings
 
 
 class BayesianSettings(Settings):

@@ -1,16 +1,21 @@
 """Where examples come from: the digits in the package, IDX files (MNIST), NPZ files, Friedman's regression."""
 
-from typing import TYPE_CHECKING, Annotated, Union
+from typing import TYPE_CHECKING
 
-from pydantic import Field
-
-from bitsback.data import digits, friedman, idx, npz  # noqa: F401
-from bitsback.data.dataset import Dataset, DataSettings, Examples, Preprocessing, registry
+from bitsback.lazy import attach
 
 if TYPE_CHECKING:
-    AnyDataSettings = DataSettings
-else:
-    AnyDataSettings = Annotated[Union[tuple(registry.members())], Field(discriminator="kind")]  # noqa: UP007
-"""The settings of any registered data source, told apart by ``kind``."""
+    from bitsback.data.dataset import Dataset as Dataset
+    from bitsback.data.dataset import Examples as Examples
+    from bitsback.data.dataset import Preprocessing as Preprocessing
+    from bitsback.data.settings import AnyDataSettings as AnyDataSettings
+    from bitsback.data.settings import DataSettings as DataSettings
+    from bitsback.data.settings import registry as registry
 
-__all__ = ["AnyDataSettings", "DataSettings", "Dataset", "Examples", "Preprocessing", "registry"]
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "dataset": ["Dataset", "Examples", "Preprocessing"],
+        "settings": ["AnyDataSettings", "DataSettings", "registry"],
+    },
+)

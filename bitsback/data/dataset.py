@@ -1,19 +1,15 @@
 """Examples, split into what is described (training) and what only measures (test)."""
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
 from bitsback.data.feature_map import Map
-from bitsback.data.features import AnyFeatures
+from bitsback.data.settings import DataSettings, LabelValues
 from bitsback.errors import DataError, brief
-from bitsback.registry import Registry, Settings
 from bitsback.torch_state import using_threads
 
 
@@ -59,9 +55,6 @@ class Examples:
         targets = self.targets.to(device, torch.float32 if coarse else self.targets.dtype)
         return Examples(self.inputs.to(device, wanted), targets, self.name, self.assumed)
 
-
-LabelValues = tuple[int | str, ...]
-"""Labels as they stand in the data, in the order of the classes."""
 
 PART_STREAM = 1
 """Keeps the draw of the parts apart from the draw behind ``limit``."""
@@ -127,104 +120,59 @@ class Dataset:
         _check_alike(self.train, self.test)
 
 
-class DataSettings(Settings):
-    """What every data source can be told."""
+def finished(
+    settings: DataSettings,
+    name: str,
+    train: Examples,
+    test: Examples | None,
+    *,
+    largest: float = 1.0,
+    are_images: bool = False,
+    classes: int | None = None,
+    texts: Sequence[str] | None = None,
+) -> Dataset:
+    """Return what :meth:`DataSettings.finish` does."""
+    _check_alike(train, test)
+    labels = tuple(texts) if texts is not None else _distinct(train, test)
+    if settings.limit is not None and settings.limit < len(train):
+        kept = (
+            torch.from_numpy(np.random.default_rng(settings.split_seed).permutation(len(train))[: settings.limit]).sort().values
+        )
+        train = Examples(train.inputs[kept], train.targets[kept])
+    train = _part_of(train, settings)
+    train, test = _as_numbers(train, settings), test and _as_numbers(test, settings)
+    scaling = settings.scaling if settings.scaling != "auto" else "unit" if are_images else "standard"
+    preprocessing = _scaled(train.inputs, scaling, largest)
+    note: tuple[str, ...] = ()
+    if settings.features is not None:
+        if settings.features.is_fitted:
+            note = (f"{settings.features.kind} of the training inputs, which the receiver holds",)
+        with using_threads(1):  # the same features whatever else the process does
+            preprocessing = replace(preprocessing, features=settings.features.fit(preprocessing(train.inputs)))
+    preprocessing = replace(preprocessing, fraction_bits=settings.fraction_bits)
+    test = test and preprocessing.of(test, note)
+    return Dataset(name, preprocessing.of(train, note), test, classes, preprocessing, labels=labels, scaling=scaling)
 
-    kind: str
-    limit: int | None = Field(None, ge=1, description="use only this many training examples, drawn by split_seed")
-    split_seed: int = Field(0, ge=0, description="seed of the draw behind limit, prior_fraction and test_fraction")
-    prior_fraction: float | None = Field(
-        None, gt=0, lt=1, description="share of the training examples set apart, by split_seed, to learn a prior from"
-    )
-    part: Literal["prior", "posterior"] | None = Field(
-        None, description="prior: train on the examples set apart; posterior: on all the others; default: on all"
-    )
-    scaling: Literal["auto", "unit", "centred", "standard", "none"] = Field(
-        "auto",
-        description="auto: unit for 8-bit images, standard for all other numbers (none where the network begins with an "
-        "Embedding); unit: divided by the largest possible value; centred: the same, less the training mean; standard: each "
-        "feature has mean 0 and std 1 over the training inputs, which the receiver holds too; none: as stored",
-    )
 
-    @model_validator(mode="after")
-    def _both_or_neither(self) -> Self:
-        if (self.prior_fraction is None) != (self.part is None):
-            raise ValueError("prior_fraction and part: prior | posterior go together; give both, or neither")
-        return self
+def _as_numbers(examples: Examples, settings: DataSettings) -> Examples:
+    """Whole-number inputs as real numbers, which scaling needs; under ``unit`` and ``none`` they stay indices."""
+    if examples.inputs.is_floating_point() or settings.scaling in ("unit", "none"):
+        return examples
+    return replace(examples, inputs=examples.inputs.float())
 
-    @abstractmethod
-    def load(self) -> Dataset:
-        """Read the examples; raises DataError with the fix when that is not possible."""
 
-    def load_inputs(self) -> Dataset:
-        """As :meth:`load`, but targets that are not there become zeros."""
-        return self.load()
-
-    fraction_bits: int | None = Field(
-        None,
-        ge=0,
-        le=20,
-        description="round inputs to multiples of 2^-fraction_bits, so that features made elsewhere are equal",
-    )
-    features: AnyFeatures | None = Field(None, description="a fixed map of the inputs, made without labels; default: none")
-
-    def finish(
-        self,
-        name: str,
-        train: Examples,
-        test: Examples | None,
-        *,
-        largest: float = 1.0,
-        are_images: bool = False,
-        classes: int | None = None,
-        texts: Sequence[str] | None = None,
-    ) -> Dataset:
-        """Apply ``limit``, ``part``, ``scaling`` and ``features``, in this order, to what was read.
-
-        Args:
-            name, train, test: what was read.
-            largest: the largest grey level that images of this kind can have.
-            are_images: whether the inputs are images, whose grey levels ``auto`` brings to [0, 1].
-            classes: how many classes the source declares.
-            texts: what whole-number targets stand for, where the labels are texts.
-        """
-        _check_alike(train, test)
-        labels = tuple(texts) if texts is not None else _distinct(train, test)
-        if self.limit is not None and self.limit < len(train):
-            kept = torch.from_numpy(np.random.default_rng(self.split_seed).permutation(len(train))[: self.limit]).sort().values
-            train = Examples(train.inputs[kept], train.targets[kept])
-        train = self._part_of(train)
-        train, test = self._as_numbers(train), test and self._as_numbers(test)
-        scaling = self.scaling if self.scaling != "auto" else "unit" if are_images else "standard"
-        preprocessing = _scaled(train.inputs, scaling, largest)
-        note: tuple[str, ...] = ()
-        if self.features is not None:
-            if self.features.is_fitted:
-                note = (f"{self.features.kind} of the training inputs, which the receiver holds",)
-            with using_threads(1):  # the same features whatever else the process does
-                preprocessing = replace(preprocessing, features=self.features.fit(preprocessing(train.inputs)))
-        preprocessing = replace(preprocessing, fraction_bits=self.fraction_bits)
-        test = test and preprocessing.of(test, note)
-        return Dataset(name, preprocessing.of(train, note), test, classes, preprocessing, labels=labels, scaling=scaling)
-
-    def _as_numbers(self, examples: Examples) -> Examples:
-        """Whole-number inputs as real numbers, which scaling needs; under ``unit`` and ``none`` they stay indices."""
-        if examples.inputs.is_floating_point() or self.scaling in ("unit", "none"):
-            return examples
-        return replace(examples, inputs=examples.inputs.float())
-
-    def _part_of(self, train: Examples) -> Examples:
-        """The examples of ``part``: the two parts of one split_seed share no example, and together they are all."""
-        if self.prior_fraction is None:
-            return train
-        apart = round(self.prior_fraction * len(train))
-        order = torch.from_numpy(np.random.default_rng([self.split_seed, PART_STREAM]).permutation(len(train)))
-        kept = (order[:apart] if self.part == "prior" else order[apart:]).sort().values
-        if not 0 < apart < len(train):
-            raise DataError(
-                f"data.prior_fraction {self.prior_fraction:g} of {len(train)} examples leaves one part empty; choose another"
-            )
-        return Examples(train.inputs[kept], train.targets[kept])
+def _part_of(train: Examples, settings: DataSettings) -> Examples:
+    """The examples of ``part``: the two parts of one split_seed share no example, and together they are all."""
+    if settings.prior_fraction is None:
+        return train
+    apart = round(settings.prior_fraction * len(train))
+    order = torch.from_numpy(np.random.default_rng([settings.split_seed, PART_STREAM]).permutation(len(train)))
+    kept = (order[:apart] if settings.part == "prior" else order[apart:]).sort().values
+    if not 0 < apart < len(train):
+        raise DataError(
+            f"data.prior_fraction {settings.prior_fraction:g} of {len(train)} examples leaves one part empty; choose another"
+        )
+    return Examples(train.inputs[kept], train.targets[kept])
 
 
 def _check_alike(train: Examples, test: Examples | None) -> None:
@@ -269,6 +217,3 @@ def split(inputs: Tensor, targets: Tensor, test_fraction: float, seed: int) -> t
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(inputs)))
     test, train = order[:held_out].sort().values, order[held_out:].sort().values
     return Examples(inputs[train], targets[train]), Examples(inputs[test], targets[test], "test")
-
-
-registry: Registry[type[DataSettings]] = Registry("data source")

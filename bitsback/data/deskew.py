@@ -1,55 +1,39 @@
 """Images set upright by their own moments."""
 
-from typing import Literal
-
 import torch
-from pydantic import Field, PositiveFloat
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-from bitsback.data.feature_map import PerInputSettings
+from bitsback.data.settings import DeskewSettings
 from bitsback.errors import DataError
 
 
-class DeskewSettings(PerInputSettings):
-    """Images moved to the centre of their mass and sheared until columns no longer lean, from their own moments.
-
-    The shear is the covariance of the two coordinates over the variance of the vertical one, under the image's grey levels as
-    a mass (LeCun et al. 1998, section III.A, "deslanting"). With ``height`` and ``width`` the size of the mass is evened out as
-    well. Every image is treated by itself, in one resampling: nothing is fitted.
-
-    >>> DeskewSettings(height=3.0).fit(torch.empty(0))(torch.rand(2, 1, 8, 8)).shape
-    torch.Size([2, 1, 8, 8])
-    """
-
-    kind: Literal["deskew"] = "deskew"
-    height: PositiveFloat | None = Field(None, description="std of the mass down the rows that images are stretched to, pixels")
-    width: PositiveFloat | None = Field(None, description="the same along the columns, after the shear")
-    height_share: float = Field(0.8, ge=0, le=1, description="how far: 0 not at all, 1 all the way, in the logarithm")
-    width_share: float = Field(0.4, ge=0, le=1, description="the same along the columns")
-
-    def map(self, images: Tensor) -> Tensor:
-        if images.ndim != 4 or not bool((images >= 0).all()):
-            raise DataError(
-                f"data.features: deskew needs images (n, channels, height, width) of grey levels from zero up, got shape "
-                f"{tuple(images.shape)}; use data.scaling=unit or none"
-            )
-        tall, wide = images.shape[-2:]
-        mass = images.double().sum(1)
-        mass = mass / mass.sum((1, 2), keepdim=True).clamp_min(1e-12)
-        rows = torch.arange(tall, dtype=torch.float64) - (tall - 1) / 2
-        columns = torch.arange(wide, dtype=torch.float64) - (wide - 1) / 2
-        row, column = (mass.sum(2) * rows).sum(1), (mass.sum(1) * columns).sum(1)
-        off_row, off_column = rows - row[:, None], columns - column[:, None]
-        tallness = (mass.sum(2) * off_row.square()).sum(1).clamp_min(1e-12)
-        lean = (mass * off_row[:, :, None] * off_column[:, None, :]).sum((1, 2)) / tallness
-        wideness = ((mass.sum(1) * off_column.square()).sum(1) - lean.square() * tallness).clamp_min(1e-12)
-        down, across = _stretch(tallness, self.height, self.height_share), _stretch(wideness, self.width, self.width_share)
-        zero = torch.zeros_like(row)
-        first = torch.stack([across, lean * down * tall / wide, 2 * column / wide], dim=1)
-        second = torch.stack([zero, down, 2 * row / tall], dim=1)
-        grid = affine_grid(torch.stack([first, second], dim=1), list(images.shape), align_corners=False)
-        return grid_sample(images.double(), grid, align_corners=False).to(images.dtype)
+def deskewed(images: Tensor, settings: DeskewSettings) -> Tensor:
+    """The images set upright; raises DataError for inputs that are none."""
+    if images.ndim != 4 or not bool((images >= 0).all()):
+        raise DataError(
+            f"data.features: deskew needs images (n, channels, height, width) of grey levels from zero up, got shape "
+            f"{tuple(images.shape)}; use data.scaling=unit or none"
+        )
+    tall, wide = images.shape[-2:]
+    mass = images.double().sum(1)
+    mass = mass / mass.sum((1, 2), keepdim=True).clamp_min(1e-12)
+    rows = torch.arange(tall, dtype=torch.float64) - (tall - 1) / 2
+    columns = torch.arange(wide, dtype=torch.float64) - (wide - 1) / 2
+    row, column = (mass.sum(2) * rows).sum(1), (mass.sum(1) * columns).sum(1)
+    off_row, off_column = rows - row[:, None], columns - column[:, None]
+    tallness = (mass.sum(2) * off_row.square()).sum(1).clamp_min(1e-12)
+    lean = (mass * off_row[:, :, None] * off_column[:, None, :]).sum((1, 2)) / tallness
+    wideness = ((mass.sum(1) * off_column.square()).sum(1) - lean.square() * tallness).clamp_min(1e-12)
+    down, across = (
+        _stretch(tallness, settings.height, settings.height_share),
+        _stretch(wideness, settings.width, settings.width_share),
+    )
+    zero = torch.zeros_like(row)
+    first = torch.stack([across, lean * down * tall / wide, 2 * column / wide], dim=1)
+    second = torch.stack([zero, down, 2 * row / tall], dim=1)
+    grid = affine_grid(torch.stack([first, second], dim=1), list(images.shape), align_corners=False)
+    return grid_sample(images.double(), grid, align_corners=False).to(images.dtype)
 
 
 def _stretch(variance: Tensor, std: float | None, share: float) -> Tensor:

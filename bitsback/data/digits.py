@@ -5,14 +5,13 @@ C. Kaynak (1998), UCI Machine Learning Repository, doi 10.24432/C50P49, licence 
 """
 
 from importlib.resources import as_file, files
-from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from bitsback.data.dataset import Dataset, DataSettings, registry, split
+from bitsback.data.dataset import Dataset, split
+from bitsback.data.settings import DigitsSettings as DigitsSettings
 
 
 def read_digits() -> tuple[Tensor, Tensor]:
@@ -26,13 +25,7 @@ def read_digits() -> tuple[Tensor, Tensor]:
         return images, torch.from_numpy(arrays["labels"]).long()
 
 
-@registry.register("digits")
-class DigitsSettings(DataSettings):
-    """8 x 8 handwritten digits, 1,797 examples, in the package."""
-
-    kind: Literal["digits"] = "digits"
-    test_fraction: float = Field(0.2, ge=0, lt=1, description="share of examples held out")
-
-    def load(self) -> Dataset:
-        train, test = split(*read_digits(), self.test_fraction, self.split_seed)
-        return self.finish("digits", train, test, classes=10, largest=16.0, are_images=True)
+def load_digits(settings: DigitsSettings) -> Dataset:
+    """The digits, split and prepared."""
+    train, test = split(*read_digits(), settings.test_fraction, settings.split_seed)
+    return settings.finish("digits", train, test, classes=10, largest=16.0, are_images=True)

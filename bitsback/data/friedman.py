@@ -5,15 +5,14 @@ y = 10 sin(pi x1 x2) + 20 (x3 - 1/2)^2 + 10 x4 + 5 x5 + noise, with every input 
 """
 
 import math
-from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor
 
 from bitsback import limits
-from bitsback.data.dataset import Dataset, DataSettings, registry, split
+from bitsback.data.dataset import Dataset, split
+from bitsback.data.settings import FriedmanSettings as FriedmanSettings
 from bitsback.errors import DataError
 
 
@@ -31,20 +30,10 @@ def friedman(examples: int, inputs: int, noise_std: float, seed: int) -> tuple[T
     return torch.from_numpy(x).float(), torch.from_numpy(y).float()
 
 
-@registry.register("friedman")
-class FriedmanSettings(DataSettings):
-    """Friedman's regression benchmark, made on the spot."""
-
-    kind: Literal["friedman"] = "friedman"
-    examples: PositiveInt = Field(1000, description="how many examples to make, test examples included")
-    inputs: int = Field(10, ge=5, description="inputs per example, of which five matter")
-    noise_std: NonNegativeFloat = Field(1.0, description="std of the noise on the targets")
-    data_seed: int = Field(0, ge=0, description="seed of inputs and noise")
-    test_fraction: float = Field(0.2, ge=0, lt=1, description="share of examples held out")
-
-    def load(self) -> Dataset:
-        needed = limits.data_bytes(self.examples * (self.inputs + 3), 8)
-        limits.MEMORY.check(needed, "data.kind=friedman", DataError, "make fewer examples")
-        made = friedman(self.examples, self.inputs, self.noise_std, self.data_seed)
-        train, test = split(*made, self.test_fraction, self.split_seed)
-        return self.finish("friedman", train, test)
+def load_friedman(settings: FriedmanSettings) -> Dataset:
+    """The benchmark, made, split and prepared; raises DataError for more than memory holds."""
+    needed = limits.data_bytes(settings.examples * (settings.inputs + 3), 8)
+    limits.MEMORY.check(needed, "data.kind=friedman", DataError, "make fewer examples")
+    made = friedman(settings.examples, settings.inputs, settings.noise_std, settings.data_seed)
+    train, test = split(*made, settings.test_fraction, settings.split_seed)
+    return settings.finish("friedman", train, test)

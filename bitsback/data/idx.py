@@ -4,17 +4,16 @@ import gzip
 import math
 import zlib
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO
 
 import numpy as np
 import torch
-from pydantic import Field
 
 from bitsback import limits
 from bitsback.data.arrays import PIECE_BYTES, check_expansion, take
-from bitsback.data.dataset import Dataset, DataSettings, Examples, registry
+from bitsback.data.dataset import Dataset, Examples
+from bitsback.data.settings import IdxSettings as IdxSettings
 from bitsback.errors import DataError, brief
-from bitsback.registry import FilePath
 
 TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
@@ -80,47 +79,34 @@ def other_names(name: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-@registry.register("idx")
-class IdxSettings(DataSettings):
-    """MNIST's format: four files in one directory, each plain or .gz."""
+def load_idx(settings: IdxSettings, *, inputs_only: bool) -> Dataset:
+    """The four files; with ``inputs_only``, labels that are not there are zero."""
+    train, train_peak = _read(settings, settings.train_images, settings.train_labels, "training", inputs_only)
+    test, _ = _read(settings, settings.test_images, settings.test_labels, "test", inputs_only)
+    return settings.finish(
+        settings.root.name, train, test, largest=train_peak, are_images=train_peak == 255 and train.inputs.ndim > 2
+    )
 
-    kind: Literal["idx"] = "idx"
-    root: FilePath = Field(Path("data/mnist"), description="directory of the four files")
-    train_images: str = "train-images-idx3-ubyte"
-    train_labels: str = "train-labels-idx1-ubyte"
-    test_images: str = "t10k-images-idx3-ubyte"
-    test_labels: str = "t10k-labels-idx1-ubyte"
 
-    def load(self) -> Dataset:
-        return self._load(inputs_only=False)
+def _places(settings: IdxSettings, name: str) -> list[Path]:
+    """The files that there are under a name, plain before packed, its own name before others."""
+    names = [f"{other}{suffix}" for other in other_names(name) for suffix in ("", ".gz")]
+    return [path for path in (settings.root / name for name in names) if path.is_file()]
 
-    def load_inputs(self) -> Dataset:
-        return self._load(inputs_only=True)
 
-    def _load(self, *, inputs_only: bool) -> Dataset:
-        train, train_peak = self._read(self.train_images, self.train_labels, "training", inputs_only)
-        test, _ = self._read(self.test_images, self.test_labels, "test", inputs_only)
-        return self.finish(
-            self.root.name, train, test, largest=train_peak, are_images=train_peak == 255 and train.inputs.ndim > 2
-        )
+def _find(settings: IdxSettings, name: str) -> Path:
+    for path in _places(settings, name):
+        return path
+    raise DataError(f"{settings.root / name} (or the same with .gz) does not exist; put the file there or set data.root")
 
-    def _places(self, name: str) -> list[Path]:
-        """The files that there are under a name, plain before packed, its own name before others."""
-        names = [f"{other}{suffix}" for other in other_names(name) for suffix in ("", ".gz")]
-        return [path for path in (self.root / name for name in names) if path.is_file()]
 
-    def _find(self, name: str) -> Path:
-        for path in self._places(name):
-            return path
-        raise DataError(f"{self.root / name} (or the same with .gz) does not exist; put the file there or set data.root")
-
-    def _read(self, images: str, labels: str, name: str, inputs_only: bool) -> tuple[Examples, float]:
-        pictures = read_idx(self._find(images))
-        missing = inputs_only and not self._places(labels)
-        answers = np.zeros(len(pictures), dtype=np.int64) if missing else read_idx(self._find(labels))
-        peak = float(np.iinfo(pictures.dtype).max) if pictures.dtype.kind in "iu" else 1.0
-        if not np.array_equal(answers, np.nan_to_num(answers).astype(np.int64)):
-            raise DataError(f"the {name} labels in {labels} are not whole numbers; labels must be whole numbers")
-        inputs = torch.from_numpy(pictures.astype(np.float32))
-        inputs = inputs.unsqueeze(1) if inputs.ndim == 3 else inputs  # (n, channel, height, width)
-        return Examples(inputs, torch.from_numpy(answers.astype(np.int64)), name), peak
+def _read(settings: IdxSettings, images: str, labels: str, name: str, inputs_only: bool) -> tuple[Examples, float]:
+    pictures = read_idx(_find(settings, images))
+    missing = inputs_only and not _places(settings, labels)
+    answers = np.zeros(len(pictures), dtype=np.int64) if missing else read_idx(_find(settings, labels))
+    peak = float(np.iinfo(pictures.dtype).max) if pictures.dtype.kind in "iu" else 1.0
+    if not np.array_equal(answers, np.nan_to_num(answers).astype(np.int64)):
+        raise DataError(f"the {name} labels in {labels} are not whole numbers; labels must be whole numbers")
+    inputs = torch.from_numpy(pictures.astype(np.float32))
+    inputs = inputs.unsqueeze(1) if inputs.ndim == 3 else inputs  # (n, channel, height, width)
+    return Examples(inputs, torch.from_numpy(answers.astype(np.int64)), name), peak

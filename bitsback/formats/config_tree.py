@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from bitsback.config import Config
 from bitsback.config.load import parse_value
 from bitsback.config.network import FactorySettings
-from bitsback.errors import FileError
+from bitsback.errors import ConfigError, FileError
 
 MODEL_SECTIONS = ("data", "network", "prior", "prior_overrides", "bayesian", "likelihood")
 MESSAGE_SECTIONS = (*MODEL_SECTIONS, "posterior", "training", "seed")
@@ -152,8 +152,12 @@ def _validated(values: dict[str, Any], given: set[str], data_is_needed: bool) ->
             raise FileError(f"the file needs to know a place on this machine; add {names}") from error
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise FileError(f"the file's configuration does not suit this bitsback ({place}: {first['msg']}); "
-                        "was it written by another version?") from error  # fmt: skip
+        raise _unsuited(place, first["msg"]) from error
+    try:
+        config.network.check_layers()
+    except ConfigError as error:
+        reason = str(error).removeprefix("network.layers: ")
+        raise _unsuited("network.sequential.layers", f"Value error, {reason}") from error
     training = config.training
     if "training" in values and "auto" in (training.epochs, training.beta.start, training.beta.warmup_epochs):
         raise FileError("the file does not say how long its sender trained; it is damaged")
@@ -165,6 +169,12 @@ def _validated(values: dict[str, Any], given: set[str], data_is_needed: bool) ->
         if key not in given:
             raise FileError(f"the file itself names a path ({key}), which no file of bitsback does; do not use it")
     return config
+
+
+def _unsuited(place: str, reason: str) -> FileError:
+    return FileError(
+        f"the file's configuration does not suit this bitsback ({place}: {reason}); was it written by another version?"
+    )
 
 
 def paths_of(config: Config) -> dict[str, Path]:

@@ -11,7 +11,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from bitsback import limits
 from bitsback.config import Config
 from bitsback.config.network import SequentialSettings
-from bitsback.data.friedman import FriedmanSettings
+from bitsback.data.settings import FriedmanSettings
 from bitsback.errors import FileError
 from bitsback.formats.exact_outputs import BATCH
 from bitsback.formats.repeatable import steps_of

@@ -9,18 +9,15 @@ that it is safe (:func:`is_safe`).
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitsback.errors import LayerError, near_miss
+from bitsback.layers.estimator import ESTIMATORS, Estimator, Estimators
 from bitsback.layers.gaussian_noise import with_noise
-
-Estimator = Literal["auto", "weight", "output"]
-Estimators = Estimator | Mapping[str, Estimator]
-ESTIMATORS = ("auto", "weight", "output")
 
 LINEAR_IN_WEIGHTS: tuple[type[nn.Module], ...] = (
     nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,

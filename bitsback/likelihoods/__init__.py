@@ -1,28 +1,26 @@
 """p(D given w): what the data cost once the weights are known."""
 
-from typing import TYPE_CHECKING, Annotated, Union
+from typing import TYPE_CHECKING
 
-from pydantic import Field
-
-from bitsback.likelihoods import classes, counts, real  # noqa: F401
-from bitsback.likelihoods.base import Likelihood, LikelihoodSettings, registry
-from bitsback.likelihoods.classes import BernoulliLikelihood, CategoricalLikelihood
-from bitsback.likelihoods.counts import PoissonLikelihood
-from bitsback.likelihoods.real import GaussianLikelihood
+from bitsback.lazy import attach
 
 if TYPE_CHECKING:
-    AnyLikelihoodSettings = LikelihoodSettings
-else:
-    AnyLikelihoodSettings = Annotated[Union[tuple(registry.members())], Field(discriminator="kind")]  # noqa: UP007
-"""The settings of any registered likelihood, told apart by ``kind``."""
+    from bitsback.likelihoods.base import Likelihood as Likelihood
+    from bitsback.likelihoods.classes import BernoulliLikelihood as BernoulliLikelihood
+    from bitsback.likelihoods.classes import CategoricalLikelihood as CategoricalLikelihood
+    from bitsback.likelihoods.counts import PoissonLikelihood as PoissonLikelihood
+    from bitsback.likelihoods.real import GaussianLikelihood as GaussianLikelihood
+    from bitsback.likelihoods.settings import AnyLikelihoodSettings as AnyLikelihoodSettings
+    from bitsback.likelihoods.settings import LikelihoodSettings as LikelihoodSettings
+    from bitsback.likelihoods.settings import registry as registry
 
-__all__ = [
-    "AnyLikelihoodSettings",
-    "BernoulliLikelihood",
-    "CategoricalLikelihood",
-    "GaussianLikelihood",
-    "Likelihood",
-    "LikelihoodSettings",
-    "PoissonLikelihood",
-    "registry",
-]
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "base": ["Likelihood"],
+        "classes": ["BernoulliLikelihood", "CategoricalLikelihood"],
+        "counts": ["PoissonLikelihood"],
+        "real": ["GaussianLikelihood"],
+        "settings": ["AnyLikelihoodSettings", "LikelihoodSettings", "registry"],
+    },
+)

@@ -1,15 +1,13 @@
 """What every likelihood offers: bits per example, the uniform code beside it, and an error a person can read."""
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from bitsback.data.dataset import LabelValues as LabelValues
 from bitsback.errors import DataError
 from bitsback.learned import Learned
-from bitsback.registry import Registry, Settings
 from bitsback.units import bits_to_nats, nats_to_bits
 
 Answer = dict[str, Any]
@@ -89,20 +87,6 @@ class Likelihood(Learned, ABC):
         return mean_error
 
 
-class LikelihoodSettings(Settings):
-    """Settings of a likelihood."""
-
-    kind: str
-
-    @abstractmethod
-    def build(self, classes: int | None, targets: Tensor | None = None) -> Likelihood:
-        """The likelihood; ``classes`` is how many labels the data have, if labels they are, ``targets`` what to fit."""
-
-    def resolved(self, likelihood: Likelihood) -> Self:
-        """Return the settings with what :meth:`Likelihood.fit` found written out, so that a file says it."""
-        return self
-
-
 def per_example(bits: Tensor) -> Tensor:
     """Sum everything but the first axis: (n, ...) to (n,)."""
     return bits.flatten(1).sum(1) if bits.ndim > 1 else bits
@@ -169,6 +153,3 @@ def require(condition: Tensor, targets: Tensor, where: str, need: str) -> None:
 def whole(targets: Tensor) -> Tensor:
     """True where a target is a whole number."""
     return targets == targets.round() if torch.is_floating_point(targets) else torch.ones_like(targets, dtype=torch.bool)
-
-
-registry: Registry[type[LikelihoodSettings]] = Registry("likelihood")

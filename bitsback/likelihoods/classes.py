@@ -2,25 +2,21 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from bitsback.errors import DataError
 from bitsback.likelihoods.base import (
     Answer,
-    LabelValues,
     Likelihood,
-    LikelihoodSettings,
     krichevsky_trofimov_bits,
     listed,
     match,
     numbers_per_example,
     per_example,
-    registry,
     require,
     whole,
 )
@@ -115,37 +111,6 @@ class CategoricalLikelihood(Likelihood):
         return self.classes
 
 
-@registry.register("categorical")
-class CategoricalSettings(LikelihoodSettings):
-    """One of several classes, from logits."""
-
-    kind: Literal["categorical"] = "categorical"
-    classes: int | None = Field(None, ge=2, description="number of classes; default: as many as the data have labels")
-    class_names: tuple[str, ...] | None = Field(None, description="names of the classes, which predictions then carry")
-    labels: LabelValues | None = Field(
-        None,
-        description="the labels in the data, whole numbers or texts, in the order of the network's outputs; default: 0, 1, 2, "
-        "... where classes are declared, else the distinct labels of the data, sorted",
-    )
-
-    def check_labels(self) -> None:
-        """Raise DataError unless there are as many labels as classes, all of them different."""
-        if self.labels is None:
-            return
-        count = self.classes if self.classes is not None else len(self.labels)
-        if len(self.labels) != count or len(set(self.labels)) != count:
-            raise DataError(f"likelihood.labels has {len(self.labels)} labels for {count} classes; give each class its own")
-
-    def build(self, classes: int | None, targets: Tensor | None = None) -> CategoricalLikelihood:
-        count = self.classes if self.classes is not None else len(self.labels) if self.labels is not None else classes
-        if self.class_names is not None and len(self.class_names) != count:
-            raise DataError(f"likelihood.class_names has {len(self.class_names)} names for {count} classes; give one for each")
-        self.check_labels()
-        if count is None:
-            raise DataError("the data set does not say how many classes it has; set likelihood.classes")
-        return CategoricalLikelihood(count, self.labels, names=self.class_names)
-
-
 class BernoulliLikelihood(Likelihood):
     """Independent answers, 0 or 1; the outputs are logits, in the shape of the targets.
 
@@ -190,13 +155,3 @@ class BernoulliLikelihood(Likelihood):
 def _whole(probability: Any) -> Any:
     """1 for a probability above one half, in nested lists."""
     return [_whole(item) for item in probability] if isinstance(probability, list) else int(probability > 0.5)
-
-
-@registry.register("bernoulli")
-class BernoulliSettings(LikelihoodSettings):
-    """Independent yes-or-no answers, from logits."""
-
-    kind: Literal["bernoulli"] = "bernoulli"
-
-    def build(self, classes: int | None, targets: Tensor | None = None) -> BernoulliLikelihood:
-        return BernoulliLikelihood()

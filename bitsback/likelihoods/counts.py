@@ -1,7 +1,6 @@
 """Counts: whole numbers from zero up."""
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -10,12 +9,10 @@ from bitsback.learned import LOG_SCALE
 from bitsback.likelihoods.base import (
     Answer,
     Likelihood,
-    LikelihoodSettings,
     listed,
     match,
     numbers_per_example,
     per_example,
-    registry,
     require,
     whole,
 )
@@ -70,13 +67,3 @@ class PoissonLikelihood(Likelihood):
 def _six_digits(rates: Tensor) -> Tensor:
     scale = 10.0 ** (rates.double().clamp_min(1e-300).log10().floor() - 5)
     return (rates.double() / scale).round() * scale
-
-
-@registry.register("poisson")
-class PoissonSettings(LikelihoodSettings):
-    """Counts, from log rates."""
-
-    kind: Literal["poisson"] = "poisson"
-
-    def build(self, classes: int | None, targets: Tensor | None = None) -> PoissonLikelihood:
-        return PoissonLikelihood()

@@ -5,7 +5,6 @@ import math
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from bitsback.errors import DataError
@@ -14,18 +13,15 @@ from bitsback.ledger.entry import Charge
 from bitsback.likelihoods.base import (
     Answer,
     Likelihood,
-    LikelihoodSettings,
     listed,
     match,
     numbers_per_example,
     per_example,
-    registry,
     require,
 )
 from bitsback.likelihoods.resolution import STEP_BITS, Resolution, resolution
+from bitsback.likelihoods.settings import Noise
 from bitsback.units import nats_to_bits
-
-Noise = Literal["fixed", "learned", "predicted"]
 
 START = 0.1
 """Where the noise std starts, in stds of the targets. A wide start is a trap: while the noise explains the targets, the KL
@@ -289,41 +285,3 @@ def _wide(tensor: Tensor) -> Tensor:
 def _floored(log_std: Tensor, lowest: float) -> Tensor:
     """Take the floor's value where that is higher, the output's own gradient: it can rise again."""
     return log_std + (log_std.clamp_min(lowest) - log_std).detach()
-
-
-@registry.register("gaussian")
-class GaussianLikelihoodSettings(LikelihoodSettings):
-    """Real targets on a grid, with Gaussian noise that is fixed, learned, or predicted by the network."""
-
-    kind: Literal["gaussian"] = "gaussian"
-    std: PositiveFloat | None = Field(
-        None, description="noise std in the targets' units, its start when learned; default: a tenth of the targets' std"
-    )
-    noise: Noise = Field("learned", description="fixed; learned (one number, charged); predicted (mean and log std)")
-    target_step: PositiveFloat | None = Field(
-        None,
-        description="grid on which the targets are written, in their units; makes the bits absolute; default: the coarsest "
-        "power of ten or two that all targets are multiples of, not below 2^-16 of their std",
-    )
-    standardise: bool = Field(
-        True, description="the network sees targets of mean 0 and std 1; mean and std are charged, everything shown is in units"
-    )
-
-    shift_bits: Literal[16, 32] | None = Field(
-        None, description="bits of the targets' mean; default: 16, or 32 where it lies more than about 64 stds from zero"
-    )
-
-    def build(self, classes: int | None, targets: Tensor | None = None) -> GaussianLikelihood:
-        made = GaussianLikelihood(
-            self.std, noise=self.noise, target_step=self.target_step, standardise=self.standardise, shift_bits=self.shift_bits
-        )
-        if targets is not None:
-            made.fit(targets)
-        return made
-
-    def resolved(self, likelihood: Likelihood) -> "GaussianLikelihoodSettings":
-        assert isinstance(likelihood, GaussianLikelihood)
-        found: dict[str, Any] = {"target_step": likelihood.target_step}
-        if self.standardise:
-            found["shift_bits"] = int(likelihood.grids()["shift"].bits_each)
-        return self.model_copy(update=found)

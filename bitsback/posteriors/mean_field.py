@@ -1,15 +1,12 @@
 """Mean-field Gaussian: an independent N(mean, std^2) over every weight, stored as mean and log std."""
 
 import math
-from typing import Literal
 
 import torch
-from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from bitsback.errors import LayerError
 from bitsback.posteriors.base import Noticed, Posterior
-from bitsback.registry import Settings
 
 
 class GaussianPosterior(Posterior):
@@ -55,18 +52,3 @@ class GaussianPosterior(Posterior):
         """Multiply every standard deviation by ``factor``, in place."""
         with torch.no_grad():
             self.log_std.add_(math.log(factor))
-
-
-class GaussianPosteriorSettings(Settings):
-    """A Gaussian posterior over each weight; only the start of its std is set here, training finds the rest."""
-
-    kind: Literal["gaussian"] = "gaussian"
-    std: PositiveFloat = Field(0.1, description="standard deviation at the start, in units of relative_to")
-    relative_to: Literal["absolute", "prior", "fan_in"] = Field(
-        "fan_in", description="absolute: as is; prior: times the prior's scale; fan_in: times 1/sqrt(fan_in)"
-    )
-
-    def build(self, mean: Tensor, fan_in: int, prior_scale: float) -> GaussianPosterior:
-        """The posterior of one tensor; ``fan_in`` counts the inputs of a unit, ``prior_scale`` is the prior's width."""
-        unit = {"absolute": 1.0, "prior": prior_scale, "fan_in": 1 / math.sqrt(fan_in)}[self.relative_to]
-        return GaussianPosterior(mean, self.std * unit)

@@ -1,13 +1,9 @@
 """The point estimate: all mass on one vector. It has a gross cost on a grid, and nothing to give back."""
 
-from typing import Literal
-
 import torch
-from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from bitsback.posteriors.base import Noticed, Posterior
-from bitsback.registry import Settings
 
 
 class PointPosterior(Posterior):
@@ -36,16 +32,3 @@ class PointPosterior(Posterior):
         """Round every weight to a multiple of ``step``, in place."""
         with torch.no_grad():
             self.mean.copy_((self.mean / step).round() * step)
-
-
-class PointPosteriorSettings(Settings):
-    """A point estimate: trained with the prior's code length as penalty, coded on a grid, without a refund."""
-
-    kind: Literal["point"] = "point"
-    grid_step: PositiveFloat | None = Field(
-        None, description="grid of the coded weights; default: the largest power of two below an eighth of the prior's scale"
-    )
-
-    def build(self, mean: Tensor, fan_in: int, prior_scale: float) -> PointPosterior:
-        """The posterior of one tensor."""
-        return PointPosterior(mean, self.grid_step)

@@ -4,16 +4,15 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
-from pydantic import Field, PositiveFloat
 from torch import Tensor
 from torch.distributions import Distribution
 
 from bitsback.errors import PriorError
-from bitsback.learned import Learn, Learned
-from bitsback.registry import Registry, Settings
+from bitsback.learned import Learned
+from bitsback.registry import Learn
 
 Shape = torch.Size | list[int] | tuple[int, ...]
 """A sample shape, as torch types it."""
@@ -176,34 +175,6 @@ def around(centre: Tensor, width: Tensor, octaves: tuple[int, int]) -> Tensor:
     return torch.cat([both, middle.expand(*both.shape[:-1], 1)], dim=-1)
 
 
-class PriorSettings(Settings):
-    """What every prior can be told: how its numbers are learned, and which weights share them."""
-
-    kind: str
-    learn: Learn = Field(
-        "gradient", description="none: numbers stay as given; otherwise they are learned, rounded to a grid and charged"
-    )
-    per: Literal["tensor", "layer", "model"] = Field("tensor", description="which weights share one set of numbers")
-
-    @abstractmethod
-    def build(self, weight: WeightInfo) -> Prior:
-        """The prior of one weight tensor, or of the group of tensors that begins with it."""
-
-
-class ScaleSettings(PriorSettings):
-    """Settings of a prior with a location and a scale."""
-
-    scale: PositiveFloat = Field(0.3, description="scale of the prior, at the start when it is learned")
-    mean: float = Field(0.0, description="location of the prior, the same for every weight; never learned")
-    relative_to: Literal["absolute", "fan_in"] = Field(
-        "absolute", description="absolute: scale as it stands; fan_in: scale times 1/sqrt(fan_in)"
-    )
-
-    def start_scale(self, weight: WeightInfo) -> float:
-        """The scale at the start, in absolute units."""
-        return self.scale / math.sqrt(weight.fan_in) if self.relative_to == "fan_in" else self.scale
-
-
 class ScalePrior(Prior):
     """A prior with a fixed location ``mean`` and one ``scale``, fixed or learned."""
 
@@ -229,6 +200,3 @@ class ScalePrior(Prior):
         """Pass on the same for the KL: for a scale family, minus the sum of by_mean (mean - location) + by_log_std."""
         if rate and self.log_scale.requires_grad:
             add_gradient(self.log_scale, -torch.dot(by_mean.flatten(), distance.flatten()) - by_log_std.sum(), rate)
-
-
-registry: Registry[type[PriorSettings]] = Registry("prior")

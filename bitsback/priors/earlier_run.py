@@ -2,18 +2,16 @@
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field, PositiveFloat
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from bitsback.atomic_io import DamagedFileError, check_seal
 from bitsback.errors import PriorError, brief
-from bitsback.learned import Learn
-from bitsback.priors.base import PriorSettings, WeightInfo, registry
+from bitsback.priors.base import WeightInfo
 from bitsback.priors.gaussian import NormalPrior
-from bitsback.registry import FilePath
+from bitsback.registry import Learn
 
 
 class CheckpointPrior(NormalPrior):
@@ -48,36 +46,25 @@ class CheckpointPrior(NormalPrior):
         return f"the run '{self.source}'"
 
 
-@registry.register("checkpoint")
-class CheckpointPriorSettings(PriorSettings):
-    """N(mean of an earlier run, scale^2)."""
-
-    kind: Literal["checkpoint"] = "checkpoint"
-    learn: Learn = "closed_form"
-    per: Literal["tensor"] = Field("tensor", description="always tensor: each tensor has its own earlier mean")
-    run: FilePath = Field(description="directory of an earlier run of the same network")
-    scale: PositiveFloat = Field(0.1, description="std around the earlier means")
-
-    def build(self, weight: WeightInfo) -> CheckpointPrior:
-        path, key = self.run / "posterior.safetensors", f"{weight.name}.mean"
-        try:
-            _check_once(path, path.stat().st_mtime_ns)
-            with safe_open(path, framework="pt") as file:
-                names = list(file.keys())
-                mean = file.get_tensor(key) if key in names else None
-        except DamagedFileError as error:
-            raise PriorError(f"prior 'checkpoint' {error}, and set prior.run to a finished run") from error
-        except (OSError, SafetensorError) as error:
-            raise PriorError(
-                f"prior 'checkpoint' cannot read {path}: {brief(error)}; set prior.run to a finished run"
-            ) from error
-        if mean is None or mean.shape != weight.shape:
-            found = "no such tensor" if mean is None else f"shape {tuple(mean.shape)}"
-            raise PriorError(
-                f"prior 'checkpoint' needs '{key}' of shape {tuple(weight.shape)} in {path}, found {found}; "
-                "the earlier run must be of the same network"
-            )
-        return CheckpointPrior(mean, self.scale, source=str(self.run), learn=self.learn)
+def earlier_mean(run: Path, weight: WeightInfo) -> Tensor:
+    """The posterior means of a weight in an earlier run; raises PriorError where there are none of its shape."""
+    path, key = run / "posterior.safetensors", f"{weight.name}.mean"
+    try:
+        _check_once(path, path.stat().st_mtime_ns)
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            mean: Tensor | None = file.get_tensor(key) if key in names else None
+    except DamagedFileError as error:
+        raise PriorError(f"prior 'checkpoint' {error}, and set prior.run to a finished run") from error
+    except (OSError, SafetensorError) as error:
+        raise PriorError(f"prior 'checkpoint' cannot read {path}: {brief(error)}; set prior.run to a finished run") from error
+    if mean is None or mean.shape != weight.shape:
+        found = "no such tensor" if mean is None else f"shape {tuple(mean.shape)}"
+        raise PriorError(
+            f"prior 'checkpoint' needs '{key}' of shape {tuple(weight.shape)} in {path}, found {found}; "
+            "the earlier run must be of the same network"
+        )
+    return mean
 
 
 @lru_cache(maxsize=1)

@@ -1,14 +1,16 @@
 """The Gaussian prior: its code length is L2."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, Normal
 
-from bitsback.learned import Learn, plain
-from bitsback.priors.base import Moments, Prior, ScaleSettings, WeightInfo, add_gradient, registry
+from bitsback.learned import plain
+from bitsback.priors.base import Moments, Prior, add_gradient
+from bitsback.priors.settings import GaussianPriorSettings as GaussianPriorSettings
+from bitsback.registry import Learn
 
 
 class NormalPrior(Prior):
@@ -96,14 +98,3 @@ class GaussianPrior(NormalPrior):
 
     def __init__(self, scale: float = 0.3, *, mean: float = 0.0, learn: Learn = "none") -> None:
         super().__init__(mean, scale, learn)
-
-
-@registry.register("gaussian")
-class GaussianPriorSettings(ScaleSettings):
-    """N(mean, scale^2): L2 as a code."""
-
-    kind: Literal["gaussian"] = "gaussian"
-    learn: Learn = "closed_form"
-
-    def build(self, weight: WeightInfo) -> GaussianPrior:
-        return GaussianPrior(self.start_scale(weight), mean=self.mean, learn=self.learn)

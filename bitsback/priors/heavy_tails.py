@@ -1,16 +1,15 @@
 """Priors with heavier tails than the Gaussian: Student's t, Cauchy, logistic. A far weight costs less."""
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field, PositiveFloat
 from torch import Tensor
 from torch.distributions import Cauchy, Distribution, StudentT, constraints
 from torch.nn.functional import softplus
 
 from bitsback.errors import PriorError
-from bitsback.learned import GradientLearn, Learn
-from bitsback.priors.base import NO_SHAPE, ScalePrior, ScaleSettings, Shape, WeightInfo, registry
+from bitsback.priors.base import NO_SHAPE, ScalePrior, Shape
+from bitsback.registry import Learn
 
 
 class StudentTPrior(ScalePrior):
@@ -48,18 +47,6 @@ class StudentTPrior(ScalePrior):
         return {"df": float(self.df), **super().values()}
 
 
-@registry.register("student_t")
-class StudentTPriorSettings(ScaleSettings):
-    """Student's t: tails that fall as a power, |w|^-(df + 1)."""
-
-    kind: Literal["student_t"] = "student_t"
-    learn: GradientLearn = "gradient"
-    df: PositiveFloat = Field(3.0, description="degrees of freedom, fixed")
-
-    def build(self, weight: WeightInfo) -> StudentTPrior:
-        return StudentTPrior(self.start_scale(weight), df=self.df, mean=self.mean, learn=self.learn)
-
-
 def _power_slope(prior: ScalePrior, weights: Tensor, df: Tensor | float, rate: float) -> Tensor:
     """(df + 1) / (d + df scale^2 / d) with d = w - mu: finite and right at d = 0 and wherever d^2 overflows."""
     distance = weights - prior.mean
@@ -89,17 +76,6 @@ class CauchyPrior(ScalePrior):
     @torch.no_grad()
     def slope(self, weights: Tensor, rate: float = 0.0) -> Tensor:
         return _power_slope(self, weights, 1.0, rate)
-
-
-@registry.register("cauchy")
-class CauchyPriorSettings(ScaleSettings):
-    """Cauchy: the heaviest tails of the family; no mean, no variance, still a code."""
-
-    kind: Literal["cauchy"] = "cauchy"
-    learn: GradientLearn = "gradient"
-
-    def build(self, weight: WeightInfo) -> CauchyPrior:
-        return CauchyPrior(self.start_scale(weight), mean=self.mean, learn=self.learn)
 
 
 class Logistic(Distribution):
@@ -150,14 +126,3 @@ class LogisticPrior(ScalePrior):
         slope = (distance / (2 * scale)).tanh_().div_(scale)
         self._learn_from_slope(slope, distance, rate)
         return slope
-
-
-@registry.register("logistic")
-class LogisticPriorSettings(ScaleSettings):
-    """Logistic: between Gaussian and Laplace."""
-
-    kind: Literal["logistic"] = "logistic"
-    learn: GradientLearn = "gradient"
-
-    def build(self, weight: WeightInfo) -> LogisticPrior:
-        return LogisticPrior(self.start_scale(weight), mean=self.mean, learn=self.learn)

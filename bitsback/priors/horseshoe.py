@@ -2,15 +2,14 @@
 
 import math
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Cauchy, Distribution, constraints
 
 from bitsback.coding.densities import EULER_GAMMA
-from bitsback.learned import GradientLearn
-from bitsback.priors.base import NO_SHAPE, ScalePrior, ScaleSettings, Shape, WeightInfo, around, registry
+from bitsback.priors.base import NO_SHAPE, ScalePrior, Shape, around
 from bitsback.priors.kl_table import expected_pull, kl_table, pull_at
 
 SERIES_BELOW = 2.0
@@ -145,14 +144,3 @@ def _pull(log_distance: Tensor) -> Tensor:
 @lru_cache
 def _table(dtype: torch.dtype, device: torch.device) -> Tensor:
     return kl_table(_pull).to(device, dtype) if dtype == torch.float64 else _table(torch.float64, device).to(dtype)
-
-
-@registry.register("horseshoe")
-class HorseshoePriorSettings(ScaleSettings):
-    """The horseshoe's exact marginal: a pole at zero and heavy tails."""
-
-    kind: Literal["horseshoe"] = "horseshoe"
-    learn: GradientLearn = "gradient"
-
-    def build(self, weight: WeightInfo) -> HorseshoePrior:
-        return HorseshoePrior(self.start_scale(weight), mean=self.mean, learn=self.learn)

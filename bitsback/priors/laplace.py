@@ -1,14 +1,12 @@
 """The Laplace prior: its code length is L1."""
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, Laplace
 
-from bitsback.learned import GradientLearn
-from bitsback.priors.base import ScalePrior, ScaleSettings, WeightInfo, registry
+from bitsback.priors.base import ScalePrior
 
 
 class LaplacePrior(ScalePrior):
@@ -49,14 +47,3 @@ class LaplacePrior(ScalePrior):
         slope = distance.sign().div_(self.typical_scale())
         self._learn_from_slope(slope, distance, rate)
         return slope
-
-
-@registry.register("laplace")
-class LaplacePriorSettings(ScaleSettings):
-    """Laplace(mean, scale): L1 as a code."""
-
-    kind: Literal["laplace"] = "laplace"
-    learn: GradientLearn = "gradient"
-
-    def build(self, weight: WeightInfo) -> LaplacePrior:
-        return LaplacePrior(self.start_scale(weight), mean=self.mean, learn=self.learn)

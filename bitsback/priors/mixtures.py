@@ -1,16 +1,16 @@
 """Mixtures of Gaussians as priors: fixed or adaptive, zero-mean or with learned means."""
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor
 from torch.distributions import Categorical, Distribution, MixtureSameFamily, Normal
 
 from bitsback.errors import PriorError
-from bitsback.learned import BFLOAT16, LOGIT, GradientLearn, Learn, plain
-from bitsback.priors.base import Prior, PriorSettings, WeightInfo, add_gradient, around, registry
+from bitsback.learned import BFLOAT16, LOGIT, plain
+from bitsback.priors.base import Prior, add_gradient, around
+from bitsback.registry import Learn
 
 FARTHEST = 1e12
 """A distance whose square, over that of the narrowest scale on the grid, is finite in float32."""
@@ -131,69 +131,3 @@ class SpikeAndSlabPrior(MixturePrior):
     """A narrow spike and a wide slab, both Gaussian, so that the KL of a Gaussian posterior is finite."""
 
     kind = "spike_and_slab"
-
-
-Probabilities = Annotated[tuple[PositiveFloat, ...], Field(min_length=2)]
-
-
-class MixtureSettings(PriorSettings):
-    """Settings of a mixture: lists of scales and weights."""
-
-    learn: GradientLearn = "gradient"
-    scales: Probabilities = Field((0.05, 0.6), description="scale of each component")
-    weights: Probabilities = Field((0.75, 0.25), description="weight of each component; they sum to one")
-
-    @model_validator(mode="after")
-    def _check(self) -> "MixtureSettings":
-        if len(self.scales) != len(self.weights):
-            raise ValueError(f"as many weights as scales are needed, got {len(self.weights)} and {len(self.scales)}")
-        if not math.isclose(sum(self.weights), 1.0, abs_tol=1e-6):
-            raise ValueError(f"the weights must sum to one, got {sum(self.weights):g}")
-        return self
-
-
-@registry.register("scale_mixture")
-class ScaleMixturePriorSettings(MixtureSettings):
-    """Two or more zero-mean Gaussians: most weights near zero, a few far out."""
-
-    kind: Literal["scale_mixture"] = "scale_mixture"
-
-    def build(self, weight: WeightInfo) -> ScaleMixturePrior:
-        return ScaleMixturePrior(list(self.scales), list(self.weights), learn=self.learn)
-
-
-@registry.register("adaptive_mixture")
-class AdaptiveMixturePriorSettings(PriorSettings):
-    """K Gaussians whose means, scales and weights are learned."""
-
-    kind: Literal["adaptive_mixture"] = "adaptive_mixture"
-    learn: GradientLearn = "gradient"
-    components: int = Field(3, ge=2, le=64, description="number of Gaussians, spread evenly at the start")
-    scale: PositiveFloat = Field(0.3, description="the means start between -scale and +scale")
-
-    def build(self, weight: WeightInfo) -> AdaptiveMixturePrior:
-        count = self.components
-        means = [self.scale * (2 * k / (count - 1) - 1) for k in range(count)]
-        scales = [self.scale / 2] * count
-        return AdaptiveMixturePrior(scales, [1 / count] * count, means, learn=self.learn, learn_means=True)
-
-
-@registry.register("spike_and_slab")
-class SpikeAndSlabPriorSettings(PriorSettings):
-    """A narrow Gaussian for weights that do nothing, a wide one for those that do."""
-
-    kind: Literal["spike_and_slab"] = "spike_and_slab"
-    learn: GradientLearn = "gradient"
-    spike_scale: PositiveFloat = Field(0.02, description="scale of the narrow Gaussian")
-    slab_scale: PositiveFloat = Field(0.6, description="scale of the wide Gaussian")
-    slab_weight: float = Field(0.25, gt=0, lt=1, description="share of weights in the slab")
-
-    @model_validator(mode="after")
-    def _check(self) -> "SpikeAndSlabPriorSettings":
-        if self.spike_scale >= self.slab_scale:
-            raise ValueError(f"spike_scale {self.spike_scale:g} must be below slab_scale {self.slab_scale:g}")
-        return self
-
-    def build(self, weight: WeightInfo) -> SpikeAndSlabPrior:
-        scales, weights = [self.spike_scale, self.slab_scale], [1 - self.slab_weight, self.slab_weight]
-        return SpikeAndSlabPrior(scales, weights, learn=self.learn)

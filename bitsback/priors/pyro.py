@@ -1,16 +1,15 @@
 """Any Pyro distribution as a prior, by its name."""
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field, PositiveFloat
 from torch import Tensor
 from torch.distributions import AffineTransform, Distribution, TransformedDistribution, constraints
 
 from bitsback.errors import PriorError, near_miss
-from bitsback.learned import GradientLearn, Learn
-from bitsback.priors.base import Prior, PriorSettings, WeightInfo, add_gradient, around, registry
+from bitsback.priors.base import Prior, add_gradient, around
+from bitsback.registry import Learn
 
 
 class PyroPrior(Prior):
@@ -118,17 +117,3 @@ def _width(base: Distribution) -> Tensor:
         if isinstance(width, Tensor) and torch.isfinite(width).all() and (width > 0).all():
             return width
     raise PriorError(f"prior 'pyro' finds neither a scale nor a finite std on {type(base).__name__}; use another distribution")
-
-
-@registry.register("pyro")
-class PyroPriorSettings(PriorSettings):
-    """Any distribution of pyro.distributions by name, with its arguments."""
-
-    kind: Literal["pyro"] = "pyro"
-    learn: GradientLearn = "gradient"
-    distribution: str = Field(description="a class name in pyro.distributions")
-    arguments: dict[str, Any] = Field(default_factory=dict, description="its arguments: numbers or lists")
-    scale: PositiveFloat = Field(1.0, description="the prior is the law of scale * X")
-
-    def build(self, weight: WeightInfo) -> PyroPrior:
-        return PyroPrior(self.distribution, self.arguments, scale=self.scale, learn=self.learn)

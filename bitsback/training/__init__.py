@@ -1,7 +1,23 @@
 """The loop: batch, data bits + weight bits, step, log."""
 
-from bitsback.training.loggers import Logger
-from bitsback.training.settings import LedgerSettings, LoggingSettings, TrainingSettings
-from bitsback.training.train import Outcome, start, train
+from typing import TYPE_CHECKING
 
-__all__ = ["LedgerSettings", "Logger", "LoggingSettings", "Outcome", "TrainingSettings", "start", "train"]
+from bitsback.lazy import attach
+
+if TYPE_CHECKING:
+    from bitsback.training.loggers import Logger as Logger
+    from bitsback.training.settings import LedgerSettings as LedgerSettings
+    from bitsback.training.settings import LoggingSettings as LoggingSettings
+    from bitsback.training.settings import TrainingSettings as TrainingSettings
+    from bitsback.training.train import Outcome as Outcome
+    from bitsback.training.train import start as start
+    from bitsback.training.train import train as train
+
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "loggers": ["Logger"],
+        "settings": ["LedgerSettings", "LoggingSettings", "TrainingSettings"],
+        "train": ["Outcome", "start", "train"],
+    },
+)

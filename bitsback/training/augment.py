@@ -3,21 +3,11 @@
 import math
 
 import torch
-from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
 from bitsback.errors import TrainingError
-from bitsback.registry import Settings
-
-
-class AugmentSettings(Settings):
-    """How far images (n, channels, height, width) are changed at random, each in its own way."""
-
-    shift_pixels: NonNegativeFloat = Field(0.0, description="largest shift along either axis")
-    rotate_degrees: NonNegativeFloat = Field(0.0, description="largest rotation")
-    zoom: float = Field(0.0, ge=0, lt=1, description="largest relative change of size, each axis by itself")
-    shear: NonNegativeFloat = Field(0.0, description="largest shear")
+from bitsback.training.settings import AugmentSettings
 
 
 def augmented(images: Tensor, settings: AugmentSettings) -> Tensor:

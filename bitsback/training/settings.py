@@ -1,13 +1,14 @@
 """How a network is trained, how its ledger is taken, and what is logged."""
 
 import math
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from bitsback.likelihoods import Likelihood
 from bitsback.registry import Settings
-from bitsback.training.augment import AugmentSettings
+
+if TYPE_CHECKING:
+    from bitsback.likelihoods import Likelihood
 
 Threads = Annotated[int, Field(ge=1, le=256)]
 
@@ -104,6 +105,15 @@ class BoundSettings(Settings):
 AnyObjectiveSettings = Annotated[ElboSettings | BoundSettings, Field(discriminator="kind")]
 
 
+class AugmentSettings(Settings):
+    """How far images (n, channels, height, width) are changed at random, each in its own way."""
+
+    shift_pixels: NonNegativeFloat = Field(0.0, description="largest shift along either axis")
+    rotate_degrees: NonNegativeFloat = Field(0.0, description="largest rotation")
+    zoom: float = Field(0.0, ge=0, lt=1, description="largest relative change of size, each axis by itself")
+    shear: NonNegativeFloat = Field(0.0, description="largest shear")
+
+
 class EarlyStopSettings(Settings):
     """Stop when the net bits of the training epochs no longer fall: their mean over the last epochs against as many before.
 
@@ -181,7 +191,7 @@ class TrainingSettings(Settings):
         assert self.epochs != "auto", "settings have to be settled first"
         return self.epochs
 
-    def settled(self, examples: int, likelihood: Likelihood) -> Self:
+    def settled(self, examples: int, likelihood: "Likelihood") -> Self:
         """The settings with a number in place of every ``auto`` that depends on the data or the likelihood.
 
         >>> from bitsback.likelihoods import CategoricalLikelihood

@@ -12,7 +12,7 @@ from bitsback.atomic_io import whole_directory, write_tensors, write_text
 from bitsback.config import Config
 from bitsback.config.load import to_yaml
 from bitsback.data import Preprocessing
-from bitsback.data.features import AnyFeatures
+from bitsback.data.settings import AnyFeatures
 from bitsback.errors import FileError
 from bitsback.formats.config_text import take_settings
 from bitsback.formats.config_tree import MODEL_SECTIONS

@@ -10,14 +10,15 @@ from torch import nn
 
 from bitsback.atomic_io import check_new_file, write_bytes
 from bitsback.config import Config, Experiment
+from bitsback.config.build_network import layer_kinds
 from bitsback.config.coding_settings import PackSettings
-from bitsback.config.network import FactorySettings, LayerSpec, SequentialSettings, layer_kinds
+from bitsback.config.network import FactorySettings, LayerSpec, SequentialSettings
 from bitsback.config.schema import BayesianSettings
 from bitsback.data import Dataset, Examples
 from bitsback.errors import LayerError
 from bitsback.formats.model_file.write import Packed, pack
 from bitsback.likelihoods import CategoricalLikelihood, GaussianLikelihood, Likelihood
-from bitsback.likelihoods.base import registry as likelihoods
+from bitsback.likelihoods import registry as likelihoods
 from bitsback.model import BayesianModel
 from bitsback.model.modes import evaluating
 

@@ -23,7 +23,8 @@ from bitsback.errors import ConfigError, TrainingError
 from bitsback.formats.exact_outputs import BATCH
 from bitsback.formats.prequential.calibration import Block, Calibration
 from bitsback.formats.repeatable import check_alone, repeatable
-from bitsback.likelihoods.classes import CategoricalLikelihood, CategoricalSettings
+from bitsback.likelihoods.classes import CategoricalLikelihood
+from bitsback.likelihoods.settings import CategoricalSettings
 from bitsback.model import BayesianModel
 from bitsback.model.accounting import seeded
 from bitsback.posteriors import PointPosteriorSettings

@@ -1,0 +1,172 @@
+"""The network of a configuration, made of torch.nn layers by name or by calling a factory."""
+
+import importlib
+import inspect
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitsback.atomic_io import read_tensors
+from bitsback.config.network import FactorySettings, LayerSpec, NetworkSettings, SequentialSettings, split_spec
+from bitsback.errors import ConfigError, brief, near_miss
+from bitsback.layers import SmoothConv2d
+
+INFERRED = {
+    "in_features": -1,
+    "in_channels": 1,
+    "num_features": 1,
+    "num_channels": 1,
+    "normalized_shape": -1,
+    "input_size": -1,
+    "embed_dim": -1,
+}
+"""Constructor arguments that can be read off the layer's input: name to the axis that has the size."""
+
+OWN_LAYERS: dict[str, type[nn.Module]] = {"SmoothConv2d": SmoothConv2d}
+
+
+class Network(nn.Sequential):
+    """Layers in a row; of a layer that returns several things (a recurrent one), the first goes on."""
+
+    def forward(self, value: Tensor) -> Tensor:
+        for layer in self:
+            value = layer(value)
+            value = value[0] if isinstance(value, tuple) else value
+        return value
+
+
+def layer_kinds() -> dict[str, type[nn.Module]]:
+    """The layers that can be named in YAML: every module class of torch.nn that is not a container or a loss, and our own."""
+    found = {name: kind for name, kind in vars(nn).items() if inspect.isclass(kind) and issubclass(kind, nn.Module)}
+    containers = {"Module", "Sequential", "ModuleList", "ModuleDict", "ParameterList", "ParameterDict", "Container"}
+    return {name: kind for name, kind in found.items() if name not in containers and not name.endswith("Loss")} | OWN_LAYERS
+
+
+def check_layers(layers: Sequence[LayerSpec]) -> None:
+    """Raise ConfigError for the first layer that there is not, or that has no such argument."""
+    kinds = layer_kinds()
+    for index, spec in enumerate(layers):
+        name, arguments = split_spec(spec)
+        where = f"network.layers: layer {index}:"
+        if name not in kinds:
+            raise ConfigError(f"{where} torch.nn has no layer '{name}'{near_miss(name, kinds)}")
+        allowed = set(inspect.signature(kinds[name].__init__).parameters) - {"self"}
+        variadic = "kwargs" in allowed or "args" in allowed
+        for key in arguments:
+            if key not in allowed and not variadic:
+                hint = f"{near_miss(key, allowed)}; allowed: {', '.join(sorted(allowed))}"
+                raise ConfigError(f"{where} {name} has no argument '{key}'{hint}")
+
+
+@torch.no_grad()
+def build_sequential(settings: SequentialSettings, inputs: Tensor, outputs: int) -> nn.Module:
+    """The network for inputs (n, ...) like these and so many outputs; raises ConfigError naming the layer at fault."""
+    check_layers(settings.layers)
+    counts: dict[str, int] = {}
+    network, value = Network(), inputs[:2]
+    for index, spec in enumerate(settings.layers):
+        kind, arguments = split_spec(spec)
+        number = counts[kind] = counts.get(kind, 0) + 1
+        if kind == "Linear" and index == len(settings.layers) - 1:
+            arguments.setdefault("out_features", outputs)
+        try:
+            layer = _build_layer(layer_kinds()[kind], arguments, value)
+            network.add_module(f"{kind.lower()}{number}", layer)
+            value = layer.eval()(value)
+        except (TypeError, ValueError, RuntimeError, LookupError, AttributeError, ArithmeticError) as error:
+            reason = str(error).splitlines()[0]
+            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ConfigError(f"network.layers[{index}] ({kind}) fails on input {shape}: {reason}") from error
+        value = value[0] if isinstance(value, tuple) else value
+    return _started(network.train(), settings.pretrained)
+
+
+def _build_layer(kind: type[nn.Module], arguments: dict[str, Any], value: Tensor) -> nn.Module:
+    parameters = inspect.signature(kind.__init__).parameters
+    wanted = set(parameters) | ({"input_size"} if issubclass(kind, nn.RNNBase) else set())
+    inferred = {name: value.shape[axis] for name, axis in INFERRED.items() if name in wanted and name not in arguments}
+    if issubclass(kind, nn.RNNBase):
+        arguments = {"batch_first": True, **arguments}
+    return kind(**{**inferred, **arguments})
+
+
+def build_factory(settings: FactorySettings) -> nn.Module:
+    """Call the factory; raises ConfigError when it cannot be imported, fails, or returns no module."""
+    place, _, name = settings.factory.partition(":")
+    try:
+        with _importable_here():
+            factory = getattr(importlib.import_module(place), name)
+    except ModuleNotFoundError as error:
+        hint = "; is it in this directory or on PYTHONPATH?" if error.name == place.partition(".")[0] else ""
+        raise ConfigError(f"network.factory: cannot import '{settings.factory}': {error}{hint}") from error
+    except Exception as error:  # whatever the user's module raises
+        raise ConfigError(f"network.factory: cannot import '{settings.factory}': {error}") from error
+    try:
+        with _importable_here():
+            network = factory(**settings.arguments)
+    except TypeError as error:
+        raise ConfigError(f"network.factory: {settings.factory} refuses its arguments: {error}") from error
+    except Exception as error:  # whatever the user's function raises
+        raise ConfigError(f"network.factory: {settings.factory} fails with {settings.arguments}: {error}") from error
+    if not isinstance(network, nn.Module):
+        raise ConfigError(f"network.factory: {settings.factory} returned {type(network).__name__}, not an nn.Module")
+    return _started(network, settings.pretrained)
+
+
+@contextmanager
+def _importable_here() -> Iterator[None]:
+    """Modules in the current directory can be imported inside, as with ``python -m``."""
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
+
+
+def outputs_for_one_target(settings: NetworkSettings, inputs: Tensor) -> int | None:
+    """How many outputs a network has that is built for one target; None where it fails."""
+    try:
+        with torch.no_grad():
+            output = settings.build(inputs, 1).eval()(inputs[:2])
+    except Exception:  # whatever the user's network raises: it will raise it again where it is built
+        return None
+    return int(output.shape[1]) if isinstance(output, Tensor) and output.ndim == 2 else None
+
+
+def _started(network: nn.Module, pretrained: Path | None) -> nn.Module:
+    """Load the pretrained weights, if any."""
+    if pretrained is not None:
+        file = pretrained / "posterior.safetensors" if pretrained.is_dir() else pretrained
+        tensors, metadata = read_tensors(file)
+        try:
+            if "priors" in metadata:
+                tensors = _means_of_run(network, tensors, list(json.loads(metadata["priors"])))
+        except (KeyError, ValueError, TypeError, RecursionError) as error:
+            raise ConfigError(
+                f"network.pretrained: {pretrained} does not say which of its tensors are means; give a finished run"
+            ) from error
+        try:
+            loaded = network.load_state_dict(tensors, strict=False)
+        except RuntimeError as error:
+            raise ConfigError(f"network.pretrained: {pretrained} does not fit the network: {brief(error)}") from error
+        needed = {name for name, _ in network.named_parameters()}
+        wrong = sorted(needed & set(loaded.missing_keys)) + sorted(loaded.unexpected_keys)
+        if wrong:
+            raise ConfigError(f"network.pretrained: {pretrained} does not fit the network: {brief(', '.join(wrong))}")
+    return network
+
+
+def _means_of_run(network: nn.Module, tensors: dict[str, Tensor], weights: list[str]) -> dict[str, Tensor]:
+    """A state dict for the network out of a run's posterior file: means, deterministic weights and statistics."""
+    inside = {f"{name}.{part}" for name in weights for part in ("mean", "std", "prior_mean")}
+    state = {name: tensor for name, tensor in tensors.items() if name not in inside and not name.startswith("likelihood.")}
+    for name in weights:
+        state[name] = tensors[f"{name}.mean"]
+    return state

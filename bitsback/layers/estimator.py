@@ -1,0 +1,8 @@
+"""What training draws of a layer: its weights, or its outputs."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+Estimator = Literal["auto", "weight", "output"]
+Estimators = Estimator | Mapping[str, Estimator]
+ESTIMATORS = ("auto", "weight", "output")

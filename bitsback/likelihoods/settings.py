@@ -1,0 +1,143 @@
+"""The settings of every likelihood, without torch."""
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
+
+from pydantic import Field, PositiveFloat
+
+from bitsback.data.settings import LabelValues
+from bitsback.errors import DataError
+from bitsback.registry import Registry, Settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bitsback.likelihoods.base import Likelihood
+    from bitsback.likelihoods.classes import BernoulliLikelihood, CategoricalLikelihood
+    from bitsback.likelihoods.counts import PoissonLikelihood
+    from bitsback.likelihoods.real import GaussianLikelihood
+
+Noise = Literal["fixed", "learned", "predicted"]
+
+
+registry: Registry[type["LikelihoodSettings"]] = Registry("likelihood")
+
+
+class LikelihoodSettings(Settings):
+    """Settings of a likelihood."""
+
+    kind: str
+
+    @abstractmethod
+    def build(self, classes: int | None, targets: "Tensor | None" = None) -> "Likelihood":
+        """The likelihood; ``classes`` is how many labels the data have, if labels they are, ``targets`` what to fit."""
+
+    def resolved(self, likelihood: "Likelihood") -> Self:
+        """Return the settings with what :meth:`Likelihood.fit` found written out, so that a file says it."""
+        return self
+
+
+@registry.register("categorical")
+class CategoricalSettings(LikelihoodSettings):
+    """One of several classes, from logits."""
+
+    kind: Literal["categorical"] = "categorical"
+    classes: int | None = Field(None, ge=2, description="number of classes; default: as many as the data have labels")
+    class_names: tuple[str, ...] | None = Field(None, description="names of the classes, which predictions then carry")
+    labels: LabelValues | None = Field(
+        None,
+        description="the labels in the data, whole numbers or texts, in the order of the network's outputs; default: 0, 1, 2, "
+        "... where classes are declared, else the distinct labels of the data, sorted",
+    )
+
+    def check_labels(self) -> None:
+        """Raise DataError unless there are as many labels as classes, all of them different."""
+        if self.labels is None:
+            return
+        count = self.classes if self.classes is not None else len(self.labels)
+        if len(self.labels) != count or len(set(self.labels)) != count:
+            raise DataError(f"likelihood.labels has {len(self.labels)} labels for {count} classes; give each class its own")
+
+    def build(self, classes: int | None, targets: "Tensor | None" = None) -> "CategoricalLikelihood":
+        from bitsback.likelihoods.classes import CategoricalLikelihood
+
+        count = self.classes if self.classes is not None else len(self.labels) if self.labels is not None else classes
+        if self.class_names is not None and len(self.class_names) != count:
+            raise DataError(f"likelihood.class_names has {len(self.class_names)} names for {count} classes; give one for each")
+        self.check_labels()
+        if count is None:
+            raise DataError("the data set does not say how many classes it has; set likelihood.classes")
+        return CategoricalLikelihood(count, self.labels, names=self.class_names)
+
+
+@registry.register("bernoulli")
+class BernoulliSettings(LikelihoodSettings):
+    """Independent yes-or-no answers, from logits."""
+
+    kind: Literal["bernoulli"] = "bernoulli"
+
+    def build(self, classes: int | None, targets: "Tensor | None" = None) -> "BernoulliLikelihood":
+        from bitsback.likelihoods.classes import BernoulliLikelihood
+
+        return BernoulliLikelihood()
+
+
+@registry.register("poisson")
+class PoissonSettings(LikelihoodSettings):
+    """Counts, from log rates."""
+
+    kind: Literal["poisson"] = "poisson"
+
+    def build(self, classes: int | None, targets: "Tensor | None" = None) -> "PoissonLikelihood":
+        from bitsback.likelihoods.counts import PoissonLikelihood
+
+        return PoissonLikelihood()
+
+
+@registry.register("gaussian")
+class GaussianLikelihoodSettings(LikelihoodSettings):
+    """Real targets on a grid, with Gaussian noise that is fixed, learned, or predicted by the network."""
+
+    kind: Literal["gaussian"] = "gaussian"
+    std: PositiveFloat | None = Field(
+        None, description="noise std in the targets' units, its start when learned; default: a tenth of the targets' std"
+    )
+    noise: Noise = Field("learned", description="fixed; learned (one number, charged); predicted (mean and log std)")
+    target_step: PositiveFloat | None = Field(
+        None,
+        description="grid on which the targets are written, in their units; makes the bits absolute; default: the coarsest "
+        "power of ten or two that all targets are multiples of, not below 2^-16 of their std",
+    )
+    standardise: bool = Field(
+        True, description="the network sees targets of mean 0 and std 1; mean and std are charged, everything shown is in units"
+    )
+
+    shift_bits: Literal[16, 32] | None = Field(
+        None, description="bits of the targets' mean; default: 16, or 32 where it lies more than about 64 stds from zero"
+    )
+
+    def build(self, classes: int | None, targets: "Tensor | None" = None) -> "GaussianLikelihood":
+        from bitsback.likelihoods.real import GaussianLikelihood
+
+        made = GaussianLikelihood(
+            self.std, noise=self.noise, target_step=self.target_step, standardise=self.standardise, shift_bits=self.shift_bits
+        )
+        if targets is not None:
+            made.fit(targets)
+        return made
+
+    def resolved(self, likelihood: "Likelihood") -> "GaussianLikelihoodSettings":
+        from bitsback.likelihoods.real import GaussianLikelihood
+
+        assert isinstance(likelihood, GaussianLikelihood)
+        found: dict[str, Any] = {"target_step": likelihood.target_step}
+        if self.standardise:
+            found["shift_bits"] = int(likelihood.grids()["shift"].bits_each)
+        return self.model_copy(update=found)
+
+
+if TYPE_CHECKING:
+    AnyLikelihoodSettings = LikelihoodSettings
+else:
+    AnyLikelihoodSettings = Annotated[Union[tuple(registry.members())], Field(discriminator="kind")]  # noqa: UP007
+"""The settings of any registered likelihood, told apart by ``kind``."""

@@ -1,0 +1,49 @@
+"""The settings of every posterior, without torch."""
+
+import math
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, PositiveFloat
+
+from bitsback.registry import Settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bitsback.posteriors.mean_field import GaussianPosterior
+    from bitsback.posteriors.point import PointPosterior
+
+
+class GaussianPosteriorSettings(Settings):
+    """A Gaussian posterior over each weight; only the start of its std is set here, training finds the rest."""
+
+    kind: Literal["gaussian"] = "gaussian"
+    std: PositiveFloat = Field(0.1, description="standard deviation at the start, in units of relative_to")
+    relative_to: Literal["absolute", "prior", "fan_in"] = Field(
+        "fan_in", description="absolute: as is; prior: times the prior's scale; fan_in: times 1/sqrt(fan_in)"
+    )
+
+    def build(self, mean: "Tensor", fan_in: int, prior_scale: float) -> "GaussianPosterior":
+        """The posterior of one tensor; ``fan_in`` counts the inputs of a unit, ``prior_scale`` is the prior's width."""
+        from bitsback.posteriors.mean_field import GaussianPosterior
+
+        unit = {"absolute": 1.0, "prior": prior_scale, "fan_in": 1 / math.sqrt(fan_in)}[self.relative_to]
+        return GaussianPosterior(mean, self.std * unit)
+
+
+class PointPosteriorSettings(Settings):
+    """A point estimate: trained with the prior's code length as penalty, coded on a grid, without a refund."""
+
+    kind: Literal["point"] = "point"
+    grid_step: PositiveFloat | None = Field(
+        None, description="grid of the coded weights; default: the largest power of two below an eighth of the prior's scale"
+    )
+
+    def build(self, mean: "Tensor", fan_in: int, prior_scale: float) -> "PointPosterior":
+        """The posterior of one tensor."""
+        from bitsback.posteriors.point import PointPosterior
+
+        return PointPosterior(mean, self.grid_step)
+
+
+PosteriorSettings = GaussianPosteriorSettings | PointPosteriorSettings
