@@ -77,9 +77,11 @@ def codelengths(
 
 
 def _source(source: Path, overrides: list[str]) -> "Config | Run":
-    from bitsback.config import load_config, load_run
+    from bitsback.config import load_config
 
     if source.is_dir():
+        from bitsback.config import load_run
+
         if overrides:
             raise ConfigError("a run keeps its configuration; leave the overrides out, or give a YAML file")
         return load_run(source)

@@ -59,9 +59,8 @@ def send(
     Example: bitsback send configs/prequential_digits.yaml --code prequential -o digits.bbm
     """
     from bitsback.atomic_io import check_new_file, write_bytes
-    from bitsback.config import load_config, load_run
+    from bitsback.config import load_config
     from bitsback.formats.container import read_file
-    from bitsback.formats.message.write import Sender, check_exponent
 
     if code is Code.PREQUENTIAL:
         given = {
@@ -87,11 +86,16 @@ def send(
         raise FileError("several steps print a table and write no message; give one --step with -o, or leave -o out")
     for exponent in exponents:
         if exponent is not None:
+            from bitsback.formats.message.write import check_exponent
+
             check_exponent(exponent)
     content = read_file(payload)
     if out is not None:
         check_new_file(out)
     if run is not None:
+        from bitsback.config import load_run
+        from bitsback.formats.message.write import Sender
+
         opened = load_run(run)
         if config is not None and load_config(config, overrides or []) != opened.config:
             raise FileError(f"{run} was trained with another configuration than {config}; leave CONFIG out")
@@ -101,6 +105,8 @@ def send(
     else:
         assert config is not None
         settings = load_config(config, overrides or [])
+        from bitsback.formats.message.write import Sender
+
         _say_precision(settings)
         sender = Sender.train(settings)
     if len(exponents) > 1:
@@ -120,7 +126,6 @@ def send(
 def _send_prequential(config: Path | None, overrides: list[str], out: Path | None, foreign: list[str], json: bool) -> None:
     from bitsback.atomic_io import check_new_file, write_bytes
     from bitsback.config import load_config
-    from bitsback.formats.prequential.write import prequential
 
     if foreign:
         raise FileError(f"--code prequential sends labels, and no weights that a payload could choose; leave out {foreign[0]}")
@@ -129,6 +134,8 @@ def _send_prequential(config: Path | None, overrides: list[str], out: Path | Non
     if out is not None:
         check_new_file(out)
     settings = load_config(config, overrides)
+    from bitsback.formats.prequential.write import prequential
+
     _say_precision(settings)
     coded = prequential(settings)
     if out is not None:

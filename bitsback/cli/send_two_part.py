@@ -14,18 +14,21 @@ def send_two_part_file(config: Path | None, overrides: list[str], run: Path | No
         FileError: with the fix, for what is missing.
     """
     from bitsback.atomic_io import check_new_file, write_bytes
-    from bitsback.config import Experiment, load_config, load_run
-    from bitsback.formats.two_part import check_targets, send_two_part
+    from bitsback.config import load_config
 
     if (config is None) == (run is None) or (out is None and not json):
         raise FileError("say what to send, and where to: `bitsback send CONFIG --code two_part -o MSG`, or --run RUN alone")
     if out is not None:
         check_new_file(out)
+    settings = load_config(config, overrides) if config is not None else None
+    from bitsback.config import Experiment, load_run
+    from bitsback.formats.two_part import check_targets, send_two_part
+
     if run is not None:
         experiment = load_run(run).experiment()
     else:
-        assert config is not None
-        experiment = Experiment.build(load_config(config, overrides))
+        assert settings is not None
+        experiment = Experiment.build(settings)
         check_targets(experiment)
         experiment.train(None)
     sent = send_two_part(experiment)

@@ -52,9 +52,9 @@ def train(
         else:
             directory = out
             context.with_resource(new_directory(directory))
-    from bitsback.config import Experiment  # torch, which nobody should wait for to hear of a misspelt key
-
     try:
+        from bitsback.config import Experiment  # torch, which nobody should wait for to hear of a misspelt key
+
         experiment = Experiment.build(settings)
         outcome = experiment.train(directory, resume=resume, profile=profile)
     except KeyboardInterrupt as error:

@@ -36,8 +36,8 @@ def walk_graph(inputs: Tensor, settings: RandomWalkModes) -> DenseGraph | Sparse
         if not max(settings.features, settings.edges, settings.neighbours) + 1 < count or settings.neighbours > settings.edges:
             raise DataError(
                 f"data.features: random_walk_modes of {settings.features} modes, {settings.edges} edges and "
-                f"{settings.neighbours} neighbours needs more than {max(settings.features, settings.edges) + 1} training inputs, "
-                f"and no more neighbours than edges; got {count} inputs"
+                f"{settings.neighbours} neighbours needs more than {max(settings.features, settings.edges) + 1} training "
+                f"inputs, and no more neighbours than edges; got {count} inputs"
             )
         return SparseGraph(inputs, neighbours=settings.neighbours, sharpness=settings.sharpness, edges=settings.edges)
     if not max(settings.features, settings.neighbours) < count <= MOST_INPUTS_IN_A_GRAPH:
