@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from bitsback.errors import BitsbackError
 from bitsback.ledger.entry import Charge
-from bitsback.registry import Learn
+from bitsback.registry import GradientLearn as GradientLearn
+from bitsback.registry import Learn as Learn
 
 
 class Grid(Protocol):

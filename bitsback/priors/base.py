@@ -12,6 +12,7 @@ from torch.distributions import Distribution
 
 from bitsback.errors import PriorError
 from bitsback.learned import Learned
+from bitsback.priors.settings import ScaleSettings as ScaleSettings
 from bitsback.registry import Learn
 
 Shape = torch.Size | list[int] | tuple[int, ...]
