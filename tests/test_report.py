@@ -15,12 +15,13 @@ from bitsback.errors import LayerError, LedgerError, RunError
 from bitsback.kl import Panels, kl
 from bitsback.likelihoods import CategoricalLikelihood
 from bitsback.model import bayesianize, evaluate, take_ledger, widened, width_curve
-from bitsback.report import figure, observe, write_comparison, write_report
+from bitsback.report import figure, write_comparison, write_report
+from bitsback.report import observation as observe
 from bitsback.report.budget import affordable, operations
 from bitsback.report.example_costs import judged
 from bitsback.report.explorers import chosen, explorers
 from bitsback.report.html import render
-from bitsback.report.observe import DEAREST
+from bitsback.report.observation import DEAREST
 from bitsback.report.recoded import recoded
 from bitsback.report.sampled import exact, sampled
 from bitsback.report.widths import widths

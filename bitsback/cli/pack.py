@@ -10,7 +10,7 @@ from bitsback.cli.ledger import RunArgument
 from bitsback.cli.receive import OutDirectory
 from bitsback.cli.train import JsonOption
 from bitsback.errors import FileError
-from bitsback.ledger.table import shown_error
+from bitsback.ledger.rendering import shown_error
 
 Codec = Literal["auto", "relative_entropy", "quantised"]
 FileArgument = Annotated[Path, typer.Argument(help="Model file.", show_default=False)]
@@ -80,8 +80,8 @@ def inspect(context: typer.Context, file: FileArgument, json: JsonOption = False
 
     Example: bitsback inspect digits.bb
     """
-    from bitsback.cli.text import table
     from bitsback.formats.inspect import inspect_file
+    from bitsback.result import text_table
 
     report = inspect_file(file, context.args)
     if json:
@@ -90,6 +90,6 @@ def inspect(context: typer.Context, file: FileArgument, json: JsonOption = False
     print(report["sentence"])
     rows = [[part["name"], f"{part['bits']:,.1f}", f"{part['bits'] / 8:,.1f}"] for part in report["parts"]]
     total = sum(part["bits"] for part in report["parts"])
-    print(table(["part", "bits", "bytes"], [*rows, ["total", f"{total:,.1f}", f"{total / 8:,.1f}"]]))
+    print(text_table(["part", "bits", "bytes"], [*rows, ["total", f"{total:,.1f}", f"{total / 8:,.1f}"]]))
     for note in report["notes"]:
         print(note)

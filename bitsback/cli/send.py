@@ -142,7 +142,7 @@ def _say_precision(config: "Config") -> None:
 
 
 def _prequential_text(coded: "Prequential", out: Path | None) -> str:
-    from bitsback.cli.text import table
+    from bitsback.result import text_table
 
     rows = []
     for block in coded.blocks:
@@ -160,7 +160,7 @@ def _prequential_text(coded: "Prequential", out: Path | None) -> str:
         else f" The last block's predictor errs on {100 * coded.test_error:.2f} % of the test split."
     )
     return (
-        f"{table(HEAD, rows, left=1)}\n"
+        f"{text_table(HEAD, rows, left=1)}\n"
         f"{coded.bits:,.1f} bits for {coded.blocks[-1].end:,} labels in the prequential code, {coded.uniform_bits:,.1f} in the "
         f"uniform one.{test}\nThe message{f' in {out}' if out else ''} has {len(coded.content):,} bytes: {coded.header_bits:,} "
         f"bits of configuration and digests, {coded.file_bits - coded.header_bits:,} of labels. It took {coded.seconds:.1f} s."
@@ -184,7 +184,7 @@ def _exponent(text: str) -> int:
 
 
 def _text(sent: "Sent", out: Path | None) -> str:
-    from bitsback.cli.text import table
+    from bitsback.result import text_table
 
     coded, ledger, over = (sent.facts()[name] for name in ("coded", "ledger", "overhead"))
     rows = [
@@ -203,15 +203,15 @@ def _text(sent: "Sent", out: Path | None) -> str:
         f"A message of {len(sent.content):,} bytes{place} carries a payload of {sent.payload_bits // 8:,} bytes, on a grid of "
     )
     closing = f"Overhead over the ledger of these very weights: {sent.overhead_bits:,.1f} bits."
-    return f"{head}2^{round(math.log2(sent.step))}.\n{table(['bits', 'ledger', 'message'], rows)}\n{closing}"
+    return f"{head}2^{round(math.log2(sent.step))}.\n{text_table(['bits', 'ledger', 'message'], rows)}\n{closing}"
 
 
 def _table(sender: "Sender", content: bytes, exponents: list[int], draws: int, pad: bool, json: bool) -> None:
     """Gross up, refund up, net flat: what a finer grid costs. Every draw takes another payload of the same length."""
     from tqdm import tqdm
 
-    from bitsback.cli.text import table
     from bitsback.coding.philox import whiten
+    from bitsback.result import text_table
 
     rows = []
     with tqdm(total=len(exponents) * draws, desc="messages", leave=False, delay=2.0) as bar:
@@ -228,7 +228,9 @@ def _table(sender: "Sender", content: bytes, exponents: list[int], draws: int, p
         print(json_library.dumps(rows, indent=2))
         return
     print(
-        table(["step", *COLUMNS.values()], [[row["step"], *(f"{row[name]:,.1f}" for name in COLUMNS)] for row in rows], left=1)
+        text_table(
+            ["step", *COLUMNS.values()], [[row["step"], *(f"{row[name]:,.1f}" for name in COLUMNS)] for row in rows], left=1
+        )
     )
 
 

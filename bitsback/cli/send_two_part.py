@@ -4,7 +4,7 @@ import json as json_library
 from pathlib import Path
 
 from bitsback.errors import FileError
-from bitsback.ledger.table import shown_error
+from bitsback.ledger.rendering import shown_error
 
 
 def send_two_part_file(config: Path | None, overrides: list[str], run: Path | None, out: Path | None, json: bool) -> None:

@@ -27,7 +27,7 @@ could not have had otherwise.
 """
 
 LOCATED = ("data", "network", "prior", "prior_overrides")
-"""Sections that have locations: paths, and the factory of the network."""
+"""Sections that name what each machine keeps elsewhere: paths, and the factory of the network."""
 
 
 def to_tree(config: Config, sections: Sequence[str]) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def from_tree(tree: dict[str, Any], locations: Sequence[str] = (), *, data_is_ne
         if last not in inside or inside[last] == NEEDED:
             inside[last] = parse_value(text)
         elif key != "network.factory" or inside[last] != text:
-            raise FileError(f"'{key}' is fixed by the file; only locations, such as --data.root=DIR, can be given")
+            raise FileError(f"'{key}' is fixed by the file; only places, such as --data.root=DIR, can be given")
         given.add(key)
     return _validated(values, given, data_is_needed)
 

@@ -120,7 +120,7 @@ class Ledger:
         return f"The {self.described} cost {without}; with it {cost}{', given ' + self.given if self.given else ''}."
 
     def __str__(self) -> str:
-        from bitsback.ledger.table import render
+        from bitsback.ledger.rendering import render
 
         return render(self)
 

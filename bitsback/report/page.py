@@ -9,12 +9,12 @@ from matplotlib.axes import Axes
 from bitsback.atomic_io import write_text
 from bitsback.config import Experiment
 from bitsback.ledger import Ledger
-from bitsback.ledger.table import shown_bits
+from bitsback.ledger.rendering import shown_bits
 from bitsback.report import plots
 from bitsback.report.explorers import explorers
 from bitsback.report.figures import drawn
 from bitsback.report.html import render, shown
-from bitsback.report.observe import Observation, observe
+from bitsback.report.observation import Observation, observe
 from bitsback.report.sentences import answers, calibration_said, cards, draws_said, example_rows, fact_rows, first_title
 from bitsback.torch_state import using_threads
 from bitsback.training.train import threads_for
