@@ -34,7 +34,7 @@ from bitsback.formats.message.read import receive_file
 from bitsback.formats.message.write import Sender
 from bitsback.formats.model_file.grid_search import decimal_content
 from bitsback.formats.model_file.read import LoadedModel, decode
-from bitsback.formats.model_file.write import pack
+from bitsback.formats.model_file.write import pack_experiment
 from bitsback.formats.prequential.preamble import Head
 from bitsback.formats.prequential.read import receive_prequential
 from bitsback.formats.prequential.walk import Walk
@@ -230,7 +230,7 @@ def write_model(name: str, parts: dict[str, Any], directory: Path) -> None:
     """Train and pack one model, and write file and manifest."""
     experiment = Experiment.build(configured(parts))
     experiment.train(None, progress=False)
-    packed = pack(experiment, progress=False)
+    packed = pack_experiment(experiment, progress=False)
     path = directory / f"{name}.bb"
     path.write_bytes(packed.content)
     refund = next((part.bits for part in packed.loaded.parts if part.name.startswith("order of")), None)

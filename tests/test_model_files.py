@@ -17,7 +17,7 @@ from bitsback.data import Examples
 from bitsback.errors import BitsbackError, FileError, LayerError, PriorError
 from bitsback.formats.inspect import inspect_file
 from bitsback.formats.model_file.read import load
-from bitsback.formats.model_file.write import pack
+from bitsback.formats.model_file.write import pack_experiment
 from bitsback.model import evaluate
 
 DATA = {"kind": "digits", "limit": 100}
@@ -46,7 +46,7 @@ def trained(**sections):
 
 
 def packed(experiment, **settings):
-    return pack(experiment, PackSettings(**settings), progress=False)
+    return pack_experiment(experiment, PackSettings(**settings), progress=False)
 
 
 def loaded(tmp_path, content, *places):

@@ -96,8 +96,8 @@ def test_the_number_is_the_size_of_the_file_and_the_blocks_cover_the_data(coded)
     ends = settings.prequential.ends(100)
     assert [(block.start, block.end) for block in code.blocks] == list(zip((0, *ends), ends, strict=False))
     assert 0 <= code.test_error < 0.9
-    assert code.facts()["prequential_bits"] == math.fsum(block["bits"] for block in code.facts()["blocks"])
-    json.dumps(code.facts())
+    assert code.to_dict()["prequential_bits"] == math.fsum(block["bits"] for block in code.to_dict()["blocks"])
+    json.dumps(code.to_dict())
 
 
 def test_labels_come_back(coded, tmp_path):

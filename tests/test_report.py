@@ -15,8 +15,7 @@ from bitsback.errors import LayerError, LedgerError, RunError
 from bitsback.kl import Panels, kl
 from bitsback.likelihoods import CategoricalLikelihood
 from bitsback.model import bayesianize, evaluate, take_ledger, widened, width_curve
-from bitsback.report import figure, write_comparison, write_report
-from bitsback.report import observation as observe
+from bitsback.report import figure, observe, write_comparison, write_report
 from bitsback.report.budget import affordable, operations
 from bitsback.report.example_costs import judged
 from bitsback.report.explorers import chosen, explorers

@@ -22,8 +22,7 @@ def plot(
     """
     from bitsback.atomic_io import check_new_file
     from bitsback.report import figure as drawn
-    from bitsback.report import observation as observe
-    from bitsback.report import plots
+    from bitsback.report import observe, plots
 
     place = out or Path(f"{figure}.svg")
     check_new_file(place)

@@ -16,10 +16,10 @@ from bitsback.config.load import load_config, to_yaml
 from bitsback.config.schema import Config
 from bitsback.data import Dataset
 from bitsback.errors import ConfigError, RunError
-from bitsback.ledger import Results, open_results
+from bitsback.ledger import Ledger, Results, open_results
 from bitsback.likelihoods import Likelihood
 from bitsback.likelihoods.real import GaussianLikelihoodSettings
-from bitsback.model import BayesianModel, bayesianize
+from bitsback.model import BayesianModel, bayesianize, take_ledger
 from bitsback.model.modes import evaluating
 from bitsback.model.verdict import LAST_EPOCHS, Course
 from bitsback.training import Logger, Outcome, train
@@ -171,6 +171,26 @@ class Run(Results):
             return Course(int(metrics[-1]["step"]) if metrics else 0, data_bits)
         except (ValueError, KeyError, TypeError) as error:
             raise RunError(f"{self.directory / 'metrics.jsonl'} cannot be read; it was changed since the training") from error
+
+    def take_ledger(self, *, samples: int | None = None, seed: int | None = None, progress: bool = False) -> Ledger:
+        """Take the ledger again from the weights, with other draws if asked for.
+
+        Args:
+            samples: whole-network draws; default: the configuration's.
+            seed: of the draws; default: the configuration's.
+            progress: show a bar when it takes more than two seconds.
+        """
+        e, settings = self.experiment(), self.config.ledger
+        return take_ledger(
+            e.model,
+            e.likelihood,
+            e.dataset.train,
+            samples=samples or settings.samples,
+            seed=self.config.seed if seed is None else seed,
+            grid_step=settings.grid_step,
+            progress=progress,
+            course=self.course(),
+        )
 
     def _checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and facts of the last checkpoint."""

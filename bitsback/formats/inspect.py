@@ -1,6 +1,7 @@
 """inspect: what a file holds, and where every byte goes."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,55 @@ from bitsback.formats.message.read import FIRST_KIND as FIRST_MESSAGE
 from bitsback.formats.model_file.read import decode
 from bitsback.formats.prequential.preamble import FIRST_KIND, KIND, Head
 from bitsback.formats.two_part import model_inside
+from bitsback.result import Result, text_table
 
 TRAINS_AGAIN = "Whoever decodes them trains the same networks again; another arithmetic is noticed, block by block."
 ONLY_FIRST = "Only bitsback 0.1 decodes them: it repeats the training of their networks."
 NO_SAMPLE = "The weights were chosen, block by block, to describe the labels well; they are not a sample of the posterior."
+
+
+@dataclass(frozen=True)
+class Inspection(Result):
+    """What a file holds, and where every bit of it goes.
+
+    Attributes:
+        facts: kind, sentence, settings, parts and notes, under the names that ``--json`` prints.
+    """
+
+    facts: dict[str, Any]
+
+    @property
+    def kind(self) -> str:
+        """The kind of file."""
+        kind: str = self.facts["kind"]
+        return kind
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the facts."""
+        return dict(self.facts)
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return the parts: a name, and bits."""
+        return list(self.facts["parts"])
+
+    def __str__(self) -> str:
+        parts = [(part["name"], part["bits"]) for part in self.records()]
+        total = ("total", sum(bits for _, bits in parts))
+        rows = [[name, f"{bits:,.1f}", f"{bits / 8:,.1f}"] for name, bits in [*parts, total]]
+        return "\n".join([self.facts["sentence"], text_table(["part", "bits", "bytes"], rows), *self.facts["notes"]])
+
+
+def inspect(path: str | Path, locations: Sequence[str] = ()) -> Inspection:
+    """Say what a message or model file holds, and where every bit of it goes.
+
+    Args:
+        path: what ``pack`` or ``send`` wrote.
+        locations: such as ``data.root=DIR``, where a model file needs them.
+
+    Raises:
+        FileError: for anything else, or a damaged file.
+    """
+    return Inspection(inspect_file(Path(path), locations))
 
 
 def inspect_file(path: Path, locations: Sequence[str] = ()) -> dict[str, Any]:

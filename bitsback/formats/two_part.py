@@ -19,14 +19,16 @@ from bitsback.formats.container import KINDS, BitReader, BitWriter, digest, read
 from bitsback.formats.exact_outputs import exact_outputs
 from bitsback.formats.label_code import check_likelihood, targets
 from bitsback.formats.model_file.read import LoadedModel, decode
-from bitsback.formats.model_file.write import Packed, pack
+from bitsback.formats.model_file.write import Packed, pack_experiment
 from bitsback.formats.size_limits import check_data, check_size
+from bitsback.ledger import shown_error
+from bitsback.result import Result
 
 KIND_BITS, CHECK_BITS = 4, 16
 
 
 @dataclass(frozen=True)
-class TwoPart:
+class TwoPart(Result):
     """A file with a network and the training labels, and where its bits went.
 
     Attributes:
@@ -44,8 +46,8 @@ class TwoPart:
         """Bits of the whole file."""
         return 8 * len(self.content)
 
-    def facts(self) -> dict[str, Any]:
-        """Everything, for JSON."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the file, for JSON."""
         return {
             "file_bytes": len(self.content),
             "total_bits": self.total_bits,
@@ -55,6 +57,22 @@ class TwoPart:
             "ledger_net_bits": self.packed.net_bits,
             f"test_{self.packed.error_name}": self.packed.test_error,
         }
+
+    def told(self, out: Path | None = None) -> str:
+        """Return what a person is shown, and where the file is."""
+        place = f" in {out}" if out is not None else ""
+        return f"{len(self.content):,} bytes{place}: {self._sizes()}"
+
+    def __str__(self) -> str:
+        return self.told()
+
+    def _sizes(self) -> str:
+        model_bits, packed = 8 * len(self.packed.content), self.packed
+        sizes = f"{model_bits:,} bits of network ({packed.codec}), {self.total_bits - model_bits:,} of labels"
+        said = f"{sizes}; the posterior's ledger: {packed.net_bits:,.0f}"
+        if packed.test_error is None:
+            return said
+        return f"{said}\nTest error of the decoded network: {shown_error(packed.error_name, packed.test_error)}"
 
 
 def send_two_part(experiment: Experiment, settings: PackSettings | None = None, *, progress: bool = True) -> TwoPart:
@@ -67,10 +85,10 @@ def send_two_part(experiment: Experiment, settings: PackSettings | None = None, 
 
     Raises:
         FileError: for targets that are no labels, or activations too large for exact arithmetic; otherwise as
-            :func:`bitsback.formats.model_file.write.pack`.
+            :func:`bitsback.formats.model_file.write.pack_experiment`.
     """
     check_targets(experiment)
-    packed = pack(experiment, settings, progress=progress)
+    packed = pack_experiment(experiment, settings, progress=progress)
     kind, model = unseal(packed.content, "the model file")
     train = experiment.dataset.train
     values = train.targets.cpu().numpy().astype(np.int64).ravel()

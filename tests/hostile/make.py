@@ -19,7 +19,7 @@ from bitsback.formats.message.header import Header
 from bitsback.formats.message.write import Sender
 from bitsback.formats.model_file.grid_search import decimal_content
 from bitsback.formats.model_file.read import decode
-from bitsback.formats.model_file.write import pack
+from bitsback.formats.model_file.write import pack_experiment
 from bitsback.formats.prequential.preamble import Head
 from bitsback.formats.prequential.write import prequential
 from bitsback.formats.training_digest import StateDigest
@@ -42,7 +42,7 @@ def valid():
     for codec in ("relative_entropy", "quantised"):
         experiment = Experiment.build(config())
         experiment.train(None, progress=False)
-        files[codec] = pack(experiment, PackSettings(codec=codec), progress=False).content
+        files[codec] = pack_experiment(experiment, PackSettings(codec=codec), progress=False).content
     files["decimal"] = decimal_content(experiment, 2)
     files["two_part"] = send_two_part(experiment, PackSettings(codec="quantised"), progress=False).content
     blocks = {"blocks": [20, 40], "least_steps": 1, "predict": "point", "members": 1}

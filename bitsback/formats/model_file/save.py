@@ -15,7 +15,7 @@ from bitsback.config.network import FactorySettings, LayerSpec, SequentialSettin
 from bitsback.config.schema import BayesianSettings
 from bitsback.data import Dataset, Examples
 from bitsback.errors import LayerError
-from bitsback.formats.model_file.write import Packed, pack
+from bitsback.formats.model_file.write import Packed, pack_experiment
 from bitsback.likelihoods import CategoricalLikelihood, GaussianLikelihood, Likelihood
 from bitsback.likelihoods.base import registry as likelihoods
 from bitsback.model import BayesianModel
@@ -59,7 +59,7 @@ def save(
     """
     check_new_file(Path(path))
     experiment = model if isinstance(model, Experiment) else _experiment(model, examples, likelihood, factory, arguments or {})
-    packed = pack(experiment, settings, progress=progress)
+    packed = pack_experiment(experiment, settings, progress=progress)
     write_bytes(Path(path), packed.content)
     return packed
 

@@ -23,10 +23,12 @@ from bitsback.formats.model_file.grid_search import quantised_content
 from bitsback.formats.model_file.head import model_tree, put_experiment_head
 from bitsback.formats.model_file.read import LoadedModel, decode
 from bitsback.formats.model_file.tuning import FIXED_LOG_STD, Tuner
+from bitsback.ledger import shown_error
 from bitsback.likelihoods.classes import CategoricalLikelihood
 from bitsback.model import BayesianModel, evaluate
 from bitsback.model.accounting import seeded
 from bitsback.posteriors import GaussianPosterior, PointPosterior
+from bitsback.result import Result
 from bitsback.torch_state import using_threads
 from bitsback.training.train import threads_for
 from bitsback.units import bits_to_bytes
@@ -36,7 +38,7 @@ BLOCKS_BELOW_BITS, QUANTISED_ABOVE_BITS = 3.0, 4.0
 
 
 @dataclass(frozen=True)
-class Packed:
+class Packed(Result):
     """A model file, and what it holds, measured on the decoded bytes."""
 
     content: bytes
@@ -55,8 +57,8 @@ class Packed:
         """Bits of the file and of the training labels given the decoded weights."""
         return 8 * len(self.content) + (self.train_data_bits if self.label_bits is None else self.label_bits)
 
-    def facts(self) -> dict[str, Any]:
-        """Everything, for JSON."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the file, for JSON."""
         return {
             "codec": self.codec,
             "why": self.why,
@@ -67,8 +69,23 @@ class Packed:
             "ledger_net_bits": self.net_bits,
             f"train_{self.error_name}": self.train_error,
             f"test_{self.error_name}": self.test_error,
-            "parts": [{"name": part.name, "bits": part.bits} for part in self.loaded.parts],
+            "parts": self.records(),
         }
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return where every bit of the file goes."""
+        return [{"name": part.name, "bits": part.bits} for part in self.loaded.parts]
+
+    def __str__(self) -> str:
+        labels = self.train_data_bits if self.label_bits is None else self.label_bits
+        lines = [
+            f"{len(self.content):,} bytes, {self.codec} ({self.why})",
+            f"File and training labels given it: {self.total_bits:,.0f} bits ({8 * len(self.content):,} + {labels:,.0f}); the "
+            f"posterior's ledger: {self.net_bits:,.0f}",
+        ]
+        if self.test_error is not None:
+            lines.append(f"Test error of the decoded file: {shown_error(self.error_name, self.test_error)}")
+        return "\n".join(lines)
 
 
 def with_settings(settings: PackSettings, overrides: Sequence[str]) -> PackSettings:
@@ -97,7 +114,7 @@ def with_settings(settings: PackSettings, overrides: Sequence[str]) -> PackSetti
         raise ConfigError(f"pack.{'.'.join(map(str, first['loc']))}: {first['msg']}; see the schema's section pack") from error
 
 
-def pack(experiment: Experiment, settings: PackSettings | None = None, *, progress: bool = True) -> Packed:
+def pack_experiment(experiment: Experiment, settings: PackSettings | None = None, *, progress: bool = True) -> Packed:
     """The model file of a trained experiment. The experiment's model is changed: it ends with the weights of the file.
 
     Raises:
