@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -15,12 +15,15 @@ from typing import Any
 from bitsback.analysis.sources import TrainedRun
 from bitsback.atomic_io import file_name, new_directory
 from bitsback.config import Config, Experiment, load_config, load_run
-from bitsback.errors import RunError
+from bitsback.config.given import given_experiment
+from bitsback.data import Dataset, Examples
+from bitsback.errors import ConfigError, DataError, RunError
 from bitsback.ledger import shown_bits, shown_error
+from bitsback.likelihoods import Likelihood
 from bitsback.locks import LOCK, InUseError, exclusive
 from bitsback.model import BayesianModel
 from bitsback.result import Result, text_table
-from bitsback.training import Logger
+from bitsback.training import LedgerSettings, Logger, LoggingSettings, TrainingSettings
 
 COLUMNS = ("net_bits", "gross_bits", "refund_bits", "data_bits", "net_weight_bits", "hyperparameter_bits")
 
@@ -67,9 +70,83 @@ def run_config(
             if directory is not None:
                 held.enter_context(new_directory(directory))
         experiment = source if isinstance(source, Experiment) else Experiment.build(source)
-        outcome = experiment.train(directory, resume=resume, progress=progress, profile=profile, loggers=loggers, watch=watch)
-        found = TrainedRun(**vars(outcome), experiment=experiment, directory=directory)
-        return replace(found, report=write_page(found)) if report and directory is not None else found
+        settings: dict[str, Any] = {"resume": resume, "profile": profile, "loggers": loggers, "watch": watch}
+        return _trained(experiment, directory, report=report, progress=progress, **settings)
+
+
+def _trained(experiment: Experiment, directory: Path | None, *, report: bool, **settings: Any) -> TrainedRun:
+    outcome = experiment.train(directory, **settings)
+    found = TrainedRun(**vars(outcome), experiment=experiment, directory=directory)
+    return replace(found, report=write_page(found)) if report and directory is not None else found
+
+
+def train(
+    model: BayesianModel | Config | Experiment | str | Path,
+    likelihood: Likelihood | None = None,
+    dataset: Dataset | Examples | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    out: str | Path | None = None,
+    training: TrainingSettings | Mapping[str, Any] | None = None,
+    ledger: LedgerSettings | Mapping[str, Any] | None = None,
+    logging: LoggingSettings | Mapping[str, Any] | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    profile: bool = False,
+    report: bool = True,
+    progress: bool = True,
+    loggers: Sequence[Logger] = (),
+    watch: Callable[[int, BayesianModel], None] | None = None,
+) -> TrainedRun:
+    """Train, and take the ledger: a model of your own with its likelihood and data, or what a configuration says.
+
+    With ``out``, a model of your own leaves a whole run directory: report, widen, certify, pack and plot work on the result.
+    Its configuration names what it cannot say how to make as ``given``; to open the run in another process, give it again:
+    ``bitsback.load_run(out, network=..., dataset=...)``.
+
+    Args:
+        model: what :func:`bitsback.bayesianize` made; or a configuration, an experiment, a YAML file; with ``resume``, a run
+            directory.
+        likelihood: of a model's data; default: categorical, with as many classes as the network has outputs.
+        dataset: of a model; examples alone have no test split.
+        overrides: of a YAML file, such as ``prior.kind=laplace``.
+        out: run directory; None writes nothing.
+        training, ledger, logging, seed: of a model; settings, or mappings as in YAML.
+        resume: continue an interrupted training in ``out``, to the same end.
+        profile: say where a step goes, in ``out``/profile.
+        report: write ``out``/report.html, unless ``logging.report`` is false.
+        progress: show bars.
+        loggers, watch: as :func:`bitsback.training.train` takes them.
+
+    Raises:
+        ConfigError, DataError, LayerError, RunError: with the fix, before the first epoch.
+        TrainingError: when the loss is not finite; the last good checkpoint stays.
+
+    >>> import torch, bitsback
+    >>> model = bitsback.bayesianize(torch.nn.Linear(4, 3), prior="laplace")
+    >>> examples = bitsback.Examples(torch.randn(50, 4), torch.randint(3, (50,)))
+    >>> trained = train(model, None, examples, training={"epochs": 2}, progress=False)
+    >>> trained.ledger.weights
+    15
+    """
+    runs: dict[str, Any] = {"profile": profile, "report": report, "progress": progress, "loggers": loggers, "watch": watch}
+    sections = {"training": training, "ledger": ledger, "logging": logging}
+    if not isinstance(model, BayesianModel):
+        for name, value in {"likelihood": likelihood, "dataset": dataset, **sections, "seed": seed or None}.items():
+            if value is not None:
+                raise ConfigError(f"a configuration says its own {name}; leave {name} out, or use overrides")
+        return run_config(model, overrides, out=out, resume=resume, **runs)
+    if overrides:
+        raise ConfigError("overrides change a YAML file; give a model's settings as training=..., ledger=..., logging=...")
+    if dataset is None:
+        raise DataError("a model is trained on data: give dataset=bitsback.Dataset(...) or bitsback.Examples(inputs, targets)")
+    experiment = given_experiment(model, likelihood, dataset, sections, seed)
+    if not resume:
+        return run_config(experiment, out=out, **runs)
+    if out is None:
+        raise ConfigError("resume continues what an earlier training left in a directory; give out=DIRECTORY")
+    with exclusive(Path(out) / LOCK, Path(out)):
+        return _trained(experiment, Path(out), resume=True, **runs)
 
 
 def config_of_run(config: Path, overrides: Sequence[str], out: Path | None) -> Config:

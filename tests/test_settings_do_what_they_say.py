@@ -225,7 +225,7 @@ def train(directory=None, logger=None, **sections):
         states.append(state())
 
     outcome = bitsback.train(
-        model, experiment.likelihood, experiment.dataset, directory=directory, training=config.training, ledger=config.ledger,
+        model, experiment.likelihood, experiment.dataset, out=directory, training=config.training, ledger=config.ledger,
         seed=config.seed, progress=False, loggers=[metrics, *([] if logger is None else [logger])], watch=watch,
     )  # fmt: skip
     handle.remove()

@@ -222,4 +222,18 @@ class FactorySettings(NetworkSettings):
         return self.finish(network)
 
 
-AnyNetworkSettings = Annotated[SequentialSettings | FactorySettings, Field(discriminator="kind")]
+class GivenNetworkSettings(NetworkSettings):
+    """A network that a training in Python was given; whoever opens the run gives it again: load_run(RUN, network=...)."""
+
+    kind: Literal["given"] = "given"
+    of: str = Field("Module", description="class of the network")
+
+    def build(self, inputs: Tensor, outputs: int) -> nn.Module:
+        """Raise ConfigError: nobody knows how to make it."""
+        raise ConfigError(
+            f"the network, a {self.of}, was handed over in Python, and the configuration does not say how it is made; open the "
+            "run with bitsback.load_run(RUN, network=..., dataset=...)"
+        )
+
+
+AnyNetworkSettings = Annotated[SequentialSettings | FactorySettings | GivenNetworkSettings, Field(discriminator="kind")]

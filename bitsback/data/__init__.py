@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Union
 
 from pydantic import Field
 
-from bitsback.data import digits, friedman, idx, npz  # noqa: F401
+from bitsback.data import digits, friedman, given, idx, npz  # noqa: F401
 from bitsback.data.dataset import Dataset, DataSettings, Examples, Preprocessing, registry
 
 if TYPE_CHECKING:

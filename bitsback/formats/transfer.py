@@ -19,6 +19,7 @@ from bitsback.formats.container import read_file, unseal
 from bitsback.formats.message.read import receive_file
 from bitsback.formats.message.write import Sender, Sent, check_exponent
 from bitsback.formats.model_file.read import load, write_unpacked
+from bitsback.formats.model_file.save import described
 from bitsback.formats.model_file.write import Packed, pack_experiment, with_settings
 from bitsback.formats.prequential.preamble import FIRST_KIND, KIND
 from bitsback.formats.prequential.read import receive_prequential
@@ -77,7 +78,7 @@ def pack(
     if (tune or (budget_bytes is not None and not is_quantised)) and settings.tuning is None:
         given.insert(0, "tuning={}")
     experiment = opened.experiment() if isinstance(opened, Run) else opened
-    packed = pack_experiment(experiment, with_settings(settings, [*given, *overrides]), progress=progress)
+    packed = pack_experiment(described(experiment), with_settings(settings, [*given, *overrides]), progress=progress)
     if out is not None:
         write_bytes(Path(out), packed.content)
     return packed

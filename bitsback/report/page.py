@@ -7,7 +7,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from bitsback.atomic_io import write_text
-from bitsback.config import Experiment
+from bitsback.config import Experiment, Run
 from bitsback.ledger import Ledger
 from bitsback.ledger.rendering import shown_bits
 from bitsback.report import plots
@@ -24,15 +24,15 @@ TABLE_ROWS = 40
 
 
 def write_report(
-    directory: str | Path, *, to: Path | None = None, experiment: Experiment | None = None, progress: bool = False
+    run: Run | str | Path, *, to: Path | None = None, experiment: Experiment | None = None, progress: bool = False
 ) -> Path:
     """Look at a finished run and write its page, RUN/report.html unless ``to`` says otherwise; returns where it is.
 
     Raises:
         RunError: when this is no run directory, the run has not finished, or the page cannot be written.
     """
-    place = to if to is not None else Path(directory) / REPORT
-    seen = observe(directory, experiment=experiment, progress=progress)
+    seen = observe(run, experiment=experiment, progress=progress)
+    place = to if to is not None else seen.run.directory / REPORT
     with using_threads(threads_for(seen.run.config.training, seen.experiment.model)):
         write_text(place, page(seen))
     return place
