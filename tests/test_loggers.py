@@ -205,7 +205,7 @@ def test_histograms_can_be_left_out(tmp_path):
 def test_without_a_configuration_the_objects_speak_for_themselves(tmp_path):
     train_plainly([], out=tmp_path / "run", logging=LoggingSettings(tensorboard=True), seed=3)
     told = hparams_of(events_of(tmp_path / "run"), "_hparams_/session_start_info").session_start_info.hparams
-    assert (told["prior.kind"].string_value, told["network.kind"].string_value) == ("gaussian", "Sequential")
+    assert (told["prior.kind"].string_value, told["network.kind"].string_value) == ("gaussian", "given")
     assert (told["training.epochs"].number_value, told["seed"].number_value) == (3, 3)
 
 
