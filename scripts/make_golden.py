@@ -215,7 +215,7 @@ def facts(path: Path) -> dict[str, Any]:
 def table_facts() -> dict[str, str]:
     """Digests of the tables that belong to the format."""
     shapes: list[StandardDensity] = [*STANDARD.values(), density_of(StudentTPrior(1.0, df=3.0), "").standard]
-    shapes.append(density_of(AdaptiveMixturePrior([0.5, 0.125], [0.25, 0.75], [0.0, -1.0]), "").shape)
+    shapes.append(density_of(AdaptiveMixturePrior([0.5, 0.125], [0.25, 0.75], [0.0, -1.0]), "").standard)
     tables = {f"cumulative of {s.name}": PriorTable.build(s, STANDARD_STEP).cumulative for s in shapes}
     tables |= {
         "quantiles of normal": PriorTable.build(NORMAL, STANDARD_STEP).quantiles,

@@ -163,7 +163,7 @@ def message(contents: bytes, header: Header, setting: Setting, version: int) -> 
     Header.take(reader, version=version)
     body = reader.rest()[header.payload_bytes % 4 :]
     stack = reference.Stack.from_bytes(body, 1 << header.lanes_log2)
-    stack.pop_raw(SideInformation.of(setting.model, setting.likelihood).widths().tolist())
+    stack.pop_raw(SideInformation.of(setting.model, setting.likelihood).bits_each().tolist())
     code, m = setting.prior_code(header.exponent), header.exponent
     tables = [table.cumulative.tolist() for table in code.tables]
     points = [p + c for p, c in zip(_points(stack, tables, code.table_of.tolist()), code.centre.tolist(), strict=True)]
