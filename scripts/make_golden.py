@@ -156,7 +156,7 @@ def model_tensors(loaded: LoadedModel) -> list[tuple[str, Tensor]]:
 
 def message_facts(path: Path) -> dict[str, str]:
     """Digests of a message's weights and labels, and of its payload where the training here ends as the sender's did."""
-    kind = unseal(path.read_bytes(), path.name)[0]
+    kind = str(unseal(path.read_bytes(), path.name)[0])
     with TemporaryDirectory() as place:
         out = Path(place) / "out"
         with suppress(RefundLostError):
@@ -197,7 +197,7 @@ def facts(path: Path) -> dict[str, Any]:
     A prequential file is trained on again, see ``PREQUENTIAL``. What version 1 of the format wrote is read as far as it can be.
     """
     content = path.read_bytes()
-    kind = unseal(content, path.name)[0]
+    kind = str(unseal(content, path.name)[0])
     if kind.startswith("message"):
         return message_facts(path)
     if kind == "prequential_1":

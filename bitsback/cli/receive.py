@@ -28,19 +28,19 @@ def receive(
     from bitsback.atomic_io import new_neighbour
     from bitsback.formats.container import read_file, unseal
     from bitsback.formats.message.read import receive_file
-    from bitsback.formats.prequential.preamble import FIRST_KIND, KIND
+    from bitsback.formats.prequential.preamble import FIRST_PREQUENTIAL, PREQUENTIAL
     from bitsback.formats.prequential.read import receive_prequential
-    from bitsback.formats.two_part import receive_two_part
+    from bitsback.formats.two_part import TWO_PART, receive_two_part
 
     if out is None:
         raise FileError("say where the contents go: -o DIR")
     context.with_resource(new_neighbour(out))
     kind = unseal(read_file(message), str(message))[0]
-    if kind in (KIND, FIRST_KIND):
+    if kind in (PREQUENTIAL, FIRST_PREQUENTIAL):
         labels = receive_prequential(message, out, context.args)
         print(f"{len(labels):,} labels are in {out}")
         return
-    if kind == "two_part":
+    if kind == TWO_PART:
         labels = receive_two_part(message, out, context.args).labels
         print(f"{len(labels):,} labels and the network that predicts them are in {out}")
         return
