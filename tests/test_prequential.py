@@ -15,7 +15,7 @@ from bitsback.errors import BitsbackError
 from bitsback.formats.container import BitReader, BitWriter, seal, unseal
 from bitsback.formats.inspect import inspect_file
 from bitsback.formats.prequential.calibration import Calibration, minimum
-from bitsback.formats.prequential.preamble import Head
+from bitsback.formats.prequential.preamble import PREQUENTIAL, Head
 from bitsback.formats.prequential.read import receive_prequential
 from bitsback.formats.prequential.walk import Walk, epochs_for
 from bitsback.formats.prequential.write import prequential
@@ -237,7 +237,7 @@ def changed(message, path, change):
     head, writer = Head.take(reader), BitWriter()
     change(head.__dict__)
     head.put(writer)
-    path.write_bytes(seal("prequential", writer.to_bytes() + reader.rest()))
+    path.write_bytes(seal(PREQUENTIAL, writer.to_bytes() + reader.rest()))
     return path
 
 

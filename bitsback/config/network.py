@@ -201,15 +201,7 @@ class FactorySettings(NetworkSettings):
 
     def build(self, inputs: Tensor, outputs: int) -> nn.Module:
         """Call the factory; raises ConfigError when it cannot be imported, fails, or returns no module."""
-        place, _, name = self.factory.partition(":")
-        try:
-            with _importable_here():
-                factory = getattr(importlib.import_module(place), name)
-        except ModuleNotFoundError as error:
-            hint = "; is it in this directory or on PYTHONPATH?" if error.name == place.partition(".")[0] else ""
-            raise ConfigError(f"network.factory: cannot import '{self.factory}': {error}{hint}") from error
-        except Exception as error:  # whatever the user's module raises
-            raise ConfigError(f"network.factory: cannot import '{self.factory}': {error}") from error
+        factory = imported_function(self.factory, "network.factory")
         try:
             with _importable_here():
                 network = factory(**self.arguments)
@@ -220,6 +212,19 @@ class FactorySettings(NetworkSettings):
         if not isinstance(network, nn.Module):
             raise ConfigError(f"network.factory: {self.factory} returned {type(network).__name__}, not an nn.Module")
         return self.finish(network)
+
+
+def imported_function(name: str, setting: str) -> Any:
+    """What ``package.module:function`` names, found in this directory too; raises ConfigError that names the setting."""
+    place, _, function = name.partition(":")
+    try:
+        with _importable_here():
+            return getattr(importlib.import_module(place), function)
+    except ModuleNotFoundError as error:
+        hint = "; is it in this directory or on PYTHONPATH?" if error.name == place.partition(".")[0] else ""
+        raise ConfigError(f"{setting}: cannot import '{name}': {error}{hint}") from error
+    except Exception as error:  # whatever the user's module raises
+        raise ConfigError(f"{setting}: cannot import '{name}': {error}") from error
 
 
 class GivenNetworkSettings(NetworkSettings):

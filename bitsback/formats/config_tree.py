@@ -30,6 +30,10 @@ LOCATED = ("data", "network", "prior", "prior_overrides")
 """Sections that name what each machine keeps elsewhere: paths, and the factory of the network."""
 
 
+CODEC_FACTORY = "codec.factory"
+"""Location of a codec of one's own; a file names it in the section ``codec``."""
+
+
 def to_tree(config: Config, sections: Sequence[str]) -> dict[str, Any]:
     """The sections of a configuration, every default written out, paths left out: a receiver has places of its own.
 
@@ -185,3 +189,14 @@ def _without_kind(name: str) -> str:
     """``data.npz.path`` is ``data.path`` to a user: pydantic names the member of the union too."""
     first, *rest = name.split(".")
     return ".".join([first, *rest[1:]]) if len(rest) > 1 else name
+
+
+def without_codec(locations: Sequence[str]) -> tuple[list[str], str | None]:
+    """The locations, and what they say the codec of the weights is: the receiver's word, as with ``network.factory``.
+
+    >>> without_codec(["data.root=here", "--codec.factory=mine:codec"])
+    (['data.root=here'], 'mine:codec')
+    """
+    begin = f"{CODEC_FACTORY}="
+    given = [place.removeprefix("--").removeprefix(begin) for place in locations if place.removeprefix("--").startswith(begin)]
+    return [place for place in locations if not place.removeprefix("--").startswith(begin)], given[-1] if given else None

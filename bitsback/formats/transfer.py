@@ -21,10 +21,10 @@ from bitsback.formats.message.write import Sender, Sent, check_exponent
 from bitsback.formats.model_file.read import load, write_unpacked
 from bitsback.formats.model_file.save import described
 from bitsback.formats.model_file.write import Packed, pack_experiment, with_settings
-from bitsback.formats.prequential.preamble import FIRST_KIND, KIND
+from bitsback.formats.prequential.preamble import FIRST_PREQUENTIAL, PREQUENTIAL
 from bitsback.formats.prequential.read import receive_prequential
 from bitsback.formats.prequential.write import Prequential, prequential
-from bitsback.formats.two_part import TwoPart, check_targets, receive_two_part, send_two_part
+from bitsback.formats.two_part import TWO_PART, TwoPart, check_targets, receive_two_part, send_two_part
 from bitsback.result import Result, text_table
 
 Code = Literal["bits_back", "prequential", "two_part"]
@@ -349,9 +349,9 @@ def receive(message: str | Path, out: str | Path, locations: Sequence[str] = (),
     with ExitStack() as held:
         held.enter_context(new_neighbour(place))
         kind = unseal(read_file(path), str(path))[0]
-        if kind in (KIND, FIRST_KIND):
+        if kind in (PREQUENTIAL, FIRST_PREQUENTIAL):
             return ReceivedFile(place, len(receive_prequential(path, place, locations, progress=progress)))
-        if kind == "two_part":
+        if kind == TWO_PART:
             found = receive_two_part(path, place, locations)
             weights = sum(weight.posterior.numel for weight in found.loaded.model.weights)
             return ReceivedFile(place, len(found.labels), weights)

@@ -24,7 +24,7 @@ from bitsback.errors import FileError
 from bitsback.formats.config_tree import MESSAGE_SECTIONS, to_tree
 from bitsback.formats.container import BitWriter, seal
 from bitsback.formats.label_code import check_likelihood
-from bitsback.formats.message.header import EXPONENT_BITS, EXPONENT_OFFSET, Header
+from bitsback.formats.message.header import EXPONENT_BITS, EXPONENT_OFFSET, MESSAGE, Header
 from bitsback.formats.message.shared import Setting, _guard, _posterior_digest
 from bitsback.formats.repeatable import Recording, check_alone, repeatable, steps_of
 from bitsback.formats.side_information import SideInformation, densities_of
@@ -200,7 +200,7 @@ def send(
     header.put(writer)
     rest = payload[len(payload) // 4 * 4 :]
     contents = writer.to_bytes() + rest + stack.to_bytes()
-    file = seal("message", contents)
+    file = seal(MESSAGE, contents)
     return Sent(
         content=file,
         step=2.0**-m,

@@ -14,7 +14,7 @@ from bitsback.formats.config_tree import MESSAGE_SECTIONS, to_tree
 from bitsback.formats.container import BitWriter, seal
 from bitsback.formats.message.shared import Setting
 from bitsback.formats.prequential.calibration import Block
-from bitsback.formats.prequential.preamble import KIND, Head, labels_digest, tables_digest
+from bitsback.formats.prequential.preamble import PREQUENTIAL, Head, labels_digest, tables_digest
 from bitsback.formats.prequential.walk import Walk, check
 from bitsback.formats.repeatable import repeatable
 from bitsback.result import Result, text_table
@@ -161,7 +161,7 @@ def prequential(config: Config, *, progress: bool = True) -> Prequential:
     blocks, test_error = walk.run(sending, experiment.dataset.test, progress=progress)
     head = _head(walk, sending, Setting(experiment.model, experiment.likelihood, train.inputs))
     stream = sending.stream()
-    content = seal(KIND, head + stream)
+    content = seal(PREQUENTIAL, head + stream)
     header_bits, seconds = 8 * (len(content) - len(stream)), time.perf_counter() - began
     return Prequential(tuple(blocks), walk.classes, content, header_bits, test_error, seconds)
 
