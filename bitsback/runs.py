@@ -15,7 +15,7 @@ from typing import Any
 from bitsback.analysis.sources import TrainedRun
 from bitsback.atomic_io import file_name, new_directory
 from bitsback.config import Config, Experiment, load_config, load_run
-from bitsback.config.given import given_experiment
+from bitsback.config.given_experiment import given_experiment
 from bitsback.data import Dataset, Examples
 from bitsback.errors import ConfigError, DataError, RunError
 from bitsback.ledger import shown_bits, shown_error
@@ -186,6 +186,7 @@ def write_page(trained: TrainedRun) -> Path | None:
     directory = trained.directory
     if directory is None or not trained.config.logging.report:
         return None
+    sys.stdout.flush()  # the ledger is there to read meanwhile
     try:
         from bitsback.report import write_report
 

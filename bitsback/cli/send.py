@@ -51,11 +51,9 @@ def send(
     from bitsback.formats.transfer import send as sent
 
     check_same_run(run, config, overrides or [])
-    source, changes = (run, []) if run is not None else (config, overrides or [])
-    assert source is not None
+    source, changes = (run, []) if run is not None else (config or Path(), overrides or [])
     if step is not None and "," in step:
-        assert payload is not None
-        table = send_at_steps(source, changes, steps=step.split(","), payload=payload, draws=draws, pad=pad)
+        table = send_at_steps(source, changes, steps=step.split(","), payload=payload or b"", draws=draws, pad=pad)
         print(table.to_json() if json else table)
         return
     found = sent(source, changes, code=code.value, payload=payload, out=out, step=step, pad=pad)

@@ -1,6 +1,5 @@
 """bitsback train: from YAML to a run directory."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -46,7 +45,6 @@ def train(
     print(found.ledger.to_json()) if json else show(found.ledger)
     if not json:
         print(found.closing())
-    sys.stdout.flush()  # the ledger is there to read meanwhile
     try:
         page = write_page(found)
     except KeyboardInterrupt as error:

@@ -12,10 +12,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bitsback.data.deskew import DeskewSettings
+from bitsback.data.diffusion_map import fixed_signs, sparse_walk_modes
 from bitsback.data.feature_map import SHOWN_AFTER_SECONDS, FeatureSettings, Map
 from bitsback.data.gradients import GradientHistogramSettings
 from bitsback.data.graph import DenseGraph, SparseGraph
-from bitsback.data.walk import fixed_signs, sparse_walk_modes
 from bitsback.errors import DataError
 
 MOST_INPUTS_IN_A_GRAPH = 6000

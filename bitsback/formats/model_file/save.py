@@ -12,7 +12,7 @@ from torch import nn
 from bitsback.atomic_io import check_new_file, write_bytes
 from bitsback.config import Config, Experiment
 from bitsback.config.coding_settings import PackSettings
-from bitsback.config.given import likelihood_settings
+from bitsback.config.given_experiment import likelihood_settings
 from bitsback.config.network import FactorySettings, LayerSpec, SequentialSettings, layer_kinds
 from bitsback.config.schema import BayesianSettings
 from bitsback.data import Dataset, Examples
