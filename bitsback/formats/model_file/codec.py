@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 from bitsback.config import Experiment
 from bitsback.config.coding_settings import PackSettings
 from bitsback.formats.container import BitReader
-from bitsback.formats.kinds import FileKind, all_kinds, kind_numbered
+from bitsback.formats.kinds import HOMES, FileKind, all_kinds
 from bitsback.formats.model_file.head import Shell
 
 
@@ -59,7 +60,7 @@ def register_codec(codec: ModelCodec) -> ModelCodec:
 
 def codec_of(kind: FileKind) -> ModelCodec | None:
     """The codec of a kind of file; None for files that are no model files."""
-    kind_numbered(kind.number)  # imports its home
+    import_module(HOMES[kind.number])  # a kind may be known before its codec is
     return _registered.get(kind.number)
 
 
