@@ -60,8 +60,7 @@ def register_codec(codec: ModelCodec) -> ModelCodec:
 
 def codec_of(kind: FileKind) -> ModelCodec | None:
     """The codec of a kind of file; None for files that are no model files."""
-    if kind.number in HOMES:  # the kind may be known before its codec is
-        import_module(HOMES[kind.number])
+    import_module(HOMES[kind.number])  # a kind may be known before its codec is
     return _registered.get(kind.number)
 
 
