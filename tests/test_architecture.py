@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "bitsback"
 TOWER = [
     {"errors", "lazy"},
-    {"units", "limits", "locks", "profiling", "torch_state", "result"},
+    {"units", "limits", "locks", "profiling", "torch_state", "result", "factories"},
     {"registry", "yaml", "atomic_io"},
     {"ledger", "coding"},
     {"learned", "data"},

@@ -19,7 +19,7 @@ from bitsback.formats.kinds import HOMES, FileKind, all_kinds, register_kind
 from bitsback.formats.model_file.codec import codec_named
 from bitsback.formats.model_file.factory_codec import FACTORY
 from bitsback.formats.model_file.read import decode
-from bitsback.formats.model_file.write import pack
+from bitsback.formats.model_file.write import pack_experiment
 from bitsback.formats.two_part import send_two_part
 
 PACKAGE = Path(__file__).parent.parent / "bitsback"
@@ -56,7 +56,7 @@ def packed():
     experiment = Experiment.build(Config.model_validate({"data": {"kind": "digits", "limit": 60}, "training": {"epochs": 1}}))
     experiment.train(None, progress=False)
     means = {weight.name: weight.posterior.mean.detach().clone() for weight in experiment.model.weights}
-    return experiment, means, pack(experiment, PackSettings(codec="factory", factory=OWN), progress=False)
+    return experiment, means, pack_experiment(experiment, PackSettings(codec="factory", factory=OWN), progress=False)
 
 
 def literals(path):
@@ -144,7 +144,7 @@ def test_bodies_that_are_not_the_codecs(packed):
 
 def test_other_files_have_no_such_place(packed):
     experiment = packed[0]
-    plain = pack(experiment, PackSettings(codec="quantised"), progress=False).content
+    plain = pack_experiment(experiment, PackSettings(codec="quantised"), progress=False).content
     with pytest.raises(FileError, match="says no place"):
         decode(plain, "the file", [PLACE])
 
@@ -155,8 +155,8 @@ def test_settings_that_do_not_fit(packed):
         with pytest.raises(ValidationError):
             PackSettings(**wrong)
     with pytest.raises(ConfigError, match=r"pack.factory: cannot import 'no_such_codec:here'"):
-        pack(experiment, PackSettings(codec="factory", factory="no_such_codec:here"), progress=False)
+        pack_experiment(experiment, PackSettings(codec="factory", factory="no_such_codec:here"), progress=False)
     with pytest.raises(FileError, match="the budget is 20"):
-        pack(experiment, PackSettings(codec="factory", factory=OWN, budget_bytes=20), progress=False)
+        pack_experiment(experiment, PackSettings(codec="factory", factory=OWN, budget_bytes=20), progress=False)
     with pytest.raises(FileError, match="labels stand behind networks of the codecs quantised and relative_entropy only"):
         send_two_part(experiment, PackSettings(codec="factory", factory=OWN), progress=False)

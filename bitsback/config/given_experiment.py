@@ -14,8 +14,9 @@ from bitsback.config.schema import BayesianSettings, Config
 from bitsback.data import Dataset, Examples
 from bitsback.data.given import GivenDataSettings
 from bitsback.errors import ConfigError, DataError
-from bitsback.likelihoods import CategoricalLikelihood, GaussianLikelihood, Likelihood
+from bitsback.likelihoods import CategoricalLikelihood, GaussianLikelihood, Likelihood, LikelihoodSettings
 from bitsback.likelihoods.base import registry as likelihoods
+from bitsback.likelihoods.own import GivenLikelihoodSettings
 from bitsback.model import BayesianModel
 from bitsback.model.modes import evaluating
 from bitsback.posteriors import GaussianPosteriorSettings, PointPosterior, PointPosteriorSettings
@@ -67,7 +68,7 @@ def given_experiment(
             "prior": model.prior_settings,
             "prior_overrides": model.override_settings,
             "bayesian": BayesianSettings(exclude=tuple(name for name, _ in model.deterministic())),
-            "likelihood": likelihoods[likelihood.kind].model_validate(likelihood_settings(likelihood)),
+            "likelihood": _likelihood_settings(likelihood),
             "seed": seed,
         }
     )
@@ -87,6 +88,12 @@ def _settings(sections: Mapping[str, Any]) -> Config:
 def _posterior_settings(model: BayesianModel) -> GaussianPosteriorSettings | PointPosteriorSettings:
     points = [q for q in model.posteriors() if isinstance(q, PointPosterior)]
     return PointPosteriorSettings(grid_step=points[0].grid_step) if points else GaussianPosteriorSettings()
+
+
+def _likelihood_settings(likelihood: Likelihood) -> LikelihoodSettings:
+    if not type(likelihood).__module__.startswith("bitsback."):
+        return GivenLikelihoodSettings(of=type(likelihood).__name__)
+    return likelihoods[likelihood.kind].model_validate(likelihood_settings(likelihood))
 
 
 def likelihood_settings(likelihood: Likelihood) -> dict[str, Any]:

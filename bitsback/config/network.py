@@ -1,14 +1,8 @@
 """Networks in YAML: a list of torch.nn layers by name, or a factory in a Python module."""
 
-import importlib
 import inspect
 import json
-import re
-import sys
 from abc import abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -17,6 +11,7 @@ from torch import Tensor, nn
 
 from bitsback.atomic_io import read_tensors
 from bitsback.errors import ConfigError, brief, near_miss
+from bitsback.factories import FactoryName, made_by
 from bitsback.layers import SmoothConv2d
 from bitsback.registry import FilePath, Settings
 
@@ -174,57 +169,17 @@ def _build_layer(kind: type[nn.Module], arguments: dict[str, Any], value: Tensor
     return kind(**{**inferred, **arguments})
 
 
-@contextmanager
-def _importable_here() -> Iterator[None]:
-    """Modules in the current directory can be imported inside, as with ``python -m``."""
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        sys.path.remove(here)
-
-
 class FactorySettings(NetworkSettings):
     """A function in an importable Python module that returns an nn.Module."""
 
     kind: Literal["factory"] = "factory"
-    factory: str = Field(description="package.module:function")
+    factory: FactoryName
     arguments: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the function")
-
-    @field_validator("factory")
-    @classmethod
-    def _named(cls, factory: str) -> str:
-        if not re.fullmatch(r"[\w.]+:\w+", factory):
-            raise ValueError(f"give package.module:function, got '{factory}'")
-        return factory
 
     def build(self, inputs: Tensor, outputs: int) -> nn.Module:
         """Call the factory; raises ConfigError when it cannot be imported, fails, or returns no module."""
-        factory = imported_function(self.factory, "network.factory")
-        try:
-            with _importable_here():
-                network = factory(**self.arguments)
-        except TypeError as error:
-            raise ConfigError(f"network.factory: {self.factory} refuses its arguments: {error}") from error
-        except Exception as error:  # whatever the user's function raises
-            raise ConfigError(f"network.factory: {self.factory} fails with {self.arguments}: {error}") from error
-        if not isinstance(network, nn.Module):
-            raise ConfigError(f"network.factory: {self.factory} returned {type(network).__name__}, not an nn.Module")
+        network: nn.Module = made_by(self.factory, "network.factory", nn.Module, "an nn.Module", **self.arguments)
         return self.finish(network)
-
-
-def imported_function(name: str, setting: str) -> Any:
-    """What ``package.module:function`` names, found in this directory too; raises ConfigError that names the setting."""
-    place, _, function = name.partition(":")
-    try:
-        with _importable_here():
-            return getattr(importlib.import_module(place), function)
-    except ModuleNotFoundError as error:
-        hint = "; is it in this directory or on PYTHONPATH?" if error.name == place.partition(".")[0] else ""
-        raise ConfigError(f"{setting}: cannot import '{name}': {error}{hint}") from error
-    except Exception as error:  # whatever the user's module raises
-        raise ConfigError(f"{setting}: cannot import '{name}': {error}") from error
 
 
 class GivenNetworkSettings(NetworkSettings):

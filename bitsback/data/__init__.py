@@ -4,13 +4,15 @@ from typing import TYPE_CHECKING, Annotated, Union
 
 from pydantic import Field
 
-from bitsback.data import digits, friedman, given, idx, npz  # noqa: F401
+from bitsback.data import digits, friedman, idx, npz  # noqa: F401
 from bitsback.data.dataset import Dataset, DataSettings, Examples, Preprocessing, registry
+from bitsback.data.given import GivenDataSettings
+from bitsback.data.own import OwnDataSettings
 
 if TYPE_CHECKING:
     AnyDataSettings = DataSettings
 else:
-    AnyDataSettings = Annotated[Union[tuple(registry.members())], Field(discriminator="kind")]  # noqa: UP007
+    AnyDataSettings = Annotated[Union[(*registry.members(), OwnDataSettings, GivenDataSettings)], Field(discriminator="kind")]
 """The settings of any registered data source, told apart by ``kind``."""
 
 __all__ = ["AnyDataSettings", "DataSettings", "Dataset", "Examples", "Preprocessing", "registry"]

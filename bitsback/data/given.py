@@ -4,11 +4,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from bitsback.data.dataset import Dataset, DataSettings, registry
+from bitsback.data.dataset import Dataset, DataSettings
 from bitsback.errors import DataError
 
 
-@registry.register("given")
 class GivenDataSettings(DataSettings):
     """Data that a training in Python was given; whoever opens the run gives them again: load_run(RUN, dataset=...)."""
 

@@ -10,7 +10,6 @@ from pydantic import BaseModel, ValidationError
 
 from bitsback.config import Config
 from bitsback.config.load import parse_value
-from bitsback.config.network import FactorySettings
 from bitsback.errors import FileError
 
 MODEL_SECTIONS = ("data", "network", "prior", "prior_overrides", "bayesian", "likelihood")
@@ -26,7 +25,7 @@ with these values they are left out. The table never changes; it only grows unde
 could not have had otherwise.
 """
 
-LOCATED = ("data", "network", "prior", "prior_overrides")
+LOCATED = ("data", "network", "prior", "prior_overrides", "likelihood")
 """Sections that name what each machine keeps elsewhere: paths, and the factory of the network."""
 
 
@@ -84,7 +83,7 @@ def from_tree(tree: dict[str, Any], locations: Sequence[str] = (), *, data_is_ne
             inside = inside[part]
         if last not in inside or inside[last] == NEEDED:
             inside[last] = parse_value(text)
-        elif key != "network.factory" or inside[last] != text:
+        elif not key.endswith(".factory") or inside[last] != text:
             raise FileError(f"'{key}' is fixed by the file; only places, such as --data.root=DIR, can be given")
         given.add(key)
     return _validated(values, given, data_is_needed)
@@ -161,10 +160,11 @@ def _validated(values: dict[str, Any], given: set[str], data_is_needed: bool) ->
     training = config.training
     if "training" in values and "auto" in (training.epochs, training.beta.start, training.beta.warmup_epochs):
         raise FileError("the file does not say how long its sender trained; it is damaged")
-    if isinstance(config.network, FactorySettings) and "network.factory" not in given:
-        name = config.network.factory
-        raise FileError(f"the file's network is made by calling {name}, and no code that a file names is run unasked; "
-                        f"if you trust it, add --network.factory={name}")  # fmt: skip
+    for key, name in factories_of(config).items():
+        if key not in given:
+            what = key.removesuffix(".factory")
+            raise FileError(f"the file's {what} is made by calling {name}, and no code that a file names is run unasked; "
+                            f"if you trust it, add --{key}={name}")  # fmt: skip
     for key in paths_of(config):
         if key not in given:
             raise FileError(f"the file itself names a path ({key}), which no file of bitsback does; do not use it")
@@ -182,7 +182,15 @@ def paths_of(config: Config) -> dict[str, Path]:
 def locations_of(config: Config) -> list[str]:
     """What a receiver would be asked for: where this machine keeps what the configuration names, and the network's factory."""
     found = [f"{key}={json.dumps(str(path))}" for key, path in paths_of(config).items()]
-    return [*found, f"network.factory={config.network.factory}"] if isinstance(config.network, FactorySettings) else found
+    return [*found, *(f"{key}={name}" for key, name in factories_of(config).items())]
+
+
+def factories_of(config: Config) -> dict[str, str]:
+    """The functions that a configuration names, by dotted key: they make its network, data, priors or likelihood."""
+    parts: dict[str, BaseModel] = {section: getattr(config, section) for section in ("data", "network", "prior", "likelihood")}
+    parts |= {f"prior_overrides.{pattern}": prior for pattern, prior in config.prior_overrides.items()}
+    named = ((key, getattr(part, CODEC_FACTORY.partition(".")[2], None)) for key, part in parts.items())
+    return {f"{key}.factory": name for key, name in named if isinstance(name, str)}
 
 
 def _without_kind(name: str) -> str:

@@ -18,6 +18,7 @@ from bitsback.errors import FileError
 from bitsback.formats.container import read_file, unseal
 from bitsback.formats.message.read import receive_file
 from bitsback.formats.message.write import Sender, Sent, check_exponent
+from bitsback.formats.model_file.grid_codec import QUANTISED
 from bitsback.formats.model_file.read import load, write_unpacked
 from bitsback.formats.model_file.save import described
 from bitsback.formats.model_file.write import Packed, pack_experiment, with_settings
@@ -28,7 +29,6 @@ from bitsback.formats.two_part import TWO_PART, TwoPart, check_targets, receive_
 from bitsback.result import Result, text_table
 
 Code = Literal["bits_back", "prequential", "two_part"]
-CODES: tuple[Code, ...] = ("bits_back", "prequential", "two_part")
 
 NOT_ROBUST = (
     "note: only a machine like this one will get the payload back from this run; train it with training.precision=float64 "
@@ -74,7 +74,7 @@ def pack(
     opened = load_run(run) if isinstance(run, str | Path) else run
     settings = opened.config.pack
     given = [*([f"codec={codec}"] if codec else []), *([f"budget_bytes={budget_bytes}"] if budget_bytes is not None else [])]
-    is_quantised = (codec or settings.codec) == "quantised"
+    is_quantised = (codec or settings.codec) == QUANTISED.name
     if (tune or (budget_bytes is not None and not is_quantised)) and settings.tuning is None:
         given.insert(0, "tuning={}")
     experiment = opened.experiment() if isinstance(opened, Run) else opened
@@ -157,7 +157,7 @@ def send(
         for name, value in (("payload", payload), ("step", step), ("pad", pad or None)):
             if value is not None:
                 raise FileError(f"the code {code} chooses the weights itself; leave {name} out")
-        found = (_prequential if code == "prequential" else _two_part)(opened(source, overrides), progress)
+        found = (_prequential if code == PREQUENTIAL.name else _two_part)(opened(source, overrides), progress)
     if out is not None:
         write_bytes(Path(out), found.content)
     return found

@@ -13,12 +13,13 @@ from bitsback.priors.heavy_tails import CauchyPrior, LogisticPrior, StudentTPrio
 from bitsback.priors.horseshoe import HorseshoePrior
 from bitsback.priors.laplace import LaplacePrior
 from bitsback.priors.mixtures import AdaptiveMixturePrior, MixturePrior, ScaleMixturePrior, SpikeAndSlabPrior
+from bitsback.priors.own import OwnPriorSettings
 from bitsback.priors.pyro import PyroPrior
 
 if TYPE_CHECKING:
     AnyPriorSettings = PriorSettings
 else:
-    AnyPriorSettings = Annotated[Union[tuple(registry.members())], Field(discriminator="kind")]  # noqa: UP007
+    AnyPriorSettings = Annotated[Union[(*registry.members(), OwnPriorSettings)], Field(discriminator="kind")]
 """The settings of any registered prior, told apart by ``kind``."""
 
 __all__ = [

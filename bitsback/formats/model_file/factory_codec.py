@@ -9,8 +9,8 @@ from torch import Tensor
 
 from bitsback.config import Experiment
 from bitsback.config.coding_settings import PackSettings
-from bitsback.config.network import imported_function
 from bitsback.errors import ConfigError, FileError
+from bitsback.factories import imported_function
 from bitsback.formats.config_tree import CODEC_FACTORY
 from bitsback.formats.container import BitReader, BitWriter, seal
 from bitsback.formats.kinds import FileKind, register_kind
