@@ -76,6 +76,7 @@ LEARN = {
 PER = {
     kind: one["properties"]["per"].get("enum") or [one["properties"]["per"]["const"]]
     for kind, one in variants_of(SCHEMA["properties"]["prior"]).items()
+    if kind in PRIORS
 }
 HERE = "test_settings_do_what_they_say.py::"
 OBJECTIVES = ("elbo", "quad", "lambda", "classic")
@@ -132,7 +133,7 @@ SHOWN_BY: dict[str, str] = {
         for key in keys
         if key not in ("learn", "per", "group")
     },
-    **{f"prior.factory.{key}": "tests/test_factories.py::test_what_a_prior_of_ones_own_is_told" for key in OWN},
+    **{f"prior.factory.{key}": "test_factories.py::test_what_a_prior_of_ones_own_is_told" for key in OWN},
     **{f"prior.{kind}.learn": HERE + "test_numbers_of_a_prior_are_learned_and_charged_or_neither" for kind in PRIORS},
     **{f"prior.{kind}.per": HERE + "test_as_many_weights_share_a_prior_as_told" for kind in PRIORS},
     "prior.group_gaussian.group": HERE + "test_units_of_the_group_have_scales_of_their_own",
