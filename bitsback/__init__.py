@@ -23,11 +23,20 @@ PUBLIC = {
     "bitsback.posteriors": ("GaussianPosterior", "GaussianPosteriorSettings", "PointPosterior", "PointPosteriorSettings"),
     "bitsback.formats.model_file.read": ("LoadedModel", "load"),
     "bitsback.formats.model_file.save": ("save",),
-    "bitsback.training": ("TrainingSettings", "train"),
+    "bitsback.formats.inspect": ("inspect",),
+    "bitsback.formats.transfer": ("pack", "receive", "send", "unpack"),
+    "bitsback.analysis.certify": ("certify",),
+    "bitsback.analysis.codelengths": ("codelengths", "probe"),
+    "bitsback.analysis.predict": ("predict",),
+    "bitsback.analysis.prune": ("prune",),
+    "bitsback.analysis.widen": ("widen",),
+    "bitsback.report": ("write_report",),
+    "bitsback.runs": ("compare", "train"),
+    "bitsback.training": ("LedgerSettings", "LoggingSettings", "TrainingSettings"),
 }  # fmt: skip
 """The public names and where they live; each is imported when it is first used, so that ``import bitsback`` is quick."""
 
-SUBMODULES = ("data", "likelihoods", "nn", "optim", "priors")
+SUBMODULES = ("coding", "data", "likelihoods", "nn", "optim", "priors")
 """Public name spaces."""
 
 _HOME = {name: module for module, names in PUBLIC.items() for name in names}

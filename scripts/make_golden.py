@@ -34,7 +34,7 @@ from bitsback.formats.message.read import receive_file
 from bitsback.formats.message.write import Sender
 from bitsback.formats.model_file.grid_search import decimal_content
 from bitsback.formats.model_file.read import LoadedModel, decode
-from bitsback.formats.model_file.write import pack
+from bitsback.formats.model_file.write import pack_experiment
 from bitsback.formats.prequential.preamble import Head
 from bitsback.formats.prequential.read import receive_prequential
 from bitsback.formats.prequential.walk import Walk
@@ -156,7 +156,7 @@ def model_tensors(loaded: LoadedModel) -> list[tuple[str, Tensor]]:
 
 def message_facts(path: Path) -> dict[str, str]:
     """Digests of a message's weights and labels, and of its payload where the training here ends as the sender's did."""
-    kind = unseal(path.read_bytes(), path.name)[0]
+    kind = str(unseal(path.read_bytes(), path.name)[0])
     with TemporaryDirectory() as place:
         out = Path(place) / "out"
         with suppress(RefundLostError):
@@ -197,7 +197,7 @@ def facts(path: Path) -> dict[str, Any]:
     A prequential file is trained on again, see ``PREQUENTIAL``. What version 1 of the format wrote is read as far as it can be.
     """
     content = path.read_bytes()
-    kind = unseal(content, path.name)[0]
+    kind = str(unseal(content, path.name)[0])
     if kind.startswith("message"):
         return message_facts(path)
     if kind == "prequential_1":
@@ -215,7 +215,7 @@ def facts(path: Path) -> dict[str, Any]:
 def table_facts() -> dict[str, str]:
     """Digests of the tables that belong to the format."""
     shapes: list[StandardDensity] = [*STANDARD.values(), density_of(StudentTPrior(1.0, df=3.0), "").standard]
-    shapes.append(density_of(AdaptiveMixturePrior([0.5, 0.125], [0.25, 0.75], [0.0, -1.0]), "").shape)
+    shapes.append(density_of(AdaptiveMixturePrior([0.5, 0.125], [0.25, 0.75], [0.0, -1.0]), "").standard)
     tables = {f"cumulative of {s.name}": PriorTable.build(s, STANDARD_STEP).cumulative for s in shapes}
     tables |= {
         "quantiles of normal": PriorTable.build(NORMAL, STANDARD_STEP).quantiles,
@@ -230,7 +230,7 @@ def write_model(name: str, parts: dict[str, Any], directory: Path) -> None:
     """Train and pack one model, and write file and manifest."""
     experiment = Experiment.build(configured(parts))
     experiment.train(None, progress=False)
-    packed = pack(experiment, progress=False)
+    packed = pack_experiment(experiment, progress=False)
     path = directory / f"{name}.bb"
     path.write_bytes(packed.content)
     refund = next((part.bits for part in packed.loaded.parts if part.name.startswith("order of")), None)

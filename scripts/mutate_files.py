@@ -46,8 +46,9 @@ from bitsback.data.npz import NpzSettings
 from bitsback.errors import BitsbackError, TrainingError
 from bitsback.formats import reference_decoder as reference
 from bitsback.formats import two_part as two_part_module
-from bitsback.formats.container import KINDS, SMALL_FILE_BYTES, BitWriter, _checksum, seal, unseal
+from bitsback.formats.container import SMALL_FILE_BYTES, BitWriter, _checksum, seal, unseal
 from bitsback.formats.inspect import inspect_file
+from bitsback.formats.kinds import all_kinds, kind_numbered
 from bitsback.formats.message import read as message_module
 from bitsback.formats.model_file.read import decode
 from bitsback.formats.prequential import read as prequential_module
@@ -68,7 +69,9 @@ TRACED = 16
 """Every so many cases, allocations of NumPy and Python are traced as well."""
 
 EXTREMES = (0, 1, 2, 127, 128, 255, 1 << 15, (1 << 16) - 1, 1 << 31, (1 << 31) - 1, (1 << 32) - 1, 1 << 63, (1 << 64) - 1)
-MODEL_KINDS = ("relative_entropy", "quantised", "decimal")
+KINDS = tuple(kind for kind in all_kinds() if kind != "factory")
+"""Without the one whose files are read by code of their user."""
+
 FIRST_KINDS = ("message_1", "prequential_1")
 """Of version 1: of the one, weights and labels are read; of the other, what stands before its labels."""
 
@@ -86,9 +89,9 @@ class DiffersError(Exception):
 
 def corpus(folder: Path) -> dict[str, list[bytes]]:
     """Whole files of every kind."""
-    found: dict[str, list[bytes]] = {kind: [] for kind in (*KINDS.values(), *FIRST_KINDS)}
+    found: dict[str, list[bytes]] = {kind: [] for kind in (*KINDS, *FIRST_KINDS)}
     for path in sorted((ROOT / "tests" / "golden").glob("*.bb")):
-        kind = unseal(path.read_bytes(), path.name)[0]
+        kind = str(unseal(path.read_bytes(), path.name)[0])
         if kind in found:  # of version 1, message and prequential are only read
             found[kind].append(path.read_bytes())
     for kind, content in make.valid().items():
@@ -233,14 +236,14 @@ def case(number: int, seed: int, files: dict[str, list[bytes]], kinds: list[str]
     kind = draw.choice(kinds)
     content, repaired = draw.choice(files[kind]), draw.random() < 0.9
     others = [one for some in files.values() for one in some]
-    if kind in (*KINDS.values(), *FIRST_KINDS):
+    if kind in (*KINDS, *FIRST_KINDS):
         if draw.random() < 0.3 and kind not in FIRST_KINDS:
             with suppress(BitsbackError):
                 return kind, resettled(content, draw)
         inner = unseal(content, "the file")[1]
         if not repaired:
             return kind, mutated(content, others, draw)
-        as_kind = draw.choice(list(KINDS.values())) if draw.random() < 0.05 else kind
+        as_kind = draw.choice(list(KINDS)) if draw.random() < 0.05 else kind
         return kind, sealed(as_kind, mutated(inner, [one[3:-4] for one in others], draw))
     if kind == "idx_gz" and repaired:
         return kind, gzip.compress(mutated(gzip.decompress(content), others, draw), 1)
@@ -252,7 +255,7 @@ def case(number: int, seed: int, files: dict[str, list[bytes]], kinds: list[str]
 
 def sealed(kind: str, contents: bytes) -> bytes:
     """The whole file around ``contents``, also of a kind that is no longer written."""
-    content = seal(kind.removesuffix("_1"), contents)
+    content = seal(all_kinds()[kind.removesuffix("_1")], contents)
     if kind not in FIRST_KINDS:
         return content
     small = len(content) <= SMALL_FILE_BYTES
@@ -385,7 +388,7 @@ class Stage:
                 raise DiffersError(name)
 
     def _labelled(self) -> str:
-        kind = KINDS.get(self.file.read_bytes()[2] >> 4) if self.file.stat().st_size > 2 else None
+        kind = str(kind_numbered(self.file.read_bytes()[2] >> 4)) if self.file.stat().st_size > 2 else None
         shutil.rmtree(self.out, ignore_errors=True)
         if kind == "two_part":
             return self._read_two_part()
@@ -537,7 +540,7 @@ def _reset_peak() -> None:
 
 def declared_bytes(kind: str, content: bytes) -> int:
     """Memory that a file of a kind may ask for."""
-    if kind in (*KINDS.values(), *FIRST_KINDS):
+    if kind in (*KINDS, *FIRST_KINDS):
         return NUMBER_BYTES * limits.numbers_for(len(content))
     return DATA_BYTES
 

@@ -25,6 +25,8 @@ from bitsback.formats import reference_decoder as reference
 from bitsback.formats.container import BitReader, unseal
 from bitsback.formats.message.header import Header
 from bitsback.formats.message.shared import Setting
+from bitsback.formats.model_file.block_codec import RELATIVE_ENTROPY
+from bitsback.formats.model_file.grid_codec import DECIMAL
 from bitsback.formats.model_file.hidden_units import exchangeable_groups
 from bitsback.formats.model_file.read import LoadedModel
 from bitsback.formats.side_information import SideInformation
@@ -44,9 +46,9 @@ def model_weights(content: bytes, loaded: LoadedModel) -> dict[str, Flat]:
     reader, bits = BitReader(contents), {part.name: part.bits for part in loaded.parts}
     names = list(bits)
     reader.place = round(sum(bits[name] for name in names[1 : names.index("guard of the priors") + 1]))
-    if kind == "relative_entropy":
+    if kind == RELATIVE_ENTROPY:
         return _blocks(reader, loaded.model)
-    digits = reader.take(4) if kind == "decimal" else None
+    digits = reader.take(4) if kind == DECIMAL else None
     return _quantised(reader, loaded.model, 1 + len(loaded.tree["inputs"]), digits)
 
 
@@ -163,7 +165,7 @@ def message(contents: bytes, header: Header, setting: Setting, version: int) -> 
     Header.take(reader, version=version)
     body = reader.rest()[header.payload_bytes % 4 :]
     stack = reference.Stack.from_bytes(body, 1 << header.lanes_log2)
-    stack.pop_raw(SideInformation.of(setting.model, setting.likelihood).widths().tolist())
+    stack.pop_raw(SideInformation.of(setting.model, setting.likelihood).bits_each().tolist())
     code, m = setting.prior_code(header.exponent), header.exponent
     tables = [table.cumulative.tolist() for table in code.tables]
     points = [p + c for p, c in zip(_points(stack, tables, code.table_of.tolist()), code.centre.tolist(), strict=True)]

@@ -19,7 +19,7 @@ from bitsback.config import Config, Experiment
 from bitsback.config.coding_settings import PackSettings
 from bitsback.config.network import SequentialSettings
 from bitsback.data import Dataset, Examples
-from bitsback.formats.model_file.write import pack
+from bitsback.formats.model_file.write import pack_experiment
 from bitsback.likelihoods import CategoricalLikelihood
 from bitsback.model import bayesianize, take_ledger
 from bitsback.training import TrainingSettings, start
@@ -100,7 +100,7 @@ def growth_with_weights(weights: int) -> dict[str, float]:
     found["ledger_seconds"] = min(seconds(lambda: take_ledger(model, likelihood, data, samples=1)) for _ in range(2))
     found["ledger_bytes"] = peak_bytes() - before
     settings = PackSettings(codec="quantised")
-    found["pack_seconds"] = seconds(lambda: pack(experiment, settings, progress=False))
+    found["pack_seconds"] = seconds(lambda: pack_experiment(experiment, settings, progress=False))
     found["pack_bytes"] = peak_bytes() - before
     return {"weights": float(sum(q.numel for q in model.posteriors())), **found}
 

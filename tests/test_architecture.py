@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "bitsback"
 TOWER = [
     {"errors", "lazy"},
-    {"units", "limits", "locks", "profiling", "torch_state"},
+    {"units", "limits", "locks", "profiling", "torch_state", "result", "factories"},
     {"registry", "yaml", "atomic_io"},
     {"ledger", "coding"},
     {"learned", "data"},
@@ -20,6 +20,7 @@ TOWER = [
     {"config"},
     {"formats", "report"},
     {"analysis"},
+    {"runs"},
     {"cli"},
 ]
 FLOOR = {room: height for height, rooms in enumerate(TOWER) for room in rooms}

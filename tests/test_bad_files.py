@@ -16,7 +16,7 @@ from bitsback.cli.app import main
 from bitsback.config import Config, Experiment
 from bitsback.config.coding_settings import PackSettings
 from bitsback.formats.message.write import Sender
-from bitsback.formats.model_file.write import pack
+from bitsback.formats.model_file.write import pack_experiment
 from bitsback.formats.prequential.write import prequential
 from bitsback.formats.two_part import send_two_part
 
@@ -51,7 +51,7 @@ def made(tmp_path_factory):
     for codec in ("relative_entropy", "quantised"):
         experiment = Experiment.build(config())
         experiment.train(None, progress=False)
-        write_bytes(folder / f"{codec}.bb", pack(experiment, PackSettings(codec=codec), progress=False).content)
+        write_bytes(folder / f"{codec}.bb", pack_experiment(experiment, PackSettings(codec=codec), progress=False).content)
     for name in ("decimal", "two_part"):
         shutil.copy(GOLDEN / f"{name}.bb", folder)
     write_bytes(folder / "prequential.bb", prequential(config(prequential=BLOCKS), progress=False).content)
@@ -269,7 +269,7 @@ def test_a_target_that_cannot_be_written_is_refused_before_any_training(call, mo
         raise AssertionError("trained or packed for nothing")
 
     monkeypatch.setattr(Experiment, "train", never)
-    monkeypatch.setattr("bitsback.formats.model_file.write.pack", never)
+    monkeypatch.setattr("bitsback.formats.model_file.write.pack_experiment", never)
     monkeypatch.setattr("bitsback.analysis.predict.predict_file", never)
     line = {"send": "send toy.yaml --payload payload -o plain/out", "pack": "pack run -o plain/out",
             "receive": "receive message -o plain/out", "unpack": "unpack quantised.bb -o plain/out",

@@ -28,7 +28,7 @@ from bitsback.config.schema import Config
 from bitsback.data import Examples
 from bitsback.errors import BitsbackError, CertificateError, ConfigError
 from bitsback.formats.config_tree import MESSAGE_SECTIONS, to_tree
-from bitsback.formats.model_file.write import pack
+from bitsback.formats.model_file.write import pack_experiment
 from bitsback.likelihoods import CategoricalLikelihood
 from bitsback.likelihoods.real import GaussianLikelihood
 from bitsback.model import bayesianize, evaluate
@@ -290,7 +290,7 @@ def test_a_learnt_prior_is_certified_on_the_other_part_and_only_there(tmp_path, 
         then = trained(tmp_path / f"{name} 2", data=after, training={"epochs": 1}, prior=from_prior | {"run": str(first)})
         with pytest.raises(CertificateError, match=r"may have seen the examples.*data\.part"):
             certify_run(then, draws=1)
-    packed = pack(load_run(tmp_path / "whole 2").experiment(), progress=False)  # a file leans on that run as well
+    packed = pack_experiment(load_run(tmp_path / "whole 2").experiment(), progress=False)  # a file leans on that run as well
     (tmp_path / "whole.bb").write_bytes(packed.content)
     with pytest.raises(CertificateError, match="may have seen"):
         certify_model_file(tmp_path / "whole.bb", (f"prior.run={tmp_path / 'whole 1'}",))
@@ -335,7 +335,7 @@ def test_the_verb_shows_every_ingredient_and_refuses_in_one_sentence(tmp_path, r
 @pytest.mark.parametrize("scaling", ["unit", "standard"])
 def test_a_file_is_certified_by_its_length(tmp_path, run_command, scaling):
     place = trained(tmp_path / "run", data={"scaling": scaling}, training={"epochs": 8})
-    packed = pack(load_run(place).experiment(), progress=False)
+    packed = pack_experiment(load_run(place).experiment(), progress=False)
     path = tmp_path / "model.bb"
     path.write_bytes(packed.content)
     done = run_command("certify", str(path), "--delta", "0.05", "--alternatives", "2", "--json")
@@ -359,7 +359,7 @@ def test_a_file_without_its_examples_is_refused(tmp_path):
     np.savez(tmp_path / "data.npz", inputs=np.random.default_rng(0).normal(size=(40, 3)), targets=np.arange(40) % 2)
     run = trained(tmp_path / "run", data={"kind": "npz", "path": str(tmp_path / "data.npz"), "limit": None},
                   network={"kind": "sequential", "layers": ["Linear"]}, training={"epochs": 1})  # fmt: skip
-    (tmp_path / "npz.bb").write_bytes(pack(load_run(run).experiment(), progress=False).content)
+    (tmp_path / "npz.bb").write_bytes(pack_experiment(load_run(run).experiment(), progress=False).content)
     with pytest.raises(CertificateError, match="say where the 'npz' examples"):
         certify_model_file(tmp_path / "npz.bb")
     assert certify_model_file(tmp_path / "npz.bb", (f"data.path={tmp_path / 'data.npz'}",)).n == 32

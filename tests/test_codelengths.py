@@ -153,7 +153,7 @@ def test_the_point_network_minimises_the_description_whatever_the_run_does():
 
 def test_a_penalty_is_a_code_length_up_to_its_constant():
     settings = load_config("configs/digits_mlp.yaml", ["training.epochs=80", "ledger.samples=1"])
-    rows = {row.regularisation: row for row in regularisation_study(settings, progress=False)}
+    rows = {row.regularisation: row for row in regularisation_study(settings, progress=False).rows}
     assert set(rows) == {"L2", "L1", "none"}
     for row in rows.values():
         assert row.penalty_bits + row.constant_bits == pytest.approx(row.code_bits, rel=1e-6)
@@ -175,7 +175,7 @@ def test_the_l2_penalty_and_scipy_agree():
 
 
 def test_rounding_to_decimal_digits():
-    rows = digits_study(config(), progress=False)
+    rows = digits_study(config(), progress=False).rows
     assert len(rows) == 21
     for by in ("L2", "L1", "none"):
         mine = [row for row in rows if row.regularisation == by]

@@ -425,7 +425,7 @@ def test_trainings_of_one_second_get_directories_of_their_own(run_command, run, 
         def now():
             return __import__("datetime").datetime(2026, 11, 28, 12)
 
-    monkeypatch.setattr("bitsback.cli.train.datetime", Clock)
+    monkeypatch.setattr("bitsback.runs.datetime", Clock)
     for _ in range(2):
         assert run_command("train", "toy.yaml", "training.epochs=1").code == 0
     assert {path.name for path in Path("runs").iterdir()} == {"toy-20261128-120000", "toy-20261128-120000-2"}

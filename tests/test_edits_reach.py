@@ -12,7 +12,7 @@ from bitsback.config import Config, Experiment
 from bitsback.config.coding_settings import PackSettings
 from bitsback.data import Dataset, Examples
 from bitsback.formats.model_file.grid_search import decimal_content
-from bitsback.formats.model_file.write import pack
+from bitsback.formats.model_file.write import pack_experiment
 from bitsback.likelihoods import CategoricalLikelihood
 from bitsback.model.posterior_file import posterior_tensors
 
@@ -35,7 +35,7 @@ def experiment(model):
 
 
 def packed(codec):
-    return lambda model: pack(experiment(model), PackSettings(codec=codec), progress=False).content
+    return lambda model: pack_experiment(experiment(model), PackSettings(codec=codec), progress=False).content
 
 
 def pruned(model):

@@ -20,7 +20,7 @@ from bitsback.errors import CertificateError, ConfigError, LayerError
 from bitsback.formats.exact_outputs import exact_outputs
 from bitsback.formats.message.read import receive_file
 from bitsback.formats.message.write import Sender
-from bitsback.formats.model_file.write import pack
+from bitsback.formats.model_file.write import pack_experiment
 from bitsback.likelihoods import CategoricalLikelihood
 from bitsback.model import bayesianize, evaluate, take_ledger, width_curve
 from bitsback.model.modes import Modes, evaluating
@@ -715,7 +715,9 @@ def test_tuning_holds_what_is_in_eval_mode():
     wanted = network.norm.running_var.bfloat16().float()
     moved = network.middle.running_var.clone()
     modes = modes_of(experiment.model)
-    pack(experiment, PackSettings(codec="relative_entropy", tuning=TuningSettings(steps=1, groups=2)), progress=False)
+    pack_experiment(
+        experiment, PackSettings(codec="relative_entropy", tuning=TuningSettings(steps=1, groups=2)), progress=False
+    )
     assert torch.equal(network.norm.running_var, wanted)
     assert not torch.equal(network.middle.running_var, moved)
     assert modes_of(experiment.model) == modes

@@ -117,7 +117,7 @@ def train_plainly(loggers, **more):
 
 def test_a_logger_of_ones_own_sees_what_metrics_jsonl_says(tmp_path):
     first, second = Recorder(), Recorder()
-    train_plainly([first, second], directory=tmp_path / "run")
+    train_plainly([first, second], out=tmp_path / "run")
     assert first.seen == second.seen == metrics_of(tmp_path / "run")
     assert (first.closed, second.closed) == (1, 1)
 
@@ -203,9 +203,9 @@ def test_histograms_can_be_left_out(tmp_path):
 
 
 def test_without_a_configuration_the_objects_speak_for_themselves(tmp_path):
-    train_plainly([], directory=tmp_path / "run", logging=LoggingSettings(tensorboard=True), seed=3)
+    train_plainly([], out=tmp_path / "run", logging=LoggingSettings(tensorboard=True), seed=3)
     told = hparams_of(events_of(tmp_path / "run"), "_hparams_/session_start_info").session_start_info.hparams
-    assert (told["prior.kind"].string_value, told["network.kind"].string_value) == ("gaussian", "Sequential")
+    assert (told["prior.kind"].string_value, told["network.kind"].string_value) == ("gaussian", "given")
     assert (told["training.epochs"].number_value, told["seed"].number_value) == (3, 3)
 
 

@@ -117,7 +117,7 @@ def test_a_message_gives_everything_back_at_the_price_of_its_ledger(tmp_path, na
 
 def test_facts_add_up(linear):
     sent = linear.send(text(3000))
-    facts = sent.facts()
+    facts = sent.to_dict()
     assert facts["message_bits"] == 8 * len(sent.content)
     assert facts["payload_bits"] == 8 * 3000
     assert facts["message_bits"] - facts["payload_bits"] - facts["net_bits"] == pytest.approx(facts["overhead_bits"])
@@ -177,7 +177,7 @@ def test_padding_is_counted_and_comes_back_after_the_payload(tmp_path, linear):
     sent = linear.send(text(50), pad=True)
     assert sent.payload_bits == 400
     assert sent.padding_bits > 0
-    assert sum(sent.facts()["overhead"].values()) == pytest.approx(sent.overhead_bits)
+    assert sum(sent.to_dict()["overhead"].values()) == pytest.approx(sent.overhead_bits)
     assert received(tmp_path, sent.content).payload == text(50)
     assert linear.send(text(3000), pad=True).padding_bits == 0
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 
 import numpy as np
@@ -17,7 +18,7 @@ from bitsback.data import Examples
 from bitsback.errors import BitsbackError, FileError, LayerError, PriorError
 from bitsback.formats.inspect import inspect_file
 from bitsback.formats.model_file.read import load
-from bitsback.formats.model_file.write import pack
+from bitsback.formats.model_file.write import pack_experiment
 from bitsback.model import evaluate
 
 DATA = {"kind": "digits", "limit": 100}
@@ -46,7 +47,7 @@ def trained(**sections):
 
 
 def packed(experiment, **settings):
-    return pack(experiment, PackSettings(**settings), progress=False)
+    return pack_experiment(experiment, PackSettings(**settings), progress=False)
 
 
 def loaded(tmp_path, content, *places):
@@ -510,3 +511,9 @@ def test_nothing_but_bitsback_errors_for_wrong_inputs(tmp_path):
         with pytest.raises(BitsbackError, match=r"the model takes inputs of shape \(1, 8, 8\), got"):
             model.predict(torch.zeros(shape))
     assert model.predict(torch.zeros(0, 8, 8)).shape == (0, 10)
+
+
+def test_a_codec_is_found_whatever_was_imported_before():
+    code = "from bitsback.formats.model_file.codec import codec_named; print(codec_named('quantised').kind)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "quantised\n"

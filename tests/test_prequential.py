@@ -15,7 +15,7 @@ from bitsback.errors import BitsbackError
 from bitsback.formats.container import BitReader, BitWriter, seal, unseal
 from bitsback.formats.inspect import inspect_file
 from bitsback.formats.prequential.calibration import Calibration, minimum
-from bitsback.formats.prequential.preamble import Head
+from bitsback.formats.prequential.preamble import PREQUENTIAL, Head
 from bitsback.formats.prequential.read import receive_prequential
 from bitsback.formats.prequential.walk import Walk, epochs_for
 from bitsback.formats.prequential.write import prequential
@@ -96,8 +96,8 @@ def test_the_number_is_the_size_of_the_file_and_the_blocks_cover_the_data(coded)
     ends = settings.prequential.ends(100)
     assert [(block.start, block.end) for block in code.blocks] == list(zip((0, *ends), ends, strict=False))
     assert 0 <= code.test_error < 0.9
-    assert code.facts()["prequential_bits"] == math.fsum(block["bits"] for block in code.facts()["blocks"])
-    json.dumps(code.facts())
+    assert code.to_dict()["prequential_bits"] == math.fsum(block["bits"] for block in code.to_dict()["blocks"])
+    json.dumps(code.to_dict())
 
 
 def test_labels_come_back(coded, tmp_path):
@@ -237,7 +237,7 @@ def changed(message, path, change):
     head, writer = Head.take(reader), BitWriter()
     change(head.__dict__)
     head.put(writer)
-    path.write_bytes(seal("prequential", writer.to_bytes() + reader.rest()))
+    path.write_bytes(seal(PREQUENTIAL, writer.to_bytes() + reader.rest()))
     return path
 
 

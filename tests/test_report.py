@@ -20,7 +20,7 @@ from bitsback.report.budget import affordable, operations
 from bitsback.report.example_costs import judged
 from bitsback.report.explorers import chosen, explorers
 from bitsback.report.html import render
-from bitsback.report.observe import DEAREST
+from bitsback.report.observation import DEAREST
 from bitsback.report.recoded import recoded
 from bitsback.report.sampled import exact, sampled
 from bitsback.report.widths import widths

@@ -16,9 +16,9 @@ from bitsback.analysis.rivals import label_spreading, logistic
 from bitsback.coding.philox import shuffled
 from bitsback.config import Config, load_config
 from bitsback.config.coding_settings import GrowingBlocks
+from bitsback.data.diffusion_map import sparse_walk_modes
 from bitsback.data.features import Chain, PrincipalComponents, RandomWalkModes
 from bitsback.data.graph import DenseGraph, SparseGraph
-from bitsback.data.walk import sparse_walk_modes
 from bitsback.errors import ConfigError
 from bitsback.units import nats_to_bits
 

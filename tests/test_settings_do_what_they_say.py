@@ -67,13 +67,16 @@ def keys_below(name, node) -> Iterator[str]:
 
 KEYS = [key for section in SECTIONS for key in keys_below(section, SCHEMA["properties"][section])]
 PRIORS = {kind: list(one["properties"]) for kind, one in variants_of(SCHEMA["properties"]["prior"]).items()}
+OWN = PRIORS.pop("factory")  # what it does is up to the function: tests/test_factories.py
 LEARN = {
     kind: resolved(one["properties"]["learn"]).get("enum", [])
     for kind, one in variants_of(SCHEMA["properties"]["prior"]).items()
+    if kind in PRIORS
 }
 PER = {
     kind: one["properties"]["per"].get("enum") or [one["properties"]["per"]["const"]]
     for kind, one in variants_of(SCHEMA["properties"]["prior"]).items()
+    if kind in PRIORS
 }
 HERE = "test_settings_do_what_they_say.py::"
 OBJECTIVES = ("elbo", "quad", "lambda", "classic")
@@ -130,6 +133,7 @@ SHOWN_BY: dict[str, str] = {
         for key in keys
         if key not in ("learn", "per", "group")
     },
+    **{f"prior.factory.{key}": "test_factories.py::test_what_a_prior_of_ones_own_is_told" for key in OWN},
     **{f"prior.{kind}.learn": HERE + "test_numbers_of_a_prior_are_learned_and_charged_or_neither" for kind in PRIORS},
     **{f"prior.{kind}.per": HERE + "test_as_many_weights_share_a_prior_as_told" for kind in PRIORS},
     "prior.group_gaussian.group": HERE + "test_units_of_the_group_have_scales_of_their_own",
@@ -225,7 +229,7 @@ def train(directory=None, logger=None, **sections):
         states.append(state())
 
     outcome = bitsback.train(
-        model, experiment.likelihood, experiment.dataset, directory=directory, training=config.training, ledger=config.ledger,
+        model, experiment.likelihood, experiment.dataset, out=directory, training=config.training, ledger=config.ledger,
         seed=config.seed, progress=False, loggers=[metrics, *([] if logger is None else [logger])], watch=watch,
     )  # fmt: skip
     handle.remove()

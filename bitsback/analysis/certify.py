@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bitsback.analysis.sources import RunSource, experiment_of
 from bitsback.certificates import Certificate, certify_file, certify_posterior
 from bitsback.config import Config, load_run
 from bitsback.config.labels import with_classes
@@ -29,8 +30,40 @@ DRAWS_STREAM = 0x0CE4
 """Keeps the draws that measure the risk apart from those that trained the posterior."""
 
 
+def certify(
+    source: RunSource | str | Path,
+    locations: Sequence[str] = (),
+    *,
+    delta: float = 0.025,
+    delta_draws: float = 0.01,
+    draws: int = DRAWS,
+    alternatives: int = 1,
+    seed: int | None = None,
+    progress: bool = False,
+) -> Certificate:
+    """Bound the error on new examples, of a run's posterior or of the network in a model file.
+
+    Args:
+        source: a run directory, an opened run, a trained experiment, or a model file.
+        locations: of a model file, such as ``data.root=DIR``: where this machine keeps the examples.
+        delta, alternatives: see :func:`bitsback.certificates.certify_posterior`.
+        delta_draws, draws, seed: of a run, whose risk is measured from draws.
+        progress: show a bar when it takes more than two seconds.
+
+    Raises:
+        CertificateError: when no certificate would hold, with the fix.
+    """
+    if isinstance(source, str | Path) and not Path(source).is_dir():
+        return certify_model_file(Path(source), locations, delta=delta, alternatives=alternatives)
+    if locations:
+        raise CertificateError(f"'{locations[0]}' says a place for a model file; a run knows its places, leave it out")
+    return certify_run(
+        source, delta=delta, delta_draws=delta_draws, draws=draws, alternatives=alternatives, seed=seed, progress=progress
+    )
+
+
 def certify_run(
-    directory: Path,
+    run: RunSource | str | Path,
     *,
     delta: float = 0.025,
     delta_draws: float = 0.01,
@@ -42,19 +75,21 @@ def certify_run(
     """The certificate of a run's posterior, on the examples that it was trained on.
 
     Args:
-        directory: the run.
+        run: a run directory, an opened run, or a trained experiment.
         delta, delta_draws, draws, alternatives: see :func:`bitsback.certificates.certify_posterior`.
         seed: of the draws; default: the run's.
 
     Raises:
         CertificateError: when no certificate would hold, with the fix.
     """
-    run = load_run(directory)
-    check_priors(run.config)
-    experiment = run.experiment()
-    check_preprocessing(run.config.data, experiment.dataset.preprocessing)
-    _check_frozen(run.config, experiment.model)
-    with using_threads(threads_for(run.config.training, experiment.model)):
+    if isinstance(run, str | Path):
+        run = load_run(run)
+    config = run.config
+    check_priors(config)
+    experiment = experiment_of(run)
+    check_preprocessing(config.data, experiment.dataset.preprocessing)
+    _check_frozen(config, experiment.model)
+    with using_threads(threads_for(config.training, experiment.model)):
         return certify_posterior(
             experiment.model,
             experiment.likelihood,
@@ -64,7 +99,7 @@ def certify_run(
             delta_draws=delta_draws,
             draws=draws,
             alternatives=alternatives,
-            seed=int(np.random.SeedSequence([run.config.seed if seed is None else seed, DRAWS_STREAM]).generate_state(1)[0]),
+            seed=int(np.random.SeedSequence([config.seed if seed is None else seed, DRAWS_STREAM]).generate_state(1)[0]),
             progress=progress,
         )
 

@@ -1,27 +1,36 @@
 """How many bits do the labels cost? Every code's answer for one data set and one network, side by side."""
 
+import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from bitsback.analysis.approximate import bic_model_bits, laplace_model_bits
 from bitsback.analysis.point_estimates import PointNetwork, check_labels, point_config
 from bitsback.analysis.rivals import Rival, label_spreading, logistic
-from bitsback.config import Config, Experiment, Run, load_config
+from bitsback.config import Config, Experiment, Run, load_config, load_run
 from bitsback.config.coding_settings import PackSettings, TuningSettings
 from bitsback.errors import ConfigError
 from bitsback.formats.prequential.walk import check as check_prequential
 from bitsback.formats.prequential.write import prequential
 from bitsback.formats.two_part import send_two_part
-from bitsback.ledger import Ledger
+from bitsback.ledger import Ledger, shown_error
 from bitsback.model.model import FLOAT32_BITS
 from bitsback.posteriors import PointPosteriorSettings
+from bitsback.result import Result, text_table
 
 NAMES = ("uniform", "float32", "quantised", "bic", "laplace", "variational", "realised", "prequential",
          "label_spreading", "logistic")  # fmt: skip
+PROBED = ("uniform", "variational", "prequential")
+"""The two codes of MDL probing, beside no model."""
+
 PROBE = Path(__file__).with_name("probe.yaml")
+
+
+SHOWN = ("code", "model bits", "data bits", "total bits", "ratio", "test error", "seconds", "decodable here", "")
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,36 @@ class Row:
     how: str
 
 
+@dataclass(frozen=True)
+class CodeTable(Result):
+    """What the labels cost under every code that was asked for."""
+
+    rows: tuple[Row, ...]
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return one row for each code."""
+        return [asdict(row) for row in self.rows]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the rows by the names of their codes."""
+        return {row.name: asdict(row) for row in self.rows}
+
+    def __str__(self) -> str:
+        body = [
+            [
+                row.name,
+                *("" if bits is None else f"{bits:,.0f}" for bits in (row.model_bits, row.data_bits, row.total_bits)),
+                "" if row.ratio is None else f"{row.ratio:.3g}",
+                "" if row.test_error is None else shown_error("error", row.test_error),
+                f"{row.seconds:.1f}",
+                "yes" if row.decodable else "no",
+                row.how,
+            ]
+            for row in self.rows
+        ]
+        return text_table(SHOWN, body)
+
+
 def check_names(names: Sequence[str]) -> None:
     """Raise ConfigError for a name that is none of :data:`NAMES`."""
     for name in names:
@@ -63,6 +102,76 @@ def check_names(names: Sequence[str]) -> None:
 def probe_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """The configuration of a probe on the features in an NPZ file (arrays ``inputs`` and ``targets``)."""
     return load_config(PROBE, [f"data.path={path}", *overrides])
+
+
+def open_source(source: Config | Run | str | Path, overrides: Sequence[str] = ()) -> Config | Run:
+    """Return the configuration or the run behind a path: a run directory, a YAML file, or an NPZ file of features.
+
+    Raises:
+        ConfigError: for overrides of a run, which keeps its configuration.
+    """
+    if not isinstance(source, str | Path):
+        return source
+    path = Path(source)
+    if path.is_dir():
+        if overrides:
+            raise ConfigError("a run keeps its configuration; leave the overrides out, or give a YAML file")
+        return load_run(path)
+    return probe_config(path, overrides) if path.suffix == ".npz" else load_config(path, overrides)
+
+
+def configuration_of(source: Config | Run | str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Return the configuration of what :func:`open_source` takes."""
+    given = open_source(source, overrides)
+    return given.config if isinstance(given, Run) else given
+
+
+def codelengths(
+    source: Config | Run | str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    codes: Sequence[str] | None = None,
+    progress: bool = True,
+) -> CodeTable:
+    """Find what the labels cost under every code, for one data set and one network.
+
+    Args:
+        source: a configuration or a run; or a YAML file, a run directory, an NPZ file of an encoder's features.
+        overrides: of a YAML or NPZ file, such as ``training.epochs=50``.
+        codes: which, of :data:`NAMES`; default: all.
+        progress: name each code on stderr, and show bars.
+
+    Raises:
+        ConfigError, DataError, RunError: with the fix.
+
+    >>> from bitsback.training import TrainingSettings
+    >>> table = codelengths(Config(training=TrainingSettings(epochs=5)), codes=["uniform"], progress=False)
+    >>> table.records()[0]["ratio"]
+    1.0
+    """
+    given = open_source(source, overrides)
+    names = NAMES if codes is None else tuple(dict.fromkeys(codes))
+    check_names(names)
+    table, rows = Codelengths(given, names, progress=progress), []
+    for name in names:
+        if progress:
+            print(name, file=sys.stderr)
+        rows.append(table.row(name))
+    return CodeTable(tuple(rows))
+
+
+def probe(path: str | Path, overrides: Sequence[str] = (), *, progress: bool = True) -> CodeTable:
+    """Probe an encoder's features with a linear network: what the labels cost given them (Voita & Titov 2020).
+
+    Args:
+        path: an NPZ file with arrays ``inputs`` and ``targets``.
+        overrides: such as ``training.epochs=50``.
+        progress: show bars.
+
+    Raises:
+        ConfigError, DataError: with the fix.
+    """
+    return codelengths(probe_config(Path(path), overrides), codes=PROBED, progress=progress)
 
 
 class Codelengths:

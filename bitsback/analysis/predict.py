@@ -1,15 +1,17 @@
 """predict: a model file or a run, and inputs as they are stored, become predictions."""
 
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from bitsback.config import Run, load_run
+from bitsback.analysis.sources import RunSource, experiment_of
 from bitsback.data.arrays import REASONS, describe, read_npy, read_npz
 from bitsback.data.idx import read_idx
 from bitsback.errors import DataError, brief, near_miss
@@ -17,6 +19,7 @@ from bitsback.formats.model_file.read import load
 from bitsback.likelihoods import Likelihood
 from bitsback.likelihoods.base import Answer
 from bitsback.model.accounting import SHOWN_AFTER_SECONDS, seeded
+from bitsback.result import Result
 
 DRAWS = 20
 ARRAYS = ("inputs", "test_inputs", "images")
@@ -67,7 +70,7 @@ def _choose(arrays: dict[str, np.ndarray], path: Path) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Prediction:
+class Prediction(Result):
     """What is predicted for some inputs.
 
     Attributes:
@@ -77,6 +80,22 @@ class Prediction:
 
     means: Tensor
     answers: list[Answer]
+
+    def records(self) -> list[Answer]:
+        """Return the answers."""
+        return self.answers
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the answers, under one name."""
+        return {"answers": self.answers}
+
+    def to_json(self, indent: int | None = None) -> str:
+        """Return the answers as JSON."""
+        return json.dumps(self.answers, indent=indent)
+
+    def __str__(self) -> str:
+        rows = (map(_cell, answer.values()) for answer in self.answers)
+        return "\n".join("\t".join(row) for row in rows)
 
     @classmethod
     def of(cls, likelihood: Likelihood, draws: Iterable[Tensor]) -> "Prediction":
@@ -95,6 +114,31 @@ class Prediction:
         return cls(each.mean(0), likelihood.answers(each.mean(0), std))
 
 
+def _cell(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, list) else str(value)
+
+
+def predict(
+    source: RunSource | str | Path, inputs: Tensor | str | Path, locations: Sequence[str] = (), *, draws: int = DRAWS
+) -> Prediction:
+    """Predict for inputs as they are stored: with a run averaged over draws of its posterior, or with a model file.
+
+    Args:
+        source: a run directory, an opened run, a trained experiment, or a model file.
+        inputs: (n, ...), or a file of them: .npy, .npz or IDX.
+        locations: of a model file, such as ``data.root=DIR``, where its features need the training inputs.
+        draws: of a run.
+
+    Raises:
+        DataError: for inputs that cannot be read, or do not fit.
+        FileError, RunError: for a source that is neither.
+    """
+    given = inputs if isinstance(inputs, Tensor) else read_inputs(Path(inputs))
+    if isinstance(source, str | Path) and not Path(source).is_dir():
+        return predict_file(Path(source), given, tuple(locations))
+    return predict_run(source, given, draws)
+
+
 @torch.no_grad()
 def predict_file(path: Path, inputs: Tensor, locations: tuple[str, ...] = ()) -> Prediction:
     """Predictions of a model file."""
@@ -103,10 +147,9 @@ def predict_file(path: Path, inputs: Tensor, locations: tuple[str, ...] = ()) ->
 
 
 @torch.no_grad()
-def predict_run(directory: Path, inputs: Tensor, draws: int = DRAWS) -> Prediction:
+def predict_run(run: RunSource | str | Path, inputs: Tensor, draws: int = DRAWS) -> Prediction:
     """Predictions of a run, averaged over whole-network draws of its posterior."""
-    run: Run = load_run(directory)
-    e = run.experiment()
+    e = experiment_of(run)
     e.model.eval()
     shape, is_real = e.dataset.train.inputs.shape[1:], e.dataset.train.inputs.is_floating_point()
     prepared = e.dataset.preprocessing(inputs if is_real else inputs.long())

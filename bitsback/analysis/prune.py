@@ -10,20 +10,26 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from bitsback.analysis.sources import RunSource, experiment_of
+from bitsback.atomic_io import new_neighbour, whole_directory, write_bytes, write_text
 from bitsback.config import Experiment
 from bitsback.config.coding_settings import PackSettings
 from bitsback.errors import LayerError, LedgerError
-from bitsback.formats.model_file.write import Packed, pack
+from bitsback.formats.model_file.save import described
+from bitsback.formats.model_file.write import Packed, pack_experiment
 from bitsback.kl import kl_each
+from bitsback.ledger import shown_error
 from bitsback.model import BayesianModel, evaluate
 from bitsback.model.accounting import SHOWN_AFTER_SECONDS
 from bitsback.posteriors import GaussianPosterior
+from bitsback.result import Result, text_table
 from bitsback.units import nats_to_bits
 
 KEPT_FRACTIONS = (1.0, 0.9, 0.75, 0.6, 0.45, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)
@@ -81,7 +87,7 @@ class PrunedCost:
 
 
 @dataclass(frozen=True)
-class Pruning:
+class Pruning(Result):
     """The curve, sorted by threshold, and the pruned network at the asked threshold as a model file.
 
     Attributes:
@@ -100,8 +106,18 @@ class Pruning:
     samples: int
     given: str
 
-    def facts(self) -> dict[str, Any]:
-        """Everything, for JSON."""
+    def write(self, directory: Path) -> None:
+        """Write pruned.bb and curve.json to a new directory."""
+        with whole_directory(directory) as place:
+            write_bytes(place / "pruned.bb", self.file.content)
+            write_text(place / "curve.json", self.to_json() + "\n")
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return one row for each threshold."""
+        return [point.facts() for point in self.curve]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything, for JSON."""
         return {
             "keep_snr": self.asked.keep_snr,
             "samples": self.samples,
@@ -114,8 +130,34 @@ class Pruning:
             "unpruned_file_bytes": len(self.unpruned.content),
             "unpruned_file_data_bits": self.unpruned.train_data_bits,
             "asked": self.asked.facts(),
-            "curve": [point.facts() for point in self.curve],
+            "curve": self.records(),
         }
+
+    def __str__(self) -> str:
+        error_name, asked, file = self.file.error_name, self.asked, self.file
+        cheapest = min(self.curve, key=lambda point: point.net_bits)
+        rows = []
+        for point in self.curve:
+            marks = ["asked"] * (point is asked) + ["cheapest"] * (point is cheapest and len(self.curve) > 1)
+            errors = [shown_error(error_name, error) for error in (point.train_error, point.test_error) if error is not None]
+            bits = [point.mask_bits, point.kept_bits, point.model_bits, point.data_bits, point.net_bits]
+            row = [f"{point.keep_snr:.4g}", f"{point.kept:,}", f"{100 * point.fraction_kept:.1f} %"]
+            rows.append([*row, *(f"{value:,.1f}" for value in bits), *errors, ", ".join(marks)])
+        head = ["keep snr", "weights", "kept", "which bits", "kept bits", "model bits", "data bits", "net bits", "train error"]
+        head += ["test error"] * (asked.test_error is not None) + [""]
+        return "\n".join([
+            text_table(head, rows),
+            f"model bits: which weights are kept, their net bits, {asked.other_bits:,.1f} of hyper-parameters and other "
+            f"numbers; errors averaged over {self.samples:,} draws" + (f"; given {self.given}" if self.given else ""),
+            f"pruned at {asked.keep_snr:g}, as a quantised model file: {_shown_file(file)}",
+            f"with every weight, by the same codec: {_shown_file(self.unpruned)}",
+        ])  # fmt: skip
+
+
+def _shown_file(file: Packed) -> str:
+    kind, error = ("training", file.train_error) if file.test_error is None else ("test", file.test_error)
+    size, data = f"{len(file.content):,} bytes", f"{file.train_data_bits:,.1f} data bits"
+    return f"{size}, {data}, {kind} error {shown_error(file.error_name, error)}"
 
 
 def count(keep: Keep) -> int:
@@ -268,26 +310,42 @@ class Pruner:
             with torch.no_grad():
                 for q, kept in zip(_gaussians(model), keep.values(), strict=True):
                     q.mean.masked_fill_(~kept.to(q.mean.device), 0.0)
-            return pack(self.experiment, PackSettings(codec="quantised", quantising=settings), progress=False)
+            return pack_experiment(
+                described(self.experiment), PackSettings(codec="quantised", quantising=settings), progress=False
+            )
         finally:
             model.load_state_dict(state)
 
 
 def prune(
-    experiment: Experiment, keep_snr: float = 1.0, *, curve: bool = True, samples: int | None = None, progress: bool = False
+    run: RunSource | str | Path,
+    keep_snr: float = 1.0,
+    *,
+    out: str | Path | None = None,
+    curve: bool = True,
+    samples: int | None = None,
+    progress: bool = False,
 ) -> Pruning:
-    """Prune a trained experiment at a threshold, and at others around it; the model is left as it was.
+    """Prune a trained network at a threshold, and at others around it; the model is left as it was.
 
     Args:
-        experiment: trained, with Gaussian posteriors.
+        run: a run directory, an opened run, or a trained experiment, with Gaussian posteriors.
         keep_snr: weights with |mean| / std below it become zero.
         curve: measure the other thresholds too, at which :data:`KEPT_FRACTIONS` of the weights are kept.
+        out: a new directory for pruned.bb, the pruned network as a quantised model file, and curve.json; None writes nothing.
         samples: whole-network draws at each point; default: the configuration's.
+        progress: show a bar when it takes more than two seconds.
 
     Raises:
         LedgerError: for a threshold that is no number from zero up or prunes everything, or weights without noise.
         PriorError, FileError: when the network cannot be written as a file.
     """
+    if out is not None:
+        with new_neighbour(Path(out)):
+            pruning = prune(run, keep_snr, curve=curve, samples=samples, progress=progress)
+            pruning.write(Path(out))
+            return pruning
+    experiment = experiment_of(run)
     pruner = Pruner(experiment, samples)
     asked = pruner.keep(keep_snr)
     others = [t for t in thresholds_for(pruner.ratios) if count(pruner.keep(t)) != count(asked)] if curve else []

@@ -1,7 +1,9 @@
 """L2 is the code length under a Gaussian prior and L1 under a Laplace prior; and what rounding to decimal digits does."""
 
+import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,8 +16,10 @@ from bitsback.formats.model_file.grid_search import decimal_content
 from bitsback.formats.model_file.read import decode
 from bitsback.formats.two_part import send_two_part
 from bitsback.kl import kl
+from bitsback.ledger import shown_error
 from bitsback.model import evaluate
 from bitsback.posteriors import PointPosterior
+from bitsback.result import Result, text_table
 from bitsback.units import nats_to_bits
 
 DIGITS = range(7)
@@ -44,7 +48,52 @@ class PenaltyRow:
     seconds: float
 
 
-def regularisation_study(config: Config, *, progress: bool = True) -> list[PenaltyRow]:
+@dataclass(frozen=True)
+class PenaltyTable(Result):
+    """The penalties beside the code lengths, and what the files cost."""
+
+    rows: tuple[PenaltyRow, ...]
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return one row for each penalty."""
+        return [asdict(row) for row in self.rows]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the rows by the names of the penalties."""
+        return {row.regularisation: asdict(row) for row in self.rows}
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """Return the rows as JSON."""
+        return json.dumps(self.records(), indent=indent)
+
+    def __str__(self) -> str:
+        head = ["", "penalty", "penalty bits", "+ constant", "= code bits", "weights", "dropped"]
+        head += ["file bytes", "labels", "total bits", "test error"]
+        body = [
+            [
+                row.regularisation,
+                row.formula,
+                f"{row.penalty_bits:,.1f}",
+                f"{row.constant_bits:,.1f}",
+                f"{row.code_bits:,.1f}",
+                f"{row.weights:,}",
+                f"{row.dropped:,}",
+                f"{row.file_bytes:,}",
+                f"{row.label_bits:,.0f}",
+                f"{row.total_bits:,.0f}",
+                "" if row.test_error is None else shown_error("error", row.test_error),
+            ]
+            for row in self.rows
+        ]
+        return (
+            f"{text_table(head, body)}\n"
+            "The penalty is the code length of the weights, on a grid of step 2^-7, under a Gaussian (L2) or Laplace (L1) "
+            "prior,\nup to a constant that no weight can change. Files have the grids that cost least in all; dropped "
+            "weights are zero."
+        )
+
+
+def regularisation_study(config: Config, *, progress: bool = True) -> PenaltyTable:
     """Train with L2, L1 and no penalty to speak of; each row also holds the real two-part file, on the best grids.
 
     Raises:
@@ -77,7 +126,7 @@ def regularisation_study(config: Config, *, progress: bool = True) -> list[Penal
                 seconds=point.seconds,
             )
         )
-    return rows
+    return PenaltyTable(tuple(rows))
 
 
 def _penalty(experiment: Experiment, weights: Tensor) -> tuple[str, float, float]:
@@ -103,7 +152,35 @@ class DigitsRow:
     test_error: float | None
 
 
-def digits_study(config: Config, *, progress: bool = True) -> list[DigitsRow]:
+@dataclass(frozen=True)
+class DigitsTable(Result):
+    """Weights rounded to decimal digits, and what each file costs."""
+
+    rows: tuple[DigitsRow, ...]
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return one row for each penalty and number of digits."""
+        return [asdict(row) for row in self.rows]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the rows, under one name."""
+        return {"rows": self.records()}
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """Return the rows as JSON."""
+        return json.dumps(self.records(), indent=indent)
+
+    def __str__(self) -> str:
+        head = ["regularisation", "digits", "distinct values", "file bytes", "data bits", "test error"]
+        body = [
+            [row.regularisation, str(row.digits), f"{row.distinct:,}", f"{row.file_bytes:,}", f"{row.data_bits:,.1f}",
+             "" if row.test_error is None else shown_error("error", row.test_error)]
+            for row in self.rows
+        ]  # fmt: skip
+        return text_table(head, body)
+
+
+def digits_study(config: Config, *, progress: bool = True) -> DigitsTable:
     """Train with L2, L1 and no penalty, round the weights to 0 to 6 decimal digits, and write each as a real file.
 
     Everything is measured on the decoded file.
@@ -124,4 +201,4 @@ def digits_study(config: Config, *, progress: bool = True) -> list[DigitsRow]:
             paid = evaluate(loaded.model, loaded.likelihood, data.train, samples=0).data_bits
             error = evaluate(loaded.model, loaded.likelihood, data.test, samples=0).error if data.test is not None else None
             rows.append(DigitsRow(by, digits, len(values.unique()), len(content), paid, error))
-    return rows
+    return DigitsTable(tuple(rows))

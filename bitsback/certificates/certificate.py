@@ -10,15 +10,17 @@ from bitsback.certificates.bounds import check_delta, complexity, draws_bound, f
 from bitsback.certificates.posterior_risk import mean_loss_of_draws
 from bitsback.data import Examples
 from bitsback.errors import CertificateError
+from bitsback.ledger import shown_error
 from bitsback.likelihoods import Likelihood
 from bitsback.model import BayesianModel, take_ledger
 from bitsback.posteriors import PointPosterior
+from bitsback.result import Result, text_table
 
 EXACT_METHODS = ("closed_form", "quadrature", "float32")
 
 
 @dataclass(frozen=True)
-class Certificate:
+class Certificate(Result):
     """With probability ``confidence`` over examples and draws, the risk on new examples is at most ``bound``.
 
     For a run this is the risk of a network whose weights are drawn from the posterior anew for every example; for a model file
@@ -99,6 +101,30 @@ class Certificate:
         """Every ingredient, for JSON."""
         derived = ("bound", "confidence", "risk_bound", "kl_bits", "alternatives_bits", "complexity")
         return {**{name: getattr(self, name) for name in derived}, **vars(self), "assumed": list(self.assumed)}
+
+    def __str__(self) -> str:
+        drawn = self.draws is not None
+        rows = [
+            ("examples n", f"{self.n:,}", "that the risk is measured on"),
+            ("risk on them", f"{self.risk:.5f}", f"from {self.draws:,} draws" if drawn else "exact"),
+            ("at most", f"{self.risk_bound:.5f}", f"but for delta-draws {self.delta_draws:g}" if drawn else "exact"),
+            ("weight bits", f"{self.weight_bits:,.1f}", "KL(q || p)" if drawn else "length of the file, prefix-free"),
+            ("hyper-parameter bits", f"{self.hyperparameter_bits:,.1f}", "learned numbers on their grids"),
+            ("alternatives bits", f"{self.alternatives_bits:,.1f}", f"log2 of {self.alternatives:,}"),
+            ("KL bits", f"{self.kl_bits:,.1f}", "the three together"),
+            ("complexity", f"{self.complexity:.6f}", f"(KL + ln(2 sqrt(n) / {self.delta:g})) / n, in nats"),
+            ("bound", f"{self.bound:.5f}", "largest R with kl(risk || R) <= complexity"),
+        ]
+        if self.test_risk is not None:
+            rows.append(("test error", shown_error("error", self.test_risk), "for information: nothing depends on it"))
+        subject = "weights drawn from the posterior for every example" if drawn else "the network in this file"
+        assumed = [f"Taken to be independent of the examples: {'; '.join(self.assumed)}"] if self.assumed else []
+        return "\n".join([
+            text_table(["", "value", ""], rows),
+            *assumed,
+            f"With probability {self.confidence:g}, {subject} misjudge{'' if drawn else 's'} a new example at most "
+            f"{100 * self.bound:.2f} % of the time.",
+        ])  # fmt: skip
 
 
 def certify_posterior(

@@ -10,10 +10,11 @@ import typer
 from bitsback.cli.certify import certify
 from bitsback.cli.codelengths import codelengths
 from bitsback.cli.compare import compare
+from bitsback.cli.inspect import inspect
 from bitsback.cli.interrupt import interruptible
 from bitsback.cli.ledger import ledger
 from bitsback.cli.output import output_that_may_fail
-from bitsback.cli.pack import inspect, pack, unpack
+from bitsback.cli.pack import pack
 from bitsback.cli.plot import plot
 from bitsback.cli.predict import predict
 from bitsback.cli.priors import priors
@@ -24,6 +25,7 @@ from bitsback.cli.schema import schema
 from bitsback.cli.send import send
 from bitsback.cli.text import escaped_output, printable
 from bitsback.cli.train import train
+from bitsback.cli.unpack import unpack
 from bitsback.cli.watch import watch
 from bitsback.cli.widen import widen
 from bitsback.errors import BitsbackError

@@ -1,19 +1,15 @@
-"""bitsback pack, unpack, inspect: model files."""
+"""bitsback pack: a run becomes a model file."""
 
-import json as json_library
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from bitsback.cli.ledger import RunArgument
-from bitsback.cli.receive import OutDirectory
 from bitsback.cli.train import JsonOption
 from bitsback.errors import FileError
-from bitsback.ledger.table import shown_error
 
 Codec = Literal["auto", "relative_entropy", "quantised"]
-FileArgument = Annotated[Path, typer.Argument(help="Model file.", show_default=False)]
 
 
 def pack(
@@ -32,64 +28,9 @@ def pack(
 
     Example: bitsback pack runs/digits -o digits.bb --tune --budget 120
     """
-    from bitsback.atomic_io import check_new_file, write_bytes
-    from bitsback.config import load_run
-    from bitsback.formats.model_file.write import pack as pack_experiment
-    from bitsback.formats.model_file.write import with_settings
-
     if out is None:
         raise FileError("say where the model file goes: -o FILE")
-    check_new_file(out)
-    opened = load_run(run)
-    given = [*([f"codec={codec}"] if codec else []), *([f"budget_bytes={budget}"] if budget is not None else [])]
-    quantised = codec == "quantised" or (codec is None and opened.config.pack.codec == "quantised")
-    if (tune or (budget is not None and not quantised)) and opened.config.pack.tuning is None:
-        given.insert(0, "tuning={}")
-    packed = pack_experiment(opened.experiment(), with_settings(opened.config.pack, [*given, *(setting or [])]))
-    write_bytes(out, packed.content)
-    if json:
-        print(json_library.dumps(packed.facts(), indent=2))
-        return
-    print(f"{out}: {len(packed.content):,} bytes, {packed.codec} ({packed.why})")
-    labels = packed.train_data_bits if packed.label_bits is None else packed.label_bits
-    print(f"File and training labels given it: {packed.total_bits:,.0f} bits ({8 * len(packed.content):,} + {labels:,.0f}); "
-          f"the posterior's ledger: {packed.net_bits:,.0f}")  # fmt: skip
-    if packed.test_error is not None:
-        print(f"Test error of the decoded file: {shown_error(packed.error_name, packed.test_error)}")
+    from bitsback.formats.transfer import pack as packed
 
-
-def unpack(context: typer.Context, file: FileArgument, out: OutDirectory = None) -> None:
-    """Write a model file's network as DIR/model.safetensors, and its configuration as DIR/config.yaml.
-
-    Example: bitsback unpack digits.bb -o digits
-    """
-    from bitsback.atomic_io import new_neighbour
-    from bitsback.formats.model_file.read import load, write_unpacked
-
-    if out is None:
-        raise FileError("say where the network goes: -o DIR")
-    context.with_resource(new_neighbour(out))
-    loaded = load(file, context.args)
-    write_unpacked(loaded, out)
-    weights = sum(weight.posterior.numel for weight in loaded.model.weights)
-    print(f"{weights:,} weights are in {out / 'model.safetensors'}, the configuration in {out / 'config.yaml'}")
-
-
-def inspect(context: typer.Context, file: FileArgument, json: JsonOption = False) -> None:
-    """Say what a model file or message holds, and where every byte goes.
-
-    Example: bitsback inspect digits.bb
-    """
-    from bitsback.cli.text import table
-    from bitsback.formats.inspect import inspect_file
-
-    report = inspect_file(file, context.args)
-    if json:
-        print(json_library.dumps(report, indent=2))
-        return
-    print(report["sentence"])
-    rows = [[part["name"], f"{part['bits']:,.1f}", f"{part['bits'] / 8:,.1f}"] for part in report["parts"]]
-    total = sum(part["bits"] for part in report["parts"])
-    print(table(["part", "bits", "bytes"], [*rows, ["total", f"{total:,.1f}", f"{total / 8:,.1f}"]]))
-    for note in report["notes"]:
-        print(note)
+    found = packed(run, out, codec=codec, budget_bytes=budget, tune=tune, overrides=setting or [])
+    print(found.to_json() if json else f"{out}: {found}")

@@ -1,6 +1,5 @@
 """bitsback predict: predictions of a model file or a run."""
 
-import json as json_library
 from pathlib import Path
 from typing import Annotated
 
@@ -23,21 +22,17 @@ def predict(
 
     Example: bitsback predict digits.bb --data images.npy
     """
-    from bitsback.analysis.predict import predict_file, predict_run, read_inputs
+    from bitsback.analysis.predict import predict as predicted
     from bitsback.atomic_io import check_new_file, write_array
 
     if data is None:
         raise FileError("say which inputs: --data FILE (.npy, .npz or IDX)")
     if out is not None:
         check_new_file(out)
-    inputs = read_inputs(data)
-    found = predict_run(model, inputs) if model.is_dir() else predict_file(model, inputs, tuple(context.args))
+    found = predicted(model, data, context.args)
     if out is not None:
         write_array(out, found.means.numpy())
-    if json:
-        print(json_library.dumps(found.answers))
-    elif out is None:
-        for row in found.answers:
-            print("\t".join(json_library.dumps(value) if isinstance(value, list) else str(value) for value in row.values()))
+    if json or out is None:
+        print(found.to_json() if json else found)
     else:
         print(f"{len(found.answers):,} predictions are in {out}")

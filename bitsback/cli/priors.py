@@ -16,14 +16,14 @@ def priors(
 
     Example: bitsback priors scale_mixture
     """
-    from bitsback.cli.text import table
     from bitsback.priors import registry
+    from bitsback.result import text_table
 
     if json:
         chosen = [kind] if kind else list(registry)
         print(json_library.dumps({name: registry[name].model_json_schema() for name in chosen}, indent=2))
     elif kind is None:
-        print(table(["prior", "what it is"], [[name, first_line(registry[name].__doc__)] for name in registry], left=2))
+        print(text_table(["prior", "what it is"], [[name, first_line(registry[name].__doc__)] for name in registry], left=2))
     else:
         fields = registry[kind].model_fields
         rows = []
@@ -31,7 +31,7 @@ def priors(
             default = "required" if field.is_required() else str(field.get_default(call_default_factory=True))
             rows.append([name, default, field.description or ""])
         print(f"{kind}: {first_line(registry[kind].__doc__)}\n")
-        print(table(["setting", "default", "meaning"], rows, left=3))
+        print(text_table(["setting", "default", "meaning"], rows, left=3))
 
 
 def first_line(text: str | None) -> str:

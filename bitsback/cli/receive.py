@@ -25,26 +25,8 @@ def receive(
 
     Example: bitsback receive digits.bbm -o received
     """
-    from bitsback.atomic_io import new_neighbour
-    from bitsback.formats.container import read_file, unseal
-    from bitsback.formats.message.read import receive_file
-    from bitsback.formats.prequential.preamble import FIRST_KIND, KIND
-    from bitsback.formats.prequential.read import receive_prequential
-    from bitsback.formats.two_part import receive_two_part
-
     if out is None:
         raise FileError("say where the contents go: -o DIR")
-    context.with_resource(new_neighbour(out))
-    kind = unseal(read_file(message), str(message))[0]
-    if kind in (KIND, FIRST_KIND):
-        labels = receive_prequential(message, out, context.args)
-        print(f"{len(labels):,} labels are in {out}")
-        return
-    if kind == "two_part":
-        labels = receive_two_part(message, out, context.args).labels
-        print(f"{len(labels):,} labels and the network that predicts them are in {out}")
-        return
-    received = receive_file(message, out, context.args)
-    assert received.payload is not None
-    weights = sum(tensor.numel() for tensor in received.weights.values())
-    print(f"{len(received.labels):,} labels, {weights:,} weights and a payload of {len(received.payload):,} bytes are in {out}")
+    from bitsback.formats.transfer import receive as received
+
+    print(received(message, out, context.args))

@@ -14,7 +14,7 @@ from bitsback.cli.ledger import RunArgument
 from bitsback.cli.text import printable
 from bitsback.cli.train import JsonOption
 from bitsback.errors import RunError
-from bitsback.ledger.table import shown_error
+from bitsback.ledger.rendering import shown_error
 from bitsback.report.live_metrics import Metrics, Progress, Tail, check_run
 
 if TYPE_CHECKING:

@@ -1,6 +1,5 @@
 """bitsback widen: what wider and narrower posteriors would cost."""
 
-import json as json_library
 from typing import Annotated
 
 import typer
@@ -20,27 +19,7 @@ def widen(
 
     Example: bitsback widen runs/digits
     """
-    from bitsback.cli.text import table
-    from bitsback.config import load_run
-    from bitsback.ledger import shown_bits
-    from bitsback.model import width_curve
+    from bitsback.analysis.widen import widen as widened
 
-    e = load_run(run).experiment()
-    draws = samples or e.config.ledger.samples
-    curve = width_curve(e.model, e.likelihood, e.dataset.train, samples=draws, seed=e.config.seed, progress=True)
-    columns = ("gross_weight_bits", "refund_bits", "net_weight_bits", "data_bits", "net_bits")
-    rows = [{"factor": factor, **{name: getattr(book, name) for name in columns}} for factor, book in curve.items()]
-    if json:
-        print(json_library.dumps(rows, indent=2))
-        return
-    cheapest = min(rows, key=lambda row: row["net_bits"])
-    head = ["width", "gross weights", "refund", "net weights", "data", "net bits", ""]
-    body = []
-    for row in rows:
-        mark = "cheapest" if row is cheapest else ""
-        weights = shown_bits(row["net_weight_bits"], row["refund_bits"])
-        body.append([f"x {row['factor']:g}", *weights, f"{row['data_bits']:,.1f}", f"{row['net_bits']:,.1f}", mark])
-    print(table(head, body))
-    book = curve[min(curve)]
-    print(f"gross and refund on the ledger's grid of {book.grid_step:g}, which is too coarse for them below x 1; net bits with "
-          f"{book.hyperparameter_bits:.0f} of hyper-parameters")  # fmt: skip
+    found = widened(run, samples=samples, progress=True)
+    print(found.to_json() if json else found)

@@ -1,11 +1,8 @@
 """The network of a configuration, made of torch.nn layers by name or by calling a factory."""
 
-import importlib
 import inspect
 import json
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ from torch import Tensor, nn
 from bitsback.atomic_io import read_tensors
 from bitsback.config.network import FactorySettings, LayerSpec, NetworkSettings, SequentialSettings, split_spec
 from bitsback.errors import ConfigError, brief, near_miss
+from bitsback.factories import made_by
 from bitsback.layers import SmoothConv2d
 
 INFERRED = {
@@ -98,36 +96,8 @@ def _build_layer(kind: type[nn.Module], arguments: dict[str, Any], value: Tensor
 
 def build_factory(settings: FactorySettings) -> nn.Module:
     """Call the factory; raises ConfigError when it cannot be imported, fails, or returns no module."""
-    place, _, name = settings.factory.partition(":")
-    try:
-        with _importable_here():
-            factory = getattr(importlib.import_module(place), name)
-    except ModuleNotFoundError as error:
-        hint = "; is it in this directory or on PYTHONPATH?" if error.name == place.partition(".")[0] else ""
-        raise ConfigError(f"network.factory: cannot import '{settings.factory}': {error}{hint}") from error
-    except Exception as error:  # whatever the user's module raises
-        raise ConfigError(f"network.factory: cannot import '{settings.factory}': {error}") from error
-    try:
-        with _importable_here():
-            network = factory(**settings.arguments)
-    except TypeError as error:
-        raise ConfigError(f"network.factory: {settings.factory} refuses its arguments: {error}") from error
-    except Exception as error:  # whatever the user's function raises
-        raise ConfigError(f"network.factory: {settings.factory} fails with {settings.arguments}: {error}") from error
-    if not isinstance(network, nn.Module):
-        raise ConfigError(f"network.factory: {settings.factory} returned {type(network).__name__}, not an nn.Module")
+    network: nn.Module = made_by(settings.factory, "network.factory", nn.Module, "an nn.Module", **settings.arguments)
     return _started(network, settings.pretrained)
-
-
-@contextmanager
-def _importable_here() -> Iterator[None]:
-    """Modules in the current directory can be imported inside, as with ``python -m``."""
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        sys.path.remove(here)
 
 
 def outputs_for_one_target(settings: NetworkSettings, inputs: Tensor) -> int | None:

@@ -119,7 +119,12 @@ class QuantisingSettings(Settings):
 class PackSettings(Settings):
     """How a run becomes a model file."""
 
-    codec: Literal["auto", "relative_entropy", "quantised"] = Field("auto", description="auto: by net bits per weight")
+    codec: Literal["auto", "relative_entropy", "quantised", "factory"] = Field(
+        "auto", description="auto: by net bits per weight; factory: one of your own"
+    )
+    factory: str | None = Field(
+        None, pattern=r"^[\w.]+:\w+$", description="package.module:function that returns the codec, with codec factory"
+    )
     index_bits: int = Field(12, ge=1, le=24, description="K: bits of a block's index; 12, or 16 for quality")
     key: int = Field(0, ge=0, lt=2**32, description="of the codebook; another one gives another file")
     budget_bytes: PositiveInt | None = Field(None, description="size of the whole file; default: what the net bits ask for")
@@ -127,3 +132,9 @@ class PackSettings(Settings):
         None, description="train on what is not coded yet; default: code the posterior as it is"
     )
     quantising: QuantisingSettings = QuantisingSettings()
+
+    @model_validator(mode="after")
+    def _check(self) -> "PackSettings":
+        if (self.codec == "factory") != (self.factory is not None):
+            raise ValueError("codec: factory and factory: package.module:function go together; give both or neither")
+        return self

@@ -1,5 +1,6 @@
 """A configuration becomes objects, and a run directory becomes them again."""
 
+import copy
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bitsback.atomic_io import DamagedFileError
 from bitsback.config.labels import check_declared, with_classes
@@ -16,10 +17,10 @@ from bitsback.config.load import load_config, to_yaml
 from bitsback.config.schema import Config
 from bitsback.data import Dataset
 from bitsback.errors import ConfigError, RunError
-from bitsback.ledger import Results, open_results
+from bitsback.ledger import Ledger, Results, open_results
 from bitsback.likelihoods import Likelihood
 from bitsback.likelihoods.settings import GaussianLikelihoodSettings
-from bitsback.model import BayesianModel, bayesianize
+from bitsback.model import BayesianModel, bayesianize, take_ledger
 from bitsback.model.modes import evaluating
 from bitsback.model.verdict import LAST_EPOCHS, Course
 from bitsback.training import Logger, Outcome, train
@@ -27,7 +28,11 @@ from bitsback.training.checkpoint import FORMAT, PREVIOUS, load_weights, read_ch
 
 
 def build_model(
-    config: Config, inputs: Tensor, outputs: int, check: Callable[[Tensor], object] = lambda output: None
+    config: Config,
+    inputs: Tensor,
+    outputs: int,
+    check: Callable[[Tensor], object] = lambda output: None,
+    network: nn.Module | None = None,
 ) -> BayesianModel:
     """The untrained model of a configuration, seeded.
 
@@ -38,6 +43,7 @@ def build_model(
         inputs: (n, ...), such as the network will see; the first two are tried out.
         outputs: how many outputs the likelihood needs.
         check: told the network's outputs for the first two inputs; raises when they do not suit.
+        network: to use in place of the one that the configuration says how to make.
 
     Raises:
         ConfigError, LayerError, PriorError: with the fix.
@@ -46,17 +52,9 @@ def build_model(
     example = inputs[:2].double() if double and inputs.is_floating_point() else inputs[:2]
     with _default_dtype(torch.float64 if double else torch.get_default_dtype()):
         torch.manual_seed(config.seed)
-        network = config.network.build(example, outputs)
+        network = config.network.build(example, outputs) if network is None else network
         with torch.no_grad(), evaluating(network):  # a factory may want parts in eval mode
-            try:
-                output = network(example)
-            except Exception as error:  # whatever the user's network raises
-                shape = tuple(inputs.shape[1:])
-                name = getattr(config.network, "factory", config.network.kind)
-                reason = str(error).splitlines()[0]
-                indices = "; for whole-number inputs that are indices, set data.scaling=none" if "Long" in reason else ""
-                raise ConfigError(f"network: {name} fails on inputs of shape {shape}: {reason}{indices}") from error
-            check(output)
+            check(try_out(network, example, getattr(config.network, "factory", config.network.kind)))
         return bayesianize(
             network,
             config.prior,
@@ -66,6 +64,18 @@ def build_model(
             exclude=config.bayesian.exclude,
             estimator=config.bayesian.estimator,
         )
+
+
+def try_out(network: nn.Module, example: Tensor, name: str) -> Tensor:
+    """Return what the network makes of two inputs; raises ConfigError, with the reason, when it fails on them."""
+    try:
+        output: Tensor = network(example)
+    except Exception as error:  # whatever the user's network raises
+        reason = str(error).splitlines()[0]
+        indices = "; for whole-number inputs that are indices, set data.scaling=none" if "Long" in reason else ""
+        shape = tuple(example.shape[1:])
+        raise ConfigError(f"network: {name} fails on inputs of shape {shape}: {reason}{indices}") from error
+    return output
 
 
 @contextmanager
@@ -94,8 +104,15 @@ class Experiment:
     likelihood: Likelihood
 
     @classmethod
-    def build(cls, config: Config, *, inputs_only: bool = False, dataset: Dataset | None = None) -> "Experiment":
-        """Read the data, unless it is given, and build the model, seeded; raises the named error of whatever is wrong.
+    def build(
+        cls,
+        config: Config,
+        *,
+        inputs_only: bool = False,
+        dataset: Dataset | None = None,
+        network: nn.Module | None = None,
+    ) -> "Experiment":
+        """Read the data and build the network, unless they are given; raises the named error of whatever is wrong.
 
         ``inputs_only``: the targets may be missing, as with a receiver who has yet to be told; they are zero then.
         """
@@ -113,7 +130,9 @@ class Experiment:
                 likelihood.check_targets(examples.targets, examples.name)
         first = dataset.train.targets[:2]  # shapes fit, or say why not
         outputs = likelihood.outputs(dataset.train.targets)
-        model = build_model(config, dataset.train.inputs, outputs, check=lambda output: likelihood.bits(output, first))
+        model = build_model(
+            config, dataset.train.inputs, outputs, check=lambda output: likelihood.bits(output, first), network=network
+        )
         model.chosen_grid_step = config.ledger.grid_step
         return cls(config, dataset, model, likelihood)
 
@@ -158,9 +177,16 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Run(Results):
-    """A run directory that was written by ``bitsback train``."""
+    """A run directory that was written by ``bitsback train`` or :func:`bitsback.train`.
+
+    Attributes:
+        config: what was trained.
+        network, dataset: of a run that was trained in Python on what its configuration cannot name.
+    """
 
     config: Config
+    network: nn.Module | None = None
+    dataset: Dataset | None = None
 
     def course(self) -> Course:
         """Return what the training says of itself: its steps, and the data bits of its last epochs."""
@@ -171,6 +197,26 @@ class Run(Results):
             return Course(int(metrics[-1]["step"]) if metrics else 0, data_bits)
         except (ValueError, KeyError, TypeError) as error:
             raise RunError(f"{self.directory / 'metrics.jsonl'} cannot be read; it was changed since the training") from error
+
+    def take_ledger(self, *, samples: int | None = None, seed: int | None = None, progress: bool = False) -> Ledger:
+        """Take the ledger again from the weights, with other draws if asked for.
+
+        Args:
+            samples: whole-network draws; default: the configuration's.
+            seed: of the draws; default: the configuration's.
+            progress: show a bar when it takes more than two seconds.
+        """
+        e, settings = self.experiment(), self.config.ledger
+        return take_ledger(
+            e.model,
+            e.likelihood,
+            e.dataset.train,
+            samples=samples or settings.samples,
+            seed=self.config.seed if seed is None else seed,
+            grid_step=settings.grid_step,
+            progress=progress,
+            course=self.course(),
+        )
 
     def _checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and facts of the last checkpoint."""
@@ -191,7 +237,9 @@ class Run(Results):
 
     def experiment(self) -> Experiment:
         """The experiment with the weights of the last checkpoint."""
-        experiment = Experiment.build(self.config)
+        network = None if self.network is None else copy.deepcopy(self.network)
+        dataset = self.dataset and replace(self.dataset, in_memory=True)
+        experiment = Experiment.build(self.config, dataset=dataset, network=network)
         path, (tensors, _) = self.directory / "checkpoint" / "state.safetensors", self._checkpoint()
         if self.config.training.precision == "float64":
             experiment = experiment.double()
@@ -202,11 +250,19 @@ class Run(Results):
         return experiment
 
 
-def load_run(directory: str | Path) -> Run:
-    """A run directory; raises RunError when it is not one."""
+def load_run(directory: str | Path, *, network: nn.Module | None = None, dataset: Dataset | None = None) -> Run:
+    """Open a run directory.
+
+    Args:
+        directory: what ``bitsback train`` or :func:`bitsback.train` wrote.
+        network, dataset: of a run that was trained in Python: the plain network, untrained, and the data.
+
+    Raises:
+        RunError: when it is not one.
+    """
     place = open_results(directory).directory
     config = load_config(place / "config.yaml")
     if isinstance(config.likelihood, GaussianLikelihoodSettings) and "standardise" not in config.likelihood.model_fields_set:
         old = config.likelihood.model_copy(update={"standardise": False})  # a run from before targets were standardised
         config = config.model_copy(update={"likelihood": old})
-    return Run(place, config)
+    return Run(place, config, network, dataset)

@@ -1,11 +1,12 @@
 """Networks in YAML: a list of torch.nn layers by name, or a factory in a Python module."""
 
-import re
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from bitsback.errors import ConfigError
+from bitsback.factories import FactoryName
 from bitsback.registry import FilePath, Settings
 
 if TYPE_CHECKING:
@@ -80,15 +81,8 @@ class FactorySettings(NetworkSettings):
     """A function in an importable Python module that returns an nn.Module."""
 
     kind: Literal["factory"] = "factory"
-    factory: str = Field(description="package.module:function")
+    factory: FactoryName
     arguments: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the function")
-
-    @field_validator("factory")
-    @classmethod
-    def _named(cls, factory: str) -> str:
-        if not re.fullmatch(r"[\w.]+:\w+", factory):
-            raise ValueError(f"give package.module:function, got '{factory}'")
-        return factory
 
     def build(self, inputs: "Tensor", outputs: int) -> "nn.Module":
         """Call the factory; raises ConfigError when it cannot be imported, fails, or returns no module."""
@@ -97,4 +91,18 @@ class FactorySettings(NetworkSettings):
         return build_factory(self)
 
 
-AnyNetworkSettings = Annotated[SequentialSettings | FactorySettings, Field(discriminator="kind")]
+class GivenNetworkSettings(NetworkSettings):
+    """A network that a training in Python was given; whoever opens the run gives it again: load_run(RUN, network=...)."""
+
+    kind: Literal["given"] = "given"
+    of: str = Field("Module", description="class of the network")
+
+    def build(self, inputs: "Tensor", outputs: int) -> "nn.Module":
+        """Raise ConfigError: nobody knows how to make it."""
+        raise ConfigError(
+            f"the network, a {self.of}, was handed over in Python, and the configuration does not say how it is made; open the "
+            "run with bitsback.load_run(RUN, network=..., dataset=...)"
+        )
+
+
+AnyNetworkSettings = Annotated[SequentialSettings | FactorySettings | GivenNetworkSettings, Field(discriminator="kind")]

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from bitsback.data.diffusion_map import fixed_signs, sparse_walk_modes
 from bitsback.data.feature_map import SHOWN_AFTER_SECONDS, Map
 from bitsback.data.graph import DenseGraph, SparseGraph
 from bitsback.data.settings import Chain as Chain
 from bitsback.data.settings import PrincipalComponents as PrincipalComponents
 from bitsback.data.settings import RandomWalkModes as RandomWalkModes
-from bitsback.data.walk import fixed_signs, sparse_walk_modes
 from bitsback.errors import DataError
 
 MOST_INPUTS_IN_A_GRAPH = 6000

@@ -3,10 +3,12 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Self, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
+from bitsback.errors import DataError
+from bitsback.factories import FactoryName, made_by
 from bitsback.registry import FilePath, Registry, Settings
 
 if TYPE_CHECKING:
@@ -321,8 +323,36 @@ class NpzSettings(DataSettings):
         return load_npz(self, inputs_only=True)
 
 
+class OwnDataSettings(DataSettings):
+    """Data of your own: a function that returns a Dataset, whose inputs are scaled and limited as those of other sources."""
+
+    kind: Literal["factory"] = "factory"
+    factory: FactoryName
+    arguments: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the function")
+
+    def load(self) -> "Dataset":
+        from bitsback.data.dataset import Dataset
+
+        made: Dataset = made_by(self.factory, "data.factory", Dataset, "a Dataset", **self.arguments)
+        return self.finish(made.name, made.train, made.test, classes=made.classes)
+
+
+class GivenDataSettings(DataSettings):
+    """Data that a training in Python was given; whoever opens the run gives them again: load_run(RUN, dataset=...)."""
+
+    kind: Literal["given"] = "given"
+    name: str = Field("in memory", description="what the data set was called")
+    examples: int = Field(0, ge=0, description="how many training examples there were")
+
+    def load(self) -> "Dataset":
+        raise DataError(
+            f"the data '{self.name}' ({self.examples:,} examples) were handed over in Python, and the configuration does not "
+            "say where they are; open the run with bitsback.load_run(RUN, network=..., dataset=...)"
+        )
+
+
 if TYPE_CHECKING:
     AnyDataSettings = DataSettings
 else:
-    AnyDataSettings = Annotated[Union[tuple(registry.members())], Field(discriminator="kind")]  # noqa: UP007
+    AnyDataSettings = Annotated[Union[(*registry.members(), OwnDataSettings, GivenDataSettings)], Field(discriminator="kind")]
 """The settings of any registered data source, told apart by ``kind``."""

@@ -10,7 +10,6 @@ from pydantic import BaseModel, ValidationError
 
 from bitsback.config import Config
 from bitsback.config.load import parse_value
-from bitsback.config.network import FactorySettings
 from bitsback.errors import ConfigError, FileError
 
 MODEL_SECTIONS = ("data", "network", "prior", "prior_overrides", "bayesian", "likelihood")
@@ -26,8 +25,12 @@ with these values they are left out. The table never changes; it only grows unde
 could not have had otherwise.
 """
 
-LOCATED = ("data", "network", "prior", "prior_overrides")
-"""Sections that have locations: paths, and the factory of the network."""
+LOCATED = ("data", "network", "prior", "prior_overrides", "likelihood")
+"""Sections that name what each machine keeps elsewhere: paths, and the factory of the network."""
+
+
+CODEC_FACTORY = "codec.factory"
+"""Location of a codec of one's own; a file names it in the section ``codec``."""
 
 
 def to_tree(config: Config, sections: Sequence[str]) -> dict[str, Any]:
@@ -80,8 +83,8 @@ def from_tree(tree: dict[str, Any], locations: Sequence[str] = (), *, data_is_ne
             inside = inside[part]
         if last not in inside or inside[last] == NEEDED:
             inside[last] = parse_value(text)
-        elif key != "network.factory" or inside[last] != text:
-            raise FileError(f"'{key}' is fixed by the file; only locations, such as --data.root=DIR, can be given")
+        elif not key.endswith(".factory") or inside[last] != text:
+            raise FileError(f"'{key}' is fixed by the file; only places, such as --data.root=DIR, can be given")
         given.add(key)
     return _validated(values, given, data_is_needed)
 
@@ -161,10 +164,11 @@ def _validated(values: dict[str, Any], given: set[str], data_is_needed: bool) ->
     training = config.training
     if "training" in values and "auto" in (training.epochs, training.beta.start, training.beta.warmup_epochs):
         raise FileError("the file does not say how long its sender trained; it is damaged")
-    if isinstance(config.network, FactorySettings) and "network.factory" not in given:
-        name = config.network.factory
-        raise FileError(f"the file's network is made by calling {name}, and no code that a file names is run unasked; "
-                        f"if you trust it, add --network.factory={name}")  # fmt: skip
+    for key, name in factories_of(config).items():
+        if key not in given:
+            what = key.removesuffix(".factory")
+            raise FileError(f"the file's {what} is made by calling {name}, and no code that a file names is run unasked; "
+                            f"if you trust it, add --{key}={name}")  # fmt: skip
     for key in paths_of(config):
         if key not in given:
             raise FileError(f"the file itself names a path ({key}), which no file of bitsback does; do not use it")
@@ -188,10 +192,29 @@ def paths_of(config: Config) -> dict[str, Path]:
 def locations_of(config: Config) -> list[str]:
     """What a receiver would be asked for: where this machine keeps what the configuration names, and the network's factory."""
     found = [f"{key}={json.dumps(str(path))}" for key, path in paths_of(config).items()]
-    return [*found, f"network.factory={config.network.factory}"] if isinstance(config.network, FactorySettings) else found
+    return [*found, *(f"{key}={name}" for key, name in factories_of(config).items())]
+
+
+def factories_of(config: Config) -> dict[str, str]:
+    """The functions that a configuration names, by dotted key: they make its network, data, priors or likelihood."""
+    parts: dict[str, BaseModel] = {section: getattr(config, section) for section in ("data", "network", "prior", "likelihood")}
+    parts |= {f"prior_overrides.{pattern}": prior for pattern, prior in config.prior_overrides.items()}
+    named = ((key, getattr(part, CODEC_FACTORY.partition(".")[2], None)) for key, part in parts.items())
+    return {f"{key}.factory": name for key, name in named if isinstance(name, str)}
 
 
 def _without_kind(name: str) -> str:
     """``data.npz.path`` is ``data.path`` to a user: pydantic names the member of the union too."""
     first, *rest = name.split(".")
     return ".".join([first, *rest[1:]]) if len(rest) > 1 else name
+
+
+def without_codec(locations: Sequence[str]) -> tuple[list[str], str | None]:
+    """The locations, and what they say the codec of the weights is: the receiver's word, as with ``network.factory``.
+
+    >>> without_codec(["data.root=here", "--codec.factory=mine:codec"])
+    (['data.root=here'], 'mine:codec')
+    """
+    begin = f"{CODEC_FACTORY}="
+    given = [place.removeprefix("--").removeprefix(begin) for place in locations if place.removeprefix("--").startswith(begin)]
+    return [place for place in locations if not place.removeprefix("--").startswith(begin)], given[-1] if given else None

@@ -10,24 +10,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bitsback.errors import FileError
+from bitsback.formats.kinds import FileKind, kind_numbered
 
 MARK = b"bb"
 VERSION = 2
-KINDS = {0: "message", 1: "relative_entropy", 2: "quantised", 3: "prequential", 4: "decimal", 5: "two_part"}
-VERSIONS = {"message": 2, "prequential": 2}
-"""Of what is written; 1 where nothing stands. In version 2 receivers repeat another training than in version 1."""
 SMALL_FILE_BYTES = 255
 HEADER_BYTES = len(MARK) + 1
 
 
-def seal(kind: str, contents: bytes) -> bytes:
+def seal(kind: FileKind, contents: bytes) -> bytes:
     """The whole file around ``contents``.
 
-    >>> seal("decimal", b"abc")[:3], len(seal("decimal", b"abc"))
+    >>> kind = FileKind(4, "decimal")
+    >>> seal(kind, b"abc")[:3], len(seal(kind, b"abc"))
     (b'bbA', 8)
     """
-    number = next(number for number, name in KINDS.items() if name == kind)
-    body = MARK + bytes([VERSIONS.get(kind, 1) | number << 4]) + contents
+    body = MARK + bytes([kind.version | kind.number << 4]) + contents
     return body + _checksum(body, small=len(body) + 2 <= SMALL_FILE_BYTES)
 
 
@@ -37,8 +35,8 @@ def sealed_bytes(contents_bytes: int) -> int:
     return body + (2 if body + 2 <= SMALL_FILE_BYTES else 4)
 
 
-def unseal(content: bytes, what: str) -> tuple[str, bytes]:
-    """Kind and contents of a file; of a kind that is now written otherwise, ``message_1`` or ``prequential_1``.
+def unseal(content: bytes, what: str) -> tuple[FileKind, bytes]:
+    """Kind, in the version of the file, and contents of a file.
 
     Args:
         content: the whole file.
@@ -55,16 +53,15 @@ def unseal(content: bytes, what: str) -> tuple[str, bytes]:
         raise FileError(f"{what} is cut off after {len(content)} bytes; copy it again")
     small = len(content) <= SMALL_FILE_BYTES
     size = 2 if small else 4
-    version, kind = content[2] & 15, content[2] >> 4
+    version, number = content[2] & 15, content[2] >> 4
     if version > VERSION:
         raise FileError(f"{what} has format version {version}, this bitsback reads up to {VERSION}; install a newer bitsback")
     if _checksum(content[:-size], small=small) != content[-size:]:
         raise FileError(f"{what} is damaged: its checksum does not fit; bytes were changed, lost or added; copy it again")
-    written = VERSIONS.get(KINDS[kind], 1) if kind in KINDS else 0
-    if not 0 < version <= written:
-        raise FileError(f"{what} is of an unknown kind ({kind}, version {version}); install a newer bitsback")
-    name = KINDS[kind] if version == written else f"{KINDS[kind]}_{version}"
-    return name, content[HEADER_BYTES:-size]
+    kind = kind_numbered(number)
+    if kind is None or not 0 < version <= kind.version:
+        raise FileError(f"{what} is of an unknown kind ({number}, version {version}); install a newer bitsback")
+    return kind.of_version(version), content[HEADER_BYTES:-size]
 
 
 def _checksum(body: bytes, *, small: bool) -> bytes:

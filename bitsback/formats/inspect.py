@@ -1,19 +1,66 @@
 """inspect: what a file holds, and where every byte goes."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bitsback.formats.container import BitReader, read_file, unseal
-from bitsback.formats.message.header import Header
-from bitsback.formats.message.read import FIRST_KIND as FIRST_MESSAGE
+from bitsback.formats.kinds import FileKind
+from bitsback.formats.message.header import FIRST_MESSAGE, MESSAGE, Header
+from bitsback.formats.model_file.block_codec import RELATIVE_ENTROPY
 from bitsback.formats.model_file.read import decode
-from bitsback.formats.prequential.preamble import FIRST_KIND, KIND, Head
-from bitsback.formats.two_part import model_inside
+from bitsback.formats.prequential.preamble import FIRST_PREQUENTIAL, PREQUENTIAL, Head
+from bitsback.formats.two_part import TWO_PART, model_inside
+from bitsback.result import Result, text_table
 
 TRAINS_AGAIN = "Whoever decodes them trains the same networks again; another arithmetic is noticed, block by block."
 ONLY_FIRST = "Only bitsback 0.1 decodes them: it repeats the training of their networks."
 NO_SAMPLE = "The weights were chosen, block by block, to describe the labels well; they are not a sample of the posterior."
+
+
+@dataclass(frozen=True)
+class Inspection(Result):
+    """What a file holds, and where every bit of it goes.
+
+    Attributes:
+        facts: kind, sentence, settings, parts and notes, under the names that ``--json`` prints.
+    """
+
+    facts: dict[str, Any]
+
+    @property
+    def kind(self) -> str:
+        """The kind of file."""
+        kind: str = self.facts["kind"]
+        return kind
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the facts."""
+        return dict(self.facts)
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return the parts: a name, and bits."""
+        return list(self.facts["parts"])
+
+    def __str__(self) -> str:
+        parts = [(part["name"], part["bits"]) for part in self.records()]
+        total = ("total", sum(bits for _, bits in parts))
+        rows = [[name, f"{bits:,.1f}", f"{bits / 8:,.1f}"] for name, bits in [*parts, total]]
+        return "\n".join([self.facts["sentence"], text_table(["part", "bits", "bytes"], rows), *self.facts["notes"]])
+
+
+def inspect(path: str | Path, locations: Sequence[str] = ()) -> Inspection:
+    """Say what a message or model file holds, and where every bit of it goes.
+
+    Args:
+        path: what ``pack`` or ``send`` wrote.
+        locations: such as ``data.root=DIR``, where a model file needs them.
+
+    Raises:
+        FileError: for anything else, or a damaged file.
+    """
+    return Inspection(inspect_file(Path(path), locations))
 
 
 def inspect_file(path: Path, locations: Sequence[str] = ()) -> dict[str, Any]:
@@ -24,23 +71,23 @@ def inspect_file(path: Path, locations: Sequence[str] = ()) -> dict[str, Any]:
     """
     content = read_file(path)
     kind, contents = unseal(content, str(path))
-    if kind in ("message", FIRST_MESSAGE):
+    if kind in (MESSAGE, FIRST_MESSAGE):
         return _message(content, contents, kind)
-    if kind in (KIND, FIRST_KIND):
+    if kind in (PREQUENTIAL, FIRST_PREQUENTIAL):
         return _prequential(content, contents, kind)
-    if kind == "two_part":
+    if kind == TWO_PART:
         return _two_part(content, str(path), locations)
     loaded = decode(content, str(path), locations)
     weights = sum(weight.posterior.numel for weight in loaded.model.weights)
     kinds = ", ".join(dict.fromkeys(weight.prior.kind for weight in loaded.model.weights))
-    notes = [NO_SAMPLE] if kind == "relative_entropy" else []
+    notes = [NO_SAMPLE] if kind == RELATIVE_ENTROPY else []
     if loaded.config.data.features is not None and loaded.config.data.features.is_fitted:
         notes.append(
             f"Predictions need the training inputs, from which the features {loaded.config.data.features.kind} are made."
         )
     rate = f"{8 * len(content) / weights:.3g} bits per weight"
     return {
-        "kind": kind,
+        "kind": str(kind),
         "sentence": f"A {kind} model file of {len(content):,} bytes: {weights:,} weights ({rate}), prior {kinds}, likelihood "
         f"{loaded.likelihood.kind}.",
         "file_bytes": len(content),
@@ -51,9 +98,9 @@ def inspect_file(path: Path, locations: Sequence[str] = ()) -> dict[str, Any]:
     }
 
 
-def _message(content: bytes, contents: bytes, kind: str) -> dict[str, Any]:
+def _message(content: bytes, contents: bytes, kind: FileKind) -> dict[str, Any]:
     reader = BitReader(contents)
-    header = Header.take(reader, version=1 if kind == FIRST_MESSAGE else 2)
+    header = Header.take(reader, version=kind.version)
     head_bits = 8 * (len(contents) - len(reader.rest()))
     rest_bytes = header.payload_bytes % 4
     parts = {
@@ -66,7 +113,7 @@ def _message(content: bytes, contents: bytes, kind: str) -> dict[str, Any]:
     if kind == FIRST_MESSAGE:
         notes.append("Only bitsback 0.1 gives the payload back: it repeats the training that locks it.")
     return {
-        "kind": kind,
+        "kind": str(kind),
         "sentence": f"A bits-back message of {len(content):,} bytes around a payload of {header.payload_bytes:,} bytes: data "
         f"{_kind(header.settings, 'data')}, prior {_kind(header.settings, 'prior')}, grid 2^{-header.exponent}.",
         "file_bytes": len(content),
@@ -81,7 +128,7 @@ def _two_part(content: bytes, what: str, locations: Sequence[str]) -> dict[str, 
     loaded = decode(model, what, locations)
     parts = [{"name": part.name, "bits": part.bits} for part in loaded.parts]
     return {
-        "kind": "two_part",
+        "kind": TWO_PART.name,
         "sentence": f"A two-part file of {len(content):,} bytes: a {loaded.codec} model of {len(model):,} bytes, and labels.",
         "file_bytes": len(content),
         "settings": loaded.tree,
@@ -90,7 +137,7 @@ def _two_part(content: bytes, what: str, locations: Sequence[str]) -> dict[str, 
     }
 
 
-def _prequential(content: bytes, contents: bytes, kind: str) -> dict[str, Any]:
+def _prequential(content: bytes, contents: bytes, kind: FileKind) -> dict[str, Any]:
     reader = BitReader(contents)
     head = Head.take(reader)
     label_bits = 8 * len(reader.rest())
@@ -100,7 +147,7 @@ def _prequential(content: bytes, contents: bytes, kind: str) -> dict[str, Any]:
         "labels": label_bits,
     }
     return {
-        "kind": kind,
+        "kind": str(kind),
         "sentence": f"A message of {len(content):,} bytes: {head.examples:,} labels in the prequential code, in "
         f"{len(head.tables)} blocks; data {_kind(head.settings, 'data')}, prior {_kind(head.settings, 'prior')}.",
         "file_bytes": len(content),
@@ -108,7 +155,7 @@ def _prequential(content: bytes, contents: bytes, kind: str) -> dict[str, Any]:
         "blocks": len(head.tables),
         "settings": head.settings,
         "parts": [{"name": name, "bits": bits} for name, bits in parts.items()],
-        "notes": [ONLY_FIRST if kind == FIRST_KIND else TRAINS_AGAIN],
+        "notes": [ONLY_FIRST if kind == FIRST_PREQUENTIAL else TRAINS_AGAIN],
     }
 
 

@@ -15,18 +15,27 @@ from bitsback.config.coding_settings import PackSettings
 from bitsback.config.labels import as_labels
 from bitsback.data import Examples
 from bitsback.errors import FileError
-from bitsback.formats.container import KINDS, BitReader, BitWriter, digest, read_file, seal, unseal
+from bitsback.formats.container import BitReader, BitWriter, digest, read_file, seal, unseal
 from bitsback.formats.exact_outputs import exact_outputs
+from bitsback.formats.kinds import FileKind, kind_numbered, register_kind
 from bitsback.formats.label_code import check_likelihood, targets
+from bitsback.formats.model_file.block_codec import RELATIVE_ENTROPY
+from bitsback.formats.model_file.grid_codec import QUANTISED
 from bitsback.formats.model_file.read import LoadedModel, decode
-from bitsback.formats.model_file.write import Packed, pack
+from bitsback.formats.model_file.write import Packed, pack_experiment
 from bitsback.formats.size_limits import check_data, check_size
+from bitsback.ledger import shown_error
+from bitsback.result import Result
+
+TWO_PART = register_kind(FileKind(5, "two_part"))
+MODELS = (RELATIVE_ENTROPY, QUANTISED)
+"""Kinds of model files that may stand inside."""
 
 KIND_BITS, CHECK_BITS = 4, 16
 
 
 @dataclass(frozen=True)
-class TwoPart:
+class TwoPart(Result):
     """A file with a network and the training labels, and where its bits went.
 
     Attributes:
@@ -44,8 +53,8 @@ class TwoPart:
         """Bits of the whole file."""
         return 8 * len(self.content)
 
-    def facts(self) -> dict[str, Any]:
-        """Everything, for JSON."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the file, for JSON."""
         return {
             "file_bytes": len(self.content),
             "total_bits": self.total_bits,
@@ -55,6 +64,22 @@ class TwoPart:
             "ledger_net_bits": self.packed.net_bits,
             f"test_{self.packed.error_name}": self.packed.test_error,
         }
+
+    def told(self, out: Path | None = None) -> str:
+        """Return what a person is shown, and where the file is."""
+        place = f" in {out}" if out is not None else ""
+        return f"{len(self.content):,} bytes{place}: {self._sizes()}"
+
+    def __str__(self) -> str:
+        return self.told()
+
+    def _sizes(self) -> str:
+        model_bits, packed = 8 * len(self.packed.content), self.packed
+        sizes = f"{model_bits:,} bits of network ({packed.codec}), {self.total_bits - model_bits:,} of labels"
+        said = f"{sizes}; the posterior's ledger: {packed.net_bits:,.0f}"
+        if packed.test_error is None:
+            return said
+        return f"{said}\nTest error of the decoded network: {shown_error(packed.error_name, packed.test_error)}"
 
 
 def send_two_part(experiment: Experiment, settings: PackSettings | None = None, *, progress: bool = True) -> TwoPart:
@@ -67,21 +92,23 @@ def send_two_part(experiment: Experiment, settings: PackSettings | None = None, 
 
     Raises:
         FileError: for targets that are no labels, or activations too large for exact arithmetic; otherwise as
-            :func:`bitsback.formats.model_file.write.pack`.
+            :func:`bitsback.formats.model_file.write.pack_experiment`.
     """
     check_targets(experiment)
-    packed = pack(experiment, settings, progress=progress)
+    packed = pack_experiment(experiment, settings, progress=progress)
     kind, model = unseal(packed.content, "the model file")
+    if kind not in MODELS:
+        raise FileError(f"labels stand behind networks of the codecs quantised and relative_entropy only, not behind {kind}")
     train = experiment.dataset.train
     values = train.targets.cpu().numpy().astype(np.int64).ravel()
     stack = Stack.empty(1)
     _label_code(packed.loaded, train).push(stack, values)
     stream = stack.to_bytes()
     writer = BitWriter()
-    writer.put(next(number for number, name in KINDS.items() if name == kind), KIND_BITS)
+    writer.put(kind.number, KIND_BITS)
     writer.put_count(len(model))
     writer.put(_check(values), CHECK_BITS)
-    content = seal("two_part", writer.to_bytes() + model + stream)
+    content = seal(TWO_PART, writer.to_bytes() + model + stream)
     return TwoPart(content, packed, 8 * len(stream))
 
 
@@ -154,16 +181,17 @@ def model_inside(content: bytes, what: str) -> bytes:
 def _split(content: bytes, what: str) -> tuple[bytes, int, bytes]:
     """The model file, the check of the labels, and their stream."""
     kind, contents = unseal(content, what)
-    if kind != "two_part":
+    if kind != TWO_PART:
         raise FileError(
             f"{what} is a {kind} file and holds no labels behind a network; use `bitsback inspect` to see what it is"
         )
     reader = BitReader(contents)
     number, length, check = reader.take(KIND_BITS), reader.take_count(), reader.take(CHECK_BITS)
     body = reader.rest()
-    if KINDS.get(number) not in ("relative_entropy", "quantised") or length > len(body):
+    inside = kind_numbered(number)
+    if inside not in MODELS or length > len(body):
         raise FileError(f"{what} does not say which network is in it; it is damaged")
-    return seal(KINDS[number], body[:length]), check, body[length:]
+    return seal(inside, body[:length]), check, body[length:]
 
 
 def _labels(loaded: LoadedModel, examples: Examples, stream: bytes) -> Integers | None:

@@ -8,10 +8,11 @@ from typing import Any
 
 from bitsback.errors import LedgerError
 from bitsback.ledger.entry import Charge, Entry
+from bitsback.result import Result
 
 
 @dataclass(frozen=True)
-class Ledger:
+class Ledger(Result):
     """Every bit of a description: data, weights (gross, refund, net) and learned hyper-parameters.
 
     ``model_weights`` is how many weights the model has; the entries must cover exactly as many, or the ledger raises
@@ -120,7 +121,7 @@ class Ledger:
         return f"The {self.described} cost {without}; with it {cost}{', given ' + self.given if self.given else ''}."
 
     def __str__(self) -> str:
-        from bitsback.ledger.table import render
+        from bitsback.ledger.rendering import render
 
         return render(self)
 
@@ -140,9 +141,9 @@ class Ledger:
             "charges": [asdict(charge) for charge in self.charges],
         }
 
-    def to_json(self) -> str:
-        """The ledger as indented JSON."""
-        return json.dumps(self.to_dict(), indent=2)
+    def records(self) -> list[dict[str, Any]]:
+        """Return the entries: one for each weight tensor."""
+        return [asdict(entry) for entry in self.entries]
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Ledger":

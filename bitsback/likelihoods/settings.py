@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 from pydantic import Field, PositiveFloat
 
 from bitsback.data.settings import LabelValues
-from bitsback.errors import DataError
+from bitsback.errors import ConfigError, DataError
+from bitsback.factories import FactoryName, made_by
 from bitsback.registry import Registry, Settings
 
 if TYPE_CHECKING:
@@ -136,8 +137,39 @@ class GaussianLikelihoodSettings(LikelihoodSettings):
         return self.model_copy(update=found)
 
 
+class OwnLikelihoodSettings(LikelihoodSettings):
+    """A likelihood of your own: a function that is told how many classes the data have, or None, and returns a Likelihood."""
+
+    kind: Literal["factory"] = "factory"
+    factory: FactoryName
+    arguments: dict[str, Any] = Field(default_factory=dict, description="further keyword arguments of the function")
+
+    def build(self, classes: int | None, targets: "Tensor | None" = None) -> "Likelihood":
+        from bitsback.likelihoods.base import Likelihood
+
+        found: Likelihood = made_by(self.factory, "likelihood.factory", Likelihood, "a Likelihood", classes, **self.arguments)
+        if targets is not None:
+            found.fit(targets)
+        return found
+
+
+class GivenLikelihoodSettings(LikelihoodSettings):
+    """A likelihood that a training in Python was given, of a class that is none of bitsback's."""
+
+    kind: Literal["given"] = "given"
+    of: str = Field("Likelihood", description="class of the likelihood")
+
+    def build(self, classes: int | None, targets: "Tensor | None" = None) -> "Likelihood":
+        raise ConfigError(
+            f"the likelihood, a {self.of}, was handed over in Python, and the configuration does not say how it is made; name "
+            "a function that returns it: likelihood: {kind: factory, factory: package.module:function}"
+        )
+
+
 if TYPE_CHECKING:
     AnyLikelihoodSettings = LikelihoodSettings
 else:
-    AnyLikelihoodSettings = Annotated[Union[tuple(registry.members())], Field(discriminator="kind")]  # noqa: UP007
+    AnyLikelihoodSettings = Annotated[
+        Union[(*registry.members(), OwnLikelihoodSettings, GivenLikelihoodSettings)], Field(discriminator="kind")
+    ]
 """The settings of any registered likelihood, told apart by ``kind``."""

@@ -15,12 +15,18 @@ from bitsback.ledger.entry import Charge
 from bitsback.posteriors import GaussianPosteriorSettings, PointPosteriorSettings, Posterior, PosteriorSettings
 from bitsback.priors import Prior, PriorSettings, PyroPrior, WeightInfo
 from bitsback.priors import registry as prior_registry
+from bitsback.priors.settings import OWN, OwnPriorSettings
 
 PriorChoice = PriorSettings | Mapping[str, Any] | str
 """A prior's settings, the same as a mapping with ``kind``, or only its kind."""
 
 PosteriorChoice = PosteriorSettings | Mapping[str, Any] | str
 """A posterior's settings, the same as a mapping with ``kind``, or only its kind."""
+
+
+def settings_class(kind: str) -> type[PriorSettings]:
+    """The settings of a registered prior, or of one of the user's own."""
+    return OwnPriorSettings if kind == OWN else prior_registry[kind]
 
 
 def settings_of(choice: PriorChoice) -> PriorSettings:
@@ -35,11 +41,11 @@ def settings_of(choice: PriorChoice) -> PriorSettings:
         raise PriorError(f"a prior is a kind, a mapping with kind, or settings; got {choice!r}")
     values = {"kind": choice} if isinstance(choice, str) else dict(choice)
     try:
-        return prior_registry[str(values.get("kind", "gaussian"))](**values)
+        return settings_class(str(values.get("kind", "gaussian")))(**values)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        allowed = prior_registry[str(values.get("kind", "gaussian"))].model_fields
+        allowed = settings_class(str(values.get("kind", "gaussian"))).model_fields
         hint = near_miss(key, allowed) if first["type"] == "extra_forbidden" else ""
         raise PriorError(f"prior.{key}: {first['msg']}{hint}, got {first['input']!r}") from error
 
@@ -115,9 +121,11 @@ def build_prior(settings: PriorSettings, name: str, module: nn.Module, local: st
 
 def _check_mass(prior: Prior) -> None:
     """A code has mass one (Kraft). Our own priors are held to it by their tests; a foreign density is held to it here."""
-    if not isinstance(prior, PyroPrior) or prior().event_shape:
+    is_ours = type(prior).__module__.startswith("bitsback.") and not isinstance(prior, PyroPrior)
+    if is_ours or prior().event_shape or prior().batch_shape.numel() != 1:
         return
     exact = copy.deepcopy(prior).double()
     total = float(mass(exact(), exact.breakpoints()).detach())
     if abs(total - 1) > 1e-3:
-        raise PriorError(f"prior '{prior.distribution}' has mass {total:.4f}; a code needs mass one (Kraft)")
+        name = getattr(prior, "distribution", prior.kind)
+        raise PriorError(f"prior '{name}' has mass {total:.4f}; a code needs mass one (Kraft)")

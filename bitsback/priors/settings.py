@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 from pydantic import Field, PositiveFloat, model_validator
 
+from bitsback.factories import FactoryName, made_by
 from bitsback.registry import FilePath, GradientLearn, Learn, Registry, Settings
 
 if TYPE_CHECKING:
@@ -251,8 +252,34 @@ class CheckpointPriorSettings(PriorSettings):
         return CheckpointPrior(mean, self.scale, source=str(self.run), learn=self.learn)
 
 
+OWN = "factory"
+
+
+class OwnPriorSettings(PriorSettings):
+    """A prior of your own: a function that is told the weight (name, shape, fan-in) and returns a Prior."""
+
+    kind: Literal["factory"] = "factory"
+    learn: Literal["none"] = Field("none", description="always none: the function decides what is learned")
+    factory: FactoryName
+    arguments: dict[str, Any] = Field(default_factory=dict, description="further keyword arguments of the function")
+
+    def build(self, weight: "WeightInfo") -> "Prior":
+        from bitsback.priors.base import Prior
+
+        found: Prior = made_by(self.factory, "prior.factory", Prior, "a Prior", weight, **self.arguments)
+        return found
+
+
 if TYPE_CHECKING:
     AnyPriorSettings = PriorSettings
 else:
-    AnyPriorSettings = Annotated[Union[tuple(registry.members())], Field(discriminator="kind")]  # noqa: UP007
+    AnyPriorSettings = Annotated[
+        Union[
+            (
+                *registry.members(),
+                OwnPriorSettings,
+            )
+        ],
+        Field(discriminator="kind"),
+    ]
 """The settings of any registered prior, told apart by ``kind``."""

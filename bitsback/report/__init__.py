@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from bitsback.report.comparison import write_comparison as write_comparison
     from bitsback.report.figures import FIGURES as FIGURES
     from bitsback.report.figures import figure as figure
-    from bitsback.report.observe import Observation as Observation
-    from bitsback.report.observe import observe as observe
+    from bitsback.report.observation import Observation as Observation
+    from bitsback.report.observation import observe as observe
     from bitsback.report.page import write_report as write_report
 
 __getattr__, __dir__, __all__ = attach(
@@ -17,7 +17,7 @@ __getattr__, __dir__, __all__ = attach(
     {
         "comparison": ["write_comparison"],
         "figures": ["FIGURES", "figure"],
-        "observe": ["Observation", "observe"],
+        "observation": ["Observation", "observe"],
         "page": ["write_report"],
     },
     submodules=["plots"],

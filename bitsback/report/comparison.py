@@ -13,10 +13,10 @@ from bitsback.atomic_io import write_text
 from bitsback.config import Config, load_run
 from bitsback.errors import RunError
 from bitsback.ledger import Ledger
-from bitsback.ledger.table import shown_bits, shown_error
+from bitsback.ledger.rendering import shown_bits, shown_error
 from bitsback.report import plots
 from bitsback.report.html import render, shown
-from bitsback.report.observe import Metrics, read_metrics
+from bitsback.report.observation import Metrics, read_metrics
 from bitsback.training.histograms import flat
 
 LONGEST = 120

@@ -13,7 +13,7 @@ from bitsback.model import Weight
 from bitsback.posteriors import GaussianPosterior
 from bitsback.priors import Prior
 from bitsback.report import plots
-from bitsback.report.observe import Observation
+from bitsback.report.observation import Observation
 from bitsback.report.sampled import exact
 from bitsback.units import nats_to_bits
 

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from bitsback.errors import RunError, near_miss
 from bitsback.likelihoods import BernoulliLikelihood
 from bitsback.report import plots
-from bitsback.report.observe import DEAREST, Observation
+from bitsback.report.observation import DEAREST, Observation
 
 Figure = Callable[[Observation], Axes | None]
 

@@ -7,14 +7,14 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from bitsback.atomic_io import write_text
-from bitsback.config import Experiment
+from bitsback.config import Experiment, Run
 from bitsback.ledger import Ledger
-from bitsback.ledger.table import shown_bits
+from bitsback.ledger.rendering import shown_bits
 from bitsback.report import plots
 from bitsback.report.explorers import explorers
 from bitsback.report.figures import drawn
 from bitsback.report.html import render, shown
-from bitsback.report.observe import Observation, observe
+from bitsback.report.observation import Observation, observe
 from bitsback.report.sentences import answers, calibration_said, cards, draws_said, example_rows, fact_rows, first_title
 from bitsback.torch_state import using_threads
 from bitsback.training.train import threads_for
@@ -24,15 +24,15 @@ TABLE_ROWS = 40
 
 
 def write_report(
-    directory: str | Path, *, to: Path | None = None, experiment: Experiment | None = None, progress: bool = False
+    run: Run | str | Path, *, to: Path | None = None, experiment: Experiment | None = None, progress: bool = False
 ) -> Path:
     """Look at a finished run and write its page, RUN/report.html unless ``to`` says otherwise; returns where it is.
 
     Raises:
         RunError: when this is no run directory, the run has not finished, or the page cannot be written.
     """
-    place = to if to is not None else Path(directory) / REPORT
-    seen = observe(directory, experiment=experiment, progress=progress)
+    seen = observe(run, experiment=experiment, progress=progress)
+    place = to if to is not None else seen.run.directory / REPORT
     with using_threads(threads_for(seen.run.config.training, seen.experiment.model)):
         write_text(place, page(seen))
     return place

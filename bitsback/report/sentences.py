@@ -4,9 +4,9 @@ import math
 
 from bitsback import __version__
 from bitsback.ledger import Ledger
-from bitsback.ledger.table import shown_bits, shown_error
+from bitsback.ledger.rendering import shown_bits, shown_error
 from bitsback.report.html import MINUS, shown
-from bitsback.report.observe import Observation
+from bitsback.report.observation import Observation
 from bitsback.report.plots.style import octave
 
 Rows = list[list[str]]

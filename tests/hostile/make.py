@@ -14,16 +14,17 @@ from bitsback.coding.ans import Stack
 from bitsback.config import Config, Experiment
 from bitsback.config.coding_settings import PackSettings
 from bitsback.formats.config_text import put_settings, take_settings
-from bitsback.formats.container import KINDS, VERSION, BitReader, BitWriter, seal, unseal
+from bitsback.formats.container import VERSION, BitReader, BitWriter, seal, unseal
+from bitsback.formats.kinds import all_kinds, kind_numbered
 from bitsback.formats.message.header import Header
 from bitsback.formats.message.write import Sender
 from bitsback.formats.model_file.grid_search import decimal_content
 from bitsback.formats.model_file.read import decode
-from bitsback.formats.model_file.write import pack
+from bitsback.formats.model_file.write import pack_experiment
 from bitsback.formats.prequential.preamble import Head
 from bitsback.formats.prequential.write import prequential
 from bitsback.formats.training_digest import StateDigest
-from bitsback.formats.two_part import send_two_part
+from bitsback.formats.two_part import TWO_PART, send_two_part
 
 HERE = Path(__file__).parent
 FEATURES = {"kind": "principal_components", "features": 4}
@@ -42,7 +43,7 @@ def valid():
     for codec in ("relative_entropy", "quantised"):
         experiment = Experiment.build(config())
         experiment.train(None, progress=False)
-        files[codec] = pack(experiment, PackSettings(codec=codec), progress=False).content
+        files[codec] = pack_experiment(experiment, PackSettings(codec=codec), progress=False).content
     files["decimal"] = decimal_content(experiment, 2)
     files["two_part"] = send_two_part(experiment, PackSettings(codec="quantised"), progress=False).content
     blocks = {"blocks": [20, 40], "least_steps": 1, "predict": "point", "members": 1}
@@ -53,13 +54,13 @@ def valid():
 def settings_of(content):
     """The settings in a file."""
     kind, contents = unseal(content, "the file")
-    return settings_of(inside(content)[0]) if kind == "two_part" else take_settings(BitReader(contents))
+    return settings_of(inside(content)[0]) if kind == TWO_PART else take_settings(BitReader(contents))
 
 
 def inside(content):
     """Model file, digest and label stream of a two-part file."""
     reader = BitReader(unseal(content, "the file")[1])
-    kind, length, check = KINDS[reader.take(4)], reader.take_count(), reader.take(16)
+    kind, length, check = kind_numbered(reader.take(4)), reader.take_count(), reader.take(16)
     body = reader.rest()
     return seal(kind, body[:length]), check, body[length:]
 
@@ -68,22 +69,22 @@ def two_part(model, check, stream, length=None):
     """A two-part file around any file, with a length of its own."""
     kind, contents = unseal(model, "the file")
     writer = BitWriter()
-    writer.put(next(number for number, name in KINDS.items() if name == kind), 4)
+    writer.put(kind.number, 4)
     writer.put_count(len(contents) if length is None else length)
     writer.put(check, 16)
-    return seal("two_part", writer.to_bytes() + contents + stream)
+    return seal(TWO_PART, writer.to_bytes() + contents + stream)
 
 
 def with_settings(content, **sections):
     """The same file with other settings, and a checksum that fits."""
     kind, contents = unseal(content, "the file")
-    if kind == "two_part":
+    if kind == TWO_PART:
         model, *labels = inside(content)
         return two_part(with_settings(model, **sections), *labels)
     reader, writer = BitReader(contents), BitWriter()
     put_settings(writer, {**take_settings(reader), **sections})
     end = {"message": message_head, "relative_entropy": all_blocks, "quantised": quantised_head, "decimal": quantised_head,
-           "prequential": prequential_head}[kind](content)  # fmt: skip
+           "prequential": prequential_head}[kind.name](content)  # fmt: skip
     width = end - reader.place
     writer.put(reader.take(width), width)
     return seal(kind, writer.to_bytes() + reader.rest())
@@ -150,23 +151,23 @@ def with_counts(files):
         writer.put(index_bits, 5)
         writer.put_count(key)
         writer.put_count(blocks)
-        found[f"blocks_{name}"] = seal("relative_entropy", writer.to_bytes())
+        found[f"blocks_{name}"] = seal(all_kinds()["relative_entropy"], writer.to_bytes())
     for lanes in (10, 11, 15):
         writer = BitWriter()
         put_settings(writer, tree)
         writer.put(0, side_bits)
         writer.put(lanes, 4)
         writer.put(1, 1)
-        found[f"quantised_lanes_2^{lanes}"] = seal("quantised", writer.to_bytes() + Stack.empty(1).to_bytes())
+        found[f"quantised_lanes_2^{lanes}"] = seal(all_kinds()["quantised"], writer.to_bytes() + Stack.empty(1).to_bytes())
     for length in (1 << 20, 1 << 21, 1 << 40, 1 << 60):
         writer = BitWriter()
         writer.put(1, 8)
         writer.put_count(length)
-        found[f"settings_of_{length}_bytes"] = seal("quantised", writer.to_bytes() + bytes(40))
+        found[f"settings_of_{length}_bytes"] = seal(all_kinds()["quantised"], writer.to_bytes() + bytes(40))
     writer = BitWriter()
     writer.put(1, 8)
     writer.put(0, 200)
-    found["count_without_end"] = seal("quantised", writer.to_bytes())
+    found["count_without_end"] = seal(all_kinds()["quantised"], writer.to_bytes())
     return found | with_decimals(files["decimal"]) | with_labels_behind(files) | with_blocks(files["prequential"])
 
 
@@ -180,7 +181,7 @@ def with_decimals(content):
         writer = BitWriter()
         for value, bits in ((head, width), (digits, 4), (lanes, 4), (permute, 1)):
             writer.put(value, bits)
-        return seal("decimal", writer.to_bytes() + reader.rest())
+        return seal(all_kinds()["decimal"], writer.to_bytes() + reader.rest())
 
     assert decimal() == content
     found = {f"decimal_digits_{digits}": decimal(digits=digits) for digits in (10, 15)}
@@ -224,7 +225,7 @@ def with_blocks(content):
         for table in whole.tables:
             writer.put(table, 8)
         writer.put(whole.labels_digest, 16)
-        return seal("prequential", writer.to_bytes() + rest)
+        return seal(all_kinds()["prequential"], writer.to_bytes() + rest)
 
     assert changed() == content
     training = head.settings["training"]
@@ -292,8 +293,8 @@ def damaged(files):
         found[f"{kind}_extended"] = content + b"\0"
         found[f"{kind}_flipped"] = content[:20] + bytes([content[20] ^ 4]) + content[21:]
         found[f"{kind}_of_the_future"] = content[:2] + bytes([content[2] & 0xF0 | VERSION + 1]) + content[3:]
-        found[f"{kind}_resealed_short"] = seal(kind, body[3:-1])
-        found[f"{kind}_resealed_long"] = seal(kind, body[3:] + b"\1")
+        found[f"{kind}_resealed_short"] = seal(all_kinds()[kind], body[3:-1])
+        found[f"{kind}_resealed_long"] = seal(all_kinds()[kind], body[3:] + b"\1")
     found["unknown_kind"] = resealed(b"bb\x71" + bytes(40))
     found["version_zero"] = resealed(b"bb\x10" + bytes(40))
     found["version_that_its_kind_has_not"] = resealed(b"bb\x22" + bytes(40))

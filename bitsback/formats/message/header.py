@@ -7,7 +7,12 @@ from bitsback.coding.ans import MOST_LANES_LOG2
 from bitsback.errors import FileError
 from bitsback.formats.config_text import put_settings, take_settings
 from bitsback.formats.container import DIGEST_BITS, BitReader, BitWriter
+from bitsback.formats.kinds import FileKind, register_kind
 from bitsback.formats.training_digest import MOST_DIGESTS, STATE_BITS, StateDigest
+
+MESSAGE = register_kind(FileKind(0, "message", version=2))
+FIRST_MESSAGE = MESSAGE.of_version(1)
+"""Of version 1: its weights and labels are found as ever, its payload is locked by a training that is no longer there."""
 
 EXPONENT_BITS, EXPONENT_OFFSET = 6, 16
 STATES_BITS = MOST_DIGESTS.bit_length()

@@ -21,7 +21,7 @@ from bitsback.config.labels import as_labels
 from bitsback.errors import BitsbackError, FileError
 from bitsback.formats.config_tree import from_tree
 from bitsback.formats.container import BitReader, read_file, unseal
-from bitsback.formats.message.header import Header
+from bitsback.formats.message.header import FIRST_MESSAGE, MESSAGE, Header
 from bitsback.formats.message.shared import Setting, _guard, _posterior_digest
 from bitsback.formats.repeatable import Checking, RefundLostError, check_alone, steps_of
 from bitsback.formats.side_information import SideInformation
@@ -113,10 +113,6 @@ def receive(
     return got[0], None
 
 
-FIRST_KIND = "message_1"
-"""Of version 1: its weights and labels are found as ever, its payload is locked by a training that is no longer there."""
-
-
 def receive_file(path: Path, directory: Path, locations: Sequence[str] = (), *, progress: bool = True) -> Received:
     """Decode the message in ``path`` and write ``payload``, ``labels.npy`` and ``model.safetensors`` to ``directory``.
 
@@ -133,14 +129,14 @@ def receive_file(path: Path, directory: Path, locations: Sequence[str] = (), *, 
     check_new_directory(directory)
     content = read_file(path)
     kind, contents = unseal(content, str(path))
-    if kind not in ("message", FIRST_KIND):
+    if kind not in (MESSAGE, FIRST_MESSAGE):
         raise FileError(f"{path} is a model file ({kind}), not a message; use `bitsback unpack`")
     reader = BitReader(contents)
-    header = Header.take(reader, version=1 if kind == FIRST_KIND else 2)
+    header = Header.take(reader, version=kind.version)
     settings = {key: value for key, value in header.settings.items() if key != "target_shape"}
     config, shape = from_tree(settings, locations), _target_shape(header.settings)
     config = config.model_copy(update={"ledger": LedgerSettings(samples=1)})  # nobody reads the receiver's ledger
-    if kind == FIRST_KIND:  # made in float32
+    if kind == FIRST_MESSAGE:  # made in float32
         config = config.model_copy(update={"training": config.training.model_copy(update={"precision": "float32"})})
     check_data(config, str(path), len(content))
     data = config.data.load_inputs()
@@ -169,7 +165,7 @@ def receive_file(path: Path, directory: Path, locations: Sequence[str] = (), *, 
     setting.check()
 
     def retrain(labels: Integers) -> RoundedPosterior:
-        if kind == FIRST_KIND:
+        if kind == FIRST_MESSAGE:
             raise RefundLostError(
                 "labels and network were recovered, the payload was not: an earlier bitsback wrote the message (format version "
                 "1), and this one does not repeat its training; receive it with bitsback 0.1"

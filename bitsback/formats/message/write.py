@@ -8,6 +8,7 @@ weights under it: the bits that chose them are the payload.
 import math
 import os
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,19 +24,20 @@ from bitsback.errors import FileError
 from bitsback.formats.config_tree import MESSAGE_SECTIONS, to_tree
 from bitsback.formats.container import BitWriter, seal
 from bitsback.formats.label_code import check_likelihood
-from bitsback.formats.message.header import EXPONENT_BITS, EXPONENT_OFFSET, Header
+from bitsback.formats.message.header import EXPONENT_BITS, EXPONENT_OFFSET, MESSAGE, Header
 from bitsback.formats.message.shared import Setting, _guard, _posterior_digest
 from bitsback.formats.repeatable import Recording, check_alone, repeatable, steps_of
 from bitsback.formats.side_information import SideInformation, densities_of
 from bitsback.formats.training_digest import StateDigest
 from bitsback.model.modes import evaluating
+from bitsback.result import Result, text_table
 from bitsback.training import LedgerSettings, LoggingSettings
 from bitsback.training.train import threads_for
 from bitsback.units import bits_to_bytes, nats_to_bits
 
 
 @dataclass(frozen=True)
-class Sent:
+class Sent(Result):
     """A message and where its bits went, beside the ledger of the very weights that it carries."""
 
     content: bytes
@@ -66,8 +68,8 @@ class Sent:
         """Message less payload less the ledger's net bits of the transmitted weights."""
         return self.message_bits - self.payload_bits - self.net_bits
 
-    def facts(self) -> dict[str, Any]:
-        """Everything, for JSON; the overhead's parts add up to it."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the message, for JSON; the overhead's parts add up to it."""
         framing = self.message_bits - self.payload_bits - self.padding_bits - self.stack_net_bits - self.header_bits
         return {
             "message_bits": self.message_bits,
@@ -94,6 +96,39 @@ class Sent:
             },
             "step": self.step,
         }
+
+    def told(self, out: Path | None = None) -> str:
+        """Return what a person is shown, and where the message is."""
+        place = f" in {out}" if out is not None else ""
+        return (
+            f"A message of {len(self.content):,} bytes{place} carries a payload of {self.payload_bits // 8:,} bytes, on a grid "
+            f"of 2^{round(math.log2(self.step))}.\n{self._table()}"
+        )
+
+    def __str__(self) -> str:
+        return self.told()
+
+    def _table(self) -> str:
+        coded, ledger, over = (self.to_dict()[name] for name in ("coded", "ledger", "overhead"))
+        rows = [
+            ["weights, gross", "", f"{coded['gross_weight_bits']:,.1f}"],
+            ["refund", "", f"{-coded['refund_bits']:,.1f}"],
+            ["weights, net", f"{ledger['net_weight_bits']:,.1f}", f"{coded['gross_weight_bits'] - coded['refund_bits']:,.1f}"],
+            ["labels", f"{ledger['data_bits']:,.1f}", f"{coded['label_bits']:,.1f}"],
+            ["hyper-parameters", f"{ledger['hyperparameter_bits']:,.1f}", f"{coded['hyperparameter_bits']:,.1f}"],
+            ["header, checksum", "", f"{over['header_and_checksum_bits']:,.1f}"],
+            ["lanes, rounding", "", f"{over['lanes_and_rounding_bits']:,.1f}"],
+            *([["random bytes after the payload", "", f"{self.padding_bits:,.1f}"]] if self.padding_bits else []),
+            ["message less payload", f"{self.net_bits:,.1f}", f"{self.message_bits - self.payload_bits:,.1f}"],
+        ]
+        lines = [
+            text_table(["bits", "ledger", "message"], rows),
+            f"Overhead over the ledger of these very weights: {self.overhead_bits:,.1f} bits.",
+        ]
+        if self.padding_bits:
+            count = self.padding_bits // 8
+            lines.append(f"{count:,} random bytes had to follow the payload: the message carries them for nothing.")
+        return "\n".join(lines)
 
 
 class PayloadTooShortError(FileError):
@@ -165,7 +200,7 @@ def send(
     header.put(writer)
     rest = payload[len(payload) // 4 * 4 :]
     contents = writer.to_bytes() + rest + stack.to_bytes()
-    file = seal("message", contents)
+    file = seal(MESSAGE, contents)
     return Sent(
         content=file,
         step=2.0**-m,

@@ -1,6 +1,7 @@
-"""A network for a receiver without the data: what both kinds of model file have in common, and the block code's body."""
+"""The block codec: every block of weights is chosen from a random codebook that writer and reader share."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -9,12 +10,22 @@ from torch import Tensor
 from bitsback.coding.ans import Integers
 from bitsback.coding.densities import StandardDensity
 from bitsback.coding.relative_entropy import BlockCode
+from bitsback.config import Experiment
+from bitsback.config.coding_settings import PackSettings, TuningSettings
 from bitsback.errors import FileError
-from bitsback.formats.container import BitReader, BitWriter
-from bitsback.formats.model_file.codec import Part
+from bitsback.formats.container import BitReader, BitWriter, seal, sealed_bytes
+from bitsback.formats.kinds import FileKind, register_kind
+from bitsback.formats.model_file.codec import FilePart, ModelCodec, register_codec
+from bitsback.formats.model_file.head import Shell, model_tree, put_experiment_head
+from bitsback.formats.model_file.tuning import Tuner
 from bitsback.formats.side_information import densities_of
 from bitsback.model import BayesianModel
+from bitsback.model.accounting import seeded
+from bitsback.torch_state import using_threads
+from bitsback.training.train import threads_for
+from bitsback.units import bits_to_bytes
 
+RELATIVE_ENTROPY = register_kind(FileKind(1, "relative_entropy"))
 INDEX_SIZE_BITS = 5
 MOST_INDEX_BITS = 24
 
@@ -61,18 +72,84 @@ def put_blocks(writer: BitWriter, indices: Integers, index_bits: int, key: int) 
         writer.put(index, index_bits)
 
 
-def take_blocks(reader: BitReader, model: BayesianModel) -> tuple[dict[str, Tensor], list[Part]]:
-    """Read what :func:`put_blocks` wrote: the weights by name, and what they took."""
-    before = reader.place
+@dataclass(frozen=True)
+class DecodedBlocks:
+    """What a body of blocks says: the weights, and the bits of its two parts."""
+
+    weights: dict[str, Tensor]
+    numbers_bits: int
+    indices_bits: int
+
+    def parts(self) -> list[FilePart]:
+        """Where the bits went."""
+        return [
+            FilePart("bits of a block, key, number of blocks", self.numbers_bits),
+            FilePart("block indices", self.indices_bits),
+        ]
+
+
+def read_blocks(reader: BitReader, shell: Shell) -> DecodedBlocks:
+    """Read what :func:`put_blocks` wrote."""
+    model, before = shell.model, reader.place
     index_bits = reader.take(INDEX_SIZE_BITS)
     key = reader.take_count()
     blocks = reader.take_count()
     if blocks * index_bits > reader.bits_left:
         raise FileError(f"the file claims {blocks:,} blocks of {index_bits} bits but is shorter; it is damaged")
     code = block_code(model, blocks, index_bits, key)
-    parts = [Part("bits of a block, key, number of blocks", reader.place - before), Part("block indices", blocks * index_bits)]
+    numbers_bits = reader.place - before
     flat = np.zeros(sum(code.sizes), dtype=np.float32)
     for block in range(blocks):
         flat[code.members(block)] = code.values(block, reader.take(index_bits))
     each = torch.from_numpy(flat).split(list(code.sizes))
-    return {w.name: part.reshape(w.posterior.mean.shape) for w, part in zip(model.weights, each, strict=True)}, parts
+    weights = {w.name: part.reshape(w.posterior.mean.shape) for w, part in zip(model.weights, each, strict=True)}
+    return DecodedBlocks(weights, numbers_bits, blocks * index_bits)
+
+
+def write_blocks(experiment: Experiment, settings: PackSettings, progress: bool) -> bytes:
+    """The whole file: as many blocks as the net bits fill or the budget holds, chosen one group after the other."""
+    model, tree = experiment.model, model_tree(experiment)
+    head = BitWriter()
+    put_experiment_head(head, experiment, tree)
+    blocks = _blocks(float(model.kl_bits().detach()), head.bits, settings)
+    weights = sum(q.numel for q in model.posteriors())
+    code = block_code(model, min(blocks, weights), settings.index_bits, settings.key)
+    tuning = settings.tuning or TuningSettings(steps=0, balance_steps=0)
+    half = experiment.config.training.precision == "bfloat16"
+    tuner = Tuner(
+        model,
+        experiment.likelihood,
+        experiment.dataset.train,
+        code,
+        tuning,
+        experiment.config.seed,
+        progress=progress,
+        half=half,
+    )
+    with using_threads(threads_for(experiment.config.training, model)), seeded(experiment.config.seed, torch.device("cpu")):
+        indices = tuner.run()
+    writer = BitWriter()
+    put_experiment_head(writer, experiment, tree)  # after tuning: running statistics have moved
+    put_blocks(writer, indices, settings.index_bits, settings.key)
+    return seal(RELATIVE_ENTROPY, writer.to_bytes())
+
+
+def _blocks(net_weight_bits: float, head_bits: int, settings: PackSettings) -> int:
+    """How many blocks: as many as the net bits fill, or as fit the budget."""
+    if settings.budget_bytes is None:
+        return max(1, round(net_weight_bits / settings.index_bits))
+    blocks = 8 * settings.budget_bytes // settings.index_bits
+    while blocks > 0 and _file_bytes(head_bits, blocks, settings) > settings.budget_bytes:
+        blocks -= 1
+    if blocks == 0:
+        least = _file_bytes(head_bits, 1, settings)
+        raise FileError(f"a budget of {settings.budget_bytes} bytes is too small; the least for this network is {least} bytes")
+    return blocks
+
+
+def _file_bytes(head_bits: int, blocks: int, settings: PackSettings) -> int:
+    counts = sum(2 * (count + 1).bit_length() - 1 for count in (blocks, settings.key))
+    return sealed_bytes(bits_to_bytes(head_bits + INDEX_SIZE_BITS + counts + blocks * settings.index_bits))
+
+
+BLOCK_CODEC = register_codec(ModelCodec(RELATIVE_ENTROPY, write_blocks, read_blocks, DecodedBlocks.parts))

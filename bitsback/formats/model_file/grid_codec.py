@@ -1,4 +1,4 @@
-"""The body of a quantised model file: every weight tensor on its grid, less what the order of hidden units gives back."""
+"""The grid codec's body: every weight tensor on its grid, less what the order of hidden units gives back."""
 
 import math
 from collections.abc import Mapping
@@ -14,13 +14,21 @@ from bitsback.coding.permutation import Refund, Specs, UnitGroup, canonicalise, 
 from bitsback.coding.quantised import STEPS_PER_STD, QuantisedTensor, quantise, round_to_digits, step_level_for
 from bitsback.errors import FileError
 from bitsback.formats.container import BitReader, BitWriter
-from bitsback.formats.model_file.codec import Part
+from bitsback.formats.kinds import FileKind, register_kind
+from bitsback.formats.model_file.codec import FilePart
+from bitsback.formats.model_file.head import Shell
 from bitsback.formats.model_file.hidden_units import exchangeable_groups
 from bitsback.formats.side_information import densities_of
 from bitsback.model import BayesianModel
 
+QUANTISED = register_kind(FileKind(2, "quantised"))
+DECIMAL = register_kind(FileKind(4, "decimal"))
+"""Weights that are decimal numbers, on the same body."""
+
 LANES_BITS = 4
 DIGITS_BITS = 4
+MOST_DIGITS = 9
+"""Decimal digits of weights: for more, no binary grid is near that a file can name."""
 
 
 def step_levels(model: BayesianModel, steps_per_std: float = STEPS_PER_STD) -> dict[str, int]:
@@ -96,16 +104,55 @@ class QuantisedNetwork:
         return stack.to_bytes(), refunds
 
 
-def take_quantised(
-    reader: BitReader, model: BayesianModel, input_axes: int, digits: int | None = None
-) -> tuple[dict[str, Tensor], list[Part]]:
-    """Read what :meth:`QuantisedNetwork.put` wrote: the weights by name, and what they took.
+@dataclass(frozen=True)
+class DecodedGrids:
+    """What a body of grids says: the weights, and what tells where its bits went.
 
-    With ``digits``, a weight is its level divided by 10^digits, instead of its level times the step.
+    Attributes:
+        weights: by name.
+        tensors: the same on their grids.
+        stack_bits: what the stack held.
+        body_bits: of all that follows the number of lanes.
+        decimal: whether the number of digits stands before.
+    """
+
+    weights: dict[str, Tensor]
+    tensors: dict[str, QuantisedTensor]
+    stack_bits: float
+    body_bits: int
+    decimal: bool
+
+    def parts(self) -> list[FilePart]:
+        """Where the bits went."""
+        coded = [FilePart(name, tensor.bits()) for name, tensor in self.tensors.items()]
+        return [
+            *([FilePart("decimal digits", DIGITS_BITS)] if self.decimal else []),
+            FilePart("lanes", LANES_BITS + 1),
+            *coded,
+            FilePart("order of hidden units, given back", self.stack_bits - sum(part.bits for part in coded)),
+            FilePart("heads of the lanes", self.body_bits - self.stack_bits),
+        ]
+
+
+def read_quantised(reader: BitReader, shell: Shell) -> DecodedGrids:
+    """Read what :meth:`QuantisedNetwork.put` wrote.
 
     Raises:
         FileError: when the message does not end where it should.
     """
+    return _read(reader, shell, None)
+
+
+def read_decimal(reader: BitReader, shell: Shell) -> DecodedGrids:
+    """Read a number of digits, and weights that are levels divided by a power of ten, instead of levels times a step."""
+    digits = reader.take(DIGITS_BITS)
+    if digits > MOST_DIGITS:
+        raise FileError(f"the file claims weights of {digits} decimal digits, at most {MOST_DIGITS} are allowed; it is damaged")
+    return _read(reader, shell, digits)
+
+
+def _read(reader: BitReader, shell: Shell, digits: int | None) -> DecodedGrids:
+    model, input_axes = shell.model, 1 + len(shell.tree["inputs"])
     lanes_log2, permute = reader.take(LANES_BITS), bool(reader.take(1))
     if lanes_log2 > MOST_LANES_LOG2:
         raise FileError(f"the file claims 2^{lanes_log2} lanes, at most 2^{MOST_LANES_LOG2} are allowed; it is damaged")
@@ -119,13 +166,5 @@ def take_quantised(
     tensors = pop_network(stack, specs, groups)
     if len(stack.words) or bool((stack.heads != np.uint64(1 << 32)).any()):
         raise FileError("the file's message holds more than the network; it is damaged")
-    parts = [Part("lanes", LANES_BITS + 1)]
-    parts += [Part(name, tensor.bits()) for name, tensor in tensors.items()]
-    refund = before - sum(part.bits for part in parts[1:])
-    parts.append(Part("order of hidden units, given back", refund))
-    parts.append(Part("heads of the lanes", 8 * len(content) - before))
-    return {name: torch.from_numpy(tensor.values(digits)) for name, tensor in tensors.items()}, parts
-
-
-MOST_DIGITS = 9
-"""Decimal digits of weights: for more, no binary grid is near that a file can name."""
+    weights = {name: torch.from_numpy(tensor.values(digits)) for name, tensor in tensors.items()}
+    return DecodedGrids(weights, tensors, before, 8 * len(content), digits is not None)

@@ -13,7 +13,18 @@ from bitsback.data import Examples
 from bitsback.errors import FileError
 from bitsback.formats.config_tree import locations_of
 from bitsback.formats.container import BitWriter, seal
-from bitsback.formats.model_file.grid_codec import DIGITS_BITS, MOST_DIGITS, QuantisedNetwork, step_levels
+from bitsback.formats.model_file.codec import ModelCodec, register_codec
+from bitsback.formats.model_file.grid_codec import (
+    DECIMAL,
+    DIGITS_BITS,
+    MOST_DIGITS,
+    QUANTISED,
+    DecodedGrids,
+    QuantisedNetwork,
+    read_decimal,
+    read_quantised,
+    step_levels,
+)
 from bitsback.formats.model_file.head import model_tree, put_experiment_head
 from bitsback.formats.model_file.read import decode
 from bitsback.model import BayesianModel, evaluate
@@ -31,7 +42,7 @@ SEARCH_EXAMPLES = 8192
 """Training examples behind the totals that are compared; the file that is written is measured on all."""
 
 
-def quantised_content(experiment: Experiment, settings: PackSettings, *, progress: bool = True) -> bytes:
+def quantised_content(experiment: Experiment, settings: PackSettings, progress: bool = True) -> bytes:
     """One quantised file.
 
     Without budget and tuning every grid is ``steps_per_std`` wide; with a budget the finest grids that fit; with tuning a grid
@@ -80,7 +91,7 @@ def _sealed(experiment: Experiment, network: QuantisedNetwork, digits: int | Non
     if digits is not None:
         writer.put(digits, DIGITS_BITS)
     message, _ = network.put(writer)
-    return seal("quantised" if digits is None else "decimal", writer.to_bytes() + message)
+    return seal(QUANTISED if digits is None else DECIMAL, writer.to_bytes() + message)
 
 
 def _shifted(levels: Levels, shift: int, name: str | None = None) -> dict[str, int]:
@@ -157,3 +168,8 @@ class _Search:
                     while (found := cost(tried := _shifted(levels, shift, name))) < least:
                         levels, least = tried, found
         return levels
+
+
+GRID_CODEC = register_codec(ModelCodec(QUANTISED, quantised_content, read_quantised, DecodedGrids.parts))
+DECIMAL_CODEC = register_codec(ModelCodec(DECIMAL, None, read_decimal, DecodedGrids.parts))
+"""Written by :func:`decimal_content` alone: its digits are no setting of ``pack``."""

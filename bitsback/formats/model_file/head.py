@@ -15,7 +15,7 @@ from bitsback.config.experiment import build_model
 from bitsback.data import Preprocessing
 from bitsback.errors import FileError
 from bitsback.formats.config_text import bases, put_settings
-from bitsback.formats.config_tree import MODEL_SECTIONS, from_tree, to_tree
+from bitsback.formats.config_tree import MODEL_SECTIONS, from_tree, to_tree, without_codec
 from bitsback.formats.container import DIGEST_BITS as GUARD_BITS
 from bitsback.formats.container import BitReader, BitWriter, digest
 from bitsback.formats.exact_outputs import BATCH
@@ -69,12 +69,15 @@ class Shell:
     likelihood: Likelihood
     scaling: Preprocessing
     rows: int = BATCH
+    codec_factory: str | None = None
+    """Which codec of the user's own the locations name."""
 
     @classmethod
     def of(cls, tree: Tree, locations: Sequence[str] = (), file_bytes: int = 0) -> "Shell":
         """The untrained model of a file's settings; raises FileError when they make none."""
         values = {key: value for key, value in tree.items() if key in MODEL_SECTIONS}
-        config = from_tree(values, locations, data_is_needed=False)
+        elsewhere, codec_factory = without_codec(locations) if "codec" in tree else (locations, None)
+        config = from_tree(values, elsewhere, data_is_needed=False)
         try:
             shape, spread = _sizes(tree["inputs"]), _sizes(tree.get("statistics", []))
             classes, outputs = tree["likelihood"].get("classes"), int(tree.get("outputs") or 0)
@@ -92,7 +95,7 @@ class Shell:
             rows = check_size(config, shape, count, whole=whole, file_bytes=file_bytes)
         scaling = Preprocessing(torch.zeros(spread), torch.full(spread, scale))
         example = torch.zeros(2, *shape, dtype=torch.int64 if whole else torch.float32)
-        return cls(tree, config, build_model(config, example, count), likelihood, scaling, rows)
+        return cls(tree, config, build_model(config, example, count), likelihood, scaling, rows, codec_factory)
 
     @staticmethod
     def statistics_of(scaling: Preprocessing) -> tuple[Slot, ...]:

@@ -1,7 +1,8 @@
 """Model files: a network that decodes anywhere, without the data it was trained on."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -18,9 +19,8 @@ from bitsback.formats.config_text import take_settings
 from bitsback.formats.config_tree import MODEL_SECTIONS
 from bitsback.formats.container import BitReader, read_file, unseal
 from bitsback.formats.exact_outputs import BATCH
-from bitsback.formats.model_file.block_codec import take_blocks
-from bitsback.formats.model_file.codec import Part
-from bitsback.formats.model_file.grid_codec import DIGITS_BITS, MOST_DIGITS, take_quantised
+from bitsback.formats.message.header import MESSAGE
+from bitsback.formats.model_file.codec import Decoded, FilePart, ModelCodec, codec_of
 from bitsback.formats.model_file.head import Shell, Tree, take_side
 from bitsback.formats.model_file.tuning import FIXED_LOG_STD
 from bitsback.formats.size_limits import check_data
@@ -36,8 +36,7 @@ class LoadedModel(nn.Module):
 
     Attributes:
         config: the configuration in the file; its data section says how the inputs were made.
-        codec: ``relative_entropy``, ``quantised`` or ``decimal``.
-        parts: where every bit of the file goes.
+        codec: name of the kind of file.
     """
 
     def __init__(
@@ -46,9 +45,14 @@ class LoadedModel(nn.Module):
         super().__init__()
         self.config, self.tree, self.codec = config, tree, codec
         self.model, self.likelihood, self._scaling = model.eval(), likelihood, scaling
-        self.parts: list[Part] = []
+        self._parts: Callable[[], list[FilePart]] = list
         self.rows = BATCH
         """Examples that go through the network at once: fewer, where its activations are large."""
+
+    @cached_property
+    def parts(self) -> list[FilePart]:
+        """Where every bit of the file goes."""
+        return self._parts()
 
     def forward(self, inputs: Tensor) -> Tensor:
         with self.model.mean():
@@ -115,39 +119,54 @@ def decode(content: bytes, what: str, locations: Sequence[str] = ()) -> LoadedMo
         FileError: for anything but a model file that is whole.
     """
     kind, contents = unseal(content, what)
-    if kind not in ("relative_entropy", "quantised", "decimal"):
-        name = "message" if kind == "message" else f"{kind} message"
+    codec = codec_of(kind)
+    if codec is None:
+        name = str(kind) if kind == MESSAGE else f"{kind} message"
         raise FileError(f"{what} is a {name}, not a model file; use `bitsback receive`")
     reader = BitReader(contents)
     tree = take_settings(reader)
     shell = Shell.of(tree, locations, len(content))
-    head = reader.place
+    settings_bits = reader.place
     side = shell.side()
     take_side(reader, side, shell.model)
-    parts = [Part("mark, version, checksum", 8 * (len(content) - len(contents))), Part("configuration", head)]
-    parts += [Part(name, tensor.numel() * grid.bits_each) for name, tensor, grid in side.slots]
-    parts.append(Part("guard of the priors", reader.place - head - sum(part.bits for part in parts[2:])))
-    if kind == "relative_entropy":
-        weights, body = take_blocks(reader, shell.model)
-    else:
-        digits = reader.take(DIGITS_BITS) if kind == "decimal" else None
-        if digits is not None and digits > MOST_DIGITS:
-            raise FileError(
-                f"the file claims weights of {digits} decimal digits, at most {MOST_DIGITS} are allowed; it is damaged"
-            )
-        parts += [] if digits is None else [Part("decimal digits", DIGITS_BITS)]
-        weights, body = take_quantised(reader, shell.model, 1 + len(tree["inputs"]), digits)
-    parts += body
+    head_bits = reader.place
+    decoded = codec.read(reader, shell)
     reader.close()
-    parts.append(Part("padding", 8 * len(content) - sum(part.bits for part in parts)))
     with torch.no_grad():
         for weight in shell.model.weights:
-            weight.posterior.mean.copy_(weights[weight.name])
+            weight.posterior.mean.copy_(decoded.weights[weight.name])
             if isinstance(weight.posterior, GaussianPosterior):  # one number per weight, whoever draws
                 weight.posterior.log_std.fill_(FIXED_LOG_STD)
-    loaded = LoadedModel(shell.config, tree, kind, shell.model, shell.likelihood, shell.scaling)
-    loaded.parts, loaded.rows = parts, shell.rows
+    loaded = LoadedModel(shell.config, tree, str(kind), shell.model, shell.likelihood, shell.scaling)
+    learned = [FilePart(name, tensor.numel() * grid.bits_each) for name, tensor, grid in side.slots]
+    frame_bits = 8 * (len(content) - len(contents))
+    loaded._parts = _Parts(8 * len(content), frame_bits, settings_bits, learned, head_bits, codec, decoded)
+    loaded.rows = shell.rows
     return loaded
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What it takes to say where the bits of a file go."""
+
+    file_bits: int
+    frame_bits: int
+    settings_bits: int
+    learned: list[FilePart]
+    head_bits: int
+    codec: ModelCodec
+    decoded: Decoded
+
+    def __call__(self) -> list[FilePart]:
+        guard_bits = self.head_bits - self.settings_bits - sum(part.bits for part in self.learned)
+        parts = [
+            FilePart("mark, version, checksum", self.frame_bits),
+            FilePart("configuration", self.settings_bits),
+            *self.learned,
+            FilePart("guard of the priors", guard_bits),
+            *self.codec.parts(self.decoded),
+        ]
+        return [*parts, FilePart("padding", self.file_bits - sum(part.bits for part in parts))]
 
 
 def write_unpacked(loaded: LoadedModel, directory: Path) -> None:

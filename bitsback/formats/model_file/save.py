@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,18 @@ from bitsback.atomic_io import check_new_file, write_bytes
 from bitsback.config import Config, Experiment
 from bitsback.config.build_network import layer_kinds
 from bitsback.config.coding_settings import PackSettings
+from bitsback.config.given_experiment import likelihood_settings
 from bitsback.config.network import FactorySettings, LayerSpec, SequentialSettings
 from bitsback.config.schema import BayesianSettings
 from bitsback.data import Dataset, Examples
 from bitsback.errors import LayerError
-from bitsback.formats.model_file.write import Packed, pack
-from bitsback.likelihoods import CategoricalLikelihood, GaussianLikelihood, Likelihood
+from bitsback.formats.model_file.write import Packed, pack_experiment
+from bitsback.likelihoods import CategoricalLikelihood, Likelihood
 from bitsback.likelihoods import registry as likelihoods
 from bitsback.model import BayesianModel
 from bitsback.model.modes import evaluating
+
+GIVEN = "given"
 
 
 def save(
@@ -60,7 +64,7 @@ def save(
     """
     check_new_file(Path(path))
     experiment = model if isinstance(model, Experiment) else _experiment(model, examples, likelihood, factory, arguments or {})
-    packed = pack(experiment, settings, progress=progress)
+    packed = pack_experiment(experiment, settings, progress=progress)
     write_bytes(Path(path), packed.content)
     return packed
 
@@ -79,33 +83,43 @@ def _experiment(
             likelihood = CategoricalLikelihood(model(examples.inputs[:2]).shape[-1])
         likelihood.check_targets(examples.targets, examples.name)
     network: SequentialSettings | FactorySettings
-    yaml_name: Callable[[str], str]
     if factory is None:
-        network = SequentialSettings(layers=tuple(describe(model.network)))
-        if model.override_settings:
-            raise LayerError(
-                "prior overrides go by the network's own names; give factory='package.module:function' to keep them"
-            )
-        yaml_name = _names_in_yaml(model.network)
+        network, exclude = _described(model)
     else:
-        yaml_name = str
         network = FactorySettings(factory=factory, arguments=arguments)
+        exclude = tuple(name for name, _ in model.deterministic())
     config = Config(
         network=network,
         prior=model.prior_settings,
         prior_overrides=model.override_settings,
-        bayesian=BayesianSettings(exclude=tuple(yaml_name(name) for name, _ in model.deterministic())),
-        likelihood=likelihoods[likelihood.kind].model_validate(_likelihood_settings(likelihood)),
+        bayesian=BayesianSettings(exclude=exclude),
+        likelihood=likelihoods[likelihood.kind].model_validate(likelihood_settings(likelihood)),
     )
     classes = likelihood.classes if isinstance(likelihood, CategoricalLikelihood) else None
     return Experiment(config, Dataset("in memory", examples, None, classes, in_memory=True), model, likelihood)
 
 
-def _likelihood_settings(likelihood: Likelihood) -> dict[str, Any]:
-    if isinstance(likelihood, GaussianLikelihood):
-        std = float(likelihood.log_std.detach().exp())
-        return {"std": std, "noise": likelihood.noise, "target_step": likelihood.target_step}
-    return {"classes": likelihood.classes} if isinstance(likelihood, CategoricalLikelihood) else {}
+def described(experiment: Experiment) -> Experiment:
+    """Return the experiment with a network that a file can describe, where its own was given in Python.
+
+    Raises:
+        LayerError: for a network that is no row of torch's layers.
+    """
+    if experiment.config.network.kind != GIVEN:
+        return experiment
+    model = experiment.model
+    network, exclude = _described(model)
+    update = {"network": network, "bayesian": BayesianSettings(exclude=exclude)}
+    return replace(experiment, config=experiment.config.model_copy(update=update))
+
+
+def _described(model: BayesianModel) -> tuple[SequentialSettings, tuple[str, ...]]:
+    """Settings of a network, and what of it has no posterior, by the names that its layers then have."""
+    network = SequentialSettings(layers=tuple(describe(model.network)))
+    if model.override_settings:
+        raise LayerError("prior overrides go by the network's own names; give factory='package.module:function' to keep them")
+    yaml_name = _names_in_yaml(model.network)
+    return network, tuple(yaml_name(name) for name, _ in model.deterministic())
 
 
 def describe(network: nn.Module) -> list[LayerSpec]:

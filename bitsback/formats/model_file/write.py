@@ -12,31 +12,28 @@ from torch import Tensor
 
 from bitsback.coding.categorical import code_bits
 from bitsback.config import Experiment
-from bitsback.config.coding_settings import PackSettings, TuningSettings
+from bitsback.config.coding_settings import PackSettings
 from bitsback.config.load import parse_value
 from bitsback.errors import ConfigError, FileError, LayerError
-from bitsback.formats.config_tree import locations_of
-from bitsback.formats.container import BitWriter, seal, sealed_bytes
+from bitsback.formats.config_tree import CODEC_FACTORY, locations_of
 from bitsback.formats.exact_outputs import exact_outputs
-from bitsback.formats.model_file.block_codec import INDEX_SIZE_BITS, block_code, put_blocks
-from bitsback.formats.model_file.grid_search import quantised_content
-from bitsback.formats.model_file.head import model_tree, put_experiment_head
+from bitsback.formats.model_file.block_codec import RELATIVE_ENTROPY
+from bitsback.formats.model_file.codec import ModelCodec, codec_named
+from bitsback.formats.model_file.grid_codec import QUANTISED
 from bitsback.formats.model_file.read import LoadedModel, decode
-from bitsback.formats.model_file.tuning import FIXED_LOG_STD, Tuner
+from bitsback.formats.model_file.tuning import FIXED_LOG_STD
+from bitsback.ledger import shown_error
 from bitsback.likelihoods.classes import CategoricalLikelihood
 from bitsback.model import BayesianModel, evaluate
-from bitsback.model.accounting import seeded
 from bitsback.posteriors import GaussianPosterior, PointPosterior
-from bitsback.torch_state import using_threads
-from bitsback.training.train import threads_for
-from bitsback.units import bits_to_bytes
+from bitsback.result import Result
 
 BLOCKS_BELOW_BITS, QUANTISED_ABOVE_BITS = 3.0, 4.0
 """Net bits per weight below which blocks win, and above which quantising does; between, both are tried."""
 
 
 @dataclass(frozen=True)
-class Packed:
+class Packed(Result):
     """A model file, and what it holds, measured on the decoded bytes."""
 
     content: bytes
@@ -55,8 +52,8 @@ class Packed:
         """Bits of the file and of the training labels given the decoded weights."""
         return 8 * len(self.content) + (self.train_data_bits if self.label_bits is None else self.label_bits)
 
-    def facts(self) -> dict[str, Any]:
-        """Everything, for JSON."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the file, for JSON."""
         return {
             "codec": self.codec,
             "why": self.why,
@@ -67,8 +64,23 @@ class Packed:
             "ledger_net_bits": self.net_bits,
             f"train_{self.error_name}": self.train_error,
             f"test_{self.error_name}": self.test_error,
-            "parts": [{"name": part.name, "bits": part.bits} for part in self.loaded.parts],
+            "parts": self.records(),
         }
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return where every bit of the file goes."""
+        return [{"name": part.name, "bits": part.bits} for part in self.loaded.parts]
+
+    def __str__(self) -> str:
+        labels = self.train_data_bits if self.label_bits is None else self.label_bits
+        lines = [
+            f"{len(self.content):,} bytes, {self.codec} ({self.why})",
+            f"File and training labels given it: {self.total_bits:,.0f} bits ({8 * len(self.content):,} + {labels:,.0f}); the "
+            f"posterior's ledger: {self.net_bits:,.0f}",
+        ]
+        if self.test_error is not None:
+            lines.append(f"Test error of the decoded file: {shown_error(self.error_name, self.test_error)}")
+        return "\n".join(lines)
 
 
 def with_settings(settings: PackSettings, overrides: Sequence[str]) -> PackSettings:
@@ -97,7 +109,7 @@ def with_settings(settings: PackSettings, overrides: Sequence[str]) -> PackSetti
         raise ConfigError(f"pack.{'.'.join(map(str, first['loc']))}: {first['msg']}; see the schema's section pack") from error
 
 
-def pack(experiment: Experiment, settings: PackSettings | None = None, *, progress: bool = True) -> Packed:
+def pack_experiment(experiment: Experiment, settings: PackSettings | None = None, *, progress: bool = True) -> Packed:
     """The model file of a trained experiment. The experiment's model is changed: it ends with the weights of the file.
 
     Raises:
@@ -106,31 +118,27 @@ def pack(experiment: Experiment, settings: PackSettings | None = None, *, progre
         PriorError: for a prior that cannot be coded.
     """
     settings = settings or experiment.config.pack
+    _settle(experiment)
+    choice = choose(experiment, settings)
+    net_bits = _ledger_net_bits(experiment)
+    files = write(experiment, settings, choice, progress=progress)
+    found = [measure(experiment, settings, content, choice.why, net_bits) for content in files]
+    best = min(found, key=lambda packed: packed.total_bits)
+    if len(choice.codecs) > 1:
+        fits = len(found) == len(choice.codecs)
+        reason = f"{best.codec} describes the labels in fewer bits" if fits else "the other does not fit the budget"
+        best = replace(best, why=f"{choice.why}: both were tried, {reason}")
+    _take_over(experiment.model, best.loaded.model)
+    return best
+
+
+def _settle(experiment: Experiment) -> None:
+    """Give the model its final numbers, on their grids; raises LayerError for one that makes no sense."""
     model = experiment.model
     model.honour_edits(everywhere=True)
     _check_finite(model)
     model.round_to_grid()
     experiment.likelihood.round_to_grid()
-    codec, why = _choose_codec(experiment, settings)
-    net_bits = _ledger_net_bits(experiment)
-    if codec == "both":
-        state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        found, errors = [], []
-        for one in ("relative_entropy", "quantised"):
-            model.load_state_dict(state)
-            try:
-                found.append(_measured(experiment, _content(experiment, one, settings, progress), one, why, net_bits))
-            except FileError as error:  # the budget is too small for this one
-                errors.append(error)
-        if not found:
-            raise errors[0]
-        best = min(found, key=lambda packed: packed.total_bits)
-        reason = "the other does not fit the budget" if errors else f"{best.codec} describes the labels in fewer bits"
-        best = replace(best, why=f"{why}: both were tried, {reason}")
-    else:
-        best = _measured(experiment, _content(experiment, codec, settings, progress), codec, why, net_bits)
-    _take_over(model, best.loaded.model)
-    return best
 
 
 @torch.no_grad()
@@ -156,75 +164,56 @@ def _check_finite(model: BayesianModel) -> None:
             raise LayerError(f"'{name}' has a number that is NaN or infinite, or a std not above zero; train it again")
 
 
-def _choose_codec(experiment: Experiment, settings: PackSettings) -> tuple[str, str]:
+@dataclass(frozen=True)
+class Choice:
+    """Which codecs are tried, and why these."""
+
+    codecs: tuple[ModelCodec, ...]
+    why: str
+
+
+def choose(experiment: Experiment, settings: PackSettings) -> Choice:
+    """The codec that is asked for, or by bits per weight; both near where they are equally good.
+
+    Raises:
+        FileError: for blocks of a point estimate.
+    """
     model = experiment.model
     points = any(isinstance(q, PointPosterior) for q in model.posteriors())
-    if points and settings.codec == "relative_entropy":
+    if points and settings.codec == RELATIVE_ENTROPY.name:
         raise FileError("a point estimate has no bits to give back; use --codec quantised")
     if settings.codec != "auto":
-        return settings.codec, "asked for"
+        return Choice((codec_named(settings.codec),), "asked for")
+    blocks, grids = codec_named(RELATIVE_ENTROPY.name), codec_named(QUANTISED.name)
     if points or not model.weights:
-        return "quantised", "a point estimate has no posterior to choose from"
+        return Choice((grids,), "a point estimate has no posterior to choose from")
     weights = sum(q.numel for q in model.posteriors())
     bits = 8 * settings.budget_bytes if settings.budget_bytes is not None else float(model.kl_bits().detach())
     rate = bits / weights
     text = f"{rate:.2g} bits per weight"
     if rate < BLOCKS_BELOW_BITS:
-        return "relative_entropy", f"{text}, below {BLOCKS_BELOW_BITS:g}"
+        return Choice((blocks,), f"{text}, below {BLOCKS_BELOW_BITS:g}")
     if rate > QUANTISED_ABOVE_BITS:
-        return "quantised", f"{text}, above {QUANTISED_ABOVE_BITS:g}"
-    return "both", text
+        return Choice((grids,), f"{text}, above {QUANTISED_ABOVE_BITS:g}")
+    return Choice((blocks, grids), text)
 
 
-def _content(experiment: Experiment, codec: str, settings: PackSettings, progress: bool) -> bytes:
-    if codec == "quantised":
-        return quantised_content(experiment, settings, progress=progress)
-    return _blocks_file(experiment, settings, progress)
-
-
-def _blocks_file(experiment: Experiment, settings: PackSettings, progress: bool) -> bytes:
-    model, tree = experiment.model, model_tree(experiment)
-    head = BitWriter()
-    put_experiment_head(head, experiment, tree)
-    blocks = _blocks(float(model.kl_bits().detach()), head.bits, settings)
-    weights = sum(q.numel for q in model.posteriors())
-    code = block_code(model, min(blocks, weights), settings.index_bits, settings.key)
-    tuning = settings.tuning or TuningSettings(steps=0, balance_steps=0)
-    half = experiment.config.training.precision == "bfloat16"
-    tuner = Tuner(
-        model,
-        experiment.likelihood,
-        experiment.dataset.train,
-        code,
-        tuning,
-        experiment.config.seed,
-        progress=progress,
-        half=half,
-    )
-    with using_threads(threads_for(experiment.config.training, model)), seeded(experiment.config.seed, torch.device("cpu")):
-        indices = tuner.run()
-    writer = BitWriter()
-    put_experiment_head(writer, experiment, tree)  # after tuning: running statistics have moved
-    put_blocks(writer, indices, settings.index_bits, settings.key)
-    return seal("relative_entropy", writer.to_bytes())
-
-
-def _blocks(net_weight_bits: float, head_bits: int, settings: PackSettings) -> int:
-    """How many blocks: as many as the net bits fill, or as fit the budget."""
-    if settings.budget_bytes is None:
-        return max(1, round(net_weight_bits / settings.index_bits))
-    blocks = 8 * settings.budget_bytes // settings.index_bits
-    while blocks > 0 and _file_bytes(head_bits, blocks, settings) > settings.budget_bytes:
-        blocks -= 1
-    if blocks == 0:
-        least = _file_bytes(head_bits, 1, settings)
-        raise FileError(f"a budget of {settings.budget_bytes} bytes is too small; the least for this network is {least} bytes")
-    return blocks
-
-
-def _file_bytes(head_bits: int, blocks: int, settings: PackSettings) -> int:
-    counts = sum(2 * (count + 1).bit_length() - 1 for count in (blocks, settings.key))
-    return sealed_bytes(bits_to_bytes(head_bits + INDEX_SIZE_BITS + counts + blocks * settings.index_bits))
+def write(experiment: Experiment, settings: PackSettings, choice: Choice, *, progress: bool = True) -> list[bytes]:
+    """The file of every chosen codec that fits the budget, each from the model as it is now; raises FileError for none."""
+    model = experiment.model
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()} if len(choice.codecs) > 1 else None
+    files, errors = [], []
+    for codec in choice.codecs:
+        assert codec.write is not None
+        if state is not None:
+            model.load_state_dict(state)
+        try:
+            files.append(codec.write(experiment, settings, progress))
+        except FileError as error:  # the budget is too small for this one
+            errors.append(error)
+    if not files:
+        raise errors[0]
+    return files
 
 
 def _ledger_net_bits(experiment: Experiment) -> float:
@@ -235,8 +224,18 @@ def _ledger_net_bits(experiment: Experiment) -> float:
     return drawn.data_bits + float(model.kl_bits(exact=True).detach()) + charges
 
 
-def _measured(experiment: Experiment, content: bytes, codec: str, why: str, net_bits: float) -> Packed:
-    loaded = decode(content, "the packed file", locations_of(experiment.config))
+def measure(experiment: Experiment, settings: PackSettings, content: bytes, why: str, net_bits: float) -> Packed:
+    """What the bytes of a file hold, decoded as any receiver would.
+
+    Args:
+        experiment: whose data are described.
+        settings: which the file was written with.
+        content: the whole file.
+        why: it was written with this codec.
+        net_bits: what the ledger says of the posterior.
+    """
+    own = [] if settings.factory is None else [f"{CODEC_FACTORY}={settings.factory}"]
+    loaded = decode(content, "the packed file", [*locations_of(experiment.config), *own])
     data, likelihood = experiment.dataset, loaded.likelihood
     train = evaluate(loaded.model, likelihood, data.train, samples=0)
     test = evaluate(loaded.model, likelihood, data.test, samples=0).error if data.test is not None else None
@@ -247,4 +246,5 @@ def _measured(experiment: Experiment, content: bytes, codec: str, why: str, net_
             outputs = exact_outputs(loaded.model.double(), weights, data.train.inputs)
             label_bits = code_bits(outputs.numpy(), data.train.targets.numpy().astype(np.int64))
         loaded.model.float()
-    return Packed(content, codec, why, loaded, train.data_bits, label_bits, train.error, test, likelihood.error_name, net_bits)
+    errors = train.error, test, likelihood.error_name
+    return Packed(content, loaded.codec, why, loaded, train.data_bits, label_bits, *errors, net_bits)

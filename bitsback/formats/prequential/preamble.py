@@ -8,9 +8,12 @@ from bitsback.coding.categorical import frequencies
 from bitsback.errors import FileError
 from bitsback.formats.config_text import put_settings, take_settings
 from bitsback.formats.container import DIGEST_BITS, BitReader, BitWriter, digest
+from bitsback.formats.kinds import FileKind, register_kind
 
-KIND, FIRST_KIND = "prequential", "prequential_1"
-"""What is written, and what version 1 of the format was, whose training is no longer repeated."""
+PREQUENTIAL = register_kind(FileKind(3, "prequential", version=2))
+FIRST_PREQUENTIAL = PREQUENTIAL.of_version(1)
+"""Of version 1: its training is no longer repeated."""
+
 TABLES_DIGEST_BITS, LABELS_DIGEST_BITS = 8, 16
 
 

@@ -18,7 +18,7 @@ from bitsback.errors import FileError
 from bitsback.formats.config_tree import from_tree
 from bitsback.formats.container import BitReader, read_file, unseal
 from bitsback.formats.message.shared import Setting
-from bitsback.formats.prequential.preamble import FIRST_KIND, KIND, Head, labels_digest, tables_digest
+from bitsback.formats.prequential.preamble import FIRST_PREQUENTIAL, PREQUENTIAL, Head, labels_digest, tables_digest
 from bitsback.formats.prequential.walk import Walk, check
 from bitsback.formats.repeatable import check_alone, repeatable
 from bitsback.formats.size_limits import check_data, check_size
@@ -62,12 +62,12 @@ def receive_prequential(path: Path, directory: Path, locations: Sequence[str] = 
     check_new_directory(directory)
     content = read_file(path)
     kind, contents = unseal(content, str(path))
-    if kind == FIRST_KIND:
+    if kind == FIRST_PREQUENTIAL:
         raise FileError(
             f"an earlier bitsback wrote {path} (format version 1), and this one does not repeat its training; receive it with "
             "bitsback 0.1"
         )
-    if kind != KIND:
+    if kind != PREQUENTIAL:
         raise FileError(
             f"{path} is a {kind} file, not labels in the prequential code; use `bitsback inspect` to see what it is"
         )

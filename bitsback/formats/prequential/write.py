@@ -3,6 +3,7 @@
 import math
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from bitsback.coding.ans import Integers, Stack
@@ -13,16 +14,20 @@ from bitsback.formats.config_tree import MESSAGE_SECTIONS, to_tree
 from bitsback.formats.container import BitWriter, seal
 from bitsback.formats.message.shared import Setting
 from bitsback.formats.prequential.calibration import Block
-from bitsback.formats.prequential.preamble import KIND, Head, labels_digest, tables_digest
+from bitsback.formats.prequential.preamble import PREQUENTIAL, Head, labels_digest, tables_digest
 from bitsback.formats.prequential.walk import Walk, check
 from bitsback.formats.repeatable import repeatable
+from bitsback.result import Result, text_table
 from bitsback.training.train import threads_for
 
 SECTIONS = (*MESSAGE_SECTIONS, "prequential")
 
 
+SHOWN = ("labels", "bits", "bits a label", "error", "temperature", "steps", "seconds")
+
+
 @dataclass(frozen=True)
-class Prequential:
+class Prequential(Result):
     """The prequential code of a data set's labels, as a number and as a file.
 
     Attributes:
@@ -56,8 +61,8 @@ class Prequential:
         """Bits of the whole file."""
         return 8 * len(self.content)
 
-    def facts(self) -> dict[str, Any]:
-        """Everything but the file, for JSON."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the file, for JSON."""
         return {
             "prequential_bits": self.bits,
             "uniform_bits": self.uniform_bits,
@@ -67,8 +72,40 @@ class Prequential:
             "label_stream_bits": self.file_bits - self.header_bits,
             "test_error": self.test_error,
             "seconds": self.seconds,
-            "blocks": [block.facts() for block in self.blocks],
+            "blocks": self.records(),
         }
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return one row for each block."""
+        return [block.facts() for block in self.blocks]
+
+    def told(self, out: Path | None = None) -> str:
+        """Return what a person is shown, and where the message is."""
+        place = f" in {out}" if out is not None else ""
+        return (
+            f"{self._table()}\nThe message{place} has {len(self.content):,} bytes: {self.header_bits:,} bits of configuration "
+            f"and digests, {self.file_bits - self.header_bits:,} of labels. It took {self.seconds:.1f} s."
+        )
+
+    def __str__(self) -> str:
+        return self.told()
+
+    def _table(self) -> str:
+        rows = []
+        for block in self.blocks:
+            bits = [f"{block.bits:,.1f}", f"{block.bits / (block.end - block.start):.4f}"]
+            trained = [f"{block.calibration.temperature:.2f}", f"{block.steps:,}", f"{block.seconds:.1f}"]
+            rows.append([f"{block.start:,} to {block.end:,}", *bits, f"{100 * block.error:.2f} %", *trained])
+        test = (
+            ""
+            if self.test_error is None
+            else f" The last block's predictor errs on {100 * self.test_error:.2f} % of the test split."
+        )
+        return (
+            f"{text_table(SHOWN, rows)}\n"
+            f"{self.bits:,.1f} bits for {self.blocks[-1].end:,} labels in the prequential code, {self.uniform_bits:,.1f} in "
+            f"the uniform one.{test}"
+        )
 
 
 @dataclass
@@ -124,7 +161,7 @@ def prequential(config: Config, *, progress: bool = True) -> Prequential:
     blocks, test_error = walk.run(sending, experiment.dataset.test, progress=progress)
     head = _head(walk, sending, Setting(experiment.model, experiment.likelihood, train.inputs))
     stream = sending.stream()
-    content = seal(KIND, head + stream)
+    content = seal(PREQUENTIAL, head + stream)
     header_bits, seconds = 8 * (len(content) - len(stream)), time.perf_counter() - began
     return Prequential(tuple(blocks), walk.classes, content, header_bits, test_error, seconds)
 

@@ -151,13 +151,13 @@ def read_metrics(directory: Path) -> Metrics:
     return found
 
 
-def observe(directory: str | Path, *, experiment: Experiment | None = None, progress: bool = False) -> Observation:
+def observe(run: Run | str | Path, *, experiment: Experiment | None = None, progress: bool = False) -> Observation:
     """Look at a finished run: its ledger, its width curve, other priors, its examples and its first layer.
 
     Raises:
         RunError: when this is no run directory, or the run has not finished.
     """
-    return Observation(load_run(directory), experiment, progress=progress)
+    return Observation(run if isinstance(run, Run) else load_run(run), experiment, progress=progress)
 
 
 def _pictures(run: Run, train: Examples, numbers: Tensor) -> Tensor | None:

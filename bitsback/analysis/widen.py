@@ -1,0 +1,86 @@
+"""widen: the same network with wider and narrower posteriors, and what each width costs."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bitsback.analysis.sources import RunSource, experiment_of
+from bitsback.ledger import Ledger, shown_bits
+from bitsback.model import WIDTH_FACTORS, width_curve
+from bitsback.result import Result, text_table
+
+COLUMNS = ("gross_weight_bits", "refund_bits", "net_weight_bits", "data_bits", "net_bits")
+
+
+@dataclass(frozen=True)
+class WidthCurve(Result):
+    """The ledger at every width, by the factor that every posterior std was multiplied with."""
+
+    curve: dict[float, Ledger]
+
+    @property
+    def cheapest(self) -> float:
+        """The factor of the lowest net bits."""
+        return min(self.curve, key=lambda factor: self.curve[factor].net_bits)
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return one row for each width."""
+        return [{"factor": factor, **{name: getattr(book, name) for name in COLUMNS}} for factor, book in self.curve.items()]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the rows, and the cheapest factor."""
+        return {"cheapest": self.cheapest, "widths": self.records()}
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """Return the rows as JSON."""
+        return json.dumps(self.records(), indent=indent)
+
+    def __str__(self) -> str:
+        body = []
+        for row in self.records():
+            mark = "cheapest" if row["factor"] == self.cheapest else ""
+            weights = shown_bits(row["net_weight_bits"], row["refund_bits"])
+            body.append([f"x {row['factor']:g}", *weights, f"{row['data_bits']:,.1f}", f"{row['net_bits']:,.1f}", mark])
+        book = self.curve[min(self.curve)]
+        table = text_table(["width", "gross weights", "refund", "net weights", "data", "net bits", ""], body)
+        return (
+            f"{table}\ngross and refund on the ledger's grid of {book.grid_step:g}, which is too coarse for them below x 1; "
+            f"net bits with {book.hyperparameter_bits:.0f} of hyper-parameters"
+        )
+
+
+def widen(
+    run: RunSource | str | Path,
+    *,
+    factors: Sequence[float] = WIDTH_FACTORS,
+    samples: int | None = None,
+    progress: bool = False,
+) -> WidthCurve:
+    """Multiply every posterior std by each factor, and take the ledger of each; nothing is changed.
+
+    Args:
+        run: a run directory, an opened run, or a trained experiment.
+        factors: each above zero.
+        samples: whole-network draws for each width; default: as many as the run's ledger was taken with.
+        progress: show a bar when it takes more than two seconds.
+
+    Raises:
+        RunError: when this is no finished run.
+        LedgerError: when no weight has a Gaussian posterior, or a factor is not positive.
+
+    >>> from bitsback.config import Config, Experiment
+    >>> from bitsback.training import TrainingSettings
+    >>> experiment = Experiment.build(Config(training=TrainingSettings(epochs=3)))
+    >>> curve = widen(experiment, factors=[0.5, 1.0, 2.0], samples=2)
+    >>> [row["factor"] for row in curve.records()]
+    [0.5, 1.0, 2.0]
+    """
+    e = experiment_of(run)
+    draws = samples or e.config.ledger.samples
+    return WidthCurve(
+        width_curve(
+            e.model, e.likelihood, e.dataset.train, factors=factors, samples=draws, seed=e.config.seed, progress=progress
+        )
+    )

@@ -1,0 +1,21 @@
+"""The choices of compare: one key with several values, and what is set for all."""
+
+from collections.abc import Sequence
+
+from bitsback.errors import ConfigError
+
+
+def split_choices(choices: Sequence[str]) -> tuple[str, list[str], list[str]]:
+    """The key to vary with its values, and the settings that stay fixed.
+
+    >>> split_choices(["prior.kind=gaussian,laplace", "seed=1"])
+    ('prior.kind', ['gaussian', 'laplace'], ['seed=1'])
+    """
+    several = [choice for choice in choices if "," in choice and not choice.partition("=")[2].startswith(("[", "{"))]
+    if len(several) != 1:
+        raise ConfigError(f"compare varies exactly one key, as in prior.kind=gaussian,laplace; {len(several)} were given")
+    key, equals, values = several[0].partition("=")
+    distinct = list(dict.fromkeys(value for value in values.split(",") if value))
+    if not equals or not key or len(distinct) < 2:
+        raise ConfigError(f"cannot read '{several[0]}'; give a key and two or more values, as in prior.kind=gaussian,laplace")
+    return key, distinct, [choice for choice in choices if choice != several[0]]

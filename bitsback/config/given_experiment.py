@@ -1,0 +1,105 @@
+"""A model of one's own as an experiment: its configuration says what can be said, and names the rest as given."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from bitsback.config.experiment import Experiment, try_out
+from bitsback.config.explain import describe_all
+from bitsback.config.network import GivenNetworkSettings
+from bitsback.config.schema import BayesianSettings, Config
+from bitsback.data import Dataset, Examples
+from bitsback.data.settings import GivenDataSettings
+from bitsback.errors import ConfigError, DataError
+from bitsback.likelihoods import CategoricalLikelihood, GaussianLikelihood, Likelihood, LikelihoodSettings
+from bitsback.likelihoods.settings import GivenLikelihoodSettings
+from bitsback.likelihoods.settings import registry as likelihoods
+from bitsback.model import BayesianModel
+from bitsback.model.modes import evaluating
+from bitsback.posteriors import GaussianPosteriorSettings, PointPosterior, PointPosteriorSettings
+
+
+def given_experiment(
+    model: BayesianModel,
+    likelihood: Likelihood | None,
+    dataset: Dataset | Examples,
+    sections: Mapping[str, Any],
+    seed: int = 0,
+) -> Experiment:
+    """Return the experiment of a model, a likelihood and data that were made in Python.
+
+    Args:
+        model: is trained in place.
+        likelihood: default: categorical, with as many classes as the network has outputs.
+        dataset: examples alone have no test split.
+        sections: ``training``, ``ledger`` and ``logging``: settings, mappings as in YAML, or None.
+        seed: of batches and draws.
+
+    Raises:
+        ConfigError: for settings that make no sense, and for a network that fails on the inputs.
+        DataError: for targets that the likelihood does not describe, or that do not fit the outputs.
+    """
+    if isinstance(dataset, Examples):
+        dataset = Dataset("in memory", dataset, None, in_memory=True)
+    if not isinstance(dataset, Dataset):
+        raise DataError(
+            f"data are a bitsback.Dataset or bitsback.Examples(inputs, targets), got {type(dataset).__name__}; wrap the tensors"
+        )
+    dataset = replace(dataset, in_memory=True)
+    settings, some = _settings(sections), dataset.train.to(model.device, model.dtype)
+    count = settings.training.batch_size  # a network may take nothing but whole batches
+    with torch.no_grad(), evaluating(model.network), model.mean():
+        output = try_out(model, some.inputs[:count], type(model.network).__name__)
+    if likelihood is None:
+        likelihood = CategoricalLikelihood(output.shape[-1])
+    for examples in (dataset.train, dataset.test):
+        if examples is not None:
+            likelihood.check_targets(examples.targets, examples.name)
+    likelihood.fit(dataset.train.targets)
+    likelihood.to(model.device, model.dtype).bits(output, some.targets[:count])  # shapes fit, or say why not
+    config = settings.model_copy(
+        update={
+            "data": GivenDataSettings(name=dataset.name, examples=len(dataset.train)),
+            "network": GivenNetworkSettings(of=type(model.network).__name__),
+            "posterior": _posterior_settings(model),
+            "prior": model.prior_settings,
+            "prior_overrides": model.override_settings,
+            "bayesian": BayesianSettings(exclude=tuple(name for name, _ in model.deterministic())),
+            "likelihood": _likelihood_settings(likelihood),
+            "seed": seed,
+        }
+    )
+    training = config.training.settled(len(dataset.train), likelihood)
+    return Experiment(config.model_copy(update={"training": training}), dataset, model, likelihood)
+
+
+def _settings(sections: Mapping[str, Any]) -> Config:
+    """A configuration of what was said; what is wrong with it is said as for YAML."""
+    values = {name: value for name, value in sections.items() if value is not None}
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(describe_all(error.errors(), values, {}, "train"))) from error
+
+
+def _posterior_settings(model: BayesianModel) -> GaussianPosteriorSettings | PointPosteriorSettings:
+    points = [q for q in model.posteriors() if isinstance(q, PointPosterior)]
+    return PointPosteriorSettings(grid_step=points[0].grid_step) if points else GaussianPosteriorSettings()
+
+
+def _likelihood_settings(likelihood: Likelihood) -> LikelihoodSettings:
+    if not type(likelihood).__module__.startswith("bitsback."):
+        return GivenLikelihoodSettings(of=type(likelihood).__name__)
+    return likelihoods[likelihood.kind].model_validate(likelihood_settings(likelihood))
+
+
+def likelihood_settings(likelihood: Likelihood) -> dict[str, Any]:
+    """Return what the settings of a likelihood's kind are told to make it again."""
+    if isinstance(likelihood, GaussianLikelihood):
+        std = float(likelihood.log_std.detach().exp())
+        said = {"std": std, "noise": likelihood.noise, "target_step": likelihood.target_step}
+        return {**said, "standardise": likelihood.standardises}
+    return {"classes": likelihood.classes} if isinstance(likelihood, CategoricalLikelihood) else {}

@@ -1,0 +1,68 @@
+"""Kinds of files: each is defined beside what reads and writes it, and found here by its number."""
+
+from dataclasses import dataclass, replace
+from importlib import import_module
+
+from bitsback.errors import BitsbackError
+
+HOMES = {
+    0: "bitsback.formats.message.header",
+    1: "bitsback.formats.model_file.block_codec",
+    2: "bitsback.formats.model_file.grid_search",
+    3: "bitsback.formats.prequential.preamble",
+    4: "bitsback.formats.model_file.grid_search",
+    5: "bitsback.formats.two_part",
+    6: "bitsback.formats.model_file.factory_codec",
+}
+"""Where a kind is registered, by number: imported when a file of the kind turns up."""
+
+
+@dataclass(frozen=True)
+class FileKind:
+    """A kind of file, in one version of its format.
+
+    Attributes:
+        number: in the file's third byte.
+        name: of the kind, whatever the version.
+        version: of the format; in version 2 receivers repeat another training than in version 1.
+    """
+
+    number: int
+    name: str
+    version: int = 1
+
+    def __str__(self) -> str:
+        """The name; with its version where another one is written now.
+
+        >>> str(FileKind(0, "message", 1)), str(FileKind(0, "message", 2))
+        ('message_1', 'message')
+        """
+        written = kind_numbered(self.number)
+        return self.name if written is None or self == written else f"{self.name}_{self.version}"
+
+    def of_version(self, version: int) -> "FileKind":
+        """The same kind in an earlier version."""
+        return replace(self, version=version)
+
+
+_registered: dict[int, FileKind] = {}
+
+
+def register_kind(kind: FileKind) -> FileKind:
+    """Make a kind known, in the version that is written; raises BitsbackError when its number is another's."""
+    if _registered.setdefault(kind.number, kind) != kind:
+        raise BitsbackError(f"file kind {kind.number} is registered twice; choose another number")
+    return kind
+
+
+def kind_numbered(number: int) -> FileKind | None:
+    """The kind of a number, in the version that is written; None when there is none."""
+    if number not in _registered and number in HOMES:
+        import_module(HOMES[number])
+    return _registered.get(number)
+
+
+def all_kinds() -> dict[str, FileKind]:
+    """Every kind by name, in the version that is written."""
+    kinds = [kind_numbered(number) for number in HOMES]
+    return {kind.name: kind for kind in kinds if kind is not None}

@@ -1,0 +1,313 @@
+"""train and compare: from a configuration, or a model of your own, to a run directory and its ledger."""
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from bitsback.analysis.sources import TrainedRun
+from bitsback.atomic_io import file_name, new_directory
+from bitsback.config import Config, Experiment, load_config, load_run
+from bitsback.config.given_experiment import given_experiment
+from bitsback.data import Dataset, Examples
+from bitsback.errors import ConfigError, DataError, RunError
+from bitsback.ledger import shown_bits, shown_error
+from bitsback.likelihoods import Likelihood
+from bitsback.locks import LOCK, InUseError, exclusive
+from bitsback.model import BayesianModel
+from bitsback.result import Result, text_table
+from bitsback.training import LedgerSettings, Logger, LoggingSettings, TrainingSettings
+
+COLUMNS = ("net_bits", "gross_bits", "refund_bits", "data_bits", "net_weight_bits", "hyperparameter_bits")
+
+
+def run_config(
+    source: Config | Experiment | str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    profile: bool = False,
+    report: bool = True,
+    progress: bool = True,
+    loggers: Sequence[Logger] = (),
+    watch: Callable[[int, BayesianModel], None] | None = None,
+) -> TrainedRun:
+    """Train what a configuration says, and take the ledger.
+
+    Args:
+        source: a configuration, an experiment, a YAML file; with ``resume``, a run directory.
+        overrides: of a YAML file, such as ``prior.kind=laplace``.
+        out: run directory; None writes nothing.
+        resume: continue an interrupted run, to the same end.
+        profile: say where a step goes, in ``out``/profile.
+        report: write the page of the run, unless ``logging.report`` is false.
+        progress: show bars.
+        loggers, watch: as :func:`bitsback.training.train` takes them.
+
+    Raises:
+        ConfigError, DataError, RunError, TrainingError, ...: with the fix.
+    """
+    with ExitStack() as held:
+        if resume:
+            assert isinstance(source, str | Path)
+            directory: Path | None = Path(out if out is not None else source)
+            source = config_of_run(Path(source), overrides, None if out is None else Path(out))
+            held.enter_context(exclusive(Path(directory or "") / LOCK, Path(directory or "")))
+        else:
+            directory = None if out is None else Path(out)
+            if isinstance(source, str | Path):
+                if Path(source).is_dir():
+                    raise RunError(f"{source} is a directory; to continue a run: bitsback train {source} --resume")
+                source = load_config(source, overrides)
+            if directory is not None:
+                held.enter_context(new_directory(directory))
+        experiment = source if isinstance(source, Experiment) else Experiment.build(source)
+        settings: dict[str, Any] = {"resume": resume, "profile": profile, "loggers": loggers, "watch": watch}
+        return _trained(experiment, directory, report=report, progress=progress, **settings)
+
+
+def _trained(experiment: Experiment, directory: Path | None, *, report: bool, **settings: Any) -> TrainedRun:
+    outcome = experiment.train(directory, **settings)
+    found = TrainedRun(**vars(outcome), experiment=experiment, directory=directory)
+    return replace(found, report=write_page(found)) if report and directory is not None else found
+
+
+def train(
+    model: BayesianModel | Config | Experiment | str | Path,
+    likelihood: Likelihood | None = None,
+    dataset: Dataset | Examples | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    out: str | Path | None = None,
+    training: TrainingSettings | Mapping[str, Any] | None = None,
+    ledger: LedgerSettings | Mapping[str, Any] | None = None,
+    logging: LoggingSettings | Mapping[str, Any] | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    profile: bool = False,
+    report: bool = True,
+    progress: bool = True,
+    loggers: Sequence[Logger] = (),
+    watch: Callable[[int, BayesianModel], None] | None = None,
+) -> TrainedRun:
+    """Train, and take the ledger: a model of your own with its likelihood and data, or what a configuration says.
+
+    With ``out``, a model of your own leaves a whole run directory: report, widen, certify, pack and plot work on the result.
+    Its configuration names what it cannot say how to make as ``given``; to open the run in another process, give it again:
+    ``bitsback.load_run(out, network=..., dataset=...)``.
+
+    Args:
+        model: what :func:`bitsback.bayesianize` made; or a configuration, an experiment, a YAML file; with ``resume``, a run
+            directory.
+        likelihood: of a model's data; default: categorical, with as many classes as the network has outputs.
+        dataset: of a model; examples alone have no test split.
+        overrides: of a YAML file, such as ``prior.kind=laplace``.
+        out: run directory; None writes nothing.
+        training, ledger, logging, seed: of a model; settings, or mappings as in YAML.
+        resume: continue an interrupted training in ``out``, to the same end.
+        profile: say where a step goes, in ``out``/profile.
+        report: write ``out``/report.html, unless ``logging.report`` is false.
+        progress: show bars.
+        loggers, watch: as :func:`bitsback.training.train` takes them.
+
+    Raises:
+        ConfigError, DataError, LayerError, RunError: with the fix, before the first epoch.
+        TrainingError: when the loss is not finite; the last good checkpoint stays.
+
+    >>> import torch, bitsback
+    >>> model = bitsback.bayesianize(torch.nn.Linear(4, 3), prior="laplace")
+    >>> examples = bitsback.Examples(torch.randn(50, 4), torch.randint(3, (50,)))
+    >>> trained = train(model, None, examples, training={"epochs": 2}, progress=False)
+    >>> trained.ledger.weights
+    15
+    """
+    runs: dict[str, Any] = {"profile": profile, "report": report, "progress": progress, "loggers": loggers, "watch": watch}
+    sections = {"training": training, "ledger": ledger, "logging": logging}
+    if not isinstance(model, BayesianModel):
+        for name, value in {"likelihood": likelihood, "dataset": dataset, **sections, "seed": seed or None}.items():
+            if value is not None:
+                raise ConfigError(f"a configuration says its own {name}; leave {name} out, or use overrides")
+        return run_config(model, overrides, out=out, resume=resume, **runs)
+    if overrides:
+        raise ConfigError("overrides change a YAML file; give a model's settings as training=..., ledger=..., logging=...")
+    if dataset is None:
+        raise DataError("a model is trained on data: give dataset=bitsback.Dataset(...) or bitsback.Examples(inputs, targets)")
+    experiment = given_experiment(model, likelihood, dataset, sections, seed)
+    if not resume:
+        return run_config(experiment, out=out, **runs)
+    if out is None:
+        raise ConfigError("resume continues what an earlier training left in a directory; give out=DIRECTORY")
+    with exclusive(Path(out) / LOCK, Path(out)):
+        return _trained(experiment, Path(out), resume=True, **runs)
+
+
+def config_of_run(config: Path, overrides: Sequence[str], out: Path | None) -> Config:
+    """Return the configuration of a run that is to be resumed; raises RunError when another one is given."""
+    directory = out or config
+    run = load_run(directory)
+    if config.is_file() and load_config(config, overrides) != run.config:
+        raise RunError(f"{directory} was started with another configuration than {config}; resume it as it was: "
+                       f"bitsback train {directory} --resume")  # fmt: skip
+    if config.is_dir() and overrides:
+        raise RunError("a resumed run keeps its configuration; leave the overrides out")
+    return run.config
+
+
+@contextmanager
+def new_run(name: str) -> Iterator[Path]:
+    """Hold a directory of its own under runs/ for a run without ``out``, also when several begin within a second."""
+    stem = Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    for number in count(1):
+        directory = stem if number == 1 else stem.with_name(f"{stem.name}-{number}")
+        with ExitStack() as held:
+            try:
+                if directory.exists():
+                    continue
+                held.enter_context(new_directory(directory))
+            except InUseError:
+                continue
+            yield directory
+            return
+
+
+def write_page(trained: TrainedRun) -> Path | None:
+    """Write the report of a run that has just finished, unless its configuration wants none; returns where it is.
+
+    A page that cannot be written is said on stderr: the training has succeeded.
+    """
+    directory = trained.directory
+    if directory is None or not trained.config.logging.report:
+        return None
+    sys.stdout.flush()  # the ledger is there to read meanwhile
+    try:
+        from bitsback.report import write_report
+
+        return write_report(directory, experiment=trained.experiment, progress=True)
+    except Exception as error:  # whatever a library does while it draws
+        say_no_page(error, directory)
+        return None
+
+
+def say_no_page(error: Exception, *directories: Path) -> None:
+    """Say in one sentence that a page could not be written; with --debug, show where."""
+    if os.environ.get("BITSBACK_DEBUG"):
+        traceback.print_exc()
+    reason = " ".join(str(error).split()) or type(error).__name__
+    runs = " ".join(map(str, directories))
+    what = "the run is complete" if len(directories) == 1 else "the runs are complete"
+    print(f"bitsback: {what}, but no page could be written: {reason}; try again: bitsback report {runs}", file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class Comparison(Result):
+    """The same configuration with several values of one key.
+
+    Attributes:
+        key: what was varied.
+        rows: for each value its bits, errors and seconds, in the order in which they were given.
+        report: the page that shows them together, if one was written.
+    """
+
+    key: str
+    rows: tuple[dict[str, Any], ...]
+    report: Path | None = None
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return one row for each value."""
+        return list(self.rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the rows, and the key."""
+        return {"key": self.key, "rows": self.records()}
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """Return the rows as JSON."""
+        return json.dumps(self.records(), indent=indent)
+
+    def __str__(self) -> str:
+        head = [self.key, "net bits", "gross bits", "refund", "data bits", "grid step", "test error", "seconds"]
+        body = []
+        for row in sorted(self.rows, key=lambda row: row["net_bits"]):
+            gross, refund, net = shown_bits(row["net_bits"], row["refund_bits"])
+            error = "" if row["test_error"] is None else shown_error(row["error_name"], row["test_error"])
+            bits = [net, gross, refund, f"{row['data_bits']:,.1f}", f"{row['grid_step']:g}"]
+            body.append([row[self.key], *bits, error, f"{row['seconds']:.1f}"])
+        said = [f"{self.key}={row[self.key]}: {warning}" for row in self.rows for warning in row["warnings"]]
+        return "\n".join([text_table(head, body), *said])
+
+
+def compare(
+    config: str | Path,
+    key: str,
+    values: Sequence[str],
+    overrides: Sequence[str] = (),
+    *,
+    out: str | Path | None = None,
+    progress: bool = True,
+) -> Comparison:
+    """Train a configuration once for each value of a key.
+
+    Args:
+        config: a YAML file.
+        key, values: what is varied, such as ``prior.kind`` and ``["gaussian", "laplace"]``.
+        overrides: set for all.
+        out: directory that keeps every run, and a page that shows them together; None keeps none.
+        progress: name each training on stderr, and show bars.
+
+    Raises:
+        ConfigError, DataError, RunError, TrainingError, ...: with the fix, before the first training where that is possible.
+    """
+    with ExitStack() as held:
+        place = None if out is None else Path(out)
+        if place is not None:
+            held.enter_context(new_directory(place))
+        experiments = {value: Experiment.build(load_config(config, [*overrides, f"{key}={value}"])) for value in values}
+        names = _names(key, values)
+        rows = []
+        for value, experiment in experiments.items():
+            if progress:
+                print(f"{key}={value}", file=sys.stderr)
+            trained = run_config(experiment, out=None if place is None else place / names[value], progress=progress)
+            rows.append(_row(key, value, trained))
+        page = None if place is None else _comparison_page([place / name for name in names.values()], place / "report.html")
+        return Comparison(key, tuple(rows), page)
+
+
+def _names(key: str, values: Sequence[str]) -> dict[str, str]:
+    """Names of the runs; of some systems, names that differ by case are one."""
+    names = {value: file_name(f"{key}={value}") for value in values}
+    if len({name.lower() for name in names.values()}) == len(names):
+        return names
+    return {value: f"{name}-{number}" for number, (value, name) in enumerate(names.items(), 1)}
+
+
+def _row(key: str, value: str, trained: TrainedRun) -> dict[str, Any]:
+    book = trained.ledger
+    return {
+        key: value,
+        **{name: getattr(book, name) for name in COLUMNS},
+        "grid_step": book.grid_step,
+        "not_charged": list(book.not_charged),
+        "warnings": list(book.warnings),
+        "test_error": trained.test_error,
+        "error_name": trained.error_name,
+        "seconds": trained.training_seconds,
+    }
+
+
+def _comparison_page(directories: Sequence[Path], place: Path) -> Path | None:
+    try:
+        from bitsback.report import write_comparison
+
+        return write_comparison(directories, place)
+    except Exception as error:  # as for the page of one run
+        say_no_page(error, *directories)
+        return None
