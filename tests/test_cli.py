@@ -276,7 +276,7 @@ def test_schema_is_printed_or_written(cli, tmp_path):
 def test_the_schema_knows_every_section_every_prior_and_whatever_it_refers_to(cli):
     schema = answer(cli("schema"))
     assert set(schema["properties"]) == {*Config.model_fields, "extends"}
-    assert set(schema["properties"]["prior"]["discriminator"]["mapping"]) == set(priors)
+    assert set(schema["properties"]["prior"]["discriminator"]["mapping"]) == {*priors, "factory"}
     assert {name.removeprefix("#/$defs/") for name in references(schema)} <= set(schema["$defs"])
     assert all(part["additionalProperties"] is False for part in [schema, *schema["$defs"].values()] if "properties" in part)
 

@@ -116,6 +116,6 @@ def test_the_grid_step_of_the_settings_is_that_of_the_codec():
 @pytest.mark.parametrize("first", ["import bitsback.training.train", "from bitsback.training.train import start"])
 def test_a_function_is_not_hidden_by_its_module_of_the_same_name(first):
     done = python(
-        f"{first}\nfrom bitsback.training import train\nimport bitsback\nprint(callable(train), bitsback.train is train)"
+        f"{first}\nfrom bitsback.training import train\nimport bitsback.training\nprint(callable(train), bitsback.training.train is train)"
     )
     assert done.stdout.split() == ["True", "True"], done.stderr

@@ -37,6 +37,10 @@ def codelengths(
         raise ConfigError("--regularisation and --digits are two tables; ask for one of them")
     if (regularisation or digits) and codes is not None:
         raise ConfigError("--codes chooses rows of the table of codes; leave it out with --regularisation and --digits")
+    if source.suffix in (".yaml", ".yml") and not source.is_dir():  # what is wrong with the YAML is said before torch is there
+        from bitsback.config import load_config
+
+        load_config(source, overrides or [])
     from bitsback.analysis.codelengths import codelengths as coded
     from bitsback.analysis.codelengths import configuration_of
     from bitsback.analysis.regularisation import digits_study, regularisation_study
