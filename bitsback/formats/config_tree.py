@@ -25,7 +25,8 @@ with these values they are left out. The table never changes; it only grows unde
 could not have had otherwise.
 """
 
-LOCATED = ("data", "network", "prior", "prior_overrides", "likelihood")
+LOCATED = ("data", "network", "prior", "prior_overrides")
+MADE = ("likelihood",)
 """Sections that name what each machine keeps elsewhere: paths, and the factory of the network."""
 
 
@@ -74,7 +75,8 @@ def from_tree(tree: dict[str, Any], locations: Sequence[str] = (), *, data_is_ne
     for place in locations:
         key, equals, text = place.removeprefix("--").partition("=")
         section, pattern, last = _split(key)
-        if not equals or section not in LOCATED or not last:
+        is_location = section in LOCATED or (section in MADE and key.endswith(".factory"))
+        if not equals or not is_location or not last:
             raise FileError(f"'{place}' says no place: write --data.root=DIR or --data.path=FILE; all else is in the file")
         inside = values
         for part in (section, *pattern):
