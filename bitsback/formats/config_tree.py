@@ -26,8 +26,10 @@ could not have had otherwise.
 """
 
 LOCATED = ("data", "network", "prior", "prior_overrides")
+"""Sections that name what each machine keeps elsewhere: paths, and functions that make things."""
+
 MADE = ("likelihood",)
-"""Sections that name what each machine keeps elsewhere: paths, and the factory of the network."""
+"""Sections that name a function alone."""
 
 
 CODEC_FACTORY = "codec.factory"
