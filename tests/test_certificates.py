@@ -120,6 +120,17 @@ def test_formulas_in_plain_numbers():
     assert whole.bound == pac_bayes_bound(risk, 103.0, 1000, 0.1)
 
 
+@pytest.mark.parametrize(("kl_bits", "n"), [(-1.0, 10), (math.nan, 10), (math.inf, 10), (5.0, 0)])
+def test_a_complexity_needs_a_finite_kl_and_examples(kl_bits, n):
+    with pytest.raises(CertificateError, match=r"finite KL >= 0 and n >= 1.*check the ledger"):
+        complexity(kl_bits, n, 0.1)
+
+
+def test_a_risk_without_draws_has_no_bound():
+    with pytest.raises(CertificateError, match="one draw or more, got 0; raise --draws"):
+        draws_bound(0.1, 0, 0.1)
+
+
 def test_file_lengths_are_a_prior():
     total = sum(256**length * 2.0 ** -file_length_bits(length) for length in range(1, 120))
     assert 0.9 < total <= 1
@@ -146,6 +157,18 @@ def test_every_example_has_a_draw_of_its_own_and_their_mean_is_the_posteriors():
     one = Examples(data.inputs[:1].repeat(500, 1), data.targets[:1].repeat(500))
     assert 0.02 < mean_loss_of_draws(model, likelihood, one) < 0.98  # a shared draw would judge them all alike
     assert mean_loss_of_draws(model, likelihood, data, seed=3) == mean_loss_of_draws(model, likelihood, data, seed=3)
+
+
+def test_the_row_of_padding_is_never_drawn():
+    model = bayesianize(
+        nn.Sequential(nn.Embedding(5, 2, padding_idx=3), nn.Flatten()), posterior={"kind": "gaussian", "std": 1.0}
+    )
+    with torch.no_grad():
+        model.weights[0].posterior.mean[3] = torch.tensor([1.0, 0.0])
+    padding, other = torch.full((500, 1), 3), torch.full((500, 1), 2)
+    zeros = torch.zeros(500, dtype=torch.long)
+    assert mean_loss_of_draws(model, CategoricalLikelihood(2), Examples(padding, zeros)) == 0.0
+    assert 0.1 < mean_loss_of_draws(model, CategoricalLikelihood(2), Examples(other, zeros)) < 0.9
 
 
 def _loss_of_one_draw(model, data):

@@ -9,13 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate, special, stats
 
-from bitsback.coding import elementary
-from bitsback.coding.ans import Stack
+from bitsback.coding import elementary, relative_entropy
+from bitsback.coding.ans import Stack, default_lanes_log2
 from bitsback.coding.categorical import code_bits, frequencies, labels
 from bitsback.coding.combinators import bits_back, categorical, dependent, metered, raw_bits, sequence, substack
 from bitsback.coding.lattice import PriorCode, RoundedPosterior, under_posterior, under_prior
 from bitsback.coding.philox import whiten
-from bitsback.coding.tables import TOTAL_BITS, PriorTable, bucket_of, start_of
+from bitsback.coding.relative_entropy import BlockCode
+from bitsback.coding.tables import TOTAL_BITS, PriorTable, bucket_of, centre_of, start_of
 from bitsback.errors import FileError, LayerError, PriorError
 from bitsback.priors import (
     CauchyPrior,
@@ -201,6 +202,13 @@ def test_a_density_without_mass_is_refused():
         code_of("cauchy", 47)
 
 
+@pytest.mark.parametrize("steps", [2.0**52, -(2.0**52), math.nan, math.inf])
+def test_a_location_that_no_lattice_point_is_near_to_is_refused(steps):
+    with pytest.raises(PriorError, match=r"more than 2\^52 grid steps from zero"):
+        centre_of(np.array([0.0, steps]))
+    assert centre_of(np.array([2.0**52 - 1])).tolist() == [2**52 - 1]
+
+
 # round trips
 
 
@@ -353,6 +361,71 @@ def test_a_stack_that_runs_out_is_refused_and_a_borrowing_one_counts():
     under_posterior(POSTERIOR, 20).pop(stack)
     assert 1000 < stack.borrowed_bits < 40 * COUNT
     assert stack.borrowed_bits % 32 == 0
+
+
+@pytest.mark.parametrize(
+    ("weights", "net_bits", "lanes"),
+    [(0, 0.0, 0), (2048, 1e6, 1), (2048, 1000.0, 1), (2048, 999.0, 0), (10**9, 1e9, 10), (10**9, 1e4, 4), (10**9, 1.0, 0)],
+)
+def test_lanes_cost_at_most_a_hundredth(weights, net_bits, lanes):
+    assert default_lanes_log2(weights, net_bits) == lanes
+
+
+# blocks
+
+
+def blocks(names=("gaussian", "laplace"), sizes=(30, 21)):
+    """Tensors under several priors, dealt out among three blocks of 2^6 candidates."""
+    placed = [density_of(PRIORS[name](), "w") for name in names]
+    shapes = [prior.standard for prior in placed]
+    centre, scale = (
+        [np.full(n, float(getattr(p, what))) for n, p in zip(sizes, placed, strict=True)] for what in ("centre", "scale")
+    )
+    return BlockCode(
+        np.concatenate(centre), np.concatenate(scale), shapes, np.repeat(np.arange(len(sizes)), sizes), sizes, 3, 6, key=5
+    )
+
+
+def log_q_over_p(code, block, mean, std):
+    """Of every candidate of a block, by scipy's densities; the first thirty weights are normal, the others Laplace."""
+    members, found = code.members(block), []
+    for index in range(1 << code.index_bits):
+        w = code.values(block, index).astype(np.float64)
+        p = np.where(members < 30, stats.norm.logpdf(w, 0, 0.3), stats.laplace.logpdf(w, 0, 0.2))
+        found.append(float((stats.norm.logpdf(w, mean, std) - p).sum()))
+    return np.array(found)
+
+
+def test_blocks_share_every_tensor_evenly_and_hold_every_weight_once():
+    code = blocks()
+    members = [code.members(block) for block in range(3)]
+    assert sorted(np.concatenate(members).tolist()) == list(range(51))
+    assert [(part < 30).sum() for part in members] == [10, 10, 10]
+    for block, part in enumerate(members):
+        assert (code.block_of()[part] == block).all()
+
+
+@pytest.mark.parametrize("at_once", [1 << 22, 100])
+def test_the_candidate_of_a_block_has_the_largest_q_over_p(at_once, monkeypatch):
+    monkeypatch.setattr(relative_entropy, "SCORES_AT_ONCE", at_once)  # 100: all candidates in dozens of parts
+    code, draw = blocks(), np.random.default_rng(1)
+    chosen = []
+    for block in range(3):
+        n = len(code.members(block))
+        mean, std = draw.normal(0, 0.2, n), draw.uniform(0.05, 0.4, n)
+        scores = log_q_over_p(code, block, mean, std)
+        chosen.append(code.choose(block, mean, std))
+        assert scores[chosen[-1]] == pytest.approx(scores.max(), abs=0.01)
+    assert len(set(chosen)) > 1
+
+
+def test_candidates_are_draws_of_the_priors_of_their_weights():
+    code = blocks()
+    drawn = np.concatenate([code.values(block, index) for block in range(3) for index in range(64)])
+    members = np.concatenate([code.members(block) for block in range(3) for _ in range(64)])
+    assert drawn.dtype == np.float32
+    assert stats.kstest(drawn[members < 30], stats.norm(scale=0.3).cdf).pvalue > 1e-3
+    assert stats.kstest(drawn[members >= 30], stats.laplace(scale=0.2).cdf).pvalue > 1e-3
 
 
 # bits back

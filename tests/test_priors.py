@@ -7,8 +7,9 @@ import torch
 from scipy import special, stats
 
 from bitsback.errors import BitsbackError, PriorError
-from bitsback.kl import kl
+from bitsback.kl import has_closed_form, kl, kl_each
 from bitsback.posteriors import GaussianPosterior, PointPosterior
+from bitsback.posteriors.base import Posterior
 from bitsback.priors import (
     AdaptiveMixturePrior,
     CauchyPrior,
@@ -181,6 +182,58 @@ def test_methods_that_do_not_exist_are_refused():
     q = GaussianPosterior(torch.zeros(2), 1.0)
     with pytest.raises(BitsbackError, match="no closed form"):
         kl(q, CauchyPrior(1.0), method="closed_form")
+    several = PyroPrior("Normal", {"loc": [0.0, 1.0], "scale": 1.0})
+    with pytest.raises(BitsbackError, match=r"one-dimensional density for all weights, got batch \(2,\)"):
+        kl(q, several, method="quadrature")
+    with pytest.raises(BitsbackError, match=r"got batch \(\) and event \(2,\)"):
+        kl(q, vectors(), method="quadrature")
+    with pytest.raises(BitsbackError, match="the prior 'pyro' does not code its weights one by one"):
+        kl_each(q, vectors())
+    with pytest.raises(BitsbackError, match="no KL is known for Uniform; use a Gaussian or a point posterior"):
+        kl(Uniform(), GaussianPrior(1.0))
+
+
+class Uniform(Posterior):
+    def __init__(self):
+        super().__init__()
+        self.mean = torch.nn.Parameter(torch.zeros(2))
+
+    def draw(self, noise=None):
+        return self.mean + torch.rand(2)
+
+    def std(self):
+        return torch.full((2,), 12**-0.5)
+
+
+def vectors():
+    matrix = [[1.0, 0.5], [0.5, 1.0]]
+    return PyroPrior("MultivariateNormal", {"loc": [0.0, 0.0], "covariance_matrix": matrix})
+
+
+@pytest.mark.parametrize(
+    "prior", [GaussianPrior(0.5, mean=0.2), LaplacePrior(0.5), StudentTPrior(0.5)], ids=lambda prior: prior.kind
+)
+def test_the_kl_of_each_weight_adds_up_to_the_kl_of_all(prior):
+    q = GaussianPosterior(torch.randn(3, 5), 0.2)
+    each = kl_each(q, prior)
+    alone = [kl(GaussianPosterior(mean.reshape(1), 0.2), prior).nats.item() for mean in q.mean.detach().flatten()]
+    assert each.shape == (3, 5)
+    assert each.flatten().tolist() == pytest.approx(alone, rel=1e-5)
+    assert each.sum().item() == pytest.approx(kl(q, prior).nats.item(), rel=1e-5)
+
+
+def test_what_is_known_in_closed_form():
+    assert has_closed_form(GaussianPrior(0.5))
+    assert has_closed_form(LaplacePrior(0.5)) == (
+        kl(GaussianPosterior(torch.zeros(2), 1.0), LaplacePrior(0.5)).method == "closed_form"
+    )
+    assert not has_closed_form(StudentTPrior(0.5))
+    assert not has_closed_form(vectors())
+
+
+def test_one_draw_says_nothing_of_its_error():
+    found = kl(GaussianPosterior(torch.zeros(2), 1.0), GaussianPrior(1.0), method="monte_carlo", samples=1)
+    assert found.stderr_nats == math.inf
 
 
 def test_monte_carlo_agrees_within_its_standard_error():
@@ -192,10 +245,8 @@ def test_monte_carlo_agrees_within_its_standard_error():
 
 
 def test_a_prior_over_vectors_falls_back_to_monte_carlo():
-    matrix = [[1.0, 0.5], [0.5, 1.0]]
-    prior = PyroPrior("MultivariateNormal", {"loc": [0.0, 0.0], "covariance_matrix": matrix})
     q = GaussianPosterior(torch.zeros(3, 2), 1.0)
-    found = kl(q, prior, samples=4000)
+    found = kl(q, vectors(), samples=4000)
     wanted = 3 * 0.5 * (2 / 0.75 - 2 + math.log(0.75))  # trace of the inverse is 2 / 0.75, determinant 0.75
     assert found.method == "monte_carlo"
     assert float(found.nats) == pytest.approx(wanted, abs=5 * found.stderr_nats)
