@@ -50,6 +50,18 @@ class Result(ABC):
         return pandas.DataFrame.from_records(list(self.records()))
 
 
+class TableResult(Result):
+    """A result that is a table: its JSON is the rows, as ``--json`` prints them."""
+
+    @abstractmethod
+    def records(self) -> Sequence[Record]:
+        """Return the rows."""
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """Return the rows as JSON."""
+        return json.dumps(list(self.records()), indent=indent)
+
+
 def text_table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
     """Columns padded to their widest cell; the first ``left`` are flush left, the others flush right.
 

@@ -1,11 +1,10 @@
 """train and compare: from a configuration, or a model of your own, to a run directory and its ledger."""
 
-import json
 import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import count
@@ -16,62 +15,17 @@ from bitsback.analysis.sources import TrainedRun
 from bitsback.atomic_io import file_name, new_directory
 from bitsback.config import Config, Experiment, load_config, load_run
 from bitsback.config.given_experiment import given_experiment
+from bitsback.config.load import config_to_train
 from bitsback.data import Dataset, Examples
 from bitsback.errors import ConfigError, DataError, RunError
 from bitsback.ledger import shown_bits, shown_error
 from bitsback.likelihoods import Likelihood
 from bitsback.locks import LOCK, InUseError, exclusive
 from bitsback.model import BayesianModel
-from bitsback.result import Result, text_table
+from bitsback.result import TableResult, text_table
 from bitsback.training import LedgerSettings, Logger, LoggingSettings, TrainingSettings
 
 COLUMNS = ("net_bits", "gross_bits", "refund_bits", "data_bits", "net_weight_bits", "hyperparameter_bits")
-
-
-def run_config(
-    source: Config | Experiment | str | Path,
-    overrides: Sequence[str] = (),
-    *,
-    out: str | Path | None = None,
-    resume: bool = False,
-    profile: bool = False,
-    report: bool = True,
-    progress: bool = True,
-    loggers: Sequence[Logger] = (),
-    watch: Callable[[int, BayesianModel], None] | None = None,
-) -> TrainedRun:
-    """Train what a configuration says, and take the ledger.
-
-    Args:
-        source: a configuration, an experiment, a YAML file; with ``resume``, a run directory.
-        overrides: of a YAML file, such as ``prior.kind=laplace``.
-        out: run directory; None writes nothing.
-        resume: continue an interrupted run, to the same end.
-        profile: say where a step goes, in ``out``/profile.
-        report: write the page of the run, unless ``logging.report`` is false.
-        progress: show bars.
-        loggers, watch: as :func:`bitsback.training.train` takes them.
-
-    Raises:
-        ConfigError, DataError, RunError, TrainingError, ...: with the fix.
-    """
-    with ExitStack() as held:
-        if resume:
-            assert isinstance(source, str | Path)
-            directory: Path | None = Path(out if out is not None else source)
-            source = config_of_run(Path(source), overrides, None if out is None else Path(out))
-            held.enter_context(exclusive(Path(directory or "") / LOCK, Path(directory or "")))
-        else:
-            directory = None if out is None else Path(out)
-            if isinstance(source, str | Path):
-                if Path(source).is_dir():
-                    raise RunError(f"{source} is a directory; to continue a run: bitsback train {source} --resume")
-                source = load_config(source, overrides)
-            if directory is not None:
-                held.enter_context(new_directory(directory))
-        experiment = source if isinstance(source, Experiment) else Experiment.build(source)
-        settings: dict[str, Any] = {"resume": resume, "profile": profile, "loggers": loggers, "watch": watch}
-        return _trained(experiment, directory, report=report, progress=progress, **settings)
 
 
 def _trained(experiment: Experiment, directory: Path | None, *, report: bool, **settings: Any) -> TrainedRun:
@@ -129,29 +83,42 @@ def train(
     >>> trained.ledger.weights
     15
     """
-    runs: dict[str, Any] = {"profile": profile, "report": report, "progress": progress, "loggers": loggers, "watch": watch}
+    settings: dict[str, Any] = {"resume": resume, "profile": profile, "report": report, "progress": progress}
+    settings |= {"loggers": loggers, "watch": watch}
     sections = {"training": training, "ledger": ledger, "logging": logging}
+    directory = None if out is None else Path(out)
     if not isinstance(model, BayesianModel):
         for name, value in {"likelihood": likelihood, "dataset": dataset, **sections, "seed": seed or None}.items():
             if value is not None:
                 raise ConfigError(f"a configuration says its own {name}; leave {name} out, or use overrides")
-        return run_config(model, overrides, out=out, resume=resume, **runs)
+        if resume and isinstance(model, str | Path):
+            directory = directory or Path(model)
+            model = config_of_run(Path(model), overrides, directory)
+        elif isinstance(model, str | Path):
+            model = config_to_train(Path(model), overrides)
+        with _held(directory, resume):
+            experiment = model if isinstance(model, Experiment) else Experiment.build(model)
+            return _trained(experiment, directory, **settings)
     if overrides:
         raise ConfigError("overrides change a YAML file; give a model's settings as training=..., ledger=..., logging=...")
     if dataset is None:
         raise DataError("a model is trained on data: give dataset=bitsback.Dataset(...) or bitsback.Examples(inputs, targets)")
     experiment = given_experiment(model, likelihood, dataset, sections, seed)
-    if not resume:
-        return run_config(experiment, out=out, **runs)
-    if out is None:
+    with _held(directory, resume):
+        return _trained(experiment, directory, **settings)
+
+
+def _held(directory: Path | None, resume: bool) -> AbstractContextManager[None]:
+    """Hold the directory of a run, new or to be resumed, for as long as it is written."""
+    if directory is None and resume:
         raise ConfigError("resume continues what an earlier training left in a directory; give out=DIRECTORY")
-    with exclusive(Path(out) / LOCK, Path(out)):
-        return _trained(experiment, Path(out), resume=True, **runs)
+    if directory is None:
+        return nullcontext()
+    return exclusive(directory / LOCK, directory) if resume else new_directory(directory)
 
 
-def config_of_run(config: Path, overrides: Sequence[str], out: Path | None) -> Config:
+def config_of_run(config: Path, overrides: Sequence[str], directory: Path) -> Config:
     """Return the configuration of a run that is to be resumed; raises RunError when another one is given."""
-    directory = out or config
     run = load_run(directory)
     if config.is_file() and load_config(config, overrides) != run.config:
         raise RunError(f"{directory} was started with another configuration than {config}; resume it as it was: "
@@ -207,7 +174,7 @@ def say_no_page(error: Exception, *directories: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Comparison(Result):
+class Comparison(TableResult):
     """The same configuration with several values of one key.
 
     Attributes:
@@ -227,10 +194,6 @@ class Comparison(Result):
     def to_dict(self) -> dict[str, Any]:
         """Return the rows, and the key."""
         return {"key": self.key, "rows": self.records()}
-
-    def to_json(self, indent: int | None = 2) -> str:
-        """Return the rows as JSON."""
-        return json.dumps(self.records(), indent=indent)
 
     def __str__(self) -> str:
         head = [self.key, "net bits", "gross bits", "refund", "data bits", "grid step", "test error", "seconds"]
@@ -275,7 +238,7 @@ def compare(
         for value, experiment in experiments.items():
             if progress:
                 print(f"{key}={value}", file=sys.stderr)
-            trained = run_config(experiment, out=None if place is None else place / names[value], progress=progress)
+            trained = train(experiment, out=None if place is None else place / names[value], progress=progress)
             rows.append(_row(key, value, trained))
         page = None if place is None else _comparison_page([place / name for name in names.values()], place / "report.html")
         return Comparison(key, tuple(rows), page)

@@ -83,6 +83,17 @@ def test_the_run_is_opened_again_with_what_was_given(trained, tmp_path):
     assert (tmp_path / "model.bb").read_bytes() == packed.content
 
 
+def test_a_network_that_was_given_is_described_by_whatever_writes_a_file(trained, tmp_path):
+    experiment = bitsback.load_run(trained.directory, network=network(), dataset=data()).experiment()
+    packed = bitsback.save(experiment, tmp_path / "saved.bb", progress=False)
+    loaded = bitsback.load(tmp_path / "saved.bb")
+    assert (tmp_path / "saved.bb").read_bytes() == packed.content
+    assert loaded(data().train.inputs).shape == (60, 3)
+    run = bitsback.load_run(trained.directory, network=network(), dataset=data())
+    pair = bitsback.send(run, code="two_part", progress=False)
+    assert pair.packed.loaded.config.network.kind == "sequential"
+
+
 def test_without_them_the_fix_is_named(trained):
     with pytest.raises(
         DataError, match=r"the data 'toy' \(60 examples\) were handed over.*load_run\(RUN, network=..., dataset"

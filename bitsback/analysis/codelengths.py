@@ -11,8 +11,9 @@ from typing import Any
 from bitsback.analysis.approximate import bic_model_bits, laplace_model_bits
 from bitsback.analysis.point_estimates import PointNetwork, check_labels, point_config
 from bitsback.analysis.rivals import Rival, label_spreading, logistic
-from bitsback.config import Config, Experiment, Run, load_config, load_run
+from bitsback.config import Config, Experiment, Run, load_config
 from bitsback.config.coding_settings import PackSettings, TuningSettings
+from bitsback.config.experiment import open_source
 from bitsback.errors import ConfigError
 from bitsback.formats.prequential.walk import check as check_prequential
 from bitsback.formats.prequential.write import prequential
@@ -104,25 +105,16 @@ def probe_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     return load_config(PROBE, [f"data.path={path}", *overrides])
 
 
-def open_source(source: Config | Run | str | Path, overrides: Sequence[str] = ()) -> Config | Run:
-    """Return the configuration or the run behind a path: a run directory, a YAML file, or an NPZ file of features.
-
-    Raises:
-        ConfigError: for overrides of a run, which keeps its configuration.
-    """
-    if not isinstance(source, str | Path):
-        return source
-    path = Path(source)
-    if path.is_dir():
-        if overrides:
-            raise ConfigError("a run keeps its configuration; leave the overrides out, or give a YAML file")
-        return load_run(path)
-    return probe_config(path, overrides) if path.suffix == ".npz" else load_config(path, overrides)
+def _opened(source: Config | Run | str | Path, overrides: Sequence[str] = ()) -> Config | Run:
+    """Open a configuration or a run; an NPZ file of features is probed."""
+    if isinstance(source, str | Path) and Path(source).suffix == ".npz" and not Path(source).is_dir():
+        return probe_config(Path(source), overrides)
+    return open_source(source, overrides)
 
 
 def configuration_of(source: Config | Run | str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Return the configuration of what :func:`open_source` takes."""
-    given = open_source(source, overrides)
+    """Return the configuration of what :func:`codelengths` takes."""
+    given = _opened(source, overrides)
     return given.config if isinstance(given, Run) else given
 
 
@@ -149,7 +141,7 @@ def codelengths(
     >>> table.records()[0]["ratio"]
     1.0
     """
-    given = open_source(source, overrides)
+    given = _opened(source, overrides)
     names = NAMES if codes is None else tuple(dict.fromkeys(codes))
     check_names(names)
     table, rows = Codelengths(given, names, progress=progress), []

@@ -19,7 +19,7 @@ from bitsback.formats.model_file.read import load
 from bitsback.likelihoods import Likelihood
 from bitsback.likelihoods.base import Answer
 from bitsback.model.accounting import SHOWN_AFTER_SECONDS, seeded
-from bitsback.result import Result
+from bitsback.result import TableResult
 
 DRAWS = 20
 ARRAYS = ("inputs", "test_inputs", "images")
@@ -70,7 +70,7 @@ def _choose(arrays: dict[str, np.ndarray], path: Path) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Prediction(Result):
+class Prediction(TableResult):
     """What is predicted for some inputs.
 
     Attributes:
@@ -90,8 +90,8 @@ class Prediction(Result):
         return {"answers": self.answers}
 
     def to_json(self, indent: int | None = None) -> str:
-        """Return the answers as JSON."""
-        return json.dumps(self.answers, indent=indent)
+        """Return the answers as JSON, on one line."""
+        return super().to_json(indent)
 
     def __str__(self) -> str:
         rows = (map(_cell, answer.values()) for answer in self.answers)

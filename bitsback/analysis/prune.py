@@ -22,7 +22,6 @@ from bitsback.atomic_io import new_neighbour, whole_directory, write_bytes, writ
 from bitsback.config import Experiment
 from bitsback.config.coding_settings import PackSettings
 from bitsback.errors import LayerError, LedgerError
-from bitsback.formats.model_file.save import described
 from bitsback.formats.model_file.write import Packed, pack_experiment
 from bitsback.kl import kl_each
 from bitsback.ledger import shown_error
@@ -310,9 +309,7 @@ class Pruner:
             with torch.no_grad():
                 for q, kept in zip(_gaussians(model), keep.values(), strict=True):
                     q.mean.masked_fill_(~kept.to(q.mean.device), 0.0)
-            return pack_experiment(
-                described(self.experiment), PackSettings(codec="quantised", quantising=settings), progress=False
-            )
+            return pack_experiment(self.experiment, PackSettings(codec="quantised", quantising=settings), progress=False)
         finally:
             model.load_state_dict(state)
 

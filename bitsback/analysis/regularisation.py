@@ -1,6 +1,5 @@
 """L2 is the code length under a Gaussian prior and L1 under a Laplace prior; and what rounding to decimal digits does."""
 
-import json
 import math
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,7 +18,7 @@ from bitsback.kl import kl
 from bitsback.ledger import shown_error
 from bitsback.model import evaluate
 from bitsback.posteriors import PointPosterior
-from bitsback.result import Result, text_table
+from bitsback.result import TableResult, text_table
 from bitsback.units import nats_to_bits
 
 DIGITS = range(7)
@@ -49,7 +48,7 @@ class PenaltyRow:
 
 
 @dataclass(frozen=True)
-class PenaltyTable(Result):
+class PenaltyTable(TableResult):
     """The penalties beside the code lengths, and what the files cost."""
 
     rows: tuple[PenaltyRow, ...]
@@ -61,10 +60,6 @@ class PenaltyTable(Result):
     def to_dict(self) -> dict[str, Any]:
         """Return the rows by the names of the penalties."""
         return {row.regularisation: asdict(row) for row in self.rows}
-
-    def to_json(self, indent: int | None = 2) -> str:
-        """Return the rows as JSON."""
-        return json.dumps(self.records(), indent=indent)
 
     def __str__(self) -> str:
         head = ["", "penalty", "penalty bits", "+ constant", "= code bits", "weights", "dropped"]
@@ -153,7 +148,7 @@ class DigitsRow:
 
 
 @dataclass(frozen=True)
-class DigitsTable(Result):
+class DigitsTable(TableResult):
     """Weights rounded to decimal digits, and what each file costs."""
 
     rows: tuple[DigitsRow, ...]
@@ -165,10 +160,6 @@ class DigitsTable(Result):
     def to_dict(self) -> dict[str, Any]:
         """Return the rows, under one name."""
         return {"rows": self.records()}
-
-    def to_json(self, indent: int | None = 2) -> str:
-        """Return the rows as JSON."""
-        return json.dumps(self.records(), indent=indent)
 
     def __str__(self) -> str:
         head = ["regularisation", "digits", "distinct values", "file bytes", "data bits", "test error"]

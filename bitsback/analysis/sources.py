@@ -1,16 +1,17 @@
 """What a question may be asked of: a run directory, an opened run, a training that has just ended, or an experiment."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from bitsback.config import Config, Experiment, Run, load_run
-from bitsback.ledger import Ledger, render, shown_error
+from bitsback.ledger import render, shown_error
 from bitsback.result import Result
+from bitsback.training import Outcome
 
 
-@dataclass(frozen=True)
-class TrainedRun(Result):
+@dataclass(frozen=True, kw_only=True)
+class TrainedRun(Outcome, Result):
     """A training that has ended: its ledger, and everything that further questions need.
 
     Attributes:
@@ -23,13 +24,6 @@ class TrainedRun(Result):
         report: the page that was written, if any.
     """
 
-    ledger: Ledger
-    test_error: float | None
-    error_name: str
-    training_seconds: float
-    epochs: int
-    threads: int
-    stopped_early: bool
     experiment: Experiment
     directory: Path | None = None
     report: Path | None = None
@@ -41,14 +35,12 @@ class TrainedRun(Result):
 
     def records(self) -> list[dict[str, Any]]:
         """Return the ledger's entries."""
-        entries: list[dict[str, Any]] = self.ledger.to_dict()["entries"]
-        return entries
+        return self.ledger.records()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the ledger, and the facts of the training."""
-        facts = ("test_error", "error_name", "training_seconds", "epochs", "threads", "stopped_early")
-        directory = None if self.directory is None else str(self.directory)
-        return {**self.ledger.to_dict(), **{name: getattr(self, name) for name in facts}, "directory": directory}
+        facts = {field.name: getattr(self, field.name) for field in fields(Outcome) if field.name != "ledger"}
+        return {**self.ledger.to_dict(), **facts, "directory": None if self.directory is None else str(self.directory)}
 
     def closing(self) -> str:
         """Return what is said below the ledger: seconds, test error, and where the run is."""

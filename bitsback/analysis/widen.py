@@ -1,6 +1,5 @@
 """widen: the same network with wider and narrower posteriors, and what each width costs."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +8,13 @@ from typing import Any
 from bitsback.analysis.sources import RunSource, experiment_of
 from bitsback.ledger import Ledger, shown_bits
 from bitsback.model import WIDTH_FACTORS, width_curve
-from bitsback.result import Result, text_table
+from bitsback.result import TableResult, text_table
 
 COLUMNS = ("gross_weight_bits", "refund_bits", "net_weight_bits", "data_bits", "net_bits")
 
 
 @dataclass(frozen=True)
-class WidthCurve(Result):
+class WidthCurve(TableResult):
     """The ledger at every width, by the factor that every posterior std was multiplied with."""
 
     curve: dict[float, Ledger]
@@ -32,10 +31,6 @@ class WidthCurve(Result):
     def to_dict(self) -> dict[str, Any]:
         """Return the rows, and the cheapest factor."""
         return {"cheapest": self.cheapest, "widths": self.records()}
-
-    def to_json(self, indent: int | None = 2) -> str:
-        """Return the rows as JSON."""
-        return json.dumps(self.records(), indent=indent)
 
     def __str__(self) -> str:
         body = []

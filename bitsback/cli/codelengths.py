@@ -37,18 +37,19 @@ def codelengths(
         raise ConfigError("--regularisation and --digits are two tables; ask for one of them")
     if (regularisation or digits) and codes is not None:
         raise ConfigError("--codes chooses rows of the table of codes; leave it out with --regularisation and --digits")
-    if source.suffix in (".yaml", ".yml") and not source.is_dir():  # what is wrong with the YAML is said before torch is there
-        from bitsback.config import load_config
+    from bitsback.config import Config, load_config
 
-        load_config(source, overrides or [])
+    given: Config | Path = source
+    if not source.is_dir() and source.suffix != ".npz":  # what is wrong with the YAML is said before torch is there
+        given, overrides = load_config(source, overrides or []), None
     from bitsback.analysis.codelengths import codelengths as coded
     from bitsback.analysis.codelengths import configuration_of
     from bitsback.analysis.regularisation import digits_study, regularisation_study
 
     found: Result
     if regularisation or digits:
-        found = (regularisation_study if regularisation else digits_study)(configuration_of(source, overrides or []))
+        found = (regularisation_study if regularisation else digits_study)(configuration_of(given, overrides or []))
     else:
         named = None if codes is None else [code.strip() for code in codes.split(",")]
-        found = coded(source, overrides or [], codes=named)
+        found = coded(given, overrides or [], codes=named)
     print(found.to_json() if json else found)

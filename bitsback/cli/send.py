@@ -45,26 +45,23 @@ def send(
 
     given = {"--payload": payload, "--run": run, "--step": step, "--pad": pad or None, "--draws": draws if draws > 1 else None}
     check_options(code, config, out, [name for name, value in given.items() if value is not None], step, json)
-    if config is not None:  # what is wrong with the YAML is said before torch is there
-        load_config(config, overrides or [])
+    settings = None if config is None else load_config(config, overrides or [])  # its mistakes are said before torch is there
     from bitsback.formats.transfer import check_same_run, send_at_steps
     from bitsback.formats.transfer import send as sent
 
-    check_same_run(run, config, overrides or [])
-    source, changes = (run, []) if run is not None else (config or Path(), overrides or [])
+    check_same_run(run, config, settings)
+    source = run or settings or Path()
     if step is not None and "," in step:
-        table = send_at_steps(source, changes, steps=step.split(","), payload=payload or b"", draws=draws, pad=pad)
+        table = send_at_steps(source, steps=step.split(","), payload=payload or b"", draws=draws, pad=pad)
         print(table.to_json() if json else table)
         return
-    found = sent(source, changes, code=code.value, payload=payload, out=out, step=step, pad=pad)
+    found = sent(source, code=code.value, payload=payload, out=out, step=step, pad=pad)
     print(found.to_json() if json else found.told(out))
 
 
 def check_options(code: Code, config: Path | None, out: Path | None, given: list[str], step: str | None, json: bool) -> None:
     """Raise FileError for options that do not go together, each with the fix."""
     nowhere = out is None and not json
-    if step is not None and not all(map(str.strip, step.split(","))):
-        raise FileError("--step  is not a power of two; write 2^-8 or 0.00390625, and several with commas")
     if code is Code.PREQUENTIAL and given:
         raise FileError(f"--code prequential sends labels, and no weights that a payload could choose; leave out {given[0]}")
     if code is Code.PREQUENTIAL and (config is None or nowhere):
@@ -75,6 +72,11 @@ def check_options(code: Code, config: Path | None, out: Path | None, given: list
         raise FileError("say what to send, and where to: `bitsback send CONFIG --code two_part -o MSG`, or --run RUN alone")
     if code is not Code.BITS_BACK:
         return
+    if step is not None:
+        from bitsback.coding.lattice import exponent_of
+
+        for part in step.split(","):
+            exponent_of(part)
     if "--payload" not in given or (config is None and "--run" not in given):
         raise FileError("say what to send: `bitsback send CONFIG --payload FILE -o MSG`, or --run RUN")
     several = step is not None and "," in step

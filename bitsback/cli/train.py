@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from bitsback.cli.interrupt import stopped
-from bitsback.errors import RunError
 
 ConfigArgument = Annotated[Path, typer.Argument(help="YAML file, for example configs/digits.yaml.", show_default=False)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
@@ -25,18 +24,17 @@ def train(
 
     Example: bitsback train configs/digits.yaml prior.kind=laplace training.epochs=50 --out runs/laplace
     """
-    from bitsback.config import load_config
+    from bitsback.config.load import config_to_train
 
-    if not resume:  # what is wrong with the YAML is said before torch is there
-        if config.is_dir():
-            raise RunError(f"{config} is a directory; to continue a run: bitsback train {config} --resume")
-        load_config(config, overrides or [])
+    # what is wrong with the YAML is said before torch is there
+    source, changes = (config, overrides or []) if resume else (config_to_train(config, overrides or []), [])
     from bitsback.ledger import show
-    from bitsback.runs import new_run, run_config, write_page
+    from bitsback.runs import new_run, write_page
+    from bitsback.runs import train as trained
 
     directory = out or (config if resume else context.with_resource(new_run(config.stem)))
     try:
-        found = run_config(config, overrides or [], out=directory, resume=resume, profile=profile, report=False)
+        found = trained(source, overrides=changes, out=directory, resume=resume, profile=profile, report=False)
     except KeyboardInterrupt as error:
         has_begun = (directory / "config.yaml").is_file()
         raise stopped(error, f"continue with: bitsback train {directory} --resume" if has_begun else "") from None

@@ -7,6 +7,7 @@ a frequency of at least one.
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ from bitsback.coding.combinators import Codec
 from bitsback.coding.densities import LocatedDensity
 from bitsback.coding.elementary import Floats, normal_cdf
 from bitsback.coding.tables import TOTAL_BITS, PriorTable, bucket_of, centre_of, start_of
-from bitsback.errors import LayerError
+from bitsback.errors import FileError, LayerError
 
 STD_LEVELS_PER_OCTAVE = 32
 MEAN_STEPS_PER_STD = 64
@@ -203,3 +204,24 @@ def _normal_quantile(p: Floats) -> Floats:
 
 _POINTS = np.arange(-1440, 1441) / 240.0
 _QUANTILE_GUESS = (normal_cdf(_POINTS), _POINTS)
+
+
+def exponent_of(step: float | str) -> int:
+    """Return m of a grid step 2^-m.
+
+    Raises:
+        FileError: for a step that is no power of two.
+
+    >>> exponent_of("2^-8"), exponent_of(0.25)
+    (8, 2)
+    """
+    base, caret, power = str(step).strip().partition("^")
+    try:
+        width = float(base) ** int(power) if caret else float(base)
+        exponent = -math.log2(width)
+        nearest = round(exponent)  # raises for NaN and infinity
+    except (ValueError, ArithmeticError) as error:
+        raise FileError(f"--step {step} is not a power of two; write 2^-8 or 0.00390625") from error
+    if exponent != nearest:
+        raise FileError(f"--step {step} is not a power of two; the nearest is 2^{-nearest}")
+    return nearest

@@ -266,3 +266,18 @@ def load_run(directory: str | Path, *, network: nn.Module | None = None, dataset
         old = config.likelihood.model_copy(update={"standardise": False})  # a run from before targets were standardised
         config = config.model_copy(update={"likelihood": old})
     return Run(place, config, network, dataset)
+
+
+def open_source(source: Config | Run | str | Path, overrides: Sequence[str] = ()) -> Config | Run:
+    """Return the run or the configuration behind a path: a run directory, or a YAML file.
+
+    Raises:
+        ConfigError: for overrides of a run, which keeps its configuration.
+    """
+    if not isinstance(source, str | Path):
+        return source
+    if not Path(source).is_dir():
+        return load_config(source, overrides)
+    if overrides:
+        raise ConfigError("a run keeps its configuration; leave the overrides out, or give a YAML file")
+    return load_run(source)

@@ -43,7 +43,7 @@ def given_experiment(
         DataError: for targets that the likelihood does not describe, or that do not fit the outputs.
     """
     if isinstance(dataset, Examples):
-        dataset = Dataset("in memory", dataset, None, in_memory=True)
+        dataset = Dataset("in memory", dataset, None)
     if not isinstance(dataset, Dataset):
         raise DataError(
             f"data are a bitsback.Dataset or bitsback.Examples(inputs, targets), got {type(dataset).__name__}; wrap the tensors"

@@ -13,7 +13,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from bitsback import limits
 from bitsback.config.explain import Origins, Place, describe_all, where_is
 from bitsback.config.schema import Config
-from bitsback.errors import ConfigError
+from bitsback.errors import ConfigError, RunError
 from bitsback.yaml import load_yaml, read_text
 
 SHOWN_CHARACTERS = 80
@@ -47,6 +47,18 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except ConfigError as error:
         raise ConfigError(f"{where_is(('network', 'layers'), origins, str(path))}: {error}") from error
     return config
+
+
+def config_to_train(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a run that is to begin.
+
+    Raises:
+        ConfigError: as :func:`load_config`.
+        RunError: for the directory of a run, which is resumed otherwise.
+    """
+    if path.is_dir():
+        raise RunError(f"{path} is a directory; to continue a run: bitsback train {path} --resume")
+    return load_config(path, overrides)
 
 
 def to_yaml(config: Config, sections: Sequence[str] | None = None) -> str:

@@ -1,7 +1,5 @@
 """pack, unpack, send, receive: files out of runs, and what is in them out of files."""
 
-import json
-import math
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -12,21 +10,22 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from bitsback.atomic_io import check_new_file, new_neighbour, write_bytes
+from bitsback.coding.lattice import exponent_of
 from bitsback.coding.philox import whiten
-from bitsback.config import Config, Experiment, Run, load_config, load_run
+from bitsback.config import Config, Experiment, Run, load_run
+from bitsback.config.experiment import open_source
 from bitsback.errors import FileError
 from bitsback.formats.container import read_file, unseal
 from bitsback.formats.message.read import receive_file
 from bitsback.formats.message.write import Sender, Sent, check_exponent
 from bitsback.formats.model_file.grid_codec import QUANTISED
 from bitsback.formats.model_file.read import load, write_unpacked
-from bitsback.formats.model_file.save import described
 from bitsback.formats.model_file.write import Packed, pack_experiment, with_settings
 from bitsback.formats.prequential.preamble import FIRST_PREQUENTIAL, PREQUENTIAL
 from bitsback.formats.prequential.read import receive_prequential
 from bitsback.formats.prequential.write import Prequential, prequential
 from bitsback.formats.two_part import TWO_PART, TwoPart, check_targets, receive_two_part, send_two_part
-from bitsback.result import Result, text_table
+from bitsback.result import Result, TableResult, text_table
 
 Code = Literal["bits_back", "prequential", "two_part"]
 
@@ -78,7 +77,7 @@ def pack(
     if (tune or (budget_bytes is not None and not is_quantised)) and settings.tuning is None:
         given.insert(0, "tuning={}")
     experiment = opened.experiment() if isinstance(opened, Run) else opened
-    packed = pack_experiment(described(experiment), with_settings(settings, [*given, *overrides]), progress=progress)
+    packed = pack_experiment(experiment, with_settings(settings, [*given, *overrides]), progress=progress)
     if out is not None:
         write_bytes(Path(out), packed.content)
     return packed
@@ -144,7 +143,7 @@ def send(
     Raises:
         FileError, ConfigError, LayerError, RunError: with the fix, before anything is trained where that is possible.
     """
-    exponent = None if step is None else exponent_of(step)
+    exponent = None if step is None else nameable_exponent(step)
     if out is not None:
         check_new_file(Path(out))
     found: Sent | Prequential | TwoPart
@@ -157,36 +156,21 @@ def send(
         for name, value in (("payload", payload), ("step", step), ("pad", pad or None)):
             if value is not None:
                 raise FileError(f"the code {code} chooses the weights itself; leave {name} out")
-        found = (_prequential if code == PREQUENTIAL.name else _two_part)(opened(source, overrides), progress)
+        found = (_prequential if code == PREQUENTIAL.name else _two_part)(open_source(source, overrides), progress)
     if out is not None:
         write_bytes(Path(out), found.content)
     return found
 
 
-def opened(source: Config | Run | str | Path, overrides: Sequence[str] = ()) -> Config | Run:
-    """Return the run or the configuration behind a path.
-
-    Raises:
-        FileError: for overrides of a run, which keeps its configuration.
-    """
-    if not isinstance(source, str | Path):
-        return source
-    if not Path(source).is_dir():
-        return load_config(source, overrides)
-    if overrides:
-        raise FileError("a run keeps its configuration; leave the overrides out, or give a YAML file")
-    return load_run(source)
-
-
-def check_same_run(run: Path | None, config: Path | None, overrides: Sequence[str]) -> None:
-    """Raise FileError when a run is given with a configuration that is not its own."""
-    if run is not None and config is not None and load_config(config, overrides) != load_run(run).config:
+def check_same_run(run: Path | None, config: Path | None, settings: Config | None) -> None:
+    """Raise FileError when a run is given with a file whose settings are not its own."""
+    if run is not None and settings is not None and settings != load_run(run).config:
         raise FileError(f"{run} was trained with another configuration than {config}; leave CONFIG out")
 
 
 def sender_of(source: Config | Run | str | Path, overrides: Sequence[str] = (), *, progress: bool = True) -> Sender:
     """Return a sender of bits-back messages: a run as it is, or what a configuration trains."""
-    given = opened(source, overrides)
+    given = open_source(source, overrides)
     if isinstance(given, Run):
         if given.config.training.precision != "float64" or given.config.data.fraction_bits is None:
             print(NOT_ROBUST, file=sys.stderr)
@@ -216,30 +200,15 @@ def _say_precision(config: Config) -> None:
         print(IN_FLOAT64, file=sys.stderr)
 
 
-def exponent_of(step: float | str) -> int:
-    """Return m of a grid step 2^-m that a message can name.
-
-    Raises:
-        FileError: for a step that is no power of two, or out of range.
-
-    >>> exponent_of("2^-8"), exponent_of(0.25)
-    (8, 2)
-    """
-    base, caret, power = str(step).strip().partition("^")
-    try:
-        width = float(base) ** int(power) if caret else float(base)
-        exponent = -math.log2(width)
-        nearest = round(exponent)  # raises for NaN and infinity
-    except (ValueError, ArithmeticError) as error:
-        raise FileError(f"--step {step} is not a power of two; write 2^-8 or 0.00390625") from error
-    if exponent != nearest:
-        raise FileError(f"--step {step} is not a power of two; the nearest is 2^{-nearest}")
-    check_exponent(nearest)
-    return nearest
+def nameable_exponent(step: float | str) -> int:
+    """Return m of a grid step 2^-m that a message can name; raises FileError for any other step."""
+    exponent = exponent_of(step)
+    check_exponent(exponent)
+    return exponent
 
 
 @dataclass(frozen=True)
-class StepTable(Result):
+class StepTable(TableResult):
     """Gross up, refund up, net flat: what a finer grid of the weights costs in a message."""
 
     rows: tuple[dict[str, Any], ...]
@@ -251,10 +220,6 @@ class StepTable(Result):
     def to_dict(self) -> dict[str, Any]:
         """Return the rows, under one name."""
         return {"steps": self.records()}
-
-    def to_json(self, indent: int | None = 2) -> str:
-        """Return the rows as JSON."""
-        return json.dumps(self.records(), indent=indent)
 
     def __str__(self) -> str:
         body = [[row["step"], *(f"{row[name]:,.1f}" for name in COLUMNS)] for row in self.rows]
@@ -282,7 +247,7 @@ def send_at_steps(
     Raises:
         FileError, ConfigError, LayerError, RunError: with the fix.
     """
-    exponents = [exponent_of(step) for step in steps]
+    exponents = [nameable_exponent(step) for step in steps]
     content = payload if isinstance(payload, bytes) else read_file(Path(payload))
     sender, rows = sender_of(source, overrides, progress=progress), []
     with tqdm(total=len(exponents) * draws, desc="messages", leave=False, delay=2.0, disable=not progress) as bar:

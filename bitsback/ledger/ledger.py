@@ -8,6 +8,7 @@ from typing import Any
 
 from bitsback.errors import LedgerError
 from bitsback.ledger.entry import Charge, Entry
+from bitsback.ledger.rendering import render
 from bitsback.result import Result
 
 
@@ -121,8 +122,6 @@ class Ledger(Result):
         return f"The {self.described} cost {without}; with it {cost}{', given ' + self.given if self.given else ''}."
 
     def __str__(self) -> str:
-        from bitsback.ledger.rendering import render
-
         return render(self)
 
     def to_dict(self) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 import os
 import sys
 from collections import Counter
+from typing import TYPE_CHECKING
 
-from bitsback.ledger.ledger import Ledger
+if TYPE_CHECKING:
+    from bitsback.ledger.ledger import Ledger
 
 Row = tuple[str, str, str, str, str, str, str]
 
@@ -28,7 +30,7 @@ def _row(name: str, weights: str, net_bits: float, refund_bits: float, per_weigh
     return (name, weights, *shown_bits(net_bits, refund_bits), per_weight, method)
 
 
-def _kinds(ledger: Ledger) -> Counter[str]:
+def _kinds(ledger: "Ledger") -> Counter[str]:
     """How many learned numbers of each kind: the part of a charge's name before its weight tensor."""
     kinds: Counter[str] = Counter()
     for charge in ledger.charges:
@@ -36,7 +38,7 @@ def _kinds(ledger: Ledger) -> Counter[str]:
     return kinds
 
 
-def render(ledger: Ledger) -> str:
+def render(ledger: "Ledger") -> str:
     """The ledger as aligned plain text: a line per weight tensor, the totals, what was not charged, one sentence."""
     head: Row = ("weights of", "count", "gross bits", "refund", "net bits", "bits/weight", "method")
     body = []
@@ -69,7 +71,7 @@ def render(ledger: Ledger) -> str:
     return "\n".join([*lines, "", ledger.sentence(), *ledger.warnings])
 
 
-def show(ledger: Ledger) -> None:
+def show(ledger: "Ledger") -> None:
     """Print the ledger: to a pipe or a file exactly :func:`render`, to a terminal the same text, its totals bold.
 
     Lines are never cut or folded to the terminal's width; characters that its encoding lacks are escaped. ``NO_COLOR`` and a

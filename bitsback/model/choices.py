@@ -40,13 +40,13 @@ def settings_of(choice: PriorChoice) -> PriorSettings:
     if not isinstance(choice, str | Mapping):
         raise PriorError(f"a prior is a kind, a mapping with kind, or settings; got {choice!r}")
     values = {"kind": choice} if isinstance(choice, str) else dict(choice)
+    wanted = settings_class(str(values.get("kind", "gaussian")))
     try:
-        return settings_class(str(values.get("kind", "gaussian")))(**values)
+        return wanted(**values)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        allowed = settings_class(str(values.get("kind", "gaussian"))).model_fields
-        hint = near_miss(key, allowed) if first["type"] == "extra_forbidden" else ""
+        hint = near_miss(key, wanted.model_fields) if first["type"] == "extra_forbidden" else ""
         raise PriorError(f"prior.{key}: {first['msg']}{hint}, got {first['input']!r}") from error
 
 

@@ -28,9 +28,9 @@ def modules() -> list[str]:
 
 def home(module: str, name: str) -> str:
     """The full name of ``name`` where it is defined, followed through the imports of ``module``."""
-    lazy = bitsback._HOME.get(name) if module == "bitsback" else None
+    lazy = next((place for place, names in bitsback.PUBLIC.items() if name in names), None) if module == "bitsback" else None
     if lazy:
-        return home(lazy, name)
+        return home(f"bitsback.{lazy}", name)
     file = importlib.import_module(module).__file__ or ""
     with open(file, encoding="utf-8") as source:
         tree = ast.parse(source.read())

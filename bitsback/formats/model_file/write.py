@@ -20,6 +20,7 @@ from bitsback.formats.exact_outputs import exact_outputs
 from bitsback.formats.model_file.block_codec import RELATIVE_ENTROPY
 from bitsback.formats.model_file.codec import ModelCodec, codec_named
 from bitsback.formats.model_file.grid_codec import QUANTISED
+from bitsback.formats.model_file.network_description import described
 from bitsback.formats.model_file.read import LoadedModel, decode
 from bitsback.formats.model_file.tuning import FIXED_LOG_STD
 from bitsback.ledger import shown_error
@@ -113,11 +114,11 @@ def pack_experiment(experiment: Experiment, settings: PackSettings | None = None
     """The model file of a trained experiment. The experiment's model is changed: it ends with the weights of the file.
 
     Raises:
-        LayerError: for a mean, std or statistic that makes no sense.
+        LayerError: for a mean, std or statistic that makes no sense, and for a network that a file cannot describe.
         FileError: for a budget that is too small.
         PriorError: for a prior that cannot be coded.
     """
-    settings = settings or experiment.config.pack
+    settings, experiment = settings or experiment.config.pack, described(experiment)
     _settle(experiment)
     choice = choose(experiment, settings)
     net_bits = _ledger_net_bits(experiment)
