@@ -5,12 +5,16 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 JOBS ?= 2
 
-.PHONY: run test test-fast lint format docs docs-check install clean
+.PHONY: run test coverage test-fast lint format docs docs-check install clean
 run: $(READY)
 	$(BIN)/bitsback train configs/digits.yaml
 
 test: $(READY)
-	$(BIN)/python -m pytest -n $(JOBS) tests bitsback --doctest-modules
+	$(BIN)/python -m pytest -n $(JOBS) tests bitsback --doctest-modules $(COVERAGE)
+
+coverage: COVERAGE := --cov --cov-report=
+coverage: test
+	$(BIN)/python scripts/check_coverage.py
 
 test-fast: $(READY)
 	$(BIN)/python -m pytest -n $(JOBS) -m "not slow" tests
@@ -39,4 +43,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis docs/_build docs/reference docs/notebooks docs/figures
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage docs/_build docs/reference docs/notebooks docs/figures

@@ -98,9 +98,9 @@ def check_new_directory(path: Path) -> None:
     if path.is_dir() and any(not _is_no_content(entry) for entry in path.iterdir()):
         check_not_in_use(path / LOCK, path)
         raise RunError(f"{path} is not empty; choose another --out, or continue a run with `train --resume`")
-    place = next(parent for parent in [path, *path.resolve().parents] if parent.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        raise RunError(f"cannot write {path}: {place} is not a directory you may write to; choose another --out")
+    parent = next(parent for parent in [path, *path.resolve().parents] if parent.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise RunError(f"cannot write {path}: {parent} is not a directory you may write to; choose another --out")
 
 
 def _is_no_content(entry: Path) -> bool:
@@ -144,14 +144,14 @@ def new_neighbour(path: Path) -> Iterator[None]:
 
 
 def _lock_beside(path: Path) -> Path:
-    place = path.resolve()
-    return place.with_name(f".{place.name}{LOCK}")
+    resolved = path.resolve()
+    return resolved.with_name(f".{resolved.name}{LOCK}")
 
 
 def check_new_file(path: Path) -> None:
     """Raise RunError unless a file can be written to ``path``; nothing is changed."""
-    place = next(parent for parent in path.resolve().parents if parent.exists())
-    if path.is_dir() or not place.is_dir() or not os.access(place, os.W_OK):
+    parent = next(parent for parent in path.resolve().parents if parent.exists())
+    if path.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
         raise RunError(f"cannot write {path}: it is a directory, or stands in a place you may not write to; choose another -o")
 
 
@@ -167,17 +167,17 @@ def whole_directory(path: Path) -> Iterator[Path]:
         target = path.resolve()
         remove_left_over_directories(target)
         try:
-            place = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
+            staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
         except OSError as error:
             raise RunError(f"cannot write {path}: {error.strerror or error}; choose a place you may write to") from error
         try:
-            yield place
-            place.chmod(0o755)
+            yield staging
+            staging.chmod(0o755)
             if ON_WINDOWS and target.is_dir():  # not run here: a directory cannot replace another, empty as it may be
                 target.rmdir()
-            os.replace(place, target)  # onto nothing, or an empty directory
+            os.replace(staging, target)  # onto nothing, or an empty directory
         except BaseException as error:
-            shutil.rmtree(place, ignore_errors=True)
+            shutil.rmtree(staging, ignore_errors=True)
             if isinstance(error, OSError):
                 raise RunError(f"cannot write {path}: {error.strerror or error}; is the disk full?") from error
             raise

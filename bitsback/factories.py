@@ -35,12 +35,12 @@ def importable_here() -> Iterator[None]:
 
 def imported_function(name: str, setting: str) -> Any:
     """What ``package.module:function`` names, found in this directory too; raises ConfigError that names the setting."""
-    place, _, function = name.partition(":")
+    module, _, function = name.partition(":")
     try:
         with importable_here():
-            return getattr(importlib.import_module(place), function)
+            return getattr(importlib.import_module(module), function)
     except ModuleNotFoundError as error:
-        hint = "; is it in this directory or on PYTHONPATH?" if error.name == place.partition(".")[0] else ""
+        hint = "; is it in this directory or on PYTHONPATH?" if error.name == module.partition(".")[0] else ""
         raise ConfigError(f"{setting}: cannot import '{name}': {error}{hint}") from error
     except Exception as error:  # whatever the user's module raises
         raise ConfigError(f"{setting}: cannot import '{name}': {error}") from error

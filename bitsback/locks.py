@@ -86,7 +86,7 @@ def exclusive(lock: Path, subject: Path) -> Iterator[None]:
         InUseError: when another process, or another thread, holds it.
         RunError: when the place cannot be written.
     """
-    missing = [place for place in lock.parents if not place.exists()]
+    missing = [parent for parent in lock.parents if not parent.exists()]
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         handle = _enter(lock, subject)
@@ -97,33 +97,33 @@ def exclusive(lock: Path, subject: Path) -> Iterator[None]:
     finally:
         _leave(handle, lock)
         with suppress(OSError):
-            for place in missing:
-                place.rmdir()  # fails where something was written
+            for parent in missing:
+                parent.rmdir()  # fails where something was written
 
 
 def _enter(lock: Path, subject: Path) -> int | None:
     """Take the lock; the open file, or None if this thread has it already."""
-    place, process, thread = str(lock.resolve()), os.getpid(), threading.get_ident()
+    key, process, thread = str(lock.resolve()), os.getpid(), threading.get_ident()
     with _guard:
-        owner, of, times = _held.get(place, (0, 0, 0))
+        owner, of, times = _held.get(key, (0, 0, 0))
         if owner != process:  # what a process held is not held by those it forks
             handle = _take(lock, subject)
-            _held[place] = (process, thread, 1)
+            _held[key] = (process, thread, 1)
             return handle
         if of != thread:
             raise InUseError(_refusal(subject, f"another thread of this process ({process})"))
-        _held[place] = (process, thread, times + 1)
+        _held[key] = (process, thread, times + 1)
         return None
 
 
 def _leave(handle: int | None, lock: Path) -> None:
-    place = str(lock.resolve())
+    key = str(lock.resolve())
     with _guard:
         if handle is None:
-            process, thread, times = _held[place]
-            _held[place] = (process, thread, times - 1)
+            process, thread, times = _held[key]
+            _held[key] = (process, thread, times - 1)
         else:
-            del _held[place]
+            del _held[key]
             _release(handle, lock)
 
 

@@ -229,18 +229,20 @@ def compare(
         ConfigError, DataError, RunError, TrainingError, ...: with the fix, before the first training where that is possible.
     """
     with ExitStack() as held:
-        place = None if out is None else Path(out)
-        if place is not None:
-            held.enter_context(new_directory(place))
+        directory = None if out is None else Path(out)
+        if directory is not None:
+            held.enter_context(new_directory(directory))
         experiments = {value: Experiment.build(load_config(config, [*overrides, f"{key}={value}"])) for value in values}
         names = _names(key, values)
         rows = []
         for value, experiment in experiments.items():
             if progress:
                 print(f"{key}={value}", file=sys.stderr)
-            trained = train(experiment, out=None if place is None else place / names[value], progress=progress)
+            trained = train(experiment, out=None if directory is None else directory / names[value], progress=progress)
             rows.append(_row(key, value, trained))
-        page = None if place is None else _comparison_page([place / name for name in names.values()], place / "report.html")
+        page = None
+        if directory is not None:
+            page = _comparison_page([directory / name for name in names.values()], directory / "report.html")
         return Comparison(key, tuple(rows), page)
 
 
@@ -266,11 +268,11 @@ def _row(key: str, value: str, trained: TrainedRun) -> dict[str, Any]:
     }
 
 
-def _comparison_page(directories: Sequence[Path], place: Path) -> Path | None:
+def _comparison_page(directories: Sequence[Path], path: Path) -> Path | None:
     try:
         from bitsback.report import write_comparison
 
-        return write_comparison(directories, place)
+        return write_comparison(directories, path)
     except Exception as error:  # as for the page of one run
         say_no_page(error, *directories)
         return None

@@ -24,7 +24,7 @@ from bitsback.coding.tables import TOTAL_BITS, PriorTable
 from bitsback.formats import reference_decoder as reference
 from bitsback.formats.container import BitReader, unseal
 from bitsback.formats.message.header import Header
-from bitsback.formats.message.shared import Setting
+from bitsback.formats.message.shared import SharedContext
 from bitsback.formats.model_file.block_codec import RELATIVE_ENTROPY
 from bitsback.formats.model_file.grid_codec import DECIMAL
 from bitsback.formats.model_file.hidden_units import exchangeable_groups
@@ -45,7 +45,7 @@ def model_weights(content: bytes, loaded: LoadedModel) -> dict[str, Flat]:
     kind, contents = unseal(content, "the file")
     reader, bits = BitReader(contents), {part.name: part.bits for part in loaded.parts}
     names = list(bits)
-    reader.place = round(sum(bits[name] for name in names[1 : names.index("guard of the priors") + 1]))
+    reader.position = round(sum(bits[name] for name in names[1 : names.index("guard of the priors") + 1]))
     if kind == RELATIVE_ENTROPY:
         return _blocks(reader, loaded.model)
     digits = reader.take(4) if kind == DECIMAL else None
@@ -159,25 +159,25 @@ def _put_order_back(stack: reference.Stack, group: Any, levels: dict[str, np.nda
         levels[name] = levels[name][order]
 
 
-def message(contents: bytes, header: Header, setting: Setting, version: int) -> tuple[dict[str, Flat], list[int] | None]:
+def message(contents: bytes, header: Header, shared: SharedContext, version: int) -> tuple[dict[str, Flat], list[int] | None]:
     """Weights and labels of a message; None for labels of a network that is not put through here."""
     reader = BitReader(contents)
     Header.take(reader, version=version)
     body = reader.rest()[header.payload_bytes % 4 :]
     stack = reference.Stack.from_bytes(body, 1 << header.lanes_log2)
-    stack.pop_raw(SideInformation.of(setting.model, setting.likelihood).bits_each().tolist())
-    code, m = setting.prior_code(header.exponent), header.exponent
+    stack.pop_raw(SideInformation.of(shared.model, shared.likelihood).bits_each().tolist())
+    code, m = shared.prior_code(header.exponent), header.exponent
     tables = [table.cumulative.tolist() for table in code.tables]
     points = [p + c for p, c in zip(_points(stack, tables, code.table_of.tolist()), code.centre.tolist(), strict=True)]
     weights, first = {}, 0
-    for weight in setting.model.weights:
+    for weight in shared.model.weights:
         part = points[first : first + weight.posterior.numel]
         weights[weight.name], first = [float(np.ldexp(float(point), -m)) for point in part], first + len(part)
     try:
-        logits = forward(setting.model, weights, setting.inputs)
+        logits = forward(shared.model, weights, shared.inputs)
     except NoReferenceError:
         return weights, None
-    return weights, labels(stack, logits, setting.likelihood.kind)
+    return weights, labels(stack, logits, shared.likelihood.kind)
 
 
 def _half_even(value: int, bits: int) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import mpmath
 import numpy as np
@@ -210,6 +211,19 @@ def test_a_posterior_certificate_is_the_ledger_and_the_formula():
 def test_probabilities_and_counts_must_make_sense(arguments, fix):
     with pytest.raises(CertificateError, match=fix):
         certify_posterior(small_model(), CategoricalLikelihood(2), examples(20), **{"draws": 1, **arguments})
+
+
+def test_a_point_has_no_draws():
+    point = bayesianize(nn.Linear(6, 2), {"kind": "gaussian", "learn": "none"}, posterior="point")
+    with pytest.raises(CertificateError, match="a point has no draws"):
+        mean_loss_of_draws(point, CategoricalLikelihood(2), examples(20))
+
+
+def test_a_test_error_is_shown_beside_the_bound_and_only_where_one_was_measured():
+    model, data = small_model(), examples(20)
+    found = certify_posterior(model, CategoricalLikelihood(2), data, draws=10)
+    assert "test error" not in str(found)
+    assert "test error" in str(replace(found, test_risk=0.25))
 
 
 def test_what_has_no_certificate_is_refused_with_the_fix():

@@ -82,7 +82,7 @@ def text(length):
 def net_bits_of(sender, weights):
     """log2 q/p of these weights and their data bits, by the model's own distributions: nothing of the coder's."""
     model, likelihood, train = sender.experiment.model, sender.experiment.likelihood, sender.experiment.dataset.train
-    q = sender.setting.posterior()
+    q = sender.shared.posterior()
     flat = torch.cat([weights[weight.name].flatten() for weight in model.weights])
     log_q = torch.distributions.Normal(torch.from_numpy(q.mean), torch.from_numpy(q.std)).log_prob(flat).sum()
     log_p = sum(weight.prior().log_prob(weights[weight.name]).sum() for weight in model.weights)

@@ -493,3 +493,29 @@ def test_batch_norm_after_a_dense_layer_needs_to_know_the_batch():
 def test_a_second_flatten_changes_nothing():
     chain = nn.Sequential(nn.Conv1d(2, 8, 3), nn.Flatten(), nn.Flatten(), nn.Linear(24, 2))
     assert exchangeable_groups(chain) == [UnitGroup(8, ("0.weight", "0.bias"), "3.weight", block=3)]
+
+
+def test_a_level_out_of_reach_is_refused_and_leaves_the_stack_as_it_was():
+    prior = density_of(GaussianPrior(0.3), (3,))
+    code = TensorGrid((3,), prior, -8).code(0)
+    stack = Stack.empty()
+    code.push(stack, np.array([0, 1, -2]))
+    before = stack.to_bytes()
+    with pytest.raises(PriorError, match="beyond the reach"):
+        code.push(stack, np.array([0, 1, 1 << 50]))
+    assert stack.to_bytes() == before
+
+
+def test_canonical_order_is_canonical_already():
+    prior = density_of(GaussianPrior(0.3), ())
+    rng = np.random.default_rng(2)
+    tensors = {
+        "0.weight": QuantisedTensor(rng.integers(-5, 5, (6, 4)), -8, 0, prior),
+        "1.weight": QuantisedTensor(rng.integers(-5, 5, (3, 6)), -8, 0, prior),
+    }
+    group = UnitGroup(6, ("0.weight",), "1.weight")
+    once, _ = canonicalise(tensors, [group])
+    again, orders = canonicalise(once, [group])
+    assert orders[0].tolist() == list(range(6))
+    for name, tensor in once.items():
+        np.testing.assert_array_equal(again[name].levels, tensor.levels)

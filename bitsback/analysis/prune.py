@@ -107,9 +107,9 @@ class Pruning(Result):
 
     def write(self, directory: Path) -> None:
         """Write pruned.bb and curve.json to a new directory."""
-        with whole_directory(directory) as place:
-            write_bytes(place / "pruned.bb", self.file.content)
-            write_text(place / "curve.json", self.to_json() + "\n")
+        with whole_directory(directory) as staging:
+            write_bytes(staging / "pruned.bb", self.file.content)
+            write_text(staging / "curve.json", self.to_json() + "\n")
 
     def records(self) -> list[dict[str, Any]]:
         """Return one row for each threshold."""

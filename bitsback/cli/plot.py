@@ -24,8 +24,8 @@ def plot(
     from bitsback.report import figure as drawn
     from bitsback.report import observe, plots
 
-    place = out or Path(f"{figure}.svg")
-    check_new_file(place)
-    plots.check_suffix(place)
-    plots.save(drawn(observe(run, progress=True), figure), place)
-    print(f"The figure is in {place}")
+    path = out or Path(f"{figure}.svg")
+    check_new_file(path)
+    plots.check_suffix(path)
+    plots.save(drawn(observe(run, progress=True), figure), path)
+    print(f"The figure is in {path}")

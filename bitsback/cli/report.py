@@ -24,7 +24,7 @@ def report(
     if out is not None:
         check_new_file(out)
     if len(runs) == 1:
-        place = write_report(runs[0], to=out, progress=True)
+        page = write_report(runs[0], to=out, progress=True)
     else:
-        place = write_comparison(runs, out or Path("comparison.html"))
-    print(f"The report is in {place}")
+        page = write_comparison(runs, out or Path("comparison.html"))
+    print(f"The report is in {page}")

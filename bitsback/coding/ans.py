@@ -140,12 +140,12 @@ class Stack:
 
     def to_bytes(self) -> bytes:
         """The heads without their leading zeros (each after 5 bits that say how long it is), then the words, bottom first."""
-        packed, place = 0, 0
+        packed, offset = 0, 0
         for head in self.heads.tolist():
             length = head.bit_length() - 1  # the leading one is known
-            packed |= (length - WORD_BITS | (head - (1 << length)) << LENGTH_BITS) << place
-            place += LENGTH_BITS + length
-        return packed.to_bytes(-(-place // 8), "little") + self.words.astype("<u4").tobytes()
+            packed |= (length - WORD_BITS | (head - (1 << length)) << LENGTH_BITS) << offset
+            offset += LENGTH_BITS + length
+        return packed.to_bytes(-(-offset // 8), "little") + self.words.astype("<u4").tobytes()
 
     @classmethod
     def from_bytes(cls, content: bytes, lanes: int) -> "Stack":
@@ -155,13 +155,13 @@ class Stack:
             FileError: when the bytes are not one.
         """
         most = lanes * (LENGTH_BITS + HEAD_BITS) // 8 + 1
-        packed, place, heads = int.from_bytes(content[:most], "little"), 0, []
+        packed, offset, heads = int.from_bytes(content[:most], "little"), 0, []
         for _ in range(lanes):
-            length = WORD_BITS + (packed >> place & ((1 << LENGTH_BITS) - 1))
-            heads.append(1 << length | packed >> place + LENGTH_BITS & ((1 << length) - 1))
-            place += LENGTH_BITS + length
-        end = -(-place // 8)
-        if end > len(content) or packed >> place & ((1 << (8 * end - place)) - 1) or (len(content) - end) % 4:
+            length = WORD_BITS + (packed >> offset & ((1 << LENGTH_BITS) - 1))
+            heads.append(1 << length | packed >> offset + LENGTH_BITS & ((1 << length) - 1))
+            offset += LENGTH_BITS + length
+        end = -(-offset // 8)
+        if end > len(content) or packed >> offset & ((1 << (8 * end - offset)) - 1) or (len(content) - end) % 4:
             raise FileError("the message does not end where its heads say; it is damaged or incomplete")
         return cls(np.array(heads, dtype=np.uint64), np.frombuffer(content[end:], dtype="<u4").astype(np.uint32))
 

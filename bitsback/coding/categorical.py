@@ -47,10 +47,10 @@ def labels(logits: Integers) -> Codec:
         row = np.arange(len(label))
         stack.push(edges[row, label], counts[row, label], LABEL_TOTAL_BITS)
 
-    def find(slot: Integers, place: slice) -> tuple[Integers, Integers, Integers]:
-        label = (edges[place, 1:] <= slot[:, None]).sum(axis=1)
+    def find(slot: Integers, part: slice) -> tuple[Integers, Integers, Integers]:
+        label = (edges[part, 1:] <= slot[:, None]).sum(axis=1)
         row = np.arange(len(slot))
-        return label, edges[place][row, label], counts[place][row, label]
+        return label, edges[part][row, label], counts[part][row, label]
 
     return Codec(push, lambda stack: stack.pop(len(counts), LABEL_TOTAL_BITS, find))
 

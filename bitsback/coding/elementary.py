@@ -61,10 +61,10 @@ def normal_cdf(x: Floats) -> Floats:
     table = _taylor()
     knot = np.rint(np.clip(x, -LAST_KNOT, LAST_KNOT) * FINE_KNOTS)
     d = np.clip(x, -LAST_KNOT, LAST_KNOT) - knot / FINE_KNOTS
-    place = knot.astype(np.int64) + int(LAST_KNOT * FINE_KNOTS)
-    found = table[-1][place]
+    index = knot.astype(np.int64) + int(LAST_KNOT * FINE_KNOTS)
+    found = table[-1][index]
     for coefficient in reversed(table[:-1]):
-        found = coefficient[place] + d * found
+        found = coefficient[index] + d * found
     return found
 
 

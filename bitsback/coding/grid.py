@@ -130,12 +130,12 @@ class TensorGrid:
             seen = np.flatnonzero(row)
             try:
                 table = self._table(scale, stretch_level)
-            except PriorError:  # a lattice too fine for this scale
+            except PriorError:  # a grid too fine for this scale
                 return math.inf
             if len(seen) and not -table.half <= seen[0] - MIDDLE <= seen[-1] - MIDDLE < table.half:
                 return math.inf
-            place = seen - MIDDLE + table.half
-            frequency = table.cumulative[place + 1] - table.cumulative[place]
+            index = seen - MIDDLE + table.half
+            frequency = table.cumulative[index + 1] - table.cumulative[index]
             total += float(row[seen] @ (TOTAL_BITS - np.log2(frequency) + start_of(seen - MIDDLE)[1]))
         return total
 
@@ -180,7 +180,7 @@ class GridCode:
         self._bits = TOTAL_BITS - np.log2(self._frequency) + np.concatenate(exponents)
 
     def bits_at(self, index: Integers, row: slice) -> Floats:
-        """Cost of lattice points counted from the centres, for the weights of one slice; infinite out of reach."""
+        """Cost of grid points counted from the centres, for the weights of one slice; infinite out of reach."""
         bucket, _, _ = bucket_of(index)
         kind = self._kind(row)
         inside = np.abs(bucket + 0.5) < self._half[kind]
@@ -198,10 +198,10 @@ class GridCode:
             kind = self._kind(row)
             if not bool((np.abs(bucket + 0.5) < self._half[kind]).all()):
                 raise PriorError("a weight lies beyond the reach of its prior's table; choose another stretch")
-            place = self._middle[kind] + bucket
+            index = self._middle[kind] + bucket
             if exponent.any():
                 stack.push_raw(position, exponent)
-            stack.push(self._start[place], self._frequency[place], TOTAL_BITS)
+            stack.push(self._start[index], self._frequency[index], TOTAL_BITS)
 
     def pop(self, stack: Stack) -> Integers:
         """Decode the levels, flat."""
@@ -211,8 +211,8 @@ class GridCode:
             begin = kind.astype(np.int64) << TOTAL_BITS
 
             def find(slot: Integers, part: slice, begin: Integers = begin) -> tuple[Integers, Integers, Integers]:
-                place = np.searchsorted(self._ordered, begin[part] + slot, side="right") - 1
-                return place, self._start[place], self._frequency[place]
+                index = np.searchsorted(self._ordered, begin[part] + slot, side="right") - 1
+                return index, self._start[index], self._frequency[index]
 
             bucket = stack.pop(len(kind), TOTAL_BITS, find) - self._middle[kind]
             size, exponent = start_of(bucket)

@@ -90,25 +90,25 @@ def _std(level: Integers, exponent: int) -> Floats:
 
 
 def under_posterior(q: RoundedPosterior, exponent: int) -> Codec:
-    """TensorGrid points (n,) under q, on the multiples of 2^-exponent. Popping draws from q; pushing gives the bits back."""
+    """Grid points (n,) under q, on the multiples of 2^-exponent. Popping draws from q; pushing gives the bits back."""
     std = _std(q.std_level, exponent)
     mean = q.mean_steps * std / MEAN_STEPS_PER_STD
     width = np.maximum(q.std_level // STD_LEVELS_PER_OCTAVE + exponent - CELLS_PER_STD_BITS, 0)
 
-    def cumulative(cell: Integers, place: slice | NDArray[np.bool_]) -> Integers:
-        edge = (cell << width[place]).astype(np.float64) - 0.5
-        return np.floor(normal_cdf((edge - mean[place]) / std[place]) * (1 << TOTAL_BITS)).astype(np.int64)
+    def cumulative(cell: Integers, part: slice | NDArray[np.bool_]) -> Integers:
+        edge = (cell << width[part]).astype(np.float64) - 0.5
+        return np.floor(normal_cdf((edge - mean[part]) / std[part]) * (1 << TOTAL_BITS)).astype(np.int64)
 
-    def find(slot: Integers, place: slice) -> tuple[Integers, Integers, Integers]:
-        guess = _normal_quantile((slot + 0.5) / (1 << TOTAL_BITS)) * std[place] + mean[place] + 0.5
-        cell = np.floor(guess).astype(np.int64) >> width[place]
-        low, high = cumulative(cell, place), cumulative(cell + 1, place)
+    def find(slot: Integers, part: slice) -> tuple[Integers, Integers, Integers]:
+        guess = _normal_quantile((slot + 0.5) / (1 << TOTAL_BITS)) * std[part] + mean[part] + 0.5
+        cell = np.floor(guess).astype(np.int64) >> width[part]
+        low, high = cumulative(cell, part), cumulative(cell + 1, part)
         while True:
             below, above = low > slot, high <= slot
             if not (below.any() or above.any()):
                 return cell, low, high - low
             cell = cell - below + above
-            low, high = cumulative(cell, place), cumulative(cell + 1, place)
+            low, high = cumulative(cell, part), cumulative(cell + 1, part)
 
     def push(stack: Stack, point: Integers) -> None:
         cell = point >> width
@@ -161,7 +161,7 @@ class PriorCode:
 
 
 def under_prior(code: PriorCode) -> Codec:
-    """TensorGrid points (n,) under the prior's integer tables."""
+    """Grid points (n,) under the prior's integer tables."""
     largest = max(len(table.cumulative) for table in code.tables)
     edges = np.full((len(code.tables), largest), 1 << TOTAL_BITS, dtype=np.int64)
     for number, table in enumerate(code.tables):
@@ -171,21 +171,21 @@ def under_prior(code: PriorCode) -> Codec:
 
     def find(slot: Integers, row: slice) -> tuple[Integers, Integers, Integers]:
         numbers = code.table_of[row]
-        place = np.empty_like(slot)
+        index = np.empty_like(slot)
         for number in np.unique(numbers):
             mine = numbers == number
-            place[mine] = np.searchsorted(edges[number], slot[mine], side="right") - 1
-        low = flat[begin[row] + place]
-        return place, low, flat[begin[row] + place + 1] - low
+            index[mine] = np.searchsorted(edges[number], slot[mine], side="right") - 1
+        low = flat[begin[row] + index]
+        return index, low, flat[begin[row] + index + 1] - low
 
     def push(stack: Stack, point: Integers) -> None:
         bucket, exponent, position = bucket_of(point - code.centre)
-        place = bucket + half
-        if not bool(((place >= 0) & (place < 2 * half)).all()):
+        index = bucket + half
+        if not bool(((index >= 0) & (index < 2 * half)).all()):
             raise LayerError("a weight lies beyond the reach of its prior's table; train with a wider prior")
         stack.push_raw(position, exponent)
-        low = flat[begin + place]
-        stack.push(low, flat[begin + place + 1] - low, TOTAL_BITS)
+        low = flat[begin + index]
+        stack.push(low, flat[begin + index + 1] - low, TOTAL_BITS)
 
     def pop(stack: Stack) -> Integers:
         bucket = stack.pop(len(half), TOTAL_BITS, find) - half

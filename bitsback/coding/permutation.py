@@ -84,7 +84,7 @@ TOTAL_BITS = 24
 FLAG = np.array([1])
 
 Specs = Mapping[str, tuple[Sequence[int], LocatedDensity]]
-"""StandardDensity and prior of every coded tensor by name, in the order in which they are decoded."""
+"""Shape and prior of every coded tensor by name, in the order in which they are decoded."""
 
 
 class _Tree:
@@ -95,10 +95,10 @@ class _Tree:
 
     def add(self, kind: int, count: int) -> None:
         self.counts[kind] += count
-        place = kind + 1
-        while place < len(self._sums):
-            self._sums[place] += count
-            place += place & -place
+        node = kind + 1
+        while node < len(self._sums):
+            self._sums[node] += count
+            node += node & -node
 
     def below(self, kind: int) -> int:
         """How many are of a lower kind."""
@@ -110,12 +110,12 @@ class _Tree:
 
     def at(self, position: int) -> int:
         """The kind of the one at ``position`` when they stand in order."""
-        place = 0
+        node = 0
         for bit in reversed(range(len(self._sums).bit_length())):
-            higher = place + (1 << bit)
+            higher = node + (1 << bit)
             if higher < len(self._sums) and self._sums[higher] <= position:
-                place, position = higher, position - self._sums[higher]
-        return place
+                node, position = higher, position - self._sums[higher]
+        return node
 
 
 def _slots(tree: _Tree, kind: int, left: int) -> tuple[int, int]:
@@ -141,9 +141,9 @@ def arrangement(counts: Integers) -> Codec:
 
     def push(stack: Stack, kinds: Integers) -> None:
         tree, slots = _Tree(len(counts)), np.empty((2, count), dtype=np.int64)
-        for place, kind in enumerate(kinds.tolist()):
+        for position, kind in enumerate(kinds.tolist()):
             tree.add(kind, 1)
-            slots[:, place] = _slots(tree, kind, place + 1)
+            slots[:, position] = _slots(tree, kind, position + 1)
         stack.part(1).push(slots[0], slots[1], TOTAL_BITS)
 
     def pop(stack: Stack) -> Integers:

@@ -53,7 +53,7 @@ class QuantisedTensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """StandardDensity of the tensor."""
+        """Shape of the tensor."""
         return self.levels.shape
 
     def values(self, digits: int | None = None) -> NDArray[np.float32]:
@@ -65,8 +65,8 @@ class QuantisedTensor:
 
     def bits(self) -> float:
         """What pushing the tensor adds to a stack, its side information included."""
-        lattice = TensorGrid(self.shape, self.prior, self.step_level)
-        return lattice.bits(lattice.histogram(self.levels), self.stretch_level) + int(SIDE_BITS.sum())
+        grid = TensorGrid(self.shape, self.prior, self.step_level)
+        return grid.bits(grid.histogram(self.levels), self.stretch_level) + int(SIDE_BITS.sum())
 
 
 def tensor_codec(shape: Sequence[int], prior: LocatedDensity) -> Codec:
@@ -171,13 +171,13 @@ def quantise(
         raise PriorError(f"a grid step of 2^({step_level}/4) cannot be written; choose a level from -128 to 127")
     if not (bool(np.isfinite(mean).all()) and bool((np.asarray(std) > 0).all())):
         raise PriorError("a weight is NaN or infinite, or a std is not above zero; train it again")
-    lattice, step = TensorGrid(mean.shape, prior, step_level), step_of(step_level)
-    levels = choose_levels(mean, std, step, lattice.code(0), 0.0)
-    stretch_level = lattice.best_stretch(levels)
+    grid, step = TensorGrid(mean.shape, prior, step_level), step_of(step_level)
+    levels = choose_levels(mean, std, step, grid.code(0), 0.0)
+    stretch_level = grid.best_stretch(levels)
     for _ in range(ROUNDS if trade_off > 0 else 0):
         del levels  # room for the next ones
-        levels = choose_levels(mean, std, step, lattice.code(stretch_level), trade_off)
-        stretch_level = lattice.best_stretch(levels)
+        levels = choose_levels(mean, std, step, grid.code(stretch_level), trade_off)
+        stretch_level = grid.best_stretch(levels)
     return QuantisedTensor(levels, step_level, stretch_level, prior)
 
 

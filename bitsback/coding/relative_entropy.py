@@ -90,9 +90,9 @@ class BlockCode:
             if not normal.all():
                 odd = ~normal
                 scores = scores - self._look_up(self._log_density, level[:, odd], kinds[odd]).sum(1)
-            place = int(scores.argmax())
-            if scores[place] > best_score:
-                best, best_score = first + place, float(scores[place])
+            index = int(scores.argmax())
+            if scores[index] > best_score:
+                best, best_score = first + index, float(scores[index])
         return best
 
     def values(self, block: int, index: int) -> NDArray[np.float32]:

@@ -103,9 +103,9 @@ class PriorTable:
         width = (1 << exponent).astype(np.float64)
         right, left = np.zeros(half), np.zeros(half)
         for point, weight in zip(POINTS, WEIGHTS, strict=True):
-            place = size.astype(np.float64) + 0.5 * width * (1.0 + point) - 0.5
-            right = right + weight * width * shape.density(place * step)
-            left = left + weight * width * shape.density((-1.0 - place) * step)
+            position = size.astype(np.float64) + 0.5 * width * (1.0 + point) - 0.5
+            right = right + weight * width * shape.density(position * step)
+            left = left + weight * width * shape.density((-1.0 - position) * step)
         mass = np.concatenate([left[::-1], right])
         total = math.fsum(mass)
         if not (math.isfinite(total) and total > 0 and bool((mass >= 0).all())):
@@ -116,19 +116,19 @@ class PriorTable:
         """Code length of lattice points: of the bucket, and of the position inside it; infinite beyond the table."""
         bucket, exponent, _ = bucket_of(index)
         inside = np.abs(bucket + 0.5) < self.half
-        place = np.where(inside, bucket + self.half, 0)
-        frequency = self.cumulative[place + 1] - self.cumulative[place]
+        index = np.where(inside, bucket + self.half, 0)
+        frequency = self.cumulative[index + 1] - self.cumulative[index]
         return np.where(inside, TOTAL_BITS - np.log2(frequency) + exponent, np.inf)
 
     @cached_property
     def quantiles(self) -> Ints:
         """The lattice point at each of the 65,536 levels (2u + 1) / 2^17, by integer interpolation inside the bucket."""
         level = (2 * np.arange(65536, dtype=np.int64) + 1) << (TOTAL_BITS - 17)
-        place = np.searchsorted(self.cumulative, level, side="right") - 1
-        bucket = place - self.half
+        index = np.searchsorted(self.cumulative, level, side="right") - 1
+        bucket = index - self.half
         size, exponent = start_of(bucket)
-        low, frequency = self.cumulative[place], self.cumulative[place + 1] - self.cumulative[place]
-        inside = np.where(bucket < 0, self.cumulative[place + 1] - 1 - level, level - low)
+        low, frequency = self.cumulative[index], self.cumulative[index + 1] - self.cumulative[index]
+        inside = np.where(bucket < 0, self.cumulative[index + 1] - 1 - level, level - low)
         offset = (inside << exponent) // frequency
         return np.where(bucket < 0, -1 - (size + offset), size + offset)
 

@@ -260,12 +260,12 @@ def load_run(directory: str | Path, *, network: nn.Module | None = None, dataset
     Raises:
         RunError: when it is not one.
     """
-    place = open_results(directory).directory
-    config = load_config(place / "config.yaml")
+    path = open_results(directory).directory
+    config = load_config(path / "config.yaml")
     if isinstance(config.likelihood, GaussianLikelihoodSettings) and "standardise" not in config.likelihood.model_fields_set:
         old = config.likelihood.model_copy(update={"standardise": False})  # a run from before targets were standardised
         config = config.model_copy(update={"likelihood": old})
-    return Run(place, config, network, dataset)
+    return Run(path, config, network, dataset)
 
 
 def open_source(source: Config | Run | str | Path, overrides: Sequence[str] = ()) -> Config | Run:

@@ -12,8 +12,8 @@ from pydantic_core import ErrorDetails
 from bitsback.config.schema import Config
 from bitsback.errors import near_miss
 
-Place = tuple[str | int, ...]
-Origins = dict[Place, str]
+KeyPath = tuple[str | int, ...]
+Origins = dict[KeyPath, str]
 
 
 WRONG_FORM = {"model_type", "model_attributes_type", "dict_type", "dict_attributes_type"}
@@ -31,7 +31,7 @@ class Problem:
     """
 
     error: ErrorDetails
-    place: Place
+    key_path: KeyPath
     of_union: bool
     value: Any
     word: str = ""
@@ -52,11 +52,12 @@ class Problem:
 def describe_all(errors: Sequence[ErrorDetails], values: dict[str, Any], origins: Origins, file: str) -> list[str]:
     """Every problem once, as ``file:line: dotted.key: what is wrong; what is allowed``."""
     problems = _with_words([_locate(error, values) for error in errors])
-    places = {problem.place for problem in problems}
+    key_paths = {problem.key_path for problem in problems}
     kept = []
     for problem in problems:
-        others = [other for other in problems if other.place[: len(problem.place)] == problem.place and other is not problem]
-        deeper = any(place != problem.place and place[: len(problem.place)] == problem.place for place in places)
+        begin, depth = problem.key_path, len(problem.key_path)
+        others = [other for other in problems if other.key_path[:depth] == begin and other is not problem]
+        deeper = any(key_path != begin and key_path[:depth] == begin for key_path in key_paths)
         echo = problem.error["type"] == "too_short" and deeper
         if not echo and not (problem.is_about_another_form and any(not other.is_about_another_form for other in others)):
             kept.append(_sentence(problem, values, origins, file))
@@ -66,34 +67,34 @@ def describe_all(errors: Sequence[ErrorDetails], values: dict[str, Any], origins
 def _with_words(problems: list[Problem]) -> list[Problem]:
     """One problem where a value may be a number or a word such as 'auto', and is neither."""
     words = {
-        problem.place: problem.error["ctx"]["expected"] for problem in problems if problem.error["type"] == "literal_error"
+        problem.key_path: problem.error["ctx"]["expected"] for problem in problems if problem.error["type"] == "literal_error"
     }
     numbers = [problem for problem in problems if problem.error["type"] != "literal_error"]
-    both = {problem.place for problem in numbers} & words.keys()
-    merged = [replace(problem, word=words[problem.place]) if problem.place in both else problem for problem in numbers]
+    both = {problem.key_path for problem in numbers} & words.keys()
+    merged = [replace(problem, word=words[problem.key_path]) if problem.key_path in both else problem for problem in numbers]
     return [
         *merged,
-        *(problem for problem in problems if problem.error["type"] == "literal_error" and problem.place not in both),
+        *(problem for problem in problems if problem.error["type"] == "literal_error" and problem.key_path not in both),
     ]
 
 
 def _sentence(problem: Problem, values: dict[str, Any], origins: Origins, file: str) -> str:
-    place = (*problem.place, "kind") if problem.error["type"] == "union_tag_invalid" else problem.place
-    where = where_is(place, origins, file)
-    key = ".".join(str(part) for part in problem.place) or "configuration"
-    return f"{where}: {key}: {_problem(problem.error, problem.place, values, problem.word)}"
+    key_path = (*problem.key_path, "kind") if problem.error["type"] == "union_tag_invalid" else problem.key_path
+    where = where_is(key_path, origins, file)
+    key = ".".join(str(part) for part in problem.key_path) or "configuration"
+    return f"{where}: {key}: {_problem(problem.error, problem.key_path, values, problem.word)}"
 
 
-def where_is(place: Place, origins: Origins, file: str) -> str:
+def where_is(key_path: KeyPath, origins: Origins, file: str) -> str:
     """File and line of a place, or of what it is inside of."""
-    return next((origins[place[:depth]] for depth in range(len(place), 0, -1) if place[:depth] in origins), file)
+    return next((origins[key_path[:depth]] for depth in range(len(key_path), 0, -1) if key_path[:depth] in origins), file)
 
 
-def _problem(error: ErrorDetails, place: Place, values: dict[str, Any], word: str = "") -> str:
+def _problem(error: ErrorDetails, key_path: KeyPath, values: dict[str, Any], word: str = "") -> str:
     kind, context = error["type"], error.get("ctx", {})
     if kind == "extra_forbidden":
-        allowed = _fields_at(place[:-1], values)
-        return f"unknown key{near_miss(str(place[-1]), allowed)}; allowed: {', '.join(allowed)}"
+        allowed = _fields_at(key_path[:-1], values)
+        return f"unknown key{near_miss(str(key_path[-1]), allowed)}; allowed: {', '.join(allowed)}"
     if kind == "missing":
         return "this key is required here"
     if kind in WRONG_FORM:
@@ -117,7 +118,7 @@ def _shown(value: Any) -> str:
 
 def _locate(error: ErrorDetails, values: Any) -> Problem:
     """Find an error's place in the file: without the union tags and member names that pydantic puts into its location."""
-    place: list[str | int] = []
+    key_path: list[str | int] = []
     node, of_union, location = values, False, error["loc"]
     for position, part in enumerate(location):
         last = position == len(location) - 1
@@ -127,16 +128,16 @@ def _locate(error: ErrorDetails, values: Any) -> Problem:
         if not known and not (last and error["type"] == "missing"):
             of_union |= not (isinstance(node, dict) and node.get("kind") == part)
             continue
-        place.append(part)
+        key_path.append(part)
         node = node[part] if known else None
-    return Problem(error, tuple(place), of_union, node)
+    return Problem(error, tuple(key_path), of_union, node)
 
 
-def _fields_at(place: Place, values: Any) -> list[str]:
+def _fields_at(key_path: KeyPath, values: Any) -> list[str]:
     """The keys that a section of the configuration may have."""
     models: list[Any] = [Config]
     node = values
-    for part in place:
+    for part in key_path:
         node = node.get(part) if isinstance(node, dict) else node[part] if isinstance(node, list) else None  # type: ignore[index]
         following: list[Any] = []
         for model in models:

@@ -139,15 +139,15 @@ def _with_unseen(train: Examples, found: LabelValues, labels: LabelValues, *, te
 
 def _as_classes(examples: Examples, found: LabelValues, labels: LabelValues, *, texts: bool) -> Examples:
     """The examples with targets that are places among the labels."""
-    place = {label: number for number, label in enumerate(labels)}
+    index_of = {label: number for number, label in enumerate(labels)}
     values: list[int | str] = [found[k] for k in examples.targets.tolist()] if texts else examples.targets.tolist()
-    unknown = next((number for number, value in enumerate(values) if value not in place), None)
+    unknown = next((number for number, value in enumerate(values) if value not in index_of), None)
     if unknown is not None:
         raise DataError(
             f"{examples.name} label of example {unknown} is {values[unknown]!r}, which is none of likelihood.labels "
             f"({', '.join(map(repr, labels[:5]))}{', ...' if len(labels) > 5 else ''})"
         )
-    return replace(examples, targets=torch.tensor([place[value] for value in values]))
+    return replace(examples, targets=torch.tensor([index_of[value] for value in values]))
 
 
 def as_labels(classes: np.ndarray, likelihood: LikelihoodSettings) -> np.ndarray:

@@ -11,7 +11,7 @@ from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from bitsback import limits
-from bitsback.config.explain import Origins, Place, describe_all, where_is
+from bitsback.config.explain import KeyPath, Origins, describe_all, where_is
 from bitsback.config.schema import Config
 from bitsback.errors import ConfigError, RunError
 from bitsback.yaml import load_yaml, read_text
@@ -116,18 +116,18 @@ def _read(path: Path, origins: Origins, chain: tuple[Path, ...]) -> dict[str, An
     return _merge(base, _plain(tree, (), str(path), origins))
 
 
-def _plain(node: Any, place: Place, file: str, origins: Origins) -> Any:
+def _plain(node: Any, key_path: KeyPath, file: str, origins: Origins) -> Any:
     """Plain Python values of a ruamel tree; remembers the file and line of every key."""
     if isinstance(node, CommentedMap):
         result: dict[str, Any] = {}
         for key, value in node.items():
-            here = (*place, str(key))
+            here = (*key_path, str(key))
             line = (node.lc.data or {}).get(key, (node.lc.line,))[0]  # a merged key (<<) has no line of its own
             origins[here] = file if line is None else f"{file}:{line + 1}"
             result[str(key)] = _plain(value, here, file, origins)
         return result
     if isinstance(node, list):
-        return [_plain(value, (*place, index), file, origins) for index, value in enumerate(node)]
+        return [_plain(value, (*key_path, index), file, origins) for index, value in enumerate(node)]
     if isinstance(node, bool) or node is None:
         return node
     if isinstance(node, int):

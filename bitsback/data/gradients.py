@@ -29,8 +29,8 @@ def gradient_histograms(images: Tensor, settings: GradientHistogramSettings) -> 
         size * torch.cos(angle - 2 * math.pi * k / settings.orientations).clamp_min(0) ** settings.focus
         for k in range(settings.orientations)
     ]
-    place = torch.arange(-settings.cell, settings.cell + 1, dtype=images.dtype)
-    window = torch.exp(-(place**2) / (2 * (0.6 * settings.cell) ** 2))
+    offset = torch.arange(-settings.cell, settings.cell + 1, dtype=images.dtype)
+    window = torch.exp(-(offset**2) / (2 * (0.6 * settings.cell) ** 2))
     window = window / window.sum()
     kernel = (window[:, None] * window).expand(settings.orientations, 1, -1, -1)
     found = conv2d(torch.cat(shares, 1), kernel, stride=settings.cell, padding=settings.cell // 2, groups=settings.orientations)

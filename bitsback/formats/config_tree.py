@@ -74,12 +74,12 @@ def from_tree(tree: dict[str, Any], locations: Sequence[str] = (), *, data_is_ne
         FileError: for a place that is not one, and for a configuration that this version cannot use or that asks for too much.
     """
     values, given = with_first_defaults(tree), set()
-    for place in locations:
-        key, equals, text = place.removeprefix("--").partition("=")
+    for location in locations:
+        key, equals, text = location.removeprefix("--").partition("=")
         section, pattern, last = _split(key)
         is_location = section in LOCATED or (section in MADE and key.endswith(".factory"))
         if not equals or not is_location or not last:
-            raise FileError(f"'{place}' says no place: write --data.root=DIR or --data.path=FILE; all else is in the file")
+            raise FileError(f"'{location}' says no place: write --data.root=DIR or --data.path=FILE; all else is in the file")
         inside = values
         for part in (section, *pattern):
             held = inside.get(part)
@@ -158,8 +158,8 @@ def _validated(values: dict[str, Any], given: set[str], data_is_needed: bool) ->
             names = ", ".join(f"--{_without_kind(name)}=..." for name in missing)
             raise FileError(f"the file needs to know a place on this machine; add {names}") from error
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise _unsuited(place, first["msg"]) from error
+        key = ".".join(map(str, first["loc"]))
+        raise _unsuited(key, first["msg"]) from error
     try:
         config.network.check_layers()
     except ConfigError as error:
@@ -179,9 +179,9 @@ def _validated(values: dict[str, Any], given: set[str], data_is_needed: bool) ->
     return config
 
 
-def _unsuited(place: str, reason: str) -> FileError:
+def _unsuited(key: str, reason: str) -> FileError:
     return FileError(
-        f"the file's configuration does not suit this bitsback ({place}: {reason}); was it written by another version?"
+        f"the file's configuration does not suit this bitsback ({key}: {reason}); was it written by another version?"
     )
 
 
@@ -220,5 +220,7 @@ def without_codec(locations: Sequence[str]) -> tuple[list[str], str | None]:
     (['data.root=here'], 'mine:codec')
     """
     begin = f"{CODEC_FACTORY}="
-    given = [place.removeprefix("--").removeprefix(begin) for place in locations if place.removeprefix("--").startswith(begin)]
-    return [place for place in locations if not place.removeprefix("--").startswith(begin)], given[-1] if given else None
+    options = {location: location.removeprefix("--") for location in locations}
+    given = [option.removeprefix(begin) for option in options.values() if option.startswith(begin)]
+    others = [location for location in locations if not options[location].startswith(begin)]
+    return others, given[-1] if given else None

@@ -117,22 +117,22 @@ class BitReader:
 
     def __init__(self, content: bytes) -> None:
         self._content = content
-        self.place = 0
+        self.position = 0
 
     def take(self, width: int) -> int:
         """The next number of ``width`` bits."""
-        end = self.place + width
+        end = self.position + width
         if end > 8 * len(self._content):
             raise FileError("the file ends before its contents do; it is damaged or incomplete")
-        part = self._content[self.place // 8 : -(-end // 8)]
-        value = int.from_bytes(part, "little") >> self.place % 8 & ((1 << width) - 1)
-        self.place = end
+        part = self._content[self.position // 8 : -(-end // 8)]
+        value = int.from_bytes(part, "little") >> self.position % 8 & ((1 << width) - 1)
+        self.position = end
         return value
 
     @property
     def bits_left(self) -> int:
         """Bits that have not been read."""
-        return 8 * len(self._content) - self.place
+        return 8 * len(self._content) - self.position
 
     def take_count(self) -> int:
         """The next number that :meth:`BitWriter.put_count` wrote."""
@@ -145,14 +145,14 @@ class BitReader:
 
     def rest(self) -> bytes:
         """The bytes after the current one."""
-        start = -(-self.place // 8)
-        if self.place % 8 and self._content[start - 1] >> self.place % 8:
+        start = -(-self.position // 8)
+        if self.position % 8 and self._content[start - 1] >> self.position % 8:
             raise FileError("the file's padding is not zero; it is damaged")
         return self._content[start:]
 
     def skip_rest(self) -> None:
         """Count what is left as read."""
-        self.place = 8 * len(self._content)
+        self.position = 8 * len(self._content)
 
     def close(self) -> None:
         """Raise FileError unless everything has been read."""

@@ -147,23 +147,23 @@ class Stack:
 
     def to_bytes(self) -> bytes:
         """Every head: 5 bits for its length less 33, its bits below the leading one; whole bytes; the words, bottom first."""
-        packed, place = 0, 0
+        packed, offset = 0, 0
         for head in self.heads:
             length = head.bit_length() - 1
-            packed |= (length - 32 | head - (1 << length) << LENGTH_BITS) << place
-            place += LENGTH_BITS + length
-        return packed.to_bytes(-(-place // 8), "little") + struct.pack(f"<{len(self.words)}I", *self.words)
+            packed |= (length - 32 | head - (1 << length) << LENGTH_BITS) << offset
+            offset += LENGTH_BITS + length
+        return packed.to_bytes(-(-offset // 8), "little") + struct.pack(f"<{len(self.words)}I", *self.words)
 
     @classmethod
     def from_bytes(cls, content: bytes, lanes: int) -> "Stack":
         """The stack that :meth:`to_bytes` wrote; raises FileError when the bytes are not one."""
-        packed, place, heads = int.from_bytes(content[: -(-lanes * 68 // 8)], "little"), 0, []
+        packed, offset, heads = int.from_bytes(content[: -(-lanes * 68 // 8)], "little"), 0, []
         for _ in range(lanes):
-            length = 32 + (packed >> place & (1 << LENGTH_BITS) - 1)
-            heads.append(1 << length | packed >> place + LENGTH_BITS & (1 << length) - 1)
-            place += LENGTH_BITS + length
-        end = -(-place // 8)
-        if end > len(content) or content[end - 1] >> 8 - (8 * end - place) or (len(content) - end) % 4:
+            length = 32 + (packed >> offset & (1 << LENGTH_BITS) - 1)
+            heads.append(1 << length | packed >> offset + LENGTH_BITS & (1 << length) - 1)
+            offset += LENGTH_BITS + length
+        end = -(-offset // 8)
+        if end > len(content) or content[end - 1] >> 8 - (8 * end - offset) or (len(content) - end) % 4:
             raise FileError("the message does not end where its heads say; it is damaged or incomplete")
         return cls(heads, struct.unpack(f"<{(len(content) - end) // 4}I", content[end:]))
 
@@ -199,10 +199,10 @@ def quantile(cumulative: Sequence[int], level: int) -> int:
     (-128, 0)
     """
     slot = 2 * level + 1 << TOTAL_BITS - 17
-    place = bisect_right(cumulative, slot) - 1
-    bucket = place - (len(cumulative) - 1) // 2
+    index = bisect_right(cumulative, slot) - 1
+    bucket = index - (len(cumulative) - 1) // 2
     size, exponent = start_of(bucket)
-    low, high = cumulative[place], cumulative[place + 1]
+    low, high = cumulative[index], cumulative[index + 1]
     offset = ((high - 1 - slot if bucket < 0 else slot - low) << exponent) // (high - low)
     return -1 - (size + offset) if bucket < 0 else size + offset
 
@@ -213,12 +213,12 @@ def members(sizes: Sequence[int], blocks: int, block: int, key: int = 0) -> list
     >>> sorted(members([4, 6], 2, 0) + members([4, 6], 2, 1)) == list(range(10))
     True
     """
-    order = [sum(sizes[:t]) + place for t, size in enumerate(sizes) for place in shuffled(key, t, size)]
+    order = [sum(sizes[:t]) + index for t, size in enumerate(sizes) for index in shuffled(key, t, size)]
     return order[block::blocks]
 
 
 def block_points(tables: Sequence[Sequence[int]], block: int, index: int, key: int = 0) -> list[int]:
-    """TensorGrid points of a block's weights, in units of 2^-16 scales.
+    """Grid points of a block's weights, in units of 2^-16 scales.
 
     Args:
         tables: for each weight of the block, the 65,536 quantiles of its prior.

@@ -95,8 +95,11 @@ class Unpacked(Result):
         return {"directory": str(self.directory), "weights": self.weights}
 
     def __str__(self) -> str:
-        place = self.directory
-        return f"{self.weights:,} weights are in {place / 'model.safetensors'}, the configuration in {place / 'config.yaml'}"
+        directory = self.directory
+        return (
+            f"{self.weights:,} weights are in {directory / 'model.safetensors'}, the configuration in "
+            f"{directory / 'config.yaml'}"
+        )
 
 
 def unpack(file: str | Path, out: str | Path, locations: Sequence[str] = ()) -> Unpacked:
@@ -310,16 +313,16 @@ def receive(message: str | Path, out: str | Path, locations: Sequence[str] = (),
         RefundLostError: when only the payload cannot be recovered; labels and network have then been written.
         RunError: when the directory is not new.
     """
-    path, place = Path(message), Path(out)
+    path, target = Path(message), Path(out)
     with ExitStack() as held:
-        held.enter_context(new_neighbour(place))
+        held.enter_context(new_neighbour(target))
         kind = unseal(read_file(path), str(path))[0]
         if kind in (PREQUENTIAL, FIRST_PREQUENTIAL):
-            return ReceivedFile(place, len(receive_prequential(path, place, locations, progress=progress)))
+            return ReceivedFile(target, len(receive_prequential(path, target, locations, progress=progress)))
         if kind == TWO_PART:
-            found = receive_two_part(path, place, locations)
+            found = receive_two_part(path, target, locations)
             weights = sum(weight.posterior.numel for weight in found.loaded.model.weights)
-            return ReceivedFile(place, len(found.labels), weights)
-        received = receive_file(path, place, locations, progress=progress)
+            return ReceivedFile(target, len(found.labels), weights)
+        received = receive_file(path, target, locations, progress=progress)
         weights = sum(tensor.numel() for tensor in received.weights.values())
-        return ReceivedFile(place, len(received.labels), weights, received.payload)
+        return ReceivedFile(target, len(received.labels), weights, received.payload)

@@ -67,8 +67,8 @@ class TwoPart(Result):
 
     def told(self, out: Path | None = None) -> str:
         """Return what a person is shown, and where the file is."""
-        place = f" in {out}" if out is not None else ""
-        return f"{len(self.content):,} bytes{place}: {self._sizes()}"
+        where = f" in {out}" if out is not None else ""
+        return f"{len(self.content):,} bytes{where}: {self._sizes()}"
 
     def __str__(self) -> str:
         return self.told()
@@ -167,9 +167,9 @@ def receive_two_part(path: Path, directory: Path, locations: Sequence[str] = ())
     """
     check_new_directory(directory)
     received = decode_two_part(read_file(path), str(path), locations)
-    with whole_directory(directory) as place:
-        write_array(place / "labels.npy", as_labels(received.labels, received.loaded.config.likelihood))
-        write_tensors(place / "model.safetensors", received.loaded.tensors(), {})
+    with whole_directory(directory) as staging:
+        write_array(staging / "labels.npy", as_labels(received.labels, received.loaded.config.likelihood))
+        write_tensors(staging / "model.safetensors", received.loaded.tensors(), {})
     return received
 
 

@@ -65,17 +65,17 @@ def choose(network: nn.Module, include: Sequence[str] = ("*",), exclude: Sequenc
     >>> [choice.name for choice in choose(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), exclude=["2"])]
     ['0.weight', '0.bias']
     """
-    places = list(_places(network))
-    if not places:
+    refs = list(_refs(network))
+    if not refs:
         raise LayerError(f"{type(network).__name__} has no weights that could have a posterior")
-    names = [place.name for place in places]
+    names = [ref.name for ref in refs]
     _check_patterns([*include, *exclude], names)
-    frozen = [place.name for place in places if not place.parameter.requires_grad]
+    frozen = [ref.name for ref in refs if not ref.parameter.requires_grad]
     _check_frozen(network, include, frozen, names)
     readers: dict[int, list[ParameterRef]] = {}
-    for place in places:
-        if place.name not in frozen:
-            readers.setdefault(id(place.parameter), []).append(place)
+    for ref in refs:
+        if ref.name not in frozen:
+            readers.setdefault(id(ref.parameter), []).append(ref)
     chosen = [Choice(tuple(several)) for several in readers.values() if _is_chosen(several, include, exclude)]
     for choice in chosen:
         _check_parameter(choice)
@@ -95,16 +95,16 @@ def _check_parameter(choice: Choice) -> None:
         raise LayerError(f"'{name}' is on the meta device and has no numbers; materialise the network first (to_empty, load)")
 
 
-def _is_chosen(places: Sequence[ParameterRef], include: Sequence[str], exclude: Sequence[str]) -> bool:
+def _is_chosen(refs: Sequence[ParameterRef], include: Sequence[str], exclude: Sequence[str]) -> bool:
     """Return whether a weight gets a posterior; all names of a tied weight must agree."""
-    names = [place.name for place in places]
+    names = [ref.name for ref in refs]
     votes = {matches(name, include) and not matches(name, exclude) for name in names}
     if len(votes) > 1:
         raise LayerError(f"{' and '.join(names)} are one tied weight; include or exclude all of its names")
     return votes.pop()
 
 
-def _places(network: nn.Module) -> Iterator[ParameterRef]:
+def _refs(network: nn.Module) -> Iterator[ParameterRef]:
     """Every parameter at every place where it lies; a module that is used twice has one place."""
     for path, module in network.named_modules():
         for local, parameter in module._parameters.items():

@@ -16,9 +16,10 @@ NUGGET = 1e-4
 def _axis_root(size: int, length: float) -> Tensor:
     """B (size, size), float64, with B B^T = exp(-d^2 / (2 length^2)) + nugget; its columns are orthogonal."""
     with torch.device("cpu"):  # whatever device is the default: what is kept has numbers
-        place = torch.arange(size, dtype=torch.float64)
+        position = torch.arange(size, dtype=torch.float64)
         nugget = NUGGET * torch.eye(size, dtype=torch.float64)
-        variances, directions = torch.linalg.eigh(torch.exp((place[:, None] - place).square() / (-2 * length**2)) + nugget)
+        covariance = torch.exp((position[:, None] - position).square() / (-2 * length**2)) + nugget
+        variances, directions = torch.linalg.eigh(covariance)
         largest = directions[directions.abs().argmax(0), torch.arange(size)]
         return directions * largest.sign() * variances.clamp_min(0).sqrt()
 

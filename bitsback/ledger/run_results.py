@@ -37,7 +37,7 @@ class Results:
 
 def open_results(directory: str | Path) -> Results:
     """The results in a run directory; raises RunError when it is not one."""
-    place = Path(directory)
-    if not (place / "config.yaml").is_file() or not (place / "checkpoint").is_dir():
-        raise RunError(f"{place} is not a run directory (no config.yaml, no checkpoint/); make one with `bitsback train`")
-    return Results(place)
+    path = Path(directory)
+    if not (path / "config.yaml").is_file() or not (path / "checkpoint").is_dir():
+        raise RunError(f"{path} is not a run directory (no config.yaml, no checkpoint/); make one with `bitsback train`")
+    return Results(path)

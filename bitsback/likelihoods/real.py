@@ -250,9 +250,9 @@ class GaussianLikelihood(Likelihood):
         flat = self._on_grid(targets.detach().double().cpu()).reshape(len(targets), -1)
         log_std = MARGINAL_LOG_STD.round(flat.std(0, correction=0).clamp_min(step).log())
         std = log_std.exp().clamp_min(step)
-        place = (flat.mean(0) / std * 8).round()
-        nats = 0.5 * (flat / std - place / 8).square() + std.log() + 0.5 * math.log(2 * math.pi) - math.log(step)
-        gamma = 2 * (2 * place.abs() + 1).log2().floor() + 1
+        level = (flat.mean(0) / std * 8).round()
+        nats = 0.5 * (flat / std - level / 8).square() + std.log() + 0.5 * math.log(2 * math.pi) - math.log(step)
+        gamma = 2 * (2 * level.abs() + 1).log2().floor() + 1
         parameters = float(gamma.sum()) + flat.shape[1] * MARGINAL_LOG_STD.bits_each + (STEP_BITS if self.found else 0.0)
         return nats_to_bits(float(nats.sum())) + parameters
 

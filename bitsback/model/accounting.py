@@ -109,12 +109,12 @@ def evaluate(
             numbers = range(-1 - len(draws_bits), -1 - len(draws_bits) - max(0, count), -1)
             with drawing(model, seed, numbers) as network:
                 totals = [0.0] * max(1, count)
-                for place, part in enumerate(batches):
+                for index, part in enumerate(batches):
                     inputs = examples.inputs[part]
                     for draw, outputs in enumerate(network(interleaved(inputs) if interleaves else inputs)):
                         totals[draw] += float(likelihood.bits(outputs, examples.targets[part]).cpu().double().sum())
                         prediction = likelihood.predict(outputs)
-                        predicted[place] = prediction if not draws_bits and not draw else predicted[place] + prediction
+                        predicted[index] = prediction if not draws_bits and not draw else predicted[index] + prediction
             draws_bits += totals
             bar.update(count)
     average = torch.cat(predicted) / len(draws_bits)

@@ -93,15 +93,15 @@ def _posterior(choice: Choice, settings: PosteriorSettings) -> Posterior:
 
     A network that is given to a second model leaves the first, and begins with its means.
     """
-    place = choice.refs[0]
-    start = place.parameter.detach()
-    shown = place.owner.__dict__.get("posterior")
-    if isinstance(shown, LayerPosteriors) and place.local in shown:
-        owner = shown.owner(place.parameter)
+    ref = choice.refs[0]
+    start = ref.parameter.detach()
+    shown = ref.owner.__dict__.get("posterior")
+    if isinstance(shown, LayerPosteriors) and ref.local in shown:
+        owner = shown.owner(ref.parameter)
         if owner is not None:
             owner.release()
         if owner is not None and owner.is_alone:
-            return shown[place.local]
-        start = shown[place.local].mean
+            return shown[ref.local]
+        start = shown[ref.local].mean
     wide = start.to(torch.promote_types(start.dtype, torch.float32))
-    return settings.build(wide, fan_in(place.owner, place.local), prior_scale=1.0)
+    return settings.build(wide, fan_in(ref.owner, ref.local), prior_scale=1.0)

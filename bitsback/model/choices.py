@@ -87,18 +87,18 @@ def priors_of(
     """
     overrides, found, used = overrides or {}, [], set()
     groups: dict[tuple[str, str], Prior] = {}
-    for place, posterior in weights:
-        pattern = next((p for p in overrides if matches(place.name, [p])), "")
+    for ref, posterior in weights:
+        pattern = next((p for p in overrides if matches(ref.name, [p])), "")
         used.add(pattern)
         settings = overrides.get(pattern, default)
-        key = (pattern, {"tensor": place.name, "layer": place.name.rpartition(".")[0], "model": ""}[settings.per])
+        key = (pattern, {"tensor": ref.name, "layer": ref.name.rpartition(".")[0], "model": ""}[settings.per])
         if key not in groups:
-            groups[key] = build_prior(settings, place.name, place.owner, place.local, posterior)
+            groups[key] = build_prior(settings, ref.name, ref.owner, ref.local, posterior)
         groups[key].check(posterior.mean.shape)
         found.append(groups[key])
     for pattern in overrides:
         if pattern not in used:
-            names = ", ".join(place.name for place, _ in weights)
+            names = ", ".join(ref.name for ref, _ in weights)
             raise LayerError(f"prior override '{pattern}' matches no weight; weights: {names}")
     return found
 

@@ -142,13 +142,13 @@ class BayesianModel(Resident):
         for part in path:
             node = node._modules.setdefault(part, nn.Module())  # type: ignore[assignment]
         node._modules[last] = posterior
-        for place in choice.refs:
-            shown = place.owner.__dict__.get("posterior")
+        for ref in choice.refs:
+            shown = ref.owner.__dict__.get("posterior")
             if not isinstance(shown, LayerPosteriors):
-                if hasattr(place.owner, "posterior"):  # the layer's own attribute of that name stays
+                if hasattr(ref.owner, "posterior"):  # the layer's own attribute of that name stays
                     continue
-                shown = place.owner.__dict__["posterior"] = LayerPosteriors()
-            shown[place.local] = posterior
+                shown = ref.owner.__dict__["posterior"] = LayerPosteriors()
+            shown[ref.local] = posterior
             shown.model = weakref.ref(self)
 
     def _output_layers(self, wanted: Estimators) -> list["OutputLayer"]:
@@ -162,9 +162,9 @@ class BayesianModel(Resident):
             try:
                 estimator = estimator_of(module, wanted, alone)
             except LayerError as error:
-                place = weights[0].name.rpartition(".")[0]
+                layer = weights[0].name.rpartition(".")[0]
                 raise LayerError(
-                    f"{place or 'the network'}: {error} (exclude='{place or '*'}' leaves it deterministic)"
+                    f"{layer or 'the network'}: {error} (exclude='{layer or '*'}' leaves it deterministic)"
                 ) from error
             if estimator != "weight":
                 found.append(OutputLayer(module, tuple(weights), asked=estimator == "output"))

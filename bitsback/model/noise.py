@@ -124,8 +124,8 @@ class PooledNoise:
                 part = self._pool[k * self._share : (k + 1) * self._share]
                 self._source.fill(part, *wanted, POOL + self.stream)
                 self._made[k] = wanted
-        place = mixed(seed, number, PLACE + self.stream) % (len(self._pool) - self.size + 1)
-        return self._pool[place : place + self.size]
+        start = mixed(seed, number, PLACE + self.stream) % (len(self._pool) - self.size + 1)
+        return self._pool[start : start + self.size]
 
 
 class OutputNoise:

@@ -75,7 +75,7 @@ class Resident(Values):
 
     def draw(self) -> None:
         """Put the next draw m + s e into all weights at once; edits made since the last one become means."""
-        self.check_places()
+        self.check_refs()
         self.honour_edits()
         self.hold(self.next_state())
 
@@ -84,15 +84,15 @@ class Resident(Values):
         self.honour_edits()
         self.hold(self._state._replace(sign=-self._state.sign))
 
-    def check_places(self) -> None:
+    def check_refs(self) -> None:
         """Raise LayerError when a weight no longer lies where it lay in the network."""
         present = set(map(id, self.network.modules()))
         for weight in self.weights:
-            for place in weight.refs:
-                if id(place.owner) not in present or place.owner._parameters.get(place.local) is not weight.known:
+            for ref in weight.refs:
+                if id(ref.owner) not in present or ref.owner._parameters.get(ref.local) is not weight.known:
                     _ = weight.parameter  # says so where it lies in its first place
                     raise LayerError(
-                        f"the network no longer reads '{place.name}' where it was at bayesianize: its module was replaced; "
+                        f"the network no longer reads '{ref.name}' where it was at bayesianize: its module was replaced; "
                         "make a new model of the changed network"
                     )
 
@@ -257,7 +257,7 @@ class Resident(Values):
         if self._is_released:
             raise LayerError("this model's network was given to another model since; use that one, or give it a copy.deepcopy")
         if everywhere:
-            self.check_places()
+            self.check_refs()
         moved = [weight for weight in self.weights if everywhere or weight.versions() != weight.seen]
         if not moved or not self._holds_state:
             return

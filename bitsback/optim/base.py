@@ -100,7 +100,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         model = _unwrapped(model)
         if not isinstance(model, BayesianModel):
             raise LayerError(f"give the model that bitsback.bayesianize makes, got {type(model).__name__}")
-        model.check_places()
+        model.check_refs()
         self.model = model
         self._by_parameter = {id(weight.known): weight for weight in model.weights}
         self._scratch, self._steps = Scratch(), 0
@@ -252,7 +252,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         if others:
             self.model.update_priors(self.prior_rate, others)
         if self._steps % LOOK_EVERY == 0:
-            self.model.check_places()
+            self.model.check_refs()
             for weight in weights:
                 weight.look()
 

@@ -82,8 +82,8 @@ def expected_pull(table: Tensor, u: Tensor, log_s: Tensor) -> tuple[Tensor, Tens
     squared = (2 * log_s).clamp_min_(2.0 * LOWEST).exp_()
     s = squared.sqrt()
     squared.addcmul_(u, u)
-    places = torch.stack([squared.log().mul_(0.5).flatten(), s.mul_(squared.rsqrt()).flatten()])
-    a, b = _bilinear(table, places)
+    points = torch.stack([squared.log().mul_(0.5).flatten(), s.mul_(squared.rsqrt()).flatten()])
+    a, b = _bilinear(table, points)
     return a.view(u.shape).mul_(u).div_(squared), b.view(u.shape)
 
 
@@ -98,8 +98,8 @@ def pull_at(table: Tensor, distance: Tensor) -> Tensor:
     return _bilinear(table[:1], torch.stack([log, torch.zeros_like(log)]))[0].view(distance.shape)
 
 
-def _bilinear(table: Tensor, places: Tensor) -> Tensor:
+def _bilinear(table: Tensor, points: Tensor) -> Tensor:
     """Interpolate at (log r, s / r), (2, n); (k, n) for a table of k functions."""
-    places[0].sub_(0.5 * (LOWEST + HIGHEST)).mul_(2 / (HIGHEST - LOWEST))
-    places[1].mul_(2).sub_(1)
-    return grid_sample(table[None], places.T[None, None], padding_mode="border", align_corners=True)[0, :, 0]
+    points[0].sub_(0.5 * (LOWEST + HIGHEST)).mul_(2 / (HIGHEST - LOWEST))
+    points[1].mul_(2).sub_(1)
+    return grid_sample(table[None], points.T[None, None], padding_mode="border", align_corners=True)[0, :, 0]

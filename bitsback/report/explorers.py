@@ -68,12 +68,12 @@ def chosen(weights: list[Weight], count: int = SHOWN_WEIGHTS) -> list[tuple[Weig
         return []
     ratios = [(w.posterior.mean.detach().abs() / _std(w)).flatten().cpu() for w in weights]
     order = torch.cat(ratios).argsort(descending=True, stable=True)
-    places = order[torch.linspace(0, len(order) - 1, min(count, len(order)), dtype=torch.float64).round().long()]
+    picked = order[torch.linspace(0, len(order) - 1, min(count, len(order)), dtype=torch.float64).round().long()]
     ends = torch.tensor([len(ratio) for ratio in ratios]).cumsum(0)
     found = []
-    for place in places:
-        tensor = int(torch.searchsorted(ends, place, right=True))
-        found.append((weights[tensor], int(place - (ends[tensor - 1] if tensor else 0))))
+    for index in picked:
+        tensor = int(torch.searchsorted(ends, index, right=True))
+        found.append((weights[tensor], int(index - (ends[tensor - 1] if tensor else 0))))
     return found
 
 
@@ -99,9 +99,9 @@ def _bell(weight: Weight, index: int, seen: Observation) -> dict[str, Any] | Non
         entropy = float(weight.posterior.entropy().detach().flatten()[index]) + math.log(factor)
         refund_bits = nats_to_bits(entropy) - math.log2(book.grid_step)
         rows.append({"gross_weight_bits": net_bits + refund_bits, "refund_bits": refund_bits, "net_weight_bits": net_bits})
-    place = ", ".join(str(int(axis)) for axis in np.unravel_index(index, tuple(shape)))
+    indices = ", ".join(str(int(axis)) for axis in np.unravel_index(index, tuple(shape)))
     shown = [float(f"{value:.4g}") for value in density.tolist()]
-    return {"name": f"{weight.name}[{place}]", "mean": mean, "std": std, "reach": reach, "bits": rows, "density": shown}
+    return {"name": f"{weight.name}[{indices}]", "mean": mean, "std": std, "reach": reach, "bits": rows, "density": shown}
 
 
 @torch.no_grad()

@@ -32,10 +32,10 @@ def write_report(
         RunError: when this is no run directory, the run has not finished, or the page cannot be written.
     """
     seen = observe(run, experiment=experiment, progress=progress)
-    place = to if to is not None else seen.run.directory / REPORT
+    path = to if to is not None else seen.run.directory / REPORT
     with using_threads(threads_for(seen.run.config.training, seen.experiment.model)):
-        write_text(place, page(seen))
-    return place
+        write_text(path, page(seen))
+    return path
 
 
 def page(seen: Observation) -> str:

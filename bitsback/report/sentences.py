@@ -110,13 +110,13 @@ def example_rows(seen: Observation, most: int) -> Rows:
     """The most expensive training examples: number, target, what was said, bits."""
     train, head = seen.train, ["training example", seen.experiment.likelihood.described[:-1], "said", "bits"]
     rows = [head]
-    for place in train.dearest(most).tolist():
-        said, target = train.predicted[place], train.targets[place]
+    for index in train.dearest(most).tolist():
+        said, target = train.predicted[index], train.targets[index]
         if seen.has_classes:
             texts = [seen.class_name(int(target)), seen.class_name(int(said.argmax()))]
         else:
             texts = [", ".join(f"{number:.4g}" for number in tensor.flatten().tolist()[:8]) for tensor in (target, said)]
-        rows.append([f"{int(train.numbers[place]):,}", *texts, shown(float(train.bits[place]))])
+        rows.append([f"{int(train.numbers[index]):,}", *texts, shown(float(train.bits[index]))])
     return rows
 
 

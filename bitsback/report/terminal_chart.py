@@ -182,10 +182,10 @@ def _picture(
 def _spread(rows: dict[str, int], count: int) -> dict[int, str]:
     """Names by row, moved apart where they would stand on one another, from the top downwards and back."""
     names = sorted(rows, key=lambda name: (rows[name], CURVES.index(name)))[:count]
-    places: list[int] = []
+    positions: list[int] = []
     for name in names:
-        places.append(max(rows[name], places[-1] + 1 if places else 0))
-    for index in reversed(range(len(places))):
-        below = places[index + 1] if index + 1 < len(places) else count
-        places[index] = min(places[index], below - 1)
-    return dict(zip(places, names, strict=True))
+        positions.append(max(rows[name], positions[-1] + 1 if positions else 0))
+    for index in reversed(range(len(positions))):
+        below = positions[index + 1] if index + 1 < len(positions) else count
+        positions[index] = min(positions[index], below - 1)
+    return dict(zip(positions, names, strict=True))

@@ -152,14 +152,14 @@ def as_of_now(tensors: dict[str, Tensor], model: BayesianModel) -> dict[str, Ten
         return tensors
     found = {**tensors, DRAW: model.get_extra_state()}
     for weight in model.weights:
-        for place in weight.refs:  # tied weights were saved at each
-            path, _, local = place.name.rpartition(".")
+        for ref in weight.refs:  # tied weights were saved at each
+            path, _, local = ref.name.rpartition(".")
             for part, _ in weight.posterior.named_parameters():
                 value = found.pop(".".join(filter(None, ["network", path, "posteriors", local, part])), None)
                 if value is not None:
                     found[f"posterior.{weight.name}.{part}"] = value
                     if part == "mean":
-                        found[f"network.{place.name}"] = value
+                        found[f"network.{ref.name}"] = value
     return found
 
 
@@ -168,20 +168,20 @@ def _of(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(f"{prefix}/"): tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}/")}
 
 
-def _pack(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
+def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     """JSON for nested state, with its tensors moved to ``tensors`` and named by their place."""
     if isinstance(value, Tensor):
-        tensors[place] = value
-        return {"tensor": place}
+        tensors[path] = value
+        return {"tensor": path}
     if isinstance(value, dict):
-        return {"dict": [[key, _pack(item, f"{place}/{key}", tensors)] for key, item in value.items()]}
+        return {"dict": [[key, _pack(item, f"{path}/{key}", tensors)] for key, item in value.items()]}
     if isinstance(value, list | tuple):
-        return {"list": [_pack(item, f"{place}/{index}", tensors) for index, item in enumerate(value)]}
+        return {"list": [_pack(item, f"{path}/{index}", tensors) for index, item in enumerate(value)]}
     if value is None or isinstance(value, bool | int | float | str):
         return {"value": value}
     if callable(getattr(value, "state_dict", None)):  # a schedule made of schedules
-        return _pack(value.state_dict(), place, tensors)
-    raise RunError(f"cannot write {place} of type {type(value).__name__} to a checkpoint; choose another optimiser or schedule")
+        return _pack(value.state_dict(), path, tensors)
+    raise RunError(f"cannot write {path} of type {type(value).__name__} to a checkpoint; choose another optimiser or schedule")
 
 
 def _unpack(packed: Any, tensors: dict[str, Tensor]) -> Any:

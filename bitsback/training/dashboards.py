@@ -65,7 +65,7 @@ def final_numbers(ledger: Ledger, test_error: float | None) -> dict[str, float]:
     >>> final_numbers(Ledger(entries=(), model_weights=0, data_bits=30.0, uniform_bits=100.0, examples=10), 0.1)["ledger/net"]
     30.0
     """
-    totals = {place: float(getattr(ledger, place.removeprefix("ledger/") + "_bits")) for place in LEDGER[:-1]}
+    totals = {tag: float(getattr(ledger, tag.removeprefix("ledger/") + "_bits")) for tag in LEDGER[:-1]}
     return totals if test_error is None else {**totals, LEDGER[-1]: test_error}
 
 
@@ -154,12 +154,12 @@ class TensorBoard(_Dashboard):
             self._writer._get_file_writer().add_summary(summary, 0)
 
     def _add_scalars(self, numbers: dict[str, float]) -> None:
-        for place, value in numbers.items():
-            self._writer.add_scalar(place, value, self.epoch)
+        for tag, value in numbers.items():
+            self._writer.add_scalar(tag, value, self.epoch)
 
     def _add_histograms(self, drawn: dict[str, Tensor]) -> None:
-        for place, values in drawn.items():
-            self._writer.add_histogram(place, values, self.epoch)
+        for tag, values in drawn.items():
+            self._writer.add_histogram(tag, values, self.epoch)
 
     def _finish(self, final: dict[str, float]) -> None:
         self._add_scalars(final)
@@ -185,8 +185,8 @@ class Wandb(_Dashboard):
         import wandb
 
         super().__init__(subject, keep_epochs)
-        place = directory / "checkpoint" / "wandb-id"
-        known = place.read_text(encoding="utf-8").strip() if resume and place.is_file() else ""
+        id_path = directory / "checkpoint" / "wandb-id"
+        known = id_path.read_text(encoding="utf-8").strip() if resume and id_path.is_file() else ""
         number = known or secrets.token_hex(4)
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -205,7 +205,7 @@ class Wandb(_Dashboard):
         except (OSError, wandb.errors.Error) as error:
             reason = " ".join(str(error).split()).partition(". ")[0]
             raise RunError(f"W&B cannot begin: {reason}; run `wandb login`, or set WANDB_MODE=offline") from error
-        write_text(place, number)
+        write_text(id_path, number)
 
     def _add_scalars(self, numbers: dict[str, float]) -> None:
         self._run.log(numbers, step=self.epoch)
@@ -215,8 +215,7 @@ class Wandb(_Dashboard):
         import wandb
 
         shown: dict[str, Any] = {
-            place: wandb.Histogram(np_histogram=np.histogram(values.double().numpy(), bins=BINS))
-            for place, values in drawn.items()
+            tag: wandb.Histogram(np_histogram=np.histogram(values.double().numpy(), bins=BINS)) for tag, values in drawn.items()
         }
         self._run.log(shown, step=self.epoch)
 

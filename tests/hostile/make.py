@@ -85,7 +85,7 @@ def with_settings(content, **sections):
     put_settings(writer, {**take_settings(reader), **sections})
     end = {"message": message_head, "relative_entropy": all_blocks, "quantised": quantised_head, "decimal": quantised_head,
            "prequential": prequential_head}[kind.name](content)  # fmt: skip
-    width = end - reader.place
+    width = end - reader.position
     writer.put(reader.take(width), width)
     return seal(kind, writer.to_bytes() + reader.rest())
 
@@ -94,14 +94,14 @@ def message_head(content):
     """Where the header ends and whole bytes begin."""
     reader = BitReader(unseal(content, "the file")[1])
     Header.take(reader)
-    return reader.place
+    return reader.position
 
 
 def prequential_head(content):
     """Where the digests end and whole bytes begin."""
     reader = BitReader(unseal(content, "the file")[1])
     Head.take(reader)
-    return reader.place
+    return reader.position
 
 
 def all_blocks(content):

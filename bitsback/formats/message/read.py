@@ -22,7 +22,7 @@ from bitsback.errors import BitsbackError, FileError
 from bitsback.formats.config_tree import from_tree
 from bitsback.formats.container import BitReader, read_file, unseal
 from bitsback.formats.message.header import FIRST_MESSAGE, MESSAGE, Header
-from bitsback.formats.message.shared import Setting, _guard, _posterior_digest
+from bitsback.formats.message.shared import SharedContext, _guard, _posterior_digest
 from bitsback.formats.repeatable import Checking, RefundLostError, check_alone, steps_of
 from bitsback.formats.side_information import SideInformation
 from bitsback.formats.size_limits import check_data, check_size, check_steps
@@ -48,20 +48,20 @@ def _emptied(stack: Stack) -> bytes:
 
 
 def receive(
-    contents: bytes, header: Header, reader: BitReader, setting: Setting, retrain: Callable[[Integers], RoundedPosterior]
+    contents: bytes, header: Header, reader: BitReader, shared: SharedContext, retrain: Callable[[Integers], RoundedPosterior]
 ) -> tuple[Received, RefundLostError | None]:
     """Weights, labels and, when q can be repeated, the payload.
 
     Args:
         contents: what :func:`unseal` gave.
         header, reader: what :meth:`Header.take` read from it.
-        setting: an untrained model of the header's configuration, and the inputs.
+        shared: an untrained model of the header's configuration, and the inputs.
         retrain: from labels to the posterior that the sender's training ends with; may raise RefundLostError on the way.
 
     Raises:
         FileError: when the inputs differ from the sender's or the message is damaged.
     """
-    if setting.inputs_digest() != header.inputs_digest:
+    if shared.inputs_digest() != header.inputs_digest:
         raise FileError(
             "the inputs here are not those of the sender: their digest differs; say where the right ones are "
             "(--data.root=..., --data.path=...)"
@@ -69,19 +69,19 @@ def receive(
     rest_bytes = header.payload_bytes % 4
     body = reader.rest()
     rest, stack = body[:rest_bytes], Stack.from_bytes(body[rest_bytes:], 1 << header.lanes_log2)
-    side = SideInformation.of(setting.model, setting.likelihood)
+    side = SideInformation.of(shared.model, shared.likelihood)
     side.assign(raw_bits(side.bits_each()).pop(stack))
-    code, m = setting.prior_code(header.exponent), header.exponent
+    code, m = shared.prior_code(header.exponent), header.exponent
     got: list[Received] = []
 
     def label_code(point: Integers) -> Codec:
-        weights = setting.tensors(point, m)
+        weights = shared.tensors(point, m)
         got.append(Received(np.zeros(0, dtype=np.int64), weights, [(name, t.detach().clone()) for name, t, _ in side.slots]))
-        return setting.label_code(point, m)
+        return shared.label_code(point, m)
 
     def posterior(labels: Integers) -> Codec:
         got[0].labels = labels
-        if header.guard_digest is not None and _guard(setting, code, labels) != header.guard_digest:
+        if header.guard_digest is not None and _guard(shared, code, labels) != header.guard_digest:
             raise FileError(
                 "the labels cannot be decoded here: this network or prior uses functions that differ between machines; "
                 "receive it on a machine like the sender's"
@@ -161,8 +161,8 @@ def receive_file(path: Path, directory: Path, locations: Sequence[str] = (), *, 
         data_numbers=inputs.numel(),
     )
     experiment = Experiment.build(config, dataset=data).double()
-    setting = Setting(experiment.model, experiment.likelihood, experiment.dataset.train.inputs)
-    setting.check()
+    shared = SharedContext(experiment.model, experiment.likelihood, experiment.dataset.train.inputs)
+    shared.check()
 
     def retrain(labels: Integers) -> RoundedPosterior:
         if kind == FIRST_MESSAGE:
@@ -174,16 +174,16 @@ def receive_file(path: Path, directory: Path, locations: Sequence[str] = (), *, 
         told = replace(data, train=replace(data.train, targets=targets))
         again = Experiment.build(config, dataset=told)
         again.train(None, progress=progress, watch=Checking(steps, again.likelihood, header.states))
-        return Setting(again.model.double(), again.likelihood, data.train.inputs).posterior()
+        return SharedContext(again.model.double(), again.likelihood, data.train.inputs).posterior()
 
-    received, lost = receive(contents, header, reader, setting, retrain)
+    received, lost = receive(contents, header, reader, shared, retrain)
     labels = as_labels(received.labels.reshape(blank.shape), config.likelihood)
     named = {**received.weights, **dict(received.side)}
-    with whole_directory(directory) as place:
-        write_array(place / "labels.npy", labels)
-        write_tensors(place / "model.safetensors", {name: _float32(t) for name, t in named.items()}, {})
+    with whole_directory(directory) as staging:
+        write_array(staging / "labels.npy", labels)
+        write_tensors(staging / "model.safetensors", {name: _float32(t) for name, t in named.items()}, {})
         if received.payload is not None:
-            write_bytes(place / "payload", received.payload)
+            write_bytes(staging / "payload", received.payload)
     if lost is not None:
         raise RefundLostError(f"{lost}; labels and network are in {directory}")
     return received

@@ -20,7 +20,7 @@ from bitsback.posteriors import PointPosterior
 
 
 @dataclass(frozen=True)
-class Setting:
+class SharedContext:
     """What both sides hold: an untrained or trained model, its likelihood, and the inputs (n, ...)."""
 
     model: BayesianModel
@@ -50,7 +50,7 @@ class Setting:
         )
 
     def tensors(self, point: Integers, exponent: int) -> dict[str, Tensor]:
-        """TensorGrid points as the network's weight tensors, float64."""
+        """Grid points as the network's weight tensors, float64."""
         sizes = [q.numel for q in self.model.posteriors()]
         parts = torch.from_numpy(np.ldexp(point.astype(np.float64), -exponent)).split(sizes)
         return {w.name: part.reshape(w.posterior.mean.shape) for w, part in zip(self.model.weights, parts, strict=True)}
@@ -71,9 +71,9 @@ def _posterior_digest(q: RoundedPosterior) -> int:
     return int.from_bytes(q.digest(DIGEST_BITS // 8), "little")
 
 
-def _guard(setting: Setting, code: PriorCode, labels: Integers) -> int | None:
-    exact = all(prior.standard.exact for prior in densities_of(setting.model))
-    if exact and is_exact(setting.model.network) and not setting.model.deterministic():
+def _guard(shared: SharedContext, code: PriorCode, labels: Integers) -> int | None:
+    exact = all(prior.standard.exact for prior in densities_of(shared.model))
+    if exact and is_exact(shared.model.network) and not shared.model.deterministic():
         return None
     tables = b"".join(table.cumulative.astype("<i8").tobytes() for table in code.tables)
     return digest(tables + labels.astype("<i8").tobytes())

@@ -25,7 +25,7 @@ from bitsback.formats.config_tree import MESSAGE_SECTIONS, to_tree
 from bitsback.formats.container import BitWriter, seal
 from bitsback.formats.label_code import check_likelihood
 from bitsback.formats.message.header import EXPONENT_BITS, EXPONENT_OFFSET, MESSAGE, Header
-from bitsback.formats.message.shared import Setting, _guard, _posterior_digest
+from bitsback.formats.message.shared import SharedContext, _guard, _posterior_digest
 from bitsback.formats.repeatable import Recording, check_alone, repeatable, steps_of
 from bitsback.formats.side_information import SideInformation, densities_of
 from bitsback.formats.training_digest import StateDigest
@@ -99,9 +99,9 @@ class Sent(Result):
 
     def told(self, out: Path | None = None) -> str:
         """Return what a person is shown, and where the message is."""
-        place = f" in {out}" if out is not None else ""
+        where = f" in {out}" if out is not None else ""
         return (
-            f"A message of {len(self.content):,} bytes{place} carries a payload of {self.payload_bits // 8:,} bytes, on a grid "
+            f"A message of {len(self.content):,} bytes{where} carries a payload of {self.payload_bits // 8:,} bytes, on a grid "
             f"of 2^{round(math.log2(self.step))}.\n{self._table()}"
         )
 
@@ -143,7 +143,7 @@ class PayloadTooShortError(FileError):
 
 
 def send(
-    setting: Setting,
+    shared: SharedContext,
     labels: Tensor,
     payload: bytes,
     settings: dict[str, Any],
@@ -155,7 +155,7 @@ def send(
     """The message for a trained model.
 
     Args:
-        setting: the trained model in float64, its learned numbers rounded to their grids.
+        shared: the trained model in float64, its learned numbers rounded to their grids.
         labels: targets of the training examples.
         payload: any bytes, enough of them to draw the weights.
         settings: the configuration as a tree of JSON values, for the header.
@@ -169,13 +169,13 @@ def send(
         PriorError: for a prior without proper mass.
         FileError: for targets that are not labels.
     """
-    setting.check()
-    q = setting.posterior()
+    shared.check()
+    q = shared.posterior()
     m = q.default_exponent() if exponent is None else exponent
     check_exponent(m)
-    code = setting.prior_code(m)
-    side = SideInformation.of(setting.model, setting.likelihood)
-    kl_bits = float(setting.model.kl_bits().detach())
+    code = shared.prior_code(m)
+    side = SideInformation.of(shared.model, shared.likelihood)
+    kl_bits = float(shared.model.kl_bits().detach())
     lanes_log2 = default_lanes_log2(len(q.std_level), kl_bits)
     stack = _filled(whiten(payload), 1 << lanes_log2)
     meters: dict[str, float] = {}
@@ -185,7 +185,7 @@ def send(
         if stack.borrowed_bits:
             raise PayloadTooShortError(stack.borrowed_bits)
         drawn.append(point)
-        return metered(setting.label_code(point, m), meters, "labels")
+        return metered(shared.label_code(point, m), meters, "labels")
 
     flat = labels.cpu().numpy().astype(np.int64).ravel()
     whole = bits_back(
@@ -193,8 +193,8 @@ def send(
     )
     whole.push(stack, flat)
     metered(raw_bits(side.bits_each()), meters, "side").push(stack, side.levels())
-    weight_bits, data_bits = _sample_ledger(setting, q, drawn[0], m, labels)
-    digests = setting.inputs_digest(), _posterior_digest(q), _guard(setting, code, flat)
+    weight_bits, data_bits = _sample_ledger(shared, q, drawn[0], m, labels)
+    digests = shared.inputs_digest(), _posterior_digest(q), _guard(shared, code, flat)
     header = Header(settings, m, lanes_log2, len(payload), padding_bytes, *digests, states)
     writer = BitWriter()
     header.put(writer)
@@ -234,18 +234,18 @@ def _filled(content: bytes, lanes: int) -> Stack:
 
 
 @torch.no_grad()
-def _sample_ledger(setting: Setting, q: RoundedPosterior, point: Integers, m: int, labels: Tensor) -> tuple[float, float]:
+def _sample_ledger(shared: SharedContext, q: RoundedPosterior, point: Integers, m: int, labels: Tensor) -> tuple[float, float]:
     """log2 q/p of the drawn weights, and their data cost: real arithmetic, nothing of the coder's."""
-    values = setting.tensors(point, m)
+    values = shared.tensors(point, m)
     w = torch.from_numpy(np.ldexp(point.astype(np.float64), -m))
     mean, std = torch.from_numpy(q.mean), torch.from_numpy(q.std)
     nats = torch.distributions.Normal(mean, std).log_prob(w).sum()
-    for weight in setting.model.weights:
+    for weight in shared.model.weights:
         nats = nats - weight.prior().log_prob(values[weight.name]).sum()
     data = 0.0
-    with evaluating(setting.model.network), setting.model.holding(values):
-        for x, y in zip(setting.inputs.split(512), labels.split(512), strict=True):
-            data += float(setting.likelihood.bits(setting.model(x), y).sum())
+    with evaluating(shared.model.network), shared.model.holding(values):
+        for x, y in zip(shared.inputs.split(512), labels.split(512), strict=True):
+            data += float(shared.likelihood.bits(shared.model(x), y).sum())
     return float(nats_to_bits(nats)), data
 
 
@@ -266,7 +266,7 @@ def check_sendable(experiment: Experiment) -> None:
     check_alone()
     likelihood = experiment.likelihood
     check_likelihood(likelihood, likelihood.outputs(experiment.dataset.train.targets))
-    Setting(experiment.model, likelihood, experiment.dataset.train.inputs).check()
+    SharedContext(experiment.model, likelihood, experiment.dataset.train.inputs).check()
     densities_of(experiment.model)
 
 
@@ -283,7 +283,7 @@ class Sender:
     """
 
     experiment: Experiment
-    setting: Setting
+    shared: SharedContext
     states: tuple[StateDigest, ...] = ()
     """Of the training under way; none of a run, which was trained before."""
 
@@ -309,7 +309,7 @@ class Sender:
         """A trained experiment."""
         experiment = experiment.double()
         SideInformation.of(experiment.model, experiment.likelihood).round()
-        return cls(experiment, Setting(experiment.model, experiment.likelihood, experiment.dataset.train.inputs))
+        return cls(experiment, SharedContext(experiment.model, experiment.likelihood, experiment.dataset.train.inputs))
 
     def send(self, payload: bytes, *, exponent: int | None = None, pad: bool = False) -> Sent:
         """The message that carries ``payload``; see :func:`bitsback.formats.message.write.send`.
@@ -320,7 +320,7 @@ class Sender:
         while True:
             try:
                 return send(
-                    self.setting,
+                    self.shared,
                     targets,
                     payload + added,
                     self._settings(),

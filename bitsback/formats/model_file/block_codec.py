@@ -16,7 +16,7 @@ from bitsback.errors import FileError
 from bitsback.formats.container import BitReader, BitWriter, seal, sealed_bytes
 from bitsback.formats.kinds import FileKind, register_kind
 from bitsback.formats.model_file.codec import FilePart, ModelCodec, register_codec
-from bitsback.formats.model_file.head import Shell, model_tree, put_experiment_head
+from bitsback.formats.model_file.head import EmptyModel, model_tree, put_experiment_head
 from bitsback.formats.model_file.tuning import Tuner
 from bitsback.formats.side_information import densities_of
 from bitsback.model import BayesianModel
@@ -88,16 +88,16 @@ class DecodedBlocks:
         ]
 
 
-def read_blocks(reader: BitReader, shell: Shell) -> DecodedBlocks:
+def read_blocks(reader: BitReader, empty: EmptyModel) -> DecodedBlocks:
     """Read what :func:`put_blocks` wrote."""
-    model, before = shell.model, reader.place
+    model, before = empty.model, reader.position
     index_bits = reader.take(INDEX_SIZE_BITS)
     key = reader.take_count()
     blocks = reader.take_count()
     if blocks * index_bits > reader.bits_left:
         raise FileError(f"the file claims {blocks:,} blocks of {index_bits} bits but is shorter; it is damaged")
     code = block_code(model, blocks, index_bits, key)
-    numbers_bits = reader.place - before
+    numbers_bits = reader.position - before
     flat = np.zeros(sum(code.sizes), dtype=np.float32)
     for block in range(blocks):
         flat[code.members(block)] = code.values(block, reader.take(index_bits))

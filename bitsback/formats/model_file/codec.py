@@ -11,7 +11,7 @@ from bitsback.config import Experiment
 from bitsback.config.coding_settings import PackSettings
 from bitsback.formats.container import BitReader
 from bitsback.formats.kinds import HOMES, FileKind, all_kinds
-from bitsback.formats.model_file.head import Shell
+from bitsback.formats.model_file.head import EmptyModel
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class ModelCodec:
 
     kind: FileKind
     write: Callable[[Experiment, PackSettings, bool], bytes] | None
-    read: Callable[[BitReader, Shell], Decoded]
+    read: Callable[[BitReader, EmptyModel], Decoded]
     parts: Callable[[Any], list[FilePart]]
 
 

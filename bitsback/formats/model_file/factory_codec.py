@@ -15,7 +15,7 @@ from bitsback.formats.config_tree import CODEC_FACTORY
 from bitsback.formats.container import BitReader, BitWriter, seal
 from bitsback.formats.kinds import FileKind, register_kind
 from bitsback.formats.model_file.codec import FilePart, ModelCodec, register_codec
-from bitsback.formats.model_file.head import Shell, model_tree, put_experiment_head
+from bitsback.formats.model_file.head import EmptyModel, model_tree, put_experiment_head
 from bitsback.model import BayesianModel
 
 FACTORY = register_kind(FileKind(6, "factory"))
@@ -64,32 +64,32 @@ def write_own(experiment: Experiment, settings: PackSettings, _progress: bool) -
     return content
 
 
-def read_own(reader: BitReader, shell: Shell) -> DecodedBody:
+def read_own(reader: BitReader, empty: EmptyModel) -> DecodedBody:
     """Read the body with the codec that the file names, if the locations name the same.
 
     Raises:
         FileError: when they do not, and when the codec does not find the weights.
     """
-    name = _named(shell)
+    name = _named(empty)
     body = reader.rest()
     reader.skip_rest()
-    weights = _called(name, "read", body, shell.model)
-    wanted = {weight.name: weight.posterior.mean.shape for weight in shell.model.weights}
+    weights = _called(name, "read", body, empty.model)
+    wanted = {weight.name: weight.posterior.mean.shape for weight in empty.model.weights}
     found = {key: value.shape for key, value in weights.items()} if _are_tensors(weights) else None
     if found != wanted or not all(bool(torch.isfinite(value).all()) for value in weights.values()):
         raise FileError(f"{name} does not find the file's weights, or not all are finite; it is damaged, or of another codec")
     return DecodedBody({key: value.detach().to("cpu", torch.float32) for key, value in weights.items()}, 8 * len(body))
 
 
-def _named(shell: Shell) -> str:
-    section = shell.tree.get("codec")
+def _named(empty: EmptyModel) -> str:
+    section = empty.tree.get("codec")
     name = section.get("factory") if isinstance(section, dict) else None
     if not isinstance(name, str) or not re.fullmatch(r"[\w.]+:\w+", name):
         raise FileError("the file does not say which codec wrote it; it is damaged")
-    if shell.codec_factory is None:
+    if empty.codec_factory is None:
         raise FileError(f"the file's weights are decoded by calling {name}, and no code that a file names is run unasked; "
                         f"if you trust it, add --{CODEC_FACTORY}={name}")  # fmt: skip
-    if shell.codec_factory != name:
+    if empty.codec_factory != name:
         raise FileError(f"'{CODEC_FACTORY}' is fixed by the file; only locations, such as --data.root=DIR, can be given")
     return name
 

@@ -16,7 +16,7 @@ from bitsback.errors import FileError
 from bitsback.formats.container import BitReader, BitWriter
 from bitsback.formats.kinds import FileKind, register_kind
 from bitsback.formats.model_file.codec import FilePart
-from bitsback.formats.model_file.head import Shell
+from bitsback.formats.model_file.head import EmptyModel
 from bitsback.formats.model_file.hidden_units import exchangeable_groups
 from bitsback.formats.side_information import densities_of
 from bitsback.model import BayesianModel
@@ -134,25 +134,25 @@ class DecodedGrids:
         ]
 
 
-def read_quantised(reader: BitReader, shell: Shell) -> DecodedGrids:
+def read_quantised(reader: BitReader, empty: EmptyModel) -> DecodedGrids:
     """Read what :meth:`QuantisedNetwork.put` wrote.
 
     Raises:
         FileError: when the message does not end where it should.
     """
-    return _read(reader, shell, None)
+    return _read(reader, empty, None)
 
 
-def read_decimal(reader: BitReader, shell: Shell) -> DecodedGrids:
+def read_decimal(reader: BitReader, empty: EmptyModel) -> DecodedGrids:
     """Read a number of digits, and weights that are levels divided by a power of ten, instead of levels times a step."""
     digits = reader.take(DIGITS_BITS)
     if digits > MOST_DIGITS:
         raise FileError(f"the file claims weights of {digits} decimal digits, at most {MOST_DIGITS} are allowed; it is damaged")
-    return _read(reader, shell, digits)
+    return _read(reader, empty, digits)
 
 
-def _read(reader: BitReader, shell: Shell, digits: int | None) -> DecodedGrids:
-    model, input_axes = shell.model, 1 + len(shell.tree["inputs"])
+def _read(reader: BitReader, empty: EmptyModel, digits: int | None) -> DecodedGrids:
+    model, input_axes = empty.model, 1 + len(empty.tree["inputs"])
     lanes_log2, permute = reader.take(LANES_BITS), bool(reader.take(1))
     if lanes_log2 > MOST_LANES_LOG2:
         raise FileError(f"the file claims 2^{lanes_log2} lanes, at most 2^{MOST_LANES_LOG2} are allowed; it is damaged")

@@ -60,7 +60,7 @@ Tree = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Shell:
+class EmptyModel:
     """What a model file is built around: settings, and an empty model to hold the numbers."""
 
     tree: Tree
@@ -73,7 +73,7 @@ class Shell:
     """Which codec of the user's own the locations name."""
 
     @classmethod
-    def of(cls, tree: Tree, locations: Sequence[str] = (), file_bytes: int = 0) -> "Shell":
+    def of(cls, tree: Tree, locations: Sequence[str] = (), file_bytes: int = 0) -> "EmptyModel":
         """The untrained model of a file's settings; raises FileError when they make none."""
         values = {key: value for key, value in tree.items() if key in MODEL_SECTIONS}
         elsewhere, codec_factory = without_codec(locations) if "codec" in tree else (locations, None)
@@ -145,5 +145,5 @@ def put_experiment_head(writer: BitWriter, experiment: Experiment, tree: Tree) -
     """Write settings, learned numbers (rounded to their grids, in place) and guard."""
     experiment.model.round_to_grid()
     numbers = SideInformation.of(experiment.model, experiment.likelihood, with_frozen=True)
-    statistics = Shell.statistics_of(experiment.dataset.preprocessing)
+    statistics = EmptyModel.statistics_of(experiment.dataset.preprocessing)
     put_head(writer, tree, SideInformation((*numbers.slots, *statistics)), experiment.model)

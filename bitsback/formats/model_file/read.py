@@ -21,7 +21,7 @@ from bitsback.formats.container import BitReader, read_file, unseal
 from bitsback.formats.exact_outputs import BATCH
 from bitsback.formats.message.header import MESSAGE
 from bitsback.formats.model_file.codec import Decoded, FilePart, ModelCodec, codec_of
-from bitsback.formats.model_file.head import Shell, Tree, take_side
+from bitsback.formats.model_file.head import EmptyModel, Tree, take_side
 from bitsback.formats.model_file.tuning import FIXED_LOG_STD
 from bitsback.formats.size_limits import check_data
 from bitsback.likelihoods import Likelihood
@@ -125,23 +125,23 @@ def decode(content: bytes, what: str, locations: Sequence[str] = ()) -> LoadedMo
         raise FileError(f"{what} is a {name}, not a model file; use `bitsback receive`")
     reader = BitReader(contents)
     tree = take_settings(reader)
-    shell = Shell.of(tree, locations, len(content))
-    settings_bits = reader.place
-    side = shell.side()
-    take_side(reader, side, shell.model)
-    head_bits = reader.place
-    decoded = codec.read(reader, shell)
+    empty = EmptyModel.of(tree, locations, len(content))
+    settings_bits = reader.position
+    side = empty.side()
+    take_side(reader, side, empty.model)
+    head_bits = reader.position
+    decoded = codec.read(reader, empty)
     reader.close()
     with torch.no_grad():
-        for weight in shell.model.weights:
+        for weight in empty.model.weights:
             weight.posterior.mean.copy_(decoded.weights[weight.name])
             if isinstance(weight.posterior, GaussianPosterior):  # one number per weight, whoever draws
                 weight.posterior.log_std.fill_(FIXED_LOG_STD)
-    loaded = LoadedModel(shell.config, tree, str(kind), shell.model, shell.likelihood, shell.scaling)
+    loaded = LoadedModel(empty.config, tree, str(kind), empty.model, empty.likelihood, empty.scaling)
     learned = [FilePart(name, tensor.numel() * grid.bits_each) for name, tensor, grid in side.slots]
     frame_bits = 8 * (len(content) - len(contents))
     loaded._parts = _Parts(8 * len(content), frame_bits, settings_bits, learned, head_bits, codec, decoded)
-    loaded.rows = shell.rows
+    loaded.rows = empty.rows
     return loaded
 
 
@@ -172,9 +172,9 @@ class _Parts:
 def write_unpacked(loaded: LoadedModel, directory: Path) -> None:
     """Write ``model.safetensors`` and ``config.yaml``."""
     written = [name for name in (*MODEL_SECTIONS, "seed") if name in loaded.tree or name == "seed"]
-    with whole_directory(directory) as place:
-        write_tensors(place / "model.safetensors", loaded.tensors(), {})
-        write_text(place / "config.yaml", to_yaml(loaded.config, sections=written))
+    with whole_directory(directory) as staging:
+        write_tensors(staging / "model.safetensors", loaded.tensors(), {})
+        write_text(staging / "config.yaml", to_yaml(loaded.config, sections=written))
 
 
 def load(path: str | Path, locations: Sequence[str] = ()) -> LoadedModel:

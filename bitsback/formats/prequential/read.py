@@ -17,7 +17,7 @@ from bitsback.config.labels import as_labels
 from bitsback.errors import FileError
 from bitsback.formats.config_tree import from_tree
 from bitsback.formats.container import BitReader, read_file, unseal
-from bitsback.formats.message.shared import Setting
+from bitsback.formats.message.shared import SharedContext
 from bitsback.formats.prequential.preamble import FIRST_PREQUENTIAL, PREQUENTIAL, Head, labels_digest, tables_digest
 from bitsback.formats.prequential.walk import Walk, check
 from bitsback.formats.repeatable import check_alone, repeatable
@@ -79,8 +79,8 @@ def receive_prequential(path: Path, directory: Path, locations: Sequence[str] = 
         walk.run(receiving, progress=progress)
     except _DiffersError:
         found = _in_order_of_data(walk, receiving.found)
-        with whole_directory(directory) as place:
-            write_array(place / "labels_so_far.npy", found)
+        with whole_directory(directory) as staging:
+            write_array(staging / "labels_so_far.npy", found)
         number, known = len(receiving.found), sum(map(len, receiving.found))
         raise FileError(
             f"this machine's arithmetic differs from the sender's at block {number + 1} of {len(walk.ends)}; use a machine and "
@@ -91,8 +91,8 @@ def receive_prequential(path: Path, directory: Path, locations: Sequence[str] = 
             "the labels that come out are not those that went in; use a machine, torch and bitsback like the sender's"
         )
     found = _in_order_of_data(walk, receiving.found)
-    with whole_directory(directory) as place:
-        write_array(place / "labels.npy", found)
+    with whole_directory(directory) as staging:
+        write_array(staging / "labels.npy", found)
     return found
 
 
@@ -120,7 +120,7 @@ def _receivers_walk(head: Head, config: Config, file_bytes: int) -> Walk:
     )
     data = dataclasses.replace(data, train=dataclasses.replace(data.train, targets=blank), test=None, classes=classes)
     experiment = Experiment.build(config, dataset=data)
-    if head.inputs_digest != Setting(experiment.model, likelihood, inputs).inputs_digest():
+    if head.inputs_digest != SharedContext(experiment.model, likelihood, inputs).inputs_digest():
         raise FileError("the inputs here are not the sender's; give the same examples, in the same order")
     if len(walk.ends) != len(head.tables):
         raise FileError(f"the file has digests of {len(head.tables)} blocks, and its schedule {len(walk.ends)}; it is damaged")

@@ -12,7 +12,7 @@ from bitsback.config import Config, Experiment
 from bitsback.config.labels import check_declared
 from bitsback.formats.config_tree import MESSAGE_SECTIONS, to_tree
 from bitsback.formats.container import BitWriter, seal
-from bitsback.formats.message.shared import Setting
+from bitsback.formats.message.shared import SharedContext
 from bitsback.formats.prequential.calibration import Block
 from bitsback.formats.prequential.preamble import PREQUENTIAL, Head, labels_digest, tables_digest
 from bitsback.formats.prequential.walk import Walk, check
@@ -81,9 +81,9 @@ class Prequential(Result):
 
     def told(self, out: Path | None = None) -> str:
         """Return what a person is shown, and where the message is."""
-        place = f" in {out}" if out is not None else ""
+        where = f" in {out}" if out is not None else ""
         return (
-            f"{self._table()}\nThe message{place} has {len(self.content):,} bytes: {self.header_bits:,} bits of configuration "
+            f"{self._table()}\nThe message{where} has {len(self.content):,} bytes: {self.header_bits:,} bits of configuration "
             f"and digests, {self.file_bits - self.header_bits:,} of labels. It took {self.seconds:.1f} s."
         )
 
@@ -159,16 +159,16 @@ def prequential(config: Config, *, progress: bool = True) -> Prequential:
     walk = Walk(config, train.inputs, experiment.likelihood.outputs(train.targets))
     sending = _Sending(train.targets.long().numpy()[walk.order], walk.ends)
     blocks, test_error = walk.run(sending, experiment.dataset.test, progress=progress)
-    head = _head(walk, sending, Setting(experiment.model, experiment.likelihood, train.inputs))
+    head = _head(walk, sending, SharedContext(experiment.model, experiment.likelihood, train.inputs))
     stream = sending.stream()
     content = seal(PREQUENTIAL, head + stream)
     header_bits, seconds = 8 * (len(content) - len(stream)), time.perf_counter() - began
     return Prequential(tuple(blocks), walk.classes, content, header_bits, test_error, seconds)
 
 
-def _head(walk: Walk, sending: _Sending, setting: Setting) -> bytes:
+def _head(walk: Walk, sending: _Sending, shared: SharedContext) -> bytes:
     writer, tree = BitWriter(), to_tree(walk.config, SECTIONS)
     tree["likelihood"]["classes"] = walk.classes  # a receiver has no labels to count
-    digests = setting.inputs_digest(), tuple(sending.tables), labels_digest(sending.known)
+    digests = shared.inputs_digest(), tuple(sending.tables), labels_digest(sending.known)
     Head(tree, len(sending.known), *digests).put(writer)
     return writer.to_bytes()

@@ -67,12 +67,12 @@ def runs(histories: Mapping[str, Sequence[Mapping[str, Any]]], ax: Axes | None =
     palette = [COLOURS[name] for name in ("net", "gross", "data", "hyper", "prior", "ink")]
     with styled():
         ax, ends = ax or new_axes(), []
-        for place, (name, metrics) in enumerate(histories.items()):
+        for index, (name, metrics) in enumerate(histories.items()):
             rows = _thinned(metrics, ["net_bits"])
             values = [max(row["net_bits"], 1e-3) for row in rows]
-            colour = palette[place % len(palette)]
+            colour = palette[index % len(palette)]
             epochs, marker = [row["epoch"] for row in rows], "o" if len(rows) == 1 else ""
-            ax.plot(epochs, values, LINES[place % len(LINES)], color=colour, linewidth=1.5, marker=marker, markersize=4)
+            ax.plot(epochs, values, LINES[index % len(LINES)], color=colour, linewidth=1.5, marker=marker, markersize=4)
             ends.append((rows[-1]["epoch"], values[-1], name, colour))
         ax.set(yscale="log", xlabel="epoch", ylabel="net bits")
         plain_ticks(ax.yaxis)
@@ -87,8 +87,8 @@ def _thinned(metrics: Sequence[Mapping[str, Any]], needed: Sequence[str]) -> lis
     missing = [key for key in ("epoch", *needed) if any(key not in row for row in metrics)]
     if missing:
         raise RunError(f"the metrics have no {', '.join(missing)}; give the lines of a run's metrics.jsonl")
-    places = np.unique(np.linspace(0, len(metrics) - 1, min(len(metrics), MOST_POINTS)).round().astype(int))
-    return [metrics[place] for place in places]
+    chosen = np.unique(np.linspace(0, len(metrics) - 1, min(len(metrics), MOST_POINTS)).round().astype(int))
+    return [metrics[index] for index in chosen]
 
 
 def _label_ends(ax: Axes, ends: list[tuple[float, float, str, str]]) -> None:
@@ -124,15 +124,15 @@ def ledger(book: Ledger, ax: Axes | None = None) -> Axes:
         rows = [*rows[: MOST_BARS - 1], (f"{len(rest)} others", sum(r[1] for r in rest), sum(r[2] for r in rest))]
     with styled():
         ax = ax or new_axes((4.6, 1.2 + 0.36 * len(rows)))
-        places = np.arange(len(rows))[::-1]
+        positions = np.arange(len(rows))[::-1]
         net, refund = np.array([row[1] for row in rows]), np.array([row[2] for row in rows])
-        ax.barh(places, net, color=COLOURS["net"], height=0.62, label="net")
+        ax.barh(positions, net, color=COLOURS["net"], height=0.62, label="net")
         if refund.any():
             colour = COLOURS["gross"]
-            ax.barh(places, refund, left=net, facecolor="none", edgecolor=colour, hatch="////", height=0.62, label="refund")
-        ax.set_yticks(places, [row[0] for row in rows])
-        for place, paid, back in zip(places, net, refund, strict=True):
-            _beside(ax, f"{short(round(paid))} net of {short(round(paid + back))}", paid + max(back, 0.0), place)
+            ax.barh(positions, refund, left=net, facecolor="none", edgecolor=colour, hatch="////", height=0.62, label="refund")
+        ax.set_yticks(positions, [row[0] for row in rows])
+        for position, paid, back in zip(positions, net, refund, strict=True):
+            _beside(ax, f"{short(round(paid))} net of {short(round(paid + back))}", paid + max(back, 0.0), position)
         ax.set(xlabel="bits: gross = net + refund", xlim=(0, 1.3 * float(np.max(net + np.maximum(refund, 0)))))
         ax.grid(visible=False, axis="y")
         plain_ticks(ax.xaxis)
@@ -218,15 +218,16 @@ def priors(books: Mapping[str, Ledger], ax: Axes | None = None) -> Axes:
              ("hyperparameter_bits", "hyper-parameters", "hyper", "////"))  # fmt: skip
     with styled():
         ax = ax or new_axes((4.6, 1.3 + 0.3 * len(order)))
-        places, left = np.arange(len(order))[::-1], np.zeros(len(order))
+        positions, left = np.arange(len(order))[::-1], np.zeros(len(order))
         for key, label, colour, hatch in parts:
             values = np.array([getattr(books[name], key) for name in order])
             look: dict[str, Any] = {"facecolor": "none", "hatch": hatch} if hatch else {"facecolor": COLOURS[colour]}
-            ax.barh(places, values, left=left, height=0.62, label=label, edgecolor=COLOURS[colour] if hatch else "none", **look)
+            edge = COLOURS[colour] if hatch else "none"
+            ax.barh(positions, values, left=left, height=0.62, label=label, edgecolor=edge, **look)
             left = left + values
-        for place, name in zip(places, order, strict=True):
-            _beside(ax, short(round(books[name].net_bits)), left[len(order) - 1 - place], place)
-        ax.set_yticks(places, order)
+        for position, name in zip(positions, order, strict=True):
+            _beside(ax, short(round(books[name].net_bits)), left[len(order) - 1 - position], position)
+        ax.set_yticks(positions, order)
         ax.set(xlabel="net bits", xlim=(0, 1.15 * float(left.max())))
         ax.grid(visible=False, axis="y")
         plain_ticks(ax.xaxis)
@@ -246,11 +247,11 @@ def codes(rows: Mapping[str, float], ax: Axes | None = None) -> Axes:
     order = sorted(rows, key=lambda name: rows[name])
     with styled():
         ax = ax or new_axes((4.6, 0.9 + 0.3 * len(order)))
-        places = np.arange(len(order))[::-1]
-        ax.barh(places, [rows[name] for name in order], color=COLOURS["net"], height=0.62)
-        for place, name in zip(places, order, strict=True):
-            _beside(ax, short(round(rows[name])), rows[name], place)
-        ax.set_yticks(places, order)
+        positions = np.arange(len(order))[::-1]
+        ax.barh(positions, [rows[name] for name in order], color=COLOURS["net"], height=0.62)
+        for position, name in zip(positions, order, strict=True):
+            _beside(ax, short(round(rows[name])), rows[name], position)
+        ax.set_yticks(positions, order)
         far = 0 < 30 * rows[order[0]] < rows[order[-1]]
         ax.set(xlabel="bits", xscale="log" if far else "linear")
         ax.set_xlim(right=rows[order[-1]] * (3 if far else 1.2))

@@ -56,17 +56,17 @@ def save(drawn: Axes | Figure, path: str | Path) -> Path:
     Raises:
         RunError: for another suffix, or a place that cannot be written.
     """
-    place = check_suffix(Path(path))
-    if place.suffix == ".svg":
+    target = check_suffix(Path(path))
+    if target.suffix == ".svg":
         sized = re.sub(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', r'width="\1pt" height="\2pt" \g<0>', svg(drawn), count=1)
-        write_bytes(place, ('<?xml version="1.0" encoding="utf-8"?>\n' + sized).encode())
-        return place
+        write_bytes(target, ('<?xml version="1.0" encoding="utf-8"?>\n' + sized).encode())
+        return target
     stream = io.BytesIO()
     _figure(drawn).savefig(
-        stream, format=place.suffix[1:], dpi=DPI, metadata={"CreationDate": None} if place.suffix == ".pdf" else None
+        stream, format=target.suffix[1:], dpi=DPI, metadata={"CreationDate": None} if target.suffix == ".pdf" else None
     )
-    write_bytes(place, stream.getvalue())
-    return place
+    write_bytes(target, stream.getvalue())
+    return target
 
 
 def check_suffix(path: Path) -> Path:

@@ -76,18 +76,18 @@ def examples(
     step_x, step_y = 1.25, 1.25 * height / width + 0.55
     with styled():
         ax = ax or new_axes((4.6, 0.2 + 4.6 * rows * step_y / (columns * step_x)))
-        for place, picture in enumerate(pictures):
-            x, y = (place % columns) * step_x, -(place // columns) * step_y
+        for index, picture in enumerate(pictures):
+            x, y = (index % columns) * step_x, -(index // columns) * step_y
             ax.imshow(
                 1 - picture, cmap="gray", vmin=0, vmax=1, extent=(x, x + 1, y - height / width, y), interpolation="nearest"
             )
-            said = "" if predicted is None else f", said {predicted[place]}"
-            cost = f"{bits[place]:,.0f}" if bits[place] >= 100 else f"{bits[place]:#.3g}"
+            said = "" if predicted is None else f", said {predicted[index]}"
+            cost = f"{bits[index]:,.0f}" if bits[index] >= 100 else f"{bits[index]:#.3g}"
             ax.text(x + 0.5, y - height / width - 0.06, f"{cost} bits", ha="center", va="top", fontsize=7)
             ax.text(
                 x + 0.5,
                 y - height / width - 0.28,
-                f"{labels[place]}{said}",
+                f"{labels[index]}{said}",
                 ha="center",
                 va="top",
                 fontsize=7,
@@ -164,7 +164,7 @@ def _montage(pictures: np.ndarray, columns: int) -> np.ndarray:
     rows = -(-len(pictures) // columns)
     gap = 1
     board = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap), np.nan)
-    for place, picture in enumerate(pictures):
-        y, x = (place // columns) * (height + gap), (place % columns) * (width + gap)
+    for index, picture in enumerate(pictures):
+        y, x = (index // columns) * (height + gap), (index % columns) * (width + gap)
         board[y : y + height, x : x + width] = picture
     return board

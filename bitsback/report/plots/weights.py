@@ -47,7 +47,7 @@ def bells(weight: Weight, index: int = 0, factor: float = 1.0, ax: Axes | None =
     reach = max(abs(centre) + 4 * float(std[index]) * max(1.0, factor), 3 * float(weight.prior.typical_scale().detach().min()))
     points = np.union1d(np.linspace(-reach, reach, 440), centre + spread * np.linspace(-6, 6, 160))
     points = points[np.abs(points) <= reach]  # dense where the bell is, which may be a needle
-    place = ", ".join(str(axis) for axis in np.unravel_index(index, tuple(weight.posterior.mean.shape)))
+    indices = ", ".join(str(axis) for axis in np.unravel_index(index, tuple(weight.posterior.mean.shape)))
     with styled():
         ax = ax or new_axes()
         prior = prior_density([weight], points, index)
@@ -62,7 +62,7 @@ def bells(weight: Weight, index: int = 0, factor: float = 1.0, ax: Axes | None =
             color=COLOURS["posterior"],
             label="posterior" + (f", {factor:g} times as wide" if factor != 1 else ""),
         )
-        ax.set(xlabel=f"{weight.name}[{place}]", ylabel="density", ylim=(0, None))
+        ax.set(xlabel=f"{weight.name}[{indices}]", ylabel="density", ylim=(0, None))
         plain_ticks(ax.xaxis)
         plain_ticks(ax.yaxis)
         ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
@@ -171,7 +171,7 @@ def bits_and_prior(weights: Sequence[Weight], ax: Axes | None = None) -> Axes:
         RunError: when no weight has a Gaussian posterior, or the prior does not code weights one by one.
     """
     mean, bits, _ = net_bits_each(weights)
-    places = np.unique(np.linspace(0, len(mean) - 1, min(len(mean), MOST_POINTS)).round().astype(int))
+    chosen = np.unique(np.linspace(0, len(mean) - 1, min(len(mean), MOST_POINTS)).round().astype(int))
     low, high = _span(mean)
     with styled():
         ax = ax or new_axes()
@@ -183,7 +183,7 @@ def bits_and_prior(weights: Sequence[Weight], ax: Axes | None = None) -> Axes:
             ax.fill_between(
                 points, np.minimum(shade, top), color=COLOURS["prior"], alpha=0.2, linewidth=0, label="prior density"
             )
-        ax.plot(mean[places], bits[places], "o", markersize=2.5, color=COLOURS["net"], alpha=0.6, rasterized=len(places) > 300)
+        ax.plot(mean[chosen], bits[chosen], "o", markersize=2.5, color=COLOURS["net"], alpha=0.6, rasterized=len(chosen) > 300)
         ax.set(xlabel="posterior mean", ylabel="net bits", ylim=(min(0.0, float(bits.min())), top), xlim=(low, high))
         plain_ticks(ax.xaxis)
         plain_ticks(ax.yaxis)
