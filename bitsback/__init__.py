@@ -21,7 +21,7 @@ PUBLIC = {
     "model": ("BayesianModel", "bayesianize", "evaluate", "take_ledger", "width_curve"),
     "posteriors": ("GaussianPosterior", "GaussianPosteriorSettings", "PointPosterior", "PointPosteriorSettings"),
     "formats.model_file.read": ("LoadedModel", "load"),
-    "formats.model_file.save": ("save",),
+    "formats.model_file._save": ("save",),
     "formats.inspect": ("inspect",),
     "formats.transfer": ("pack", "receive", "send", "unpack"),
     "analysis.certify": ("certify",),
@@ -41,4 +41,4 @@ SUBMODULES = ("coding", "data", "likelihoods", "nn", "optim", "priors")
 __version__ = "0.1.0"
 
 __getattr__, __dir__, _ = attach(__name__, PUBLIC, SUBMODULES)
-__all__ = sorted(name for names in PUBLIC.values() for name in names)
+__all__ = sorted(["__version__", *(name for names in PUBLIC.values() for name in names)])

@@ -24,6 +24,23 @@ from bitsback.locks import (
     remove_left_over_files,
 )
 
+__all__ = [
+    "SEAL",
+    "DamagedFileError",
+    "check_new_directory",
+    "check_new_file",
+    "check_seal",
+    "file_name",
+    "new_directory",
+    "new_neighbour",
+    "read_tensors",
+    "whole_directory",
+    "write_array",
+    "write_bytes",
+    "write_tensors",
+    "write_text",
+]
+
 SEAL = b'{"__metadata__":{"sha256":"'
 """How the header of a tensor file begins that carries a checksum; 64 hexadecimal digits follow."""
 

@@ -3,6 +3,21 @@
 import difflib
 from collections.abc import Iterable
 
+__all__ = [
+    "BitsbackError",
+    "CertificateError",
+    "ConfigError",
+    "DataError",
+    "FileError",
+    "LayerError",
+    "LedgerError",
+    "PriorError",
+    "RunError",
+    "TrainingError",
+    "brief",
+    "near_miss",
+]
+
 
 class BitsbackError(Exception):
     """Base of every error that ``bitsback`` raises on purpose; the command line shows it as one sentence."""

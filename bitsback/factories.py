@@ -12,6 +12,8 @@ from pydantic import AfterValidator, Field
 
 from bitsback.errors import BitsbackError, ConfigError
 
+__all__ = ["FactoryName", "importable_here", "imported_function", "made_by"]
+
 
 def _named(factory: str) -> str:
     if not re.fullmatch(r"[\w.]+:\w+", factory):

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
+__all__ = ["attach"]
+
 
 def attach(
     package: str, homes: Mapping[str, Sequence[str]], submodules: Sequence[str] = ()

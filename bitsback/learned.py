@@ -16,6 +16,19 @@ from bitsback.ledger.entry import Charge
 from bitsback.registry import GradientLearn as GradientLearn
 from bitsback.registry import Learn as Learn
 
+__all__ = [
+    "BFLOAT16",
+    "FLOAT32",
+    "LOGIT",
+    "LOG_SCALE",
+    "Bfloat16Grid",
+    "Float32Grid",
+    "Grid",
+    "Learned",
+    "UniformGrid",
+    "plain",
+]
+
 
 class Grid(Protocol):
     """A finite set of values with a fixed-length code."""

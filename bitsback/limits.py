@@ -11,6 +11,31 @@ from pathlib import Path
 
 from bitsback.errors import BitsbackError, ConfigError
 
+__all__ = [
+    "ALWAYS_UNPACKED",
+    "DEPTH",
+    "DIGITS",
+    "DIMENSIONS",
+    "EXAMPLES",
+    "EXPANSION",
+    "LABELS",
+    "LAYERS",
+    "LIMITS",
+    "MEMORY",
+    "NUMBERS",
+    "STEPS",
+    "TARGETS",
+    "TEXT",
+    "USES",
+    "VALUES",
+    "Limit",
+    "available_memory",
+    "data_bytes",
+    "depth_of",
+    "numbers_for",
+    "shown",
+]
+
 WORKING_BYTES = 20
 """Bytes that a number of a data set takes beside its stored form: about five float32 copies, one after the other (measured)."""
 

@@ -20,6 +20,19 @@ from pathlib import Path
 
 from bitsback.errors import RunError
 
+__all__ = [
+    "LEFT_OVER",
+    "LOCK",
+    "ON_WINDOWS",
+    "InUseError",
+    "check_not_in_use",
+    "exclusive",
+    "is_at",
+    "lock_file",
+    "remove_left_over_directories",
+    "remove_left_over_files",
+]
+
 LOCK = ".lock"
 """Name of the lock file in a directory that is being written."""
 

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch.profiler import record_function
 
+__all__ = ["stage"]
+
 NOTHING = nullcontext()
 
 

@@ -8,6 +8,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from bitsback.errors import BitsbackError, near_miss
 
+__all__ = ["Class", "FilePath", "GradientLearn", "Learn", "Registry", "Settings"]
+
 
 def _placed(path: Path) -> Path:
     try:

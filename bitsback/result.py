@@ -7,6 +7,8 @@ from typing import Any
 
 from bitsback.errors import BitsbackError
 
+__all__ = ["Record", "Result", "TableResult", "text_table"]
+
 Record = Mapping[str, Any]
 
 

@@ -25,6 +25,8 @@ from bitsback.model import BayesianModel
 from bitsback.result import TableResult, text_table
 from bitsback.training import LedgerSettings, Logger, LoggingSettings, TrainingSettings
 
+__all__ = ["Comparison", "compare", "config_of_run", "new_run", "say_no_page", "train", "write_page"]
+
 COLUMNS = ("net_bits", "gross_bits", "refund_bits", "data_bits", "net_weight_bits", "hyperparameter_bits")
 
 

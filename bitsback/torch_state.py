@@ -5,6 +5,8 @@ from contextlib import contextmanager
 
 import torch
 
+__all__ = ["using_threads"]
+
 
 @contextmanager
 def using_threads(count: int) -> Iterator[None]:

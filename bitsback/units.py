@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     import torch
 
+__all__ = ["NATS_PER_BIT", "Number", "bits_to_bytes", "bits_to_nats", "format_bits", "nats_to_bits"]
+
 NATS_PER_BIT = math.log(2)
 
 Number = TypeVar("Number", float, "torch.Tensor")

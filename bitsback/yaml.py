@@ -7,6 +7,8 @@ from typing import Any, Literal
 from bitsback import limits
 from bitsback.errors import ConfigError
 
+__all__ = ["load_yaml", "read_text"]
+
 WHOLE = re.compile(r"[-+]?(0[box])?[0-9a-fA-F_:]+")
 DIGIT = re.compile(r"[0-9a-fA-F]")
 

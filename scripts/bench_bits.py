@@ -31,7 +31,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bitsback.data import Examples
-from bitsback.data.idx import IdxSettings
+from bitsback.data.settings import IdxSettings
 from bitsback.errors import TrainingError
 
 THRESHOLDS = (22_200, 15_000, 12_000, 10_000)

@@ -1,7 +1,7 @@
 """Compare the measured coverage with its floors: every branch of what bits rest on, most lines of the rest.
 
-    make test COVERAGE="--cov --cov-report="
-    python scripts/check_coverage.py
+make test COVERAGE="--cov --cov-report="
+python scripts/check_coverage.py
 """
 
 import json

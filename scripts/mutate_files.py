@@ -42,7 +42,7 @@ from bitsback.analysis.predict import read_inputs
 from bitsback.atomic_io import SEAL, read_tensors
 from bitsback.config import Config, Experiment
 from bitsback.data.idx import read_idx
-from bitsback.data.npz import NpzSettings
+from bitsback.data.settings import NpzSettings
 from bitsback.errors import BitsbackError, TrainingError
 from bitsback.formats import reference_decoder as reference
 from bitsback.formats import two_part as two_part_module
@@ -584,7 +584,7 @@ def _campaign(
     def stop(_signal: int, frame: Any) -> None:
         nonlocal slow_features
         while frame is not None:
-            if frame.f_code.co_filename.endswith(("data/features.py", "data/walk.py")):
+            if frame.f_code.co_filename.endswith(("data/_features.py", "data/walk.py")):
                 slow_features += 1
                 signal.setitimer(signal.ITIMER_PROF, seconds_each)
                 return

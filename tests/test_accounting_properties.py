@@ -22,7 +22,7 @@ from bitsback.likelihoods import CategoricalLikelihood, GaussianLikelihood
 from bitsback.model import State, bayesianize, evaluate, take_ledger
 from bitsback.posteriors import GaussianPosterior
 from bitsback.priors import CheckpointPrior, GaussianPrior, GroupGaussianPrior
-from bitsback.testing.priors import dense_kl_nats
+from bitsback.testing._priors import dense_kl_nats
 
 LN2 = math.log(2)
 CLASSES = 3

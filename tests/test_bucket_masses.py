@@ -42,7 +42,7 @@ from bitsback.priors import (
 from bitsback.priors.exact_densities import density_of
 from bitsback.priors.point_code import point_bits
 from bitsback.testing import check_prior
-from bitsback.testing.priors import bucket_masses, masses_between
+from bitsback.testing._priors import bucket_masses, masses_between
 from bitsback.training import TrainingSettings, train
 from bitsback.units import nats_to_bits
 

@@ -23,7 +23,7 @@ from bitsback.certificates import (
     kl_inverse,
     pac_bayes_bound,
 )
-from bitsback.certificates.posterior_risk import mean_loss_of_draws
+from bitsback.certificates._posterior_risk import mean_loss_of_draws
 from bitsback.config import Experiment, load_run
 from bitsback.config.schema import Config
 from bitsback.data import Examples
@@ -31,9 +31,9 @@ from bitsback.errors import BitsbackError, CertificateError, ConfigError
 from bitsback.formats.config_tree import MESSAGE_SECTIONS, to_tree
 from bitsback.formats.model_file.write import pack_experiment
 from bitsback.likelihoods import CategoricalLikelihood
-from bitsback.likelihoods.real import GaussianLikelihood
+from bitsback.likelihoods._real import GaussianLikelihood
 from bitsback.model import bayesianize, evaluate
-from bitsback.training.objective import DescriptionLength, RiskBound
+from bitsback.training._objective import DescriptionLength, RiskBound
 from bitsback.training.settings import BoundSettings
 from bitsback.units import NATS_PER_BIT
 

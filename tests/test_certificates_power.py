@@ -17,8 +17,8 @@ from scipy import stats
 from torch import nn
 
 from bitsback.certificates import Certificate, certify_file, certify_posterior, draws_bound
-from bitsback.certificates import certificate as certificates
-from bitsback.certificates import posterior_risk as measuring
+from bitsback.certificates import _certificate as certificates
+from bitsback.certificates import _posterior_risk as measuring
 from bitsback.data import Examples
 from bitsback.likelihoods import CategoricalLikelihood
 from bitsback.model import bayesianize

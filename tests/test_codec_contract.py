@@ -16,7 +16,7 @@ from bitsback.formats.config_text import put_settings, take_settings
 from bitsback.formats.container import BitReader, BitWriter, seal, unseal
 from bitsback.formats.inspect import inspect_file
 from bitsback.formats.kinds import HOMES, FileKind, all_kinds, register_kind
-from bitsback.formats.model_file.codec import codec_named
+from bitsback.formats.model_file._codec import codec_named
 from bitsback.formats.model_file.factory_codec import FACTORY
 from bitsback.formats.model_file.read import decode
 from bitsback.formats.model_file.write import pack_experiment

@@ -11,9 +11,9 @@ import torch
 from scipy import stats
 
 from bitsback import bayesianize
-from bitsback.analysis.approximate import bic_model_bits, laplace_model_bits
+from bitsback.analysis._approximate import bic_model_bits, laplace_model_bits
+from bitsback.analysis._point_estimates import PointNetwork, point_config, regularised
 from bitsback.analysis.codelengths import NAMES, Codelengths, probe_config
-from bitsback.analysis.point_estimates import PointNetwork, point_config, regularised
 from bitsback.analysis.regularisation import digits_study, regularisation_study
 from bitsback.config import Config, Experiment, load_config, load_run
 from bitsback.config.coding_settings import PackSettings, TuningSettings
@@ -23,11 +23,11 @@ from bitsback.formats.model_file.grid_search import decimal_content
 from bitsback.formats.model_file.read import decode
 from bitsback.formats.two_part import decode_two_part, receive_two_part, send_two_part
 from bitsback.layers import SmoothConv2d
-from bitsback.layers.smooth import _axis_root
+from bitsback.layers._smooth import _axis_root
 from bitsback.likelihoods import CategoricalLikelihood
 from bitsback.model import evaluate
 from bitsback.posteriors import PointPosteriorSettings
-from bitsback.priors.gaussian import GaussianPriorSettings
+from bitsback.priors.settings import GaussianPriorSettings
 from bitsback.training import TrainingSettings, train
 from bitsback.units import nats_to_bits
 

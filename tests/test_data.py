@@ -11,9 +11,9 @@ import torch
 from sklearn.datasets import load_digits
 
 from bitsback.data import Examples
-from bitsback.data.digits import DigitsSettings, read_digits
-from bitsback.data.idx import IdxSettings, read_idx
-from bitsback.data.npz import NpzSettings
+from bitsback.data.digits import read_digits
+from bitsback.data.idx import read_idx
+from bitsback.data.settings import DigitsSettings, IdxSettings, NpzSettings
 from bitsback.errors import DataError
 
 CODES = {"uint8": 0x08, "int8": 0x09, "int16": 0x0B, "int32": 0x0C, "float32": 0x0D, "float64": 0x0E}

@@ -467,8 +467,8 @@ def test_sigterm_ends_a_training_as_ctrl_c_does(run_command, run):
 def test_a_signal_ends_every_command_with_one_line_and_whole_files(run_command, run, monkeypatch, number, code, by, place):
     """The signal comes while the command works: at its first look at an experiment, or while it writes."""
     words, where, now = {
-        "report": (["report", "run"], "bitsback.report.page.page", ""),
-        "train report": (["train", "run", "--resume"], "bitsback.report.page.page", "; the run is complete, and its page is written by: bitsback report run"),
+        "report": (["report", "run"], "bitsback.report._page.page", ""),
+        "train report": (["train", "run", "--resume"], "bitsback.report._page.page", "; the run is complete, and its page is written by: bitsback report run"),
         "pack": (["pack", "run", "-o", "x.bb"], "os.fsync", ""),
         "send": (["send", "--run", "run", "--code", "two_part", "-o", "x.bb"], "os.fsync", ""),
     }[place]  # fmt: skip

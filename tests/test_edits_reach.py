@@ -5,16 +5,16 @@ import torch
 from torch import nn
 
 import bitsback
-from bitsback.analysis.approximate import laplace_model_bits
+from bitsback.analysis._approximate import laplace_model_bits
 from bitsback.analysis.prune import Pruner, only_kept, signal_to_noise
-from bitsback.certificates.posterior_risk import mean_loss_of_draws
+from bitsback.certificates._posterior_risk import mean_loss_of_draws
 from bitsback.config import Config, Experiment
 from bitsback.config.coding_settings import PackSettings
 from bitsback.data import Dataset, Examples
 from bitsback.formats.model_file.grid_search import decimal_content
 from bitsback.formats.model_file.write import pack_experiment
 from bitsback.likelihoods import CategoricalLikelihood
-from bitsback.model.posterior_file import posterior_tensors
+from bitsback.model._posterior_file import posterior_tensors
 
 EXAMPLES = Examples(torch.randn(40, 8, generator=torch.Generator().manual_seed(1)), torch.arange(40) % 3)
 CLASSES = CategoricalLikelihood(3)

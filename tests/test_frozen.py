@@ -8,25 +8,25 @@ import torch
 from torch import nn
 
 import bitsback
-from bitsback.analysis.approximate import laplace_model_bits
+from bitsback.analysis._approximate import laplace_model_bits
 from bitsback.analysis.certify import certify_run
 from bitsback.certificates import certify_posterior
-from bitsback.certificates.posterior_risk import mean_loss_of_draws
+from bitsback.certificates._posterior_risk import mean_loss_of_draws
 from bitsback.config import Experiment
 from bitsback.config.coding_settings import PackSettings, TuningSettings
 from bitsback.config.schema import Config
 from bitsback.data import Dataset, Examples
 from bitsback.errors import CertificateError, ConfigError, LayerError
-from bitsback.formats.exact_outputs import exact_outputs
+from bitsback.formats._exact_outputs import exact_outputs
 from bitsback.formats.message.read import receive_file
 from bitsback.formats.message.write import Sender
 from bitsback.formats.model_file.write import pack_experiment
 from bitsback.likelihoods import CategoricalLikelihood
 from bitsback.model import bayesianize, evaluate, take_ledger, width_curve
 from bitsback.model.modes import Modes, evaluating
-from bitsback.report.budget import operations
-from bitsback.report.example_costs import judged
-from bitsback.report.recoded import recoded
+from bitsback.report._budget import operations
+from bitsback.report._example_costs import judged
+from bitsback.report._recoded import recoded
 from bitsback.report.widths import widths
 from bitsback.training import TrainingSettings, train
 from bitsback.training.loop import Fit

@@ -13,9 +13,9 @@ from bitsback.likelihoods import GaussianLikelihood
 from bitsback.model import bayesianize
 from bitsback.optim import IVON
 from bitsback.posteriors import PointPosteriorSettings
-from bitsback.priors.gaussian import GaussianPriorSettings
+from bitsback.priors.settings import GaussianPriorSettings
 from bitsback.training import TrainingSettings, train
-from bitsback.training.optimise import make_optimizer
+from bitsback.training._optimise import make_optimizer
 from bitsback.training.settings import OptimizerSettings
 
 WIDE = {"kind": "gaussian", "learn": "none", "scale": 1e9}

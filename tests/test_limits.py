@@ -14,11 +14,10 @@ from bitsback import limits
 from bitsback.analysis.predict import read_inputs
 from bitsback.config import load_config
 from bitsback.config.load import parse_value
-from bitsback.data.friedman import FriedmanSettings
-from bitsback.data.idx import IdxSettings, read_idx
-from bitsback.data.npz import NpzSettings
+from bitsback.data.idx import read_idx
+from bitsback.data.settings import FriedmanSettings, IdxSettings, NpzSettings
 from bitsback.errors import ConfigError, DataError, FileError
-from bitsback.formats.exact_outputs import BATCH
+from bitsback.formats._exact_outputs import BATCH
 from bitsback.formats.message.read import receive_file
 from bitsback.formats.model_file.read import decode
 from bitsback.formats.prequential.read import receive_prequential

@@ -14,13 +14,13 @@ import bitsback
 from bitsback.atomic_io import read_tensors
 from bitsback.config import Experiment
 from bitsback.config.schema import Config
-from bitsback.data.digits import DigitsSettings
+from bitsback.data.settings import DigitsSettings
 from bitsback.errors import RunError, TrainingError
 from bitsback.kl import kl_each
 from bitsback.likelihoods import CategoricalLikelihood
 from bitsback.training import LoggingSettings, TrainingSettings
+from bitsback.training._loggers import scalars
 from bitsback.training.histograms import MOST_WEIGHTS, histograms
-from bitsback.training.loggers import scalars
 from bitsback.training.loop import Fit
 from bitsback.units import nats_to_bits
 

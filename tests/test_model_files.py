@@ -89,7 +89,7 @@ NETWORKS = {
 
 
 def stored_digits():
-    from bitsback.data.digits import DigitsSettings
+    from bitsback.data.settings import DigitsSettings
 
     return DigitsSettings(scaling="none").load().train.inputs[:40]
 
@@ -514,6 +514,6 @@ def test_nothing_but_bitsback_errors_for_wrong_inputs(tmp_path):
 
 
 def test_a_codec_is_found_whatever_was_imported_before():
-    code = "from bitsback.formats.model_file.codec import codec_named; print(codec_named('quantised').kind)"
+    code = "from bitsback.formats.model_file._codec import codec_named; print(codec_named('quantised').kind)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "quantised\n"

@@ -14,7 +14,7 @@ from hostile import make
 
 from bitsback.atomic_io import read_tensors, write_tensors
 from bitsback.config.network import SequentialSettings
-from bitsback.data.npz import NpzSettings
+from bitsback.data.settings import NpzSettings
 from bitsback.errors import ConfigError, DataError, LayerError, PriorError, RunError
 from bitsback.formats.message.read import receive_file
 from bitsback.formats.model_file.read import decode

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import bitsback
-from bitsback.data.digits import DigitsSettings
+from bitsback.data.settings import DigitsSettings
 from bitsback.learned import LOG_SCALE
 from bitsback.likelihoods import CategoricalLikelihood
 from bitsback.priors import GaussianPrior, LaplacePrior

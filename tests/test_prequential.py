@@ -14,7 +14,7 @@ from bitsback.config.coding_settings import GrowingBlocks, PrequentialSettings
 from bitsback.errors import BitsbackError
 from bitsback.formats.container import BitReader, BitWriter, seal, unseal
 from bitsback.formats.inspect import inspect_file
-from bitsback.formats.prequential.calibration import Calibration, minimum
+from bitsback.formats.prequential._calibration import Calibration, minimum
 from bitsback.formats.prequential.preamble import PREQUENTIAL, Head
 from bitsback.formats.prequential.read import receive_prequential
 from bitsback.formats.prequential.walk import Walk, epochs_for

@@ -22,10 +22,10 @@ from bitsback.priors import (
     ScaleMixturePrior,
     StudentTPrior,
 )
+from bitsback.priors._horseshoe import _table
 from bitsback.priors.base import Prior, around
-from bitsback.priors.horseshoe import _table
 from bitsback.testing import check_prior
-from bitsback.testing.priors import expected_kl_gradient
+from bitsback.testing._priors import expected_kl_gradient
 
 POSTERIORS = [
     (0.0, 1e-4), (0.1, 1e-3), (-0.7, 0.05), (2.0, 0.5), (0.3, 3.0), (1.0, 1e-6), (-1.0, 1.0), (1e-3, 1e-9), (40.0, 4e-5),

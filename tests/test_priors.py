@@ -26,7 +26,7 @@ from bitsback.priors import (
     WeightInfo,
     registry,
 )
-from bitsback.priors.horseshoe import scaled_exp1
+from bitsback.priors._horseshoe import scaled_exp1
 from bitsback.testing import check_prior
 
 MEMBERS = [

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bitsback.config import Experiment, load_run
 from bitsback.config.load import load_config
-from bitsback.training.profile import PHASES
+from bitsback.training._profile import PHASES
 
 CONFIG = Path(__file__).parent.parent / "configs" / "digits_conv.yaml"
 

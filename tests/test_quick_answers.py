@@ -14,7 +14,7 @@ LIGHT = [
     "bitsback.cli.app",
     "bitsback.config",
     "bitsback.config.coding_settings",
-    "bitsback.config.explain",
+    "bitsback.config._explain",
     "bitsback.config.load",
     "bitsback.config.network",
     "bitsback.config.schema",

@@ -16,13 +16,13 @@ from bitsback.kl import Panels, kl
 from bitsback.likelihoods import CategoricalLikelihood
 from bitsback.model import bayesianize, evaluate, take_ledger, widened, width_curve
 from bitsback.report import figure, observe, write_comparison, write_report
-from bitsback.report.budget import affordable, operations
-from bitsback.report.example_costs import judged
-from bitsback.report.explorers import chosen, explorers
-from bitsback.report.html import render
-from bitsback.report.observation import DEAREST
-from bitsback.report.recoded import recoded
-from bitsback.report.sampled import exact, sampled
+from bitsback.report._budget import affordable, operations
+from bitsback.report._example_costs import judged
+from bitsback.report._explorers import chosen, explorers
+from bitsback.report._html import render
+from bitsback.report._observation import DEAREST
+from bitsback.report._recoded import recoded
+from bitsback.report._sampled import exact, sampled
 from bitsback.report.widths import widths
 
 TOY = ["training.epochs=3", "ledger.samples=3"]

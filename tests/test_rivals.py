@@ -10,15 +10,15 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression as Reference
 
+from bitsback.analysis._rivals import label_spreading, logistic
 from bitsback.analysis.codelengths import Codelengths
 from bitsback.analysis.rival_codes import BLOCKS, STRENGTHS, UNIFORM_SHARE, LabelSpreading, LogisticRegression, code_labels
-from bitsback.analysis.rivals import label_spreading, logistic
 from bitsback.coding.philox import shuffled
 from bitsback.config import Config, load_config
 from bitsback.config.coding_settings import GrowingBlocks
-from bitsback.data.diffusion_map import sparse_walk_modes
-from bitsback.data.features import Chain, PrincipalComponents, RandomWalkModes
+from bitsback.data._diffusion_map import sparse_walk_modes
 from bitsback.data.graph import DenseGraph, SparseGraph
+from bitsback.data.settings import Chain, PrincipalComponents, RandomWalkModes
 from bitsback.errors import ConfigError
 from bitsback.units import nats_to_bits
 
@@ -188,7 +188,7 @@ def test_the_graph_is_the_one_of_the_features(monkeypatch, edges, chained):
     features = Chain(maps=(PrincipalComponents(features=12), walk)) if chained else walk
     config = Config.model_validate({"data": {"kind": "digits", "limit": 120, "features": features.model_dump()}})
     seen = []
-    monkeypatch.setattr("bitsback.analysis.rivals.LabelSpreading", lambda graph, classes: seen.append(graph) or Stop())
+    monkeypatch.setattr("bitsback.analysis._rivals.LabelSpreading", lambda graph, classes: seen.append(graph) or Stop())
     dataset = config.data.load()
     with pytest.raises(Stopped):
         label_spreading(config, dataset, 10, progress=False)

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 
 from bitsback.coding import elementary
 from bitsback.coding.normals import exact_normals
-from bitsback.data.digits import DigitsSettings
+from bitsback.data.settings import DigitsSettings
+from bitsback.formats._training_digest import StateDigest
 from bitsback.formats.config_text import take_settings
 from bitsback.formats.container import BitReader, unseal
 from bitsback.formats.model_file.read import load
 from bitsback.formats.reference_decoder import Stack, raw, start_of
 from bitsback.formats.side_information import SideInformation
-from bitsback.formats.training_digest import StateDigest
 from bitsback.likelihoods import CategoricalLikelihood
 from bitsback.model import bayesianize
 

@@ -10,9 +10,9 @@ from torch import nn
 import bitsback
 from bitsback.config import Config, Experiment
 from bitsback.errors import FileError
+from bitsback.formats._training_digest import COARSENESS, MOST_DIGESTS, STATE_BITS, StateDigest, digest_steps
 from bitsback.formats.message.read import RefundLostError
 from bitsback.formats.repeatable import Checking, Recording
-from bitsback.formats.training_digest import COARSENESS, MOST_DIGESTS, STATE_BITS, StateDigest, digest_steps
 from bitsback.likelihoods import CategoricalLikelihood
 
 LIKELIHOOD = CategoricalLikelihood(2)

@@ -13,7 +13,7 @@ from bitsback.config import Experiment
 from bitsback.config.schema import Config
 from bitsback.errors import DataError
 from bitsback.likelihoods import GaussianLikelihood
-from bitsback.likelihoods.resolution import resolution
+from bitsback.likelihoods._resolution import resolution
 from bitsback.testing import check_likelihood
 from bitsback.training import TrainingSettings
 

@@ -22,6 +22,8 @@ from bitsback.priors.settings import CheckpointPriorSettings
 from bitsback.torch_state import using_threads
 from bitsback.training.train import threads_for
 
+__all__ = ["certify", "certify_model_file", "certify_run", "check_preprocessing", "check_priors"]
+
 DRAWS = 150_000
 """Pairs of weights and example behind the risk of a posterior; as many as Perez-Ortiz et al. 2021 drew."""
 

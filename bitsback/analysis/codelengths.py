@@ -8,9 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bitsback.analysis.approximate import bic_model_bits, laplace_model_bits
-from bitsback.analysis.point_estimates import PointNetwork, check_labels, point_config
-from bitsback.analysis.rivals import Rival, label_spreading, logistic
+from bitsback.analysis._approximate import bic_model_bits, laplace_model_bits
+from bitsback.analysis._point_estimates import PointNetwork, check_labels, point_config
+from bitsback.analysis._rivals import Rival, label_spreading, logistic
 from bitsback.config import Config, Experiment, Run, load_config
 from bitsback.config.coding_settings import PackSettings, TuningSettings
 from bitsback.config.experiment import open_source
@@ -22,6 +22,18 @@ from bitsback.ledger import Ledger, shown_error
 from bitsback.model.model import FLOAT32_BITS
 from bitsback.posteriors import PointPosteriorSettings
 from bitsback.result import Result, text_table
+
+__all__ = [
+    "NAMES",
+    "CodeTable",
+    "Codelengths",
+    "Row",
+    "check_names",
+    "codelengths",
+    "configuration_of",
+    "probe",
+    "probe_config",
+]
 
 NAMES = ("uniform", "float32", "quantised", "bic", "laplace", "variational", "realised", "prequential",
          "label_spreading", "logistic")  # fmt: skip

@@ -21,6 +21,8 @@ from bitsback.likelihoods.base import Answer
 from bitsback.model.accounting import SHOWN_AFTER_SECONDS, seeded
 from bitsback.result import TableResult
 
+__all__ = ["Prediction", "predict", "predict_file", "predict_run", "read_inputs"]
+
 DRAWS = 20
 ARRAYS = ("inputs", "test_inputs", "images")
 OTHER_SUFFIXES = (".csv", ".tsv", ".txt", ".parquet", ".h5", ".hdf5", ".pkl", ".pickle", ".pt")

@@ -31,6 +31,20 @@ from bitsback.posteriors import GaussianPosterior
 from bitsback.result import Result, text_table
 from bitsback.units import nats_to_bits
 
+__all__ = [
+    "KEPT_FRACTIONS",
+    "Keep",
+    "PrunedCost",
+    "Pruner",
+    "Pruning",
+    "count",
+    "mask_bits",
+    "only_kept",
+    "prune",
+    "signal_to_noise",
+    "thresholds_for",
+]
+
 KEPT_FRACTIONS = (1.0, 0.9, 0.75, 0.6, 0.45, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)
 """Where the curve is measured, beside the threshold that is asked for."""
 

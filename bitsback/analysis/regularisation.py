@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitsback.analysis.point_estimates import REGULARISATIONS, PointNetwork, check_labels, regularised
+from bitsback.analysis._point_estimates import REGULARISATIONS, PointNetwork, check_labels, regularised
 from bitsback.config import Config, Experiment
 from bitsback.config.coding_settings import PackSettings, TuningSettings
 from bitsback.formats.config_tree import locations_of
@@ -20,6 +20,8 @@ from bitsback.model import evaluate
 from bitsback.posteriors import PointPosterior
 from bitsback.result import TableResult, text_table
 from bitsback.units import nats_to_bits
+
+__all__ = ["DigitsRow", "DigitsTable", "PenaltyRow", "PenaltyTable", "digits_study", "regularisation_study"]
 
 DIGITS = range(7)
 CODE_STEP = 2.0**-7

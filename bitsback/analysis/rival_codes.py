@@ -20,6 +20,18 @@ from bitsback.data.graph import DenseGraph, Graph, scipy_sparse
 from bitsback.errors import ConfigError
 from bitsback.units import nats_to_bits
 
+__all__ = [
+    "BLOCKS",
+    "STRENGTHS",
+    "UNIFORM_SHARE",
+    "Coded",
+    "LabelSpreading",
+    "LogisticRegression",
+    "Predict",
+    "code_labels",
+    "with_shares",
+]
+
 BLOCKS = GrowingBlocks(first=1, growth=1.1)
 """The first label is coded uniformly; each block ends a tenth later than the one before, or one label later."""
 UNIFORM_SHARE = 1e-3

@@ -9,6 +9,8 @@ from bitsback.ledger import render, shown_error
 from bitsback.result import Result
 from bitsback.training import Outcome
 
+__all__ = ["RunSource", "TrainedRun", "experiment_of"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedRun(Outcome, Result):

@@ -10,6 +10,8 @@ from bitsback.ledger import Ledger, shown_bits
 from bitsback.model import WIDTH_FACTORS, width_curve
 from bitsback.result import TableResult, text_table
 
+__all__ = ["WidthCurve", "widen"]
+
 COLUMNS = ("gross_weight_bits", "refund_bits", "net_weight_bits", "data_bits", "net_bits")
 
 

@@ -6,9 +6,11 @@ R is the risk, the probability of error on a new example; R^ is the mean error o
 
 import math
 
-from bitsback.certificates.kl_inverse import kl_inverse
+from bitsback.certificates._kl_inverse import kl_inverse
 from bitsback.errors import CertificateError
 from bitsback.units import bits_to_nats
+
+__all__ = ["check_delta", "complexity", "draws_bound", "file_length_bits", "pac_bayes_bound"]
 
 ROUND_UP = 1 + 2.0**-48
 """What a few float64 operations may have taken away is given back."""

@@ -30,6 +30,8 @@ from bitsback.cli.watch import watch
 from bitsback.cli.widen import widen
 from bitsback.errors import BitsbackError
 
+__all__ = ["COMMANDS", "app", "common", "main", "version"]
+
 app = typer.Typer(
     name="bitsback",
     help="Train networks counted in bits. A weight is a posterior, not a number; a ledger says its gross, refund, net.",

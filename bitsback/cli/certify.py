@@ -7,6 +7,8 @@ import typer
 
 from bitsback.cli.train import JsonOption
 
+__all__ = ["certify"]
+
 
 def certify(
     context: typer.Context,

@@ -9,6 +9,8 @@ from bitsback.cli.train import JsonOption
 from bitsback.errors import ConfigError
 from bitsback.result import Result
 
+__all__ = ["codelengths"]
+
 
 def codelengths(
     source: Annotated[

@@ -7,6 +7,8 @@ import typer
 
 from bitsback.cli.train import ConfigArgument, JsonOption
 
+__all__ = ["compare"]
+
 
 def compare(
     config: ConfigArgument,

@@ -5,6 +5,8 @@ import typer
 from bitsback.cli.train import JsonOption
 from bitsback.cli.unpack import FileArgument
 
+__all__ = ["inspect"]
+
 
 def inspect(context: typer.Context, file: FileArgument, json: JsonOption = False) -> None:
     """Say what a model file or message holds, and where every byte goes.

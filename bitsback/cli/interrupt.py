@@ -11,6 +11,8 @@ from typing import Any
 
 import typer
 
+__all__ = ["Terminated", "ended_by_signals", "exit_code", "interruptible", "stopped"]
+
 INTERRUPTED = 130
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")

@@ -7,6 +7,8 @@ import typer
 
 from bitsback.cli.train import JsonOption
 
+__all__ = ["RunArgument", "ledger"]
+
 RunArgument = Annotated[Path, typer.Argument(help="Run directory.", show_default=False)]
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from bitsback.locks import ON_WINDOWS
 
+__all__ = ["Sink", "output_that_may_fail"]
+
 CLOSED = 141
 """Exit code when the reader of a pipe went away: 128 and the number of SIGPIPE."""
 

@@ -9,6 +9,8 @@ from bitsback.cli.ledger import RunArgument
 from bitsback.cli.train import JsonOption
 from bitsback.errors import FileError
 
+__all__ = ["Codec", "pack"]
+
 Codec = Literal["auto", "relative_entropy", "quantised"]
 
 

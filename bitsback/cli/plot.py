@@ -7,6 +7,8 @@ import typer
 
 from bitsback.cli.ledger import RunArgument
 
+__all__ = ["plot"]
+
 
 def plot(
     run: RunArgument,

@@ -8,6 +8,8 @@ import typer
 from bitsback.cli.train import JsonOption
 from bitsback.errors import FileError
 
+__all__ = ["predict"]
+
 
 def predict(
     context: typer.Context,

@@ -7,6 +7,8 @@ import typer
 
 from bitsback.cli.train import JsonOption
 
+__all__ = ["first_line", "priors"]
+
 
 def priors(
     kind: Annotated[str | None, typer.Argument(help="One prior, with its settings.", show_default=False)] = None,

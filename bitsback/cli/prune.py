@@ -8,6 +8,8 @@ from bitsback.cli.ledger import RunArgument
 from bitsback.cli.receive import OutDirectory
 from bitsback.cli.train import JsonOption
 
+__all__ = ["prune"]
+
 
 def prune(
     run: RunArgument,

@@ -7,6 +7,8 @@ import typer
 
 from bitsback.errors import FileError
 
+__all__ = ["LOCATIONS", "OutDirectory", "receive"]
+
 LOCATIONS = {"allow_extra_args": True, "ignore_unknown_options": True}
 """Lets a command take places such as --data.root=DIR."""
 

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+__all__ = ["schema"]
+
 
 def schema(out: Annotated[Path | None, typer.Option(help="Write to a file instead of the terminal.")] = None) -> None:
     """Print the JSON schema of a configuration; point your editor at it.

@@ -9,6 +9,8 @@ import typer
 from bitsback.cli.train import JsonOption
 from bitsback.errors import FileError
 
+__all__ = ["Code", "check_options", "send"]
+
 
 class Code(StrEnum):
     """What send writes."""

@@ -7,6 +7,8 @@ import typer
 
 from bitsback.cli.interrupt import stopped
 
+__all__ = ["ConfigArgument", "JsonOption", "train"]
+
 ConfigArgument = Annotated[Path, typer.Argument(help="YAML file, for example configs/digits.yaml.", show_default=False)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 

@@ -8,6 +8,8 @@ import typer
 from bitsback.cli.receive import OutDirectory
 from bitsback.errors import FileError
 
+__all__ = ["FileArgument", "unpack"]
+
 FileArgument = Annotated[Path, typer.Argument(help="Model file.", show_default=False)]
 
 

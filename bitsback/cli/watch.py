@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
+__all__ = ["frame", "watch"]
+
 GLANCE_SECONDS = 0.1
 """How soon a terminal of another size is noticed."""
 

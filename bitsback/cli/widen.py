@@ -7,6 +7,8 @@ import typer
 from bitsback.cli.ledger import RunArgument
 from bitsback.cli.train import JsonOption
 
+__all__ = ["widen"]
+
 
 def widen(
     run: RunArgument,

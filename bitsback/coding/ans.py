@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from bitsback.coding.philox import PADDING, raw
 from bitsback.errors import FileError
 
+__all__ = ["MOST_LANES_LOG2", "WORD_BITS", "Find", "Integers", "Stack", "Words", "default_lanes_log2"]
+
 Words = NDArray[np.uint32]
 Integers = NDArray[np.int64]
 Find = Callable[[Integers, slice], tuple[Integers, Integers, Integers]]

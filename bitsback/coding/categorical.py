@@ -8,6 +8,8 @@ from bitsback.coding.ans import Integers, Stack
 from bitsback.coding.combinators import Codec
 from bitsback.coding.elementary import exp
 
+__all__ = ["FRACTION_BITS", "FURTHEST", "LABEL_TOTAL_BITS", "code_bits", "frequencies", "labels"]
+
 FRACTION_BITS = 12
 
 

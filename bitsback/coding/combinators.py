@@ -12,6 +12,8 @@ import numpy as np
 
 from bitsback.coding.ans import Integers, Stack
 
+__all__ = ["Codec", "bits_back", "categorical", "dependent", "metered", "raw_bits", "sequence", "substack"]
+
 
 @dataclass(frozen=True)
 class Codec:

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from bitsback.coding.elementary import Floats, exp, log
 
+__all__ = ["EULER_GAMMA", "NORMAL", "Density", "LocatedDensity", "StandardDensity", "horseshoe", "log_density", "normal"]
+
 EULER_GAMMA = 0.57721566490153286061
 
 Density = Callable[[Floats], Floats]

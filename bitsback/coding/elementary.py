@@ -10,6 +10,8 @@ from math import isqrt
 import numpy as np
 from numpy.typing import NDArray
 
+__all__ = ["LAST_KNOT", "Floats", "exp", "log", "normal_cdf"]
+
 Floats = NDArray[np.float64]
 
 LOG2_E = float.fromhex("0x1.71547652b82fep+0")

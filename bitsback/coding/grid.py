@@ -18,6 +18,20 @@ from bitsback.coding.elementary import Floats
 from bitsback.coding.tables import TOTAL_BITS, PriorTable, bucket_of, centre_of, start_of
 from bitsback.errors import PriorError
 
+__all__ = [
+    "CHUNK",
+    "STEP_LEVELS",
+    "STRETCH_LEVELS",
+    "GridCode",
+    "Slices",
+    "TensorGrid",
+    "chunks",
+    "power",
+    "scale_level",
+    "spread",
+    "step_of",
+]
+
 Slices = Callable[[slice], NDArray[Any]]
 """Gives any slice of an array that is never made whole."""
 

@@ -21,6 +21,16 @@ from bitsback.coding.elementary import Floats, normal_cdf
 from bitsback.coding.tables import TOTAL_BITS, PriorTable, bucket_of, centre_of, start_of
 from bitsback.errors import FileError, LayerError
 
+__all__ = [
+    "MEAN_STEPS_PER_STD",
+    "STD_LEVELS_PER_OCTAVE",
+    "PriorCode",
+    "RoundedPosterior",
+    "exponent_of",
+    "under_posterior",
+    "under_prior",
+]
+
 STD_LEVELS_PER_OCTAVE = 32
 MEAN_STEPS_PER_STD = 64
 CELLS_PER_STD_BITS = 5

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from bitsback.coding.elementary import LAST_KNOT, Floats, normal_cdf
 from bitsback.coding.philox import NOISE, WORDS_PER_COUNT, raw
 
+__all__ = ["PIECES_BITS", "TAIL_BITS", "exact_normals"]
+
 TAIL_BITS = 32
 """A number x is drawn by its tail, P(|z| > |x|): an odd multiple of 2^-32. The farthest is 6.34."""
 PIECES_BITS = 8

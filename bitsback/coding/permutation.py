@@ -22,6 +22,20 @@ from bitsback.coding.quantised import QuantisedTensor, tensor_codec
 from bitsback.errors import LayerError
 from bitsback.units import nats_to_bits
 
+__all__ = [
+    "Array",
+    "Refund",
+    "Specs",
+    "UnitGroup",
+    "arrangement",
+    "arrangement_bits",
+    "canonicalise",
+    "is_exchangeable",
+    "pop_network",
+    "push_network",
+    "rearranged",
+]
+
 Array = TypeVar("Array", bound=NDArray[Any])
 
 

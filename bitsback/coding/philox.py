@@ -3,6 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+__all__ = ["NOISE", "PADDING", "SIGNS", "WORDS_PER_COUNT", "levels", "raw", "shuffled", "whiten"]
+
 WHITENING, PERMUTATION, CODEBOOK, PADDING, NOISE, SIGNS = 1, 2, 3, 4, 5, 6
 """What a stream is for: the second word of its key."""
 

@@ -17,6 +17,8 @@ from bitsback.coding.grid import CHUNK, STEP_LEVELS, STRETCH_LEVELS, GridCode, T
 from bitsback.errors import PriorError
 from bitsback.units import nats_to_bits
 
+__all__ = ["STEPS_PER_STD", "QuantisedTensor", "choose_levels", "quantise", "round_to_digits", "step_level_for", "tensor_codec"]
+
 SIDE_BITS = np.array([8, 6])
 """Raw bits of the step level and the stretch level of a tensor."""
 

@@ -18,6 +18,8 @@ from bitsback.coding.elementary import Floats
 from bitsback.coding.philox import levels, shuffled
 from bitsback.coding.tables import PriorTable
 
+__all__ = ["STANDARD_STEP", "BlockCode"]
+
 STANDARD_STEP = 2.0**-16
 """The lattice of candidates, in scales of the prior; part of the format."""
 

@@ -16,6 +16,8 @@ from bitsback.coding.densities import StandardDensity
 from bitsback.coding.elementary import Floats
 from bitsback.errors import PriorError
 
+__all__ = ["MOST_OCTAVES", "TOTAL_BITS", "Ints", "PriorTable", "bucket_of", "centre_of", "start_of"]
+
 Ints = NDArray[np.int64]
 
 TOTAL_BITS = 28

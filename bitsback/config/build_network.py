@@ -4,16 +4,21 @@ import inspect
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from bitsback.atomic_io import read_tensors
-from bitsback.config.network import FactorySettings, LayerSpec, NetworkSettings, SequentialSettings, split_spec
+from bitsback.config.layer_spec import LayerSpec, split_spec
 from bitsback.errors import ConfigError, brief, near_miss
 from bitsback.factories import made_by
 from bitsback.layers import SmoothConv2d
+
+if TYPE_CHECKING:
+    from bitsback.config.network import FactorySettings, NetworkSettings, SequentialSettings
+
+__all__ = ["Network", "build_factory", "build_sequential", "check_layers", "layer_kinds", "outputs_for_one_target"]
 
 INFERRED = {
     "in_features": -1,
@@ -63,7 +68,7 @@ def check_layers(layers: Sequence[LayerSpec]) -> None:
 
 
 @torch.no_grad()
-def build_sequential(settings: SequentialSettings, inputs: Tensor, outputs: int) -> nn.Module:
+def build_sequential(settings: "SequentialSettings", inputs: Tensor, outputs: int) -> nn.Module:
     """The network for inputs (n, ...) like these and so many outputs; raises ConfigError naming the layer at fault."""
     check_layers(settings.layers)
     counts: dict[str, int] = {}
@@ -94,13 +99,13 @@ def _build_layer(kind: type[nn.Module], arguments: dict[str, Any], value: Tensor
     return kind(**{**inferred, **arguments})
 
 
-def build_factory(settings: FactorySettings) -> nn.Module:
+def build_factory(settings: "FactorySettings") -> nn.Module:
     """Call the factory; raises ConfigError when it cannot be imported, fails, or returns no module."""
     network: nn.Module = made_by(settings.factory, "network.factory", nn.Module, "an nn.Module", **settings.arguments)
     return _started(network, settings.pretrained)
 
 
-def outputs_for_one_target(settings: NetworkSettings, inputs: Tensor) -> int | None:
+def outputs_for_one_target(settings: "NetworkSettings", inputs: Tensor) -> int | None:
     """How many outputs a network has that is built for one target; None where it fails."""
     try:
         with torch.no_grad():

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from bitsback.errors import ConfigError
 
+__all__ = ["split_choices"]
+
 
 def split_choices(choices: Sequence[str]) -> tuple[str, list[str], list[str]]:
     """The key to vary with its values, and the settings that stay fixed.

@@ -15,6 +15,16 @@ from bitsback.errors import ConfigError
 from bitsback.registry import Settings
 from bitsback.training.settings import AugmentSettings
 
+__all__ = [
+    "STEPS_PER_STD",
+    "GrowingBlocks",
+    "Kind",
+    "PackSettings",
+    "PrequentialSettings",
+    "QuantisingSettings",
+    "TuningSettings",
+]
+
 Kind = Literal["point", "samples", "ensemble"]
 
 STEPS_PER_STD = 3.46

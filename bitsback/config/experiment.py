@@ -26,6 +26,8 @@ from bitsback.model.verdict import LAST_EPOCHS, Course
 from bitsback.training import Logger, Outcome, train
 from bitsback.training.checkpoint import FORMAT, PREVIOUS, load_weights, read_checkpoint
 
+__all__ = ["Experiment", "Run", "build_model", "load_run", "open_source", "try_out"]
+
 
 def build_model(
     config: Config,

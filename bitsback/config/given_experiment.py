@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
+from bitsback.config._explain import describe_all
 from bitsback.config.experiment import Experiment, try_out
-from bitsback.config.explain import describe_all
 from bitsback.config.network import GivenNetworkSettings
 from bitsback.config.schema import BayesianSettings, Config
 from bitsback.data import Dataset, Examples
@@ -20,6 +20,8 @@ from bitsback.likelihoods.settings import registry as likelihoods
 from bitsback.model import BayesianModel
 from bitsback.model.modes import evaluating
 from bitsback.posteriors import GaussianPosteriorSettings, PointPosterior, PointPosteriorSettings
+
+__all__ = ["given_experiment", "likelihood_settings"]
 
 
 def given_experiment(

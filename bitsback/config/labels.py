@@ -14,6 +14,8 @@ from bitsback.likelihoods import LikelihoodSettings
 from bitsback.likelihoods.base import require, whole
 from bitsback.likelihoods.settings import CategoricalSettings
 
+__all__ = ["as_labels", "check_declared", "with_classes"]
+
 FEW = 20
 """So many distinct whole numbers may be classes however few examples there are."""
 

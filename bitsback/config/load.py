@@ -11,10 +11,12 @@ from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from bitsback import limits
-from bitsback.config.explain import KeyPath, Origins, describe_all, where_is
+from bitsback.config._explain import KeyPath, Origins, describe_all, where_is
 from bitsback.config.schema import Config
 from bitsback.errors import ConfigError, RunError
 from bitsback.yaml import load_yaml, read_text
+
+__all__ = ["config_to_train", "load_config", "parse_value", "to_yaml"]
 
 SHOWN_CHARACTERS = 80
 """Of a value that cannot be read."""

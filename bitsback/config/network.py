@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from bitsback.config.layer_spec import LayerSpec, split_spec
 from bitsback.errors import ConfigError
 from bitsback.factories import FactoryName
 from bitsback.registry import FilePath, Settings
@@ -12,15 +13,13 @@ from bitsback.registry import FilePath, Settings
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-LayerSpec = str | dict[str, dict[str, Any] | None]
-
-
-def split_spec(spec: LayerSpec) -> tuple[str, dict[str, Any]]:
-    """Name and arguments of a layer."""
-    if isinstance(spec, str):
-        return spec, {}
-    (name, arguments), *_ = spec.items()
-    return name, dict(arguments or {})
+__all__ = [
+    "AnyNetworkSettings",
+    "FactorySettings",
+    "GivenNetworkSettings",
+    "NetworkSettings",
+    "SequentialSettings",
+]
 
 
 class NetworkSettings(Settings):

@@ -14,6 +14,8 @@ from bitsback.priors.settings import AnyPriorSettings, GaussianPriorSettings
 from bitsback.registry import Settings
 from bitsback.training.settings import LedgerSettings, LoggingSettings, TrainingSettings
 
+__all__ = ["BayesianSettings", "Config", "json_schema"]
+
 
 class BayesianSettings(Settings):
     """Which weights get a posterior, and how their noise is drawn."""

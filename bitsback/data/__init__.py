@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 from bitsback.lazy import attach
 
 if TYPE_CHECKING:
-    from bitsback.data.dataset import Dataset as Dataset
-    from bitsback.data.dataset import Examples as Examples
-    from bitsback.data.dataset import Preprocessing as Preprocessing
+    from bitsback.data._dataset import Dataset as Dataset
+    from bitsback.data._dataset import Examples as Examples
+    from bitsback.data._dataset import Preprocessing as Preprocessing
     from bitsback.data.settings import AnyDataSettings as AnyDataSettings
     from bitsback.data.settings import DataSettings as DataSettings
     from bitsback.data.settings import registry as registry
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
-        "dataset": ["Dataset", "Examples", "Preprocessing"],
+        "_dataset": ["Dataset", "Examples", "Preprocessing"],
         "settings": ["AnyDataSettings", "DataSettings", "registry"],
     },
 )

@@ -17,6 +17,8 @@ from numpy.lib import format as npy
 from bitsback import limits
 from bitsback.errors import DataError, brief
 
+__all__ = ["PIECE_BYTES", "REASONS", "check_expansion", "describe", "read_npy", "read_npz", "take"]
+
 MOST_HEADER_BYTES = 1 << 14
 PIECE_BYTES = 1 << 20
 DEFLATE_RATIO = 1032

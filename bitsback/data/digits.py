@@ -5,13 +5,18 @@ C. Kaynak (1998), UCI Machine Learning Repository, doi 10.24432/C50P49, licence 
 """
 
 from importlib.resources import as_file, files
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bitsback.data.dataset import Dataset, split
-from bitsback.data.settings import DigitsSettings as DigitsSettings
+from bitsback.data._dataset import Dataset, split
+
+if TYPE_CHECKING:
+    from bitsback.data.settings import DigitsSettings
+
+__all__ = ["load_digits", "read_digits"]
 
 
 def read_digits() -> tuple[Tensor, Tensor]:
@@ -25,7 +30,7 @@ def read_digits() -> tuple[Tensor, Tensor]:
         return images, torch.from_numpy(arrays["labels"]).long()
 
 
-def load_digits(settings: DigitsSettings) -> Dataset:
+def load_digits(settings: "DigitsSettings") -> Dataset:
     """The digits, split and prepared."""
     train, test = split(*read_digits(), settings.test_fraction, settings.split_seed)
     return settings.finish("digits", train, test, classes=10, largest=16.0, are_images=True)

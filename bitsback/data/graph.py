@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from bitsback.data.feature_map import ROWS_AT_ONCE, SHOWN_AFTER_SECONDS
+from bitsback.data._feature_map import ROWS_AT_ONCE, SHOWN_AFTER_SECONDS
 from bitsback.errors import DataError
+
+__all__ = ["SHORTEST", "DenseGraph", "Graph", "SparseGraph", "nearest", "scipy_sparse"]
 
 NEIGHBOURS_AT_ONCE = 1024
 SHORTEST = 1e-12

@@ -4,16 +4,20 @@ import gzip
 import math
 import zlib
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from bitsback import limits
+from bitsback.data._dataset import Dataset, Examples
 from bitsback.data.arrays import PIECE_BYTES, check_expansion, take
-from bitsback.data.dataset import Dataset, Examples
-from bitsback.data.settings import IdxSettings as IdxSettings
 from bitsback.errors import DataError, brief
+
+if TYPE_CHECKING:
+    from bitsback.data.settings import IdxSettings
+
+__all__ = ["load_idx", "other_names", "read_idx"]
 
 TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
@@ -79,7 +83,7 @@ def other_names(name: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def load_idx(settings: IdxSettings, *, inputs_only: bool) -> Dataset:
+def load_idx(settings: "IdxSettings", *, inputs_only: bool) -> Dataset:
     """The four files; with ``inputs_only``, labels that are not there are zero."""
     train, train_peak = _read(settings, settings.train_images, settings.train_labels, "training", inputs_only)
     test, _ = _read(settings, settings.test_images, settings.test_labels, "test", inputs_only)
@@ -88,19 +92,19 @@ def load_idx(settings: IdxSettings, *, inputs_only: bool) -> Dataset:
     )
 
 
-def _places(settings: IdxSettings, name: str) -> list[Path]:
+def _places(settings: "IdxSettings", name: str) -> list[Path]:
     """The files that there are under a name, plain before packed, its own name before others."""
     names = [f"{other}{suffix}" for other in other_names(name) for suffix in ("", ".gz")]
     return [path for path in (settings.root / name for name in names) if path.is_file()]
 
 
-def _find(settings: IdxSettings, name: str) -> Path:
+def _find(settings: "IdxSettings", name: str) -> Path:
     for path in _places(settings, name):
         return path
     raise DataError(f"{settings.root / name} (or the same with .gz) does not exist; put the file there or set data.root")
 
 
-def _read(settings: IdxSettings, images: str, labels: str, name: str, inputs_only: bool) -> tuple[Examples, float]:
+def _read(settings: "IdxSettings", images: str, labels: str, name: str, inputs_only: bool) -> tuple[Examples, float]:
     pictures = read_idx(_find(settings, images))
     missing = inputs_only and not _places(settings, labels)
     answers = np.zeros(len(pictures), dtype=np.int64) if missing else read_idx(_find(settings, labels))

@@ -14,9 +14,30 @@ from bitsback.registry import FilePath, Registry, Settings
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bitsback.data.dataset import Dataset, Examples
-    from bitsback.data.feature_map import Map
+    from bitsback.data._dataset import Dataset, Examples
+    from bitsback.data._feature_map import Map
     from bitsback.data.graph import DenseGraph, SparseGraph
+
+__all__ = [
+    "AnyDataSettings",
+    "AnyFeatures",
+    "Chain",
+    "DataSettings",
+    "DeskewSettings",
+    "DigitsSettings",
+    "FeatureSettings",
+    "FriedmanSettings",
+    "GivenDataSettings",
+    "GradientHistogramSettings",
+    "IdxSettings",
+    "LabelValues",
+    "NpzSettings",
+    "OwnDataSettings",
+    "PerInputSettings",
+    "PrincipalComponents",
+    "RandomWalkModes",
+    "registry",
+]
 
 LabelValues = tuple[int | str, ...]
 """Labels as they stand in the data, in the order of the classes."""
@@ -45,7 +66,7 @@ class PerInputSettings(FeatureSettings):
         return False
 
     def fit(self, inputs: "Tensor") -> "Map":
-        from bitsback.data.feature_map import in_pieces
+        from bitsback.data._feature_map import in_pieces
 
         return in_pieces(self.map)
 
@@ -72,7 +93,7 @@ class DeskewSettings(PerInputSettings):
     width_share: float = Field(0.4, ge=0, le=1, description="the same along the columns")
 
     def map(self, images: "Tensor") -> "Tensor":
-        from bitsback.data.deskew import deskewed
+        from bitsback.data._deskew import deskewed
 
         return deskewed(images, self)
 
@@ -94,7 +115,7 @@ class GradientHistogramSettings(PerInputSettings):
     focus: PositiveFloat = Field(2.0, description="power of the cosine that a gradient counts for a direction with")
 
     def map(self, images: "Tensor") -> "Tensor":
-        from bitsback.data.gradients import gradient_histograms
+        from bitsback.data._gradients import gradient_histograms
 
         return gradient_histograms(images, self)
 
@@ -110,7 +131,7 @@ class PrincipalComponents(FeatureSettings):
     features: PositiveInt = Field(20, description="how many directions")
 
     def fit(self, inputs: "Tensor") -> "Map":
-        from bitsback.data.features import principal_components
+        from bitsback.data._features import principal_components
 
         return principal_components(inputs, self)
 
@@ -138,12 +159,12 @@ class RandomWalkModes(FeatureSettings):
 
     def graph(self, inputs: "Tensor") -> "DenseGraph | SparseGraph":
         """Return the graph on which the walk goes; raises DataError for too few inputs, and for too many without ``edges``."""
-        from bitsback.data.features import walk_graph
+        from bitsback.data._features import walk_graph
 
         return walk_graph(inputs, self)
 
     def fit(self, inputs: "Tensor") -> "Map":
-        from bitsback.data.features import random_walk_modes
+        from bitsback.data._features import random_walk_modes
 
         return random_walk_modes(inputs, self)
 
@@ -164,7 +185,7 @@ class Chain(FeatureSettings):
         return any(one.is_fitted for one in self.maps)
 
     def fit(self, inputs: "Tensor") -> "Map":
-        from bitsback.data.features import chain_of
+        from bitsback.data._features import chain_of
 
         return chain_of(inputs, self)
 
@@ -238,7 +259,7 @@ class DataSettings(Settings):
             classes: how many classes the source declares.
             texts: what whole-number targets stand for, where the labels are texts.
         """
-        from bitsback.data.dataset import finished
+        from bitsback.data._dataset import finished
 
         return finished(self, name, train, test, largest=largest, are_images=are_images, classes=classes, texts=texts)
 
@@ -268,7 +289,7 @@ class FriedmanSettings(DataSettings):
     test_fraction: float = Field(0.2, ge=0, lt=1, description="share of examples held out")
 
     def load(self) -> "Dataset":
-        from bitsback.data.friedman import load_friedman
+        from bitsback.data._friedman import load_friedman
 
         return load_friedman(self)
 
@@ -313,12 +334,12 @@ class NpzSettings(DataSettings):
     test_fraction: float = Field(0.2, ge=0, lt=1, description="share held out when the file has no test arrays")
 
     def load(self) -> "Dataset":
-        from bitsback.data.npz import load_npz
+        from bitsback.data._npz import load_npz
 
         return load_npz(self, inputs_only=False)
 
     def load_inputs(self) -> "Dataset":
-        from bitsback.data.npz import load_npz
+        from bitsback.data._npz import load_npz
 
         return load_npz(self, inputs_only=True)
 
@@ -331,7 +352,7 @@ class OwnDataSettings(DataSettings):
     arguments: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the function")
 
     def load(self) -> "Dataset":
-        from bitsback.data.dataset import Dataset
+        from bitsback.data._dataset import Dataset
 
         made: Dataset = made_by(self.factory, "data.factory", Dataset, "a Dataset", **self.arguments)
         return self.finish(made.name, made.train, made.test, classes=made.classes)

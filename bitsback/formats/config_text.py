@@ -15,6 +15,8 @@ from bitsback import limits
 from bitsback.errors import FileError
 from bitsback.formats.container import BitReader, BitWriter
 
+__all__ = ["Tree", "bases", "difference", "put_settings", "take_settings"]
+
 Tree = dict[str, Any]
 UNCHANGED_BITS, SECOND_BITS = 7, 8
 SECOND_LIST = 127

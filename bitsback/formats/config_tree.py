@@ -12,6 +12,20 @@ from bitsback.config import Config
 from bitsback.config.load import parse_value
 from bitsback.errors import ConfigError, FileError
 
+__all__ = [
+    "CODEC_FACTORY",
+    "DEFAULTS",
+    "MESSAGE_SECTIONS",
+    "MODEL_SECTIONS",
+    "factories_of",
+    "from_tree",
+    "locations_of",
+    "paths_of",
+    "to_tree",
+    "with_first_defaults",
+    "without_codec",
+]
+
 MODEL_SECTIONS = ("data", "network", "prior", "prior_overrides", "bayesian", "likelihood")
 MESSAGE_SECTIONS = (*MODEL_SECTIONS, "posterior", "training", "seed")
 NEEDED = {"needed": True}

@@ -12,6 +12,19 @@ from pathlib import Path
 from bitsback.errors import FileError
 from bitsback.formats.kinds import FileKind, kind_numbered
 
+__all__ = [
+    "DIGEST_BITS",
+    "SMALL_FILE_BYTES",
+    "VERSION",
+    "BitReader",
+    "BitWriter",
+    "digest",
+    "read_file",
+    "seal",
+    "sealed_bytes",
+    "unseal",
+]
+
 MARK = b"bb"
 VERSION = 2
 SMALL_FILE_BYTES = 255

@@ -14,6 +14,8 @@ from bitsback.formats.prequential.preamble import FIRST_PREQUENTIAL, PREQUENTIAL
 from bitsback.formats.two_part import TWO_PART, model_inside
 from bitsback.result import Result, text_table
 
+__all__ = ["Inspection", "inspect", "inspect_file"]
+
 TRAINS_AGAIN = "Whoever decodes them trains the same networks again; another arithmetic is noticed, block by block."
 ONLY_FIRST = "Only bitsback 0.1 decodes them: it repeats the training of their networks."
 NO_SAMPLE = "The weights were chosen, block by block, to describe the labels well; they are not a sample of the posterior."

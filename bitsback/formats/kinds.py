@@ -5,6 +5,8 @@ from importlib import import_module
 
 from bitsback.errors import BitsbackError
 
+__all__ = ["HOMES", "FileKind", "all_kinds", "kind_numbered", "register_kind"]
+
 HOMES = {
     0: "bitsback.formats.message.header",
     1: "bitsback.formats.model_file.block_codec",

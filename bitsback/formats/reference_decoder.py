@@ -10,6 +10,23 @@ from collections.abc import Callable, Sequence
 
 from bitsback.errors import FileError
 
+__all__ = [
+    "WORD",
+    "Find",
+    "Stack",
+    "block_points",
+    "block_values",
+    "bucket_of",
+    "encrypt",
+    "levels",
+    "members",
+    "quantile",
+    "raw",
+    "shuffled",
+    "start_of",
+    "whiten",
+]
+
 WORD = 1 << 32
 LOW = WORD - 1
 FULL = (1 << 64) - 1

@@ -9,10 +9,12 @@ import torch
 from bitsback.coding.categorical import FRACTION_BITS
 from bitsback.config import Config
 from bitsback.errors import ConfigError, FileError
-from bitsback.formats.training_digest import StateDigest, digest_steps
+from bitsback.formats._training_digest import StateDigest, digest_steps
 from bitsback.likelihoods import Likelihood
 from bitsback.model import BayesianModel
 from bitsback.training import TrainingSettings
+
+__all__ = ["Checking", "Recording", "RefundLostError", "check_alone", "repeatable", "steps_of"]
 
 
 def repeatable(config: Config) -> Config:

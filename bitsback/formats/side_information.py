@@ -14,6 +14,8 @@ from bitsback.likelihoods import Likelihood
 from bitsback.model import BayesianModel
 from bitsback.priors.exact_densities import density_of
 
+__all__ = ["SideInformation", "Slot", "densities_of"]
+
 Slot = tuple[str, Tensor, Grid]
 """A name, the tensor that holds the numbers, and their grid."""
 

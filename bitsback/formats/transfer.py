@@ -27,6 +27,21 @@ from bitsback.formats.prequential.write import Prequential, prequential
 from bitsback.formats.two_part import TWO_PART, TwoPart, check_targets, receive_two_part, send_two_part
 from bitsback.result import Result, TableResult, text_table
 
+__all__ = [
+    "Code",
+    "ReceivedFile",
+    "StepTable",
+    "Unpacked",
+    "check_same_run",
+    "nameable_exponent",
+    "pack",
+    "receive",
+    "send",
+    "send_at_steps",
+    "sender_of",
+    "unpack",
+]
+
 Code = Literal["bits_back", "prequential", "two_part"]
 
 NOT_ROBUST = (

@@ -15,17 +15,28 @@ from bitsback.config.coding_settings import PackSettings
 from bitsback.config.labels import as_labels
 from bitsback.data import Examples
 from bitsback.errors import FileError
+from bitsback.formats._exact_outputs import exact_outputs
+from bitsback.formats._label_code import check_likelihood, targets
+from bitsback.formats._size_limits import check_data, check_size
 from bitsback.formats.container import BitReader, BitWriter, digest, read_file, seal, unseal
-from bitsback.formats.exact_outputs import exact_outputs
 from bitsback.formats.kinds import FileKind, kind_numbered, register_kind
-from bitsback.formats.label_code import check_likelihood, targets
 from bitsback.formats.model_file.block_codec import RELATIVE_ENTROPY
 from bitsback.formats.model_file.grid_codec import QUANTISED
 from bitsback.formats.model_file.read import LoadedModel, decode
 from bitsback.formats.model_file.write import Packed, pack_experiment
-from bitsback.formats.size_limits import check_data, check_size
 from bitsback.ledger import shown_error
 from bitsback.result import Result
+
+__all__ = [
+    "TWO_PART",
+    "ReceivedLabels",
+    "TwoPart",
+    "check_targets",
+    "decode_two_part",
+    "model_inside",
+    "receive_two_part",
+    "send_two_part",
+]
 
 TWO_PART = register_kind(FileKind(5, "two_part"))
 MODELS = (RELATIVE_ENTROPY, QUANTISED)

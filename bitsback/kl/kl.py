@@ -17,6 +17,8 @@ from bitsback.posteriors import GaussianPosterior, PointPosterior, Posterior
 from bitsback.priors import Prior
 from bitsback.units import nats_to_bits
 
+__all__ = ["KL", "Method", "has_closed_form", "kl", "kl_each"]
+
 Method = Literal["auto", "closed_form", "quadrature", "monte_carlo"]
 CHUNK = 1 << 18
 """Weights whose divergence is found at once, where it is only counted."""

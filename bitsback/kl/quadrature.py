@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+__all__ = ["MAX_NODES_AT_ONCE", "Panels", "gaussian_expectation", "mass", "nodes_between"]
+
 MAX_NODES_AT_ONCE = 4_000_000
 
 

@@ -16,8 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitsback.errors import LayerError, near_miss
+from bitsback.layers._gaussian_noise import with_noise
 from bitsback.layers.estimator import ESTIMATORS, Estimator, Estimators
-from bitsback.layers.gaussian_noise import with_noise
+
+__all__ = ["called_once_per_row", "check_kinds", "estimator_of", "is_linear_in_weights", "noise_on_outputs"]
 
 LINEAR_IN_WEIGHTS: tuple[type[nn.Module], ...] = (
     nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from bitsback.errors import LedgerError
 
+__all__ = ["Charge", "Entry"]
+
 COUNTED = ("point", "float32")
 """Methods that add up code lengths, none of which is below zero."""
 

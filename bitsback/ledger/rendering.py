@@ -6,7 +6,9 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bitsback.ledger.ledger import Ledger
+    from bitsback.ledger._ledger import Ledger
+
+__all__ = ["Row", "render", "show", "shown_bits", "shown_error"]
 
 Row = tuple[str, str, str, str, str, str, str]
 

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 from bitsback.lazy import attach
 
 if TYPE_CHECKING:
+    from bitsback.likelihoods._counts import PoissonLikelihood as PoissonLikelihood
+    from bitsback.likelihoods._real import GaussianLikelihood as GaussianLikelihood
     from bitsback.likelihoods.base import Likelihood as Likelihood
     from bitsback.likelihoods.classes import BernoulliLikelihood as BernoulliLikelihood
     from bitsback.likelihoods.classes import CategoricalLikelihood as CategoricalLikelihood
-    from bitsback.likelihoods.counts import PoissonLikelihood as PoissonLikelihood
-    from bitsback.likelihoods.real import GaussianLikelihood as GaussianLikelihood
     from bitsback.likelihoods.settings import AnyLikelihoodSettings as AnyLikelihoodSettings
     from bitsback.likelihoods.settings import LikelihoodSettings as LikelihoodSettings
     from bitsback.likelihoods.settings import registry as registry
@@ -19,8 +19,8 @@ __getattr__, __dir__, __all__ = attach(
     {
         "base": ["Likelihood"],
         "classes": ["BernoulliLikelihood", "CategoricalLikelihood"],
-        "counts": ["PoissonLikelihood"],
-        "real": ["GaussianLikelihood"],
+        "_counts": ["PoissonLikelihood"],
+        "_real": ["GaussianLikelihood"],
         "settings": ["AnyLikelihoodSettings", "LikelihoodSettings", "registry"],
     },
 )

@@ -10,6 +10,18 @@ from bitsback.errors import DataError
 from bitsback.learned import Learned
 from bitsback.units import bits_to_nats, nats_to_bits
 
+__all__ = [
+    "Answer",
+    "Likelihood",
+    "krichevsky_trofimov_bits",
+    "listed",
+    "match",
+    "numbers_per_example",
+    "per_example",
+    "require",
+    "whole",
+]
+
 Answer = dict[str, Any]
 """What is predicted for one input, by name; nested lists where a target has axes."""
 

@@ -22,6 +22,8 @@ from bitsback.likelihoods.base import (
 )
 from bitsback.units import nats_to_bits
 
+__all__ = ["BernoulliLikelihood", "CategoricalLikelihood"]
+
 SHOWN = 8
 """Labels that a note lists; of more, the first three and the last."""
 

@@ -13,10 +13,23 @@ from bitsback.registry import Registry, Settings
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from bitsback.likelihoods._counts import PoissonLikelihood
+    from bitsback.likelihoods._real import GaussianLikelihood
     from bitsback.likelihoods.base import Likelihood
     from bitsback.likelihoods.classes import BernoulliLikelihood, CategoricalLikelihood
-    from bitsback.likelihoods.counts import PoissonLikelihood
-    from bitsback.likelihoods.real import GaussianLikelihood
+
+__all__ = [
+    "AnyLikelihoodSettings",
+    "BernoulliSettings",
+    "CategoricalSettings",
+    "GaussianLikelihoodSettings",
+    "GivenLikelihoodSettings",
+    "LikelihoodSettings",
+    "Noise",
+    "OwnLikelihoodSettings",
+    "PoissonSettings",
+    "registry",
+]
 
 Noise = Literal["fixed", "learned", "predicted"]
 
@@ -90,7 +103,7 @@ class PoissonSettings(LikelihoodSettings):
     kind: Literal["poisson"] = "poisson"
 
     def build(self, classes: int | None, targets: "Tensor | None" = None) -> "PoissonLikelihood":
-        from bitsback.likelihoods.counts import PoissonLikelihood
+        from bitsback.likelihoods._counts import PoissonLikelihood
 
         return PoissonLikelihood()
 
@@ -118,7 +131,7 @@ class GaussianLikelihoodSettings(LikelihoodSettings):
     )
 
     def build(self, classes: int | None, targets: "Tensor | None" = None) -> "GaussianLikelihood":
-        from bitsback.likelihoods.real import GaussianLikelihood
+        from bitsback.likelihoods._real import GaussianLikelihood
 
         made = GaussianLikelihood(
             self.std, noise=self.noise, target_step=self.target_step, standardise=self.standardise, shift_bits=self.shift_bits
@@ -128,7 +141,7 @@ class GaussianLikelihoodSettings(LikelihoodSettings):
         return made
 
     def resolved(self, likelihood: "Likelihood") -> "GaussianLikelihoodSettings":
-        from bitsback.likelihoods.real import GaussianLikelihood
+        from bitsback.likelihoods._real import GaussianLikelihood
 
         assert isinstance(likelihood, GaussianLikelihood)
         found: dict[str, Any] = {"target_step": likelihood.target_step}

@@ -1,11 +1,11 @@
 """Named weights, each with its posterior and its prior, and the ledger that is taken of them."""
 
+from bitsback.model._build import bayesianize
+from bitsback.model._posterior_file import posterior_tensors
+from bitsback.model._width import WIDTH_FACTORS, widened, width_curve
 from bitsback.model.accounting import Evaluation, evaluate, take_ledger
-from bitsback.model.build import bayesianize
 from bitsback.model.model import BayesianModel, LayerPosteriors
-from bitsback.model.posterior_file import posterior_tensors
 from bitsback.model.weight import State, Weight
-from bitsback.model.width import WIDTH_FACTORS, widened, width_curve
 
 __all__ = [
     "WIDTH_FACTORS",

@@ -15,9 +15,9 @@ from bitsback.kl import kl
 from bitsback.ledger import Entry, Ledger
 from bitsback.ledger.entry import Charge
 from bitsback.likelihoods import Likelihood
+from bitsback.model._memory_format import interleaved, runs
 from bitsback.model.buffers import frozen_norms
 from bitsback.model.draws import drawing, draws_at_once
-from bitsback.model.memory_format import interleaved, runs
 from bitsback.model.model import FLOAT32_BITS, BayesianModel
 from bitsback.model.modes import evaluating
 from bitsback.model.verdict import Course, warnings_of
@@ -25,6 +25,17 @@ from bitsback.model.weight import Weight
 from bitsback.posteriors import GaussianPosterior, PointPosterior
 from bitsback.priors.point_code import point_bits
 from bitsback.units import nats_to_bits
+
+__all__ = [
+    "EVALUATION_BATCH",
+    "SHOWN_AFTER_SECONDS",
+    "Evaluation",
+    "check_point_grids",
+    "evaluate",
+    "seeded",
+    "set_seed",
+    "take_ledger",
+]
 
 NO_REFUND = "a point estimate has no refund: q has no width, so choosing w carries no bits that could be given back"
 SHOWN_AFTER_SECONDS = 2.0

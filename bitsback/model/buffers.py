@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+__all__ = ["COUNTER", "Buffer", "buffers_of", "frozen_norms", "unmoved"]
+
 STATISTICS = ("running_mean", "running_var")
 COUNTER = "num_batches_tracked"
 """Counts batches for training; nothing in eval mode reads it."""

@@ -17,6 +17,17 @@ from bitsback.priors import Prior, PriorSettings, PyroPrior, WeightInfo
 from bitsback.priors import registry as prior_registry
 from bitsback.priors.settings import OWN, OwnPriorSettings
 
+__all__ = [
+    "PosteriorChoice",
+    "PriorChoice",
+    "build_prior",
+    "charges_of",
+    "posterior_settings_of",
+    "priors_of",
+    "settings_class",
+    "settings_of",
+]
+
 PriorChoice = PriorSettings | Mapping[str, Any] | str
 """A prior's settings, the same as a mapping with ``kind``, or only its kind."""
 

@@ -12,6 +12,8 @@ from torch.func import functional_call, vmap
 from bitsback.model.model import BayesianModel
 from bitsback.model.weight import State
 
+__all__ = ["Draws", "draw_of", "drawing", "draws_at_once", "outputs_under"]
+
 TOGETHER = 10
 """Draws at once: a dense network takes half to three quarters of the time, and ten outputs of memory."""
 

@@ -16,16 +16,18 @@ from bitsback.layers import Choice, Estimators
 from bitsback.layers.outputs import check_kinds, estimator_of
 from bitsback.learned import BFLOAT16
 from bitsback.ledger.entry import Charge
+from bitsback.model._memory_format import interleaved, runs, straight
+from bitsback.model._resident import Resident
 from bitsback.model.buffers import COUNTER, Buffer, buffers_of
 from bitsback.model.choices import PriorChoice, charges_of, priors_of, settings_of
-from bitsback.model.memory_format import interleaved, runs, straight
 from bitsback.model.noise import fresh_seed
-from bitsback.model.resident import Resident
 from bitsback.model.weight import Weight
 from bitsback.posteriors import GaussianPosterior, PointPosterior, Posterior
 from bitsback.priors import Prior, PriorSettings
 from bitsback.priors.point_code import point_bits
 from bitsback.units import bits_to_nats, nats_to_bits
+
+__all__ = ["FLOAT32_BITS", "BayesianModel", "LayerPosteriors", "OutputLayer"]
 
 FEW_WEIGHTS = 32768
 """Of a tensor, whose KL a training logs by quadrature; that of larger ones comes from so many draws:"""

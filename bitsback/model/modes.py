@@ -5,6 +5,8 @@ from contextlib import contextmanager
 
 from torch import nn
 
+__all__ = ["Modes", "evaluating"]
+
 
 class Modes:
     """The mode of every module of a network, as it was when this was made.

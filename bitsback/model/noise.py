@@ -10,6 +10,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+__all__ = ["BlockNoise", "ExactNoise", "Noise", "OutputNoise", "PooledNoise", "fresh_seed", "mixed"]
+
 BLOCK = 32768
 """Numbers that are drawn after one seeding: a twentieth slower than a single seeding, and any block alone is the same."""
 

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+__all__ = ["PIECE", "Rows", "Scratch", "are_alike", "is_dense", "rows", "side_by_side"]
+
 PIECE = 131072
 """Numbers of a piece: four blocks of noise."""
 

@@ -14,6 +14,8 @@ from bitsback.likelihoods import BernoulliLikelihood, CategoricalLikelihood, Gau
 from bitsback.model.model import BayesianModel
 from bitsback.model.modes import evaluating
 
+__all__ = ["LAST_EPOCHS", "Course", "warnings_of"]
+
 LOOKED_AT = 1000
 """Examples that a cause is looked for in."""
 

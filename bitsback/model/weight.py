@@ -13,6 +13,8 @@ from bitsback.model.pieces import side_by_side
 from bitsback.posteriors import GaussianPosterior, Posterior
 from bitsback.priors import Prior
 
+__all__ = ["COARSE", "Holds", "State", "Weight", "carry", "difference", "differs"]
+
 ROUNDING = 8
 """Units in the last place by which a value made again may differ."""
 

@@ -8,9 +8,9 @@
 >>> optimizer.zero_grad()
 """
 
-from bitsback.optim.adam import Adam
+from bitsback.optim._adam import Adam
+from bitsback.optim._ivon import IVON
 from bitsback.optim.base import PosteriorOptimizer
-from bitsback.optim.ivon import IVON
 from bitsback.optim.variational import Variational
 
 __all__ = ["IVON", "Adam", "PosteriorOptimizer", "Variational"]

@@ -22,11 +22,13 @@ from bitsback.errors import LayerError, near_miss
 from bitsback.model import BayesianModel, Weight
 from bitsback.model.pieces import Scratch
 from bitsback.model.weight import State
-from bitsback.optim.cost import GaussianCost, weights_with_one_scale
-from bitsback.optim.said import FOREIGN_CLIPPING, SUM_LOSS, WEIGHT_DECAY
-from bitsback.optim.sweep import Sweep
+from bitsback.optim._cost import GaussianCost, weights_with_one_scale
+from bitsback.optim._said import FOREIGN_CLIPPING, SUM_LOSS, WEIGHT_DECAY
+from bitsback.optim._sweep import Sweep
 from bitsback.posteriors import GaussianPosterior
 from bitsback.profiling import stage
+
+__all__ = ["POSTERIOR", "PosteriorOptimizer"]
 
 LOOK_EVERY = 16
 """Steps between looks at which weights have stds far below their means."""

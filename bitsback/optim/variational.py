@@ -8,8 +8,10 @@ from torch import Tensor, nn
 
 from bitsback.errors import LayerError
 from bitsback.model import Weight
+from bitsback.optim._sweep import Sweep
 from bitsback.optim.base import PosteriorOptimizer
-from bitsback.optim.sweep import Sweep
+
+__all__ = ["OPTIONS", "Variational"]
 
 OPTIONS = {"log_std_lr", "groups", "also", "beta", "prior_rate", "max_grad_norm", "by_pieces"}
 

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+__all__ = ["Noticed", "Posterior"]
+
 
 class Noticed(nn.Parameter):
     """A parameter that notices what is written through its ``.data``, which moves no version of a plain one.

@@ -10,8 +10,10 @@ from bitsback.registry import Settings
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bitsback.posteriors.mean_field import GaussianPosterior
-    from bitsback.posteriors.point import PointPosterior
+    from bitsback.posteriors._mean_field import GaussianPosterior
+    from bitsback.posteriors._point import PointPosterior
+
+__all__ = ["GaussianPosteriorSettings", "PointPosteriorSettings", "PosteriorSettings"]
 
 
 class GaussianPosteriorSettings(Settings):
@@ -25,7 +27,7 @@ class GaussianPosteriorSettings(Settings):
 
     def build(self, mean: "Tensor", fan_in: int, prior_scale: float) -> "GaussianPosterior":
         """The posterior of one tensor; ``fan_in`` counts the inputs of a unit, ``prior_scale`` is the prior's width."""
-        from bitsback.posteriors.mean_field import GaussianPosterior
+        from bitsback.posteriors._mean_field import GaussianPosterior
 
         unit = {"absolute": 1.0, "prior": prior_scale, "fan_in": 1 / math.sqrt(fan_in)}[self.relative_to]
         return GaussianPosterior(mean, self.std * unit)
@@ -41,7 +43,7 @@ class PointPosteriorSettings(Settings):
 
     def build(self, mean: "Tensor", fan_in: int, prior_scale: float) -> "PointPosterior":
         """The posterior of one tensor."""
-        from bitsback.posteriors.point import PointPosterior
+        from bitsback.posteriors._point import PointPosterior
 
         return PointPosterior(mean, self.grid_step)
 

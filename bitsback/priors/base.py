@@ -12,8 +12,9 @@ from torch.distributions import Distribution
 
 from bitsback.errors import PriorError
 from bitsback.learned import Learned
-from bitsback.priors.settings import ScaleSettings as ScaleSettings
 from bitsback.registry import Learn
+
+__all__ = ["NO_SHAPE", "Moments", "Prior", "ScalePrior", "Shape", "WeightInfo", "add_gradient", "around"]
 
 Shape = torch.Size | list[int] | tuple[int, ...]
 """A sample shape, as torch types it."""

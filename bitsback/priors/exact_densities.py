@@ -8,11 +8,13 @@ from bitsback.coding.densities import NORMAL, LocatedDensity, StandardDensity, h
 from bitsback.coding.elementary import Floats, exp, log
 from bitsback.errors import PriorError
 from bitsback.priors import Prior
+from bitsback.priors._heavy_tails import CauchyPrior, LogisticPrior, StudentTPrior
+from bitsback.priors._horseshoe import HorseshoePrior
+from bitsback.priors._laplace import LaplacePrior
+from bitsback.priors._mixtures import MixturePrior
 from bitsback.priors.gaussian import NormalPrior
-from bitsback.priors.heavy_tails import CauchyPrior, LogisticPrior, StudentTPrior
-from bitsback.priors.horseshoe import HorseshoePrior
-from bitsback.priors.laplace import LaplacePrior
-from bitsback.priors.mixtures import MixturePrior
+
+__all__ = ["STANDARD", "density_of"]
 
 FINE = 2.0**20
 """Numbers of a prior that are fixed, not learned, are rounded to multiples of 2^-20 before use; part of the format."""

@@ -9,8 +9,9 @@ from torch.distributions import Distribution, Normal
 
 from bitsback.learned import plain
 from bitsback.priors.base import Moments, Prior, add_gradient
-from bitsback.priors.settings import GaussianPriorSettings as GaussianPriorSettings
 from bitsback.registry import Learn
+
+__all__ = ["GaussianPrior", "NormalPrior"]
 
 
 class NormalPrior(Prior):

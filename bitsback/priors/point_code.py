@@ -13,6 +13,8 @@ from bitsback.priors import Prior
 from bitsback.priors.exact_densities import density_of
 from bitsback.units import nats_to_bits
 
+__all__ = ["point_bits"]
+
 LARGEST_INDEX = 2.0**52
 """Beyond it, neighbouring grid points are one and the same float64."""
 

@@ -10,15 +10,38 @@ from bitsback.factories import FactoryName, made_by
 from bitsback.registry import FilePath, GradientLearn, Learn, Registry, Settings
 
 if TYPE_CHECKING:
+    from bitsback.priors._earlier_run import CheckpointPrior
+    from bitsback.priors._group import GroupGaussianPrior
+    from bitsback.priors._heavy_tails import CauchyPrior, LogisticPrior, StudentTPrior
+    from bitsback.priors._horseshoe import HorseshoePrior
+    from bitsback.priors._laplace import LaplacePrior
+    from bitsback.priors._mixtures import AdaptiveMixturePrior, ScaleMixturePrior, SpikeAndSlabPrior
+    from bitsback.priors._pyro import PyroPrior
     from bitsback.priors.base import Prior, WeightInfo
-    from bitsback.priors.earlier_run import CheckpointPrior
     from bitsback.priors.gaussian import GaussianPrior
-    from bitsback.priors.group import GroupGaussianPrior
-    from bitsback.priors.heavy_tails import CauchyPrior, LogisticPrior, StudentTPrior
-    from bitsback.priors.horseshoe import HorseshoePrior
-    from bitsback.priors.laplace import LaplacePrior
-    from bitsback.priors.mixtures import AdaptiveMixturePrior, ScaleMixturePrior, SpikeAndSlabPrior
-    from bitsback.priors.pyro import PyroPrior
+
+__all__ = [
+    "OWN",
+    "AdaptiveMixturePriorSettings",
+    "AnyPriorSettings",
+    "CauchyPriorSettings",
+    "CheckpointPriorSettings",
+    "GaussianPriorSettings",
+    "GroupGaussianPriorSettings",
+    "HorseshoePriorSettings",
+    "LaplacePriorSettings",
+    "LogisticPriorSettings",
+    "MixtureSettings",
+    "OwnPriorSettings",
+    "PriorSettings",
+    "Probabilities",
+    "PyroPriorSettings",
+    "ScaleMixturePriorSettings",
+    "ScaleSettings",
+    "SpikeAndSlabPriorSettings",
+    "StudentTPriorSettings",
+    "registry",
+]
 
 registry: Registry[type["PriorSettings"]] = Registry("prior")
 
@@ -72,7 +95,7 @@ class LaplacePriorSettings(ScaleSettings):
     learn: GradientLearn = "gradient"
 
     def build(self, weight: "WeightInfo") -> "LaplacePrior":
-        from bitsback.priors.laplace import LaplacePrior
+        from bitsback.priors._laplace import LaplacePrior
 
         return LaplacePrior(self.start_scale(weight), mean=self.mean, learn=self.learn)
 
@@ -86,7 +109,7 @@ class StudentTPriorSettings(ScaleSettings):
     df: PositiveFloat = Field(3.0, description="degrees of freedom, fixed")
 
     def build(self, weight: "WeightInfo") -> "StudentTPrior":
-        from bitsback.priors.heavy_tails import StudentTPrior
+        from bitsback.priors._heavy_tails import StudentTPrior
 
         return StudentTPrior(self.start_scale(weight), df=self.df, mean=self.mean, learn=self.learn)
 
@@ -99,7 +122,7 @@ class CauchyPriorSettings(ScaleSettings):
     learn: GradientLearn = "gradient"
 
     def build(self, weight: "WeightInfo") -> "CauchyPrior":
-        from bitsback.priors.heavy_tails import CauchyPrior
+        from bitsback.priors._heavy_tails import CauchyPrior
 
         return CauchyPrior(self.start_scale(weight), mean=self.mean, learn=self.learn)
 
@@ -112,7 +135,7 @@ class LogisticPriorSettings(ScaleSettings):
     learn: GradientLearn = "gradient"
 
     def build(self, weight: "WeightInfo") -> "LogisticPrior":
-        from bitsback.priors.heavy_tails import LogisticPrior
+        from bitsback.priors._heavy_tails import LogisticPrior
 
         return LogisticPrior(self.start_scale(weight), mean=self.mean, learn=self.learn)
 
@@ -125,7 +148,7 @@ class HorseshoePriorSettings(ScaleSettings):
     learn: GradientLearn = "gradient"
 
     def build(self, weight: "WeightInfo") -> "HorseshoePrior":
-        from bitsback.priors.horseshoe import HorseshoePrior
+        from bitsback.priors._horseshoe import HorseshoePrior
 
         return HorseshoePrior(self.start_scale(weight), mean=self.mean, learn=self.learn)
 
@@ -140,7 +163,7 @@ class GroupGaussianPriorSettings(ScaleSettings):
     group: Literal["output", "input"] = Field("input", description="which units have a scale of their own")
 
     def build(self, weight: "WeightInfo") -> "GroupGaussianPrior":
-        from bitsback.priors.group import GroupGaussianPrior
+        from bitsback.priors._group import GroupGaussianPrior
 
         axis = weight.output_axis if self.group == "output" else weight.input_axis
         scale = self.start_scale(weight)
@@ -173,7 +196,7 @@ class ScaleMixturePriorSettings(MixtureSettings):
     kind: Literal["scale_mixture"] = "scale_mixture"
 
     def build(self, weight: "WeightInfo") -> "ScaleMixturePrior":
-        from bitsback.priors.mixtures import ScaleMixturePrior
+        from bitsback.priors._mixtures import ScaleMixturePrior
 
         return ScaleMixturePrior(list(self.scales), list(self.weights), learn=self.learn)
 
@@ -188,7 +211,7 @@ class AdaptiveMixturePriorSettings(PriorSettings):
     scale: PositiveFloat = Field(0.3, description="the means start between -scale and +scale")
 
     def build(self, weight: "WeightInfo") -> "AdaptiveMixturePrior":
-        from bitsback.priors.mixtures import AdaptiveMixturePrior
+        from bitsback.priors._mixtures import AdaptiveMixturePrior
 
         count = self.components
         means = [self.scale * (2 * k / (count - 1) - 1) for k in range(count)]
@@ -213,7 +236,7 @@ class SpikeAndSlabPriorSettings(PriorSettings):
         return self
 
     def build(self, weight: "WeightInfo") -> "SpikeAndSlabPrior":
-        from bitsback.priors.mixtures import SpikeAndSlabPrior
+        from bitsback.priors._mixtures import SpikeAndSlabPrior
 
         scales, weights = [self.spike_scale, self.slab_scale], [1 - self.slab_weight, self.slab_weight]
         return SpikeAndSlabPrior(scales, weights, learn=self.learn)
@@ -230,7 +253,7 @@ class PyroPriorSettings(PriorSettings):
     scale: PositiveFloat = Field(1.0, description="the prior is the law of scale * X")
 
     def build(self, weight: "WeightInfo") -> "PyroPrior":
-        from bitsback.priors.pyro import PyroPrior
+        from bitsback.priors._pyro import PyroPrior
 
         return PyroPrior(self.distribution, self.arguments, scale=self.scale, learn=self.learn)
 
@@ -246,7 +269,7 @@ class CheckpointPriorSettings(PriorSettings):
     scale: PositiveFloat = Field(0.1, description="std around the earlier means")
 
     def build(self, weight: "WeightInfo") -> "CheckpointPrior":
-        from bitsback.priors.earlier_run import CheckpointPrior, earlier_mean
+        from bitsback.priors._earlier_run import CheckpointPrior, earlier_mean
 
         mean = earlier_mean(self.run, weight)
         return CheckpointPrior(mean, self.scale, source=str(self.run), learn=self.learn)

@@ -5,20 +5,20 @@ from typing import TYPE_CHECKING
 from bitsback.lazy import attach
 
 if TYPE_CHECKING:
-    from bitsback.report.comparison import write_comparison as write_comparison
-    from bitsback.report.figures import FIGURES as FIGURES
-    from bitsback.report.figures import figure as figure
-    from bitsback.report.observation import Observation as Observation
-    from bitsback.report.observation import observe as observe
-    from bitsback.report.page import write_report as write_report
+    from bitsback.report._comparison import write_comparison as write_comparison
+    from bitsback.report._figures import FIGURES as FIGURES
+    from bitsback.report._figures import figure as figure
+    from bitsback.report._observation import Observation as Observation
+    from bitsback.report._observation import observe as observe
+    from bitsback.report._page import write_report as write_report
 
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
-        "comparison": ["write_comparison"],
-        "figures": ["FIGURES", "figure"],
-        "observation": ["Observation", "observe"],
-        "page": ["write_report"],
+        "_comparison": ["write_comparison"],
+        "_figures": ["FIGURES", "figure"],
+        "_observation": ["Observation", "observe"],
+        "_page": ["write_report"],
     },
     submodules=["plots"],
 )

@@ -10,6 +10,8 @@ from typing import Any
 from bitsback.errors import ConfigError, RunError
 from bitsback.yaml import load_yaml, read_text
 
+__all__ = ["CURVES", "MOST_POINTS", "Metrics", "Progress", "Tail", "check_run", "duration"]
+
 Metrics = dict[str, Any]
 
 CURVES = ("gross", "net", "refund", "data")

@@ -12,6 +12,8 @@ from bitsback.report.live_metrics import CURVES
 if TYPE_CHECKING:
     from rich.text import Text
 
+__all__ = ["Scale", "chart", "figures", "short"]
+
 COLOURS = {"gross": 208, "net": 33, "refund": 36, "data": 170}
 """Of 256: they differ in lightness as well as in hue; the labels say the rest."""
 

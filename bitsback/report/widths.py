@@ -12,8 +12,10 @@ from bitsback.likelihoods import Likelihood
 from bitsback.model import BayesianModel, evaluate, widened
 from bitsback.model.accounting import SHOWN_AFTER_SECONDS
 from bitsback.posteriors import GaussianPosterior
-from bitsback.report.budget import affordable, operations
-from bitsback.report.sampled import exact, sampled
+from bitsback.report._budget import affordable, operations
+from bitsback.report._sampled import exact, sampled
+
+__all__ = ["FACTORS", "Widths", "widths"]
 
 FACTORS = tuple(2.0 ** (k / 2) for k in range(-8, 9))
 """From a sixteenth of the trained width to sixteen times it, two steps an octave."""

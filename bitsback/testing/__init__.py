@@ -4,8 +4,8 @@ Each function takes a member of a family and raises AssertionError, saying what 
 family's contract. They need nothing but this package; run them from pytest, or from anywhere.
 """
 
-from bitsback.testing.layers import check_layer
-from bitsback.testing.likelihoods import check_likelihood
-from bitsback.testing.priors import check_prior
+from bitsback.testing._layers import check_layer
+from bitsback.testing._likelihoods import check_likelihood
+from bitsback.testing._priors import check_prior
 
 __all__ = ["check_layer", "check_likelihood", "check_prior"]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from bitsback.lazy import attach
 
 if TYPE_CHECKING:
-    from bitsback.training.loggers import Logger as Logger
+    from bitsback.training._loggers import Logger as Logger
     from bitsback.training.settings import LedgerSettings as LedgerSettings
     from bitsback.training.settings import LoggingSettings as LoggingSettings
     from bitsback.training.settings import TrainingSettings as TrainingSettings
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
-        "loggers": ["Logger"],
+        "_loggers": ["Logger"],
         "settings": ["LedgerSettings", "LoggingSettings", "TrainingSettings"],
         "train": ["Outcome", "start", "train"],
     },

@@ -9,6 +9,8 @@ from torch.nn.functional import affine_grid, grid_sample
 from bitsback.errors import TrainingError
 from bitsback.training.settings import AugmentSettings
 
+__all__ = ["augmented"]
+
 
 def augmented(images: Tensor, settings: AugmentSettings) -> Tensor:
     """Every image under an affine map of its own, bilinear, zeros from outside; the same shape.

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from bitsback.training.settings import BudgetSettings, TrainingSettings
 
+__all__ = ["Beta"]
+
 GAIN, MEMORY = 2.0, 0.05
 LOWEST, HIGHEST = math.log(1e-5), math.log(30.0)
 """Log beta stays between these: a higher one would kill a network before it has learned anything."""

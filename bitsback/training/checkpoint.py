@@ -21,6 +21,8 @@ from bitsback.optim import PosteriorOptimizer
 from bitsback.optim.base import POSTERIOR
 from bitsback.training.loop import Fit
 
+__all__ = ["FORMAT", "PREVIOUS", "as_of_now", "load_checkpoint", "load_weights", "read_checkpoint", "save_checkpoint"]
+
 BETA_STATE = ("memory", "value", "excess")
 PREVIOUS = "previous.safetensors"
 FORMAT = "bitsback checkpoint 3"

@@ -13,9 +13,11 @@ from bitsback.errors import RunError
 from bitsback.ledger import Ledger
 from bitsback.model import BayesianModel
 from bitsback.registry import Settings
+from bitsback.training._loggers import Logger, Metrics, scalars
 from bitsback.training.histograms import Plain, flat, histograms
-from bitsback.training.loggers import Logger, Metrics, scalars
 from bitsback.training.settings import LoggingSettings, WandbSettings
+
+__all__ = ["Subject", "TensorBoard", "Wandb", "check_dashboards", "final_numbers", "open_dashboards", "subject_of"]
 
 COMPARED = ("bits/net", "bits/gross", "bits/refund", "bits/data", "training/test_error")
 LEDGER = ("ledger/net", "ledger/gross", "ledger/refund", "ledger/data", "ledger/test_error")

@@ -17,6 +17,8 @@ from bitsback.model.model import OutputLayer
 from bitsback.model.noise import OutputNoise
 from bitsback.posteriors import GaussianPosterior
 
+__all__ = ["DrawnOutputs", "called_modules", "safe_modules"]
+
 
 class DrawnOutputs:
     """The layers of a model whose outputs are drawn while it trains; their weights hold means meanwhile.

@@ -14,6 +14,8 @@ from bitsback.model.accounting import seeded
 from bitsback.posteriors import GaussianPosterior
 from bitsback.units import nats_to_bits
 
+__all__ = ["MOST_WEIGHTS", "Plain", "flat", "histograms"]
+
 MOST_WEIGHTS = 4096
 """Weights of a tensor that are looked at, always the same ones; of a larger tensor, a sample."""
 

@@ -17,12 +17,14 @@ from bitsback.model.accounting import set_seed
 from bitsback.model.modes import Modes
 from bitsback.optim import PosteriorOptimizer
 from bitsback.profiling import stage
+from bitsback.training._objective import DescriptionLength, Objective
 from bitsback.training.augment import augmented
 from bitsback.training.beta import Beta
 from bitsback.training.drawn_outputs import DrawnOutputs
-from bitsback.training.objective import DescriptionLength, Objective
 from bitsback.training.settings import TrainingSettings
 from bitsback.units import nats_to_bits
+
+__all__ = ["PRIOR_RATE", "Fit", "Watch"]
 
 FAR = 80.0
 """Numbers within are finite, and so is a std of such a logarithm; beyond, each is looked at."""

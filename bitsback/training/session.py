@@ -9,11 +9,13 @@ from statistics import fmean
 from bitsback.data import Examples
 from bitsback.model import evaluate
 from bitsback.model.verdict import LAST_EPOCHS, Course
+from bitsback.training._loggers import Bar, JsonLines, Logger, Metrics
 from bitsback.training.checkpoint import load_checkpoint, save_checkpoint
 from bitsback.training.dashboards import Subject, open_dashboards
-from bitsback.training.loggers import Bar, JsonLines, Logger, Metrics
 from bitsback.training.loop import Fit
 from bitsback.training.settings import LoggingSettings
+
+__all__ = ["Session", "close"]
 
 
 class Session:

@@ -10,6 +10,24 @@ from bitsback.registry import Settings
 if TYPE_CHECKING:
     from bitsback.likelihoods import Likelihood
 
+__all__ = [
+    "CONSTANT_BETA",
+    "AnyObjectiveSettings",
+    "AugmentSettings",
+    "BetaSettings",
+    "BoundSettings",
+    "BudgetSettings",
+    "EarlyStopSettings",
+    "ElboSettings",
+    "LedgerSettings",
+    "LoggingSettings",
+    "OptimizerSettings",
+    "ScheduleSettings",
+    "Threads",
+    "TrainingSettings",
+    "WandbSettings",
+]
+
 Threads = Annotated[int, Field(ge=1, le=256)]
 
 
@@ -94,7 +112,7 @@ class BoundSettings(Settings):
     """A PAC-Bayes bound on the risk, with cross-entropy cut off and scaled to [0, 1] in place of the 0-1 loss.
 
     Perez-Ortiz, Rivasplata, Shawe-Taylor & Szepesvari 2021, "Tighter risk certificates for neural networks", equations 8 to 10;
-    see :mod:`bitsback.training.objective`.
+    see :mod:`bitsback.training._objective`.
     """
 
     kind: Literal["quad", "lambda", "classic"] = Field(description="which bound")

@@ -23,15 +23,17 @@ from bitsback.model import BayesianModel, evaluate, posterior_tensors, take_ledg
 from bitsback.model.accounting import check_point_grids, seeded
 from bitsback.model.noise import ExactNoise
 from bitsback.torch_state import using_threads
+from bitsback.training._loggers import Logger
+from bitsback.training._objective import make_objective
+from bitsback.training._optimise import make_optimizer, make_schedule
 from bitsback.training.beta import Beta
 from bitsback.training.dashboards import check_dashboards, final_numbers, subject_of
 from bitsback.training.drawn_outputs import DrawnOutputs
-from bitsback.training.loggers import Logger
 from bitsback.training.loop import Fit, Watch
-from bitsback.training.objective import make_objective
-from bitsback.training.optimise import make_optimizer, make_schedule
 from bitsback.training.session import Session
 from bitsback.training.settings import LedgerSettings, LoggingSettings, TrainingSettings
+
+__all__ = ["Outcome", "start", "threads_for", "train"]
 
 SMALL_MODEL_WEIGHTS = 1_000_000
 
@@ -99,7 +101,7 @@ def train(
         seed: of batches and draws. Equal seed, threads and machine give equal bits.
         resume: continue from ``directory``'s checkpoint, to the same end, bit for bit, as without the interruption.
         progress: show the bar.
-        profile_to: where :func:`bitsback.training.profile.profile` writes what the first steps cost; the training is the same
+        profile_to: where :func:`bitsback.training._profile.profile` writes what the first steps cost; the training is the same
             with and without.
         loggers: objects of yours with the methods ``log(metrics)``, called after every epoch with the numbers of metrics.jsonl,
             and ``close()``, called when the epochs are over or have failed.
@@ -111,7 +113,7 @@ def train(
         InUseError: when another process is writing to the directory.
         ConfigError, RunError, DataError: with the fix.
 
-    >>> from bitsback.data.digits import DigitsSettings
+    >>> from bitsback.data.settings import DigitsSettings
     >>> from bitsback.likelihoods import CategoricalLikelihood
     >>> from bitsback.model import bayesianize
     >>> model = bayesianize(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)))
@@ -136,7 +138,7 @@ def train(
     check_dashboards(logging, directory)
     with using_threads(threads_for(training, model)), seeded(seed, device):
         if profile_to is not None:
-            from bitsback.training.profile import STEPS, profile
+            from bitsback.training._profile import STEPS, profile
 
             longer = training.model_copy(update={"epochs": training.passes + STEPS})  # schedules end, and may not go on
             with seeded(seed, device):

@@ -13,6 +13,7 @@ from pathlib import Path
 from bitsback.coding.ans import Stack
 from bitsback.config import Config, Experiment
 from bitsback.config.coding_settings import PackSettings
+from bitsback.formats._training_digest import StateDigest
 from bitsback.formats.config_text import put_settings, take_settings
 from bitsback.formats.container import VERSION, BitReader, BitWriter, seal, unseal
 from bitsback.formats.kinds import all_kinds, kind_numbered
@@ -23,7 +24,6 @@ from bitsback.formats.model_file.read import decode
 from bitsback.formats.model_file.write import pack_experiment
 from bitsback.formats.prequential.preamble import Head
 from bitsback.formats.prequential.write import prequential
-from bitsback.formats.training_digest import StateDigest
 from bitsback.formats.two_part import TWO_PART, send_two_part
 
 HERE = Path(__file__).parent

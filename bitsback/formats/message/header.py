@@ -5,10 +5,12 @@ from typing import Any
 
 from bitsback.coding.ans import MOST_LANES_LOG2
 from bitsback.errors import FileError
+from bitsback.formats._training_digest import MOST_DIGESTS, STATE_BITS, StateDigest
 from bitsback.formats.config_text import put_settings, take_settings
 from bitsback.formats.container import DIGEST_BITS, BitReader, BitWriter
 from bitsback.formats.kinds import FileKind, register_kind
-from bitsback.formats.training_digest import MOST_DIGESTS, STATE_BITS, StateDigest
+
+__all__ = ["EXPONENT_BITS", "EXPONENT_OFFSET", "FIRST_MESSAGE", "MESSAGE", "Header"]
 
 MESSAGE = register_kind(FileKind(0, "message", version=2))
 FIRST_MESSAGE = MESSAGE.of_version(1)
@@ -33,7 +35,7 @@ class Header:
     guard_digest: int | None
     """Of labels and prior tables, where their arithmetic is not the same on every machine."""
     states: tuple[StateDigest, ...] = ()
-    """Of the sender's training under way, at the first of :func:`bitsback.formats.training_digest.digest_steps`."""
+    """Of the sender's training under way, at the first of :func:`bitsback.formats._training_digest.digest_steps`."""
 
     def put(self, writer: BitWriter) -> None:
         """Write it."""

@@ -19,15 +19,17 @@ from bitsback.coding.philox import whiten
 from bitsback.config import Experiment
 from bitsback.config.labels import as_labels
 from bitsback.errors import BitsbackError, FileError
+from bitsback.formats._size_limits import check_data, check_size, check_steps
+from bitsback.formats._training_digest import digest_steps
 from bitsback.formats.config_tree import from_tree
 from bitsback.formats.container import BitReader, read_file, unseal
 from bitsback.formats.message.header import FIRST_MESSAGE, MESSAGE, Header
-from bitsback.formats.message.shared import SharedContext, _guard, _posterior_digest
+from bitsback.formats.message.shared import SharedContext, guard_of, posterior_digest
 from bitsback.formats.repeatable import Checking, RefundLostError, check_alone, steps_of
 from bitsback.formats.side_information import SideInformation
-from bitsback.formats.size_limits import check_data, check_size, check_steps
-from bitsback.formats.training_digest import digest_steps
 from bitsback.training import LedgerSettings
+
+__all__ = ["Received", "receive", "receive_file"]
 
 
 @dataclass
@@ -81,7 +83,7 @@ def receive(
 
     def posterior(labels: Integers) -> Codec:
         got[0].labels = labels
-        if header.guard_digest is not None and _guard(shared, code, labels) != header.guard_digest:
+        if header.guard_digest is not None and guard_of(shared, code, labels) != header.guard_digest:
             raise FileError(
                 "the labels cannot be decoded here: this network or prior uses functions that differ between machines; "
                 "receive it on a machine like the sender's"
@@ -94,7 +96,7 @@ def receive(
             raise RefundLostError(
                 f"labels and network were recovered, the payload was not: training fails here: {error}"
             ) from error
-        if _posterior_digest(q) != header.posterior_digest:
+        if posterior_digest(q) != header.posterior_digest:
             raise RefundLostError(
                 "labels and network were recovered, the payload was not: training here does not end at the sender's posterior "
                 "(another processor, torch version or thread count); receive it on a machine like the sender's"

@@ -10,13 +10,15 @@ from bitsback.coding.ans import Integers
 from bitsback.coding.combinators import Codec
 from bitsback.coding.lattice import PriorCode, RoundedPosterior
 from bitsback.errors import LayerError
+from bitsback.formats._exact_outputs import exact_outputs, is_exact, on_lattice
+from bitsback.formats._label_code import targets
 from bitsback.formats.container import DIGEST_BITS, digest
-from bitsback.formats.exact_outputs import exact_outputs, is_exact, on_lattice
-from bitsback.formats.label_code import targets
 from bitsback.formats.side_information import densities_of
 from bitsback.likelihoods import Likelihood
 from bitsback.model import BayesianModel
 from bitsback.posteriors import PointPosterior
+
+__all__ = ["SharedContext", "guard_of", "posterior_digest"]
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,13 @@ class SharedContext:
         return digest(shape + np.ascontiguousarray(whole.numpy().astype("<i8")).tobytes())
 
 
-def _posterior_digest(q: RoundedPosterior) -> int:
+def posterior_digest(q: RoundedPosterior) -> int:
+    """Return 32 bits of the digest of means and stds in whole numbers."""
     return int.from_bytes(q.digest(DIGEST_BITS // 8), "little")
 
 
-def _guard(shared: SharedContext, code: PriorCode, labels: Integers) -> int | None:
+def guard_of(shared: SharedContext, code: PriorCode, labels: Integers) -> int | None:
+    """Return a digest of the priors' tables and the labels; None where every number that decides them is exact."""
     exact = all(prior.standard.exact for prior in densities_of(shared.model))
     if exact and is_exact(shared.model.network) and not shared.model.deterministic():
         return None

@@ -21,19 +21,21 @@ from bitsback.coding.lattice import RoundedPosterior, under_posterior, under_pri
 from bitsback.coding.philox import whiten
 from bitsback.config import Config, Experiment, Run
 from bitsback.errors import FileError
+from bitsback.formats._label_code import check_likelihood
+from bitsback.formats._training_digest import StateDigest
 from bitsback.formats.config_tree import MESSAGE_SECTIONS, to_tree
 from bitsback.formats.container import BitWriter, seal
-from bitsback.formats.label_code import check_likelihood
 from bitsback.formats.message.header import EXPONENT_BITS, EXPONENT_OFFSET, MESSAGE, Header
-from bitsback.formats.message.shared import SharedContext, _guard, _posterior_digest
+from bitsback.formats.message.shared import SharedContext, guard_of, posterior_digest
 from bitsback.formats.repeatable import Recording, check_alone, repeatable, steps_of
 from bitsback.formats.side_information import SideInformation, densities_of
-from bitsback.formats.training_digest import StateDigest
 from bitsback.model.modes import evaluating
 from bitsback.result import Result, text_table
 from bitsback.training import LedgerSettings, LoggingSettings
 from bitsback.training.train import threads_for
 from bitsback.units import bits_to_bytes, nats_to_bits
+
+__all__ = ["PayloadTooShortError", "Sender", "Sent", "check_exponent", "check_sendable", "message_config", "send"]
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,7 @@ def send(
     whole.push(stack, flat)
     metered(raw_bits(side.bits_each()), meters, "side").push(stack, side.levels())
     weight_bits, data_bits = _sample_ledger(shared, q, drawn[0], m, labels)
-    digests = shared.inputs_digest(), _posterior_digest(q), _guard(shared, code, flat)
+    digests = shared.inputs_digest(), posterior_digest(q), guard_of(shared, code, flat)
     header = Header(settings, m, lanes_log2, len(payload), padding_bytes, *digests, states)
     writer = BitWriter()
     header.put(writer)

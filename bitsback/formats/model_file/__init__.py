@@ -1,1 +1,3 @@
 """A network for a receiver without the data."""
+
+__all__: list[str] = []

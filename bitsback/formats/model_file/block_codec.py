@@ -15,15 +15,17 @@ from bitsback.config.coding_settings import PackSettings, TuningSettings
 from bitsback.errors import FileError
 from bitsback.formats.container import BitReader, BitWriter, seal, sealed_bytes
 from bitsback.formats.kinds import FileKind, register_kind
-from bitsback.formats.model_file.codec import FilePart, ModelCodec, register_codec
-from bitsback.formats.model_file.head import EmptyModel, model_tree, put_experiment_head
-from bitsback.formats.model_file.tuning import Tuner
+from bitsback.formats.model_file._codec import FilePart, ModelCodec, register_codec
+from bitsback.formats.model_file._head import EmptyModel, model_tree, put_experiment_head
+from bitsback.formats.model_file._tuning import Tuner
 from bitsback.formats.side_information import densities_of
 from bitsback.model import BayesianModel
 from bitsback.model.accounting import seeded
 from bitsback.torch_state import using_threads
 from bitsback.training.train import threads_for
 from bitsback.units import bits_to_bytes
+
+__all__ = ["RELATIVE_ENTROPY", "DecodedBlocks", "block_code", "put_blocks", "read_blocks", "write_blocks"]
 
 RELATIVE_ENTROPY = register_kind(FileKind(1, "relative_entropy"))
 INDEX_SIZE_BITS = 5

@@ -14,9 +14,11 @@ from bitsback.factories import imported_function
 from bitsback.formats.config_tree import CODEC_FACTORY
 from bitsback.formats.container import BitReader, BitWriter, seal
 from bitsback.formats.kinds import FileKind, register_kind
-from bitsback.formats.model_file.codec import FilePart, ModelCodec, register_codec
-from bitsback.formats.model_file.head import EmptyModel, model_tree, put_experiment_head
+from bitsback.formats.model_file._codec import FilePart, ModelCodec, register_codec
+from bitsback.formats.model_file._head import EmptyModel, model_tree, put_experiment_head
 from bitsback.model import BayesianModel
+
+__all__ = ["FACTORY", "DecodedBody", "OwnCodec", "read_own", "write_own"]
 
 FACTORY = register_kind(FileKind(6, "factory"))
 

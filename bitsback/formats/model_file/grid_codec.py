@@ -15,11 +15,23 @@ from bitsback.coding.quantised import STEPS_PER_STD, QuantisedTensor, quantise, 
 from bitsback.errors import FileError
 from bitsback.formats.container import BitReader, BitWriter
 from bitsback.formats.kinds import FileKind, register_kind
-from bitsback.formats.model_file.codec import FilePart
-from bitsback.formats.model_file.head import EmptyModel
+from bitsback.formats.model_file._codec import FilePart
+from bitsback.formats.model_file._head import EmptyModel
 from bitsback.formats.model_file.hidden_units import exchangeable_groups
 from bitsback.formats.side_information import densities_of
 from bitsback.model import BayesianModel
+
+__all__ = [
+    "DECIMAL",
+    "DIGITS_BITS",
+    "MOST_DIGITS",
+    "QUANTISED",
+    "DecodedGrids",
+    "QuantisedNetwork",
+    "read_decimal",
+    "read_quantised",
+    "step_levels",
+]
 
 QUANTISED = register_kind(FileKind(2, "quantised"))
 DECIMAL = register_kind(FileKind(4, "decimal"))

@@ -13,7 +13,8 @@ from bitsback.data import Examples
 from bitsback.errors import FileError
 from bitsback.formats.config_tree import locations_of
 from bitsback.formats.container import BitWriter, seal
-from bitsback.formats.model_file.codec import ModelCodec, register_codec
+from bitsback.formats.model_file._codec import ModelCodec, register_codec
+from bitsback.formats.model_file._head import model_tree, put_experiment_head
 from bitsback.formats.model_file.grid_codec import (
     DECIMAL,
     DIGITS_BITS,
@@ -25,9 +26,10 @@ from bitsback.formats.model_file.grid_codec import (
     read_quantised,
     step_levels,
 )
-from bitsback.formats.model_file.head import model_tree, put_experiment_head
 from bitsback.formats.model_file.read import decode
 from bitsback.model import BayesianModel, evaluate
+
+__all__ = ["Levels", "content_of", "decimal_content", "quantised_content"]
 
 Levels = Mapping[str, int]
 

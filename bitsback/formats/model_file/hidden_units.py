@@ -8,6 +8,8 @@ from torch import nn
 
 from bitsback.coding.permutation import UnitGroup
 
+__all__ = ["Linears", "exchangeable_groups"]
+
 Linears = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 PER_UNIT = ("weight", "bias", "running_mean", "running_var")
 """Tensors with an entry for every unit. Like the layers below, part of the format: another list decodes other networks."""

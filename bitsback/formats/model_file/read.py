@@ -15,18 +15,20 @@ from bitsback.config.load import to_yaml
 from bitsback.data import Preprocessing
 from bitsback.data.settings import AnyFeatures
 from bitsback.errors import FileError
+from bitsback.formats._exact_outputs import BATCH
+from bitsback.formats._size_limits import check_data
 from bitsback.formats.config_text import take_settings
 from bitsback.formats.config_tree import MODEL_SECTIONS
 from bitsback.formats.container import BitReader, read_file, unseal
-from bitsback.formats.exact_outputs import BATCH
 from bitsback.formats.message.header import MESSAGE
-from bitsback.formats.model_file.codec import Decoded, FilePart, ModelCodec, codec_of
-from bitsback.formats.model_file.head import EmptyModel, Tree, take_side
-from bitsback.formats.model_file.tuning import FIXED_LOG_STD
-from bitsback.formats.size_limits import check_data
+from bitsback.formats.model_file._codec import Decoded, FilePart, ModelCodec, codec_of
+from bitsback.formats.model_file._head import EmptyModel, Tree, take_side
+from bitsback.formats.model_file._tuning import FIXED_LOG_STD
 from bitsback.likelihoods import Likelihood
 from bitsback.model import BayesianModel
 from bitsback.posteriors import GaussianPosterior
+
+__all__ = ["LoadedModel", "decode", "load", "write_unpacked"]
 
 
 class LoadedModel(nn.Module):

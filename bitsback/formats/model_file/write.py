@@ -15,19 +15,21 @@ from bitsback.config import Experiment
 from bitsback.config.coding_settings import PackSettings
 from bitsback.config.load import parse_value
 from bitsback.errors import ConfigError, FileError, LayerError
+from bitsback.formats._exact_outputs import exact_outputs
 from bitsback.formats.config_tree import CODEC_FACTORY, locations_of
-from bitsback.formats.exact_outputs import exact_outputs
+from bitsback.formats.model_file._codec import ModelCodec, codec_named
+from bitsback.formats.model_file._network_description import described
+from bitsback.formats.model_file._tuning import FIXED_LOG_STD
 from bitsback.formats.model_file.block_codec import RELATIVE_ENTROPY
-from bitsback.formats.model_file.codec import ModelCodec, codec_named
 from bitsback.formats.model_file.grid_codec import QUANTISED
-from bitsback.formats.model_file.network_description import described
 from bitsback.formats.model_file.read import LoadedModel, decode
-from bitsback.formats.model_file.tuning import FIXED_LOG_STD
 from bitsback.ledger import shown_error
 from bitsback.likelihoods.classes import CategoricalLikelihood
 from bitsback.model import BayesianModel, evaluate
 from bitsback.posteriors import GaussianPosterior, PointPosterior
 from bitsback.result import Result
+
+__all__ = ["Choice", "Packed", "choose", "measure", "pack_experiment", "with_settings", "write"]
 
 BLOCKS_BELOW_BITS, QUANTISED_ABOVE_BITS = 3.0, 4.0
 """Net bits per weight below which blocks win, and above which quantising does; between, both are tried."""

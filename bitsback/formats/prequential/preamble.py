@@ -10,6 +10,8 @@ from bitsback.formats.config_text import put_settings, take_settings
 from bitsback.formats.container import DIGEST_BITS, BitReader, BitWriter, digest
 from bitsback.formats.kinds import FileKind, register_kind
 
+__all__ = ["FIRST_PREQUENTIAL", "PREQUENTIAL", "Head", "labels_digest", "tables_digest"]
+
 PREQUENTIAL = register_kind(FileKind(3, "prequential", version=2))
 FIRST_PREQUENTIAL = PREQUENTIAL.of_version(1)
 """Of version 1: its training is no longer repeated."""

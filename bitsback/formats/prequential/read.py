@@ -15,13 +15,15 @@ from bitsback.coding.categorical import labels
 from bitsback.config import Config, Experiment
 from bitsback.config.labels import as_labels
 from bitsback.errors import FileError
+from bitsback.formats._size_limits import check_data, check_size
 from bitsback.formats.config_tree import from_tree
 from bitsback.formats.container import BitReader, read_file, unseal
 from bitsback.formats.message.shared import SharedContext
 from bitsback.formats.prequential.preamble import FIRST_PREQUENTIAL, PREQUENTIAL, Head, labels_digest, tables_digest
 from bitsback.formats.prequential.walk import Walk, check
 from bitsback.formats.repeatable import check_alone, repeatable
-from bitsback.formats.size_limits import check_data, check_size
+
+__all__ = ["receive_prequential"]
 
 UNKNOWN = -1
 

@@ -20,8 +20,8 @@ from bitsback.coding.philox import shuffled
 from bitsback.config import Config, Experiment
 from bitsback.data import Dataset, Examples
 from bitsback.errors import ConfigError, TrainingError
-from bitsback.formats.exact_outputs import BATCH
-from bitsback.formats.prequential.calibration import Block, Calibration
+from bitsback.formats._exact_outputs import BATCH
+from bitsback.formats.prequential._calibration import Block, Calibration
 from bitsback.formats.repeatable import check_alone, repeatable
 from bitsback.likelihoods.classes import CategoricalLikelihood
 from bitsback.likelihoods.settings import CategoricalSettings
@@ -35,6 +35,8 @@ from bitsback.units import nats_to_bits
 
 if TYPE_CHECKING:
     Bar = tqdm[Any]
+
+__all__ = ["Answer", "Walk", "check", "epochs_for", "rounded", "train"]
 
 Answer = Callable[[int, Integers], Integers]
 """From a block's number and its predictions, log-probabilities (n, classes) in units of 2^-12 nats, to its labels (n,)."""

@@ -13,12 +13,14 @@ from bitsback.config.labels import check_declared
 from bitsback.formats.config_tree import MESSAGE_SECTIONS, to_tree
 from bitsback.formats.container import BitWriter, seal
 from bitsback.formats.message.shared import SharedContext
-from bitsback.formats.prequential.calibration import Block
+from bitsback.formats.prequential._calibration import Block
 from bitsback.formats.prequential.preamble import PREQUENTIAL, Head, labels_digest, tables_digest
 from bitsback.formats.prequential.walk import Walk, check
 from bitsback.formats.repeatable import repeatable
 from bitsback.result import Result, text_table
 from bitsback.training.train import threads_for
+
+__all__ = ["Prequential", "prequential"]
 
 SECTIONS = (*MESSAGE_SECTIONS, "prequential")
 

@@ -5,11 +5,11 @@
 'bits'
 """
 
-from bitsback.report.plots.bits import codes, grid, ledger, priors, runs, training, width
-from bitsback.report.plots.export import check_suffix, save, svg
-from bitsback.report.plots.pictures import calibration, examples, filters
+from bitsback.report.plots._bits import codes, grid, ledger, priors, runs, training, width
+from bitsback.report.plots._export import check_suffix, save, svg
+from bitsback.report.plots._pictures import calibration, examples, filters
+from bitsback.report.plots._weights import bells, bits_and_prior, bits_per_weight, means, prior_density, signal_to_noise
 from bitsback.report.plots.style import COLOURS, off_screen, styled
-from bitsback.report.plots.weights import bells, bits_and_prior, bits_per_weight, means, prior_density, signal_to_noise
 
 __all__ = [
     "COLOURS",

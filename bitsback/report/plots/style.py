@@ -13,6 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+__all__ = ["COLOURS", "LINES", "SIZE", "array_of", "new_axes", "octave", "off_screen", "plain_ticks", "short", "styled"]
+
 SIZE = (4.6, 3.0)
 """Inches; a screen 360 pixels wide shows it almost one to one."""
 COLOURS = {

@@ -1,0 +1,124 @@
+"""Two approximations of -log2 p(labels | model), for reference: BIC and Laplace's. Nobody can decode them."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import jacrev, vmap
+
+from bitsback.data import Examples
+from bitsback.errors import LedgerError
+from bitsback.kl import kl
+from bitsback.likelihoods.classes import CategoricalLikelihood
+from bitsback.model import BayesianModel
+from bitsback.model.draws import outputs_under
+from bitsback.model.model import FLOAT32_BITS
+from bitsback.model.modes import evaluating
+from bitsback.posteriors import PointPosterior
+from bitsback.units import nats_to_bits
+
+__all__ = ["LaplaceBits", "bic_model_bits", "laplace_model_bits"]
+
+FULL_WEIGHTS = 2048
+"""Up to so many weights the whole curvature matrix is used, beyond only its diagonal."""
+
+FULL_PRODUCTS = 2e11
+"""Multiplications that the whole matrix may take."""
+
+DIAGONAL_EXAMPLES = 8192
+"""The diagonal is measured on so many examples, evenly spaced, and scaled up."""
+
+NUMBERS_AT_ONCE = 1 << 24
+
+
+def bic_model_bits(weights: int, examples: int) -> float:
+    """(k / 2) log2 n, the model part of the Bayesian information criterion (Schwarz 1978).
+
+    >>> bic_model_bits(10, 1024)
+    50.0
+    """
+    return weights / 2 * math.log2(examples)
+
+
+@dataclass(frozen=True)
+class LaplaceBits:
+    """Laplace's approximation at a point estimate: what its weights cost, and by which curvature."""
+
+    model_bits: float
+    curvature: str
+
+
+def laplace_model_bits(
+    model: BayesianModel, likelihood: CategoricalLikelihood, examples: Examples, *, full: bool | None = None
+) -> LaplaceBits:
+    """-log2 p(w) - (k/2) log2(2 pi) + 1/2 log2 det H at a point estimate w, less its data bits (MacKay 1992).
+
+    H is the generalised Gauss-Newton matrix of the labels' nats plus the prior's curvature, both at w. Where the prior is
+    flatter than a Gaussian of its width (Laplace, Student-t), that Gaussian's curvature stands in: no direction is flat.
+    Trained weights without a posterior and the buffers that training moves are charged at 32 bits each.
+
+    Args:
+        model: with a point posterior for every weight.
+        likelihood, examples: what was fitted.
+        full: whether the whole matrix is used, or its diagonal alone; default: the whole one up to 2,048 weights.
+
+    Raises:
+        LedgerError: when a weight has a width already.
+    """
+    model.honour_edits(everywhere=True)
+    posteriors = [weight.posterior for weight in model.weights]
+    if not all(isinstance(q, PointPosterior) for q in posteriors):
+        raise LedgerError("Laplace's approximation starts from a point estimate; train with posterior.kind=point")
+    weights, classes = sum(q.numel for q in posteriors), likelihood.classes
+    if full is None:
+        full = weights <= FULL_WEIGHTS and len(examples) * classes * weights**2 <= FULL_PRODUCTS
+    flatness = torch.cat([_prior_curvature(model, index) for index in range(len(posteriors))])
+    cost_nats = sum(float(kl(q, weight.prior).nats.detach()) for q, weight in zip(posteriors, model.weights, strict=True))
+    if full:
+        matrix = torch.diag(flatness)
+        for rows in _half_hessians(model, examples):
+            matrix += (rows.T @ rows).double()
+        log_det = float(torch.linalg.slogdet(matrix).logabsdet)
+    else:
+        kept = torch.linspace(0, len(examples) - 1, min(DIAGONAL_EXAMPLES, len(examples))).round().long()
+        some = Examples(examples.inputs[kept], examples.targets[kept])
+        curvature = torch.zeros_like(flatness)
+        for rows in _half_hessians(model, some):
+            curvature += rows.double().square().sum(0)
+        log_det = float((flatness + curvature * (len(examples) / len(some))).log().sum())
+    nats = cost_nats - weights / 2 * math.log(2 * math.pi) + log_det / 2
+    statistics = sum(tensor.numel() for _, tensor in [*model.learned_statistics(), *model.changed_buffers()])
+    others = model.deterministic_bits() + FLOAT32_BITS * statistics
+    return LaplaceBits(nats_to_bits(nats) + others, "full" if full else "diagonal")
+
+
+def _prior_curvature(model: BayesianModel, index: int) -> Tensor:
+    """d^2 (-log p) / dw^2 of one weight tensor, flat, float64; at least that of a Gaussian of the prior's width."""
+    weight = model.weights[index]
+    point = weight.posterior.mean.detach().clone().requires_grad_()
+    nats = -weight.prior().log_prob(point).sum()
+    (slope,) = torch.autograd.grad(nats, point, create_graph=True)
+    found = torch.autograd.grad(slope.sum(), point)[0] if slope.requires_grad else torch.zeros_like(slope)
+    least = weight.prior.typical_scale().detach().expand(point.shape).double() ** -2.0
+    return torch.maximum(found.detach().double(), least).flatten()
+
+
+def _half_hessians(model: BayesianModel, examples: Examples) -> Iterator[Tensor]:
+    """Rows (examples * classes, weights) whose squares add up to the Gauss-Newton matrix: sqrt(p_c) (J_c - sum_k p_k J_k)."""
+    means = {weight.name: weight.posterior.mean.detach() for weight in model.weights}
+
+    def outputs(means: dict[str, Tensor], one: Tensor) -> Tensor:
+        found: Tensor = outputs_under(model, means, one[None])[0]
+        return found
+
+    jacobian = vmap(jacrev(lambda means, one: (outputs(means, one),) * 2, has_aux=True), in_dims=(None, 0))
+    weights = sum(mean.numel() for mean in means.values())
+    with evaluating(model.network):
+        classes = len(outputs(means, examples.inputs[0]))
+        for inputs in examples.inputs.split(max(1, NUMBERS_AT_ONCE // (weights * classes))):
+            parts, logits = jacobian(means, inputs)
+            slopes = torch.cat([parts[name].flatten(2) for name in means], dim=2)
+            p = logits.softmax(-1)[..., None]
+            yield (p.sqrt() * (slopes - (p * slopes).sum(1, keepdim=True))).flatten(0, 1).detach()

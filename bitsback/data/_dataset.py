@@ -1,0 +1,224 @@
+"""Examples, split into what is described (training) and what only measures (test)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bitsback.data._feature_map import Map
+from bitsback.errors import DataError, brief
+from bitsback.torch_state import using_threads
+
+if TYPE_CHECKING:
+    from bitsback.data.settings import DataSettings, LabelValues
+
+__all__ = ["Dataset", "Examples", "Preprocessing", "finished", "split"]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Inputs (n, ...) and targets (n, ...) of one split; ``assumed`` names what the receiver needs to make the inputs.
+
+    Raises:
+        DataError: when the split is empty, the lengths differ, or an input is not finite.
+
+    >>> len(Examples(torch.zeros(5, 2), torch.zeros(5)))
+    5
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    name: str = "training"
+    assumed: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.inputs) != len(self.targets):
+            raise DataError(f"the {self.name} split has {len(self.inputs)} inputs but {len(self.targets)} targets")
+        if len(self.inputs) == 0:
+            raise DataError(f"the {self.name} split is empty; give at least one example")
+        for what, tensor in (("input", self.inputs), ("target", self.targets)):
+            finite = torch.isfinite(tensor).flatten(1).all(1) if tensor.ndim > 1 else torch.isfinite(tensor)
+            if not bool(finite.all()):
+                first = int((~finite).nonzero()[0])
+                raise DataError(f"{what} of {self.name} example {first} is NaN or infinite; clean the data first")
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __repr__(self) -> str:
+        return f"Examples(inputs {tuple(self.inputs.shape)}, targets {tuple(self.targets.shape)}, {self.name})"
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "Examples":
+        """Both tensors on ``device``; floating-point inputs in ``dtype``, targets as they are."""
+        wanted = dtype if self.inputs.is_floating_point() else self.inputs.dtype
+        if self.inputs.device == device and self.inputs.dtype == wanted and self.targets.device == device:
+            return self
+        coarse = device.type == "mps" and self.targets.dtype == torch.float64  # which that device lacks
+        targets = self.targets.to(device, torch.float32 if coarse else self.targets.dtype)
+        return Examples(self.inputs.to(device, wanted), targets, self.name, self.assumed)
+
+
+PART_STREAM = 1
+"""Keeps the draw of the parts apart from the draw behind ``limit``."""
+
+ZERO, ONE = torch.tensor(0.0), torch.tensor(1.0)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """From inputs as they are stored to inputs as the network sees them: (x - shift) / scale, features, rounding.
+
+    >>> Preprocessing(scale=torch.tensor(16.0))(torch.tensor([8.0]))
+    tensor([0.5000])
+    """
+
+    shift: Tensor = ZERO
+    scale: Tensor = ONE
+    features: Map | None = None
+    fraction_bits: int | None = None
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        if not inputs.is_floating_point():
+            return inputs
+        shape = tuple(inputs.shape[1:])
+        try:
+            inputs = (inputs - self.shift) / self.scale
+            if self.features is not None:
+                with using_threads(1):  # the same features whatever else the process does
+                    inputs = self.features(inputs)
+        except (RuntimeError, IndexError, ValueError) as error:  # torch finds that shapes do not go together
+            reason = f"cannot be prepared as the training inputs were ({brief(error)})"
+            raise DataError(f"inputs of shape {shape} {reason}; give inputs of the same shape") from error
+        if self.fraction_bits is not None:
+            inputs = ((inputs.double() * 2.0**self.fraction_bits).round() * 2.0**-self.fraction_bits).to(inputs.dtype)
+        return inputs
+
+    def of(self, examples: Examples, assumed: tuple[str, ...] = ()) -> Examples:
+        """The same examples, preprocessed."""
+        return Examples(self(examples.inputs), examples.targets, examples.name, assumed)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Training examples, test examples (never used to choose anything), and what is known of the labels.
+
+    Attributes:
+        classes: how many classes the source declares; None where it declares none.
+        labels: the distinct labels of the whole source, both splits and what ``limit`` leaves out; None where it does not say.
+            Where they are texts, the targets are their places in this order.
+        scaling: which scaling the inputs have got, where settings say how.
+    """
+
+    name: str
+    train: Examples
+    test: Examples | None
+    classes: int | None = None
+    preprocessing: Preprocessing = Preprocessing()
+    in_memory: bool = False  # made in Python: no settings say where it comes from
+    labels: "LabelValues | None" = None
+    scaling: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_alike(self.train, self.test)
+
+
+def finished(
+    settings: "DataSettings",
+    name: str,
+    train: Examples,
+    test: Examples | None,
+    *,
+    largest: float = 1.0,
+    are_images: bool = False,
+    classes: int | None = None,
+    texts: Sequence[str] | None = None,
+) -> Dataset:
+    """Return what :meth:`DataSettings.finish` does."""
+    _check_alike(train, test)
+    labels = tuple(texts) if texts is not None else _distinct(train, test)
+    if settings.limit is not None and settings.limit < len(train):
+        kept = (
+            torch.from_numpy(np.random.default_rng(settings.split_seed).permutation(len(train))[: settings.limit]).sort().values
+        )
+        train = Examples(train.inputs[kept], train.targets[kept])
+    train = _part_of(train, settings)
+    train, test = _as_numbers(train, settings), test and _as_numbers(test, settings)
+    scaling = settings.scaling if settings.scaling != "auto" else "unit" if are_images else "standard"
+    preprocessing = _scaled(train.inputs, scaling, largest)
+    note: tuple[str, ...] = ()
+    if settings.features is not None:
+        if settings.features.is_fitted:
+            note = (f"{settings.features.kind} of the training inputs, which the receiver holds",)
+        with using_threads(1):  # the same features whatever else the process does
+            preprocessing = replace(preprocessing, features=settings.features.fit(preprocessing(train.inputs)))
+    preprocessing = replace(preprocessing, fraction_bits=settings.fraction_bits)
+    test = test and preprocessing.of(test, note)
+    return Dataset(name, preprocessing.of(train, note), test, classes, preprocessing, labels=labels, scaling=scaling)
+
+
+def _as_numbers(examples: Examples, settings: "DataSettings") -> Examples:
+    """Whole-number inputs as real numbers, which scaling needs; under ``unit`` and ``none`` they stay indices."""
+    if examples.inputs.is_floating_point() or settings.scaling in ("unit", "none"):
+        return examples
+    return replace(examples, inputs=examples.inputs.float())
+
+
+def _part_of(train: Examples, settings: "DataSettings") -> Examples:
+    """The examples of ``part``: the two parts of one split_seed share no example, and together they are all."""
+    if settings.prior_fraction is None:
+        return train
+    apart = round(settings.prior_fraction * len(train))
+    order = torch.from_numpy(np.random.default_rng([settings.split_seed, PART_STREAM]).permutation(len(train)))
+    kept = (order[:apart] if settings.part == "prior" else order[apart:]).sort().values
+    if not 0 < apart < len(train):
+        raise DataError(
+            f"data.prior_fraction {settings.prior_fraction:g} of {len(train)} examples leaves one part empty; choose another"
+        )
+    return Examples(train.inputs[kept], train.targets[kept])
+
+
+def _check_alike(train: Examples, test: Examples | None) -> None:
+    """Raise DataError when an input of one split has another shape than one of the other."""
+    if test is not None and test.inputs.shape[1:] != train.inputs.shape[1:]:
+        raise DataError(
+            f"a test input has shape {tuple(test.inputs.shape[1:])} but a training input {tuple(train.inputs.shape[1:])}; "
+            "both splits must be alike"
+        )
+
+
+def _scaled(inputs: Tensor, scaling: str, largest: float) -> Preprocessing:
+    """The preprocessing that brings training inputs to a scale; indices, which are whole numbers, stay as they are."""
+    if not inputs.is_floating_point() or scaling == "none":
+        return Preprocessing()
+    if scaling == "unit":
+        return Preprocessing(scale=torch.tensor(largest))
+    if scaling == "centred":
+        return Preprocessing(inputs.mean(0), torch.tensor(largest))
+    std, mean = torch.std_mean(inputs.double(), 0, correction=0)  # squares of large numbers overflow in float32
+    return Preprocessing(mean.float(), torch.where(std > 0, std, torch.ones_like(std)).float())
+
+
+def _distinct(train: Examples, test: Examples | None) -> "LabelValues | None":
+    """The distinct values of whole-number targets, one for each example; None for all other targets."""
+    targets = [examples.targets for examples in (train, test) if examples is not None]
+    if any(part.is_floating_point() or part.ndim != 1 for part in targets):
+        return None
+    return tuple(torch.cat(targets).unique().tolist())
+
+
+def split(inputs: Tensor, targets: Tensor, test_fraction: float, seed: int) -> tuple[Examples, Examples | None]:
+    """Hold out ``test_fraction`` of the examples, drawn by ``seed``.
+
+    >>> train, test = split(torch.zeros(10, 1), torch.zeros(10), 0.2, seed=0)
+    >>> len(train), len(test)
+    (8, 2)
+    """
+    held_out = len(inputs) - int(len(inputs) * (1 - test_fraction) + 1e-9)
+    if held_out == 0:
+        return Examples(inputs, targets), None
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(inputs)))
+    test, train = order[:held_out].sort().values, order[held_out:].sort().values
+    return Examples(inputs[train], targets[train]), Examples(inputs[test], targets[test], "test")

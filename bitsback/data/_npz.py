@@ -1,0 +1,99 @@
+"""NPZ: named numpy arrays in one file."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bitsback.data._dataset import Dataset, Examples, split
+from bitsback.data.arrays import REASONS, describe, read_npz
+from bitsback.errors import DataError, brief, near_miss
+
+if TYPE_CHECKING:
+    from bitsback.data.settings import NpzSettings
+
+__all__ = ["load_npz"]
+
+
+def load_npz(settings: "NpzSettings", *, inputs_only: bool) -> Dataset:
+    """The arrays as a data set; with ``inputs_only``, targets that are not there are zero."""
+    arrays = _arrays(settings)
+    if inputs_only:
+        for answers, given in ((settings.targets, settings.inputs), (settings.test_targets, settings.test_inputs)):
+            if given in arrays and answers not in arrays:
+                arrays[answers] = np.zeros(len(arrays[given]), dtype=np.int64)
+    texts = _name_texts(settings, arrays)
+    inputs, targets = _tensor(settings, arrays, settings.inputs), _tensor(settings, arrays, settings.targets)
+    _check_lengths(inputs, targets, settings.path)
+    test: Examples | None
+    if settings.test_inputs in arrays or settings.test_targets in arrays:
+        train = Examples(inputs, targets)
+        test = Examples(
+            _tensor(settings, arrays, settings.test_inputs), _tensor(settings, arrays, settings.test_targets), "test"
+        )
+    else:
+        train, test = split(inputs, targets, settings.test_fraction, settings.split_seed)
+    grey = arrays[settings.inputs].dtype == np.uint8
+    return settings.finish(
+        settings.path.stem, train, test, largest=255.0 if grey else 1.0, are_images=grey and inputs.ndim > 2, texts=texts
+    )
+
+
+def _name_texts(settings: "NpzSettings", arrays: dict[str, np.ndarray]) -> list[str] | None:
+    """Put the places of text labels in their sorted order into the arrays of targets, and return that order."""
+    named = {name: arrays[name] for name in (settings.targets, settings.test_targets) if name in arrays}
+    are_texts = {array.dtype.kind in "US" for array in named.values()}
+    if are_texts == {True, False}:
+        raise DataError(
+            f"array '{settings.targets}' and array '{settings.test_targets}' in {settings.path} differ: one holds "
+            "texts and the other numbers; write both alike"
+        )
+    if True not in are_texts:
+        return None
+    try:
+        plain = {name: np.char.decode(a, "utf-8") if a.dtype.kind == "S" else a.astype(str) for name, a in named.items()}
+    except UnicodeDecodeError as error:
+        raise DataError(f"the labels in {settings.path} are bytes that are not UTF-8 text; write them as texts") from error
+    texts = np.unique(np.concatenate([array.ravel() for array in plain.values()]))
+    arrays |= {name: np.searchsorted(texts, array) for name, array in plain.items()}
+    return [str(text) for text in texts]
+
+
+def _arrays(settings: "NpzSettings") -> dict[str, np.ndarray]:
+    try:
+        with settings.path.open("rb") as file:
+            start = file.read(64)
+        if not start.startswith(b"PK"):
+            fix = "write it with numpy.savez('data.npz', inputs=x, targets=y)"
+            raise DataError(f"cannot read {settings.path} as NPZ: {describe(start)}; {fix}")
+        return read_npz(settings.path)
+    except REASONS as error:
+        raise DataError(
+            f"cannot read {settings.path} as NPZ: {brief(error)}; write it with numpy.savez, without objects"
+        ) from error
+
+
+def _tensor(settings: "NpzSettings", arrays: dict[str, np.ndarray], name: str) -> Tensor:
+    if name not in arrays:
+        known = brief(", ".join(sorted(arrays))) or "none"
+        raise DataError(f"{settings.path} has no array '{name}'{near_miss(name, arrays)}; arrays there: {known}")
+    array = arrays[name]
+    if array.dtype.kind not in "biuf":
+        raise DataError(f"array '{name}' in {settings.path} has type {array.dtype}; numbers are needed")
+    if array.ndim == 0 or len(array) == 0:
+        raise DataError(f"array '{name}' in {settings.path} is empty; give at least one example")
+    is_target = name in (settings.targets, settings.test_targets)
+    is_double = array.dtype.kind == "f" and array.dtype.itemsize == 8
+    real = np.float64 if is_target and is_double else np.float32  # a target's digits say its resolution
+    tensor = torch.from_numpy(array.astype(np.int64 if array.dtype.kind in "biu" else real))
+    if is_target:
+        return tensor.flatten() if tensor.ndim == 2 and tensor.shape[1] == 1 else tensor
+    tensor = tensor[:, None] if tensor.ndim == 1 else tensor  # one number for each example
+    return tensor.float() if array.dtype in (np.uint8, np.bool_) else tensor
+
+
+def _check_lengths(inputs: Tensor, targets: Tensor, path: Path) -> None:
+    if len(inputs) != len(targets):
+        raise DataError(f"{path} has {len(inputs)} inputs but {len(targets)} targets; give as many of each")

@@ -1,0 +1,140 @@
+"""How much a file may ask for, found out before anything is allocated, made or trained; the limits are in ``limits.py``."""
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+
+from bitsback import limits
+from bitsback.config import Config
+from bitsback.config.network import SequentialSettings
+from bitsback.data.settings import FriedmanSettings
+from bitsback.errors import FileError
+from bitsback.formats._exact_outputs import BATCH
+from bitsback.formats.repeatable import steps_of
+
+__all__ = ["check_data", "check_size", "check_steps"]
+
+ROOMY = 1 << 26
+"""Numbers of one layer's outputs that predictions may always take at once."""
+
+NUMBERS_PER_INPUT = 16
+"""Numbers that a receiver may be asked for, for each number of the inputs that it holds itself."""
+
+
+def check_size(
+    config: Config,
+    inputs: Sequence[int],
+    outputs: int,
+    *,
+    whole: bool = False,
+    file_bytes: int = 0,
+    examples: int = 2,
+    data_numbers: int = 0,
+) -> int:
+    """Raise FileError when a file asks for far more than it could describe; a factory's network is the caller's own business.
+
+    Args:
+        config: of the file.
+        inputs: shape of one input.
+        outputs: how many outputs the likelihood needs.
+        whole: whether inputs are whole numbers.
+        file_bytes: size of the file.
+        examples: how many are put through the network, at most :data:`BATCH` at once, and have their outputs kept.
+        data_numbers: numbers in the inputs that the receiver holds.
+
+    Returns:
+        how many examples may go through the network at once.
+    """
+    most = limits.numbers_for(file_bytes) + NUMBERS_PER_INPUT * data_numbers
+    widest, products, weights = prod(inputs), 0, 0
+    network = config.network
+    if isinstance(network, SequentialSettings):
+        limits.LAYERS.check(_layers(network), "the file's network", FileError)
+        _check_numbers(2 * widest + outputs * max(2, examples), most, file_bytes)
+
+        def look(module: nn.Module, given: Any, output: Any) -> None:
+            nonlocal widest, products
+            made = output if isinstance(output, tuple) else (output,)
+            parts = [part for part in (*made, *given) if isinstance(part, Tensor)]
+            widest = max([widest, *(-(-part.numel() // 2) for part in parts), _attention(module, parts)])
+            counted = given if getattr(module, "transposed", False) else made
+            products += max((_products(module, part) for part in counted if isinstance(part, Tensor)), default=0)
+
+        hook = register_module_forward_hook(look)
+        try:
+            with torch.device("meta"):  # shapes without numbers
+                example = torch.zeros(2, *inputs, dtype=torch.int64 if whole else torch.float32)
+                built = network.model_copy(update={"pretrained": None}).build(example, outputs)
+        finally:
+            hook.remove()
+        weights = sum(tensor.numel() for tensor in [*built.parameters(), *built.buffers()])
+        numbers = weights + widest * min(max(2, examples), BATCH) + outputs * examples
+        _check_numbers(numbers, most, file_bytes)
+        limits.USES.check(products // most, "put through the file's network, each of its numbers", FileError, "it is damaged")
+    else:
+        _check_numbers(2 * widest + outputs * max(2, examples), most, file_bytes)
+    return max(2, min(BATCH, max(most, ROOMY) // max(1, widest)))
+
+
+def _layers(network: SequentialSettings) -> int:
+    """Layers in a row, those inside of recurrent layers and transformers counted."""
+    arguments = [values or {} for layer in network.layers if isinstance(layer, dict) for values in layer.values()]
+    inside = [value for given in arguments for name, value in given.items() if "layers" in name]
+    return len(network.layers) + sum(value for value in inside if isinstance(value, int) and value > 0)
+
+
+def _attention(module: nn.Module, parts: Sequence[Tensor]) -> int:
+    """Numbers in the table of every position against every other, for one example."""
+    attention = getattr(module, "self_attn", module)
+    if not isinstance(attention, nn.MultiheadAttention):
+        return 0
+    positions = max(part.numel() // max(1, part.shape[-1]) for part in parts)
+    return attention.num_heads * positions**2 // 2
+
+
+def _products(module: nn.Module, part: Tensor) -> int:
+    """Multiplications behind a layer's output, or a transposed one's input, for two examples: each weight everywhere."""
+    own = sum(p.numel() for p in module.parameters(recurse=False))
+    if not own:
+        kernel = getattr(module, "kernel_size", 1)
+        sizes = kernel if isinstance(kernel, tuple) else (kernel,) * max(0, part.ndim - 2)
+        return part.numel() * prod(size for size in sizes if isinstance(size, int))
+    axis = 1 if isinstance(module, nn.modules.conv._ConvNd) and part.ndim > 1 else -1
+    return own * (part.numel() // max(1, part.shape[axis])) if part.ndim else own
+
+
+def _check_numbers(numbers: int, most: int, file_bytes: int) -> None:
+    if numbers > most:
+        raise FileError(
+            f"the file's network is too large for a file of {file_bytes:,} bytes: it asks for {limits.shown(numbers)} numbers, "
+            f"and {limits.NUMBERS.allowed(numbers, most, 'it is damaged')}"
+        )
+
+
+def check_data(config: Config, what: str, file_bytes: int = 0, *, labels: bool = True) -> None:
+    """Raise FileError when a file asks for examples to be made that nobody holds.
+
+    Args:
+        config: of the file.
+        what: how errors name it.
+        file_bytes: size of the file.
+        labels: whether it codes labels, which data that are made have not.
+    """
+    data = config.data
+    if not isinstance(data, FriedmanSettings):
+        return
+    if labels:  # made in any number that a file asks for
+        raise FileError(f"{what} names data without labels (friedman); it is damaged")
+    limits.EXAMPLES.check(data.examples, what, FileError)
+    numbers = data.inputs * (data.examples + data.inputs)  # and a table of inputs by inputs
+    if numbers > (most := limits.numbers_for(file_bytes)):
+        raise FileError(f"{what} asks for data of {limits.shown(numbers)} numbers, and {limits.NUMBERS.allowed(numbers, most)}")
+
+
+def check_steps(config: Config, examples: int, what: str) -> None:
+    """Raise FileError when a receiver would have to train for too long on so many examples."""
+    limits.STEPS.check(steps_of(config.training, examples), what, FileError)

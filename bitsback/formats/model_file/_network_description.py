@@ -1,0 +1,96 @@
+"""A network that was made in Python, as a file says it: torch's layers in a row, by name."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from bitsback.config import Experiment
+from bitsback.config.build_network import layer_kinds
+from bitsback.config.layer_spec import LayerSpec
+from bitsback.config.network import GivenNetworkSettings, SequentialSettings
+from bitsback.config.schema import BayesianSettings
+from bitsback.errors import LayerError
+from bitsback.model import BayesianModel
+
+__all__ = ["describe", "described", "described_network"]
+
+
+def described(experiment: Experiment) -> Experiment:
+    """Return the experiment with a network that a file can describe, where its own was given in Python.
+
+    Raises:
+        LayerError: for a network that is no row of torch's layers.
+    """
+    if not isinstance(experiment.config.network, GivenNetworkSettings):
+        return experiment
+    model = experiment.model
+    network, exclude = described_network(model)
+    update = {"network": network, "bayesian": BayesianSettings(exclude=exclude)}
+    return replace(experiment, config=experiment.config.model_copy(update=update))
+
+
+def described_network(model: BayesianModel) -> tuple[SequentialSettings, tuple[str, ...]]:
+    """Settings of a network, and what of it has no posterior, by the names that its layers then have."""
+    network = SequentialSettings(layers=tuple(describe(model.network)))
+    if model.override_settings:
+        raise LayerError("prior overrides go by the network's own names; give factory='package.module:function' to keep them")
+    yaml_name = _names_in_yaml(model.network)
+    return network, tuple(yaml_name(name) for name, _ in model.deterministic())
+
+
+def describe(network: nn.Module) -> list[LayerSpec]:
+    """The layers of an ``nn.Sequential`` as YAML writes them; raises LayerError for any other network.
+
+    >>> describe(nn.Sequential(nn.Linear(4, 3, bias=False), nn.ReLU()))
+    [{'Linear': {'in_features': 4, 'out_features': 3, 'bias': False}}, 'ReLU']
+    """
+    if not isinstance(network, nn.Sequential):
+        raise LayerError(
+            f"the file cannot describe a {type(network).__name__}; give factory='package.module:function' that makes it"
+        )
+    return [_describe_layer(layer) for layer in network]
+
+
+def _kind(layer: nn.Module) -> type[nn.Module]:
+    """The torch layer that a layer is; those of :mod:`bitsback.nn` go by its name."""
+    if type(layer).__module__ != "bitsback.nn":
+        return type(layer)
+    return next(kind for kind in type(layer).__mro__ if kind.__module__.startswith("torch.nn"))
+
+
+def _names_in_yaml(network: nn.Module) -> Callable[[str], str]:
+    """From names of parameters to those of the network that YAML describes: its layers are called by kind and number."""
+    counts: dict[str, int] = {}
+    names = {}
+    for own, layer in network.named_children():
+        kind = _kind(layer).__name__.lower()
+        counts[kind] = counts.get(kind, 0) + 1
+        names[own] = f"{kind}{counts[kind]}"
+    return lambda name: ".".join([names[name.partition(".")[0]], name.partition(".")[2]])
+
+
+def _describe_layer(layer: nn.Module) -> LayerSpec:
+    kind = _kind(layer)
+    if layer_kinds().get(kind.__name__) is not kind:
+        raise LayerError(f"the file cannot describe a {kind.__name__}; give factory='package.module:function' that makes it")
+    arguments: dict[str, Any] = {}
+    for name, parameter in inspect.signature(kind).parameters.items():
+        if name in ("device", "dtype") or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        if name == "bias":
+            value: Any = _has_bias(layer)
+        elif hasattr(layer, name):
+            value = getattr(layer, name)
+        else:
+            continue
+        value = list(value) if isinstance(value, tuple) else value
+        if parameter.default is parameter.empty or value != parameter.default:
+            arguments[name] = value
+    return {kind.__name__: arguments} if arguments else kind.__name__
+
+
+def _has_bias(layer: nn.Module) -> bool:
+    return any(name.startswith("bias") and p is not None for name, p in layer._parameters.items())

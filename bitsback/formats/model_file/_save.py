@@ -1,0 +1,95 @@
+"""save: a model that was made in Python, without a configuration, as a model file."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bitsback.atomic_io import check_new_file, write_bytes
+from bitsback.config import Config, Experiment
+from bitsback.config.coding_settings import PackSettings
+from bitsback.config.given_experiment import likelihood_settings
+from bitsback.config.network import FactorySettings, SequentialSettings
+from bitsback.config.schema import BayesianSettings
+from bitsback.data import Dataset, Examples
+from bitsback.errors import LayerError
+from bitsback.formats.model_file._network_description import described_network
+from bitsback.formats.model_file.write import Packed, pack_experiment
+from bitsback.likelihoods import CategoricalLikelihood, Likelihood
+from bitsback.likelihoods import registry as likelihoods
+from bitsback.model import BayesianModel
+from bitsback.model.modes import evaluating
+
+__all__ = ["save"]
+
+
+def save(
+    model: BayesianModel | Experiment,
+    path: str | Path,
+    examples: Examples | None = None,
+    *,
+    likelihood: Likelihood | None = None,
+    factory: str | None = None,
+    arguments: dict[str, Any] | None = None,
+    settings: PackSettings | None = None,
+    progress: bool = True,
+) -> Packed:
+    """Write a model file; :func:`bitsback.load` reads it. The model ends with the weights of the file.
+
+    Args:
+        model: what :func:`bitsback.bayesianize` made, or an experiment.
+        path: where the file goes.
+        examples: training examples, already preprocessed; they say what inputs look like, and are what tuning trains on. Not
+            needed with an experiment.
+        likelihood: default: categorical, with the classes of the examples.
+        factory, arguments: ``package.module:function`` that makes the network; not needed for an ``nn.Sequential`` of torch's
+            layers, which the file describes itself (its layers are then named as in YAML: linear1, conv2d1, ...).
+        settings: codec, budget and tuning.
+        progress: show the bar.
+
+    Raises:
+        LayerError: for a network that the file cannot describe.
+
+    >>> import torch, tempfile, bitsback
+    >>> model = bitsback.bayesianize(torch.nn.Sequential(torch.nn.Linear(4, 3)), prior="laplace")
+    >>> examples = Examples(torch.randn(50, 4), torch.randint(3, (50,)))
+    >>> place = tempfile.mkdtemp() + "/model.bb"
+    >>> packed = save(model, place, examples, progress=False)
+    >>> bitsback.load(place)(examples.inputs).shape
+    torch.Size([50, 3])
+    """
+    check_new_file(Path(path))
+    experiment = model if isinstance(model, Experiment) else _experiment(model, examples, likelihood, factory, arguments or {})
+    packed = pack_experiment(experiment, settings, progress=progress)
+    write_bytes(Path(path), packed.content)
+    return packed
+
+
+def _experiment(
+    model: BayesianModel,
+    examples: Examples | None,
+    likelihood: Likelihood | None,
+    factory: str | None,
+    arguments: dict[str, Any],
+) -> Experiment:
+    if examples is None:
+        raise LayerError("give examples: save(model, path, Examples(inputs, targets)); they say what the inputs look like")
+    if likelihood is None:
+        with torch.no_grad(), evaluating(model.network), model.mean():
+            likelihood = CategoricalLikelihood(model(examples.inputs[:2]).shape[-1])
+        likelihood.check_targets(examples.targets, examples.name)
+    network: SequentialSettings | FactorySettings
+    if factory is None:
+        network, exclude = described_network(model)
+    else:
+        network = FactorySettings(factory=factory, arguments=arguments)
+        exclude = tuple(name for name, _ in model.deterministic())
+    config = Config(
+        network=network,
+        prior=model.prior_settings,
+        prior_overrides=model.override_settings,
+        bayesian=BayesianSettings(exclude=exclude),
+        likelihood=likelihoods[likelihood.kind].model_validate(likelihood_settings(likelihood)),
+    )
+    classes = likelihood.classes if isinstance(likelihood, CategoricalLikelihood) else None
+    return Experiment(config, Dataset("in memory", examples, None, classes, in_memory=True), model, likelihood)

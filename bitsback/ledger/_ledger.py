@@ -1,0 +1,180 @@
+"""The ledger: what the labels cost, model included."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bitsback.errors import LedgerError
+from bitsback.ledger.entry import Charge, Entry
+from bitsback.ledger.rendering import render
+from bitsback.result import Result
+
+__all__ = ["Ledger"]
+
+
+@dataclass(frozen=True)
+class Ledger(Result):
+    """Every bit of a description: data, weights (gross, refund, net) and learned hyper-parameters.
+
+    ``model_weights`` is how many weights the model has; the entries must cover exactly as many, or the ledger raises
+    :class:`~bitsback.errors.LedgerError`. All sums are derived from what was counted. ``uniform_bits`` and ``marginal_bits``
+    are what the targets cost without a model: all values alike, or one distribution for all examples, its parameters charged.
+    ``warnings`` say where the model is not worth its bits, and why.
+
+    >>> book = Ledger(
+    ...     entries=(Entry.of("w", weights=2, net_bits=3.0, refund_bits=10.0),),
+    ...     model_weights=2, data_bits=20.0, uniform_bits=100.0, examples=30,
+    ...     charges=(Charge("prior.log_scale", 1, 10.0),),
+    ... )
+    >>> book.net_bits, book.gross_bits, book.refund_bits
+    (33.0, 43.0, 10.0)
+    >>> book.sentence()
+    'The labels cost 100 bits without a model; with it 33 bits, model included.'
+    """
+
+    entries: tuple[Entry, ...]
+    model_weights: int
+    data_bits: float
+    uniform_bits: float
+    examples: int
+    data_bits_stderr: float = 0.0
+    charges: tuple[Charge, ...] = ()
+    grid_step: float = 1.0
+    samples: int = 1
+    not_charged: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    described: str = "labels"
+    given: str = ""
+    marginal_bits: float | None = None
+    warnings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.weights != self.model_weights:
+            raise LedgerError(
+                f"the ledger covers {self.weights:,} weights but the model has {self.model_weights:,}; "
+                "give every weight tensor exactly one entry"
+            )
+        for label in ("data_bits", "uniform_bits", "data_bits_stderr", "marginal_bits"):
+            if getattr(self, label) is not None and not math.isfinite(getattr(self, label)):
+                raise LedgerError(f"{label} is {getattr(self, label)}; bits must be finite")
+        names = [entry.name for entry in self.entries]
+        if len(set(names)) != len(names):
+            raise LedgerError(f"a weight is counted twice: {sorted({n for n in names if names.count(n) > 1})}")
+
+    @property
+    def weights(self) -> int:
+        """How many weights the entries cover."""
+        return sum(entry.weights for entry in self.entries)
+
+    @property
+    def net_weight_bits(self) -> float:
+        """KL(q||p) in bits, all weights."""
+        return math.fsum(entry.net_bits for entry in self.entries)
+
+    @property
+    def refund_bits(self) -> float:
+        """Bits given back by the choice of the weights from q."""
+        return math.fsum(entry.refund_bits for entry in self.entries)
+
+    @property
+    def gross_weight_bits(self) -> float:
+        """Bits of the optimal code of the weights on the grid, before the refund."""
+        return self.net_weight_bits + self.refund_bits
+
+    @property
+    def hyperparameter_bits(self) -> float:
+        """Bits of every learned number that is not a weight."""
+        return math.fsum(charge.bits for charge in self.charges)
+
+    @property
+    def net_bits(self) -> float:
+        """The net description length: data + net weights + hyper-parameters."""
+        return self.data_bits + self.net_weight_bits + self.hyperparameter_bits
+
+    @property
+    def gross_bits(self) -> float:
+        """The gross description length: data + gross weights + hyper-parameters."""
+        return self.data_bits + self.gross_weight_bits + self.hyperparameter_bits
+
+    @property
+    def bits_per_example(self) -> float:
+        """Net description length per training example."""
+        return self.net_bits / self.examples
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Net weight bits per weight; 0 for a model without weights."""
+        return self.net_weight_bits / self.weights if self.weights else 0.0
+
+    @property
+    def no_model_bits(self) -> float:
+        """The cheaper of the two codes without a model: uniform, and marginal where it is known."""
+        return self.uniform_bits if self.marginal_bits is None else min(self.uniform_bits, self.marginal_bits)
+
+    @property
+    def is_worth_it(self) -> bool:
+        """Whether the model costs less than no model."""
+        return self.net_bits <= self.no_model_bits
+
+    def sentence(self) -> str:
+        """What the ledger means, in one sentence."""
+        without, cost = f"{self.no_model_bits:,.0f} bits without a model", f"{self.net_bits:,.0f} bits, model included"
+        return f"The {self.described} cost {without}; with it {cost}{', given ' + self.given if self.given else ''}."
+
+    def __str__(self) -> str:
+        return render(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers for JSON, under the names of the vocabulary."""
+        totals = ("net_bits", "gross_bits", "data_bits", "data_bits_stderr", "net_weight_bits", "gross_weight_bits")
+        more = ("refund_bits", "hyperparameter_bits", "uniform_bits", "marginal_bits", "bits_per_example", "bits_per_weight")
+        counts = ("grid_step", "weights", "examples", "samples")
+        return {
+            **{name: getattr(self, name) for name in totals + more + counts},
+            "not_charged": list(self.not_charged),
+            "notes": list(self.notes),
+            "warnings": list(self.warnings),
+            "described": self.described,
+            "given": self.given,
+            "entries": [asdict(entry) for entry in self.entries],
+            "charges": [asdict(charge) for charge in self.charges],
+        }
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return the entries: one for each weight tensor."""
+        return [asdict(entry) for entry in self.entries]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Ledger":
+        """Read back what :meth:`to_dict` wrote; raises LedgerError when its totals do not agree with its entries."""
+        try:
+            book = cls(
+                entries=tuple(Entry(**entry) for entry in values["entries"]),
+                charges=tuple(Charge(**charge) for charge in values["charges"]),
+                not_charged=tuple(values["not_charged"]),
+                notes=tuple(values["notes"]),
+                described=values["described"],
+                given=values["given"],
+                marginal_bits=values.get("marginal_bits"),  # ledgers of earlier runs have neither
+                warnings=tuple(values.get("warnings", ())),
+                model_weights=values["weights"],
+                **{key: values[key] for key in ("data_bits", "data_bits_stderr", "uniform_bits")},
+                **{key: values[key] for key in ("examples", "grid_step", "samples")},
+            )
+            stated = {key: values[key] for key in ("net_bits", "gross_bits", "refund_bits", "net_weight_bits")}
+        except (KeyError, TypeError) as error:
+            raise LedgerError(f"not a ledger: {error}; a ledger is written by `bitsback train` or Ledger.to_json") from error
+        for key, value in stated.items():
+            if not math.isclose(value, getattr(book, key), rel_tol=1e-9, abs_tol=1e-6):
+                raise LedgerError(f"{key} says {value} but the entries add up to {getattr(book, key)}; the file was edited")
+        return book
+
+    @classmethod
+    def from_json(cls, text: str) -> "Ledger":
+        """Read back what :meth:`to_json` wrote."""
+        try:
+            return cls.from_dict(json.loads(text))
+        except (ValueError, RecursionError) as error:
+            raise LedgerError(f"not a ledger: {error}; the file is not JSON") from error

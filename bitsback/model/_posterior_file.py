@@ -1,0 +1,40 @@
+"""The posterior as a file that anyone can recompute the ledger from, with scipy alone."""
+
+import json
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bitsback.likelihoods import Likelihood
+from bitsback.model.model import BayesianModel
+
+__all__ = ["posterior_tensors"]
+
+
+def posterior_tensors(model: BayesianModel, likelihood: Likelihood | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of ``posterior.safetensors``.
+
+    ``NAME.mean`` and ``NAME.std`` (float32; no std for a point estimate) for every weight tensor, ``NAME.prior_mean`` where
+    the prior has a mean for each weight, ``NAME`` for a weight without posterior, for running statistics and for buffers that
+    training changed,
+    ``likelihood.NAME`` for learned numbers of the likelihood; the metadata
+    ``priors`` is JSON: tensor name to the prior's kind and the rounded values in use.
+    """
+    model.honour_edits(everywhere=True)
+    tensors: dict[str, Tensor] = {}
+    priors: dict[str, Any] = {}
+    for weight in model.weights:
+        tensors[f"{weight.name}.mean"] = weight.posterior.mean
+        std = weight.posterior.std()
+        if std is not None:
+            tensors[f"{weight.name}.std"] = std
+        for key, tensor in weight.prior.tensors().items():
+            tensors[f"{weight.name}.prior_{key}"] = tensor
+        priors[weight.name] = {"kind": weight.prior.kind, **weight.prior.values()}
+    for name, tensor in [*model.deterministic(), *model.statistics(), *model.changed_buffers()]:
+        tensors[name] = tensor
+    if likelihood is not None:
+        tensors |= {f"likelihood.{name}": value for name, value in likelihood.values().items()}
+    stored = {name: tensor.detach().to("cpu", torch.float32).contiguous().clone() for name, tensor in tensors.items()}
+    return stored, {"priors": json.dumps(priors)}  # one key: the library writes several in any order

@@ -1,0 +1,83 @@
+"""The width curve: what wider and narrower posteriors would cost."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from tqdm import tqdm
+
+from bitsback.data import Examples
+from bitsback.errors import LedgerError
+from bitsback.ledger import Ledger
+from bitsback.likelihoods import Likelihood
+from bitsback.model.accounting import SHOWN_AFTER_SECONDS, take_ledger
+from bitsback.model.model import BayesianModel
+from bitsback.posteriors import GaussianPosterior
+
+__all__ = ["WIDTH_FACTORS", "widened", "width_curve"]
+
+WIDTH_FACTORS = tuple(2.0**k for k in range(-4, 5))
+"""From a sixteenth of the trained width to sixteen times it."""
+
+
+@contextmanager
+def widened(model: BayesianModel, factor: float) -> Iterator[BayesianModel]:
+    """Inside, every posterior std is ``factor`` times as large; afterwards it is what it was, bit for bit.
+
+    Raises:
+        LedgerError: when the model has no Gaussian posterior (a point has no width), or the factor is not positive.
+    """
+    wide = [q for q in model.posteriors() if isinstance(q, GaussianPosterior)]
+    if not wide:
+        raise LedgerError("a point estimate has no width to change; train with posterior.kind=gaussian")
+    if not factor > 0:
+        raise LedgerError(f"a width factor must be above zero, got {factor:g}")
+    model.honour_edits(everywhere=True)
+    trained = [q.log_std.detach().clone() for q in wide]
+    try:
+        for posterior in wide:
+            posterior.scale_std(factor)
+        yield model
+    finally:
+        for posterior, log_std in zip(wide, trained, strict=True):
+            with torch.no_grad():
+                posterior.log_std.copy_(log_std)
+
+
+def width_curve(
+    model: BayesianModel,
+    likelihood: Likelihood,
+    examples: Examples,
+    *,
+    factors: Sequence[float] = WIDTH_FACTORS,
+    samples: int = 20,
+    seed: int = 0,
+    progress: bool = False,
+) -> dict[float, Ledger]:
+    """The ledger with every posterior std multiplied by each factor; the model is left as it was.
+
+    A wider posterior lowers the coding cost of the weights until the data cost catches up: a trained width sits at the
+    bottom of the curve. All factors see the same noise and the model's own grid: at factor 1 every number is the ledger's, and
+    each doubling of the width adds one bit of refund a weight. Below 1 the grid is coarser than the posteriors, so that gross
+    and refund are no code lengths there; their difference, the net, is.
+
+    Raises:
+        LedgerError: when the model has no Gaussian posterior (a point has no width), or a factor is not positive.
+    """
+    if not factors or not all(factor > 0 for factor in factors):
+        raise LedgerError(f"width factors must be above zero, got {list(factors)}")
+    likelihood.fit(examples.targets)
+    states = [(module, copy.deepcopy(module.state_dict())) for module in (model, likelihood)]
+    grid_step = model.grid_step()
+    curve = {}
+    try:
+        for factor in tqdm(factors, desc="widths", leave=False, disable=not progress, delay=SHOWN_AFTER_SECONDS):
+            with widened(model, factor):
+                curve[factor] = take_ledger(
+                    model, likelihood, examples, samples=samples, grid_step=grid_step, seed=seed, priors_are_held=True
+                )
+    finally:
+        for module, state in states:
+            module.load_state_dict(state)
+    return curve

@@ -1,0 +1,158 @@
+"""Adam on means and log stds (Kingma & Ba 2015)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bitsback.errors import LayerError
+from bitsback.model import Weight
+from bitsback.model.pieces import rows
+from bitsback.optim._sweep import Move, Sweep
+from bitsback.optim.base import PosteriorOptimizer
+
+__all__ = ["Adam", "Rates", "adam", "rates"]
+
+FUSED = ("cuda", "mps", "xpu")
+"""Devices besides the CPU on which torch has Adam as one pass."""
+
+
+OF_MEAN = ("exp_avg", "exp_avg_sq")
+OF_BOTH = (*OF_MEAN, "exp_avg_log_std", "exp_avg_sq_log_std")
+"""Running averages of gradients and of their squares, as torch calls them."""
+
+
+class Adam(PosteriorOptimizer):
+    """Adam on the means and log stds of a model's posteriors, and on its other parameters.
+
+    Args:
+        model: see :class:`bitsback.optim.PosteriorOptimizer`.
+        lr: learning rate of means and of parameters without a posterior.
+        examples: what the mean in the loss averages over.
+        betas, eps: as :class:`torch.optim.Adam` has them.
+        options: ``log_std_lr``, ``groups``, ``also``, ``beta``, ``prior_rate``, ``max_grad_norm``, ``by_pieces`` of
+            :class:`bitsback.optim.PosteriorOptimizer`.
+
+    Raises:
+        LayerError: for what is no model, settings that are unknown or make no sense, or nothing to move.
+
+    >>> import bitsback
+    >>> from torch import nn
+    >>> model = bitsback.bayesianize(nn.Linear(4, 2))
+    >>> optimizer = Adam(model, lr=1e-2, log_std_lr=5e-2, examples=100)
+    >>> model(torch.ones(3, 4)).square().mean().backward()
+    >>> optimizer.step()
+    >>> model.draw_number
+    1
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        lr: float = 1e-3,
+        *,
+        examples: int,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        **options: Any,
+    ) -> None:
+        if not (len(betas) == 2 and all(0 <= beta < 1 for beta in betas) and eps >= 0 and lr >= 0):
+            raise LayerError(f"give lr and eps not below zero, and two betas in [0, 1); got lr {lr}, eps {eps}, betas {betas}")
+        super().__init__(model, {"lr": lr, "betas": betas, "eps": eps}, examples=examples, **options)
+
+    def _averages(self, parameter: Tensor, like: Tensor, names: Sequence[str] = OF_MEAN) -> list[Tensor]:
+        """Running averages, kept under the parameter and laid out ``like`` a tensor."""
+        state, found = self.state[parameter], []
+        for name in names:
+            average = state.get(name)
+            if average is None:
+                average = state[name] = torch.zeros_like(like, requires_grad=False)
+            elif average.stride() != like.stride():
+                average = state[name] = torch.empty_like(like, requires_grad=False).copy_(average)
+            found.append(average)
+        return found
+
+    def _count_step(self, parameter: Tensor) -> Tensor:
+        state = self.state[parameter]
+        step: Tensor | None = state.get("step")
+        if step is None:
+            step = state["step"] = torch.zeros((), device=None if parameter.is_cpu else parameter.device)
+        return step.add_(1)
+
+    def _sweep(self, sweep: Sweep, weights: Sequence[Weight]) -> None:
+        if self.max_grad_norm is None and self.by_pieces:
+            for weight in weights:
+                sweep.weight(weight, self._mover)
+        else:
+            for weight in weights:
+                sweep.weight(weight, None)
+            self._clip(weights)
+            for weight in weights:
+                self._move_filled(weight)
+                self._rewrite(sweep, weight)
+        self._move_plain()
+
+    def _move_filled(self, weight: Weight) -> None:
+        """Move a weight whose gradients lie in ``.grad`` of mean and log std."""
+        move = self._mover(weight)
+        several = list(weight.posterior.parameters())
+        cut = [rows(t) for p in several for t in (p, p.grad) if t is not None]
+        for number, (m, gm, *rest) in enumerate(zip(*cut, strict=True)):
+            move(number, m, rest[0] if rest else None, gm, rest[1] if rest else None, 0.0)
+
+    def _mover(self, weight: Weight) -> Move:
+        """Return what moves the pieces of a weight in this step."""
+        own, wide = self._settings(weight)
+        step = self._count_step(weight.known)
+        averages = self._averages(weight.known, weight.posterior.mean, OF_MEAN if wide is None else OF_BOTH)
+        pieces = self._scratch.rows.of((weight.index, "averages"), averages)
+
+        of_mean, of_width = rates(own), rates(wide) if wide is not None else None
+
+        def move(number: int, mean: Tensor, log_std: Tensor | None, gm: Tensor, gl: Tensor | None, pull: float) -> None:
+            averages = pieces[number]
+            adam(mean, gm, averages[0], averages[1], step, of_mean, pull)
+            if of_width is not None and log_std is not None and gl is not None:
+                adam(log_std, gl, averages[2], averages[3], step, of_width)
+
+        return move
+
+    def _move_plain(self) -> None:
+        """Move the parameters that have no posterior and a gradient."""
+        for group in self._roles("plain"):
+            for parameter in group["params"]:
+                gradient = parameter.grad
+                if gradient is None:
+                    continue
+                gradient = gradient.to_dense() if gradient.is_sparse else gradient
+                first, second = self._averages(parameter, parameter)
+                adam(parameter, gradient, first, second, self._count_step(parameter), rates(group))
+
+
+Rates = tuple[float, float, float, float]
+"""Learning rate, both betas, eps."""
+
+
+def rates(group: dict[str, Any]) -> Rates:
+    """Return the numbers of a group, read once for a tensor."""
+    return float(group["lr"]), *group["betas"], group["eps"]
+
+
+def adam(
+    parameter: Tensor, gradient: Tensor, first: Tensor, second: Tensor, step: Tensor, numbers: Rates, pull: float = 0.0
+) -> None:
+    """Take one step of Adam on a tensor, in place; its gradient is the one given and ``pull`` times the tensor."""
+    lr, beta1, beta2, eps = numbers
+    if (parameter.is_cpu or parameter.device.type in FUSED) and gradient.dtype == parameter.dtype:
+        torch._fused_adam_(
+            [parameter], [gradient], [first], [second], [], [step], lr=lr, beta1=beta1, beta2=beta2, weight_decay=pull, eps=eps,
+            amsgrad=False, maximize=False,
+        )  # fmt: skip
+        return
+    gradient = torch.add(gradient.to(first.dtype), parameter, alpha=pull)
+    first.lerp_(gradient, 1 - beta1)
+    second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+    count = float(step)
+    root = second.sqrt().div_((1 - beta2**count) ** 0.5).add_(eps)
+    parameter.addcdiv_(first, root, value=-lr / (1 - beta1**count))

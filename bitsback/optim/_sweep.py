@@ -1,0 +1,247 @@
+"""One pass over the weights: gradients, move, sums for the next KL, and the next draw, while a piece is in the cache.
+
+w, m, log s, g  ->  gradients of m, log s  ->  m, log s move  ->  sums of s^2, (m - mu)^2, log s  ->  w = m + s e
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import count, repeat
+
+import torch
+from torch import Tensor
+
+from bitsback.model import BayesianModel, State, Weight
+from bitsback.model.pieces import PIECE, Scratch, are_alike, is_dense, rows
+from bitsback.optim._cost import GaussianCost, sums_of
+from bitsback.posteriors import Posterior
+
+__all__ = ["Gradients", "Move", "Sweep", "aligned", "laid_as"]
+
+Gradients = tuple[Tensor, Tensor | None, float]
+"""Of mean and log std, none of the latter for a point; to that of the mean belongs so many times the mean itself besides."""
+
+Move = Callable[[int, Tensor, Tensor | None, Tensor, Tensor | None, float], None]
+"""Moves a piece: its number, mean, log std (none for a point), and :data:`Gradients`, the first of which is only read."""
+
+SPREAD, STD, MEAN_GRADIENT, NOISE, SQUARE = range(5)
+"""Scratch buffers."""
+
+
+class Sweep:
+    """What the weights of one optimiser step share.
+
+    Args:
+        model: whose weights they are.
+        cost: the closed form of the tensors that it counts.
+        k: gradient of the loss with respect to the KL in nats.
+        state: of the draw to come.
+        scratch: buffers that last.
+        kl_weights: how much the KL of each element counts, by the number of a weight.
+    """
+
+    def __init__(
+        self, model: BayesianModel, cost: GaussianCost, k: float, state: State, scratch: Scratch, kl_weights: dict[int, Tensor]
+    ) -> None:
+        self.kl_weights = kl_weights
+        self.model, self.cost, self.k, self.state, self.scratch = model, cost, k, state, scratch
+        self._spreads: dict[int, Tensor] = {}
+        self._pool: Tensor | None = None
+        self._sums: list[tuple[int, list[Tensor]]] = []
+        self._minus_k: Tensor | None = None
+        self._buffer = scratch.get
+
+    def begin(self, weights: Sequence[Weight]) -> None:
+        """Make the spread of coarse weights while the pool still has its noise, then go on to the next numbers."""
+        model, now = self.model, self.model.state
+        coarse = [weight for weight in weights if weight.is_coarse and not weight.noise_on_outputs]
+        pool = model.noise_of(now) if coarse else None
+        for weight in coarse:
+            self._spreads[weight.index] = model.spread(weight, now, pool)
+        self._pool = model.noise_of(self.state)
+
+    def weight(self, weight: Weight, mover: Callable[[Weight], Move] | None) -> None:
+        """Take one weight through the pass; without a ``mover`` its gradients are left in those of mean and log std."""
+        tensors = weight.tensors()
+        pieces = self._pieces(weight, tensors)  # from here on all that belongs to it lies in memory alike
+        parameter, mean, *wide = tensors
+        given = [self._data_gradient(parameter, mean)]
+        for tensor in (wide[0].grad if wide else None, self._spreads.get(weight.index), self.kl_weights.get(weight.index)):
+            given.append(tensor if tensor is None else laid_as(tensor, mean))
+        gradients: Iterable[Gradients]
+        if weight.index in self.cost or weight.prior.is_elementwise:
+            cut = [repeat(None) if tensor is None else rows(tensor) for tensor in given]
+            gradients = map(self._gradients, repeat(weight), pieces, count(), *cut)
+        else:
+            gradients = self._whole_gradients(weight, given)
+        if mover is None:
+            self._fill(weight.posterior, pieces, gradients)
+            return
+        move, sums = mover(weight), []
+        for number, (piece, (gm, gl, pull)) in enumerate(zip(pieces, gradients, strict=True)):
+            move(number, piece[1], piece[2] if wide else None, gm, gl, pull)
+            sums += self.written(weight, piece, number)
+        self.wrote(weight, sums)
+
+    def _pieces(self, weight: Weight, tensors: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+        """Weight, mean and log std, piece by piece."""
+        return self.scratch.rows.of(weight.index, tensors, lambda: aligned(weight))
+
+    def _fill(self, q: Posterior, pieces: Sequence[tuple[Tensor, ...]], gradients: Iterable[Gradients]) -> None:
+        """Leave the gradients in those of mean and log std."""
+        full = [torch.empty_like(p) for p in q.parameters()]
+        cut = zip(*map(rows, full), strict=True)
+        for (_, m, *_), (gm, gl, pull), (into, *wide) in zip(pieces, gradients, cut, strict=True):
+            torch.add(gm, m, alpha=pull, out=into)
+            if gl is not None:
+                wide[0].copy_(gl)
+        for p, gradient in zip(q.parameters(), full, strict=True):
+            p.grad = gradient
+
+    def rewrite(self, weight: Weight) -> None:
+        """Write the next draw of a weight that was moved by others."""
+        sums: list[Tensor] = []
+        for number, piece in enumerate(self._pieces(weight, weight.tensors())):
+            sums += self.written(weight, piece, number)
+        self.wrote(weight, sums)
+
+    def written(self, weight: Weight, piece: tuple[Tensor, ...], number: int) -> list[Tensor]:
+        """Write w = m + s e over a piece; returns its sums, where the cost wants them."""
+        w, m, *wide = piece
+        is_counted = weight.index in self.cost
+        if not wide or (weight.noise_on_outputs and not is_counted):
+            w.copy_(m)
+            return []
+        std = torch.exp(wide[0], out=self._buffer(STD, m))
+        sums: list[Tensor] = []
+        if is_counted:
+            centre = self.cost.priors[id(weight.prior)].centre
+            sums = sums_of(torch.sub(m, centre, out=self._buffer(SQUARE, m)) if centre else m, std)
+        if weight.noise_on_outputs:
+            w.copy_(m)
+            return sums
+        if w.dtype == m.dtype:
+            torch.addcmul(m, std, self._noise(weight, w, number), out=w)
+        else:
+            w.copy_(torch.addcmul(m, std, self._noise(weight, self._buffer(NOISE, m), number)))
+        return sums
+
+    def wrote(self, weight: Weight, sums: list[Tensor]) -> None:
+        """The weight holds the next draw."""
+        if weight.constant_row is not None:
+            weight.parameter.detach()[weight.constant_row] = weight.posterior.mean[weight.constant_row]
+        if sums:
+            self._sums.append((weight.index, sums))
+        weight.mark()
+
+    def end(self) -> None:
+        """Hand the sums to the cost, read from the device at once."""
+        if not self._sums:
+            return
+        every = [one for _, sums in self._sums for one in sums]
+        numbers = iter(map(float, every) if every[0].is_cpu else torch.stack(every).tolist())
+        for number, sums in self._sums:
+            own = [next(numbers) for _ in sums]
+            self.cost.sums[number] = sum(own[::2]), sum(own[1::2])
+
+    def _gradients(
+        self, weight: Weight, piece: tuple[Tensor, ...], number: int, g: Tensor | None, pending: Tensor | None,
+        spread: Tensor | None, share: Tensor | None,
+    ) -> Gradients:  # fmt: skip
+        """The gradients of mean and log std over a piece, in scratch or of their own."""
+        w, m, *rest = piece
+        if not rest:
+            slope = weight.prior.slope(m, self.k).mul_(self.k)
+            return (slope if g is None else slope.add_(g)), None, 0.0
+        if weight.index in self.cost:
+            gm, gl, pull = self._gaussian(weight, w, m, rest[0], g, spread)
+        else:
+            (gm, gl), pull = self._of_prior(weight, w, m, rest[0], number), 0.0
+            if share is not None:
+                gm.mul_(share)
+                gl.mul_(share)
+            if g is not None:
+                gm.add_(g)
+                if not weight.noise_on_outputs:
+                    gl.addcmul_(self._spread(w, m) if spread is None else spread, g)
+        if pending is not None:
+            gl.add_(pending)
+        return gm, gl, pull
+
+    def _of_prior(self, weight: Weight, w: Tensor, m: Tensor, log_std: Tensor, number: int) -> tuple[Tensor, Tensor]:
+        """k times the gradients of the KL."""
+        if weight.noise_on_outputs and weight.prior.needs_draw:  # the weight holds its mean: a draw for this alone
+            noise = self._noise(weight, self._buffer(NOISE, m), number)
+            noise = noise.as_strided(m.shape, m.stride(), noise.storage_offset())
+            w = torch.addcmul(m, log_std.exp(), noise)
+        gm, gl = weight.prior.kl_gradient(m, log_std, w.to(m.dtype), self.k)
+        return gm.mul_(self.k), gl.mul_(self.k)
+
+    def _whole_gradients(self, weight: Weight, given: Sequence[Tensor | None]) -> Iterator[Gradients]:
+        """The same for a tensor whose prior does not code its weights one by one, cut afterwards."""
+        mean = weight.posterior.mean.detach()
+        piece = weight.parameter.detach(), *(p.detach() for p in weight.posterior.parameters())
+        *found, pull = self._gradients(weight, piece, 0, *given)
+        for several in zip(*[rows(laid_as(gradient, mean)) for gradient in found if gradient is not None], strict=True):
+            yield several[0], several[1] if len(several) > 1 else None, pull
+
+    def _gaussian(
+        self, weight: Weight, w: Tensor, m: Tensor, log_std: Tensor, g: Tensor | None, spread: Tensor | None
+    ) -> tuple[Tensor, Tensor, float]:
+        """g + k (m - mu) / p^2, and g (w - m) + k (s^2 / p^2 - 1)."""
+        pull, centre = self.k * self.cost.precision_of(weight), self.cost.priors[id(weight.prior)].centre
+        std = torch.exp(log_std, out=self._buffer(STD, m))
+        gl = torch.addcmul(self._less(m), std, std, value=pull, out=std)
+        if g is None:
+            gm = self._buffer(MEAN_GRADIENT, m).zero_()
+        else:
+            gm = g
+            if not weight.noise_on_outputs:
+                gl.addcmul_(self._spread(w, m) if spread is None else spread, g)
+        if centre:
+            gm, pull = torch.add(gm, m, alpha=pull, out=self._buffer(MEAN_GRADIENT, m)).sub_(pull * centre), 0.0
+        return gm, gl, pull
+
+    def _less(self, m: Tensor) -> Tensor:
+        """-k, a scalar of the mean's kind."""
+        if self._minus_k is None or self._minus_k.dtype != m.dtype:
+            self._minus_k = m.new_tensor(-self.k)
+        return self._minus_k
+
+    def _spread(self, w: Tensor, m: Tensor) -> Tensor:
+        """w - m = s e."""
+        w = w if w.dtype == m.dtype else w.to(m.dtype)
+        return torch.sub(w, m, out=self._buffer(SPREAD, m)) if w.ndim == 1 else w - m
+
+    def _noise(self, weight: Weight, into: Tensor, number: int) -> Tensor:
+        """The numbers of the next draw, for a piece: those of the pool, or made in a row that may be written to."""
+        if self._pool is not None and weight.index in self.model.pooled:
+            start = self.model.pooled[weight.index] + number * PIECE
+            return self._pool[start : start + into.numel()]
+        self.model.noise_source.fill(into, self.state.seed, self.state.number, weight.index, number * PIECE)
+        return into
+
+    def _data_gradient(self, parameter: Tensor, mean: Tensor) -> Tensor | None:
+        """The data gradient: dense, laid out as the weight, in the posterior's precision."""
+        gradient = parameter.grad
+        if gradient is None:
+            return None
+        if gradient.is_sparse:
+            gradient = gradient.to_dense()
+        if gradient.dtype != mean.dtype or gradient.stride() != mean.stride():
+            gradient = torch.empty_like(mean, requires_grad=False).copy_(gradient)
+        return gradient
+
+
+def laid_as(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return the tensor, in memory as ``like`` is."""
+    return tensor if are_alike([tensor, like]) else torch.empty_like(like).copy_(tensor)
+
+
+def aligned(weight: Weight) -> None:
+    """Lay mean and log std out in memory as the weight is, and that one dense."""
+    parameter = weight.parameter
+    if not is_dense(parameter):
+        parameter.data = parameter.detach().contiguous()
+    if are_alike([parameter, *weight.posterior.parameters()]):
+        return
+    for p in weight.posterior.parameters():
+        p.data = torch.empty_like(parameter, dtype=p.dtype, requires_grad=False).copy_(p.data)
