@@ -1,6 +1,7 @@
 """Format version 1 is frozen: its tables, its dictionaries and the files that were written with them never change."""
 
 import hashlib
+import re
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,46 @@ def test_it_is_what_it_was(path):
 def test_every_file_of_the_format_is_frozen():
     there = [*(ROOT / "bitsback" / "formats").glob("*.json"), *(ROOT / "tests" / "golden").glob("*.bb")]
     assert {str(path.relative_to(ROOT)) for path in there} <= set(FROZEN)
+
+
+SECTIONS = {
+    "1. Conventions": "06a50cd317366a50fe88b45bef4e8d82",
+    "2. Frame": "a15009817dcf199d4aab2af909c95879",
+    "3. Bits": "ba7b4d31a140c343ce108ec07490c6e1",
+    "4. Settings": "c0d81451a43b5f6213a39e9dac42988d",
+    "5. The network and its weights": "4ebbb354a676c57e4129d04f20b5d9a6",
+    "6. Side numbers": "5eb7d6772e37b5eb7cc2b5d0dc98f4b0",
+    "7. Random streams": "fe0e402f4df27fa80afd16b6243dc308",
+    "8. The stack": "ff238113188783e4e616abaa409e6dbe",
+    "9. Priors as integer tables": "df866a50d2d6bb1c72613386fd181e9e",
+    "10. Body `relative_entropy`": "9923959c83657b90ffdc75c8beb96c9c",
+    "11. Body `quantised`": "b1b0ed5adea0c13c578434ce9fdced41",
+    "12. Message": "ebf39ee2aa3df3bc82cff8cba7ef7d81",
+    "13. What the writer may choose": "8a8cdd3c340fd6868c7b37d386671e79",
+    "14. What a reader must refuse, and when": "53cee829eb6dcd6302d302351979a2a0",
+    "15. Versions": "76e9335ff8c8b562bf0ba023441fedc9",
+    "16. Body `prequential`": "feaa48100391f6181e637ae01457cbbc",
+    "17. Body `decimal`": "62cd34d8a8e4228c0e7b5fda839fda73",
+    "18. Body `two_part`": "f254d5a6316337b7a023fb1953679645",
+    "19. Training that is repeated": "26016cabd2d259b133a0c30d46d4fe21",
+    "20. Body `factory`": "559b3f5ea1a2743544235b0ffda513a5",
+}
+"""The first half of SHA-256 of every section of FORMAT.md by heading; what stands before the first only says what there is."""
+
+
+def sections():
+    text = (ROOT / "bitsback" / "formats" / "FORMAT.md").read_text()
+    return {part.partition("\n")[0]: part.strip() for part in re.split(r"^## ", text, flags=re.MULTILINE)[1:]}
+
+
+@pytest.mark.parametrize("heading", SECTIONS)
+def test_a_section_of_the_specification_says_what_it_said(heading):
+    found = hashlib.sha256(sections().get(heading, "").encode()).hexdigest()[:32]
+    assert found == SECTIONS[heading], (
+        f"section '{heading}' of FORMAT.md has changed. Its wording may be made clearer on purpose, by updating the digest to "
+        f"{found}; its meaning never changes. New kinds come as new sections"
+    )
+
+
+def test_new_sections_stand_behind_the_frozen_ones():
+    assert list(sections())[: len(SECTIONS)] == list(SECTIONS)
