@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-__all__ = ["using_threads"]
+__all__ = ["using_dtype", "using_threads"]
 
 
 @contextmanager
@@ -22,3 +22,19 @@ def using_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def using_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Make new floating-point tensors of this type inside, and restore what was.
+
+    >>> with using_dtype(torch.float64):
+    ...     torch.zeros(1).dtype
+    torch.float64
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

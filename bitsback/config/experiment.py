@@ -2,8 +2,7 @@
 
 import copy
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from bitsback.likelihoods.settings import GaussianLikelihoodSettings
 from bitsback.model import BayesianModel, bayesianize, take_ledger
 from bitsback.model.modes import evaluating
 from bitsback.model.verdict import LAST_EPOCHS, Course
+from bitsback.torch_state import using_dtype
 from bitsback.training import Logger, Outcome, train
 from bitsback.training.checkpoint import FORMAT, PREVIOUS, load_weights, read_checkpoint
 
@@ -52,7 +52,7 @@ def build_model(
     """
     double = config.training.precision == "float64"
     example = inputs[:2].double() if double and inputs.is_floating_point() else inputs[:2]
-    with _default_dtype(torch.float64 if double else torch.get_default_dtype()):
+    with using_dtype(torch.float64 if double else torch.get_default_dtype()):
         torch.manual_seed(config.seed)
         network = config.network.build(example, outputs) if network is None else network
         with torch.no_grad(), evaluating(network):  # a factory may want parts in eval mode
@@ -78,17 +78,6 @@ def try_out(network: nn.Module, example: Tensor, name: str) -> Tensor:
         shape = tuple(example.shape[1:])
         raise ConfigError(f"network: {name} fails on inputs of shape {shape}: {reason}{indices}") from error
     return output
-
-
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Inside, new floating-point tensors have this type."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 @dataclass(frozen=True)
