@@ -5,9 +5,11 @@
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from docutils import nodes
+from pydantic import BaseModel
+from sphinx.util.nodes import make_refnode
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE / "_parts"), str(HERE.parent)]
@@ -42,7 +44,7 @@ autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_inherit_docstrings = False
 autodoc_preserve_defaults = True
-autodoc_default_options = {"members": True, "show-inheritance": True, "ignore-module-all": True}
+autodoc_default_options = {"members": True, "show-inheritance": True}
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 python_use_unqualified_type_names = True
@@ -87,22 +89,43 @@ def read_plainly(_app: object, what: str, _name: str, _thing: object, _options: 
         lines[0] = f": {lines[0]}"  # napoleon takes what stands before the first colon for a type
 
 
-def leave_out_object(_app: object, _name: str, _thing: object, _options: object, bases: list[object]) -> None:
-    """That a class is an object goes without saying."""
-    if object in bases:
-        bases.remove(object)
+def leave_out_internal(_app: object, _name: str, _thing: object, _options: object, bases: list[Any]) -> None:
+    """That a class is an object goes without saying; a base without a place in the reference is nobody's business."""
+    bases[:] = [base for base in bases if base is not object and api.is_described(get_origin(base) or base)]
 
 
 def drop_empty_bases(_app: object, document: nodes.document) -> None:
-    """Remove the line that :func:`leave_out_object` has left without contents."""
+    """Remove the line that :func:`leave_out_internal` has left without contents."""
     for line in [each for each in document.findall(nodes.paragraph) if each.astext().strip() == "Bases:"]:
         line.parent.remove(line)
+
+
+def leave_out_settings(_app: object, _what: str, _name: str, found: Any, *_rest: object) -> tuple[str, str] | None:
+    """Settings have a page of their own, and a protocol is not called: neither shows arguments."""
+    is_bare = isinstance(found, type) and (issubclass(found, BaseModel) or getattr(found, "_is_protocol", False))
+    return ("", "") if is_bare else None
+
+
+def find_public_name(app: Any, environment: Any, node: Any, content: nodes.Node) -> nodes.Node | None:
+    """Lead a reference by the name of a home, or to a member that a base describes, to where it is; others stay code."""
+    if node.get("refdomain") != "py":
+        return None
+    target, domain = node["reftarget"], environment.domains["py"]
+    owner = ".".join(filter(None, (node.get("py:module"), node.get("py:class"))))
+    wanted = [api.public_name(target), *(api.public_name(each) for each in api.members_of_bases(owner, target))]
+    for name in wanted:
+        if name in domain.objects:
+            place = domain.objects[name]
+            return make_refnode(app.builder, node["refdoc"], place.docname, place.node_id, content, name)
+    return None
 
 
 def setup(app: Any) -> None:
     """Make the pages before Sphinx looks for them."""
     app.connect("config-inited", lambda _app, _config: make_pages(_app))
     app.connect("source-read", give_title)
-    app.connect("autodoc-process-bases", leave_out_object)
+    app.connect("autodoc-process-bases", leave_out_internal)
+    app.connect("autodoc-process-signature", leave_out_settings)
+    app.connect("missing-reference", find_public_name)
     app.connect("doctree-read", drop_empty_bases)
     app.connect("autodoc-process-docstring", read_plainly, priority=400)  # before napoleon
