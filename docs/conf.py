@@ -3,7 +3,9 @@
 ``python -m sphinx -W --keep-going -b html docs docs/_build/html``; nothing is fetched from a network.
 """
 
+import re
 import sys
+from abc import ABC
 from pathlib import Path
 from typing import Any, get_origin
 
@@ -85,17 +87,42 @@ def read_plainly(_app: object, what: str, _name: str, _thing: object, _options: 
     for place, line in enumerate(lines):
         parts = line.split("``")
         lines[place] = "``".join(part if odd % 2 else part.replace("|", "\\|") for odd, part in enumerate(parts))
+    lines[:] = one_attribute_each(lines)
     if what in ("attribute", "data", "property") and lines:
         lines[0] = f": {lines[0]}"  # napoleon takes what stands before the first colon for a type
 
 
+def one_attribute_each(lines: list[str]) -> list[str]:
+    """Give each of the attributes ``a, b: what they are`` an entry of its own, as napoleon does with parameters."""
+    found: list[str] = []
+    waiting: list[tuple[str, list[str]]] = []
+    is_inside = False
+    for line in [*lines, ""]:
+        is_inside = line.strip() == "Attributes:" or (is_inside and (not line.strip() or line.startswith(" ")))
+        together = re.match(r"    (\w+(?:, \w+)+): ", line) if is_inside else None
+        if waiting and not line.startswith("     "):
+            found += [text for name, rest in waiting for text in (f"    {name}: {rest[0]}", *rest[1:])]
+            waiting = []
+        if together:
+            waiting = [(name, [line[together.end() :]]) for name in together[1].split(", ")]
+        elif waiting:
+            for _, rest in waiting:
+                rest.append(line)
+        else:
+            found.append(line)
+    return found[:-1]
+
+
 def leave_out_internal(_app: object, _name: str, _thing: object, _options: object, bases: list[Any]) -> None:
     """That a class is an object goes without saying; a base without a place in the reference is nobody's business."""
-    bases[:] = [base for base in bases if base is not object and api.is_described(get_origin(base) or base)]
+    bases[:] = [base for base in bases if base not in (object, ABC) and api.is_described(get_origin(base) or base)]
 
 
-def drop_empty_bases(_app: object, document: nodes.document) -> None:
-    """Remove the line that :func:`leave_out_internal` has left without contents."""
+def use_own_words(_app: object, document: nodes.document) -> None:
+    """Remove the line that :func:`leave_out_internal` has left without contents; attributes are called attributes."""
+    for name in document.findall(nodes.field_name):
+        if name.astext() == "Variables":
+            name.replace(name[0], nodes.Text("Attributes"))
     for line in [each for each in document.findall(nodes.paragraph) if each.astext().strip() == "Bases:"]:
         line.parent.remove(line)
 
@@ -104,6 +131,13 @@ def leave_out_settings(_app: object, _what: str, _name: str, found: Any, *_rest:
     """Settings have a page of their own, and a protocol is not called: neither shows arguments."""
     is_bare = isinstance(found, type) and (issubclass(found, BaseModel) or getattr(found, "_is_protocol", False))
     return ("", "") if is_bare else None
+
+
+def forget_homes(_app: object, environment: Any) -> None:
+    """Leave names of modules where things are defined out of the index and the inventory; references go by the public name."""
+    objects = environment.domains["py"].objects
+    for name in [name for name, entry in objects.items() if entry.aliased]:
+        del objects[name]
 
 
 def find_public_name(app: Any, environment: Any, node: Any, content: nodes.Node) -> nodes.Node | None:
@@ -126,6 +160,7 @@ def setup(app: Any) -> None:
     app.connect("source-read", give_title)
     app.connect("autodoc-process-bases", leave_out_internal)
     app.connect("autodoc-process-signature", leave_out_settings)
+    app.connect("env-updated", forget_homes)
     app.connect("missing-reference", find_public_name)
-    app.connect("doctree-read", drop_empty_bases)
+    app.connect("doctree-read", use_own_words)
     app.connect("autodoc-process-docstring", read_plainly, priority=400)  # before napoleon

@@ -21,8 +21,11 @@ By task. Names are imported when they are first used, so that `import bitsback` 
 changes without notice.
 
 """
-PLAIN = {"bitsback.__version__": "The version of the package, as text.", "bitsback.report.FIGURES": ""}
-"""Names that need no more than a line; what is said of them, where their own docstring does not."""
+PLAIN = {
+    "bitsback.__version__": "The version of the package, as text.",
+    "bitsback.coding.NORMAL": "The density of N(0, 1), up to a constant.",
+}
+"""What is said of constants without a docstring."""
 
 
 class Task(NamedTuple):
@@ -123,13 +126,13 @@ SPACES = ("bitsback", *(task.space for task in TASKS if task.space))
 
 @cache
 def pages() -> dict[str, tuple[str, ...]]:
-    """The full names on each page, by its file: those listed, then what is left of its name space."""
+    """The full names on each page, by its file: what is not listed elsewhere of its name space, then those listed."""
     listed = {id(thing(name)) for task in TASKS for name in task.names}
     found = {}
     for task in TASKS:
         rest = importlib.import_module(task.space).__all__ if task.space else ()
         rest = [f"{task.space}.{name}" for name in sorted(rest, key=str.lower)]
-        found[task.file] = (*task.names, *(name for name in rest if id(thing(name)) not in listed))
+        found[task.file] = (*(name for name in rest if id(thing(name)) not in listed), *task.names)
     return found
 
 
@@ -179,10 +182,12 @@ def is_described(cls: type) -> bool:
 
 
 def inherited(cls: type) -> list[str]:
-    """Names of bases whose members need no repetition, for a class with bases that are internal."""
-    if all(map(is_described, cls.__mro__)):
+    """Names of bases whose members need no repetition, for a class that has members of a base which no page describes."""
+    shown = [base for base in cls.__mro__[1:] if is_described(base)]
+    internal = [base for base in cls.__mro__[1:] if base not in shown]
+    if all(any(issubclass(each, base) for each in shown) for base in internal):
         return []
-    return [base.__name__ for base in cls.__mro__[1:] if is_described(base)]
+    return [base.__name__ for base in shown]
 
 
 def methods(cls: type) -> list[str]:
@@ -193,7 +198,7 @@ def methods(cls: type) -> list[str]:
 
 def described(full: str) -> str:
     """What an alias, a registry or a constant is, on one line."""
-    if PLAIN.get(full):
+    if full in PLAIN:
         return PLAIN[full]
     found = thing(full)
     if isinstance(found, Registry):
