@@ -24,6 +24,7 @@ import settings  # noqa: E402
 from made import Made  # noqa: E402
 
 import bitsback  # noqa: E402
+from bitsback.nn import BayesianLayer  # noqa: E402
 
 project = "bitsback"
 author = "the authors of bitsback"
@@ -127,10 +128,15 @@ def use_own_words(_app: object, document: nodes.document) -> None:
         line.parent.remove(line)
 
 
-def leave_out_settings(_app: object, _what: str, _name: str, found: Any, *_rest: object) -> tuple[str, str] | None:
-    """Settings have a page of their own, and a protocol is not called: neither shows arguments."""
-    is_bare = isinstance(found, type) and (issubclass(found, BaseModel) or getattr(found, "_is_protocol", False))
-    return ("", "") if is_bare else None
+def shorten_signature(_app: object, _what: str, _name: str, found: Any, *_rest: object) -> tuple[str, str] | None:
+    """Settings have a page of their own, and a protocol is not called; what layers take, their base says in full."""
+    if not isinstance(found, type):
+        return None
+    if issubclass(found, BaseModel) or getattr(found, "_is_protocol", False):
+        return "", ""
+    if issubclass(found, BayesianLayer) and found is not BayesianLayer:
+        return "(*args, prior='gaussian', posterior=None, seed=None, **kwargs)", ""
+    return None
 
 
 def forget_homes(_app: object, environment: Any) -> None:
@@ -151,6 +157,9 @@ def find_public_name(app: Any, environment: Any, node: Any, content: nodes.Node)
         if name in domain.objects:
             place = domain.objects[name]
             return make_refnode(app.builder, node["refdoc"], place.docname, place.node_id, content, name)
+    if any(part.startswith("_") for part in target.split(".")[:-1]):  # a private module
+        content.children = [nodes.Text(content.astext().rpartition(".")[2])]
+        return content
     return None
 
 
@@ -159,7 +168,7 @@ def setup(app: Any) -> None:
     app.connect("config-inited", lambda _app, _config: make_pages(_app))
     app.connect("source-read", give_title)
     app.connect("autodoc-process-bases", leave_out_internal)
-    app.connect("autodoc-process-signature", leave_out_settings)
+    app.connect("autodoc-process-signature", shorten_signature)
     app.connect("env-updated", forget_homes)
     app.connect("missing-reference", find_public_name)
     app.connect("doctree-read", use_own_words)

@@ -17,8 +17,8 @@ from bitsback.registry import Registry
 
 INTRODUCTION = """# API
 
-By task. Names are imported when they are first used, so that `import bitsback` is quick. What is not listed here is internal, and
-changes without notice.
+By task. Names are imported when they are first used, so that `import bitsback` is quick. What is not listed here is internal,
+and changes without notice.
 
 """
 PLAIN = {
@@ -26,6 +26,15 @@ PLAIN = {
     "bitsback.coding.NORMAL": "The density of N(0, 1), up to a constant.",
 }
 """What is said of constants without a docstring."""
+
+
+MEMBERS = {
+    "bitsback.BayesianModel": "kl_bits refund_bits weights_by_prior posteriors smallest_std grid_step update_priors dtype "
+    "device deterministic charges round_to_grid not_charged lay_out draw draw_number mirror holds sample mean holding set_noise "
+    "seed",
+    "bitsback.model.Weight": "owner parameter is_gaussian is_trained",
+}
+"""What a user needs of classes whose other members are for the package."""
 
 
 class Task(NamedTuple):
@@ -251,6 +260,8 @@ def entry(full: str) -> list[str]:
         return [f".. autoclass:: {full}", options, "", f"   {where}", ""]
     kind = "autoexception" if issubclass(found, BaseException) else "autoclass"
     stop = inherited(found)
+    if full in MEMBERS:
+        return [f".. {kind}:: {full}", f"   :members: {', '.join(MEMBERS[full].split())}", ""]
     return [f".. {kind}:: {full}", *([f"   :inherited-members: {', '.join(stop)}"] if stop else []), ""]
 
 
