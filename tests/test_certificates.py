@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import bitsback
-from bitsback.analysis.certify import certify_model_file, certify_run
+from bitsback import certify
 from bitsback.certificates import (
     Certificate,
     bernoulli_kl,
@@ -326,33 +326,33 @@ def test_a_learnt_prior_is_certified_on_the_other_part_and_only_there(tmp_path, 
         first = trained(tmp_path / f"{name} 1", data=before, training={"epochs": 1})
         then = trained(tmp_path / f"{name} 2", data=after, training={"epochs": 1}, prior=from_prior | {"run": str(first)})
         with pytest.raises(CertificateError, match=r"may have seen the examples.*data\.part"):
-            certify_run(then, draws=1)
+            certify(then, draws=1)
     packed = pack_experiment(load_run(tmp_path / "whole 2").experiment(), progress=False)  # a file leans on that run as well
     (tmp_path / "whole.bb").write_bytes(packed.content)
     with pytest.raises(CertificateError, match="may have seen"):
-        certify_model_file(tmp_path / "whole.bb", (f"prior.run={tmp_path / 'whole 1'}",))
+        certify(tmp_path / "whole.bb", (f"prior.run={tmp_path / 'whole 1'}",))
     # a prior of the right part whose own prior saw everything
     middle = trained(tmp_path / "middle", data=PARTS["prior"], training={"epochs": 1},
                      prior=from_prior | {"run": str(tmp_path / "whole 1")})  # fmt: skip
     last = trained(tmp_path / "last", data=PARTS["posterior"], training={"epochs": 1}, prior=from_prior | {"run": str(middle)})
     with pytest.raises(CertificateError, match="whole 1 may have seen"):
-        certify_run(last, draws=1)
+        certify(last, draws=1)
     begun = trained(tmp_path / "begun", data=PARTS["prior"], training={"epochs": 1},
                     network={"kind": "sequential", "layers": ["Flatten", "Linear"], "pretrained": str(prior)})  # fmt: skip
     end = trained(tmp_path / "end", data=PARTS["posterior"], training={"epochs": 1}, prior=from_prior | {"run": str(begun)})
     with pytest.raises(CertificateError, match="started from"):
-        certify_run(end, draws=1)
+        certify(end, draws=1)
     (middle / "config.yaml").unlink()
     with pytest.raises(CertificateError, match="cannot be read"):
-        certify_run(last, draws=1)
+        certify(last, draws=1)
 
 
 def test_preprocessing_that_saw_the_examples_is_refused(tmp_path):
     with pytest.raises(CertificateError, match=r"data\.scaling: unit"):
-        certify_run(trained(tmp_path / "a", data={"scaling": "standard"}, training={"epochs": 1}), draws=1)
+        certify(trained(tmp_path / "a", data={"scaling": "standard"}, training={"epochs": 1}), draws=1)
     features = {"kind": "principal_components", "features": 5}
     with pytest.raises(CertificateError, match=r"without data\.features"):
-        certify_run(trained(tmp_path / "b", data={"features": features}, training={"epochs": 1}), draws=1)
+        certify(trained(tmp_path / "b", data={"features": features}, training={"epochs": 1}), draws=1)
 
 
 def test_the_verb_shows_every_ingredient_and_refuses_in_one_sentence(tmp_path, run_command):
@@ -392,14 +392,14 @@ def test_a_file_without_its_examples_is_refused(tmp_path):
     model = bayesianize(nn.Sequential(nn.Linear(6, 2)))
     bitsback.save(model, tmp_path / "made.bb", examples(50), progress=False)
     with pytest.raises(CertificateError, match="made in Python"):
-        certify_model_file(tmp_path / "made.bb")
+        certify(tmp_path / "made.bb")
     np.savez(tmp_path / "data.npz", inputs=np.random.default_rng(0).normal(size=(40, 3)), targets=np.arange(40) % 2)
     run = trained(tmp_path / "run", data={"kind": "npz", "path": str(tmp_path / "data.npz"), "limit": None},
                   network={"kind": "sequential", "layers": ["Linear"]}, training={"epochs": 1})  # fmt: skip
     (tmp_path / "npz.bb").write_bytes(pack_experiment(load_run(run).experiment(), progress=False).content)
     with pytest.raises(CertificateError, match="say where the 'npz' examples"):
-        certify_model_file(tmp_path / "npz.bb")
-    assert certify_model_file(tmp_path / "npz.bb", (f"data.path={tmp_path / 'data.npz'}",)).n == 32
+        certify(tmp_path / "npz.bb")
+    assert certify(tmp_path / "npz.bb", (f"data.path={tmp_path / 'data.npz'}",)).n == 32
 
 
 def test_objectives_are_the_published_formulas():
@@ -428,7 +428,7 @@ def test_a_bound_is_lowered_by_training_on_it_and_resumes_bit_for_bit(tmp_path, 
         "training": {"epochs": 8, "objective": {"kind": kind}, "checkpoint_seconds": 0},
     }
     place = trained(tmp_path / "whole", **sections)
-    found = certify_run(place, draws=1)
+    found = certify(place, draws=1)
     start = Experiment.build(config(**sections))
     before = certify_posterior(start.model, start.likelihood, start.dataset.train, draws=1)
     assert found.bound < before.bound - 0.05

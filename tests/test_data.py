@@ -11,7 +11,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from bitsback.data import Examples
-from bitsback.data.digits import read_digits
+from bitsback.data._digits import read_digits
 from bitsback.data.idx import read_idx
 from bitsback.data.settings import DigitsSettings, IdxSettings, NpzSettings
 from bitsback.errors import DataError

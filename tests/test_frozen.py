@@ -9,7 +9,6 @@ from torch import nn
 
 import bitsback
 from bitsback.analysis._approximate import laplace_model_bits
-from bitsback.analysis.certify import certify_run
 from bitsback.certificates import certify_posterior
 from bitsback.certificates._posterior_risk import mean_loss_of_draws
 from bitsback.config import Experiment
@@ -669,7 +668,7 @@ def test_frozen_numbers_from_an_earlier_network_have_no_certificate(tmp_path):
     network = {**config(by=0).network.model_dump(), "pretrained": str(tmp_path / "first")}
     run(tmp_path / "second", network=network)
     with pytest.raises(CertificateError, match=r"the frozen weights 'trunk.weight' come from .*give them a posterior"):
-        certify_run(tmp_path / "second", draws=1)
+        bitsback.certify(tmp_path / "second", draws=1)
 
 
 @pytest.mark.parametrize("codec", ["relative_entropy", "quantised"])

@@ -171,7 +171,7 @@ def test_examples_cost_what_the_evaluation_says(seen):
 
 
 def test_mislabelled_digits_rise_to_the_top(tmp_path):
-    from bitsback.data.digits import read_digits
+    from bitsback.data._digits import read_digits
 
     images, labels = read_digits()
     wrong = np.random.default_rng(0).choice(len(labels), 10, replace=False)

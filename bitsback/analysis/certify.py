@@ -22,7 +22,7 @@ from bitsback.priors.settings import CheckpointPriorSettings
 from bitsback.torch_state import using_threads
 from bitsback.training.train import threads_for
 
-__all__ = ["certify", "certify_model_file", "certify_run", "check_preprocessing", "check_priors"]
+__all__ = ["certify", "check_preprocessing", "check_priors"]
 
 DRAWS = 150_000
 """Pairs of weights and example behind the risk of a posterior; as many as Perez-Ortiz et al. 2021 drew."""
@@ -53,37 +53,25 @@ def certify(
         progress: show a bar when it takes more than two seconds.
 
     Raises:
-        CertificateError: when no certificate would hold, with the fix.
+        CertificateError, FileError, DataError: when no certificate would hold, with the fix.
     """
     if isinstance(source, str | Path) and not Path(source).is_dir():
-        return certify_model_file(Path(source), locations, delta=delta, alternatives=alternatives)
+        return _certify_file(Path(source), locations, delta, alternatives)
     if locations:
         raise CertificateError(f"'{locations[0]}' says a place for a model file; a run knows its places, leave it out")
-    return certify_run(
-        source, delta=delta, delta_draws=delta_draws, draws=draws, alternatives=alternatives, seed=seed, progress=progress
-    )
+    return _certify_run(source, delta, delta_draws, draws, alternatives, seed, progress)
 
 
-def certify_run(
+def _certify_run(
     run: RunSource | str | Path,
-    *,
-    delta: float = 0.025,
-    delta_draws: float = 0.01,
-    draws: int = DRAWS,
-    alternatives: int = 1,
-    seed: int | None = None,
-    progress: bool = False,
+    delta: float,
+    delta_draws: float,
+    draws: int,
+    alternatives: int,
+    seed: int | None,
+    progress: bool,
 ) -> Certificate:
-    """The certificate of a run's posterior, on the examples that it was trained on.
-
-    Args:
-        run: a run directory, an opened run, or a trained experiment.
-        delta, delta_draws, draws, alternatives: see :func:`bitsback.certificates.certify_posterior`.
-        seed: of the draws; default: the run's.
-
-    Raises:
-        CertificateError: when no certificate would hold, with the fix.
-    """
+    """Certify a run's posterior, on the examples that it was trained on."""
     if isinstance(run, str | Path):
         run = load_run(run)
     config = run.config
@@ -106,19 +94,8 @@ def certify_run(
         )
 
 
-def certify_model_file(
-    path: Path, locations: Sequence[str] = (), *, delta: float = 0.025, alternatives: int = 1
-) -> Certificate:
-    """The certificate of the network in a model file, on the training examples that its configuration names.
-
-    Args:
-        path: the file; its length is what its prior goes by.
-        locations: such as ``data.root=DIR``, where this machine keeps the examples.
-        delta, alternatives: see :func:`bitsback.certificates.certify_file`.
-
-    Raises:
-        CertificateError, FileError, DataError: with the fix.
-    """
+def _certify_file(path: Path, locations: Sequence[str], delta: float, alternatives: int) -> Certificate:
+    """Certify the network in a model file, on the training examples that its configuration names; its prior is its length."""
     loaded = load(path, locations)
     named = loaded.tree.get("data", {}).get("kind")
     if named is None:

@@ -10,12 +10,24 @@ if TYPE_CHECKING:
     from bitsback.data._dataset import Preprocessing as Preprocessing
     from bitsback.data.settings import AnyDataSettings as AnyDataSettings
     from bitsback.data.settings import DataSettings as DataSettings
+    from bitsback.data.settings import DigitsSettings as DigitsSettings
+    from bitsback.data.settings import FriedmanSettings as FriedmanSettings
+    from bitsback.data.settings import IdxSettings as IdxSettings
+    from bitsback.data.settings import NpzSettings as NpzSettings
     from bitsback.data.settings import registry as registry
 
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         "_dataset": ["Dataset", "Examples", "Preprocessing"],
-        "settings": ["AnyDataSettings", "DataSettings", "registry"],
+        "settings": [
+            "AnyDataSettings",
+            "DataSettings",
+            "DigitsSettings",
+            "FriedmanSettings",
+            "IdxSettings",
+            "NpzSettings",
+            "registry",
+        ],
     },
 )

@@ -272,7 +272,7 @@ class DigitsSettings(DataSettings):
     test_fraction: float = Field(0.2, ge=0, lt=1, description="share of examples held out")
 
     def load(self) -> "Dataset":
-        from bitsback.data.digits import load_digits
+        from bitsback.data._digits import load_digits
 
         return load_digits(self)
 
