@@ -115,8 +115,9 @@ def one_attribute_each(lines: list[str]) -> list[str]:
 
 
 def leave_out_internal(_app: object, _name: str, _thing: object, _options: object, bases: list[Any]) -> None:
-    """That a class is an object goes without saying; a base without a place in the reference is nobody's business."""
-    bases[:] = [base for base in bases if base not in (object, ABC) and api.is_described(get_origin(base) or base)]
+    """That a class is an object goes without saying; for a base that is internal stands the next that is not."""
+    found = [each for base in bases for each in ([base] if get_origin(base) else api.nearest(base))]
+    bases[:] = [each for each in dict.fromkeys(found) if each not in (object, ABC)]
 
 
 def use_own_words(_app: object, document: nodes.document) -> None:
@@ -158,8 +159,7 @@ def find_public_name(app: Any, environment: Any, node: Any, content: nodes.Node)
             place = domain.objects[name]
             return make_refnode(app.builder, node["refdoc"], place.docname, place.node_id, content, name)
     if any(part.startswith("_") for part in target.split(".")[:-1]):  # a private module
-        content.children = [nodes.Text(content.astext().rpartition(".")[2])]
-        return content
+        return nodes.literal("", content.astext().rpartition(".")[2]) if "." in content.astext() else content
     return None
 
 

@@ -140,8 +140,9 @@ def pages() -> dict[str, tuple[str, ...]]:
     found = {}
     for task in TASKS:
         rest = importlib.import_module(task.space).__all__ if task.space else ()
-        rest = [f"{task.space}.{name}" for name in sorted(rest, key=str.lower)]
-        found[task.file] = (*(name for name in rest if id(thing(name)) not in listed), *task.names)
+        rest = [f"{task.space}.{name}" for name in rest]
+        rest = [name for name in rest if id(thing(name)) not in listed]
+        found[task.file] = (*sorted(rest, key=lambda name: (is_plain(thing(name)), name.lower())), *task.names)
     return found
 
 
@@ -190,13 +191,17 @@ def is_described(cls: type) -> bool:
     return not cls.__module__.startswith("bitsback") or bool(public_name(f"{cls.__module__}.{cls.__qualname__}"))
 
 
+def nearest(cls: type) -> list[type]:
+    """The class itself if it has a place in the reference, else the first of its bases here that has."""
+    return [each for each in cls.__mro__ if is_described(each) and (each is cls or each.__module__.startswith("bitsback"))][:1]
+
+
 def inherited(cls: type) -> list[str]:
-    """Names of bases whose members need no repetition, for a class that has members of a base which no page describes."""
-    shown = [base for base in cls.__mro__[1:] if is_described(base)]
-    internal = [base for base in cls.__mro__[1:] if base not in shown]
-    if all(any(issubclass(each, base) for each in shown) for base in internal):
+    """Names of the foreign bases of a class whose bases here are all internal: their members are shown as its own."""
+    here = [base for base in cls.__mro__[1:] if base.__module__.startswith("bitsback")]
+    if not here or any(map(is_described, here)):
         return []
-    return [base.__name__ for base in shown]
+    return [base.__name__ for base in cls.__mro__[1:] if base not in here]
 
 
 def methods(cls: type) -> list[str]:
@@ -262,12 +267,14 @@ def entry(full: str) -> list[str]:
     stop = inherited(found)
     if full in MEMBERS:
         return [f".. {kind}:: {full}", f"   :members: {', '.join(MEMBERS[full].split())}", ""]
-    return [f".. {kind}:: {full}", *([f"   :inherited-members: {', '.join(stop)}"] if stop else []), ""]
+    again = [name for name, value in vars(found).items() if any(vars(base).get(name) is value for base in found.__mro__[1:])]
+    options = {"inherited-members": stop, "exclude-members": [name for name in again if not name.startswith("_")]}
+    return [f".. {kind}:: {full}", *(f"   :{option}: {', '.join(said)}" for option, said in options.items() if said), ""]
 
 
 def page(task: Task) -> str:
     """The page of one task."""
-    lines = [f"# {task.title}", "", task.about, ""]
+    lines = [f"# {task.title}", "", *([task.about, ""] if task.names else [])]  # a name space speaks for itself
     again = [name for name in pages()[task.file] if name.count(".") > 1 and is_in_bitsback(name)]
     if again:
         lines += ["In `bitsback` itself as well: " + ", ".join(code(name.rpartition(".")[2]) for name in again) + ".", ""]
