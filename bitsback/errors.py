@@ -70,7 +70,7 @@ def brief(error: object, characters: int = 200) -> str:
 
 
 def near_miss(name: str, allowed: Iterable[str]) -> str:
-    """A hint such as `` (did you mean 'laplace'?)``, or nothing when no name is close.
+    """A hint such as ``(did you mean 'laplace'?)``, or nothing when no name is close.
 
     >>> near_miss("laplas", ["gaussian", "laplace"])
     " (did you mean 'laplace'?)"

@@ -36,7 +36,7 @@ class BlockCode:
         shape_of: number of the shape of every weight, (n,).
         sizes: weights in each tensor, in order; each tensor is dealt out evenly among the blocks.
         blocks: how many blocks.
-        index_bits: K.
+        index_bits: K, the bits of an index.
         key: of the Philox streams.
     """
 
