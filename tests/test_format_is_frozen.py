@@ -16,6 +16,7 @@ FROZEN = {
     "tests/golden/blocks_horseshoe_conv.bb": "0f3b7ad7fdd408dd55c1ee99247e91a9",
     "tests/golden/blocks_mixture.bb": "4a6bdcef88dd20efd55c0bfe1ee766ef",
     "tests/golden/decimal.bb": "10fa7329a958c00435ddd281d6178838",
+    "tests/golden/factory.bb": "2df0f884302624e7eaeaae7a6b480423",
     "tests/golden/message.bb": "8d52b1c931090bbf3a10bae7384a31dc",
     "tests/golden/message_1.bb": "6eb692e1a8455f7d45494aec8c8e649d",
     "tests/golden/prequential.bb": "2dc559d9039be3ab081b6933416a4513",
