@@ -1,4 +1,4 @@
-"""The figures, drawn twice, for light and for dark pages; their numbers are those of tables on the pages and of benchmarks/scale.json."""
+"""The figures, drawn twice, for light and for dark pages; their numbers are those of the pages and of benchmarks/scale.json."""
 
 import io
 import json
