@@ -1,31 +1,34 @@
-"""The whole idea in one file of the standard library: train a network in bits, and send it inside of a payload that comes back.
+"""The whole idea in one file of the standard library: train a network in bits, send it in a payload.
 
-A network with a Gaussian posterior q over each weight is trained on labels that only the sender has; both have the inputs. The
-message is an integer, and a stack: `push` writes a symbol under a distribution, `pop` reads one.
+A network with a Gaussian posterior q over each weight is trained on labels that only the sender has;
+both have the inputs. The message is an integer, and a stack: `push` writes a symbol under a
+distribution, `pop` reads one.
 
-    sender      pop weights under q      the payload's bits choose the weights: the refund, taken in advance
-                push labels              given these weights: the data bits
-                push weights under p     on a grid as fine as one likes: the gross bits
-    receiver    pop weights under p, pop labels; train on them as the sender did, which gives the same q;
-                push weights under q     out comes the payload, bit for bit
+    sender      pop weights under q     the payload's bits choose the weights: the refund, in advance
+                push labels             given these weights: the data bits
+                push weights under p    on a grid as fine as one likes: the gross bits
+    receiver    pop weights under p, pop labels; train on them as the sender did, for the same q;
+                push weights under q    out comes the payload, bit for bit
 
-What the message is longer than the payload is data bits + gross - refund = data bits + KL(q || p): the net, whatever the grid.
+What the message is longer than the payload is data bits + gross - refund = data bits + KL(q || p):
+the net, whatever the grid.
 
     python notebooks/microbitsback.py
 
-Hinton & van Camp (1993); stack: asymmetric numeral systems, Duda (2009). Sender and receiver need the same arithmetic here; the
-package states it to the last bit, so that they may be different machines.
+Hinton & van Camp (1993); stack: asymmetric numeral systems, Duda (2009). Sender and receiver need the
+same arithmetic here; the package states it to the last bit, so that they may be different machines.
 """
 
 import math
 import random
 
-# ---------------------------------------------------------------------------------------------------------------------------
-# A stack of symbols: one integer. A symbol of frequency f among 2^BITS multiplies it by about 2^BITS / f.
+# --------------------------------------------------------------------------------------------------
+# A stack of symbols: one integer. A symbol of frequency f among 2^BITS makes it about 2^BITS / f times
+# as large.
 #
-#     push:  x  ->  (x // f) * 2^BITS  +  start  +  x % f          [0 ....... start ...... start + f ....... 2^BITS)
+#     push:  x  ->  (x // f) * 2^BITS  +  start  +  x % f     [0 .... start .... start + f .... 2^BITS)
 #     pop:   slot = x % 2^BITS lies in exactly one symbol's interval; the rest is undone.
-# ---------------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 BITS = 24
 
@@ -51,9 +54,9 @@ def pop(x: int, edge, cells: int) -> tuple[int, int]:
     return low, (edge(low + 1) - start) * (x >> BITS) + slot - start
 
 
-# ---------------------------------------------------------------------------------------------------------------------------
-# Distributions as intervals of slots. Every cell keeps at least one slot, so that whatever was pushed can be popped.
-# ---------------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
+# Distributions as intervals of slots. Every cell keeps a slot at least, so that all can be pushed.
+# --------------------------------------------------------------------------------------------------
 
 REACH = 32.0  # weights lie within [-REACH, REACH)
 
@@ -90,9 +93,9 @@ def put(x: int, edge, symbol: int) -> int:
     return push(x, edge(symbol), edge(symbol + 1) - edge(symbol))
 
 
-# ---------------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # A network: two inputs, HIDDEN tanh units, one logit. Its weights are one list.
-# ---------------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 HIDDEN = 3
 WEIGHTS = 4 * HIDDEN + 1
@@ -108,7 +111,7 @@ def forward(w: list[float], point: tuple[float, float]) -> tuple[float, list[flo
 
 
 def gradient(w: list[float], points, labels) -> list[float]:
-    """Return the derivative of the labels' cost in nats, -sum log p(label | point, w), by each weight."""
+    """Return the derivative of -sum log p(label | point, w), in nats, by each weight."""
     g = [0.0] * WEIGHTS
     for (a, b), label in zip(points, labels, strict=True):
         p, hidden = forward(w, (a, b))
@@ -124,19 +127,24 @@ def gradient(w: list[float], points, labels) -> list[float]:
 
 
 def train(points, labels, steps: int = 1000) -> list[tuple[float, float]]:
-    """Return the mean and std of each weight's posterior: Adam on the labels' cost under drawn weights + KL(q || p), in nats.
+    """Return mean and std of each weight's posterior: Adam on the labels' cost + KL(q || p), in nats.
 
-    A step draws w = mean + std * noise. The KL of two Gaussians is log(s / std) + (std^2 + mean^2) / (2 s^2) - 1/2.
+    A step draws w = mean + std * noise. The KL of two Gaussians is
+    log(s / std) + (std^2 + mean^2) / (2 s^2) - 1/2.
     """
     rng = random.Random(0)  # the receiver draws the same
-    theta = [rng.gauss(0, 1) for _ in range(WEIGHTS)] + [math.log(0.1)] * WEIGHTS  # means, then log stds
+    theta = [rng.gauss(0, 1) for _ in range(WEIGHTS)] + [
+        math.log(0.1)
+    ] * WEIGHTS  # means, then log stds
     first, second = [0.0] * len(theta), [0.0] * len(theta)
     for step in range(1, steps + 1):
         means, stds = theta[:WEIGHTS], [math.exp(value) for value in theta[WEIGHTS:]]
         noise = [rng.gauss(0, 1) for _ in means]
         g = gradient([m + s * e for m, s, e in zip(means, stds, noise, strict=True)], points, labels)
         by_mean = [d + m / PRIOR_STD**2 for d, m in zip(g, means, strict=True)]
-        by_log_std = [d * e * s + s**2 / PRIOR_STD**2 - 1 for d, e, s in zip(g, noise, stds, strict=True)]
+        by_log_std = [
+            d * e * s + s**2 / PRIOR_STD**2 - 1 for d, e, s in zip(g, noise, stds, strict=True)
+        ]
         rate = 0.05 * min(1.0, 2 * (1 - step / (steps + 1)))
         for i, d in enumerate(by_mean + by_log_std):
             first[i] += 0.1 * (d - first[i])
@@ -146,9 +154,9 @@ def train(points, labels, steps: int = 1000) -> list[tuple[float, float]]:
     return [(m, math.exp(s)) for m, s in zip(theta[:WEIGHTS], theta[WEIGHTS:], strict=True)]
 
 
-# ---------------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The message.
-# ---------------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def send(payload: bytes, points, labels, posterior, grid: Grid) -> tuple[bytes, dict[str, float]]:
@@ -173,7 +181,10 @@ def send(payload: bytes, points, labels, posterior, grid: Grid) -> tuple[bytes, 
         "data": after_labels - after_pop,
         "gross": x.bit_length() - after_labels,
         "net": x.bit_length() - before,
-        "kl": sum(math.log2(PRIOR_STD / s) + ((s**2 + m**2) / (2 * PRIOR_STD**2) - 0.5) / math.log(2) for m, s in posterior),
+        "kl": sum(
+            math.log2(PRIOR_STD / s) + ((s**2 + m**2) / (2 * PRIOR_STD**2) - 0.5) / math.log(2)
+            for m, s in posterior
+        ),
     }
     return x.to_bytes(-(-x.bit_length() // 8), "big"), bits
 
@@ -201,7 +212,9 @@ def rings(count: int) -> tuple[list[tuple[float, float]], list[int]]:
     return points, [int(a * a + b * b < 1) for a, b in points]
 
 
-def main(count: int = 300, payload: bytes = b"The quick brown fox jumps over the lazy dog. " * 6) -> list[dict[str, float]]:
+def main(
+    count: int = 300, payload: bytes = b"The quick brown fox jumps over the lazy dog. " * 6
+) -> list[dict[str, float]]:
     """Send and receive on three grids; return what each message cost."""
     points, labels = rings(count)
     posterior = train(points, labels)
@@ -213,7 +226,8 @@ def main(count: int = 300, payload: bytes = b"The quick brown fox jumps over the
         message, bits = send(payload, points, labels, posterior, grid)
         assert receive(message, points, grid) == (payload, labels)
         net = bits["gross"] - bits["refund"]
-        print(f"2^-{level} {bits['gross']:9} {bits['refund']:7} {net:15} {bits['kl']:4.0f} {bits['data']:10} {bits['net']:18}")
+        print(f"2^-{level} {bits['gross']:9} {bits['refund']:7} {net:15} {bits['kl']:4.0f}", end=" ")
+        print(f"{bits['data']:10} {bits['net']:18}")
         found.append(bits)
     print("Every message gave back its payload and the labels, bit for bit.")
     return found
