@@ -10,9 +10,9 @@ bucket and a position inside it (e raw bits) together cost what the density says
     points per bucket 2^e      1     |      2      |      4      |      8       | ...
     bucket number          0 ... 127 | 128 ... 191 | 192 ... 255 | 256 ...  319 | ...      (negative side: -1 - number)
 
-    bucket        -half              -1     0                 half-1
-                 |-----|--- ... ---|-----|-----|--- ... ---|--------|
-    cumulative   0                     c[half]                     2^28      (2 half + 1 numbers)
+    bucket          -half              -1       0              half-1
+                  |-------|-- ... --|-------|-------|-- ... --|-------|
+    cumulative    0                      c[half]                    2^28    (2 half + 1 numbers)
 """
 
 import math
