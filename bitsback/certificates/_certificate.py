@@ -66,7 +66,7 @@ class Certificate(Result):
     def __post_init__(self) -> None:
         check_delta(self.delta)
         if self.alternatives < 1:
-            raise CertificateError(f"--alternatives counts this one too, so it is 1 or more, got {self.alternatives}")
+            raise CertificateError(f"--alternatives counts this certificate too, so it is 1 or more, got {self.alternatives}")
         if self.draws is not None and self.delta_draws is not None:
             check_delta(self.delta_draws, "--delta-draws")
             if self.delta + self.delta_draws >= 1:
@@ -187,7 +187,7 @@ def certify_posterior(
     _check_losses(likelihood)
     if any(isinstance(posterior, PointPosterior) for posterior in model.posteriors()):
         raise CertificateError(
-            "a point has infinite KL under a prior with a density: no bound holds for it; pack the run "
+            "a point estimate has infinite KL under a prior with a density, so no bound holds; pack the run "
             "(bitsback pack RUN) and certify the file, whose length is finite"
         )
     # only the weights' bits are used: one example keeps the ledger's data bits cheap

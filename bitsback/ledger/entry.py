@@ -84,9 +84,9 @@ class Entry:
             )
         if self.net_bits < -self._slack_bits():
             raise LedgerError(
-                f"entry '{self.name}' costs {self.net_bits:,.6g} bits, but no weights cost less than nothing; take a ledger of "
-                "an earlier version again (bitsback ledger RUN --recompute), and hold a prior of your own against "
-                "bitsback.testing.check_prior: its mass exceeds one"
+                f"entry '{self.name}' costs {self.net_bits:,.6g} bits, but no weights cost less than nothing; recompute a "
+                "ledger of an earlier version (bitsback ledger RUN --recompute), and check a prior of your own with "
+                "bitsback.testing.check_prior: its mass may exceed one"
             )
 
     def _slack_bits(self) -> float:
