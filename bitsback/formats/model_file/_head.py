@@ -125,8 +125,7 @@ class EmptyModel:
             targets = _sizes(tree.get("targets", []))
             whole, scale = bool(tree.get("whole_inputs")), float(tree.get("scale", 1.0))
             fits = math.prod(spread) <= max(1, file_bytes) and math.prod(targets) <= max(1, outputs)
-            if not (0 < scale <= torch.finfo(torch.float32).max and fits):
-                raise ValueError("a scaling that makes no sense")
+            _check_scaling(scale, fits)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise FileError("the file does not say what its inputs look like; it is damaged") from error
         likelihood = config.likelihood.build(classes, torch.zeros(1, *targets))
@@ -150,6 +149,12 @@ class EmptyModel:
         """Return slots of all learned numbers that are not coded weights, in the order of the file."""
         numbers = SideInformation.of(self.model, self.likelihood, with_frozen=True)
         return SideInformation((*numbers.slots, *self.statistics_of(self.scaling)))
+
+
+def _check_scaling(scale: float, fits: bool) -> None:
+    """Raise ValueError unless the scale is a positive float32 and the shapes fit the file."""
+    if not (0 < scale <= torch.finfo(torch.float32).max and fits):
+        raise ValueError("a scaling that makes no sense")
 
 
 def _sizes(value: Any) -> tuple[int, ...]:

@@ -32,7 +32,8 @@ from bitsback.result import Result
 __all__ = ["Choice", "Packed", "choose", "measure", "pack_experiment", "with_settings", "write"]
 
 BLOCKS_BELOW_BITS, QUANTISED_ABOVE_BITS = 3.0, 4.0
-"""Net bits per weight: below the first, relative entropy coding is used; above the second, quantisation; between, both are tried."""
+"""Net bits per weight. Below the first, relative entropy coding is used; above the second, quantisation; between, both are
+tried."""
 
 
 @dataclass(frozen=True)
