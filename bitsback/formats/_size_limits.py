@@ -69,7 +69,7 @@ def check_size(
 
         hook = register_module_forward_hook(look)
         try:
-            with torch.device("meta"):  # shapes without numbers
+            with torch.device("meta"):  # shapes only, no memory
                 example = torch.zeros(2, *inputs, dtype=torch.int64 if whole else torch.float32)
                 built = network.model_copy(update={"pretrained": None}).build(example, outputs)
         finally:
@@ -133,10 +133,11 @@ def check_data(config: Config, what: str, file_bytes: int = 0, *, labels: bool =
     data = config.data
     if not isinstance(data, FriedmanSettings):
         return
-    if labels:  # made in any number that a file asks for
+    # synthetic data are made in any size that a file asks for, so a file could make a receiver work without limit
+    if labels:
         raise FileError(f"{what} names data without labels (friedman); it is damaged")
     limits.EXAMPLES.check(data.examples, what, FileError)
-    numbers = data.inputs * (data.examples + data.inputs)  # and a table of inputs by inputs
+    numbers = data.inputs * (data.examples + data.inputs)  # examples, and a matrix of inputs by inputs
     if numbers > (most := limits.numbers_for(file_bytes)):
         raise FileError(f"{what} asks for data of {limits.shown(numbers)} numbers, and {limits.NUMBERS.allowed(numbers, most)}")
 

@@ -196,6 +196,7 @@ def _validated(values: dict[str, Any], given: set[str], data_is_needed: bool) ->
     training = config.training
     if "training" in values and "auto" in (training.epochs, training.beta.start, training.beta.warmup_epochs):
         raise FileError("the file does not say how long its sender trained; it is damaged")
+    # before anything is built: code that a file names runs only if the user has named it too
     for key, name in factories_of(config).items():
         if key not in given:
             what = key.removesuffix(".factory")

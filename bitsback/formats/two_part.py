@@ -163,7 +163,7 @@ def decode_two_part(content: bytes, what: str, locations: Sequence[str] = ()) ->
     loaded = decode(model, what, locations)
     if "data" not in loaded.tree:
         raise FileError(f"{what} does not say which inputs its labels belong to; it was made from data in memory")
-    if "data" not in loaded.config.model_fields_set:  # its places are not known
+    if "data" not in loaded.config.model_fields_set:  # from_tree left it out: its paths are unknown
         raise FileError(f"{what} needs the sender's inputs; say where they are (--data.root=..., --data.path=...)")
     check_data(loaded.config, what, len(content))
     data = loaded.config.data.load_inputs()
@@ -246,7 +246,7 @@ def _labels(loaded: LoadedModel, examples: Examples, stream: bytes) -> Integers 
     code, stack = _label_code(loaded, examples), Stack.from_bytes(stream, 1)
     try:
         labels: Integers = code.pop(stack)
-    except FileError:  # bits ran out
+    except FileError:  # the stream is too short
         return None
     return None if stack.bits else labels
 

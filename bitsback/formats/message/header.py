@@ -42,11 +42,9 @@ class Header:
     lanes_log2: int
     payload_bytes: int
     padding_bytes: int
-    """Random bytes at the end of the payload, which only draw weights."""
     inputs_digest: int
     posterior_digest: int
     guard_digest: int | None
-    """Digest of labels and prior tables; None if their arithmetic is exact on every machine."""
     states: tuple[StateDigest, ...] = ()
     """Of the sender's training under way, at the first of :func:`bitsback.formats._training_digest.digest_steps`."""
 
@@ -90,5 +88,4 @@ class Header:
         digests = reader.take(DIGEST_BITS), reader.take(DIGEST_BITS)
         guard = reader.take(DIGEST_BITS) if reader.take(1) else None
         states = [StateDigest(reader.take(STATE_BITS)) for _ in range(reader.take(STATES_BITS) if version > 1 else 0)]
-        """Digests of the sender's training, after the first of :func:`bitsback.formats._training_digest.digest_steps`."""
         return cls(settings, exponent, lanes, *counts, *digests, guard, tuple(states))

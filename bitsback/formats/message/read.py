@@ -154,7 +154,7 @@ def receive_file(path: Path, directory: Path, locations: Sequence[str] = (), *, 
     settings = {key: value for key, value in header.settings.items() if key != "target_shape"}
     config, shape = from_tree(settings, locations), _target_shape(header.settings)
     config = config.model_copy(update={"ledger": LedgerSettings(samples=1)})  # the receiver's ledger is never read
-    if kind == FIRST_MESSAGE:  # made in float32
+    if kind == FIRST_MESSAGE:  # version 1 trained in float32
         config = config.model_copy(update={"training": config.training.model_copy(update={"precision": "float32"})})
     check_data(config, str(path), len(content))
     data = config.data.load_inputs()

@@ -329,7 +329,6 @@ class Sender:
     experiment: Experiment
     shared: SharedContext
     states: tuple[StateDigest, ...] = ()
-    """Digests of the training; empty for a run, which was trained before."""
 
     @classmethod
     def train(cls, config: Config, *, progress: bool = True) -> "Sender":
@@ -402,4 +401,4 @@ class Sender:
         if "classes" in tree["likelihood"]:
             tree["likelihood"]["classes"] = self.experiment.likelihood.outputs(self.experiment.dataset.train.targets)
         shape = list(self.experiment.dataset.train.targets.shape[1:])
-        return {**tree, "target_shape": shape} if shape else tree  # one label for each example goes without saying
+        return {**tree, "target_shape": shape} if shape else tree  # scalar targets are the default

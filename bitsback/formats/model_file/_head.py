@@ -117,7 +117,6 @@ class EmptyModel:
         """
         values = {key: value for key, value in tree.items() if key in MODEL_SECTIONS}
         elsewhere, codec_factory = without_codec(locations) if "codec" in tree else (locations, None)
-        """``package.module:function`` of a user's codec, if the locations name one."""
         config = from_tree(values, elsewhere, data_is_needed=False)
         try:
             shape, spread = _sizes(tree["inputs"]), _sizes(tree.get("statistics", []))
@@ -130,7 +129,8 @@ class EmptyModel:
             raise FileError("the file does not say what its inputs look like; it is damaged") from error
         likelihood = config.likelihood.build(classes, torch.zeros(1, *targets))
         count = likelihood.classes if isinstance(likelihood, CategoricalLikelihood) else outputs
-        rows = BATCH  # the known ones are small
+        # the frozen configurations are known to be small: no need to build them twice to measure them
+        rows = BATCH
         if tree not in bases():
             rows = check_size(config, shape, count, whole=whole, file_bytes=file_bytes)
         scaling = Preprocessing(torch.zeros(spread), torch.full(spread, scale))

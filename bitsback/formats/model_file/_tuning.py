@@ -70,7 +70,7 @@ class Tuner:
     indices: Integers = field(init=False)
 
     def __post_init__(self) -> None:
-        self.examples = self.examples.to(self.model.device, self.model.dtype)  # a run of float64 leaves float64
+        self.examples = self.examples.to(self.model.device, self.model.dtype)  # float64 after a run in float64
         self.indices = np.zeros(self.code.blocks, dtype=np.int64)
         self._gaussians = [weight for weight in self.model.weights if weight.is_gaussian]
         self._block_of = torch.from_numpy(self.code.block_of())
@@ -215,7 +215,7 @@ class Tuner:
         momenta = [norm.momentum for norm in norms]
         for norm in norms:
             norm.reset_running_stats()
-            norm.momentum = None  # a plain average
+            norm.momentum = None  # torch: None means the plain average
         # training averaged them under random draws; the file holds one weight vector
         with self.model.mean():
             for inputs in self.examples.inputs.split(512):

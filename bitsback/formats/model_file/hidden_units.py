@@ -89,6 +89,7 @@ def exchangeable_groups(network: nn.Module, input_axes: int | None = None) -> li
         if kind in LINEARS and isinstance(module, Linears):
             if now is not None and now.are_read_by(module):
                 parts = [*now.parts, module]
+                # a weight or layer used twice is permuted at one place and not at the other
                 if all(readers[i] == 1 for part in parts for i in (id(part), *_own(part))):
                     inputs = module.in_features if isinstance(module, nn.Linear) else module.in_channels
                     groups.append(UnitGroup(now.units, now.outputs, f"{path}weight", inputs // now.units))

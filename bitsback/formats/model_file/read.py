@@ -53,7 +53,6 @@ class LoadedModel(nn.Module):
         self.model, self.likelihood, self._scaling = model.eval(), likelihood, scaling
         self._parts: Callable[[], list[FilePart]] = list
         self.rows = BATCH
-        """Largest number of examples in one forward pass; smaller if activations are large."""
 
     @cached_property
     def parts(self) -> list[FilePart]:
@@ -81,7 +80,7 @@ class LoadedModel(nn.Module):
             return scaling
         try:
             features = TypeAdapter(AnyFeatures).validate_python(data["features"])
-        except ValidationError as error:  # a file whose data are elsewhere has not been asked about them yet
+        except ValidationError as error:  # from_tree drops, unvalidated, a data section whose paths are unknown
             raise FileError("the file does not say how its features are made; it is damaged") from error
         if not features.is_fitted:
             return replace(scaling, features=features.fit(torch.empty(0)))
@@ -160,7 +159,7 @@ def decode(content: bytes, what: str, locations: Sequence[str] = ()) -> LoadedMo
     with torch.no_grad():
         for weight in empty.model.weights:
             weight.posterior.mean.copy_(decoded.weights[weight.name])
-            if isinstance(weight.posterior, GaussianPosterior):  # one number per weight, whoever draws
+            if isinstance(weight.posterior, GaussianPosterior):  # so narrow that draws equal the mean
                 weight.posterior.log_std.fill_(FIXED_LOG_STD)
     loaded = LoadedModel(empty.config, tree, str(kind), empty.model, empty.likelihood, empty.scaling)
     learned = [FilePart(name, tensor.numel() * grid.bits_each) for name, tensor, grid in side.slots]
