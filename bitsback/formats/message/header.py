@@ -46,7 +46,6 @@ class Header:
     posterior_digest: int
     guard_digest: int | None
     states: tuple[StateDigest, ...] = ()
-    """Of the sender's training under way, at the first of :func:`bitsback.formats._training_digest.digest_steps`."""
 
     def put(self, writer: BitWriter) -> None:
         """Write the header."""

@@ -98,7 +98,6 @@ class EmptyModel:
     scaling: Preprocessing
     rows: int = BATCH
     codec_factory: str | None = None
-    """Which codec of the user's own the locations name."""
 
     @classmethod
     def of(cls, tree: Tree, locations: Sequence[str] = (), file_bytes: int = 0) -> "EmptyModel":
