@@ -25,6 +25,9 @@ def require(extra: str, subject: str) -> None:
         extra: a key of :data:`EXTRAS`.
         subject: what needs it, for the sentence.
 
+    Raises:
+        MissingExtraError: with the command that installs it.
+
     >>> require("graph", "a graph of neighbours")
     """
     missing = [module for module in EXTRAS[extra] if not _is_installed(module)]

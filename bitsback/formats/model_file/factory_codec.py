@@ -23,13 +23,21 @@ FACTORY = register_kind(FileKind(6, "factory"))
 
 
 class OwnCodec(Protocol):
-    """What a factory of ``pack.factory`` returns."""
+    """Codec of one's own, as the function named by ``pack.factory`` returns it."""
 
     def write(self, experiment: Experiment) -> bytes:
-        """The body of the file: the weights of a trained experiment, which says everything about them."""
+        """Return the body of the file: the weights of a trained experiment."""
 
     def read(self, body: bytes, model: BayesianModel) -> dict[str, Tensor]:
-        """The weights by name; the untrained model says which they are, and what priors they have."""
+        """Return the weights by name.
+
+        Args:
+            body: what :meth:`write` returned.
+            model: untrained; it says which weights there are, and holds their priors.
+
+        Returns:
+            A tensor for each weight, of its shape.
+        """
 
 
 @dataclass(frozen=True)
@@ -40,12 +48,20 @@ class DecodedBody:
     bits: int
 
     def parts(self) -> list[FilePart]:
-        """The body, of which only its codec knows more."""
+        """Return the body as one part: only its codec knows more."""
         return [FilePart("body of the codec", self.bits)]
 
 
 def write_own(experiment: Experiment, settings: PackSettings, _progress: bool) -> bytes:
-    """The whole file: the head, which names the factory, and the body that its codec writes.
+    """Write the head, which names the factory, and the body that its codec makes.
+
+    Args:
+        experiment: trained.
+        settings: whose ``factory`` names the codec, and whose ``budget_bytes`` the file keeps.
+        _progress: unused; a codec of one's own shows its own.
+
+    Returns:
+        The whole file.
 
     Raises:
         ConfigError: when the factory cannot be imported or fails, or its codec does.
@@ -71,6 +87,13 @@ def write_own(experiment: Experiment, settings: PackSettings, _progress: bool) -
 
 def read_own(reader: BitReader, empty: EmptyModel) -> DecodedBody:
     """Read the body with the codec that the file names, if the locations name the same.
+
+    Args:
+        reader: behind the head.
+        empty: the model that the head describes, and the codec that the locations name.
+
+    Returns:
+        The weights as finite float32 tensors, and the bits of the body.
 
     Raises:
         ConfigError: when the codec that the locations name cannot be imported.
@@ -116,7 +139,7 @@ def _named(empty: EmptyModel) -> str:
 
 
 def _said(error: Exception) -> str:
-    """What the user's code says, cut short; some exceptions say nothing but their class."""
+    """Return an exception of the user's code as text, cut short; some say nothing but their class."""
     return brief(f"{type(error).__name__}: {error}".removesuffix(": "))
 
 
