@@ -57,4 +57,4 @@ $(READY): $(BASE)
 	@touch $(READY)
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage docs/_build docs/reference docs/notebooks docs/figures
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage docs/_build docs/reference docs/notebooks docs/figures docs/explorer

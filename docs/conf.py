@@ -19,6 +19,7 @@ sys.path[:0] = [str(HERE / "_parts"), str(HERE.parent)]
 import api  # noqa: E402
 import bound  # noqa: E402
 import commands  # noqa: E402
+import explorer  # noqa: E402
 import figures  # noqa: E402
 import settings  # noqa: E402
 from made import Made  # noqa: E402
@@ -32,7 +33,7 @@ copyright = "the authors of bitsback, Apache-2.0"
 version = release = bitsback.__version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "mathml"]
-exclude_patterns = ["_build", "_parts", "**.ipynb_checkpoints"]
+exclude_patterns = ["_build", "_parts", "explorer", "**.ipynb_checkpoints"]
 smartquotes = False
 highlight_language = "text"
 
@@ -57,6 +58,7 @@ toc_object_entries = False
 html_theme = "furo"
 html_title = "bitsback"
 html_static_path = ["_static"]
+html_extra_path = ["explorer"]
 html_css_files = ["bitsback.css"]
 html_copy_source = False
 html_show_sourcelink = False
@@ -72,9 +74,9 @@ html_theme_options: dict[str, Any] = {
 def make_pages(_app: object) -> None:
     """Write what is made from the package, its tables of numbers and its notebooks; untouched where nothing changed."""
     made = Made(HERE)
-    for part in (api, settings, commands, bound, figures):
+    for part in (api, settings, commands, bound, figures, explorer):
         part.make(made)
-    made.remove_others("reference", "notebooks", "figures")
+    made.remove_others("reference", "notebooks", "figures", "explorer")
 
 
 def give_title(_app: object, name: str, text: list[str]) -> None:
