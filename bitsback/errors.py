@@ -11,6 +11,7 @@ __all__ = [
     "FileError",
     "LayerError",
     "LedgerError",
+    "MissingExtraError",
     "PriorError",
     "RunError",
     "TrainingError",
@@ -47,6 +48,10 @@ class LayerError(BitsbackError):
     """Module that cannot hold the requested posterior."""
 
 
+class MissingExtraError(BitsbackError):
+    """Missing optional library; the message names the extra that installs it."""
+
+
 class RunError(BitsbackError):
     """Run directory that is missing, incomplete, or not writable."""
 
@@ -77,7 +82,7 @@ def brief(error: object, characters: int = 200) -> str:
 
 
 def near_miss(name: str, allowed: Iterable[str]) -> str:
-    """Return a hint such as `` (did you mean 'laplace'?)``.
+    """Return a hint such as ``(did you mean 'laplace'?)``.
 
     Args:
         name: the name that was given.

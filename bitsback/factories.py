@@ -10,9 +10,28 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
-from bitsback.errors import BitsbackError, ConfigError
+from bitsback.errors import BitsbackError, ConfigError, brief
 
-__all__ = ["FactoryName", "importable_here", "imported_function", "made_by"]
+__all__ = ["LONGEST_NAME", "NAME_PATTERN", "FactoryName", "importable_here", "imported_function", "is_function_name", "made_by"]
+
+_IDENTIFIER = r"[^\W\d]\w*"
+NAME_PATTERN = rf"^{_IDENTIFIER}(\.{_IDENTIFIER})*:{_IDENTIFIER}$"
+"""Of a codec's name: identifiers, joined with dots before the colon."""
+
+LONGEST_NAME = 200
+"""Maximum length of a codec's name, in characters."""
+
+
+def is_function_name(text: str) -> bool:
+    """Return whether a text has the form ``package.module:function``, at any length.
+
+    Returns:
+        False for empty parts, such as ``my..own:codec``.
+
+    >>> [is_function_name(text) for text in ("mine:codec", "my.own:codec", ".mine:codec", "my..own:codec", "my.own.codec")]
+    [True, True, False, False, False]
+    """
+    return re.fullmatch(NAME_PATTERN.strip("^$"), text) is not None
 
 
 def _named(factory: str) -> str:
@@ -54,9 +73,9 @@ def imported_function(name: str, setting: str) -> Any:
             return getattr(importlib.import_module(module), function)
     except ModuleNotFoundError as error:
         hint = "; is it in this directory or on PYTHONPATH?" if error.name == module.partition(".")[0] else ""
-        raise ConfigError(f"{setting}: cannot import '{name}': {error}{hint}") from error
+        raise ConfigError(f"{setting}: cannot import '{name}': {brief(error)}{hint}") from error
     except Exception as error:  # user code raises errors of any class
-        raise ConfigError(f"{setting}: cannot import '{name}': {error}") from error
+        raise ConfigError(f"{setting}: cannot import '{name}': {brief(error)}") from error
 
 
 def made_by(name: str, setting: str, kind: type[Any], what: str, *given: Any, **arguments: Any) -> Any:

@@ -1,6 +1,6 @@
-"""Nats, bits and bytes: the one place where ln 2 lives.
+"""Conversions between nats, bits and bytes.
 
-Distributions speak nats; everything a user sees speaks bits.
+Log densities and KL divergences are computed in nats; everything shown to a user is in bits.
 """
 
 import math
@@ -12,12 +12,19 @@ if TYPE_CHECKING:
 __all__ = ["NATS_PER_BIT", "Number", "bits_to_bytes", "bits_to_nats", "format_bits", "nats_to_bits"]
 
 NATS_PER_BIT = math.log(2)
+"""ln 2."""
 
 Number = TypeVar("Number", float, "torch.Tensor")
 
 
 def nats_to_bits(nats: Number) -> Number:
     """Convert nats to bits.
+
+    Args:
+        nats: a number, or a tensor of any shape.
+
+    Returns:
+        Bits, in the type and shape of ``nats``.
 
     >>> nats_to_bits(math.log(8.0))
     3.0
@@ -28,6 +35,12 @@ def nats_to_bits(nats: Number) -> Number:
 def bits_to_nats(bits: Number) -> Number:
     """Convert bits to nats.
 
+    Args:
+        bits: a number, or a tensor of any shape.
+
+    Returns:
+        Nats, in the type and shape of ``bits``.
+
     >>> round(bits_to_nats(1.0), 4)
     0.6931
     """
@@ -35,7 +48,13 @@ def bits_to_nats(bits: Number) -> Number:
 
 
 def bits_to_bytes(bits: float) -> int:
-    """Whole bytes that hold ``bits``.
+    """Return the least number of whole bytes that hold ``bits`` bits.
+
+    Args:
+        bits: a number of bits, at least 0.
+
+    Returns:
+        Bytes.
 
     >>> bits_to_bytes(17)
     3
@@ -44,7 +63,13 @@ def bits_to_bytes(bits: float) -> int:
 
 
 def format_bits(bits: float) -> str:
-    """Bits as a short text with a decimal prefix (1 kbit is 1,000 bits).
+    """Return a number of bits as a short text with a decimal prefix (1 kbit is 1,000 bits).
+
+    Args:
+        bits: a number of bits, of any sign.
+
+    Returns:
+        Three significant digits and the unit.
 
     >>> format_bits(1213.4), format_bits(38_600_000.0), format_bits(12.3)
     ('1.21 kbit', '38.6 Mbit', '12.3 bit')

@@ -3,11 +3,15 @@
 ``python -m sphinx -W --keep-going -b html docs docs/_build/html``; nothing is fetched from a network.
 """
 
+import re
 import sys
+from abc import ABC
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from docutils import nodes
+from pydantic import BaseModel
+from sphinx.util.nodes import make_refnode
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE / "_parts"), str(HERE.parent)]
@@ -20,6 +24,7 @@ import settings  # noqa: E402
 from made import Made  # noqa: E402
 
 import bitsback  # noqa: E402
+from bitsback.nn import BayesianLayer  # noqa: E402
 
 project = "bitsback"
 author = "the authors of bitsback"
@@ -42,7 +47,7 @@ autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_inherit_docstrings = False
 autodoc_preserve_defaults = True
-autodoc_default_options = {"members": True, "show-inheritance": True, "ignore-module-all": True}
+autodoc_default_options = {"members": True, "show-inheritance": True}
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 python_use_unqualified_type_names = True
@@ -83,26 +88,88 @@ def read_plainly(_app: object, what: str, _name: str, _thing: object, _options: 
     for place, line in enumerate(lines):
         parts = line.split("``")
         lines[place] = "``".join(part if odd % 2 else part.replace("|", "\\|") for odd, part in enumerate(parts))
+    lines[:] = one_attribute_each(lines)
     if what in ("attribute", "data", "property") and lines:
         lines[0] = f": {lines[0]}"  # napoleon takes what stands before the first colon for a type
 
 
-def leave_out_object(_app: object, _name: str, _thing: object, _options: object, bases: list[object]) -> None:
-    """That a class is an object goes without saying."""
-    if object in bases:
-        bases.remove(object)
+def one_attribute_each(lines: list[str]) -> list[str]:
+    """Give each of the attributes ``a, b: what they are`` an entry of its own, as napoleon does with parameters."""
+    found: list[str] = []
+    waiting: list[tuple[str, list[str]]] = []
+    is_inside = False
+    for line in [*lines, ""]:
+        is_inside = line.strip() == "Attributes:" or (is_inside and (not line.strip() or line.startswith(" ")))
+        together = re.match(r"    (\w+(?:, \w+)+): ", line) if is_inside else None
+        if waiting and not line.startswith("     "):
+            found += [text for name, rest in waiting for text in (f"    {name}: {rest[0]}", *rest[1:])]
+            waiting = []
+        if together:
+            waiting = [(name, [line[together.end() :]]) for name in together[1].split(", ")]
+        elif waiting:
+            for _, rest in waiting:
+                rest.append(line)
+        else:
+            found.append(line)
+    return found[:-1]
 
 
-def drop_empty_bases(_app: object, document: nodes.document) -> None:
-    """Remove the line that :func:`leave_out_object` has left without contents."""
+def leave_out_internal(_app: object, _name: str, _thing: object, _options: object, bases: list[Any]) -> None:
+    """That a class is an object goes without saying; for a base that is internal stands the next that is not."""
+    found = [each for base in bases for each in ([base] if get_origin(base) else api.nearest(base))]
+    bases[:] = [each for each in dict.fromkeys(found) if each not in (object, ABC)]
+
+
+def use_own_words(_app: object, document: nodes.document) -> None:
+    """Remove the line that :func:`leave_out_internal` has left without contents; attributes are called attributes."""
+    for name in document.findall(nodes.field_name):
+        if name.astext() == "Variables":
+            name.replace(name[0], nodes.Text("Attributes"))
     for line in [each for each in document.findall(nodes.paragraph) if each.astext().strip() == "Bases:"]:
         line.parent.remove(line)
+
+
+def shorten_signature(_app: object, _what: str, _name: str, found: Any, *_rest: object) -> tuple[str, str] | None:
+    """Settings have a page of their own, and a protocol is not called; what layers take, their base says in full."""
+    if not isinstance(found, type):
+        return None
+    if issubclass(found, BaseModel) or getattr(found, "_is_protocol", False):
+        return "", ""
+    if issubclass(found, BayesianLayer) and found is not BayesianLayer:
+        return "(*args, prior='gaussian', posterior=None, seed=None, **kwargs)", ""
+    return None
+
+
+def forget_homes(_app: object, environment: Any) -> None:
+    """Leave names of modules where things are defined out of the index and the inventory; references go by the public name."""
+    objects = environment.domains["py"].objects
+    for name in [name for name, entry in objects.items() if entry.aliased]:
+        del objects[name]
+
+
+def find_public_name(app: Any, environment: Any, node: Any, content: nodes.Node) -> nodes.Node | None:
+    """Lead a reference by the name of a home, or to a member that a base describes, to where it is; others stay code."""
+    if node.get("refdomain") != "py":
+        return None
+    target, domain = node["reftarget"], environment.domains["py"]
+    owner = ".".join(filter(None, (node.get("py:module"), node.get("py:class"))))
+    wanted = [api.public_name(target), *(api.public_name(each) for each in api.members_of_bases(owner, target))]
+    for name in wanted:
+        if name in domain.objects:
+            place = domain.objects[name]
+            return make_refnode(app.builder, node["refdoc"], place.docname, place.node_id, content, name)
+    if any(part.startswith("_") for part in target.split(".")[:-1]):  # a private module
+        return nodes.literal("", content.astext().rpartition(".")[2]) if "." in content.astext() else content
+    return None
 
 
 def setup(app: Any) -> None:
     """Make the pages before Sphinx looks for them."""
     app.connect("config-inited", lambda _app, _config: make_pages(_app))
     app.connect("source-read", give_title)
-    app.connect("autodoc-process-bases", leave_out_object)
-    app.connect("doctree-read", drop_empty_bases)
+    app.connect("autodoc-process-bases", leave_out_internal)
+    app.connect("autodoc-process-signature", shorten_signature)
+    app.connect("env-updated", forget_homes)
+    app.connect("missing-reference", find_public_name)
+    app.connect("doctree-read", use_own_words)
     app.connect("autodoc-process-docstring", read_plainly, priority=400)  # before napoleon

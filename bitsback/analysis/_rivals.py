@@ -91,7 +91,8 @@ def logistic(
         The code length.
 
     Raises:
-        ConfigError: the inputs are not real numbers, or scikit-learn is not installed.
+        ConfigError: the inputs are not real numbers.
+        MissingExtraError: scikit-learn is not installed.
     """
     inputs = dataset.train.inputs
     if not inputs.is_floating_point():

@@ -1,4 +1,4 @@
-"""A certificate: an upper bound on the probability of error, with everything that went into it."""
+"""Certificates: upper bounds on the probability of error, with all their ingredients."""
 
 import math
 from dataclasses import dataclass
@@ -19,27 +19,32 @@ from bitsback.result import Result, text_table
 __all__ = ["Certificate", "certify_file", "certify_posterior"]
 
 EXACT_METHODS = ("closed_form", "quadrature", "float32")
+"""Methods of a ledger entry whose net bits are not estimates."""
 
 
 @dataclass(frozen=True)
 class Certificate(Result):
-    """With probability ``confidence`` over examples and draws, the risk on new examples is at most ``bound``.
+    """Upper bound on the risk, the expected loss on a new example, that holds with probability :attr:`confidence`.
 
-    For a run this is the risk of a network whose weights are drawn from the posterior anew for every example; for a model file
-    it is the risk of the one network in it. kl(R^ || R) <= (kl_bits ln 2 + ln(2 sqrt(n) / delta)) / n, where R^ <= risk_bound.
+    The probability is over the draw of the examples and of the weights. For a run, the risk is that of a network whose weights
+    are drawn from the posterior anew for every example; for a model file, that of the network in the file. The bound is the
+    largest R with kl(R^ || R) <= (kl_bits ln 2 + ln(2 sqrt(n) / delta)) / n, where R^ is :attr:`risk_bound`.
 
     Attributes:
         of: ``posterior`` or ``file``.
-        risk: mean loss on the n examples, measured from draws; exact for a file.
-        n: how many examples the risk is measured on.
-        weight_bits: KL(q || p) of the weights, or the length of the file in a prefix-free code.
-        hyperparameter_bits: learned numbers that are not weights, each on its grid.
-        alternatives: how many certificates this one was chosen among.
-        delta, delta_draws: probabilities that the bound and the measurement of the risk fail.
-        draws: independent pairs of weights and example behind the risk; None for a file, whose risk needs none.
-        test_risk: mean loss on the test examples, which nothing depends on.
-        error_name: what a loss is.
-        assumed: what is taken to be independent of the n examples.
+        risk: mean loss on the n examples, from 0 to 1, measured from draws; exact for a file.
+        n: number of examples that the risk is measured on.
+        weight_bits: KL(q || p) of the weights in bits, or the length of the file in a prefix-free code, in bits.
+        delta: probability that the bound fails.
+        hyperparameter_bits: bits of the learned numbers that are not weights, each on its grid.
+        alternatives: number of certificates among which this one was chosen, itself included.
+        delta_draws: probability that the measurement of the risk from draws fails; None for a file.
+        draws: number of independent pairs of weights and example behind the risk; None for a file.
+        test_risk: mean loss on the test examples, for information only; None if not measured.
+        assumed: descriptions of what is assumed to be independent of the n examples.
+
+    Raises:
+        CertificateError: for a delta outside (0, 1), deltas that add up to 1 or more, or alternatives below 1.
 
     >>> certificate = Certificate("file", risk=0.01, n=60_000, weight_bits=5000.0, delta=0.025)
     >>> round(certificate.bound, 4), certificate.confidence
@@ -61,7 +66,7 @@ class Certificate(Result):
     def __post_init__(self) -> None:
         check_delta(self.delta)
         if self.alternatives < 1:
-            raise CertificateError(f"--alternatives counts this one too, so it is 1 or more, got {self.alternatives}")
+            raise CertificateError(f"--alternatives counts this certificate too, so it is 1 or more, got {self.alternatives}")
         if self.draws is not None and self.delta_draws is not None:
             check_delta(self.delta_draws, "--delta-draws")
             if self.delta + self.delta_draws >= 1:
@@ -69,38 +74,38 @@ class Certificate(Result):
 
     @property
     def alternatives_bits(self) -> float:
-        """What it takes to say which of the alternatives was taken."""
+        """Return log2 of the number of alternatives, the bits of the choice among them."""
         return math.log2(self.alternatives)
 
     @property
     def kl_bits(self) -> float:
-        """All that was chosen on the same examples, in bits."""
+        """Return the bits of everything that was chosen on the same examples: weights, hyper-parameters and alternative."""
         return self.weight_bits + self.hyperparameter_bits + self.alternatives_bits
 
     @property
     def complexity(self) -> float:
-        """c, in nats per example."""
+        """Return the complexity term c of the bound, in nats per example."""
         return complexity(self.kl_bits, self.n, self.delta)
 
     @property
     def risk_bound(self) -> float:
-        """Upper bound on the mean loss of the posterior on the n examples; each alternative measured has its share of delta."""
+        """Return an upper bound on the posterior's mean loss on the n examples; alternatives share ``delta_draws``."""
         if self.draws is None or self.delta_draws is None:
             return self.risk
         return draws_bound(self.risk, self.draws, self.delta_draws / self.alternatives)
 
     @property
     def bound(self) -> float:
-        """The certificate: kl^-1(risk_bound, c)."""
+        """Return the certified upper bound on the risk, kl^-1(risk_bound, c)."""
         return pac_bayes_bound(self.risk_bound, self.kl_bits, self.n, self.delta)
 
     @property
     def confidence(self) -> float:
-        """1 - delta - delta_draws."""
+        """Return the probability with which the bound holds, 1 - delta - delta_draws."""
         return 1 - self.delta - (self.delta_draws or 0.0)
 
     def to_dict(self) -> dict[str, Any]:
-        """Every ingredient, for JSON."""
+        """Return the bound and all its ingredients as plain values for JSON."""
         derived = ("bound", "confidence", "risk_bound", "kl_bits", "alternatives_bits", "complexity")
         return {**{name: getattr(self, name) for name in derived}, **vars(self), "assumed": list(self.assumed)}
 
@@ -142,21 +147,28 @@ def certify_posterior(
     seed: int = 0,
     progress: bool = False,
 ) -> Certificate:
-    """The certificate of a posterior whose prior does not depend on ``examples``.
+    """Return the certificate of a posterior whose prior does not depend on ``examples``.
 
-    Learned numbers are first rounded to their grids in place, as the ledger does: a number on a grid of 2^b levels is a choice
+    Learned numbers are first rounded to their grids in place, as for the ledger: a number on a grid of 2^b levels is a choice
     among 2^b priors, and costs b bits.
 
     Args:
-        model, likelihood, examples: what is certified, and the examples its posterior was fitted to: all of them, no others.
+        model: the model, with Gaussian posteriors.
+        likelihood: likelihood of labels, whose loss is 0 or 1.
+        examples: the examples that the posterior was fitted to: all of them, and no others.
         test: examples whose mean loss is reported for information.
-        delta, delta_draws: probabilities of failure, of the bound and of the measurement.
-        draws: independent pairs of weights and example, rounded up to whole passes over the examples.
-        alternatives: among how many such certificates, this one included, this one was chosen.
-        seed: of the draws.
+        delta: probability that the bound fails.
+        delta_draws: probability that the measurement of the risk from draws fails.
+        draws: number of independent pairs of weights and example, rounded up to whole passes over the examples.
+        alternatives: number of certificates among which this one was chosen, itself included.
+        seed: seed of the draws.
+        progress: whether to show a progress bar.
+
+    Returns:
+        The certificate, with ``of`` equal to ``posterior``.
 
     Raises:
-        CertificateError: when no certificate would hold, with the fix.
+        CertificateError: when no certificate would hold; the message says what to change.
 
     >>> import torch
     >>> from bitsback.data.settings import DigitsSettings
@@ -170,13 +182,15 @@ def certify_posterior(
     if draws < 1:
         raise CertificateError(f"a risk is measured from one draw or more, got {draws}; raise --draws")
     passes = -(-draws // len(examples))
+    # checks the arguments before the long measurement
     plan = Certificate("posterior", 0.0, len(examples), 0.0, delta, 0.0, alternatives, delta_draws, passes * len(examples))
     _check_losses(likelihood)
     if any(isinstance(posterior, PointPosterior) for posterior in model.posteriors()):
         raise CertificateError(
-            "a point has infinite KL under a prior with a density: no bound holds for it; pack the run "
+            "a point estimate has infinite KL under a prior with a density, so no bound holds; pack the run "
             "(bitsback pack RUN) and certify the file, whose length is finite"
         )
+    # only the weights' bits are used: one example keeps the ledger's data bits cheap
     few = Examples(examples.inputs[:1], examples.targets[:1], assumed=examples.assumed)
     book = take_ledger(model, likelihood, few, samples=1, seed=seed, priors_are_held=True)
     for entry in book.entries:
@@ -211,18 +225,26 @@ def certify_file(
     test_risk: float | None = None,
     assumed: tuple[str, ...] = (),
 ) -> Certificate:
-    """The certificate of one network that a file of ``length`` bytes describes (Occam's razor; Blumer et al. 1987).
+    """Return the certificate of the network in a file of ``length`` bytes (Occam's razor; Blumer et al. 1987).
 
-    Its prior gives each file 2^-bits, where bits are the file's bytes after their number in Elias gamma code. A point mass on
-    one file has KL = bits ln 2, and its risk needs no draws.
+    The prior gives every file the probability 2^-bits, where bits is the length of a prefix-free code: the number of bytes in
+    Elias gamma code, then the bytes. A point mass on one file has KL = bits ln 2, and its risk needs no draws.
 
     Args:
         predicted: the network's predictive means for the n examples, (n, ...).
-        targets: their targets, (n, ...).
-        likelihood: says what a loss is.
+        targets: targets of the examples, (n, ...).
+        likelihood: likelihood of labels, which computes the loss.
+        length: length of the file, in bytes.
+        delta: probability that the bound fails.
+        alternatives: number of certificates among which this one was chosen, itself included.
+        test_risk: mean loss on test examples, reported for information.
+        assumed: descriptions of what is assumed to be independent of the n examples.
+
+    Returns:
+        The certificate, with ``of`` equal to ``file``.
 
     Raises:
-        CertificateError: for targets that are no labels.
+        CertificateError: for targets that are not labels.
     """
     _check_losses(likelihood)
     risk = float(likelihood.error(predicted, targets).double().mean())
@@ -231,6 +253,7 @@ def certify_file(
 
 
 def _check_losses(likelihood: Likelihood) -> None:
+    """Raise CertificateError unless the likelihood's loss lies between 0 and 1."""
     if likelihood.error_name != "error":
         raise CertificateError(
             f"the error of a '{likelihood.kind}' likelihood has no upper limit, and the bounds are for losses from 0 to 1; "

@@ -1,4 +1,4 @@
-"""The binary relative entropy, and its inverse, rounded up."""
+"""Binary relative entropy, rounded down, and its inverse, rounded up."""
 
 import math
 
@@ -7,11 +7,18 @@ from bitsback.errors import CertificateError
 __all__ = ["bernoulli_kl", "kl_inverse"]
 
 SLACK = 2.0**-49
-"""Eight units in the last place: more than the few roundings of :func:`bernoulli_kl` can add to a term or to its factor."""
+"""Bound on the relative rounding error of a term of :func:`bernoulli_kl`: eight units in the last place."""
 
 
 def bernoulli_kl(q: float, p: float) -> float:
-    """kl(q || p) in nats between two coins that fall heads with probability q and p, rounded down: never above the true value.
+    """Return kl(q || p) between Bernoulli distributions, rounded down: never above the true value.
+
+    Args:
+        q: probability of the first distribution, 0 to 1.
+        p: probability of the second distribution, 0 to 1.
+
+    Returns:
+        Nats, at least 0; infinite where q is possible and p is not.
 
     >>> bernoulli_kl(0.5, 0.5), round(bernoulli_kl(0.0, 0.25), 6), bernoulli_kl(0.5, 1.0)
     (0.0, 0.287682, inf)
@@ -20,19 +27,23 @@ def bernoulli_kl(q: float, p: float) -> float:
     tails = (1 - q) * (math.log1p(-q) - math.log1p(-p)) if q < 1 and p < 1 else (math.inf if q < 1 else 0.0)
     if math.isinf(heads + tails):
         return math.inf
+    # sizes of the terms before cancellation, to which the rounding errors are proportional
     around = 0.0 if q in (0.0, 1.0) else q + q * abs(math.log(q)) + (1 - q) * (abs(math.log1p(-q)) + abs(math.log1p(-p)))
     return max(0.0, heads + tails - SLACK * (abs(heads) + abs(tails) + around))
 
 
 def kl_inverse(risk: float, bound: float) -> float:
-    """The largest p for which kl(risk || p) <= bound: a certificate's last step, rounded up.
+    """Return the largest p with kl(risk || p) <= bound, rounded up.
 
-    A bisection between float64 numbers, until two neighbours are left; the upper one is returned, and the divergence is rounded
-    down on the way, so that rounding can only make a certificate weaker.
+    Bisection stops when two neighbouring float64 numbers are left, and the upper one is returned. The divergence is rounded
+    down, so that rounding can only make a certificate weaker.
 
     Args:
-        risk: a mean of losses, from 0 to 1.
-        bound: c >= 0, in nats.
+        risk: mean of losses, from 0 to 1.
+        bound: bound on the divergence in nats, at least 0.
+
+    Returns:
+        A probability, from ``risk`` to 1.
 
     Raises:
         CertificateError: for a risk outside [0, 1] or a bound below zero.

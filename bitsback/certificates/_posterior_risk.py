@@ -1,4 +1,4 @@
-"""The posterior's risk, measured: every example is judged by a weight vector of its own."""
+"""Measurement of the posterior's risk, with a weight draw of its own for every example."""
 
 from collections.abc import Iterator
 
@@ -17,19 +17,32 @@ from bitsback.model.modes import evaluating
 __all__ = ["mean_loss_of_draws"]
 
 NUMBERS_AT_ONCE = 2_000_000
+"""Drawn weights held at once, all examples of a batch together; bounds the memory."""
 MOST_AT_ONCE = 64
+"""Most examples per batch."""
 
 
 @torch.no_grad()
 def mean_loss_of_draws(
     model: BayesianModel, likelihood: Likelihood, examples: Examples, *, passes: int = 1, seed: int = 0, progress: bool = False
 ) -> float:
-    """Mean loss over ``passes`` times n pairs of an example and a whole-network draw made for it alone.
+    """Return the mean loss over ``passes`` times n pairs of an example and a whole-network draw made for it alone.
 
     The draws are independent, so the losses are independent numbers in [0, 1] whose expectations average to the posterior's
-    mean loss over the n examples: what :func:`bitsback.certificates.draws_bound` asks for, with passes * n draws. A draw that a
-    batch shares would be judged more often, but counts once, however large the batch. On the same machine time, fresh draws for
-    single examples give a far tighter bound.
+    mean loss over the n examples. This is the condition of :func:`bitsback.certificates.draws_bound`, with passes * n draws. A
+    draw shared by a batch would count once, however large the batch; for the same computing time, a draw for every example
+    gives a far tighter bound.
+
+    Args:
+        model: the model.
+        likelihood: likelihood whose loss lies between 0 and 1.
+        examples: the n examples.
+        passes: number of passes over the examples, at least 1.
+        seed: seed of the draws.
+        progress: whether to show a progress bar.
+
+    Returns:
+        The mean loss, from 0 to 1.
 
     Raises:
         CertificateError: when the network cannot be run with a weight vector for each example.
@@ -63,7 +76,7 @@ def mean_loss_of_draws(
 
 
 def _draw(weight: Weight, count: int) -> Tensor:
-    """``count`` independent draws of one weight tensor, along a new first axis; the padding row of an embedding is constant."""
+    """Return ``count`` independent draws of one weight tensor, (count, ...); an embedding's padding row is constant."""
     q, std = weight.posterior, weight.posterior.std()
     if std is None:
         raise CertificateError("a point has no draws; pack the run and certify the file")
@@ -74,5 +87,6 @@ def _draw(weight: Weight, count: int) -> Tensor:
 
 
 def _parts(examples: Examples, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield inputs and targets of at most ``size`` examples at a time, in order."""
     for start in range(0, len(examples), size):
         yield examples.inputs[start : start + size], examples.targets[start : start + size]

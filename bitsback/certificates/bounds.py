@@ -1,7 +1,7 @@
-"""The inequalities behind a certificate, each with a probability of its own to fail.
+"""Inequalities behind a certificate, each with its own probability of failure.
 
-R is the risk, the probability of error on a new example; R^ is the mean error on n examples drawn like it. Losses lie between
-0 and 1.
+R is the risk, the probability of error on a new example; R^ is the mean error on n examples of the same distribution. Losses
+lie between 0 and 1.
 """
 
 import math
@@ -13,22 +13,36 @@ from bitsback.units import bits_to_nats
 __all__ = ["check_delta", "complexity", "draws_bound", "file_length_bits", "pac_bayes_bound"]
 
 ROUND_UP = 1 + 2.0**-48
-"""What a few float64 operations may have taken away is given back."""
+"""Factor that exceeds the rounding error of a few float64 operations, so that results are rounded up."""
 
 
 def check_delta(delta: float, name: str = "--delta") -> None:
-    """Raise CertificateError unless ``delta`` is a probability of failure: above 0 and below 1."""
+    """Raise CertificateError unless a probability of failure lies above 0 and below 1.
+
+    Args:
+        delta: the probability.
+        name: name of the option in the message.
+
+    Raises:
+        CertificateError: for a delta outside (0, 1).
+    """
     if not 0 < delta < 1:
         raise CertificateError(f"{name} is the probability that the certificate fails, between 0 and 1, got {delta}; try 0.025")
 
 
 def complexity(kl_bits: float, n: int, delta: float) -> float:
-    """c = (KL + ln(2 sqrt(n) / delta)) / n, in nats per example (Seeger 2002; Maurer 2004, theorem 5).
+    """Return c = (KL + ln(2 sqrt(n) / delta)) / n, in nats per example (Seeger 2002; Maurer 2004, theorem 5).
 
     Args:
-        kl_bits: KL(q || p) and whatever else was chosen on the same examples, in bits.
-        n: how many examples the risk is measured on.
+        kl_bits: KL(q || p) and the bits of every other choice made on the same examples, in bits.
+        n: number of examples that the risk is measured on.
         delta: probability that the bound fails, over the draw of the examples.
+
+    Returns:
+        c in nats per example, rounded up.
+
+    Raises:
+        CertificateError: for a negative or infinite KL, n below 1 or a delta outside (0, 1).
 
     >>> round(complexity(5000.0, 60_000, 0.025), 6)
     0.057927
@@ -40,7 +54,16 @@ def complexity(kl_bits: float, n: int, delta: float) -> float:
 
 
 def pac_bayes_bound(risk: float, kl_bits: float, n: int, delta: float) -> float:
-    """With probability 1 - delta, for all posteriors at once: kl(R^ || R) <= c, so R is at most this.
+    """Return an upper bound on R that holds with probability 1 - delta for all posteriors at once: kl(R^ || R) <= c.
+
+    Args:
+        risk: R^, the posterior's mean loss on the n examples, from 0 to 1.
+        kl_bits: see :func:`complexity`.
+        n: number of examples that the risk is measured on.
+        delta: probability that the bound fails, over the draw of the examples.
+
+    Returns:
+        The largest R with kl(R^ || R) <= c, rounded up.
 
     >>> round(pac_bayes_bound(0.012, 5000.0, 60_000, 0.025), 4)
     0.0909
@@ -49,10 +72,22 @@ def pac_bayes_bound(risk: float, kl_bits: float, n: int, delta: float) -> float:
 
 
 def draws_bound(measured: float, draws: int, delta: float) -> float:
-    """The posterior's R^ from independent draws: with probability 1 - delta at most kl^-1(measured, ln(2 / delta) / draws).
+    """Return an upper bound on the posterior's R^ from independent draws, kl^-1(measured, ln(2 / delta) / draws).
 
-    The Chernoff bound in Hoeffding's form (1963, theorem 1; Langford 2005, theorem 3.3) asks for independent numbers in [0, 1],
-    which need not be equally distributed: the mean of their expectations is bounded.
+    It holds with probability 1 - delta by the Chernoff bound in Hoeffding's form (1963, theorem 1; Langford 2005, theorem 3.3).
+    The losses must be independent numbers in [0, 1]; they need not be equally distributed: the mean of their expectations is
+    bounded.
+
+    Args:
+        measured: mean loss of the draws, from 0 to 1.
+        draws: number of independent draws.
+        delta: probability that the bound fails, over the draws.
+
+    Returns:
+        Upper bound on the expected mean loss, rounded up.
+
+    Raises:
+        CertificateError: for less than one draw, or a delta outside (0, 1).
 
     >>> round(draws_bound(0.01, 150_000, 0.01), 5)
     0.01086
@@ -64,9 +99,18 @@ def draws_bound(measured: float, draws: int, delta: float) -> float:
 
 
 def file_length_bits(length: int) -> int:
-    """Bits of a file of ``length`` bytes in a prefix-free code of all byte strings: Elias gamma of the length, then the bytes.
+    """Return the bits of a file in a prefix-free code of all byte strings: Elias gamma of the length, then the bytes.
 
-    So 2^-bits, summed over every file there could be, is one (Kraft): it is a prior.
+    By Kraft's equality the sum of 2^-bits over all possible files is one, so 2^-bits is a prior.
+
+    Args:
+        length: length of the file in bytes, at least 1.
+
+    Returns:
+        Bits.
+
+    Raises:
+        CertificateError: for a length below 1.
 
     >>> file_length_bits(1), file_length_bits(800)
     (9, 6419)

@@ -1,4 +1,4 @@
-"""An entropy coder: integers become words under a distribution, and back. It knows numpy and no network.
+"""Entropy coder: integers are coded under integer frequency tables and decoded exactly. It needs numpy only, not torch.
 
 >>> import numpy as np
 >>> from bitsback.coding import NORMAL, LocatedDensity, Stack, quantise, tensor_codec

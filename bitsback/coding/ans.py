@@ -1,7 +1,22 @@
 """A message as a stack of bits: range asymmetric numeral systems with many lanes (Duda 2009; lanes: Giesen 2014).
 
-Each lane has a 64-bit head; all lanes share one stack of 32-bit words. Symbol j of a vector goes to lane j mod L. What is
-pushed last is popped first, and a pop followed by a push of what it gave leaves the stack as it was: that gives bits back.
+Each lane has a 64-bit head; all lanes share one stack of 32-bit words. Symbol j of a vector goes to lane j mod L. The symbol
+pushed last is popped first. A pop followed by a push of the popped symbols restores the stack exactly, which is the property
+that bits-back coding needs.
+
+::
+
+    symbols      s0      s1            s(L-1)   next row: sL to lane 0, s(L+1) to lane 1, ...
+                 |       |             |
+              +------+------+       +------+
+    heads     | 64 b | 64 b |  ...  | 64 b |    one per lane, 2^32 <= head < 2^64
+              +------+------+       +------+
+      push: a head that would overflow    |  ^    pop: a head that falls below 2^32
+      gives its low 32 bits to the words  v  |    takes the topmost word
+              +------+------+-----+--------+
+    words     | 32 b | 32 b | ... |  32 b  |    one stack shared by all lanes
+              +------+------+-----+--------+
+               bottom                 top
 """
 
 import math
@@ -18,23 +33,24 @@ __all__ = ["MOST_LANES_LOG2", "WORD_BITS", "Find", "Integers", "Stack", "Words",
 Words = NDArray[np.uint32]
 Integers = NDArray[np.int64]
 Find = Callable[[Integers, slice], tuple[Integers, Integers, Integers]]
-"""From slots and their places in the vector to symbols, starts and frequencies."""
+"""Decoder's table look-up: from slots and their places in the vector to symbols, starts and frequencies."""
 
 WORD_BITS, HEAD_BITS = 32, 64
 MOST_TOTAL_BITS = 28
 """Frequencies sum to at most 2^28: at 2^32 the integer division would lose 2.4e-3 bits a symbol."""
 
 LENGTH_BITS = 5
-"""A flushed head says how long it is: 33 to 64 bits."""
+"""Width of the field before each written head that holds its length, 33 to 64 bits."""
 
 
 class Stack:
-    """A multi-lane rANS message.
+    """Stack of bits: a message of range asymmetric numeral systems with several lanes.
 
     Args:
-        heads: one 64-bit head per lane, each at least 2^32; default: one empty lane.
-        words: the words below the heads, bottom first.
-        borrows: when the words run out, take random ones and count them in :attr:`borrowed_bits`, instead of raising.
+        heads: one 64-bit head per lane, (lanes,), each at least 2^32; default: one empty lane.
+        words: the 32-bit words below the heads, bottom first.
+        borrows: if true, a pop from an exhausted stack takes pseudo-random words and counts them in :attr:`borrowed_bits`;
+            if false, it raises :class:`~bitsback.errors.FileError`.
 
     >>> stack = Stack()
     >>> stack.push(np.array([3, 0]), np.array([1, 3]), 2)  # a symbol of probability 1/4, then one of 3/4
@@ -48,43 +64,48 @@ class Stack:
 
     @classmethod
     def empty(cls, lanes: int = 1) -> "Stack":
-        """A stack that holds nothing."""
+        """Return a stack that holds no bits."""
         return cls(np.full(lanes, 1 << WORD_BITS, dtype=np.uint64))
 
     @property
     def lanes(self) -> int:
-        """How many heads share the words."""
+        """Return the number of lanes, each with a head of its own."""
         return len(self.heads)
 
     @property
     def words(self) -> Words:
-        """The words below the heads, bottom first."""
+        """Return the words below the heads, bottom first."""
         return self._below.words
 
     @property
     def borrowed_bits(self) -> int:
-        """Random bits that had to be added below the bottom."""
+        """Return the number of pseudo-random bits that were added below the bottom."""
         return WORD_BITS * self._below.borrowed
 
     def count_as_borrowed(self, words: int) -> None:
-        """Count ``words`` more as borrowed: they are missing already."""
+        """Count ``words`` more 32-bit words as borrowed, without adding them; a negative number counts as 0."""
         self._below.borrowed += max(0, words)
 
     def part(self, lanes: int) -> "Stack":
-        """The first ``lanes`` lanes as a stack of their own; heads and words stay shared with this one."""
+        """Return a stack of the first ``lanes`` lanes; it shares heads and words with this one."""
         found = Stack.__new__(Stack)
         found.heads, found._below = self.heads[:lanes], self._below
         return found
 
     @property
     def bits(self) -> float:
-        """Information on the stack: 32 bits a word, and log2 of every head above its empty value."""
+        """Return the information on the stack, in bits: 32 per word, and log2(head / 2^32) per head."""
         return WORD_BITS * len(self.words) + float(np.log2(self.heads.astype(np.float64)).sum()) - WORD_BITS * self.lanes
 
     def push(self, starts: Integers, frequencies: Integers, total_bits: int | Integers) -> None:
         """Encode a vector of symbols, each with the slots ``start .. start + frequency - 1`` of 2^total_bits.
 
         A frequency equal to the total is allowed and costs nothing.
+
+        Args:
+            starts: first slot of each symbol, (n,).
+            frequencies: number of slots of each symbol, (n,), each at least 1.
+            total_bits: log2 of the total of the frequencies, at most 28; one number, or one per symbol, (n,).
         """
         count, lanes = len(starts), self.lanes
         start, frequency = starts.astype(np.uint64), frequencies.astype(np.uint64)
@@ -93,6 +114,7 @@ class Stack:
         for first in range(0, count, lanes):
             row = slice(first, min(first + lanes, count))
             f, head = frequency[row], self.heads[: row.stop - first]
+            # head >= f 2^(64 - bits) would overflow below; this test is the exact converse of the refill test in pop
             full = (head >> room[row]) >= f
             if full.any():
                 self._below.put(head[full].astype(np.uint32))  # the low 32 bits
@@ -101,14 +123,23 @@ class Stack:
             head[:] = (quotient << bits[row]) + (head - quotient * f) + start[row]
 
     def pop(self, count: int, total_bits: int | Integers, find: Find) -> Integers:
-        """Decode ``count`` symbols; ``find`` says which symbol, start and frequency a slot belongs to.
+        """Decode a vector of symbols; with the arguments of the push it undoes the push.
+
+        Args:
+            count: number of symbols.
+            total_bits: log2 of the total of the frequencies, at most 28; one number, or one per symbol, (count,).
+            find: maps slots and their places in the vector to symbols, starts and frequencies.
+
+        Returns:
+            The symbols, (count,).
 
         Raises:
-            FileError: when the stack runs out.
+            FileError: when the stack runs out and does not borrow.
         """
         lanes = self.lanes
         bits = np.broadcast_to(np.asarray(total_bits, dtype=np.uint64), (count,))
         symbols = np.empty(count, dtype=np.int64)
+        # rows in the opposite order of push; inside a row all lanes work at once, and words move in the order of the lanes
         for first in reversed(range(0, count, lanes)):
             row = slice(first, min(first + lanes, count))
             head, r = self.heads[: row.stop - first], bits[row]
@@ -122,7 +153,13 @@ class Stack:
         return symbols
 
     def push_raw(self, values: Integers, bits: Integers) -> None:
-        """Encode whole numbers below 2^bits as they are; ``bits`` up to 48, one for each."""
+        """Encode whole numbers below 2^bits without a model: number i costs ``bits[i]`` bits.
+
+        Args:
+            values: the numbers, (n,).
+            bits: width of each number, (n,), 0 to 48.
+        """
+        # at most 24 bits in one push, below MOST_TOTAL_BITS
         high = np.maximum(bits - 24, 0)
         low = bits - high
         for part, width in ((values & ((1 << low) - 1), low), (values >> low, high)):
@@ -130,7 +167,7 @@ class Stack:
             self.push(part[some], np.ones(int(some.sum()), dtype=np.int64), width[some])
 
     def pop_raw(self, bits: Integers) -> Integers:
-        """Decode what :meth:`push_raw` encoded with the same ``bits``."""
+        """Decode and return the numbers, (n,), that :meth:`push_raw` encoded with the same ``bits``."""
         high = np.maximum(bits - 24, 0)
         low = bits - high
         values = np.zeros(len(bits), dtype=np.int64)
@@ -141,7 +178,7 @@ class Stack:
         return values
 
     def to_bytes(self) -> bytes:
-        """The heads without their leading zeros (each after 5 bits that say how long it is), then the words, bottom first."""
+        """Return the heads without leading zeros, each after 5 bits of its length, then the words, bottom first."""
         packed, offset = 0, 0
         for head in self.heads.tolist():
             length = head.bit_length() - 1  # the leading one is known
@@ -151,10 +188,17 @@ class Stack:
 
     @classmethod
     def from_bytes(cls, content: bytes, lanes: int) -> "Stack":
-        """The stack that :meth:`to_bytes` wrote.
+        """Return the stack that :meth:`to_bytes` wrote.
+
+        Args:
+            content: the written bytes.
+            lanes: number of lanes of the written stack.
+
+        Returns:
+            A stack that does not borrow.
 
         Raises:
-            FileError: when the bytes are not one.
+            FileError: when the bytes are not a stack with as many lanes.
         """
         most = lanes * (LENGTH_BITS + HEAD_BITS) // 8 + 1
         packed, offset, heads = int.from_bytes(content[:most], "little"), 0, []
@@ -169,7 +213,7 @@ class Stack:
 
 
 class _Below:
-    """The words below the heads: an array that grows at its end."""
+    """Words below the heads: an array that grows at its end (the top) and, where borrowing is allowed, at its bottom."""
 
     def __init__(self, words: Words, borrows: bool) -> None:
         self._words = np.concatenate([words, np.zeros(max(1024, len(words)), dtype=np.uint32)]).astype(np.uint32)
@@ -192,7 +236,7 @@ class _Below:
         if missing > 0:
             if not self._borrows:
                 raise FileError("the message ends too early: its bits ran out while decoding; it is damaged or incomplete")
-            # borrowed words lie below everything: the first one borrowed is the highest
+            # the i-th borrowed word is word i of a fixed stream and lies below the earlier ones, however takes are grouped
             extra = raw(0, PADDING, 0, self.borrowed + missing)[self.borrowed :].astype(np.uint32)
             self.borrowed += missing
             self._words = np.concatenate([extra[::-1], self._words])
@@ -205,10 +249,18 @@ MOST_LANES_LOG2 = 10
 
 
 WEIGHTS_PER_LANE = 1024
+"""Least number of weights per lane where there is more than one lane; fewer would not gain speed."""
 
 
 def default_lanes_log2(weights: int, net_bits: float) -> int:
-    """Few enough lanes that their heads cost at most 1 % of the net bits, many enough to be fast.
+    """Return log2 of the number of lanes: as many as speed asks for, while their heads cost at most 1 % of the net bits.
+
+    Args:
+        weights: number of coded weights.
+        net_bits: expected net length of the message, in bits.
+
+    Returns:
+        A whole number from 0 to :data:`MOST_LANES_LOG2`.
 
     >>> default_lanes_log2(130, 250.0), default_lanes_log2(266_610, 26_000.0), default_lanes_log2(10**7, 1e6)
     (0, 5, 10)

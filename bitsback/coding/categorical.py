@@ -1,4 +1,4 @@
-"""Targets under the network's outputs, in whole numbers: a codec for every likelihood whose targets are discrete."""
+"""Codec of class labels under integer logits, for likelihoods with discrete targets."""
 
 from functools import cache
 
@@ -11,7 +11,7 @@ from bitsback.coding.elementary import exp
 __all__ = ["FRACTION_BITS", "FURTHEST", "LABEL_TOTAL_BITS", "code_bits", "frequencies", "labels"]
 
 FRACTION_BITS = 12
-
+"""Logits are whole multiples of 2^-12 nats."""
 
 LABEL_TOTAL_BITS = 24
 FURTHEST = 24 << FRACTION_BITS
@@ -20,13 +20,19 @@ FURTHEST = 24 << FRACTION_BITS
 
 @cache
 def _exponentials() -> Integers:
-    """round(2^32 exp(-d / 4096)) for d = 0 .. FURTHEST."""
+    """Return round(2^32 exp(-d / 4096)) for d = 0 .. FURTHEST."""
     d = np.arange(FURTHEST + 1) / (1 << FRACTION_BITS)
     return np.floor(exp(-d) * 2.0**32 + 0.5).astype(np.int64)
 
 
 def frequencies(logits: Integers) -> Integers:
-    """Frequencies (n, classes) of total 2^24 and at least one, from logits in units of 2^-12 nats.
+    """Return integer frequencies, each at least one, whose sum over the classes is 2^24.
+
+    Args:
+        logits: in units of 2^-12 nats, (n, classes).
+
+    Returns:
+        Frequencies, (n, classes).
 
     >>> frequencies(np.array([[0, 0], [40960, 0]])).tolist()
     [[8388608, 8388608], [16776454, 762]]
@@ -36,12 +42,13 @@ def frequencies(logits: Integers) -> Integers:
     share = _exponentials()[np.minimum(top - logits, FURTHEST)]
     spread = (1 << LABEL_TOTAL_BITS) - classes
     counts = 1 + share * spread // share.sum(axis=1, keepdims=True)
+    # what the floors leave over goes to the first of the largest logits, where it changes the probabilities least
     counts[np.arange(len(counts)), logits.argmax(axis=1)] += (1 << LABEL_TOTAL_BITS) - counts.sum(axis=1)
     return counts
 
 
 def labels(logits: Integers) -> Codec:
-    """One label per row of ``logits`` (n, classes), each below ``classes``."""
+    """Return the codec of one label per row of ``logits`` (n, classes, in 2^-12 nats), each from 0 to ``classes - 1``."""
     counts = frequencies(logits)
     edges = np.concatenate([np.zeros((len(counts), 1), dtype=np.int64), counts.cumsum(axis=1)], axis=1)
 
@@ -58,6 +65,14 @@ def labels(logits: Integers) -> Codec:
 
 
 def code_bits(outputs: Integers, target: Integers) -> float:
-    """Exact bits of the labels ``target`` (n,) under the integer code of ``outputs`` (n, classes)."""
+    """Return the exact code length of labels under integer logits.
+
+    Args:
+        outputs: logits in units of 2^-12 nats, (n, classes).
+        target: labels, (n,).
+
+    Returns:
+        Bits, all labels together.
+    """
     counts = frequencies(outputs)
     return float(LABEL_TOTAL_BITS * len(target) - np.log2(counts[np.arange(len(target)), target]).sum())

@@ -1,7 +1,7 @@
-"""Codecs are pairs: push a value onto a stack, pop it back. Everything else is a combination of pairs.
+"""Codecs, pairs of a push and a pop, and functions that combine codecs into others.
 
-Whatever ``push`` does to a stack, ``pop`` undoes exactly, and the other way round. That second half is bits-back: popping from
-a codec *draws* a value from its model, and pushing the value returns the bits that chose it.
+``pop`` undoes ``push`` exactly, and ``push`` undoes ``pop``. The second property makes bits-back coding possible: popping from
+a codec *draws* a value from its model with bits of the stack, and pushing the value later returns these bits.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,14 +17,20 @@ __all__ = ["Codec", "bits_back", "categorical", "dependent", "metered", "raw_bit
 
 @dataclass(frozen=True)
 class Codec:
-    """``push(stack, value)`` and ``pop(stack) -> value``."""
+    """Pair of functions ``push(stack, value)`` and ``pop(stack) -> value``, each the inverse of the other."""
 
     push: Callable[[Stack, Any], None]
     pop: Callable[[Stack], Any]
 
 
 def raw_bits(bits: Integers) -> Codec:
-    """Whole numbers below 2^bits, one for each entry of ``bits``, as they are.
+    """Return the codec of whole numbers (n,) without a model; number i is below 2^bits[i].
+
+    Args:
+        bits: width of each number, (n,), 0 to 48.
+
+    Returns:
+        Codec of an int64 array (n,).
 
     >>> stack = Stack.empty()
     >>> raw_bits(np.array([3, 40])).push(stack, np.array([5, 12345678901]))
@@ -35,7 +41,15 @@ def raw_bits(bits: Integers) -> Codec:
 
 
 def categorical(cumulative: Integers, total_bits: int, count: int) -> Codec:
-    """``count`` symbols under one table of cumulative frequencies, which runs from 0 to 2^total_bits.
+    """Return the codec of ``count`` symbols under one table of cumulative frequencies.
+
+    Args:
+        cumulative: increasing integers from 0 to 2^total_bits, (symbols + 1,).
+        total_bits: log2 of the total of the frequencies, at most 28.
+        count: number of symbols.
+
+    Returns:
+        Codec of an int64 array (count,).
 
     >>> stack = Stack.empty(lanes=2)
     >>> codec = categorical(np.array([0, 1, 4]), 2, count=3)
@@ -56,7 +70,13 @@ def categorical(cumulative: Integers, total_bits: int, count: int) -> Codec:
 
 
 def sequence(codecs: Sequence[Codec]) -> Codec:
-    """A list of values, each with its codec; popped in the same order as they stand.
+    """Return the codec of a list of values, each with its codec; the first value is popped first.
+
+    Args:
+        codecs: one for each value.
+
+    Returns:
+        Codec of a list of as many values.
 
     >>> stack = Stack.empty()
     >>> pair = sequence([raw_bits(np.array([4])), categorical(np.array([0, 3, 4]), 2, count=1)])
@@ -73,7 +93,15 @@ def sequence(codecs: Sequence[Codec]) -> Codec:
 
 
 def dependent(first: Codec, second: Callable[[Any], Codec]) -> Codec:
-    """A pair of values, the second under a model that knows the first: p(a) p(b | a)."""
+    """Return the codec of a pair (a, b) under p(a) p(b | a).
+
+    Args:
+        first: codec of a.
+        second: maps a to the codec of b.
+
+    Returns:
+        Codec of pairs; a is popped first.
+    """
 
     def push(stack: Stack, pair: tuple[Any, Any]) -> None:
         second(pair[0]).push(stack, pair[1])
@@ -87,7 +115,15 @@ def dependent(first: Codec, second: Callable[[Any], Codec]) -> Codec:
 
 
 def substack(codec: Codec, lanes: int) -> Codec:
-    """``codec`` on the first ``lanes`` lanes only, which share the words with the others."""
+    """Return ``codec`` restricted to the first lanes of a stack, which share the words with the others.
+
+    Args:
+        codec: the codec.
+        lanes: number of lanes that it uses.
+
+    Returns:
+        Codec of the same values.
+    """
     return Codec(
         lambda stack, value: codec.push(stack.part(lanes), value),
         lambda stack: codec.pop(stack.part(lanes)),
@@ -95,7 +131,16 @@ def substack(codec: Codec, lanes: int) -> Codec:
 
 
 def metered(codec: Codec, meters: dict[str, float], name: str) -> Codec:
-    """``codec``, adding the bits by which the stack grows (or shrinks) to ``meters[name]``."""
+    """Return ``codec`` with a count of the bits by which each push or pop changes the stack.
+
+    Args:
+        codec: the codec.
+        meters: totals by name, in bits; changed in place.
+        name: the total to which changes are added; pops count as negative.
+
+    Returns:
+        Codec of the same values.
+    """
 
     def push(stack: Stack, value: Any) -> None:
         before = stack.bits
@@ -112,12 +157,17 @@ def metered(codec: Codec, meters: dict[str, float], name: str) -> Codec:
 
 
 def bits_back(prior: Codec, likelihood: Callable[[Any], Codec], posterior: Callable[[Any], Codec]) -> Codec:
-    """Data x with a latent w: net cost -log2 p(w) - log2 p(x | w) + log2 q(w | x) (Hinton & van Camp 1993, section 3).
+    """Return the codec of data x with a latent w, by bits-back coding (Hinton & van Camp 1993, section 3).
+
+    The net cost is -log2 p(w) - log2 p(x | w) + log2 q(w | x) bits, with w drawn from q.
 
     Args:
         prior: codec of w under p(w).
         likelihood: from w to the codec of x under p(x | w).
         posterior: from x to the codec of w under q(w | x), which the receiver can re-derive once it has x.
+
+    Returns:
+        Codec of x.
 
     >>> fair, loaded = (categorical(np.array([0, k, 4]), 2, count=1) for k in (2, 1))
     >>> codec = bits_back(fair, lambda w: loaded, lambda x: fair)  # q = p: w is free
@@ -129,6 +179,7 @@ def bits_back(prior: Codec, likelihood: Callable[[Any], Codec], posterior: Calla
     """
 
     def push(stack: Stack, x: Any) -> None:
+        # popping w from q draws it; the reader's push of w under the same q returns the bits of the draw
         w = posterior(x).pop(stack)
         likelihood(w).push(stack, x)
         prior.push(stack, w)

@@ -1,6 +1,6 @@
-"""Densities of the priors, in arithmetic that every machine repeats: the raw material of integer tables.
+"""Densities of the priors in arithmetic that is identical on every machine; integer tables are computed from them.
 
-A prior is a standard shape, moved and stretched: w = centre + scale * z.
+A prior is a standard shape with a location and a scale: w = centre + scale * z.
 """
 
 from collections.abc import Callable
@@ -20,12 +20,12 @@ Density = Callable[[Floats], Floats]
 
 @dataclass(frozen=True)
 class StandardDensity:
-    """A density up to a constant, in standard units.
+    """Unnormalised density of z, in standard units (centre 0, scale 1).
 
     Attributes:
-        name: equal names have equal densities.
+        name: identifies the density: equal names mean equal densities.
         density: unnormalised, elementwise.
-        reach_octaves: the code covers |z| < 2^reach_octaves.
+        reach_octaves: the tables cover |z| < 2^reach_octaves.
         exact: whether every machine computes the same values.
     """
 
@@ -35,13 +35,13 @@ class StandardDensity:
     exact: bool = True
 
     def octaves(self, step: float) -> int:
-        """Octaves of multiples of ``step`` that cover the reach."""
+        """Return the number of octaves of multiples of ``step`` that cover the reach."""
         return self.reach_octaves - int(np.frexp(step)[1]) + 1
 
 
 @dataclass(frozen=True)
 class LocatedDensity:
-    """The shape of a prior, with the centre and scale of every weight of one tensor (arrays that broadcast to it)."""
+    """Prior of one weight tensor: a standard density, with centres and scales (arrays that broadcast to the tensor)."""
 
     standard: StandardDensity
     centre: Floats
@@ -49,12 +49,12 @@ class LocatedDensity:
 
 
 def normal(z: Floats) -> Floats:
-    """The normal density without its constant."""
+    """Return the normal density without its constant, elementwise."""
     return exp(-0.5 * z * z)
 
 
 def horseshoe(z: Floats) -> Floats:
-    """e^x E1(x) at x = z^2 / 2: Abramowitz & Stegun 5.1.11 below 2, 5.1.22 above."""
+    """Return e^x E1(x) at x = z^2 / 2, elementwise: Abramowitz & Stegun 5.1.11 below x = 2, 5.1.22 above."""
     x = np.maximum(0.5 * z * z, 1e-30)
     small = np.minimum(x, 2.0)
     term, total = np.ones_like(x), np.zeros_like(x)
@@ -72,5 +72,13 @@ NORMAL = StandardDensity("normal", normal, 4)
 
 
 def log_density(shape: StandardDensity, z: NDArray[np.floating]) -> Floats:
-    """Natural logarithm of the unnormalised density, for scores that only the encoder needs."""
+    """Return the natural logarithm of the unnormalised density, for scores that only the encoder needs.
+
+    Args:
+        shape: the density.
+        z: points in standard units, any shape.
+
+    Returns:
+        Logarithms in nats, the shape of ``z``; they may differ in the last bit between machines.
+    """
     return np.log(np.maximum(shape.density(z.astype(np.float64)), 1e-300))

@@ -1,7 +1,7 @@
-"""A prior on the multiples of a tensor's own step: integer tables, stretched to fit, for as many weights as there are.
+"""Code of one tensor's grid levels under its prior: integer tables at a step and a stretch of their own for each tensor.
 
-Steps are powers of 2^(1/4), scales are rounded to powers of 2^(1/16): a table then depends on the density and on one whole
-number, so that a tensor with a thousand scales needs a few dozen tables.
+Steps are powers of 2^(1/4) and scales are rounded to powers of 2^(1/16). A table then depends only on the density and on one
+whole number, so a tensor with a thousand scales needs a few dozen tables.
 """
 
 import math
@@ -33,25 +33,25 @@ __all__ = [
 ]
 
 Slices = Callable[[slice], NDArray[Any]]
-"""Gives any slice of an array that is never made whole."""
+"""Function from a slice to that slice of a flat array that is never built in full."""
 
 QUARTERS = tuple(map(float.fromhex, ("0x1p+0", "0x1.306fe0a31b715p+0", "0x1.6a09e667f3bcdp+0", "0x1.ae89f995ad3adp+0")))
 SIXTEENTHS = tuple(map(float.fromhex, ("0x1p+0", "0x1.0b5586cf9890fp+0", "0x1.172b83c7d517bp+0", "0x1.2387a6e756238p+0")))
 STEP_LEVELS, STRETCH_LEVELS = range(-128, 128), range(-32, 32)
-"""Exponents of 2^(1/4)."""
+"""Allowed exponents of 2^(1/4) for grid steps and for stretches of the prior's scales."""
 
 CHUNK = 1 << 18
-"""Weights at once, which bounds the memory beyond the levels themselves. Part of the format: other chunks, other bytes."""
+"""Weights coded at once; bounds the working memory. Part of the format: another value gives other bytes."""
 
 COARSE = 4
-"""The best stretch is looked for in whole octaves first."""
+"""Stretch levels per octave: the best stretch is searched in whole octaves first, then level by level."""
 
 MIDDLE = 1 << 12
-"""Bucket numbers of 64-bit integers lie strictly between -MIDDLE and MIDDLE."""
+"""Bound of bucket numbers: those of 64-bit integers lie strictly between -MIDDLE and MIDDLE."""
 
 
 def power(sixteenths: int) -> float:
-    """2^(sixteenths / 16), the same double on every machine.
+    """Return 2^(sixteenths / 16), the same float64 on every machine.
 
     >>> power(16), power(-8)
     (2.0, 0.7071067811865476)
@@ -61,7 +61,7 @@ def power(sixteenths: int) -> float:
 
 
 def step_of(level: int) -> float:
-    """The grid step 2^(level / 4)."""
+    """Return the grid step 2^(level / 4)."""
     return power(4 * level)
 
 
@@ -70,7 +70,7 @@ BOUNDARIES = np.sqrt(MANTISSAS[:-1] * MANTISSAS[1:])
 
 
 def scale_level(scale: Floats) -> Integers:
-    """The nearest k, in octaves, of scale = 2^(k / 16); it moves a scale by at most 2.2 %.
+    """Return k, elementwise, such that 2^(k / 16) is nearest to a scale on a logarithmic axis, within 2.2 %.
 
     >>> scale_level(np.array([1.0, 0.5, 0.3])).tolist()
     [0, -16, -28]
@@ -81,16 +81,24 @@ def scale_level(scale: Floats) -> Integers:
 
 @lru_cache(maxsize=1024)
 def _table(shape: StandardDensity, level: int) -> PriorTable:
+    """Return the table of a density on the lattice of step 2^(level / 16) scales."""
     return PriorTable.build(shape, power(level))
 
 
 def chunks(count: int) -> list[slice]:
-    """0 .. count - 1 in slices of at most :data:`CHUNK`."""
+    """Return slices of at most :data:`CHUNK` elements that cover 0 .. count - 1."""
     return [slice(first, min(first + CHUNK, count)) for first in range(0, count, CHUNK)]
 
 
 def spread(values: NDArray[Any], shape: Sequence[int]) -> Slices:
-    """Any slice of ``values`` broadcast to ``shape`` and flattened; the whole is never made.
+    """Return a function to slices of ``values`` broadcast to ``shape`` and flattened, without building the whole array.
+
+    Args:
+        values: an array that broadcasts to ``shape``.
+        shape: shape of the tensor.
+
+    Returns:
+        Function from a slice to the values there, (n,), or () where ``values`` is a single number.
 
     >>> spread(np.array([[1], [2]]), (2, 3))(slice(1, 4))
     array([1, 1, 2])
@@ -106,12 +114,12 @@ def spread(values: NDArray[Any], shape: Sequence[int]) -> Slices:
 
 
 class TensorGrid:
-    """The multiples of 2^(step_level / 4) under the prior of one tensor.
+    """Grid of one tensor, the multiples of 2^(step_level / 4), under the tensor's prior.
 
     Args:
-        shape: of the tensor.
-        prior: its density, with centres and scales that broadcast to ``shape``.
-        step_level: in quarter octaves.
+        shape: shape of the tensor.
+        prior: density of its weights, with centres and scales that broadcast to ``shape``.
+        step_level: log2 of the grid step, in quarter octaves.
     """
 
     def __init__(self, shape: Sequence[int], prior: LocatedDensity, step_level: int) -> None:
@@ -125,11 +133,11 @@ class TensorGrid:
         return _table(self._shape, 4 * (self._step_level - stretch_level) - scale)
 
     def code(self, stretch_level: int) -> "GridCode":
-        """The code with every scale taken times 2^(stretch_level / 4)."""
+        """Return the code under the prior with every scale multiplied by 2^(stretch_level / 4)."""
         return GridCode(self.count, self._kind, self._centre, [self._table(scale, stretch_level) for scale in self._scales])
 
     def histogram(self, levels: Integers) -> Integers:
-        """How often each bucket around the centre happens, (scales, 2 * MIDDLE); ``levels`` of the tensor's shape."""
+        """Return the counts of each bucket around the centre, (scales, 2 * MIDDLE); ``levels`` has the tensor's shape."""
         flat, size = levels.reshape(-1), 2 * MIDDLE
         found = np.zeros(len(self._scales) * size, dtype=np.int64)
         for row in chunks(self.count):
@@ -138,13 +146,21 @@ class TensorGrid:
         return found.reshape(len(self._scales), size)
 
     def bits(self, histogram: Integers, stretch_level: int) -> float:
-        """Code length of levels with this histogram; infinite where the tables do not reach."""
+        """Return the code length of levels with a given histogram.
+
+        Args:
+            histogram: counts from :meth:`histogram`, (scales, 2 * MIDDLE).
+            stretch_level: log2 of the factor on the prior's scales, in quarter octaves.
+
+        Returns:
+            Bits, all levels together; infinite if one lies beyond the tables or the grid is too fine for them.
+        """
         total = 0.0
         for scale, row in zip(self._scales, histogram, strict=True):
             seen = np.flatnonzero(row)
             try:
                 table = self._table(scale, stretch_level)
-            except PriorError:  # a grid too fine for this scale
+            except PriorError:  # the grid is too fine for this scale: another stretch may do
                 return math.inf
             if len(seen) and not -table.half <= seen[0] - MIDDLE <= seen[-1] - MIDDLE < table.half:
                 return math.inf
@@ -154,10 +170,16 @@ class TensorGrid:
         return total
 
     def best_stretch(self, levels: Integers) -> int:
-        """The stretch level under which ``levels`` take the fewest bits.
+        """Return the stretch level under which ``levels`` take the fewest bits.
+
+        Args:
+            levels: levels of the tensor, in its shape.
+
+        Returns:
+            A level in :data:`STRETCH_LEVELS`; of several equal ones the nearest to 0.
 
         Raises:
-            PriorError: when they lie out of reach at all of them.
+            PriorError: when some level lies beyond the tables at every stretch.
         """
         histogram = self.histogram(levels)
         costs = {level: self.bits(histogram, level) for level in STRETCH_LEVELS[::COARSE]}
@@ -174,7 +196,13 @@ class TensorGrid:
 
 
 class GridCode:
-    """The code of one tensor's levels: integer tables end to end, and which weight reads which.
+    """Code of one tensor's levels: integer tables joined end to end, and the table and centre of each weight.
+
+    Args:
+        count: number of weights.
+        kind: number of the table of each weight, by slice.
+        centre: grid point nearest to the prior's location of each weight, by slice.
+        tables: the distinct tables.
 
     >>> prior = LocatedDensity(StandardDensity("cauchy", lambda z: 1.0 / (1.0 + z * z), 8), np.zeros(()), np.ones(()))
     >>> stack, code = Stack.empty(), TensorGrid((2, 3), prior, step_level=-8).code(0)
@@ -189,24 +217,38 @@ class GridCode:
         self._middle = np.cumsum(2 * self._half) - self._half
         self._start = np.concatenate([table.cumulative[:-1] for table in tables])
         self._frequency = np.concatenate([np.diff(table.cumulative) for table in tables])
+        # table t holds the slots from t 2^28 on, so that one search finds a slot in any of the tables
         self._ordered = self._start + np.repeat(np.arange(len(tables)) << TOTAL_BITS, 2 * self._half)
         exponents = [start_of(np.arange(-table.half, table.half))[1] for table in tables]
         self._bits = TOTAL_BITS - np.log2(self._frequency) + np.concatenate(exponents)
 
     def bits_at(self, index: Integers, row: slice) -> Floats:
-        """Cost of grid points counted from the centres, for the weights of one slice; infinite out of reach."""
+        """Return the code lengths of grid points for the weights of one slice.
+
+        Args:
+            index: grid points relative to the centres, (n,).
+            row: the slice of n weights.
+
+        Returns:
+            Bits, (n,); infinite beyond the tables.
+        """
         bucket, _, _ = bucket_of(index)
         kind = self._kind(row)
         inside = np.abs(bucket + 0.5) < self._half[kind]
         return np.where(inside, self._bits[np.where(inside, self._middle[kind] + bucket, 0)], np.inf)
 
     def push(self, stack: Stack, levels: Integers) -> None:
-        """Encode the levels of the tensor, any shape.
+        """Encode the levels of the tensor.
+
+        Args:
+            stack: where to push.
+            levels: one for each weight, any shape.
 
         Raises:
-            PriorError: when one is out of reach.
+            PriorError: when a level lies beyond its table.
         """
         flat = levels.reshape(-1)
+        # last chunk first, position before bucket: pop reads chunks from the first on, and needs the bucket for the position
         for row in reversed(chunks(self.count)):
             bucket, exponent, position = bucket_of(flat[row] - self.centre(row))
             kind = self._kind(row)
@@ -218,7 +260,7 @@ class GridCode:
             stack.push(self._start[index], self._frequency[index], TOTAL_BITS)
 
     def pop(self, stack: Stack) -> Integers:
-        """Decode the levels, flat."""
+        """Decode and return the levels, flat, (count,) int64."""
         levels = np.empty(self.count, dtype=np.int64)
         for row in chunks(self.count):
             kind = np.broadcast_to(self._kind(row), (row.stop - row.start,))

@@ -1,9 +1,9 @@
 """Weights on a lattice of step 2^-m: a codec under the prior, and one under the posterior whose pops are draws.
 
-A weight is a whole number times 2^-m. Under the prior it is a bucket of an integer table and a position inside; under the
-posterior it is a cell of up to 2^e points, about a 32nd of a std wide, and a position inside. Both leave the coder with table
-entries of total 2^28 and raw bits; no floor has to be added for symbols that never happen, because a cell that is popped has
-a frequency of at least one.
+A weight is a whole number times 2^-m. Under the prior it is coded as a bucket of an integer table and a position inside it;
+under the posterior as a cell of 2^e points, at most a 32nd of a std wide if e > 0, and a position inside it. In both cases the
+coder gets frequencies of total 2^28 and raw bits. Under the posterior no minimum has to be added to the frequencies, because
+every cell that can be popped holds at least one slot.
 """
 
 import hashlib
@@ -34,10 +34,11 @@ __all__ = [
 STD_LEVELS_PER_OCTAVE = 32
 MEAN_STEPS_PER_STD = 64
 CELLS_PER_STD_BITS = 5
+"""log2 of the least number of cells per std, where the lattice is that fine."""
 
 
 def _octave_parts(parts: int) -> Floats:
-    """2^(k / parts) for k = 0 .. parts - 1, from repeated square roots, which IEEE 754 rounds alike everywhere."""
+    """Return 2^(k / parts) for k = 0 .. parts - 1, from square roots, which IEEE 754 rounds alike on every machine."""
     root = np.float64(2.0)
     for _ in range(parts.bit_length() - 1):
         root = np.sqrt(root)
@@ -52,10 +53,13 @@ STD_PARTS = _octave_parts(STD_LEVELS_PER_OCTAVE)
 
 @dataclass(frozen=True)
 class RoundedPosterior:
-    """A Gaussian posterior in whole numbers, so that a receiver who repeats the training finds the very same.
+    """Gaussian posterior of n weights in whole numbers, so that a receiver who repeats the training gets the same one.
 
-    std = 2^(std_level / 32), mean = mean_steps * std / 64; both (n,) int64. The rounding moves a weight's mean by at most a
-    128th of its std.
+    The rounding moves a mean by at most a 128th of its std.
+
+    Attributes:
+        mean_steps: (n,) int64; the mean is mean_steps * std / 64.
+        std_level: (n,) int64; the std is 2^(std_level / 32).
     """
 
     mean_steps: Integers
@@ -63,7 +67,17 @@ class RoundedPosterior:
 
     @classmethod
     def of(cls, mean: Floats, std: Floats) -> "RoundedPosterior":
-        """The nearest one; raises LayerError for a std that is not positive or a mean that is not finite.
+        """Return the rounded posterior nearest to given means and stds.
+
+        Args:
+            mean: posterior means, (n,).
+            std: posterior stds, (n,).
+
+        Returns:
+            The rounded posterior of the n weights.
+
+        Raises:
+            LayerError: for a std that is not positive or a number that is not finite.
 
         >>> q = RoundedPosterior.of(np.array([0.3]), np.array([0.05]))
         >>> q.mean_steps.tolist(), q.std_level.tolist()
@@ -76,31 +90,39 @@ class RoundedPosterior:
 
     @property
     def mean(self) -> Floats:
-        """Means, (n,)."""
+        """Return the means, (n,)."""
         return self.mean_steps * self.std / MEAN_STEPS_PER_STD
 
     @property
     def std(self) -> Floats:
-        """Standard deviations, (n,)."""
+        """Return the standard deviations, (n,)."""
         return _std(self.std_level, 0)
 
     def digest(self, size: int) -> bytes:
-        """The first ``size`` bytes of SHA-256 over all levels, then all mean steps, as little-endian 64-bit integers."""
+        """Return the first ``size`` bytes of SHA-256 over all levels, then all mean steps, as little-endian int64."""
         content = self.std_level.astype("<i8").tobytes() + self.mean_steps.astype("<i8").tobytes()
         return hashlib.sha256(content).digest()[:size]
 
     def default_exponent(self) -> int:
-        """m of the default lattice: 2^-m is a power of two a little below the smallest std."""
+        """Return m of the default lattice: 2^-m lies between a quarter and a half of the smallest std."""
         return int(-(int(self.std_level.min()) // STD_LEVELS_PER_OCTAVE)) + 1
 
 
 def _std(level: Integers, exponent: int) -> Floats:
-    """2^(level / 32 + exponent)."""
+    """Return 2^(level / 32 + exponent), elementwise: a std in steps of the lattice of 2^-exponent."""
     return np.ldexp(STD_PARTS[level % STD_LEVELS_PER_OCTAVE], (level // STD_LEVELS_PER_OCTAVE + exponent).astype(np.int32))
 
 
 def under_posterior(q: RoundedPosterior, exponent: int) -> Codec:
-    """Grid points (n,) under q, on the multiples of 2^-exponent. Popping draws from q; pushing gives the bits back."""
+    """Return the codec of lattice points (n,) under q; popping draws from q, and pushing gives the bits back.
+
+    Args:
+        q: the posterior of n weights.
+        exponent: m of the lattice step 2^-m.
+
+    Returns:
+        Codec of an int64 array (n,): weights in lattice steps. Its push raises LayerError for a point without frequency.
+    """
     std = _std(q.std_level, exponent)
     mean = q.mean_steps * std / MEAN_STEPS_PER_STD
     width = np.maximum(q.std_level // STD_LEVELS_PER_OCTAVE + exponent - CELLS_PER_STD_BITS, 0)
@@ -113,6 +135,7 @@ def under_posterior(q: RoundedPosterior, exponent: int) -> Codec:
         guess = _normal_quantile((slot + 0.5) / (1 << TOTAL_BITS)) * std[part] + mean[part] + 0.5
         cell = np.floor(guess).astype(np.int64) >> width[part]
         low, high = cumulative(cell, part), cumulative(cell + 1, part)
+        # the guess only saves time: exact integer edges decide, so every machine ends at the same cell
         while True:
             below, above = low > slot, high <= slot
             if not (below.any() or above.any()):
@@ -139,7 +162,7 @@ def under_posterior(q: RoundedPosterior, exponent: int) -> Codec:
 
 @dataclass(frozen=True)
 class PriorCode:
-    """Which table every weight of a network uses on the lattice of 2^-exponent, and where its zero is.
+    """Tables of a network's priors on the lattice of 2^-exponent, with the table and the centre of every weight.
 
     Attributes:
         tables: the distinct tables.
@@ -153,7 +176,16 @@ class PriorCode:
 
     @classmethod
     def build(cls, placed: Sequence[LocatedDensity], shapes: Sequence[Sequence[int]], exponent: int) -> "PriorCode":
-        """The code of tensors of these shapes under these priors."""
+        """Return the code of all tensors of a network.
+
+        Args:
+            placed: prior of each tensor.
+            shapes: shape of each tensor.
+            exponent: m of the lattice step 2^-m.
+
+        Returns:
+            The code of the n weights, tensor after tensor, each flattened.
+        """
         tables: dict[tuple[str, float], int] = {}
         built: list[PriorTable] = []
         numbers, centres = [], []
@@ -171,7 +203,16 @@ class PriorCode:
 
 
 def under_prior(code: PriorCode) -> Codec:
-    """Grid points (n,) under the prior's integer tables."""
+    """Return the codec of lattice points (n,) under the prior's integer tables.
+
+    Its push raises LayerError for a point beyond its table.
+
+    Args:
+        code: tables and centres of the n weights.
+
+    Returns:
+        Codec of an int64 array (n,): weights in lattice steps.
+    """
     largest = max(len(table.cumulative) for table in code.tables)
     edges = np.full((len(code.tables), largest), 1 << TOTAL_BITS, dtype=np.int64)
     for number, table in enumerate(code.tables):
@@ -207,7 +248,7 @@ def under_prior(code: PriorCode) -> Codec:
 
 
 def _normal_quantile(p: Floats) -> Floats:
-    """A guess at Phi^-1, to about 1e-3: where it is wrong, the integer table decides."""
+    """Return an approximate Phi^-1, to about 1e-3; the exact cell edges correct it."""
     grid, values = _QUANTILE_GUESS
     return np.interp(p, grid, values)
 
@@ -218,6 +259,12 @@ _QUANTILE_GUESS = (normal_cdf(_POINTS), _POINTS)
 
 def exponent_of(step: float | str) -> int:
     """Return m of a grid step 2^-m.
+
+    Args:
+        step: a number, or a text such as ``2^-8`` or ``0.25``.
+
+    Returns:
+        The whole number m.
 
     Raises:
         FileError: for a step that is no power of two.

@@ -1,7 +1,7 @@
-"""Standard normal numbers that every machine repeats, each a function of its place alone: the noise of what is trained again.
+"""Standard normal numbers that are identical on every machine, each a function of its position: noise of repeatable training.
 
-A number is a sign and a point of the half-normal quantile, which is made of straight pieces: 256 for every halving of the
-tail. Everything is integers, or + and * in a stated order.
+A number is a random sign times the half-normal quantile of a random tail. The quantile is piecewise linear, with 256 pieces for
+every halving of the tail. All arithmetic is on integers, or + and * in a stated order.
 """
 
 from functools import cache
@@ -15,29 +15,35 @@ from bitsback.coding.philox import NOISE, WORDS_PER_COUNT, raw
 __all__ = ["PIECES_BITS", "TAIL_BITS", "exact_normals"]
 
 TAIL_BITS = 32
-"""A number x is drawn by its tail, P(|z| > |x|): an odd multiple of 2^-32. The farthest is 6.34."""
+"""The tail P(|z| > |x|) of a drawn x is an odd multiple of 2^-32, so that |x| is at most 6.34."""
 PIECES_BITS = 8
-"""2^8 straight pieces for every octave of the tail."""
+"""log2 of the number of linear pieces for every octave of the tail."""
 BISECTIONS = 56
+"""Halvings of the interval 0 to 8.5, which leave an error below 2^-52."""
 NUMBERS_PER_WORD = 2
 NUMBERS_PER_COUNT = NUMBERS_PER_WORD * WORDS_PER_COUNT
 AT_ONCE = 1 << 13
-"""Numbers that are made together: what they pass through stays in the cache."""
+"""Numbers drawn at once, few enough for the processor's cache."""
 
 MANTISSA_BITS, EXPONENT_OF_ONE = 52, 1023
 
 
 def exact_normals(seed: int, number: int, tensor: int, count: int, start: int = 0) -> NDArray[np.float64]:
-    """Draw ``number`` of a tensor's standard normal noise: elements ``start`` to ``start + count`` of it, float64.
+    """Return elements ``start`` to ``start + count - 1`` of one draw of a tensor's standard normal noise.
 
-    Element i is the half of 32 bits, lowest first, that is number i of the words of stream ``tensor``, draw ``number``, under
-    the key ``seed`` (:func:`bitsback.coding.philox.raw`, purpose NOISE); see :func:`_from_bits`. Hence the same bits on every
-    machine and in every process, whoever draws which part. Mean 0, and variance 1 but for 5e-7.
+    Element i is made of the i-th group of 32 bits, lowest first, of the words of stream ``tensor``, draw ``number``, under the
+    key ``seed`` (:func:`bitsback.coding.philox.raw`, purpose NOISE); see :func:`_from_bits`. The values are therefore the same
+    on every machine and in every process, in whatever parts they are drawn. The mean is 0, and the variance is 1 within 5e-7.
 
     Args:
-        seed, number, tensor: any whole numbers, modulo 2^64.
-        count: how many.
-        start: how many come before, from 0 up.
+        seed: key of the stream, any whole number modulo 2^64.
+        number: number of the draw, any whole number modulo 2^64.
+        tensor: number of the tensor, any whole number modulo 2^64.
+        count: number of elements to return.
+        start: number of elements before the first one returned, at least 0.
+
+    Returns:
+        float64 numbers, (count,).
 
     >>> noise = exact_normals(seed=0, number=7, tensor=2, count=1000)
     >>> bool((exact_normals(0, 7, 2, 100, start=900) == noise[900:]).all())
@@ -54,12 +60,13 @@ def exact_normals(seed: int, number: int, tensor: int, count: int, start: int = 
 
 
 def _from_bits(bits: NDArray[np.int32], into: Floats) -> None:
-    """Numbers from 32 bits each: the highest is the sign; with k for the others, P(|z| > |x|) = (2k + 1) / 2^32."""
+    """Write a number for each 32 bits: the highest is the sign; with k for the others, P(|z| > |x|) = (2k + 1) / 2^32."""
     slopes, bases = _pieces()
     tail = (bits & 0x7FFFFFFF).astype(np.float64)
     tail += tail
     tail += 1.0
-    piece = tail.view(np.int64) >> (MANTISSA_BITS - PIECES_BITS)  # exponent, and the first bits after the leading one
+    # the exponent and the first 8 mantissa bits of the float64 number are the octave and the piece inside it
+    piece = tail.view(np.int64) >> (MANTISSA_BITS - PIECES_BITS)
     piece -= EXPONENT_OF_ONE << PIECES_BITS
     size = slopes.take(piece, mode="clip")
     size *= tail
@@ -69,9 +76,9 @@ def _from_bits(bits: NDArray[np.int32], into: Floats) -> None:
 
 @cache
 def _pieces() -> tuple[Floats, Floats]:
-    """Slope and value at zero of every straight piece of |x| over its tail in units of 2^-32.
+    """Return slope and intercept of every linear piece of |x| as a function of the tail in units of 2^-32.
 
-    Ends of pieces lie on the curve: |x| with 2 Phi(-|x|) = tail, by bisection of the exact Phi.
+    The ends of the pieces lie on the curve 2 Phi(-|x|) = tail, and are found by bisection of the exact Phi.
     """
     pieces = 1 << PIECES_BITS
     octaves = np.ldexp(1.0, np.arange(TAIL_BITS))[:, None]

@@ -1,8 +1,17 @@
-"""The order of hidden units means nothing, so it can carry other bits: bits-back over arrangements.
+"""Refund of the order of hidden units, by bits-back coding over their arrangements.
 
-A network is brought into canonical order. Its last layer is pushed first; before the layer of a group of units is pushed, an
-arrangement of them is popped from what the stack already holds, and the layer goes out in that arrangement. The receiver pops
-the layer, sorts its units, and pushes the arrangement back: log2 n! bits for n units that all differ.
+Exchanging hidden units does not change the function of a network, so their order can carry other bits: log2 n! bits for n units
+that all differ. The units of every layer are first sorted into a canonical order. The last layer is pushed first; before the
+layer of a group of units is pushed, an arrangement of them is popped from the stack, and the layer is pushed in it::
+
+    writer                                          reader
+    1  push layer 2 (columns in canonical order)    4  pop layer 2: its columns fit the canonical order
+    2  pop an arrangement of layer 1's units        3  push the arrangement: the bits of step 2 are back
+       (stack shrinks by log2 n! bits), push flag   2  pop flag, sort the units: canonical order, and
+    3  push layer 1, rows in this arrangement          with it the arrangement that they had
+                                                    1  pop layer 1, rows as they were arranged
+
+    rows on the stack   u2 u0 u1   --sort-->   u0 u1 u2   and the arrangement (2, 0, 1)
 """
 
 import hashlib
@@ -41,13 +50,15 @@ Array = TypeVar("Array", bound=NDArray[Any])
 
 @dataclass(frozen=True)
 class UnitGroup:
-    """The output units of one layer, which the next may read in any order.
+    """Group of exchangeable units: the outputs of one layer, which the next layer may read in any order.
 
     Attributes:
-        units: how many.
-        outputs: names of the tensors whose axis 0 runs over the units: weight, bias, and batch norm's, statistics included.
-        following: name of the next layer's weight; its axis 1 runs over ``block`` inputs of the first unit, then the second's.
-        block: inputs per unit; above one after a Flatten.
+        units: number of units.
+        outputs: names of the tensors whose axis 0 runs over the units: weight, bias, and those of a batch norm, its
+            statistics included.
+        following: name of the next layer's weight; its axis 1 runs over the ``block`` inputs of the first unit, then over
+            those of the second, and so on.
+        block: inputs of the next layer per unit; above one after a Flatten.
     """
 
     units: int
@@ -56,7 +67,15 @@ class UnitGroup:
     block: int = 1
 
     def moved(self, name: str, values: Array, order: Integers) -> Array:
-        """The tensor ``name`` with unit ``order[i]`` in place i; as it is when the group does not touch it.
+        """Return a tensor with unit ``order[i]`` in place i; unchanged if it is not a tensor of the group.
+
+        Args:
+            name: name of the tensor.
+            values: its values.
+            order: permutation of the units, (units,).
+
+        Returns:
+            The rearranged values, in the same shape.
 
         >>> UnitGroup(2, ("a",), "b", 2).moved("b", np.array([[1, 2, 3, 4]]), np.array([1, 0]))
         array([[3, 4, 1, 2]])
@@ -69,9 +88,13 @@ class UnitGroup:
         return values
 
     def fits(self, priors: Mapping[str, tuple[Sequence[int], LocatedDensity]]) -> bool:
-        """Whether the coded tensors (shape and prior by name) have a prior that does not tell the units apart.
+        """Return whether the units can be exchanged without a change of the code length.
 
-        Also false when no tensor of the units themselves is coded: there is nothing to get back then.
+        Args:
+            priors: shape and prior of every coded tensor, by name.
+
+        Returns:
+            True if the priors of the group's tensors are equal for all units and a tensor of the units themselves is coded.
         """
         coded = [name for name in self.outputs if name in priors]
         touched = [(name, 0) for name in coded] + [(self.following, 1)] * (self.following in priors)
@@ -79,7 +102,15 @@ class UnitGroup:
 
 
 def is_exchangeable(prior: LocatedDensity, shape: Sequence[int], axis: int) -> bool:
-    """Whether centre and scale of a tensor of this shape are the same all along an axis.
+    """Return whether a prior's centres and scales are constant along an axis of a tensor.
+
+    Args:
+        prior: prior of the tensor.
+        shape: shape of the tensor.
+        axis: the axis, counted from 0.
+
+    Returns:
+        True if they are constant.
 
     >>> from bitsback.coding.densities import NORMAL
     >>> per_input = LocatedDensity(NORMAL, np.zeros(()), np.array([[1.0, 2.0]]))
@@ -95,6 +126,7 @@ def _is_constant(values: Floats, shape: Sequence[int], axis: int) -> bool:
 
 
 TOTAL_BITS = 24
+"""log2 of the total of the frequencies of kinds."""
 FLAG = np.array([1])
 
 Specs = Mapping[str, tuple[Sequence[int], LocatedDensity]]
@@ -102,7 +134,7 @@ Specs = Mapping[str, tuple[Sequence[int], LocatedDensity]]
 
 
 class _Tree:
-    """Counts of kinds with running sums: a Fenwick tree (Fenwick 1994); every step takes log2(kinds) steps."""
+    """Counts of kinds with running sums: a Fenwick tree (Fenwick 1994), with log2(kinds) steps per operation."""
 
     def __init__(self, kinds: int) -> None:
         self.counts, self._sums = [0] * kinds, [0] * (kinds + 1)
@@ -115,7 +147,7 @@ class _Tree:
             node += node & -node
 
     def below(self, kind: int) -> int:
-        """How many are of a lower kind."""
+        """Return the number of units of a lower kind."""
         total = 0
         while kind:
             total += self._sums[kind]
@@ -123,7 +155,7 @@ class _Tree:
         return total
 
     def at(self, position: int) -> int:
-        """The kind of the one at ``position`` when they stand in order."""
+        """Return the kind of the unit at ``position`` when all units stand in the order of their kinds."""
         node = 0
         for bit in reversed(range(len(self._sums).bit_length())):
             higher = node + (1 << bit)
@@ -133,14 +165,22 @@ class _Tree:
 
 
 def _slots(tree: _Tree, kind: int, left: int) -> tuple[int, int]:
-    """Start and frequency of a kind, in proportion to how many of it are among the ``left``."""
+    """Return start and frequency of a kind, in proportion to its count among the ``left`` units."""
     below = tree.below(kind)
     start = (below << TOTAL_BITS) // left
     return start, ((below + tree.counts[kind] << TOTAL_BITS) // left) - start
 
 
 def arrangement(counts: Integers) -> Codec:
-    """Sequences of kinds in which kind k happens ``counts[k]`` times, all alike likely; on the first lane, up to 2^20 entries.
+    """Return the codec of arrangements: sequences with kind k ``counts[k]`` times, all equally likely.
+
+    It uses the first lane of the stack only.
+
+    Args:
+        counts: number of units of each kind, (kinds,); at most 2^20 units.
+
+    Returns:
+        Codec of an int64 array of kinds, (units,).
 
     >>> stack = Stack(words=np.arange(9, dtype=np.uint32))
     >>> before, codec = stack.bits, arrangement(np.array([3, 1]))
@@ -166,6 +206,7 @@ def arrangement(counts: Integers) -> Codec:
             tree.add(kind, number)
 
         def find(slot: Integers, row: slice) -> tuple[Integers, Integers, Integers]:
+            # on one lane, row.stop units are left; this is the largest p with floor(p 2^24 / left) <= slot, as in _slots
             kind = tree.at((int(slot[0] + 1) * row.stop - 1) >> TOTAL_BITS)
             start, frequency = _slots(tree, kind, row.stop)
             tree.add(kind, -1)
@@ -177,7 +218,7 @@ def arrangement(counts: Integers) -> Codec:
 
 
 def arrangement_bits(counts: Sequence[int] | Integers) -> float:
-    """log2 of how many arrangements there are: n! / (product of counts!).
+    """Return log2 of the number of arrangements, n! / (product of counts!), in bits.
 
     >>> round(arrangement_bits([1, 1, 1, 1]), 3), arrangement_bits([4])
     (4.585, 0.0)
@@ -188,12 +229,12 @@ def arrangement_bits(counts: Sequence[int] | Integers) -> float:
 
 @dataclass(frozen=True)
 class Refund:
-    """What the order of one group's units gave back.
+    """Refund of the order of one group of units.
 
     Attributes:
         group: the units.
-        bits: popped from the stack, before the flag of one bit.
-        is_taken: false when the stack held too few bits.
+        bits: bits popped from the stack, not counting the flag of one bit.
+        is_taken: whether there is a refund; false when the stack held too few bits.
     """
 
     group: UnitGroup
@@ -203,12 +244,12 @@ class Refund:
 
 @dataclass(frozen=True)
 class _Order:
-    """The units of a group by their coded rows: units with equal rows are of one kind.
+    """Canonical order of the units of a group; units with equal coded rows are of one kind.
 
     Attributes:
-        sorting: unit numbers in canonical order.
-        kinds: of every unit where it stands now.
-        counts: units of each kind.
+        sorting: unit numbers in canonical order, (units,).
+        kinds: kind of every unit in its present place, (units,).
+        counts: number of units of each kind, (kinds,).
     """
 
     sorting: Integers
@@ -217,7 +258,7 @@ class _Order:
 
     @classmethod
     def of(cls, group: UnitGroup, tensors: Mapping[str, QuantisedTensor]) -> "_Order":
-        """Units are compared by a 256-bit digest of their rows, for rows may be long."""
+        """Return the order of a group's units by the 256-bit digests of their rows, which are short where rows are long."""
         rows = [hashlib.blake2b(digest_size=32) for _ in range(group.units)]
         for name in group.outputs:
             if name in tensors:
@@ -232,15 +273,15 @@ class _Order:
 def canonicalise(
     tensors: Mapping[str, QuantisedTensor], groups: Sequence[UnitGroup]
 ) -> tuple[dict[str, QuantisedTensor], list[Integers]]:
-    """The same network with the units of every group in canonical order.
+    """Return the same network with the units of every group in canonical order.
 
     Args:
         tensors: the coded tensors by name.
         groups: from :func:`exchangeable_groups`, first to last.
 
     Returns:
-        The tensors, and for each group which unit has come to stand in each place; :func:`rearranged` moves other tensors
-        (weights without posterior, running statistics) along.
+        The tensors, and for each group the permutation, (units,): the former number of the unit in each place.
+        :func:`rearranged` applies it to other tensors (weights without posterior, running statistics).
     """
     found, specs, orders = dict(tensors), _specs(tensors), []
     for group in groups:
@@ -253,14 +294,32 @@ def canonicalise(
 
 
 def rearranged(name: str, values: Array, groups: Sequence[UnitGroup], orders: Sequence[Integers]) -> Array:
-    """A tensor that is not coded, moved as :func:`canonicalise` moved the coded ones."""
+    """Return a tensor that is not coded, rearranged as :func:`canonicalise` rearranged the coded ones.
+
+    Args:
+        name: name of the tensor.
+        values: its values.
+        groups: as given to :func:`canonicalise`.
+        orders: permutations from :func:`canonicalise`, one for each group.
+
+    Returns:
+        The rearranged values, in the same shape.
+    """
     for group, order in zip(groups, orders, strict=True):
         values = group.moved(name, values, order)
     return values
 
 
 def push_network(stack: Stack, tensors: Mapping[str, QuantisedTensor], groups: Sequence[UnitGroup]) -> list[Refund]:
-    """Encode a canonical network; the refund of every group whose prior allows it, first to last.
+    """Encode a network in canonical order.
+
+    Args:
+        stack: where to push; it gives the bits for the arrangements.
+        tensors: the coded tensors by name, in the order in which they are decoded.
+        groups: groups of units, first to last.
+
+    Returns:
+        The refund of every group whose priors allow one, first to last.
 
     Raises:
         LayerError: when the units are not in canonical order.
@@ -275,6 +334,7 @@ def push_network(stack: Stack, tensors: Mapping[str, QuantisedTensor], groups: S
             before, is_taken = stack.bits, _holds_enough(stack, order.counts)
             if is_taken:
                 kinds = arrangement(order.counts).pop(stack)
+                # the rank of each place by its kind is the number of the canonical unit that goes there
                 _move(found, group, group.outputs, np.argsort(np.argsort(kinds, kind="stable"), kind="stable"))
             refunds.append(Refund(group, before - stack.bits, is_taken))
             stack.push_raw(np.array([int(is_taken)]), FLAG)
@@ -284,7 +344,16 @@ def push_network(stack: Stack, tensors: Mapping[str, QuantisedTensor], groups: S
 
 
 def pop_network(stack: Stack, specs: Specs, groups: Sequence[UnitGroup]) -> dict[str, QuantisedTensor]:
-    """Decode what :func:`push_network` encoded; the stack is then as it was before."""
+    """Decode what :func:`push_network` encoded, and restore the stack to its state before.
+
+    Args:
+        stack: where to pop; the refunded bits are pushed back on it.
+        specs: shape and prior of every coded tensor by name, in the order of decoding.
+        groups: groups of units, as given to :func:`push_network`.
+
+    Returns:
+        The tensors by name, with units in canonical order.
+    """
     last, found = _last_tensors(specs, groups), {}
     for name, (shape, prior) in specs.items():
         found[name] = tensor_codec(shape, prior).pop(stack)
@@ -296,16 +365,17 @@ def pop_network(stack: Stack, specs: Specs, groups: Sequence[UnitGroup]) -> dict
 
 
 def _specs(tensors: Mapping[str, QuantisedTensor]) -> Specs:
+    """Return shape and prior of every tensor by name."""
     return {name: (tensor.shape, tensor.prior) for name, tensor in tensors.items()}
 
 
 def _last_tensors(specs: Specs, groups: Sequence[UnitGroup]) -> dict[str, UnitGroup]:
-    """Of each group that the priors allow, the tensor with which all rows of its units are known."""
+    """Return, by name of the last decoded output tensor, each group whose priors allow a refund: its rows are then known."""
     return {[name for name in specs if name in group.outputs][-1]: group for group in groups if group.fits(specs)}
 
 
 def _move(tensors: dict[str, QuantisedTensor], group: UnitGroup, names: Sequence[str], order: Integers) -> None:
-    """Rearrange the units of a group in the named tensors, in place of those in the dictionary."""
+    """Replace the named tensors in the dictionary by tensors with the units of a group rearranged."""
     if not bool((np.diff(order) == 1).all()):
         for name in names:
             if name in tensors:
@@ -313,6 +383,6 @@ def _move(tensors: dict[str, QuantisedTensor], group: UnitGroup, names: Sequence
 
 
 def _holds_enough(stack: Stack, counts: Integers) -> bool:
-    """Whether an arrangement can surely be popped: it takes words that hold its bits, a word, and what rounding adds."""
+    """Return whether the words surely suffice for an arrangement: its bits, one word more, and the losses of rounding."""
     rounding = int(counts.sum()) ** 2 / 2 ** (TOTAL_BITS - 1)
     return WORD_BITS * len(stack.words) >= arrangement_bits(counts) + WORD_BITS + rounding + 2

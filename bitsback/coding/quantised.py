@@ -1,7 +1,7 @@
-"""Two-part code: every weight tensor on a uniform grid of its own, its levels coded under the prior.
+"""Two-part code: every weight tensor is rounded to a uniform grid of its own, and its levels are coded under the prior.
 
-What is sent is a chosen weight vector, rounded no more finely than the posterior knows it. Above about 4 bits a weight this
-takes a few per cent more than the net bits of the posterior.
+The file holds one chosen weight vector, rounded about as coarsely as the posterior's std allows. Above about 4 bits per weight
+it takes a few per cent more bits than the posterior's net bits.
 """
 
 from collections.abc import Sequence
@@ -20,27 +20,27 @@ from bitsback.units import nats_to_bits
 __all__ = ["STEPS_PER_STD", "QuantisedTensor", "choose_levels", "quantise", "round_to_digits", "step_level_for", "tensor_codec"]
 
 SIDE_BITS = np.array([8, 6])
-"""Raw bits of the step level and the stretch level of a tensor."""
+"""Width in bits of the side information of a tensor: step level and stretch level."""
 
 STEPS_PER_STD = 3.46
-"""sqrt(12): the step whose rounding error costs as much as halving it would, at many bits a weight."""
+"""sqrt(12) stds: the grid step of least total cost in the limit of many bits per weight."""
 
 HIGHEST_PRECISIONS = 1e-3
-"""The share of weights whose precision is cut to the next lower one when a step is chosen."""
+"""Share of the weights, those of highest precision, whose precision is clipped when a step is chosen."""
 
 ROUNDS = 2
-"""How often levels and stretch are chosen in turn."""
+"""Number of times that levels and stretch are chosen in turn."""
 
 
 @dataclass(frozen=True, eq=False)
 class QuantisedTensor:
-    """One weight tensor on its grid.
+    """Weight tensor on a uniform grid.
 
     Attributes:
         levels: int64, in the shape of the tensor; a weight is its level times 2^(step_level / 4).
         step_level: in quarter octaves, -128 to 127.
         stretch_level: the prior's scales are taken times 2^(stretch_level / 4), -32 to 31.
-        prior: its density, centres and scales.
+        prior: density, centres and scales of its weights.
     """
 
     levels: Integers
@@ -50,29 +50,36 @@ class QuantisedTensor:
 
     @property
     def step(self) -> float:
-        """The grid step."""
+        """Return the grid step."""
         return step_of(self.step_level)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the tensor."""
+        """Return the shape of the tensor."""
         return self.levels.shape
 
     def values(self, digits: int | None = None) -> NDArray[np.float32]:
-        """The weights, rounded to float32: level times step, or of a grid in ``digits`` decimal digits level / 10^digits."""
+        """Return the weights in float32: level times step, or level / 10^digits for a grid of ``digits`` decimal digits."""
         found, flat = np.empty(self.levels.size, dtype=np.float32), self.levels.reshape(-1)
         for row in chunks(len(flat)):
             found[row] = flat[row] * self.step if digits is None else flat[row] / 10.0**digits
         return found.reshape(self.shape)
 
     def bits(self) -> float:
-        """What pushing the tensor adds to a stack, its side information included."""
+        """Return the bits that pushing the tensor adds to a stack, its side information included."""
         grid = TensorGrid(self.shape, self.prior, self.step_level)
         return grid.bits(grid.histogram(self.levels), self.stretch_level) + int(SIDE_BITS.sum())
 
 
 def tensor_codec(shape: Sequence[int], prior: LocatedDensity) -> Codec:
-    """Codec of :class:`QuantisedTensor` of one shape and prior; the two levels of its grid are popped first.
+    """Return the codec of :class:`QuantisedTensor` of one shape and prior; the two levels of its grid are popped first.
+
+    Args:
+        shape: shape of the tensor.
+        prior: prior of its weights.
+
+    Returns:
+        Codec of a :class:`QuantisedTensor`.
 
     >>> from bitsback.coding.densities import NORMAL
     >>> prior = LocatedDensity(NORMAL, np.zeros(()), np.full((), 0.5))
@@ -98,15 +105,23 @@ def tensor_codec(shape: Sequence[int], prior: LocatedDensity) -> Codec:
 
 
 def step_level_for(std: NDArray[np.floating] | float, steps_per_std: float = STEPS_PER_STD) -> int:
-    """The level of the step nearest to ``steps_per_std`` stds, in quarter octaves.
+    """Return the step level, in quarter octaves, whose step is nearest to a multiple of the tensor's typical std.
 
-    The std of a tensor is the one of its mean precision, which is what a rounding error costs; the highest precisions of
-    0.1 % of its weights are cut, so that no single weight decides.
+    The typical std belongs to the mean precision, 1 / std^2, of the weights, to which the cost of rounding errors is
+    proportional. The highest 0.1 % of the precisions are clipped, so that no single weight decides.
+
+    Args:
+        std: posterior stds of the weights, any shape, or one number for all.
+        steps_per_std: wanted step in units of the typical std.
+
+    Returns:
+        A level in :data:`STEP_LEVELS`.
 
     >>> step_level_for(np.full(10, 0.25)), step_level_for(0.25, 4.0)
     (-1, 0)
     """
     flat = np.asarray(std).reshape(-1)
+    # the quantile is that of a regular subsample of fewer than 2^19 weights: it sorts, which is slow for large tensors
     some = flat[:: len(flat) // CHUNK | 1].astype(np.float64) ** -2.0
     limit = float(np.quantile(some, 1.0 - HIGHEST_PRECISIONS, method="lower"))
     total = sum(float(np.minimum(flat[row].astype(np.float64) ** -2.0, limit).sum()) for row in chunks(len(flat)))
@@ -122,17 +137,20 @@ def choose_levels(
     code: GridCode,
     trade_off: float,
 ) -> Integers:
-    """For each weight the level with the least distortion + trade_off * code length, both in bits.
+    """Return for each weight the level with the least distortion + trade_off * code length, both in bits.
 
     The distortion of rounding m to w is (m - w)^2 / (2 std^2) nats. Three levels are tried: the nearest, its neighbour on the
     side of the prior's centre, and the centre.
 
     Args:
         mean: posterior means or point estimates, the tensor's shape.
-        std: posterior stds, or what stands for them: one number, or an array that broadcasts to the means.
-        step: of the grid.
-        code: of the levels.
-        trade_off: zero rounds to the nearest level.
+        std: posterior stds, or tolerances of point estimates: one number, or an array that broadcasts to the means.
+        step: grid step.
+        code: code of the levels on this grid.
+        trade_off: weight of the code length; 0 rounds to the nearest level.
+
+    Returns:
+        int64 levels, the shape of ``mean``.
     """
     flat, widths = mean.reshape(-1), spread(np.asarray(std), mean.shape)
     levels = np.empty(len(flat), dtype=np.int64)
@@ -159,12 +177,17 @@ def quantise(
     step_level: int,
     trade_off: float = 0.0,
 ) -> QuantisedTensor:
-    """Put a tensor on the grid of step 2^(step_level / 4), under the stretch of its prior that codes it best.
+    """Round a tensor to the grid of step 2^(step_level / 4), with the stretch of its prior that gives the shortest code.
 
     Args:
-        mean, std, trade_off: see :func:`choose_levels`.
-        prior: of the tensor.
+        mean: posterior means or point estimates, the tensor's shape.
+        std: posterior stds, or tolerances of point estimates: one number, or an array that broadcasts to the means.
+        prior: prior of the weights.
         step_level: from :func:`step_level_for`, or any from -128 to 127.
+        trade_off: weight of the code length against distortion, see :func:`choose_levels`.
+
+    Returns:
+        The tensor on its grid.
 
     Raises:
         PriorError: when a mean is not finite, a std is not above zero, or the prior's tables do not reach the weights.
@@ -184,7 +207,15 @@ def quantise(
 
 
 def round_to_digits(mean: NDArray[np.floating], digits: int, prior: LocatedDensity) -> QuantisedTensor:
-    """Round to ``digits`` decimal digits: levels are whole multiples of 10^-digits, coded as on the nearest binary grid.
+    """Round to decimal digits: levels count multiples of 10^-digits, and are coded as on the nearest binary grid.
+
+    Args:
+        mean: posterior means or point estimates, the tensor's shape.
+        digits: digits after the decimal point.
+        prior: prior of the weights.
+
+    Returns:
+        The tensor; its ``values(digits)`` are the weights.
 
     >>> from bitsback.coding.densities import NORMAL
     >>> rounded = round_to_digits(np.array([0.126, -0.5]), 2, LocatedDensity(NORMAL, np.zeros(()), np.full((), 0.5)))

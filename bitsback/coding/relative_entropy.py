@@ -1,8 +1,18 @@
 """Blocks of weights as indices into a shared random codebook (MIRACLE: Havasi, Peharz & Hernandez-Lobato 2019).
 
 Both sides draw, for every block, the same 2^K candidates from the prior; the file names one of them in K bits. The encoder
-takes the candidate with the largest q/p. What is sent is therefore a *chosen* weight vector at about the net bits of the
+takes the candidate with the largest q/p. The decoded weights are therefore a *chosen* vector at about the net bits of the
 posterior, not a sample of q.
+
+::
+
+    weights, each tensor shuffled, dealt out in turn      codebook of block b: Philox stream b, 2^K rows
+                                                                     w3        w9       w1    ...
+    order   w3  w8  w5  w9  w0  w7  w1  ...               row 0      level  -> quantile of the prior, 16 bits each
+    block    0   1   2   0   1   2   0  ...               row 1      ...
+                                                          row i      largest q/p: the file holds i in K bits
+                                                          ...
+                                                          row 2^K-1  the reader computes row i alone
 """
 
 from collections.abc import Sequence
@@ -21,23 +31,25 @@ from bitsback.coding.tables import PriorTable
 __all__ = ["STANDARD_STEP", "BlockCode"]
 
 STANDARD_STEP = 2.0**-16
-"""The lattice of candidates, in scales of the prior; part of the format."""
+"""Lattice step of candidates in units of the prior's scale; part of the format."""
 
 SCORES_AT_ONCE = 1 << 22
+"""Numbers of candidates scored at once; bounds the encoder's memory."""
 
 
 @dataclass
 class BlockCode:
-    """The blocks of a network and their codebooks; everything follows from the arguments.
+    """Blocks of a network's weights and their codebooks, which are determined by the arguments alone.
 
     Args:
-        centre, scale: prior location and scale of every weight, (n,) in the order of the network's tensors.
-        shapes: the shapes of the priors.
-        shape_of: number of the shape of every weight, (n,).
-        sizes: weights in each tensor, in order; each tensor is dealt out evenly among the blocks.
-        blocks: how many blocks.
-        index_bits: K.
-        key: of the Philox streams.
+        centre: prior location of every weight, (n,) in the order of the network's tensors.
+        scale: prior scale of every weight, (n,).
+        shapes: standard densities of the priors.
+        shape_of: number of the standard density of every weight, (n,).
+        sizes: number of weights of each tensor, in order; each tensor is dealt out evenly among the blocks.
+        blocks: number of blocks.
+        index_bits: K, the bits of an index.
+        key: key of the Philox streams.
     """
 
     centre: Floats
@@ -58,26 +70,39 @@ class BlockCode:
 
     @cached_property
     def _standard(self) -> list[NDArray[np.float32]]:
-        return [table.astype(np.float32) for table in self._quantiles]  # like the next, only a writer needs it
+        """Return the quantiles in float32, which only the encoder's scores use."""
+        return [table.astype(np.float32) for table in self._quantiles]
 
     @cached_property
     def _log_density(self) -> list[NDArray[np.float32]]:
+        """Return the log density at each quantile in float32, which only the encoder's scores use."""
         return [log_density(s, z).astype(np.float32) for s, z in zip(self.shapes, self._quantiles, strict=True)]
 
     def members(self, block: int) -> NDArray[np.int64]:
-        """Positions of the block's weights."""
+        """Return the positions of the block's weights, int64."""
         return self.order[block :: self.blocks]
 
     def block_of(self) -> NDArray[np.int64]:
-        """Number of the block of every weight."""
+        """Return the number of the block of every weight, (n,) int64."""
         found = np.empty(len(self.order), dtype=np.int64)
         found[self.order] = np.arange(len(self.order)) % self.blocks
         return found
 
     def choose(self, block: int, mean: Floats, std: Floats) -> int:
-        """The index of the candidate with the largest q/p, for Gaussian q with ``mean`` and ``std`` of the block's weights."""
+        """Return the index of the candidate with the largest q/p, for a Gaussian q.
+
+        Args:
+            block: number of the block.
+            mean: means of q for the block's m weights, (m,).
+            std: stds of q for the block's weights, (m,).
+
+        Returns:
+            The index, from 0 to 2^K - 1; the first of several equal ones.
+        """
         members = self.members(block)
         scale, kinds = self.scale[members], self.shape_of[members]
+        # log q/p, up to a constant, is curvature z^2 + slope z - (log p of priors other than the normal) in standard units z;
+        # float32 is enough, because the reader never computes a score
         precision = (scale / std) ** 2
         slope = (precision * (mean - self.centre[members]) / scale).astype(np.float32)
         normal = np.array([shape is NORMAL for shape in self.shapes])[kinds]
@@ -98,7 +123,15 @@ class BlockCode:
         return best
 
     def values(self, block: int, index: int) -> NDArray[np.float32]:
-        """The weights that the index names."""
+        """Return the weights of one candidate.
+
+        Args:
+            block: number of the block.
+            index: number of the candidate.
+
+        Returns:
+            float32 weights of the block, (m,), in the order of :meth:`members`.
+        """
         members = self.members(block)
         level = levels(self.key, block, 1, len(members), first_row=index)
         z = self._look_up(self._quantiles, level, self.shape_of[members])[0]
@@ -107,6 +140,7 @@ class BlockCode:
     def _look_up(
         self, tables: Sequence[NDArray[np.floating]], level: NDArray[np.uint16], kinds: NDArray[np.int64]
     ) -> NDArray[Any]:
+        """Return ``tables[kinds[j]][level[:, j]]`` for every column j."""
         if len(tables) == 1:
             return tables[0][level]
         found = np.empty(level.shape, dtype=tables[0].dtype)

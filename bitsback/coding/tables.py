@@ -1,8 +1,18 @@
-"""A prior as an integer table: buckets of a lattice that widen like a floating-point number's, each with a frequency.
+"""Integer table of a prior: buckets of lattice points, which widen from octave to octave, each with a frequency.
 
-The lattice is the multiples of a step. A bucket holds 2^e neighbours, with 64 or more buckets to an octave, so that a bucket
-and a position inside it (raw bits) cost what the density says, to about 1e-4 bit. No value is out of range below
-2^reach_octaves scales, and everything after the table is built is integer arithmetic.
+The lattice is the multiples of a step. A bucket holds 2^e neighbouring points, and an octave has 64 or more buckets, so that a
+bucket and a position inside it (e raw bits) together cost what the density says, within about 1e-4 bit. Every value below
+2^reach_octaves scales can be coded. Once a table is built, all arithmetic is on integers.
+
+::
+
+    distance from zero     0 ... 127 | 128 ... 255 | 256 ... 511 | 512 ... 1023 | ...
+    points per bucket 2^e      1     |      2      |      4      |      8       | ...
+    bucket number          0 ... 127 | 128 ... 191 | 192 ... 255 | 256 ...  319 | ...      (negative side: -1 - number)
+
+    bucket          -half              -1       0              half-1
+                  |-------|-- ... --|-------|-------|-- ... --|-------|
+    cumulative    0                      c[half]                    2^28    (2 half + 1 numbers)
 """
 
 import math
@@ -21,26 +31,35 @@ __all__ = ["MOST_OCTAVES", "TOTAL_BITS", "Ints", "PriorTable", "bucket_of", "cen
 Ints = NDArray[np.int64]
 
 TOTAL_BITS = 28
-"""Frequencies of a table sum to 2^28: more would cost precision in a 64-bit coder, fewer in the tails."""
+"""log2 of the sum of a table's frequencies: more would cost precision in a 64-bit coder, fewer in the tails."""
 
 MOST_OCTAVES = 40
-"""A table covers at most 2^40 points on either side of zero."""
+"""log2 of the most points that a table covers on either side of zero."""
 
 SUB_BUCKET_BITS = 6
+"""log2 of the number of buckets per octave."""
 MASS_BITS = 34
+"""Masses of buckets are rounded to multiples of 2^-34 of the total before integer arithmetic begins."""
 POINTS = (-0.8611363115940526, -0.3399810435848563, 0.3399810435848563, 0.8611363115940526)
 WEIGHTS = (0.34785484513745385, 0.6521451548625461, 0.6521451548625461, 0.34785484513745385)
-
+"""Weights of the Gauss-Legendre rule with four nodes on [-1, 1]; POINTS are the nodes."""
 
 LARGEST_CENTRE = 2.0**52
-"""Points beyond it are not whole numbers any more that a float64 tells apart."""
+"""Bound of centres in steps; float64 does not hold half steps from here on."""
 
 
 def centre_of(steps: Floats) -> Ints:
-    """The lattice points nearest to the locations of priors, in steps.
+    """Return the lattice points nearest to the locations of priors, elementwise.
+
+    Args:
+        steps: locations in lattice steps, any shape.
+
+    Returns:
+        int64 lattice points, the shape of ``steps``.
 
     Raises:
-        PriorError: for one that no lattice point is near to; machines differ in what they make of such a number.
+        PriorError: for a location that is not finite or 2^52 steps or more from zero; machines convert such a number to
+            an integer differently.
 
     >>> centre_of(np.array([2.6, -0.2])).tolist()
     [3, 0]
@@ -53,9 +72,15 @@ def centre_of(steps: Floats) -> Ints:
 
 
 def bucket_of(index: Ints) -> tuple[Ints, Ints, Ints]:
-    """Signed bucket number, exponent e of its width 2^e, and position inside it, of lattice points.
+    """Return bucket, exponent and position of lattice points, elementwise.
 
     Buckets are numbered 0, 1, ... for points 0, 1, ... and -1, -2, ... for points -1, -2, ...; positions count away from zero.
+
+    Args:
+        index: lattice points, any shape.
+
+    Returns:
+        Signed bucket number, exponent e of the bucket's width 2^e, and position inside it, each in the shape of ``index``.
 
     >>> [part.tolist() for part in bucket_of(np.array([0, 127, 128, 131, -1, -132]))]
     [[0, 127, 128, 129, -1, -130], [0, 0, 1, 1, 0, 1], [0, 0, 0, 1, 0, 1]]
@@ -67,7 +92,14 @@ def bucket_of(index: Ints) -> tuple[Ints, Ints, Ints]:
 
 
 def start_of(bucket: Ints) -> tuple[Ints, Ints]:
-    """Smallest size (distance from zero) in a bucket, and the exponent of its width.
+    """Return the start and the width of buckets, elementwise: the inverse of :func:`bucket_of`.
+
+    Args:
+        bucket: signed bucket numbers, any shape.
+
+    Returns:
+        Least distance of its points from zero (from -1 for a negative bucket), and exponent e of its width 2^e, each in the
+        shape of ``bucket``.
 
     >>> [part.tolist() for part in start_of(np.array([0, 127, 129, -130]))]
     [[0, 127, 130, 130], [0, 0, 1, 1]]
@@ -82,8 +114,9 @@ class PriorTable:
     """Integer frequencies of the buckets of a lattice.
 
     Attributes:
-        cumulative: 2 * half + 1 integers from 0 to 2^28; bucket b has the slots between entries half + b and half + b + 1.
-        half: how many buckets lie on either side of zero.
+        cumulative: increasing integers from 0 to 2^28, (2 half + 1,); bucket b has the slots from entry half + b up to, but
+            not including, entry half + b + 1.
+        half: number of buckets on either side of zero.
     """
 
     cumulative: Ints
@@ -91,7 +124,14 @@ class PriorTable:
 
     @classmethod
     def build(cls, shape: StandardDensity, step: float) -> "PriorTable":
-        """The table of ``shape`` on the lattice of multiples of ``step`` (in the shape's own units).
+        """Return the table of a density on the lattice of multiples of a step.
+
+        Args:
+            shape: the standard density.
+            step: lattice step in the density's standard units.
+
+        Returns:
+            The table, the same on every machine if ``shape.exact``.
 
         Raises:
             PriorError: when the density has no finite mass on the lattice, or the lattice is too fine for 2^40 points.
@@ -99,6 +139,7 @@ class PriorTable:
         reach = max(8, shape.octaves(step))
         if reach > MOST_OCTAVES:
             raise PriorError(f"a lattice step of {step:g} scales is too fine: more than 2^40 points; choose a larger step")
+        # Gauss-Legendre over each bucket, from half a step below its first point to half a step above its last
         half = (reach - SUB_BUCKET_BITS) << SUB_BUCKET_BITS
         number = np.arange(half)
         size, exponent = start_of(number)
@@ -109,13 +150,13 @@ class PriorTable:
             right = right + weight * width * shape.density(position * step)
             left = left + weight * width * shape.density((-1.0 - position) * step)
         mass = np.concatenate([left[::-1], right])
-        total = math.fsum(mass)
+        total = math.fsum(mass)  # correctly rounded: the order of numpy's sum may differ between machines
         if not (math.isfinite(total) and total > 0 and bool((mass >= 0).all())):
             raise PriorError(f"the prior {shape.name} has no proper mass: its density sums to {total:g} over the lattice")
         return cls(_cumulative(mass, total), half)
 
     def bits(self, index: Ints) -> Floats:
-        """Code length of lattice points: of the bucket, and of the position inside it; infinite beyond the table."""
+        """Return the code lengths of lattice points in bits, elementwise: bucket and position; infinite beyond the table."""
         bucket, exponent, _ = bucket_of(index)
         inside = np.abs(bucket + 0.5) < self.half
         index = np.where(inside, bucket + self.half, 0)
@@ -124,7 +165,7 @@ class PriorTable:
 
     @cached_property
     def quantiles(self) -> Ints:
-        """The lattice point at each of the 65,536 levels (2u + 1) / 2^17, by integer interpolation inside the bucket."""
+        """Return the lattice points at the levels (2u + 1) / 2^17, (65536,), by integer interpolation inside the buckets."""
         level = (2 * np.arange(65536, dtype=np.int64) + 1) << (TOTAL_BITS - 17)
         index = np.searchsorted(self.cumulative, level, side="right") - 1
         bucket = index - self.half
@@ -136,8 +177,10 @@ class PriorTable:
 
 
 def _cumulative(mass: Floats, total: float) -> Ints:
+    """Return cumulative frequencies from 0 to 2^28, (buckets + 1,), in proportion to the masses but at least one each."""
     scaled = np.floor(mass / total * 2.0**MASS_BITS).astype(np.int64)
     running = np.concatenate([[0], np.cumsum(scaled)])
     buckets = len(mass)
+    # one slot for each bucket beforehand, the rest in proportion: no bucket within reach is impossible to code
     spread = running * ((1 << TOTAL_BITS) - buckets) // max(1, int(running[-1]))
     return spread + np.arange(buckets + 1)

@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from bitsback.errors import ConfigError
+from bitsback.factories import LONGEST_NAME, NAME_PATTERN
 from bitsback.registry import Settings
 from bitsback.training.settings import AugmentSettings
 
@@ -133,7 +134,10 @@ class PackSettings(Settings):
         "auto", description="auto: by net bits per weight; factory: one of your own"
     )
     factory: str | None = Field(
-        None, pattern=r"^[\w.]+:\w+$", description="package.module:function that returns the codec, with codec factory"
+        None,
+        pattern=NAME_PATTERN,
+        max_length=LONGEST_NAME,
+        description="package.module:function that returns the codec, with codec factory",
     )
     index_bits: int = Field(12, ge=1, le=24, description="K: bits of a block's index; 12, or 16 for quality")
     key: int = Field(0, ge=0, lt=2**32, description="of the codebook; another one gives another file")

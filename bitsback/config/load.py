@@ -12,6 +12,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from bitsback import limits
 from bitsback.config._explain import KeyPath, Origins, describe_all, where_is
+from bitsback.config._shipped import configuration_file
 from bitsback.config.schema import Config
 from bitsback.errors import ConfigError, RunError
 from bitsback.yaml import load_yaml, read_text
@@ -26,15 +27,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The configuration in a YAML file, with ``key=value`` overrides on top.
 
     Args:
-        path: a YAML file; ``extends: other.yaml`` in it is read first, relative to the file.
+        path: a YAML file, or the name of a shipped one (``digits``); ``extends: other.yaml`` in it is read first.
         overrides: ``"prior.kind=laplace"``, ``"training.epochs=5"``; values are YAML. A changed ``kind`` replaces its section.
 
     Raises:
         ConfigError: all errors at once, each with file, line, dotted key, what is allowed, and a near miss.
     """
-    origins: Origins = {}
+    path, origins = configuration_file(Path(path)), dict[KeyPath, str]()
     change: dict[str, Any] = {}
-    values = _read(Path(path), origins, ())
+    values = _read(path, origins, ())
     for override in overrides:
         change = _overlay(change, _parse_override(override, origins))
     values = _merge(values, change)

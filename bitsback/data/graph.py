@@ -8,7 +8,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bitsback.data._feature_map import ROWS_AT_ONCE, SHOWN_AFTER_SECONDS
-from bitsback.errors import DataError
+from bitsback.extras import require
 
 __all__ = ["SHORTEST", "DenseGraph", "Graph", "SparseGraph", "nearest", "scipy_sparse"]
 
@@ -118,13 +118,10 @@ class SparseGraph(Graph):
 
 
 def scipy_sparse() -> Any:
-    """Return the module ``scipy.sparse``; raises DataError, naming the extra, where scipy is not installed."""
-    try:
-        from scipy import sparse
-    except ImportError as error:
-        raise DataError(
-            "data.features: random_walk_modes with edges needs scipy; install it with `pip install bitsback[graph]`"
-        ) from error
+    """Return the module ``scipy.sparse``; raises MissingExtraError where scipy is not installed."""
+    require("graph", "data.features: random_walk_modes with edges")
+    from scipy import sparse
+
     return sparse
 
 

@@ -1,3 +1,3 @@
-"""What a file is: one folder for each format, its writer beside its reader. FORMAT.md says every byte."""
+"""Read and write the file formats: one folder for each format, its writer beside its reader; FORMAT.md specifies every byte."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""A network's outputs as whole numbers: the same on every machine, in any order of summation, on any number of threads.
+"""Outputs of a network as whole numbers, equal on every machine, in any order of summation, on any number of threads.
 
 Weights and activations are held on binary lattices, so that every product and sum of a linear layer is an exact integer below
 2^53; after every layer the activations are rounded back to 12 fractional bits.
@@ -19,7 +19,9 @@ from bitsback.model.modes import evaluating
 __all__ = ["BATCH", "exact_outputs", "is_exact", "leaves", "on_lattice"]
 
 EXACT_LIMIT = 2.0**53
+"""Integers up to this one are exact in float64."""
 BATCH = 512
+"""Largest number of examples in one forward pass."""
 
 EXACT_LAYERS: tuple[type[nn.Module], ...] = (
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.LeakyReLU,
@@ -31,7 +33,14 @@ EXACT_LAYERS: tuple[type[nn.Module], ...] = (
 
 
 def on_lattice(tensor: Tensor, bits: int = FRACTION_BITS) -> Tensor:
-    """The nearest multiples of 2^-bits, in float64.
+    """Round to the nearest multiples of 2^-bits.
+
+    Args:
+        tensor: any numbers.
+        bits: number of fractional bits.
+
+    Returns:
+        float64 tensor of the same shape.
 
     >>> on_lattice(torch.tensor([0.3]), 2).tolist()
     [0.25]
@@ -40,7 +49,7 @@ def on_lattice(tensor: Tensor, bits: int = FRACTION_BITS) -> Tensor:
 
 
 def leaves(network: nn.Module) -> Iterator[nn.Module]:
-    """The layers that compute: modules without children, or with posteriors."""
+    """Yield the layers that compute: modules without children, or with parameters of their own."""
     for module in network.modules():
         has_own = any(parameter is not None for parameter in module._parameters.values())
         if has_own or (not any(True for _ in module.children()) and _is_layer(module)):
@@ -52,9 +61,12 @@ def _is_layer(module: nn.Module) -> bool:
 
 
 def is_exact(network: nn.Module) -> bool:
-    """Whether all arithmetic is exact on every machine; otherwise it only agrees to the last bit or so.
+    """Return whether all arithmetic is exact on every machine; otherwise results may differ in last bits.
 
-    Only plain rows of known layers are: a forward of somebody's own may compute anything between its layers.
+    Only sequences of known layers are exact: a user's forward method may compute anything between its layers.
+
+    Returns:
+        whether it is.
     """
     computing = set(leaves(network))
     rows = [m for m in network.modules() if m not in computing and any(True for _ in m.children())]
@@ -64,7 +76,7 @@ def is_exact(network: nn.Module) -> bool:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Whether torch's own forward runs, with nothing hung onto it."""
+    """Return whether torch's own forward runs, without hooks."""
     owner = next(kind for kind in type(module).__mro__ if "forward" in vars(kind))
     renorms = getattr(module, "max_norm", None) is not None
     inner = next((kind for kind in type(module).__mro__ if "_conv_forward" in vars(kind)), nn.Conv2d)
@@ -74,7 +86,7 @@ def _is_plain(module: nn.Module) -> bool:
 
 @contextmanager
 def _rounded(network: nn.Module) -> Iterator[None]:
-    """Inside, every layer's output is rounded to the lattice, and exact layers are checked to be exact."""
+    """Round every layer's output to the lattice inside the context, and check that exact layers are exact."""
 
     def after(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
         if isinstance(output, Tensor) and output.is_floating_point():
@@ -92,7 +104,7 @@ def _rounded(network: nn.Module) -> Iterator[None]:
 
 
 def _check_limit(module: nn.Module, inputs: Tensor, output: Tensor) -> None:
-    """Raise unless sums of |w| |x| and |bias| stay below 2^53 in units of the two lattices."""
+    """Raise FileError unless sums of |w| |x| and |bias| stay below 2^53 in units of the two lattices."""
     weight: Tensor = module.weight  # type: ignore[assignment]
     bias = module.bias if isinstance(module.bias, Tensor) else torch.zeros(1)
     largest = float(weight.abs().flatten(1).sum(1).max()) * float(inputs.abs().max()) + float(bias.abs().max())
@@ -101,17 +113,20 @@ def _check_limit(module: nn.Module, inputs: Tensor, output: Tensor) -> None:
 
 
 WEIGHT_BITS = 20
-"""Fractional bits of the weights in the exact forward pass; finer lattices are rounded to it. Part of the format."""
+"""Fractional bits of the weights in the exact forward pass; finer grids are rounded to it. Part of the format."""
 
 
 @torch.no_grad()
 def exact_outputs(model: BayesianModel, weights: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-    """Outputs (n, ...) of the network with these weights, as whole multiples of 2^-12 in an int64 tensor.
+    """Return the outputs of the network with given weights, computed exactly.
 
     Args:
         model: in float64; its statistics and deterministic weights are used as they are.
-        weights: a tensor for every weight tensor, by name.
+        weights: weight tensors by name.
         inputs: (n, ...).
+
+    Returns:
+        outputs (n, ...) in units of 2^-12, int64.
     """
     values = {weight.name: on_lattice(weights[weight.name], WEIGHT_BITS) for weight in model.weights}
     parts = []

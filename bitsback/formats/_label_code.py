@@ -1,4 +1,4 @@
-"""Targets under the outputs of a network: which likelihoods have a code in files, and the code."""
+"""Code of targets given the outputs of a network, and the likelihoods that have one in files."""
 
 import numpy as np
 
@@ -11,13 +11,21 @@ from bitsback.likelihoods import Likelihood
 __all__ = ["check_likelihood", "targets"]
 
 MOST_CLASSES = 1 << 20
+"""Largest number of classes of the label code."""
 
 
 def targets(likelihood: Likelihood, outputs: Integers) -> Codec:
-    """The codec of targets given whole-number outputs; values are flat arrays of whole numbers.
+    """Return the codec of targets given whole-number outputs; values are flat arrays of whole numbers.
+
+    Args:
+        likelihood: categorical or Bernoulli.
+        outputs: network outputs in units of 2^-12, (n, ...).
+
+    Returns:
+        codec of the (n, ...) targets, flattened.
 
     Raises:
-        FileError: for a likelihood whose targets are real numbers or unbounded.
+        FileError: if the targets are real numbers or unbounded.
     """
     check_likelihood(likelihood, outputs.shape[1] if outputs.ndim > 1 else 1)
     if likelihood.kind == "categorical":
@@ -27,7 +35,15 @@ def targets(likelihood: Likelihood, outputs: Integers) -> Codec:
 
 
 def check_likelihood(likelihood: Likelihood, outputs: int) -> None:
-    """Raise FileError unless targets are labels, and with so many outputs of the network not too many kinds of them."""
+    """Raise FileError unless targets are labels of a moderate number of classes.
+
+    Args:
+        likelihood: likelihood of the targets.
+        outputs: number of network outputs.
+
+    Raises:
+        FileError: if the likelihood is not categorical or Bernoulli, or there are too many classes.
+    """
     if likelihood.kind not in ("categorical", "bernoulli"):
         raise FileError(
             f"a message codes labels, and the likelihood '{likelihood.kind}' describes {likelihood.described}; "

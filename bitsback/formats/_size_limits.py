@@ -1,4 +1,4 @@
-"""How much a file may ask for, found out before anything is allocated, made or trained; the limits are in ``limits.py``."""
+"""Limits on the memory and time that a file may ask for, checked before anything is built; the numbers are in ``limits.py``."""
 
 from collections.abc import Sequence
 from math import prod
@@ -19,10 +19,10 @@ from bitsback.formats.repeatable import steps_of
 __all__ = ["check_data", "check_size", "check_steps"]
 
 ROOMY = 1 << 26
-"""Numbers of one layer's outputs that predictions may always take at once."""
+"""Numbers of one layer's outputs that a batch of predictions may always have."""
 
 NUMBERS_PER_INPUT = 16
-"""Numbers that a receiver may be asked for, for each number of the inputs that it holds itself."""
+"""Numbers that a file may ask for, for each number in the inputs that the receiver has."""
 
 
 def check_size(
@@ -35,19 +35,22 @@ def check_size(
     examples: int = 2,
     data_numbers: int = 0,
 ) -> int:
-    """Raise FileError when a file asks for far more than it could describe; a factory's network is the caller's own business.
+    """Check that a file does not ask for a far larger model than it could describe; networks from a factory are not checked.
 
     Args:
-        config: of the file.
+        config: configuration of the file.
         inputs: shape of one input.
-        outputs: how many outputs the likelihood needs.
+        outputs: number of network outputs that the likelihood needs.
         whole: whether inputs are whole numbers.
-        file_bytes: size of the file.
-        examples: how many are put through the network, at most :data:`BATCH` at once, and have their outputs kept.
-        data_numbers: numbers in the inputs that the receiver holds.
+        file_bytes: size of the file in bytes.
+        examples: number of examples in the forward pass, at most :data:`BATCH` at once; all their outputs are kept.
+        data_numbers: number of numbers in the inputs that the receiver has.
 
     Returns:
-        how many examples may go through the network at once.
+        largest number of examples in one forward pass.
+
+    Raises:
+        FileError: if the model is too large for the file.
     """
     most = limits.numbers_for(file_bytes) + NUMBERS_PER_INPUT * data_numbers
     widest, products, weights = prod(inputs), 0, 0
@@ -66,7 +69,7 @@ def check_size(
 
         hook = register_module_forward_hook(look)
         try:
-            with torch.device("meta"):  # shapes without numbers
+            with torch.device("meta"):  # shapes only, no memory
                 example = torch.zeros(2, *inputs, dtype=torch.int64 if whole else torch.float32)
                 built = network.model_copy(update={"pretrained": None}).build(example, outputs)
         finally:
@@ -81,14 +84,14 @@ def check_size(
 
 
 def _layers(network: SequentialSettings) -> int:
-    """Layers in a row, those inside of recurrent layers and transformers counted."""
+    """Return the number of layers, those inside of recurrent layers and transformers included."""
     arguments = [values or {} for layer in network.layers if isinstance(layer, dict) for values in layer.values()]
     inside = [value for given in arguments for name, value in given.items() if "layers" in name]
     return len(network.layers) + sum(value for value in inside if isinstance(value, int) and value > 0)
 
 
 def _attention(module: nn.Module, parts: Sequence[Tensor]) -> int:
-    """Numbers in the table of every position against every other, for one example."""
+    """Return the size of the attention matrix of one example, over all heads; 0 for other layers."""
     attention = getattr(module, "self_attn", module)
     if not isinstance(attention, nn.MultiheadAttention):
         return 0
@@ -97,7 +100,7 @@ def _attention(module: nn.Module, parts: Sequence[Tensor]) -> int:
 
 
 def _products(module: nn.Module, part: Tensor) -> int:
-    """Multiplications behind a layer's output, or a transposed one's input, for two examples: each weight everywhere."""
+    """Return the multiplications of a layer for two examples, from its output (or a transposed layer's input)."""
     own = sum(p.numel() for p in module.parameters(recurse=False))
     if not own:
         kernel = getattr(module, "kernel_size", 1)
@@ -116,25 +119,35 @@ def _check_numbers(numbers: int, most: int, file_bytes: int) -> None:
 
 
 def check_data(config: Config, what: str, file_bytes: int = 0, *, labels: bool = True) -> None:
-    """Raise FileError when a file asks for examples to be made that nobody holds.
+    """Check that a file does not ask for synthetic data of unbounded size.
 
     Args:
-        config: of the file.
-        what: how errors name it.
-        file_bytes: size of the file.
-        labels: whether it codes labels, which data that are made have not.
+        config: configuration of the file.
+        what: name of the file in error messages.
+        file_bytes: size of the file in bytes.
+        labels: whether the file codes labels, which synthetic data do not have.
+
+    Raises:
+        FileError: if it does.
     """
     data = config.data
     if not isinstance(data, FriedmanSettings):
         return
-    if labels:  # made in any number that a file asks for
+    # synthetic data are made in any size that a file asks for, so a file could make a receiver work without limit
+    if labels:
         raise FileError(f"{what} names data without labels (friedman); it is damaged")
     limits.EXAMPLES.check(data.examples, what, FileError)
-    numbers = data.inputs * (data.examples + data.inputs)  # and a table of inputs by inputs
+    numbers = data.inputs * (data.examples + data.inputs)  # examples, and a matrix of inputs by inputs
     if numbers > (most := limits.numbers_for(file_bytes)):
         raise FileError(f"{what} asks for data of {limits.shown(numbers)} numbers, and {limits.NUMBERS.allowed(numbers, most)}")
 
 
 def check_steps(config: Config, examples: int, what: str) -> None:
-    """Raise FileError when a receiver would have to train for too long on so many examples."""
+    """Raise FileError if a receiver would have to train for too many steps.
+
+    Args:
+        config: configuration of the file.
+        examples: number of training examples.
+        what: name of the file in error messages.
+    """
     limits.STEPS.check(steps_of(config.training, examples), what, FileError)

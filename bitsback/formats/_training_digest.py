@@ -1,8 +1,8 @@
-"""Where a training is, in eight bits: a receiver who repeats it learns early that its arithmetic is another.
+"""Eight-bit digest of the state of a training, by which a receiver who repeats it detects early that its arithmetic differs.
 
-The digest is a random sum of all learned numbers, rounded, and compared with room for one step. Nothing is hashed: last bits
-never show, however many numbers there are, and a training that has gone elsewhere does. It only saves time: whether a payload
-is given back is decided by the digest of the posterior at the end.
+The digest is a sum of all learned numbers with random signs, rounded coarsely, and compared with a tolerance of one unit. It is
+not a hash: differences in last bits do not show, however many numbers there are, and a training that has diverged does. It
+only saves time: the digest of the posterior at the end decides whether the payload is recovered.
 """
 
 import math
@@ -22,19 +22,24 @@ from bitsback.model import BayesianModel
 __all__ = ["COARSENESS", "MOST_DIGESTS", "STATE_BITS", "StateDigest", "digest_steps"]
 
 STATE_BITS = 8
+"""Bits of one digest."""
 COARSENESS = 8.0
-"""What may differ: the sum of all numbers with random signs, in steps of the rounded posterior, by so many."""
+"""Unit of the digest, in steps of the rounded posterior: differences of the sum below it are tolerated."""
 STEPS_PER_UNIT = 1024.0
-"""Steps of a number without a std, for numbers well below one; larger ones have fewer."""
+"""Steps per unit of a number without a std, for numbers well below one; larger ones have fewer."""
 SHARES = (64, 8, 2)
+"""Digests are taken after these fractions of the steps: a 64th, an eighth, a half."""
 MOST_DIGESTS = len(SHARES)
 
 
 def digest_steps(steps: int) -> tuple[int, ...]:
-    """The numbers of done steps after which a digest is taken: a 64th, an eighth and a half of all, rounded up.
+    """Return the numbers of completed steps after which a digest is taken: a 64th, an eighth and a half of all, rounded up.
 
-    Another library or seed shows at the first of them; a last bit that has grown too far, at a later one. The end needs none,
-    for the posterior has a digest of its own.
+    Another library or seed shows at the first of them, an amplified rounding difference at a later one. The end needs none,
+    because the posterior has its own digest.
+
+    Returns:
+        increasing numbers of steps, below ``steps``.
 
     >>> digest_steps(2000), digest_steps(3), digest_steps(1)
     ((32, 250, 1000), (1, 2), ())
@@ -44,11 +49,14 @@ def digest_steps(steps: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class StateDigest:
-    """A random sum of the numbers that a training has learned so far, in units of :data:`COARSENESS`, modulo 2^8.
+    """Sum of the learned numbers with random signs, in units of :data:`COARSENESS`, modulo 2^8.
 
     Numbers: 64 mean / std and 32 log2(std) of every weight, which are the steps to which messages round a posterior; and
-    1024 x / (1 + |x|) for every x of a point's weights, learned numbers of priors and likelihood, statistics, and weights
-    without posterior. Each has a sign of its own, the same at every step.
+    1024 x / (1 + |x|) for every weight x with a point posterior, learned number of priors and likelihood, statistic, and weight
+    without posterior. Each number has its own sign, the same at every step.
+
+    Attributes:
+        level: the sum, 0 to 255.
     """
 
     level: int
@@ -56,7 +64,14 @@ class StateDigest:
     @classmethod
     @torch.no_grad()
     def of(cls, model: BayesianModel, likelihood: Likelihood) -> "StateDigest":
-        """The digest of a model and its likelihood as they stand; level 0 when a number is not finite.
+        """Return the digest of a model and its likelihood in their current state.
+
+        Args:
+            model: model in training.
+            likelihood: likelihood that is trained along.
+
+        Returns:
+            the digest; level 0 if a number is not finite.
 
         >>> from bitsback.likelihoods import CategoricalLikelihood
         >>> from bitsback.model import bayesianize
@@ -80,7 +95,10 @@ class StateDigest:
         return cls(math.floor(total / COARSENESS) % (1 << STATE_BITS) if math.isfinite(total) else 0)
 
     def agrees(self, other: "StateDigest") -> bool:
-        """Whether the two sums may be less than a unit apart; of two numbers of other trainings, one pair in 85 passes.
+        """Return whether the two sums may be less than a unit apart; two unrelated trainings pass in one of 85 cases.
+
+        Returns:
+            whether the levels differ by at most one, modulo 2^8.
 
         >>> [StateDigest(0).agrees(StateDigest(level)) for level in (255, 0, 1, 2, 254)]
         [True, True, True, False, False]

@@ -1,8 +1,8 @@
-"""A configuration in few bytes: the difference from the nearest of some frozen configurations, deflated.
+"""Compact encoding of a configuration: the deflated difference from the nearest of some frozen configurations.
 
-The lists (``settings_1.json``, ``settings_2.json``) belong to format version 1. They never change and never grow, for the files
-are also the dictionaries of the deflation: so a file decodes for ever, whatever the defaults of later releases are. A
-configuration of the first list costs one byte, one of the second two.
+The lists (``settings_1.json``, ``settings_2.json``) belong to format version 1. They never change, because the JSON files are
+also the dictionaries of the compression: a file stays decodable whatever the defaults of later releases are. A configuration
+of the first list takes one byte, one of the second two.
 """
 
 import json
@@ -27,6 +27,10 @@ def put_settings(writer: BitWriter, settings: Tree) -> None:
 
     One bit: changed or not; seven bits: number of the base, or 127 and eight bits: its number in the second list; if changed,
     the number of bytes of the deflated difference (a count) and those bytes.
+
+    Args:
+        writer: receives the bits.
+        settings: configuration as a tree of JSON values.
     """
     first = len(bases(1))
     texts = [_difference_text(base, settings, 1 if k < first else 2) for k, base in enumerate(bases())]
@@ -42,7 +46,7 @@ def put_settings(writer: BitWriter, settings: Tree) -> None:
 
 
 def take_settings(reader: BitReader) -> Tree:
-    """Read what :func:`put_settings` wrote; raises FileError when it makes no sense."""
+    """Read what :func:`put_settings` wrote; raises FileError if it is not valid."""
     changed, number, which = reader.take(1), reader.take(UNCHANGED_BITS), 1
     if number == SECOND_LIST:
         number, which = reader.take(SECOND_BITS), 2
@@ -76,7 +80,7 @@ def _whole(text: str) -> int:
 
 @cache
 def bases(which: int | None = None) -> list[Tree]:
-    """The frozen configurations of format version 1: of one list, or of both, one after the other."""
+    """Return the frozen configurations of format version 1: of one list, or of both, one after the other."""
     return [*bases(1), *bases(2)] if which is None else list(json.loads(_list(which)))
 
 
@@ -87,7 +91,7 @@ def _list(which: int) -> bytes:
 
 @cache
 def _dictionary(which: int) -> bytes:
-    """The first list alone, or both: what is nearest to the text comes last."""
+    """Return the compression dictionary of a list; the part most similar to the text comes last."""
     return _list(1) if which == 1 else _list(1) + _list(2)
 
 
@@ -101,7 +105,14 @@ def _difference_text(base: Tree, settings: Tree, which: int) -> bytes:
 
 
 def difference(base: Tree, settings: Tree) -> tuple[list[list[Any]], list[list[str]]]:
-    """Changes ``[key, key, ..., value]`` and removals ``[key, key, ...]`` that turn ``base`` into ``settings``.
+    """Return the changes and removals that turn one tree into another.
+
+    Args:
+        base: tree to start from.
+        settings: tree to arrive at.
+
+    Returns:
+        changes ``[key, key, ..., value]`` and removals ``[key, key, ...]``.
 
     >>> difference({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}})
     ([['a', 'b', 3]], [['a', 'c']])

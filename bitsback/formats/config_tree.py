@@ -1,4 +1,4 @@
-"""A configuration as a tree of JSON values without the places of this machine, and back."""
+"""Convert a configuration to a tree of JSON values, without the paths of this machine, and back."""
 
 import json
 from collections.abc import Sequence
@@ -29,31 +29,38 @@ __all__ = [
 MODEL_SECTIONS = ("data", "network", "prior", "prior_overrides", "bayesian", "likelihood")
 MESSAGE_SECTIONS = (*MODEL_SECTIONS, "posterior", "training", "seed")
 NEEDED = {"needed": True}
-"""Stands for a path that the receiver has to give."""
+"""Placeholder for a path that the receiver has to give."""
 
 DEFAULTS = json.loads((files("bitsback.formats") / "defaults_1.json").read_bytes())
-"""What a missing setting means in a file of format version 1, whatever the defaults of YAML and Python are by now.
+"""Meaning of a missing setting in a file of format version 1, independent of the present defaults of YAML and Python.
 
-``first`` are the settings of the first files, which hold all of them, by section and kind; ``later`` are those that came since:
-with these values they are left out. The table never changes; it only grows under ``later``, by settings that files without them
-could not have had otherwise.
+``first`` are the settings of the first files, which hold all of them, by section and kind; ``later`` are settings added since:
+they are left out when they have these values. The table never changes except for new entries under ``later``, whose value
+has to be what files without the setting meant.
 """
 
 LOCATED = ("data", "network", "prior", "prior_overrides")
-"""Sections that name what each machine keeps elsewhere: paths, and functions that make things."""
+"""Sections with paths and factory functions, which each machine has in other places."""
 
 MADE = ("likelihood",)
-"""Sections that name a function alone."""
+"""Sections with a factory function only."""
 
 
 CODEC_FACTORY = "codec.factory"
-"""Location of a codec of one's own; a file names it in the section ``codec``."""
+"""Location of a user's codec; a file names it in the section ``codec``."""
 
 
 def to_tree(config: Config, sections: Sequence[str]) -> dict[str, Any]:
-    """The sections of a configuration, every default written out, paths left out: a receiver has places of its own.
+    """Return sections of a configuration as JSON values, with every default written out and paths left out.
 
-    Where a receiver trains, a pretrained start is marked, for without it training would end elsewhere.
+    If the receiver trains, a pretrained network is marked as needed, because training would otherwise end elsewhere.
+
+    Args:
+        config: a validated configuration.
+        sections: names of the sections.
+
+    Returns:
+        the tree; settings added to the format later are left out at their default.
     """
     tree = {name: _plain(getattr(config, name)) for name in sections}
     for section, later in DEFAULTS["later"].items():
@@ -78,14 +85,21 @@ def _plain(value: Any) -> Any:
 
 
 def from_tree(tree: dict[str, Any], locations: Sequence[str] = (), *, data_is_needed: bool = True) -> Config:
-    """The configuration of a file, with ``places`` such as ``data.root=DIR`` that say where this machine keeps things.
+    """Build the configuration of a file.
 
-    A file is somebody else's: it may name no path, and the factory of its network is called only when a place
-    ``network.factory=package.module:function`` names the same one. Without need for the data, a data section whose places are
-    unknown becomes the default one.
+    Files are not trusted: they may name no path, and a factory is called only if a location such as
+    ``network.factory=package.module:function`` names the same function.
+
+    Args:
+        tree: settings as JSON values.
+        locations: places on this machine, such as ``data.root=DIR``.
+        data_is_needed: if false, a data section whose places are unknown is replaced by the default one.
+
+    Returns:
+        the validated configuration.
 
     Raises:
-        FileError: for a place that is not one, and for a configuration that this version cannot use or that asks for too much.
+        FileError: if a location is not valid, or the configuration is not valid in this version or asks for too much.
     """
     values, given = with_first_defaults(tree), set()
     for location in locations:
@@ -108,7 +122,7 @@ def from_tree(tree: dict[str, Any], locations: Sequence[str] = (), *, data_is_ne
 
 
 def with_first_defaults(tree: dict[str, Any]) -> dict[str, Any]:
-    """The tree with what its sections leave out, as format version 1 means it.
+    """Return the tree with missing settings filled in as format version 1 defines them.
 
     >>> with_first_defaults({"likelihood": {"kind": "gaussian", "std": 2.0}})["likelihood"]["target_step"]
     0.01
@@ -127,11 +141,11 @@ def with_first_defaults(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 LATER_BY_KIND = {"gaussian": ("standardise", "shift_bits"), "categorical": ("labels",)}
-"""Of a section with kinds, who has which of the later settings."""
+"""Settings under ``later`` that each kind of likelihood has."""
 
 
 def _defaults_of(section: str, kinds: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
-    """The defaults of a section: of its kind, or of all where it has none."""
+    """Return the defaults of a section: of its kind, or of all where the section has no kinds."""
     kind = part.get("kind", "")
     if not isinstance(kind, str):
         return {}
@@ -141,7 +155,7 @@ def _defaults_of(section: str, kinds: dict[str, Any], part: dict[str, Any]) -> d
 
 
 def _filled(defaults: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
-    """The part with what it leaves out; an optimiser or schedule of another name has defaults of its own."""
+    """Return the part with missing settings filled in; an optimiser or schedule of another name has other defaults."""
     if part.get("name", defaults.get("name")) != defaults.get("name"):
         return part
     nested = {key: part[key] for key, value in defaults.items() if isinstance(value, dict) and isinstance(part.get(key), dict)}
@@ -149,7 +163,7 @@ def _filled(defaults: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
 
 
 def _split(key: str) -> tuple[str, list[str], str]:
-    """Section, pattern of prior_overrides (which has dots of its own), and the last part of a place.
+    """Return section, pattern of prior_overrides (which contains dots), and the last part of a location.
 
     >>> _split("data.root"), _split("prior_overrides.*.bias.run")
     (('data', [], 'root'), ('prior_overrides', ['*.bias'], 'run'))
@@ -182,6 +196,7 @@ def _validated(values: dict[str, Any], given: set[str], data_is_needed: bool) ->
     training = config.training
     if "training" in values and "auto" in (training.epochs, training.beta.start, training.beta.warmup_epochs):
         raise FileError("the file does not say how long its sender trained; it is damaged")
+    # before anything is built: code that a file names runs only if the user has named it too
     for key, name in factories_of(config).items():
         if key not in given:
             what = key.removesuffix(".factory")
@@ -200,7 +215,7 @@ def _unsuited(key: str, reason: str) -> FileError:
 
 
 def paths_of(config: Config) -> dict[str, Path]:
-    """Where a machine keeps what a configuration names, by dotted key; defaults are left out."""
+    """Return the paths that a configuration names, by dotted key; defaults are left out."""
     parts: dict[str, BaseModel] = {section: getattr(config, section) for section in ("data", "network", "prior")}
     parts |= {f"prior_overrides.{pattern}": prior for pattern, prior in config.prior_overrides.items()}
     named = ((f"{key}.{name}", getattr(part, name)) for key, part in parts.items() for name in part.model_fields_set)
@@ -208,13 +223,13 @@ def paths_of(config: Config) -> dict[str, Path]:
 
 
 def locations_of(config: Config) -> list[str]:
-    """What a receiver would be asked for: where this machine keeps what the configuration names, and the network's factory."""
+    """Return the locations that a receiver has to give: paths and factories, as ``key=value``."""
     found = [f"{key}={json.dumps(str(path))}" for key, path in paths_of(config).items()]
     return [*found, *(f"{key}={name}" for key, name in factories_of(config).items())]
 
 
 def factories_of(config: Config) -> dict[str, str]:
-    """The functions that a configuration names, by dotted key: they make its network, data, priors or likelihood."""
+    """Return the functions that a configuration names to make its network, data, priors or likelihood, by dotted key."""
     parts: dict[str, BaseModel] = {section: getattr(config, section) for section in ("data", "network", "prior", "likelihood")}
     parts |= {f"prior_overrides.{pattern}": prior for pattern, prior in config.prior_overrides.items()}
     named = ((key, getattr(part, CODEC_FACTORY.partition(".")[2], None)) for key, part in parts.items())
@@ -222,13 +237,13 @@ def factories_of(config: Config) -> dict[str, str]:
 
 
 def _without_kind(name: str) -> str:
-    """``data.npz.path`` is ``data.path`` to a user: pydantic names the member of the union too."""
+    """Return the name that a user knows: ``data.path`` for ``data.npz.path``, where pydantic adds the member of the union."""
     first, *rest = name.split(".")
     return ".".join([first, *rest[1:]]) if len(rest) > 1 else name
 
 
 def without_codec(locations: Sequence[str]) -> tuple[list[str], str | None]:
-    """The locations, and what they say the codec of the weights is: the receiver's word, as with ``network.factory``.
+    """Return the locations without that of the codec, and the codec's factory or None.
 
     >>> without_codec(["data.root=here", "--codec.factory=mine:codec"])
     (['data.root=here'], 'mine:codec')

@@ -1,7 +1,13 @@
-"""What every file has around its contents: a mark, a version, a checksum; and bits packed into bytes.
+"""Frame of every file, a mark, version and kind, and a checksum; and numbers packed into bits::
 
-A file is two bytes of mark, a byte of version and kind, the contents, and a checksum over all that precedes: CRC-16 in files of
-up to 255 bytes, CRC-32 in longer ones. See FORMAT.md.
+    byte   0     1     2                            3 ...            last 2 or 4
+         +-----+-----+----------------------------+----------------+-----------------------------+
+         | 'b' | 'b' | version + 16 * kind number | contents       | CRC-16 or CRC-32 of all     |
+         |     |     |                            | (bits, lowest  | that precedes it, little-   |
+         |     |     |                            | first)         | endian                      |
+         +-----+-----+----------------------------+----------------+-----------------------------+
+
+The checksum is CRC-16 in files of up to 255 bytes, CRC-32 in longer ones. See FORMAT.md.
 """
 
 import binascii
@@ -27,12 +33,21 @@ __all__ = [
 
 MARK = b"bb"
 VERSION = 2
+"""Highest format version that is read."""
 SMALL_FILE_BYTES = 255
+"""Size of the largest file with a CRC-16."""
 HEADER_BYTES = len(MARK) + 1
 
 
 def seal(kind: FileKind, contents: bytes) -> bytes:
-    """The whole file around ``contents``.
+    """Return the whole file around ``contents``.
+
+    Args:
+        kind: kind of file, with its version.
+        contents: the bytes between frame and checksum.
+
+    Returns:
+        mark, version and kind, contents and checksum.
 
     >>> kind = FileKind(4, "decimal")
     >>> seal(kind, b"abc")[:3], len(seal(kind, b"abc"))
@@ -43,20 +58,23 @@ def seal(kind: FileKind, contents: bytes) -> bytes:
 
 
 def sealed_bytes(contents_bytes: int) -> int:
-    """Bytes of the file around so many bytes of contents."""
+    """Return the size in bytes of a file around ``contents_bytes`` bytes of contents."""
     body = HEADER_BYTES + contents_bytes
     return body + (2 if body + 2 <= SMALL_FILE_BYTES else 4)
 
 
 def unseal(content: bytes, what: str) -> tuple[FileKind, bytes]:
-    """Kind, in the version of the file, and contents of a file.
+    """Check the frame of a file, and return its kind and contents.
 
     Args:
         content: the whole file.
-        what: how errors name it.
+        what: name of the file in error messages.
+
+    Returns:
+        the kind, in the version of the file, and the bytes between frame and checksum.
 
     Raises:
-        FileError: when it is empty, foreign, of a later version, truncated, extended or damaged.
+        FileError: if the file is empty, foreign, of a later version, truncated, extended or damaged.
     """
     if not content:
         raise FileError(f"{what} is empty; copy it again")
@@ -69,6 +87,7 @@ def unseal(content: bytes, what: str) -> tuple[FileKind, bytes]:
     version, number = content[2] & 15, content[2] >> 4
     if version > VERSION:
         raise FileError(f"{what} has format version {version}, this bitsback reads up to {VERSION}; install a newer bitsback")
+    # the version before the checksum: a later version may compute another one
     if _checksum(content[:-size], small=small) != content[-size:]:
         raise FileError(f"{what} is damaged: its checksum does not fit; bytes were changed, lost or added; copy it again")
     kind = kind_numbered(number)
@@ -85,7 +104,7 @@ def _checksum(body: bytes, *, small: bool) -> bytes:
 
 @dataclass
 class BitWriter:
-    """Whole numbers written one after the other, lowest bit first.
+    """Writer of whole numbers one after the other, lowest bit first.
 
     >>> writer = BitWriter()
     >>> writer.put(5, 3)
@@ -99,19 +118,24 @@ class BitWriter:
     bits: int = 0
 
     def put(self, value: int, width: int) -> None:
-        """A number below 2^width."""
+        """Write a number in a fixed number of bits.
+
+        Args:
+            value: a number from 0 to 2^width - 1.
+            width: number of bits.
+        """
         assert 0 <= value < 1 << width
         self._parts.append((value, width))
         self.bits += width
 
     def put_count(self, value: int) -> None:
-        """Any number from 0 up: Elias gamma of value + 1, about 2 log2(value) + 1 bits."""
+        """Write a number from 0 up: Elias gamma code of value + 1, about 2 log2(value) + 1 bits."""
         length = (value + 1).bit_length()
         self.put(1 << length - 1, length)  # zeros, then a one
         self.put(value + 1 - (1 << length - 1), length - 1)
 
     def to_bytes(self) -> bytes:
-        """The bits, the last byte filled with zeros."""
+        """Return the bits as bytes, the last byte filled with zeros."""
         # joined in a tree, so that long contents take n log n steps
         parts = self._parts or [(0, 0)]
         while len(parts) > 1:
@@ -121,19 +145,19 @@ class BitWriter:
 
 
 def _joined(pair: list[tuple[int, int]]) -> int:
-    """One number from two neighbours."""
+    """Return one number from two neighbours."""
     return pair[0][0] | (pair[1][0] << pair[0][1] if len(pair) == 2 else 0)
 
 
 class BitReader:
-    """Reads what :class:`BitWriter` wrote; raises FileError at the end of the bytes."""
+    """Reader of what :class:`BitWriter` wrote; raises FileError at the end of the bytes."""
 
     def __init__(self, content: bytes) -> None:
         self._content = content
         self.position = 0
 
     def take(self, width: int) -> int:
-        """The next number of ``width`` bits."""
+        """Return the next number of ``width`` bits."""
         end = self.position + width
         if end > 8 * len(self._content):
             raise FileError("the file ends before its contents do; it is damaged or incomplete")
@@ -144,27 +168,28 @@ class BitReader:
 
     @property
     def bits_left(self) -> int:
-        """Bits that have not been read."""
+        """Return the number of bits that have not been read."""
         return 8 * len(self._content) - self.position
 
     def take_count(self) -> int:
-        """The next number that :meth:`BitWriter.put_count` wrote."""
+        """Return the next number that :meth:`BitWriter.put_count` wrote."""
         length = 1
         while not self.take(1):
             length += 1
+            # a damaged file may hold long runs of zeros
             if length > 64:
                 raise FileError("the file holds a count beyond 2^64; it is damaged")
         return (1 << length - 1 | self.take(length - 1)) - 1
 
     def rest(self) -> bytes:
-        """The bytes after the current one."""
+        """Return the bytes after the current one; raises FileError if the remaining bits of the current byte are not zero."""
         start = -(-self.position // 8)
         if self.position % 8 and self._content[start - 1] >> self.position % 8:
             raise FileError("the file's padding is not zero; it is damaged")
         return self._content[start:]
 
     def skip_rest(self) -> None:
-        """Count what is left as read."""
+        """Mark all remaining bits as read."""
         self.position = 8 * len(self._content)
 
     def close(self) -> None:
@@ -177,12 +202,12 @@ DIGEST_BITS = 32
 
 
 def digest(content: bytes) -> int:
-    """32 bits of SHA-256: its first four bytes, little-endian."""
+    """Return 32 bits of SHA-256: its first four bytes, little-endian."""
     return int.from_bytes(hashlib.sha256(content).digest()[: DIGEST_BITS // 8], "little")
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of a file; raises FileError when it cannot be read."""
+    """Return the bytes of a file; raises FileError if it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""inspect: what a file holds, and where every byte goes."""
+"""List the contents of a file and the size of each part."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ NO_SAMPLE = "The weights were chosen, block by block, to describe the labels wel
 
 @dataclass(frozen=True)
 class Inspection(Result):
-    """What a file holds, and where every bit of it goes.
+    """Contents of a file and the bits of each part.
 
     Attributes:
         facts: kind, sentence, settings, parts and notes, under the names that ``--json`` prints.
@@ -33,16 +33,16 @@ class Inspection(Result):
 
     @property
     def kind(self) -> str:
-        """The kind of file."""
+        """Return the kind of file, such as ``message``."""
         kind: str = self.facts["kind"]
         return kind
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the facts."""
+        """Return the facts, for JSON."""
         return dict(self.facts)
 
     def records(self) -> list[dict[str, Any]]:
-        """Return the parts: a name, and bits."""
+        """Return one row for each part: its name and its bits."""
         return list(self.facts["parts"])
 
     def __str__(self) -> str:
@@ -53,23 +53,33 @@ class Inspection(Result):
 
 
 def inspect(path: str | Path, locations: Sequence[str] = ()) -> Inspection:
-    """Say what a message or model file holds, and where every bit of it goes.
+    """Describe a message or model file: its kind, settings and the bits of each part.
 
     Args:
-        path: what ``pack`` or ``send`` wrote.
-        locations: such as ``data.root=DIR``, where a model file needs them.
+        path: a file that ``pack`` or ``send`` wrote.
+        locations: places on this machine, such as ``data.root=DIR``, where decoding a model file needs them.
+
+    Returns:
+        the facts, printable as a table.
 
     Raises:
-        FileError: for anything else, or a damaged file.
+        FileError: if the file is damaged or not one of bitsback's.
     """
     return Inspection(inspect_file(Path(path), locations))
 
 
 def inspect_file(path: Path, locations: Sequence[str] = ()) -> dict[str, Any]:
-    """Kind, settings and parts of a message or model file.
+    """Return kind, settings and parts of a message or model file.
+
+    Args:
+        path: a file that ``pack`` or ``send`` wrote.
+        locations: places on this machine, such as ``data.root=DIR``.
+
+    Returns:
+        the facts, as ``--json`` prints them.
 
     Raises:
-        FileError: for anything else, or a damaged file.
+        FileError: if the file is damaged or not one of bitsback's.
     """
     content = read_file(path)
     kind, contents = unseal(content, str(path))
@@ -162,7 +172,7 @@ def _prequential(content: bytes, contents: bytes, kind: FileKind) -> dict[str, A
 
 
 def _kind(settings: dict[str, Any], section: str) -> str:
-    """What a file says, which may be anything: it has not been made a configuration."""
+    """Return the kind of a settings section, or "unknown": the settings come unvalidated from the file."""
     part = settings.get(section)
     kind = part.get("kind") if isinstance(part, dict) else None
     return kind if isinstance(kind, str) and kind.isidentifier() else "unknown"

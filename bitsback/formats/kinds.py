@@ -1,4 +1,4 @@
-"""Kinds of files: each is defined beside what reads and writes it, and found here by its number."""
+"""Registry of the kinds of files: each is defined in the module that reads and writes it, and found by its number."""
 
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -16,17 +16,17 @@ HOMES = {
     5: "bitsback.formats.two_part",
     6: "bitsback.formats.model_file.factory_codec",
 }
-"""Where a kind is registered, by number: imported when a file of the kind turns up."""
+"""Module that registers each kind, by number; imported when a file of the kind is read."""
 
 
 @dataclass(frozen=True)
 class FileKind:
-    """A kind of file, in one version of its format.
+    """Kind of file, in one version of its format.
 
     Attributes:
-        number: in the file's third byte.
-        name: of the kind, whatever the version.
-        version: of the format; in version 2 receivers repeat another training than in version 1.
+        number: number in the high four bits of the file's third byte.
+        name: name of the kind, independent of the version.
+        version: version of the format; receivers of version 2 repeat a training in float64, those of version 1 did not.
     """
 
     number: int
@@ -34,7 +34,7 @@ class FileKind:
     version: int = 1
 
     def __str__(self) -> str:
-        """The name; with its version where another one is written now.
+        """Return the name, followed by the version if a later one is written now.
 
         >>> str(FileKind(0, "message", 1)), str(FileKind(0, "message", 2))
         ('message_1', 'message')
@@ -43,7 +43,7 @@ class FileKind:
         return self.name if written is None or self == written else f"{self.name}_{self.version}"
 
     def of_version(self, version: int) -> "FileKind":
-        """The same kind in an earlier version."""
+        """Return the same kind in another version."""
         return replace(self, version=version)
 
 
@@ -51,20 +51,20 @@ _registered: dict[int, FileKind] = {}
 
 
 def register_kind(kind: FileKind) -> FileKind:
-    """Make a kind known, in the version that is written; raises BitsbackError when its number is another's."""
+    """Register a kind in the version that is written; raises BitsbackError if its number is taken."""
     if _registered.setdefault(kind.number, kind) != kind:
         raise BitsbackError(f"file kind {kind.number} is registered twice; choose another number")
     return kind
 
 
 def kind_numbered(number: int) -> FileKind | None:
-    """The kind of a number, in the version that is written; None when there is none."""
+    """Return the kind of a number, in the version that is written; None if there is none."""
     if number not in _registered and number in HOMES:
         import_module(HOMES[number])
     return _registered.get(number)
 
 
 def all_kinds() -> dict[str, FileKind]:
-    """Every kind by name, in the version that is written."""
+    """Return every kind by name, in the version that is written."""
     kinds = [kind_numbered(number) for number in HOMES]
     return {kind.name: kind for kind in kinds if kind is not None}

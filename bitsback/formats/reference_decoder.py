@@ -1,7 +1,7 @@
-"""The format in whole numbers and plain Python: what a decoder in another language has to do, and nothing else.
+"""Reference decoder in whole numbers and plain Python: all that a decoder in another language has to do.
 
-An executable part of FORMAT.md. It is slow; the modules of :mod:`bitsback.coding` compute the same numbers on
-arrays, and tests hold the two together. Nothing here needs numpy.
+An executable part of FORMAT.md. It is slow; the modules of :mod:`bitsback.coding` compute the same numbers on arrays, and
+tests compare the two. It does not need numpy.
 """
 
 import struct
@@ -28,19 +28,30 @@ __all__ = [
 ]
 
 WORD = 1 << 32
+"""Smallest head of a lane; heads are moved in words of 32 bits."""
 LOW = WORD - 1
 FULL = (1 << 64) - 1
 LENGTH_BITS = 5
 TOTAL_BITS = 28
+"""Prior tables have 2^28 slots."""
 SUB_BUCKET_BITS = 6
+"""Buckets per octave of lattice points are 2^6."""
 WHITENING, PERMUTATION, CODEBOOK = 1, 2, 3
+"""Numbers of the purposes for which random words are drawn."""
 
 Find = Callable[[int, int], tuple[int, int, int]]
-"""From a slot and a place in the list to a symbol, its start and its frequency."""
+"""Function from a slot and the index of a symbol to the symbol, its start and its frequency."""
 
 
 def encrypt(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Philox 4x64 with 10 rounds: four 64-bit words out of four, under a key of two (Salmon et al. 2011).
+    """Apply Philox 4x64 with 10 rounds (Salmon et al. 2011).
+
+    Args:
+        counter: four 64-bit words.
+        key: two 64-bit words.
+
+    Returns:
+        four 64-bit words.
 
     >>> [hex(word) for word in encrypt((0, 0, 0, 0), (0, 0))][:2]
     ['0x16554d9eca36314c', '0xdb20fe9d672d0fdc']
@@ -55,7 +66,18 @@ def encrypt(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[i
 
 
 def raw(key: int, purpose: int, stream: int, words: int, *, skip_counts: int = 0, draw: int = 0) -> list[int]:
-    """``words`` 64-bit words of one draw of a stream, after ``4 * skip_counts`` others.
+    """Return 64-bit random words of one draw of a stream.
+
+    Args:
+        key: key of the generator.
+        purpose: what the words are for, such as ``CODEBOOK``.
+        stream: number of the stream.
+        words: number of words.
+        skip_counts: groups of four words to leave out before.
+        draw: number of the draw.
+
+    Returns:
+        the words.
 
     >>> raw(5, CODEBOOK, 2, 8)[4:] == raw(5, CODEBOOK, 2, 4, skip_counts=1)
     True
@@ -66,7 +88,14 @@ def raw(key: int, purpose: int, stream: int, words: int, *, skip_counts: int = 0
 
 
 def whiten(content: bytes, stream: int = 0) -> bytes:
-    """``content`` exclusive-or the words of a stream, little-endian; its own inverse.
+    """Exclusive-or ``content`` with the words of a stream, little-endian; its own inverse.
+
+    Args:
+        content: any bytes.
+        stream: number of the stream.
+
+    Returns:
+        as many bytes.
 
     >>> whiten(whiten(b"payload"))
     b'payload'
@@ -76,7 +105,15 @@ def whiten(content: bytes, stream: int = 0) -> bytes:
 
 
 def shuffled(key: int, stream: int, count: int) -> list[int]:
-    """0 .. count - 1 in the order of as many random words, ties by position.
+    """Return 0 .. count - 1 in the order of as many random words, ties by position.
+
+    Args:
+        key: key of the generator.
+        stream: number of the stream.
+        count: how many numbers to shuffle.
+
+    Returns:
+        a permutation.
 
     >>> sorted(shuffled(7, 0, 5))
     [0, 1, 2, 3, 4]
@@ -85,7 +122,16 @@ def shuffled(key: int, stream: int, count: int) -> list[int]:
 
 
 def levels(key: int, stream: int, row: int, columns: int) -> list[int]:
-    """One row of 16-bit levels: a word holds four, the lowest bits first; every row begins on a count of its own.
+    """Return one row of 16-bit levels: a word holds four, the lowest bits first; every row begins on a new count.
+
+    Args:
+        key: key of the codebook.
+        stream: number of the block.
+        row: number of the row.
+        columns: number of levels.
+
+    Returns:
+        the levels, 0 to 65535.
 
     >>> levels(1, 2, 0, 6)[:4] == [raw(1, CODEBOOK, 2, 1)[0] >> shift & 0xFFFF for shift in (0, 16, 32, 48)]
     True
@@ -96,7 +142,7 @@ def levels(key: int, stream: int, row: int, columns: int) -> list[int]:
 
 
 class Stack:
-    """A message of several lanes: heads of 64 bits above one shared list of 32-bit words.
+    """Message of several lanes: heads of 64 bits above one shared list of 32-bit words.
 
     Args:
         heads: each from 2^32 to 2^64 - 1; default: one empty lane.
@@ -113,11 +159,17 @@ class Stack:
 
     @classmethod
     def empty(cls, lanes: int = 1) -> "Stack":
-        """A stack that holds nothing."""
+        """Return a stack without contents."""
         return cls([WORD] * lanes)
 
     def push(self, starts: Sequence[int], frequencies: Sequence[int], total_bits: int | Sequence[int]) -> None:
-        """Encode symbols in order, symbol j in lane j mod L; each has ``frequency`` of 2^total_bits slots."""
+        """Encode symbols in order, symbol j in lane j mod L.
+
+        Args:
+            starts: first slot of every symbol.
+            frequencies: number of slots of every symbol.
+            total_bits: log2 of the number of slots, of all symbols or of each.
+        """
         for j, (start, frequency) in enumerate(zip(starts, frequencies, strict=True)):
             lane, bits = j % len(self.heads), total_bits if isinstance(total_bits, int) else total_bits[j]
             head = self.heads[lane]
@@ -127,10 +179,18 @@ class Stack:
             self.heads[lane] = (head // frequency << bits) + head % frequency + start
 
     def pop(self, count: int, total_bits: int | Sequence[int], find: Find) -> list[int]:
-        """Decode ``count`` symbols, the last first.
+        """Decode symbols, the last first.
+
+        Args:
+            count: number of symbols.
+            total_bits: log2 of the number of slots, of all symbols or of each.
+            find: gives symbol, start and frequency for a slot.
+
+        Returns:
+            the symbols, in the order in which they were encoded.
 
         Raises:
-            FileError: when the stack runs out.
+            FileError: if the stack runs out.
         """
         symbols = [0] * count
         for j in reversed(range(count)):
@@ -146,7 +206,12 @@ class Stack:
         return symbols
 
     def push_raw(self, values: Sequence[int], bits: Sequence[int]) -> None:
-        """Encode numbers below 2^bits: the low 24 bits of all that have any, then the high ones of all that have more."""
+        """Encode numbers below 2^bits: the low 24 bits of all that have any, then the high ones of all that have more.
+
+        Args:
+            values: numbers.
+            bits: bits of every number, 0 to 48.
+        """
         low = [(value & (1 << min(b, 24)) - 1, min(b, 24)) for value, b in zip(values, bits, strict=True) if b > 0]
         high = [(value >> 24, b - 24) for value, b in zip(values, bits, strict=True) if b > 24]
         for part in (low, high):
@@ -163,7 +228,13 @@ class Stack:
         return values
 
     def to_bytes(self) -> bytes:
-        """Every head: 5 bits for its length less 33, its bits below the leading one; whole bytes; the words, bottom first."""
+        """Return the heads in whole bytes, and the words, bottom first.
+
+        A head is 5 bits for its length less 33, and its bits below the leading one.
+
+        Returns:
+            the bytes.
+        """
         packed, offset = 0, 0
         for head in self.heads:
             length = head.bit_length() - 1
@@ -173,7 +244,18 @@ class Stack:
 
     @classmethod
     def from_bytes(cls, content: bytes, lanes: int) -> "Stack":
-        """The stack that :meth:`to_bytes` wrote; raises FileError when the bytes are not one."""
+        """Return the stack that :meth:`to_bytes` wrote.
+
+        Args:
+            content: the bytes.
+            lanes: number of lanes.
+
+        Returns:
+            the stack.
+
+        Raises:
+            FileError: if the bytes are not those of a stack.
+        """
         packed, offset, heads = int.from_bytes(content[: -(-lanes * 68 // 8)], "little"), 0, []
         for _ in range(lanes):
             length = 32 + (packed >> offset & (1 << LENGTH_BITS) - 1)
@@ -186,7 +268,10 @@ class Stack:
 
 
 def bucket_of(point: int) -> tuple[int, int, int]:
-    """Bucket of a lattice point, exponent e of its width 2^e, and position inside it.
+    """Return bucket of a lattice point, exponent e of the bucket's width 2^e, and position inside it.
+
+    Returns:
+        bucket, exponent, position.
 
     >>> bucket_of(131), bucket_of(-132)
     ((129, 1, 1), (-130, 1, 1))
@@ -198,7 +283,10 @@ def bucket_of(point: int) -> tuple[int, int, int]:
 
 
 def start_of(bucket: int) -> tuple[int, int]:
-    """Smallest size in a bucket, and the exponent of its width; the point is size + position, or -1 less that below zero.
+    """Return smallest size in a bucket, and exponent of its width; the point is size + position, or -1 less that below zero.
+
+    Returns:
+        size, exponent.
 
     >>> start_of(129), start_of(-130)
     ((130, 1), (130, 1))
@@ -209,7 +297,14 @@ def start_of(bucket: int) -> tuple[int, int]:
 
 
 def quantile(cumulative: Sequence[int], level: int) -> int:
-    """The lattice point at the level (2 * level + 1) / 2^17 of a table that runs from 0 to 2^28, for a 16-bit level.
+    """Return the lattice point at the level (2 * level + 1) / 2^17 of a prior's table.
+
+    Args:
+        cumulative: cumulative slots of the buckets, from 0 to 2^28.
+        level: 0 to 65535.
+
+    Returns:
+        the lattice point.
 
     >>> flat = [k << TOTAL_BITS - 8 for k in range(257)]  # 256 points, all alike
     >>> quantile(flat, 0), quantile(flat, 32768)
@@ -225,7 +320,16 @@ def quantile(cumulative: Sequence[int], level: int) -> int:
 
 
 def members(sizes: Sequence[int], blocks: int, block: int, key: int = 0) -> list[int]:
-    """Positions of a block's weights: every tensor is shuffled by itself, then all are dealt out in turn.
+    """Return positions of a block's weights: every tensor is shuffled separately, then all are dealt out in turn.
+
+    Args:
+        sizes: number of weights of every tensor.
+        blocks: number of blocks.
+        block: number of the block.
+        key: key of the codebook.
+
+    Returns:
+        positions in the concatenated tensors.
 
     >>> sorted(members([4, 6], 2, 0) + members([4, 6], 2, 1)) == list(range(10))
     True
@@ -235,18 +339,31 @@ def members(sizes: Sequence[int], blocks: int, block: int, key: int = 0) -> list
 
 
 def block_points(tables: Sequence[Sequence[int]], block: int, index: int, key: int = 0) -> list[int]:
-    """Grid points of a block's weights, in units of 2^-16 scales.
+    """Return grid points of a block's weights, in units of 2^-16 scales.
 
     Args:
         tables: for each weight of the block, the 65,536 quantiles of its prior.
-        block, index: which of the blocks, and what the file says of it.
-        key: of the codebook.
+        block: number of the block.
+        index: the block's index in the file.
+        key: key of the codebook.
+
+    Returns:
+        one point for each weight.
     """
     row = levels(key, block, index, len(tables))
     return [table[level] for table, level in zip(tables, row, strict=True)]
 
 
 def block_values(points: Sequence[int], centres: Sequence[float], scales: Sequence[float]) -> list[float]:
-    """The weights: centre + scale * (point / 65536), two roundings to float64 and one to float32."""
+    """Return the weights, centre + scale * (point / 65536), with two roundings to float64 and one to float32.
+
+    Args:
+        points: in units of 2^-16 scales.
+        centres: location of the prior, for each weight.
+        scales: scale of the prior, for each weight.
+
+    Returns:
+        one weight for each point.
+    """
     exact = [centre + scale * (point / 65536) for point, centre, scale in zip(points, centres, scales, strict=True)]
     return list(struct.unpack(f"<{len(exact)}f", struct.pack(f"<{len(exact)}f", *exact)))

@@ -1,4 +1,15 @@
-"""What a receiver trains again: in what way, so that it ends alike elsewhere; and how early a difference shows."""
+"""Training that a receiver repeats: its settings, and digests that show early where two machines differ::
+
+    step        0 ----- 1/64 ----- 1/8 ----- 1/2 ------------ end
+                          |          |         |               |
+    sender               8 bits     8 bits    8 bits          32 bits of the rounded posterior, all in the header
+                          |          |         |               |
+    receiver    0 ------- ? -------- ? ------- ? ------------- ? -------> same posterior -> payload
+                          |          |         |               |
+                          +----------+---------+---------------+--------> differs: RefundLostError, no payload
+
+The digests under way only save time; the digest of the posterior decides.
+"""
 
 import os
 from collections.abc import Sequence
@@ -18,16 +29,20 @@ __all__ = ["Checking", "Recording", "RefundLostError", "check_alone", "repeatabl
 
 
 def repeatable(config: Config) -> Config:
-    """The configuration as it is trained where a receiver repeats it: plainly, in float64, on a CPU, on inputs on a lattice.
+    """Return the configuration with which both sides train: in float64, on a CPU, unfused, with inputs on a lattice.
 
-    In float64 the last bits, in which machines differ, are 10^9 times below those of float32; and what is random in them is
-    drawn in float64 too. ``training.precision``, ``training.fused`` and ``training.device`` count for other trainings.
+    Rounding differences between machines are 10^9 times smaller in float64 than in float32, and random numbers are drawn in
+    float64 too. ``training.precision``, ``training.fused`` and ``training.device`` are ignored.
+
+    Returns:
+        a changed copy.
 
     >>> from bitsback.training import TrainingSettings
     >>> repeatable(Config(training=TrainingSettings(precision="bfloat16"))).training.precision
     'float64'
     """
     training = config.training.model_copy(update={"precision": "float64", "device": "cpu", "fused": False})
+    # inputs whose preprocessing differs in last bits are then still equal on both sides
     data = config.data
     if data.fraction_bits is None:
         data = data.model_copy(update={"fraction_bits": FRACTION_BITS})
@@ -35,7 +50,11 @@ def repeatable(config: Config) -> Config:
 
 
 def check_alone() -> None:
-    """Raise ConfigError in one of several processes that train together: a receiver repeats the sums of one."""
+    """Raise ConfigError if this is one of several processes that train together.
+
+    Raises:
+        ConfigError: if so: a receiver repeats the sums of a single process.
+    """
     said = os.environ.get("WORLD_SIZE", "")
     processes = int(said) if said.isdecimal() else 1
     if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -49,11 +68,14 @@ def check_alone() -> None:
 
 @dataclass
 class Recording:
-    """Watches the sender's training and keeps a digest of each step in :func:`digest_steps`.
+    """Callback of the sender's training that keeps a digest after each step in :func:`digest_steps`.
 
     Args:
-        steps: how many there will be.
-        likelihood: that is trained along.
+        steps: total number of optimiser steps.
+        likelihood: likelihood that is trained along.
+
+    Attributes:
+        found: the digests so far.
     """
 
     steps: int
@@ -61,17 +83,23 @@ class Recording:
     found: list[StateDigest] = field(default_factory=list)
 
     def __call__(self, step: int, model: BayesianModel) -> None:
+        """Keep a digest if it is time for one.
+
+        Args:
+            step: number of steps done.
+            model: model in training.
+        """
         if step in digest_steps(self.steps):
             self.found.append(StateDigest.of(model, self.likelihood))
 
 
 @dataclass(frozen=True)
 class Checking:
-    """Watches the receiver's training; raises RefundLostError at the first step whose digest is not the sender's.
+    """Callback of the receiver's training that compares its digests with the sender's.
 
     Args:
-        steps: how many there will be.
-        likelihood: that is trained along.
+        steps: total number of optimiser steps.
+        likelihood: likelihood that is trained along.
         told: the sender's digests, of the first steps in :func:`digest_steps`.
     """
 
@@ -80,6 +108,16 @@ class Checking:
     told: Sequence[StateDigest]
 
     def __call__(self, step: int, model: BayesianModel) -> None:
+        """Compare the digest of this step, if the sender has one.
+
+        Args:
+            step: number of steps done.
+            model: model in training.
+
+        Raises:
+            RefundLostError: at the first step whose digest is not the sender's.
+        """
+        # not strict: a run that was trained before has no digests to send
         told = dict(zip(digest_steps(self.steps), self.told, strict=False))
         if step in told and not told[step].agrees(StateDigest.of(model, self.likelihood)):
             raise RefundLostError(
@@ -90,9 +128,17 @@ class Checking:
 
 
 def steps_of(training: TrainingSettings, examples: int) -> int:
-    """Optimiser steps of a training with settled settings, unless it stops early."""
+    """Return the optimiser steps of a training that does not stop early.
+
+    Args:
+        training: settled settings.
+        examples: number of training examples.
+
+    Returns:
+        number of steps.
+    """
     return training.passes * -(-examples // training.batch_size)
 
 
 class RefundLostError(FileError):
-    """Labels and weights are there, but q could not be repeated: the payload stays locked."""
+    """Error when labels and weights are decoded but the posterior cannot be repeated, so that the payload is not recovered."""

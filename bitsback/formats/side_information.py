@@ -17,21 +17,31 @@ from bitsback.priors.exact_densities import density_of
 __all__ = ["SideInformation", "Slot", "densities_of"]
 
 Slot = tuple[str, Tensor, Grid]
-"""A name, the tensor that holds the numbers, and their grid."""
+"""Name, tensor that holds the numbers, and their grid."""
 
 
 @dataclass(frozen=True)
 class SideInformation:
-    """The learned numbers of a model and its likelihood, by name, each with its grid: references, not copies.
+    """Learned numbers of a model and its likelihood, each with its grid: references, not copies.
 
-    ``with_frozen`` adds what the ledger does not charge because it is assumed known: frozen weights and fixed buffers.
+    Attributes:
+        slots: name, tensor and grid, in the order of the file.
     """
 
     slots: tuple[Slot, ...]
 
     @classmethod
     def of(cls, model: BayesianModel, likelihood: Likelihood, *, with_frozen: bool = False) -> "SideInformation":
-        """Those of a model and its likelihood, in the order in which files hold them."""
+        """Collect the numbers of a model and its likelihood, in the order in which files hold them.
+
+        Args:
+            model: a model.
+            likelihood: its likelihood.
+            with_frozen: add frozen weights and fixed buffers, which the ledger assumes to be known and does not charge.
+
+        Returns:
+            references to the numbers.
+        """
         slots: list[Slot] = []
         for prior, weights in model.weights_by_prior():
             first = weights[0].name
@@ -46,24 +56,24 @@ class SideInformation:
         return cls(tuple(slots))
 
     def bits_each(self) -> Integers:
-        """Bits of every number."""
+        """Return the bits of every number, (numbers,)."""
         parts = [np.full(tensor.numel(), int(grid.bits_each), dtype=np.int64) for _, tensor, grid in self.slots]
         return np.concatenate([np.zeros(0, dtype=np.int64), *parts])
 
     def levels(self) -> Integers:
-        """Every number's level on its grid."""
+        """Return the level of every number on its grid, (numbers,)."""
         parts = [grid.level(tensor.detach().cpu()).flatten().numpy() for _, tensor, grid in self.slots]
         return np.concatenate([np.zeros(0, dtype=np.int64), *parts])
 
     @torch.no_grad()
     def round(self) -> None:
-        """Round every number to its grid, in place: what a receiver is told is what is used."""
+        """Round every number to its grid, in place, so that both sides use the same values."""
         for _, tensor, grid in self.slots:
             tensor.copy_(grid.round(tensor))
 
     @torch.no_grad()
     def assign(self, levels: Integers) -> None:
-        """Put the numbers into the model, in place; raises FileError for one that is not finite."""
+        """Write numbers into the model, in place, from their levels; raises FileError if one is not finite."""
         start = 0
         for _, tensor, grid in self.slots:
             part = torch.from_numpy(levels[start : start + tensor.numel()].copy())
@@ -75,5 +85,5 @@ class SideInformation:
 
 
 def densities_of(model: BayesianModel) -> list[LocatedDensity]:
-    """The prior of every weight tensor, in order."""
+    """Return the prior density of every weight tensor, in order."""
     return [density_of(weight.prior, weight.name) for weight in model.weights]

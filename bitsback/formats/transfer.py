@@ -1,4 +1,4 @@
-"""pack, unpack, send, receive: files out of runs, and what is in them out of files."""
+"""Write runs to files and read files back: the functions pack, unpack, send, send_at_steps and receive."""
 
 import sys
 from collections.abc import Sequence
@@ -72,16 +72,22 @@ def pack(
     """Write a trained network as a file that decodes without the data.
 
     Args:
-        run: a run directory, an opened run, or a trained experiment, whose model ends with the weights of the file.
-        out: where the file goes; None writes none, and the bytes are in the result.
-        codec: auto, relative_entropy or quantised; default: the configuration's.
-        budget_bytes: size of the whole file; blocks are then tuned.
-        tune: train on what is not coded yet; of a quantised file: try other grids.
+        run: a run directory, an opened run, or a trained experiment; its model is changed to the weights stored in the file.
+        out: path of the new file; None writes no file, and the bytes are in the result.
+        codec: ``auto``, ``relative_entropy`` or ``quantised``; default: the configuration's.
+        budget_bytes: largest size of the whole file in bytes; for block codes this switches tuning on.
+        tune: train the weights that are not coded yet; for a quantised file, search over grids.
         overrides: of the configuration's section ``pack``, such as ``tuning.steps=400``.
-        progress: show bars.
+        progress: show progress bars.
+
+    Returns:
+        the bytes of the file, and the codec, sizes and errors measured on the decoded file.
 
     Raises:
-        FileError, LayerError, PriorError, ConfigError: with the fix.
+        FileError: if ``out`` exists or the budget is too small.
+        LayerError: if the network has invalid numbers or cannot be described in a file.
+        PriorError: if the prior cannot be coded weight by weight.
+        ConfigError: if an override is not valid.
     """
     if out is not None:
         check_new_file(Path(out))
@@ -100,13 +106,18 @@ def pack(
 
 @dataclass(frozen=True)
 class Unpacked(Result):
-    """Where the network of a model file was written, and how many weights it has."""
+    """Result of :func:`unpack`.
+
+    Attributes:
+        directory: the directory that was written.
+        weights: number of coded weights.
+    """
 
     directory: Path
     weights: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Return both."""
+        """Return directory and number of weights, for JSON."""
         return {"directory": str(self.directory), "weights": self.weights}
 
     def __str__(self) -> str:
@@ -121,13 +132,16 @@ def unpack(file: str | Path, out: str | Path, locations: Sequence[str] = ()) -> 
     """Write a model file's network as ``out``/model.safetensors, and its configuration as ``out``/config.yaml.
 
     Args:
-        file: what :func:`pack` wrote.
+        file: a file that :func:`pack` wrote.
         out: a new directory.
-        locations: such as ``network.factory=package.module:function``.
+        locations: places on this machine, such as ``network.factory=package.module:function``.
+
+    Returns:
+        the directory and the number of weights.
 
     Raises:
-        FileError: for anything but a model file that is whole.
-        RunError: when the directory is not new.
+        FileError: if the file is not an intact model file.
+        RunError: if the directory is not new.
     """
     with new_neighbour(Path(out)):
         loaded = load(file, locations)
@@ -146,20 +160,29 @@ def send(
     pad: bool = False,
     progress: bool = True,
 ) -> Sent | Prequential | TwoPart:
-    """Send labels and network: inside a payload, or the labels block by block, or a model file and labels behind it.
+    """Send labels, with one of three codes.
+
+    ``bits_back`` hides the network and the labels inside a payload, ``prequential`` codes the labels block by block without a
+    network, and ``two_part`` writes a model file followed by the labels.
 
     Args:
         source: a configuration or a YAML file, which is trained; or a run, whose network is sent as it is.
         overrides: of a YAML file, such as ``training.epochs=50``.
-        code: bits_back, prequential or two_part.
-        payload: of a bits-back message, bytes or a file: its bits choose the weights, and come back.
-        out: where the message goes; None writes none, and the bytes are in the result.
-        step: of a bits-back message, the grid of its weights, a power of two such as ``2^-8``.
-        pad: fill a payload that is too short with random bits.
-        progress: show bars.
+        code: ``bits_back``, ``prequential`` or ``two_part``.
+        payload: ``bits_back`` only: bytes or a file whose bits select the weights and that the receiver gets back.
+        out: path of the new file; None writes no file, and the bytes are in the result.
+        step: ``bits_back`` only: grid step of the weights, a power of two such as ``2^-8``; default: below the smallest std.
+        pad: ``bits_back`` only: append random bytes to a payload that is too short.
+        progress: show progress bars.
+
+    Returns:
+        the message and its sizes in bits; the class depends on ``code``.
 
     Raises:
-        FileError, ConfigError, LayerError, RunError: with the fix, before anything is trained where that is possible.
+        FileError: if an argument does not suit the code, the payload is too short, or ``out`` exists.
+        ConfigError: if the configuration is not valid.
+        LayerError: if a weight has no posterior to draw from.
+        RunError: if the run is not finished or not repeatable. All are raised before training where possible.
     """
     exponent = None if step is None else nameable_exponent(step)
     if out is not None:
@@ -181,13 +204,31 @@ def send(
 
 
 def check_same_run(run: Path | None, config: Path | None, settings: Config | None) -> None:
-    """Raise FileError when a run is given with a file whose settings are not its own."""
+    """Raise FileError when a run and a configuration file are given whose settings differ.
+
+    Args:
+        run: run directory, or None.
+        config: path of the configuration file, for the error message.
+        settings: settings read from that file, or None.
+
+    Raises:
+        FileError: if the settings of the run are not those of the file.
+    """
     if run is not None and settings is not None and settings != load_run(run).config:
         raise FileError(f"{run} was trained with another configuration than {config}; leave CONFIG out")
 
 
 def sender_of(source: Config | Run | str | Path, overrides: Sequence[str] = (), *, progress: bool = True) -> Sender:
-    """Return a sender of bits-back messages: a run as it is, or what a configuration trains."""
+    """Return a sender of bits-back messages, training one if the source is a configuration.
+
+    Args:
+        source: a configuration or a YAML file, which is trained; or a run, which is used as it is.
+        overrides: of a YAML file, such as ``training.epochs=50``.
+        progress: show progress bars.
+
+    Returns:
+        a sender that accepts payloads.
+    """
     given = open_source(source, overrides)
     if isinstance(given, Run):
         if given.config.training.precision != "float64" or given.config.data.fraction_bits is None:
@@ -219,7 +260,7 @@ def _say_precision(config: Config) -> None:
 
 
 def nameable_exponent(step: float | str) -> int:
-    """Return m of a grid step 2^-m that a message can name; raises FileError for any other step."""
+    """Return m of a grid step 2^-m that a message header can represent; raises FileError for any other step."""
     exponent = exponent_of(step)
     check_exponent(exponent)
     return exponent
@@ -227,16 +268,19 @@ def nameable_exponent(step: float | str) -> int:
 
 @dataclass(frozen=True)
 class StepTable(TableResult):
-    """Gross up, refund up, net flat: what a finer grid of the weights costs in a message."""
+    """Bits of one message at several grid steps.
+
+    As the step shrinks, gross weight bits and refund grow, and their difference stays the same.
+    """
 
     rows: tuple[dict[str, Any], ...]
 
     def records(self) -> list[dict[str, Any]]:
-        """Return one row for each step."""
+        """Return one row for each grid step."""
         return list(self.rows)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the rows, under one name."""
+        """Return the rows under the key ``steps``, for JSON."""
         return {"steps": self.records()}
 
     def __str__(self) -> str:
@@ -254,16 +298,25 @@ def send_at_steps(
     pad: bool = False,
     progress: bool = True,
 ) -> StepTable:
-    """Make a bits-back message at several grids of the weights, and write none of them.
+    """Encode a bits-back message at several grid steps, without writing any of them.
 
     Args:
-        source, overrides, payload, pad: as :func:`send` takes them.
-        steps: powers of two, such as ``2^-8``.
-        draws: average over so many payloads of the same length.
-        progress: show bars.
+        source: as in :func:`send`.
+        overrides: as in :func:`send`.
+        steps: grid steps, powers of two such as ``2^-8``.
+        payload: as in :func:`send`.
+        draws: number of payloads of the same length over which the bits are averaged.
+        pad: as in :func:`send`.
+        progress: show progress bars.
+
+    Returns:
+        one row of bits for each step.
 
     Raises:
-        FileError, ConfigError, LayerError, RunError: with the fix.
+        FileError: if a step is not representable, or the payload is missing or too short.
+        ConfigError: if the configuration is not valid.
+        LayerError: if a weight has no posterior to draw from.
+        RunError: if the run is not finished or not repeatable.
     """
     exponents = [nameable_exponent(step) for step in steps]
     content = payload if isinstance(payload, bytes) else read_file(Path(payload))
@@ -272,7 +325,8 @@ def send_at_steps(
         for exponent in exponents:
             sent = []
             for number in range(draws):
-                other = whiten(content, number) if number else content  # stream 0 is the coder's own
+                # stream 0 is the one that the coder itself whitens with: it would undo that
+                other = whiten(content, number) if number else content
                 sent.append(sender.send(other, exponent=exponent, pad=pad))
                 bar.update()
             means = {name: sum(getattr(one, name) for one in sent) / draws for name in COLUMNS}
@@ -282,13 +336,13 @@ def send_at_steps(
 
 @dataclass(frozen=True)
 class ReceivedFile(Result):
-    """What came out of a message.
+    """Contents of a received message.
 
     Attributes:
-        directory: where it was written.
-        labels: how many.
-        weights: how many; None where no network was sent.
-        payload: the bytes that chose the weights; None where no payload was sent.
+        directory: the directory that was written.
+        labels: number of labels.
+        weights: number of weights; None if no network was sent.
+        payload: the recovered payload; None if none was sent.
     """
 
     directory: Path
@@ -297,7 +351,7 @@ class ReceivedFile(Result):
     payload: bytes | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the counts, and the directory."""
+        """Return the directory and the counts, for JSON."""
         size = None if self.payload is None else len(self.payload)
         return {
             "directory": str(self.directory),
@@ -318,15 +372,18 @@ def receive(message: str | Path, out: str | Path, locations: Sequence[str] = (),
     """Decode a message into a new directory: labels.npy, and payload and model.safetensors where they were sent.
 
     Args:
-        message: what :func:`send` wrote.
+        message: a file that :func:`send` wrote.
         out: a new directory.
-        locations: such as ``data.root=DIR``: where this machine keeps the inputs.
-        progress: show bars.
+        locations: places on this machine, such as ``data.root=DIR`` for the inputs.
+        progress: show progress bars.
+
+    Returns:
+        the directory, the counts and the payload.
 
     Raises:
-        FileError: for a file that is not a message or is damaged, and for inputs that differ from the sender's.
-        RefundLostError: when only the payload cannot be recovered; labels and network have then been written.
-        RunError: when the directory is not new.
+        FileError: if the file is not a message or is damaged, or the inputs differ from the sender's.
+        RefundLostError: if only the payload cannot be recovered; labels and network have been written.
+        RunError: if the directory is not new.
     """
     path, target = Path(message), Path(out)
     with ExitStack() as held:

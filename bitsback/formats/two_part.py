@@ -1,4 +1,4 @@
-"""Labels behind the model file that predicts them: the two-part code, as one file."""
+"""Two-part code as one file: a model file, followed by the labels coded under it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -40,19 +40,20 @@ __all__ = [
 
 TWO_PART = register_kind(FileKind(5, "two_part"))
 MODELS = (RELATIVE_ENTROPY, QUANTISED)
-"""Kinds of model files that may stand inside."""
+"""Kinds of model files that may be inside."""
 
 KIND_BITS, CHECK_BITS = 4, 16
+"""Bits of the number of the inner kind, and of the digest of the labels."""
 
 
 @dataclass(frozen=True)
 class TwoPart(Result):
-    """A file with a network and the training labels, and where its bits went.
+    """File with a network and the training labels, and its bits.
 
     Attributes:
         content: the whole file.
-        packed: the model file inside, which alone is ``packed.content``.
-        label_bits: of the label stream.
+        packed: the model file inside; alone it is ``packed.content``.
+        label_bits: bits of the label stream.
     """
 
     content: bytes = field(repr=False)
@@ -61,11 +62,11 @@ class TwoPart(Result):
 
     @property
     def total_bits(self) -> int:
-        """Bits of the whole file."""
+        """Return the bits of the whole file."""
         return 8 * len(self.content)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything but the file, for JSON."""
+        """Return all numbers without the file, for JSON."""
         return {
             "file_bytes": len(self.content),
             "total_bits": self.total_bits,
@@ -77,7 +78,7 @@ class TwoPart(Result):
         }
 
     def told(self, out: Path | None = None) -> str:
-        """Return what a person is shown, and where the file is."""
+        """Return the text for the user, with the path of the file if given."""
         where = f" in {out}" if out is not None else ""
         return f"{len(self.content):,} bytes{where}: {self._sizes()}"
 
@@ -94,15 +95,18 @@ class TwoPart(Result):
 
 
 def send_two_part(experiment: Experiment, settings: PackSettings | None = None, *, progress: bool = True) -> TwoPart:
-    """The model file of a trained experiment and its training labels, coded under the decoded weights.
+    """Write the model file of a trained experiment, followed by its training labels coded under the decoded weights.
 
     Args:
-        experiment: its model ends with the weights of the file.
-        settings: of the model file; default: the configuration's section ``pack``.
-        progress: show the bar.
+        experiment: trained experiment; its model ends with the weights of the file.
+        settings: settings of the model file; default: the configuration's section ``pack``.
+        progress: show progress bars.
+
+    Returns:
+        the file and its sizes in bits.
 
     Raises:
-        FileError: for targets that are no labels, or activations too large for exact arithmetic; otherwise as
+        FileError: if the targets are not labels, or activations are too large for exact arithmetic; otherwise as
             :func:`bitsback.formats.model_file.write.pack_experiment`.
     """
     check_targets(experiment)
@@ -124,29 +128,42 @@ def send_two_part(experiment: Experiment, settings: PackSettings | None = None, 
 
 
 def check_targets(experiment: Experiment) -> None:
-    """Raise FileError for targets that are no labels."""
+    """Raise FileError if the targets are not labels."""
     check_likelihood(experiment.likelihood, experiment.likelihood.outputs(experiment.dataset.train.targets))
 
 
 @dataclass(frozen=True)
 class ReceivedLabels:
-    """What a two-part file held: the network, and the labels of the receiver's inputs."""
+    """Contents of a two-part file.
+
+    Attributes:
+        loaded: the network.
+        labels: labels of the receiver's inputs, (n,).
+    """
 
     loaded: LoadedModel
     labels: Integers = field(repr=False)
 
 
 def decode_two_part(content: bytes, what: str, locations: Sequence[str] = ()) -> ReceivedLabels:
-    """Network and labels; the inputs are the receiver's own.
+    """Decode network and labels; the inputs are the receiver's own.
+
+    Args:
+        content: the whole file.
+        what: name of the file in error messages.
+        locations: places on this machine, such as ``data.root=DIR`` for the inputs.
+
+    Returns:
+        network and labels.
 
     Raises:
-        FileError: for anything but a two-part file that is whole, and for inputs that are not the sender's.
+        FileError: if the bytes are not an intact two-part file, or the inputs are not the sender's.
     """
     model, check, stream = _split(content, what)
     loaded = decode(model, what, locations)
     if "data" not in loaded.tree:
         raise FileError(f"{what} does not say which inputs its labels belong to; it was made from data in memory")
-    if "data" not in loaded.config.model_fields_set:  # its places are not known
+    if "data" not in loaded.config.model_fields_set:  # from_tree left it out: its paths are unknown
         raise FileError(f"{what} needs the sender's inputs; say where they are (--data.root=..., --data.path=...)")
     check_data(loaded.config, what, len(content))
     data = loaded.config.data.load_inputs()
@@ -171,7 +188,15 @@ def decode_two_part(content: bytes, what: str, locations: Sequence[str] = ()) ->
 
 
 def receive_two_part(path: Path, directory: Path, locations: Sequence[str] = ()) -> ReceivedLabels:
-    """Decode the file in ``path`` and write ``labels.npy`` and ``model.safetensors`` to the new ``directory``.
+    """Decode the file in ``path`` and write ``labels.npy`` and ``model.safetensors``.
+
+    Args:
+        path: a two-part file.
+        directory: a new directory.
+        locations: places on this machine, such as ``data.root=DIR`` for the inputs.
+
+    Returns:
+        network and labels.
 
     Raises:
         FileError: as :func:`decode_two_part`.
@@ -185,12 +210,23 @@ def receive_two_part(path: Path, directory: Path, locations: Sequence[str] = ())
 
 
 def model_inside(content: bytes, what: str) -> bytes:
-    """The model file inside a two-part file; raises FileError for anything else."""
+    """Return the model file inside a two-part file.
+
+    Args:
+        content: the whole file.
+        what: name of the file in error messages.
+
+    Returns:
+        the bytes of a model file.
+
+    Raises:
+        FileError: if the bytes are not an intact two-part file.
+    """
     return _split(content, what)[0]
 
 
 def _split(content: bytes, what: str) -> tuple[bytes, int, bytes]:
-    """The model file, the check of the labels, and their stream."""
+    """Return the model file, the digest of the labels, and their stream."""
     kind, contents = unseal(content, what)
     if kind != TWO_PART:
         raise FileError(
@@ -206,11 +242,11 @@ def _split(content: bytes, what: str) -> tuple[bytes, int, bytes]:
 
 
 def _labels(loaded: LoadedModel, examples: Examples, stream: bytes) -> Integers | None:
-    """The labels in a stream; None when it does not end where they do."""
+    """Return the labels in a stream; None if the stream does not end with the last label."""
     code, stack = _label_code(loaded, examples), Stack.from_bytes(stream, 1)
     try:
         labels: Integers = code.pop(stack)
-    except FileError:  # bits ran out
+    except FileError:  # the stream is too short
         return None
     return None if stack.bits else labels
 

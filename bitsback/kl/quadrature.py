@@ -1,7 +1,7 @@
-"""Deterministic quadrature of one-dimensional integrals under a Gaussian, exact where the prior bends.
+"""Deterministic quadrature of one-dimensional integrals under a Gaussian, accurate at kinks and poles of the prior too.
 
-E_q[f] is cut into panels at fixed distances from q's mean (in units of its std) and at the prior's breakpoints, and each
-panel is integrated by Gauss-Legendre. Kinks and poles then lie on panel edges, where the rule never evaluates.
+The integral E_q[f] is cut into panels at fixed distances from q's mean (in units of its std) and at the prior's breakpoints,
+and each panel is integrated by Gauss-Legendre. Kinks and poles then lie on panel edges, where the rule has no nodes.
 """
 
 import math
@@ -17,11 +17,18 @@ from torch.distributions import Distribution
 __all__ = ["MAX_NODES_AT_ONCE", "Panels", "gaussian_expectation", "mass", "nodes_between"]
 
 MAX_NODES_AT_ONCE = 4_000_000
+"""Quadrature nodes evaluated at once; bounds the memory."""
 
 
 @dataclass(frozen=True)
 class Panels:
-    """Panel edges in units of q's std, Gauss-Legendre nodes per panel, and whether to use all of the prior's breakpoints."""
+    """Panels of the quadrature under a Gaussian q.
+
+    Attributes:
+        edges: panel edges relative to q's mean, in units of q's std, ascending.
+        order: Gauss-Legendre nodes per panel.
+        fine: whether to use all of the prior's breakpoints, or only its coarse ones.
+    """
 
     edges: tuple[float, ...]
     order: int
@@ -29,12 +36,12 @@ class Panels:
 
     @classmethod
     def exact(cls) -> "Panels":
-        """For the ledger: relative error below 1e-6 (tests hold it to 1e-7 on every prior)."""
+        """Return the panels of the ledger, with a relative error below 1e-6 (tests require 1e-7 on every prior)."""
         return cls((-9.5, -7.0, -5.0, -3.5, -2.0, -1.0, 0.0, 1.0, 2.0, 3.5, 5.0, 7.0, 9.5), 16)
 
     @classmethod
     def fast(cls) -> "Panels":
-        """For training: about 1e-3."""
+        """Return the panels of training, with a relative error of about 1e-3."""
         return cls((-5.0, -1.5, 1.5, 5.0), 6, fine=False)
 
 
@@ -44,7 +51,15 @@ def _legendre(order: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def nodes_between(edges: Tensor, order: int) -> tuple[Tensor, Tensor]:
-    """Nodes and weights of every panel between sorted ``edges`` (..., e): both (..., (e - 1) * order)."""
+    """Return Gauss-Legendre nodes and weights of every panel between neighbouring edges.
+
+    Args:
+        edges: panel edges, ascending along the last axis, (..., e).
+        order: nodes per panel.
+
+    Returns:
+        Nodes and weights, both (..., (e - 1) * order).
+    """
     point, weight = (torch.as_tensor(x).to(edges) for x in _legendre(order))
     low, half = edges[..., :-1, None], (edges[..., 1:] - edges[..., :-1])[..., None] / 2
     return (low + half * (1 + point)).flatten(-2), (half * weight).flatten(-2)
@@ -53,15 +68,19 @@ def nodes_between(edges: Tensor, order: int) -> tuple[Tensor, Tensor]:
 def gaussian_expectation(
     function: Callable[[Tensor], Tensor], mean: Tensor, std: Tensor, breakpoints: Tensor, panels: Panels
 ) -> Tensor:
-    """E[function(w)] for w ~ N(mean, std^2), elementwise.
+    """Return E[function(w)] for w ~ N(mean, std^2), elementwise.
 
     Args:
         function: maps nodes of shape (n, k) to values of that shape; column-wise constants must broadcast as (n, 1).
-        mean, std: shape (n,).
-        breakpoints: (b,) or (n, b), where ``function`` bends.
+        mean: means, (n,).
+        std: standard deviations, (n,).
+        breakpoints: points where ``function`` has a kink or a pole, (b,) or (n, b).
+        panels: edges and order of the quadrature.
 
-    The nodes carry no gradient: for fixed nodes the derivative of the density gives the derivative of the integral.
+    Returns:
+        Expectations, (n,); differentiable in mean and std.
     """
+    # the nodes carry no gradient: for fixed nodes the derivative of the density gives the derivative of the integral
     with torch.no_grad():
         z = torch.tensor(panels.edges).to(mean)
         edges = mean[:, None] + std[:, None] * z  # (n, e)
@@ -73,9 +92,17 @@ def gaussian_expectation(
 
 
 def mass(distribution: Distribution, breakpoints: Tensor) -> Tensor:
-    """The integral of a one-dimensional density over the reals, for each batch element; a code needs exactly one (Kraft).
+    """Return the integral of a one-dimensional density over the reals; it is 1 for a proper prior.
 
-    The tails are followed out to 1e10 widths, so that even a Cauchy's mass is complete to 1e-9.
+    The range extends to 1e10 times the span of the breakpoints on either side, so that even a Cauchy's mass is complete within
+    1e-9.
+
+    Args:
+        distribution: the density, with any batch shape.
+        breakpoints: points where the density has a kink or a pole, or that mark its width, (..., b).
+
+    Returns:
+        Integrals, float64, one for each batch element.
 
     >>> from torch.distributions import Normal
     >>> round(mass(Normal(torch.zeros(()), torch.ones(())), torch.tensor([-1.0, 0.0, 1.0])).item(), 9)

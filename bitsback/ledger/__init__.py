@@ -1,4 +1,4 @@
-"""What was paid: gross bits, the refund, the net. Knows nothing of networks."""
+"""Ledgers of description lengths: gross bits, refund and net bits. Plain numbers, independent of networks."""
 
 from bitsback.ledger._ledger import Ledger
 from bitsback.ledger._run_results import Results, open_results

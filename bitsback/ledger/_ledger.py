@@ -1,4 +1,4 @@
-"""The ledger: what the labels cost, model included."""
+"""Ledger of a description: the bits of the labels, model included."""
 
 import json
 import math
@@ -16,12 +16,29 @@ __all__ = ["Ledger"]
 
 @dataclass(frozen=True)
 class Ledger(Result):
-    """Every bit of a description: data, weights (gross, refund, net) and learned hyper-parameters.
+    """Description length in bits: data, weights (gross, refund, net) and learned hyper-parameters.
 
-    ``model_weights`` is how many weights the model has; the entries must cover exactly as many, or the ledger raises
-    :class:`~bitsback.errors.LedgerError`. All sums are derived from what was counted. ``uniform_bits`` and ``marginal_bits``
-    are what the targets cost without a model: all values alike, or one distribution for all examples, its parameters charged.
-    ``warnings`` say where the model is not worth its bits, and why.
+    All totals are sums over the entries and charges.
+
+    Attributes:
+        entries: cost of each weight tensor.
+        model_weights: number of weights of the model, which the entries must cover exactly.
+        data_bits: -log2 of the likelihood of the training targets, averaged over the weight draws.
+        uniform_bits: bits of the targets without a model, under a uniform code of their values.
+        examples: number of training examples.
+        data_bits_stderr: standard error of ``data_bits``; 0 for a single draw, whose spread is unknown.
+        charges: cost of the learned hyper-parameters.
+        grid_step: grid step of the weights behind gross bits and refund.
+        samples: number of weight draws behind ``data_bits``.
+        not_charged: descriptions of what sender and receiver are assumed to share.
+        notes: remarks for the reader of the ledger.
+        described: plural noun for the targets.
+        given: what the description is conditional on, or empty.
+        marginal_bits: bits of the targets under one distribution for all examples, its parameters charged; None if unknown.
+        warnings: where the model costs more bits than it saves, and why.
+
+    Raises:
+        LedgerError: when the entries do not cover the weights, or a number of bits is not finite.
 
     >>> book = Ledger(
     ...     entries=(Entry.of("w", weights=2, net_bits=3.0, refund_bits=10.0),),
@@ -65,61 +82,61 @@ class Ledger(Result):
 
     @property
     def weights(self) -> int:
-        """How many weights the entries cover."""
+        """Return the number of weights that the entries cover."""
         return sum(entry.weights for entry in self.entries)
 
     @property
     def net_weight_bits(self) -> float:
-        """KL(q||p) in bits, all weights."""
+        """Return KL(q||p) in bits, all weights together."""
         return math.fsum(entry.net_bits for entry in self.entries)
 
     @property
     def refund_bits(self) -> float:
-        """Bits given back by the choice of the weights from q."""
+        """Return the bits refunded by the draw of the weights from q."""
         return math.fsum(entry.refund_bits for entry in self.entries)
 
     @property
     def gross_weight_bits(self) -> float:
-        """Bits of the optimal code of the weights on the grid, before the refund."""
+        """Return the bits of the optimal code of the weights on the grid, before the refund."""
         return self.net_weight_bits + self.refund_bits
 
     @property
     def hyperparameter_bits(self) -> float:
-        """Bits of every learned number that is not a weight."""
+        """Return the bits of all learned numbers that are not weights."""
         return math.fsum(charge.bits for charge in self.charges)
 
     @property
     def net_bits(self) -> float:
-        """The net description length: data + net weights + hyper-parameters."""
+        """Return the net description length in bits: data + net weights + hyper-parameters."""
         return self.data_bits + self.net_weight_bits + self.hyperparameter_bits
 
     @property
     def gross_bits(self) -> float:
-        """The gross description length: data + gross weights + hyper-parameters."""
+        """Return the gross description length in bits: data + gross weights + hyper-parameters."""
         return self.data_bits + self.gross_weight_bits + self.hyperparameter_bits
 
     @property
     def bits_per_example(self) -> float:
-        """Net description length per training example."""
+        """Return the net bits per training example."""
         return self.net_bits / self.examples
 
     @property
     def bits_per_weight(self) -> float:
-        """Net weight bits per weight; 0 for a model without weights."""
+        """Return the net weight bits per weight; 0 for a model without weights."""
         return self.net_weight_bits / self.weights if self.weights else 0.0
 
     @property
     def no_model_bits(self) -> float:
-        """The cheaper of the two codes without a model: uniform, and marginal where it is known."""
+        """Return the bits of the shorter of the two codes without a model: uniform, and marginal where it is known."""
         return self.uniform_bits if self.marginal_bits is None else min(self.uniform_bits, self.marginal_bits)
 
     @property
     def is_worth_it(self) -> bool:
-        """Whether the model costs less than no model."""
+        """Return whether the net bits are at most those of the targets without a model."""
         return self.net_bits <= self.no_model_bits
 
     def sentence(self) -> str:
-        """What the ledger means, in one sentence."""
+        """Return one sentence that compares the net bits with those of the targets without a model."""
         without, cost = f"{self.no_model_bits:,.0f} bits without a model", f"{self.net_bits:,.0f} bits, model included"
         return f"The {self.described} cost {without}; with it {cost}{', given ' + self.given if self.given else ''}."
 
@@ -127,7 +144,7 @@ class Ledger(Result):
         return render(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers for JSON, under the names of the vocabulary."""
+        """Return totals, entries and charges as plain values for JSON."""
         totals = ("net_bits", "gross_bits", "data_bits", "data_bits_stderr", "net_weight_bits", "gross_weight_bits")
         more = ("refund_bits", "hyperparameter_bits", "uniform_bits", "marginal_bits", "bits_per_example", "bits_per_weight")
         counts = ("grid_step", "weights", "examples", "samples")
@@ -143,12 +160,22 @@ class Ledger(Result):
         }
 
     def records(self) -> list[dict[str, Any]]:
-        """Return the entries: one for each weight tensor."""
+        """Return the entries as dictionaries, one for each weight tensor."""
         return [asdict(entry) for entry in self.entries]
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Ledger":
-        """Read back what :meth:`to_dict` wrote; raises LedgerError when its totals do not agree with its entries."""
+        """Build a ledger from the values of :meth:`to_dict`.
+
+        Args:
+            values: totals, entries and charges.
+
+        Returns:
+            The ledger.
+
+        Raises:
+            LedgerError: when a value is missing, or the totals do not agree with the entries.
+        """
         try:
             book = cls(
                 entries=tuple(Entry(**entry) for entry in values["entries"]),
@@ -157,7 +184,7 @@ class Ledger(Result):
                 notes=tuple(values["notes"]),
                 described=values["described"],
                 given=values["given"],
-                marginal_bits=values.get("marginal_bits"),  # ledgers of earlier runs have neither
+                marginal_bits=values.get("marginal_bits"),  # ledgers of earlier runs lack these two
                 warnings=tuple(values.get("warnings", ())),
                 model_weights=values["weights"],
                 **{key: values[key] for key in ("data_bits", "data_bits_stderr", "uniform_bits")},
@@ -173,7 +200,17 @@ class Ledger(Result):
 
     @classmethod
     def from_json(cls, text: str) -> "Ledger":
-        """Read back what :meth:`to_json` wrote."""
+        """Build a ledger from the text of :meth:`to_json`.
+
+        Args:
+            text: JSON.
+
+        Returns:
+            The ledger.
+
+        Raises:
+            LedgerError: when the text is not JSON, or not that of a consistent ledger.
+        """
         try:
             return cls.from_dict(json.loads(text))
         except (ValueError, RecursionError) as error:

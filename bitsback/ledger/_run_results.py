@@ -1,4 +1,4 @@
-"""What a run directory says of its results: plain files, read without building the network."""
+"""Results of a run directory, read from its plain files without building the network."""
 
 import json
 from dataclasses import dataclass
@@ -13,12 +13,16 @@ __all__ = ["Results", "open_results"]
 
 @dataclass(frozen=True)
 class Results:
-    """The results in a run directory."""
+    """Results of a run directory.
+
+    Attributes:
+        directory: path of the run directory.
+    """
 
     directory: Path
 
     def ledger(self) -> Ledger:
-        """The final ledger; raises RunError when the run has not finished."""
+        """Return the final ledger; raises RunError when the run has not finished."""
         path = self.directory / "ledger.json"
         if not path.is_file():
             raise RunError(f"{self.directory} has no ledger yet; finish it with `bitsback train {self.directory} --resume`")
@@ -28,7 +32,7 @@ class Results:
             raise RunError(f"{path} is not UTF-8 text; use `bitsback ledger RUN --recompute`") from error
 
     def summary(self) -> dict[str, Any]:
-        """What the training ended with: test error, seconds, versions; raises RunError when the run has not finished."""
+        """Return the summary of the training (test error, seconds, versions); raises RunError when it has not finished."""
         path = self.directory / "summary.json"
         try:
             found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -38,7 +42,7 @@ class Results:
 
 
 def open_results(directory: str | Path) -> Results:
-    """The results in a run directory; raises RunError when it is not one."""
+    """Return the results of a run directory; raises RunError when ``directory`` is not one."""
     path = Path(directory)
     if not (path / "config.yaml").is_file() or not (path / "checkpoint").is_dir():
         raise RunError(f"{path} is not a run directory (no config.yaml, no checkpoint/); make one with `bitsback train`")

@@ -1,4 +1,4 @@
-"""The ledger as a text table that survives a pipe."""
+"""Rendering of a ledger as a plain-text table."""
 
 import os
 import sys
@@ -14,13 +14,28 @@ Row = tuple[str, str, str, str, str, str, str]
 
 
 def shown_bits(net_bits: float, refund_bits: float) -> tuple[str, str, str]:
-    """Gross, refund and net to one decimal, so that gross - refund = net holds in the digits shown."""
+    """Return gross bits, refund and net bits as texts with one decimal, such that gross - refund = net in the digits shown.
+
+    Args:
+        net_bits: net bits.
+        refund_bits: refund in bits.
+
+    Returns:
+        Texts of gross bits, refund and net bits.
+    """
     net, refund = round(net_bits, 1), round(refund_bits, 1)
     return f"{net + refund:,.1f}", f"{refund:,.1f}", f"{net:,.1f}"
 
 
 def shown_error(name: str, value: float) -> str:
-    """An error for a person: a percentage for classes, a plain number otherwise.
+    """Return an error as a text: a percentage for classes, a plain number otherwise.
+
+    Args:
+        name: name of the error, ``error`` for the share of wrong classes.
+        value: the error.
+
+    Returns:
+        The text.
 
     >>> shown_error("error", 0.031), shown_error("rmse", 0.12346)
     ('3.1 %', '0.1235 (rmse)')
@@ -33,7 +48,7 @@ def _row(name: str, weights: str, net_bits: float, refund_bits: float, per_weigh
 
 
 def _kinds(ledger: "Ledger") -> Counter[str]:
-    """How many learned numbers of each kind: the part of a charge's name before its weight tensor."""
+    """Count the learned numbers of each kind, which is the part of a charge's name before the name of its weight tensor."""
     kinds: Counter[str] = Counter()
     for charge in ledger.charges:
         kinds[charge.name.partition("[")[0]] += charge.numbers
@@ -41,7 +56,7 @@ def _kinds(ledger: "Ledger") -> Counter[str]:
 
 
 def render(ledger: "Ledger") -> str:
-    """The ledger as aligned plain text: a line per weight tensor, the totals, what was not charged, one sentence."""
+    """Return the ledger as aligned plain text: a line per weight tensor, the totals, remarks and one sentence."""
     head: Row = ("weights of", "count", "gross bits", "refund", "net bits", "bits/weight", "method")
     body = []
     for e in ledger.entries:
@@ -87,7 +102,8 @@ def show(ledger: "Ledger") -> None:
     from rich.console import Console
     from rich.text import Text
 
-    escaped = getattr(sys.stdout, "printable", str)  # the command line's stream escapes; colours go past it
+    # the command line's stdout escapes control characters, those of colours too: the text is escaped here, and goes past it
+    escaped = getattr(sys.stdout, "printable", str)
     console = Console(highlight=False, file=getattr(sys.stdout, "terminal", sys.stdout))
     lines = escaped(text).split("\n")
     for number, line in enumerate(lines):
@@ -95,7 +111,7 @@ def show(ledger: "Ledger") -> None:
 
 
 def _style(line: str, number: int, count: int) -> str:
-    """How a line of the table looks in a terminal, warnings after line ``count``; no weight's name begins a line of totals."""
+    """Return the terminal style of a line; lines from number ``count`` on are warnings."""
     if number >= count:
         return "bold red"
     if number in (0, count - 1) or line.startswith(("total ", "all weights ")):

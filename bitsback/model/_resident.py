@@ -238,7 +238,7 @@ class Resident(Values):
         self._placed = self._issue()
 
     def take_loaded(self) -> None:
-        """ParameterRef the draw of posteriors that were loaded."""
+        """Place the draw of posteriors that were loaded."""
         _after_loading(self, None)
 
     # edits

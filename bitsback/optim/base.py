@@ -326,7 +326,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         self.model.train()
 
     def eval(self) -> None:
-        """ParameterRef the means, as ``model.eval()``."""
+        """Place the means, as ``model.eval()``."""
         self.model.eval()
 
     def state_dict(self) -> dict[str, Any]:

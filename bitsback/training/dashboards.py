@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bitsback.atomic_io import write_text
 from bitsback.errors import RunError
+from bitsback.extras import require
 from bitsback.ledger import Ledger
 from bitsback.model import BayesianModel
 from bitsback.registry import Settings
@@ -78,13 +79,7 @@ def check_dashboards(logging: LoggingSettings, directory: Path | None) -> None:
             continue
         if directory is None:
             raise RunError(f"logging.{name} needs a run directory to write to")
-        try:
-            if name == "tensorboard":
-                import torch.utils.tensorboard  # noqa: F401
-            else:
-                import wandb  # noqa: F401
-        except ImportError as error:
-            raise RunError(f"logging.{name} needs the extra: pip install 'bitsback[{name}]'") from error
+        require(name, f"logging.{name}")
 
 
 def open_dashboards(

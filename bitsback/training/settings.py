@@ -111,8 +111,7 @@ class ElboSettings(Settings):
 class BoundSettings(Settings):
     """A PAC-Bayes bound on the risk, with cross-entropy cut off and scaled to [0, 1] in place of the 0-1 loss.
 
-    Perez-Ortiz, Rivasplata, Shawe-Taylor & Szepesvari 2021, "Tighter risk certificates for neural networks", equations 8 to 10;
-    see :mod:`bitsback.training._objective`.
+    Perez-Ortiz, Rivasplata, Shawe-Taylor & Szepesvari 2021, "Tighter risk certificates for neural networks", equations 8 to 10.
     """
 
     kind: Literal["quad", "lambda", "classic"] = Field(description="which bound")

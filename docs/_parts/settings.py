@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from made import Made
-from text import code, table
+from text import code, table, unmarked
 
 from bitsback.config import json_schema
 
@@ -46,8 +46,8 @@ class Pages:
         required = set(found.get("required", ()))
         for key, value in found["properties"].items():
             self._kinds(value, f"{path.partition(':')[0]}.{key}")
-        about = " ".join(found.get("description", "").split())
-        return f"({anchor(name)})=\n### {path}\n\n{plain(about)}\n\n{self._fields(found['properties'], required, path)}"
+        about = found.get("description", "")
+        return f"({anchor(name)})=\n### {path}\n\n{unmarked(about)}\n\n{self._fields(found['properties'], required, path)}"
 
     def _fields(self, properties: dict[str, Any], required: set[str], path: str) -> str:
         rows = []
@@ -56,7 +56,7 @@ class Pages:
                 continue  # the heading says it
             default = "required" if key in required else shown(value)
             about = value.get("description") or self._about(value)
-            rows.append([code(key), self._type(value), default, plain(about)])
+            rows.append([code(key), self._type(value), default, unmarked(about)])
         if not rows:
             return "Nothing to set.\n"
         return table(["setting", "value", "default", "meaning"], rows)
@@ -94,13 +94,6 @@ class Pages:
 def anchor(name: str) -> str:
     """Where a definition stands on the page."""
     return f"setting-{name.lower()}"
-
-
-def plain(text: str) -> str:
-    """Text without the markup of docstrings."""
-    for role in (":class:", ":func:", ":mod:"):
-        text = text.replace(role, "")
-    return text.replace("``", "`").replace("~", "").replace("{", "\\{").replace("*.", "\\*.").replace("<", "\\<")
 
 
 def constants(value: dict[str, Any]) -> list[str]:

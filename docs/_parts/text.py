@@ -1,5 +1,6 @@
 """Pieces of Markdown."""
 
+import re
 from collections.abc import Iterable, Sequence
 
 
@@ -17,6 +18,14 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def code(value: str) -> str:
     """Text in the type of code, backticks and all."""
     return f"`` {value} ``" if "`" in value else f"`{value}`"
+
+
+def unmarked(text: str) -> str:
+    """A docstring's prose as Markdown: roles become code, and its doctests are left out."""
+    prose = "\n\n".join(part for part in text.split("\n\n") if not part.lstrip().startswith(">>>"))
+    prose = re.sub(r":[a-z:]+:`~?(?:[^`<]*<)?([^`>]*)>?`", r"`\1`", prose).replace("``", "`")
+    parts = re.split(r"(`[^`]*`)", prose)
+    return "".join(part if odd % 2 else re.sub(r"([{*<\[_])", r"\\\1", part) for odd, part in enumerate(parts))
 
 
 def toctree(names: Sequence[str], *options: str) -> str:

@@ -1,3 +1,3 @@
-"""The bits-back message: labels and weights inside a payload that comes out again."""
+"""Bits-back messages: labels and weights around a payload that the receiver recovers."""
 
 __all__: list[str] = []

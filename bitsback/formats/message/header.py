@@ -1,4 +1,4 @@
-"""What a message says before its first bit of content."""
+"""Header of a bits-back message."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,8 @@ __all__ = ["EXPONENT_BITS", "EXPONENT_OFFSET", "FIRST_MESSAGE", "MESSAGE", "Head
 
 MESSAGE = register_kind(FileKind(0, "message", version=2))
 FIRST_MESSAGE = MESSAGE.of_version(1)
-"""Of version 1: its weights and labels are found as ever, its payload is locked by a training that is no longer there."""
+"""Messages of version 1: labels and weights are still decoded, the payload is not, because their training is no longer
+available."""
 
 EXPONENT_BITS, EXPONENT_OFFSET = 6, 16
 STATES_BITS = MOST_DIGESTS.bit_length()
@@ -22,23 +23,32 @@ STATES_BITS = MOST_DIGESTS.bit_length()
 
 @dataclass(frozen=True)
 class Header:
-    """What a message says before its first bit of content."""
+    """Header of a bits-back message.
+
+    Attributes:
+        settings: configuration as a tree of JSON values.
+        exponent: m of the grid step 2^-m of the weights.
+        lanes_log2: log2 of the number of lanes of the entropy coder.
+        payload_bytes: size of the payload, padding included.
+        padding_bytes: random bytes at the end of the payload, which only draw weights.
+        inputs_digest: digest of the inputs.
+        posterior_digest: digest of the rounded posterior.
+        guard_digest: digest of labels and prior tables; None if their arithmetic is exact on every machine.
+        states: digests of the sender's training, after the first of :func:`bitsback.formats._training_digest.digest_steps`.
+    """
 
     settings: dict[str, Any]
     exponent: int
     lanes_log2: int
     payload_bytes: int
     padding_bytes: int
-    """Of the payload: random bytes at its end, which only drew weights."""
     inputs_digest: int
     posterior_digest: int
     guard_digest: int | None
-    """Of labels and prior tables, where their arithmetic is not the same on every machine."""
     states: tuple[StateDigest, ...] = ()
-    """Of the sender's training under way, at the first of :func:`bitsback.formats._training_digest.digest_steps`."""
 
     def put(self, writer: BitWriter) -> None:
-        """Write it."""
+        """Write the header."""
         put_settings(writer, self.settings)
         writer.put(self.exponent + EXPONENT_OFFSET, EXPONENT_BITS)
         writer.put(self.lanes_log2, 4)
@@ -55,7 +65,18 @@ class Header:
 
     @classmethod
     def take(cls, reader: BitReader, *, version: int = 2) -> "Header":
-        """Read it; raises FileError when it makes no sense. Messages of version 1 have no states."""
+        """Read a header.
+
+        Args:
+            reader: positioned at the header.
+            version: version of the message's format; messages of version 1 have no states.
+
+        Returns:
+            the header.
+
+        Raises:
+            FileError: if the header is not valid.
+        """
         settings = take_settings(reader)
         exponent, lanes = reader.take(EXPONENT_BITS) - EXPONENT_OFFSET, reader.take(4)
         if lanes > MOST_LANES_LOG2:

@@ -1,4 +1,4 @@
-"""send and receive: from a configuration and a payload to a message, and back to payload, labels and network."""
+"""Read bits-back messages: decode network and labels, repeat the training, and recover the payload."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -34,7 +34,14 @@ __all__ = ["Received", "receive", "receive_file"]
 
 @dataclass
 class Received:
-    """What came out of a message; ``payload`` is None as long as q has not been repeated."""
+    """Contents of a message.
+
+    Attributes:
+        labels: (n,).
+        weights: weight tensors by name.
+        side: learned numbers by name.
+        payload: recovered payload; None as long as the posterior has not been repeated.
+    """
 
     labels: Integers
     weights: dict[str, Tensor]
@@ -43,25 +50,30 @@ class Received:
 
 
 def _emptied(stack: Stack) -> bytes:
-    """The words that :func:`_filled` put there; raises RefundLostError when the stack holds anything else."""
+    """Return the words that the sender filled the stack with; raises RefundLostError if the stack holds anything else."""
     if bool((stack.heads >> np.uint64(WORD_BITS) != 1).any()):
-        raise RefundLostError("the payload does not come out whole: the weights were not drawn from this q")
+        raise RefundLostError("the payload could not be recovered: the weights were not drawn from this posterior")
     return np.concatenate([stack.heads.astype(np.uint32), stack.words]).astype("<u4").tobytes()
 
 
 def receive(
     contents: bytes, header: Header, reader: BitReader, shared: SharedContext, retrain: Callable[[Integers], RoundedPosterior]
 ) -> tuple[Received, RefundLostError | None]:
-    """Weights, labels and, when q can be repeated, the payload.
+    """Decode weights, labels and, if the posterior can be repeated, the payload.
 
     Args:
-        contents: what :func:`unseal` gave.
-        header, reader: what :meth:`Header.take` read from it.
-        shared: an untrained model of the header's configuration, and the inputs.
-        retrain: from labels to the posterior that the sender's training ends with; may raise RefundLostError on the way.
+        contents: second result of :func:`bitsback.formats.container.unseal`.
+        header: result of :meth:`Header.take`.
+        reader: reader of ``contents``, positioned behind the header.
+        shared: untrained model of the header's configuration, and the inputs.
+        retrain: from labels to the posterior at the end of the sender's training; may raise RefundLostError.
+
+    Returns:
+        the contents, and the error that prevented recovering the payload, or None.
 
     Raises:
-        FileError: when the inputs differ from the sender's or the message is damaged.
+        FileError: if the inputs differ from the sender's or the message is damaged.
+        RefundLostError: not to the caller: it is the second result, so that labels and network are kept without the payload.
     """
     if shared.inputs_digest() != header.inputs_digest:
         raise FileError(
@@ -121,11 +133,15 @@ def receive_file(path: Path, directory: Path, locations: Sequence[str] = (), *, 
     Args:
         path: the message.
         directory: a new directory.
-        locations: such as ``data.root=DIR``: where this machine keeps the inputs.
+        locations: places on this machine, such as ``data.root=DIR`` for the inputs.
+        progress: show progress bars.
+
+    Returns:
+        the contents of the message.
 
     Raises:
-        FileError: for a file that is not a message or is damaged, and for inputs that differ from the sender's.
-        RefundLostError: when only the payload cannot be recovered; labels and network have then been written.
+        FileError: if the file is not a message or is damaged, or the inputs differ from the sender's.
+        RefundLostError: if only the payload cannot be recovered; labels and network have then been written.
     """
     check_alone()
     check_new_directory(directory)
@@ -137,8 +153,8 @@ def receive_file(path: Path, directory: Path, locations: Sequence[str] = (), *, 
     header = Header.take(reader, version=kind.version)
     settings = {key: value for key, value in header.settings.items() if key != "target_shape"}
     config, shape = from_tree(settings, locations), _target_shape(header.settings)
-    config = config.model_copy(update={"ledger": LedgerSettings(samples=1)})  # nobody reads the receiver's ledger
-    if kind == FIRST_MESSAGE:  # made in float32
+    config = config.model_copy(update={"ledger": LedgerSettings(samples=1)})  # the receiver's ledger is never read
+    if kind == FIRST_MESSAGE:  # version 1 trained in float32
         config = config.model_copy(update={"training": config.training.model_copy(update={"precision": "float32"})})
     check_data(config, str(path), len(content))
     data = config.data.load_inputs()
@@ -193,7 +209,7 @@ def receive_file(path: Path, directory: Path, locations: Sequence[str] = (), *, 
 
 def _target_shape(settings: dict[str, Any]) -> tuple[int, ...]:
     shape = settings.get("target_shape", [])
-    whole = isinstance(shape, list) and all(isinstance(size, int) and size > 0 for size in shape)
+    whole = isinstance(shape, list) and all(type(size) is int and size > 0 for size in shape)
     if not whole:
         raise FileError("the message does not say what its targets look like; it is damaged")
     limits.TARGETS.check(math.prod(shape), "the message", FileError)

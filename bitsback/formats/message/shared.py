@@ -1,4 +1,4 @@
-"""What sender and receiver of a message both hold, and what they make of it."""
+"""State that sender and receiver of a message share, and the codecs derived from it."""
 
 from dataclasses import dataclass
 
@@ -23,14 +23,20 @@ __all__ = ["SharedContext", "guard_of", "posterior_digest"]
 
 @dataclass(frozen=True)
 class SharedContext:
-    """What both sides hold: an untrained or trained model, its likelihood, and the inputs (n, ...)."""
+    """State that sender and receiver share.
+
+    Attributes:
+        model: model in float64, untrained or trained.
+        likelihood: its likelihood.
+        inputs: inputs of the training examples, (n, ...).
+    """
 
     model: BayesianModel
     likelihood: Likelihood
     inputs: Tensor
 
     def check(self) -> None:
-        """Raise LayerError when a weight has no posterior to give bits back, or a message would leave out what was learned."""
+        """Raise LayerError if a weight has a point estimate, or training changed a buffer that a message does not hold."""
         if any(isinstance(q, PointPosterior) for q in self.model.posteriors()) or not self.model.weights:
             raise LayerError("a point estimate has no bits to give back; train with posterior.kind=gaussian, or pack it with "
                              "--codec quantised")  # fmt: skip
@@ -39,30 +45,46 @@ class SharedContext:
                              "holds it")  # fmt: skip
 
     def posterior(self) -> RoundedPosterior:
-        """The model's posterior in whole numbers, all tensors after each other."""
+        """Return the model's posterior rounded to whole numbers, all tensors concatenated."""
         stds = [q.std() for q in self.model.posteriors()]
         moments = [q.mean for q in self.model.posteriors()], [std for std in stds if std is not None]
         flat = [torch.cat([part.detach().cpu().double().flatten() for part in parts]).numpy() for parts in moments]
         return RoundedPosterior.of(*flat)
 
     def prior_code(self, exponent: int) -> PriorCode:
-        """The prior's tables, from the learned numbers as the model holds them now."""
+        """Return the prior's tables for the grid step 2^-exponent, from the current learned numbers."""
         return PriorCode.build(
             densities_of(self.model), [tuple(weight.posterior.mean.shape) for weight in self.model.weights], exponent
         )
 
     def tensors(self, point: Integers, exponent: int) -> dict[str, Tensor]:
-        """Grid points as the network's weight tensors, float64."""
+        """Return grid points as the network's weight tensors.
+
+        Args:
+            point: weights in units of the grid step, (weights,).
+            exponent: m of the grid step 2^-m.
+
+        Returns:
+            float64 tensors by name.
+        """
         sizes = [q.numel for q in self.model.posteriors()]
         parts = torch.from_numpy(np.ldexp(point.astype(np.float64), -exponent)).split(sizes)
         return {w.name: part.reshape(w.posterior.mean.shape) for w, part in zip(self.model.weights, parts, strict=True)}
 
     def label_code(self, point: Integers, exponent: int) -> Codec:
-        """The codec of the labels given weights."""
+        """Return the codec of the labels given weights.
+
+        Args:
+            point: weights in units of the grid step, (weights,).
+            exponent: m of the grid step 2^-m.
+
+        Returns:
+            codec of (n,) labels.
+        """
         return targets(self.likelihood, exact_outputs(self.model, self.tensors(point, exponent), self.inputs).numpy())
 
     def inputs_digest(self) -> int:
-        """32 bits of SHA-256 over the inputs' shape and their multiples of 2^-12, as little-endian 64-bit integers."""
+        """Return 32 bits of SHA-256 over the inputs' shape and their multiples of 2^-12, as little-endian 64-bit integers."""
         inputs = self.inputs.cpu()
         whole = torch.ldexp(on_lattice(inputs), torch.tensor(12)).long() if inputs.is_floating_point() else inputs.long()
         shape = np.array(inputs.shape, dtype="<i8").tobytes()
@@ -70,12 +92,21 @@ class SharedContext:
 
 
 def posterior_digest(q: RoundedPosterior) -> int:
-    """Return 32 bits of the digest of means and stds in whole numbers."""
+    """Return 32 bits of the digest of the rounded means and stds."""
     return int.from_bytes(q.digest(DIGEST_BITS // 8), "little")
 
 
 def guard_of(shared: SharedContext, code: PriorCode, labels: Integers) -> int | None:
-    """Return a digest of the priors' tables and the labels; None where every number that decides them is exact."""
+    """Return a digest of the priors' tables and the labels.
+
+    Args:
+        shared: model and inputs.
+        code: the priors' tables.
+        labels: (n,).
+
+    Returns:
+        32 bits; None if everything that determines the labels is computed exactly on every machine.
+    """
     exact = all(prior.standard.exact for prior in densities_of(shared.model))
     if exact and is_exact(shared.model.network) and not shared.model.deterministic():
         return None

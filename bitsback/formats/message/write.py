@@ -1,8 +1,18 @@
-"""The bits-back message: labels and weights inside a payload that comes out again (Hinton & van Camp 1993).
+"""Bits-back messages: labels and weights around a payload that the receiver recovers (Hinton & van Camp 1993).
 
-The sender draws the weights by decoding the payload's bits under q, codes the labels given the weights, and the weights under
-the prior. The receiver decodes weights, then labels, trains on the labels as the sender did, finds the same q, and codes the
-weights under it: the bits that chose them are the payload.
+The sender draws the weights by decoding bits of the payload under the posterior q, codes the labels given the weights, and the
+weights under the prior. The receiver decodes weights, then labels, trains on the labels as the sender did, arrives at the same
+q, and codes the weights under it: the bits that drew them are the payload::
+
+    sender, downwards                             stack of the entropy coder, the top on the right
+
+    fill with the whitened payload                [payload ..........................]
+    pop the weights w under q       (- refund)    [payload ..........]        <- the payload selects w
+    push the labels given w         (+ labels)    [payload ..........][labels]
+    push w under the prior          (+ gross)     [payload ..........][labels][w]
+    push the learned numbers        (+ side)      [payload ..........][labels][w][side]
+
+    receiver: pops side, w, labels; trains on the labels to get q; pushes w under q; what is left is the payload
 """
 
 import math
@@ -40,7 +50,22 @@ __all__ = ["PayloadTooShortError", "Sender", "Sent", "check_exponent", "check_se
 
 @dataclass(frozen=True)
 class Sent(Result):
-    """A message and where its bits went, beside the ledger of the very weights that it carries."""
+    """A message and its bits, beside the ledger of the transmitted weight draw.
+
+    Attributes:
+        content: the bytes of the file.
+        step: grid step of the weights.
+        payload_bits: size of the payload, without padding.
+        padding_bits: random bits that were appended to the payload.
+        gross_weight_bits: bits that the weights take under the prior.
+        refund_bits: bits of the payload that the weight draw consumed, and that the receiver recovers.
+        label_bits: bits of the labels given the weights.
+        side_bits: bits of learned numbers (hyper-parameters and side information).
+        header_bits: bits of frame and header.
+        net_bits: data, net weight and hyper-parameter bits by the ledger, for the transmitted weights.
+        ledger_data_bits: data bits by the ledger.
+        ledger_weight_bits: net weight bits by the ledger, log2 q(w)/p(w).
+    """
 
     content: bytes
     step: float
@@ -57,21 +82,21 @@ class Sent(Result):
 
     @property
     def message_bits(self) -> int:
-        """Bits of the whole file."""
+        """Return the bits of the whole file."""
         return 8 * len(self.content)
 
     @property
     def stack_net_bits(self) -> float:
-        """What labels, weights and learned numbers added to the stack, less what was given back."""
+        """Return the bits that labels, weights and learned numbers added to the stack, less the refund."""
         return self.gross_weight_bits + self.label_bits + self.side_bits - self.refund_bits
 
     @property
     def overhead_bits(self) -> float:
-        """Message less payload less the ledger's net bits of the transmitted weights."""
+        """Return the message's bits less the payload and less the ledger's net bits of the transmitted weights."""
         return self.message_bits - self.payload_bits - self.net_bits
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything but the message, for JSON; the overhead's parts add up to it."""
+        """Return all numbers without the message, for JSON; the parts of the overhead sum to it."""
         framing = self.message_bits - self.payload_bits - self.padding_bits - self.stack_net_bits - self.header_bits
         return {
             "message_bits": self.message_bits,
@@ -100,7 +125,7 @@ class Sent(Result):
         }
 
     def told(self, out: Path | None = None) -> str:
-        """Return what a person is shown, and where the message is."""
+        """Return the text for the user, with the path of the message if given."""
         where = f" in {out}" if out is not None else ""
         return (
             f"A message of {len(self.content):,} bytes{where} carries a payload of {self.payload_bits // 8:,} bytes, on a grid "
@@ -134,7 +159,11 @@ class Sent(Result):
 
 
 class PayloadTooShortError(FileError):
-    """A payload with fewer bits than the weights take to draw."""
+    """Error for a payload with fewer bits than drawing the weights takes.
+
+    Attributes:
+        missing_bits: number of further bits that are needed.
+    """
 
     def __init__(self, missing_bits: int) -> None:
         self.missing_bits = missing_bits
@@ -154,22 +183,25 @@ def send(
     padding_bytes: int = 0,
     states: tuple[StateDigest, ...] = (),
 ) -> Sent:
-    """The message for a trained model.
+    """Encode the message of a trained model.
 
     Args:
-        shared: the trained model in float64, its learned numbers rounded to their grids.
-        labels: targets of the training examples.
+        shared: trained model in float64, its learned numbers rounded to their grids.
+        labels: targets of the training examples, (n, ...).
         payload: any bytes, enough of them to draw the weights.
-        settings: the configuration as a tree of JSON values, for the header.
-        exponent: the lattice is the multiples of 2^-exponent; default: a power of two below the smallest std.
-        padding_bytes: how many of the payload's last bytes are not its own: the receiver drops them.
-        states: digests of the training that led here, which the receiver compares on the way.
+        settings: configuration as a tree of JSON values, for the header.
+        exponent: m of the grid step 2^-m of the weights; default: a power of two below the smallest std.
+        padding_bytes: number of bytes at the payload's end that are padding, and that the receiver drops.
+        states: digests of the training, which the receiver compares while repeating it.
+
+    Returns:
+        the message and its sizes in bits.
 
     Raises:
-        PayloadTooShortError: says how many bits are missing.
-        LayerError: for a point estimate, or a std that is not positive.
-        PriorError: for a prior without proper mass.
-        FileError: for targets that are not labels.
+        PayloadTooShortError: if the payload is too short; it states the number of missing bits.
+        LayerError: if a weight has a point estimate or a std that is not positive.
+        PriorError: if the prior is not a proper distribution.
+        FileError: if the targets are not labels, or the grid step is out of range.
     """
     shared.check()
     q = shared.posterior()
@@ -179,27 +211,32 @@ def send(
     side = SideInformation.of(shared.model, shared.likelihood)
     kl_bits = float(shared.model.kl_bits().detach())
     lanes_log2 = default_lanes_log2(len(q.std_level), kl_bits)
+    # whitened, because the draw of the weights is only as random as the bits that select it
     stack = _filled(whiten(payload), 1 << lanes_log2)
     meters: dict[str, float] = {}
     drawn: list[Integers] = []
 
     def label_code(point: Integers) -> Codec:
+        # called once all weights are drawn and before anything is pushed: all missing bits are known
         if stack.borrowed_bits:
             raise PayloadTooShortError(stack.borrowed_bits)
         drawn.append(point)
         return metered(shared.label_code(point, m), meters, "labels")
 
+    # bits_back pops w under q, pushes the labels given w, then w under the prior
     flat = labels.cpu().numpy().astype(np.int64).ravel()
     whole = bits_back(
         metered(under_prior(code), meters, "gross"), label_code, lambda _: metered(under_posterior(q, m), meters, "refund")
     )
     whole.push(stack, flat)
+    # last, hence on top: the receiver needs the learned numbers before the prior's tables can be built
     metered(raw_bits(side.bits_each()), meters, "side").push(stack, side.levels())
     weight_bits, data_bits = _sample_ledger(shared, q, drawn[0], m, labels)
     digests = shared.inputs_digest(), posterior_digest(q), guard_of(shared, code, flat)
     header = Header(settings, m, lanes_log2, len(payload), padding_bytes, *digests, states)
     writer = BitWriter()
     header.put(writer)
+    # the stack holds whole 32-bit words; up to three last bytes of the payload stand beside it, as they are
     rest = payload[len(payload) // 4 * 4 :]
     contents = writer.to_bytes() + rest + stack.to_bytes()
     file = seal(MESSAGE, contents)
@@ -220,13 +257,13 @@ def send(
 
 
 def check_exponent(exponent: int) -> None:
-    """Raise FileError unless 2^-exponent is a grid that a message can name."""
+    """Raise FileError unless a message header can represent the grid step 2^-exponent."""
     if not -EXPONENT_OFFSET <= exponent < (1 << EXPONENT_BITS) - EXPONENT_OFFSET:
         raise FileError(f"a step of 2^{-exponent} is out of range; choose one between 2^-40 and 2^10")
 
 
 def _filled(content: bytes, lanes: int) -> Stack:
-    """A stack that holds whole words of ``content``: the first ones in the heads, the others below."""
+    """Return a stack that holds the whole 32-bit words of ``content``: the first ones in the heads, the others below."""
     words = np.frombuffer(content[: len(content) // 4 * 4], dtype="<u4").astype(np.uint32)
     heads = np.full(lanes, 1 << WORD_BITS, dtype=np.uint64)
     stack = Stack(heads, words[lanes:], borrows=True)
@@ -237,7 +274,7 @@ def _filled(content: bytes, lanes: int) -> Stack:
 
 @torch.no_grad()
 def _sample_ledger(shared: SharedContext, q: RoundedPosterior, point: Integers, m: int, labels: Tensor) -> tuple[float, float]:
-    """log2 q/p of the drawn weights, and their data cost: real arithmetic, nothing of the coder's."""
+    """Return log2 q/p of the drawn weights and their data bits, in real arithmetic, independent of the coder."""
     values = shared.tensors(point, m)
     w = torch.from_numpy(np.ldexp(point.astype(np.float64), -m))
     mean, std = torch.from_numpy(q.mean), torch.from_numpy(q.std)
@@ -252,18 +289,18 @@ def _sample_ledger(shared: SharedContext, q: RoundedPosterior, point: Integers, 
 
 
 def message_config(config: Config) -> Config:
-    """The configuration as messages train it: see :func:`bitsback.formats.repeatable.repeatable`."""
+    """Return the configuration with which messages train; see :func:`bitsback.formats.repeatable.repeatable`."""
     return repeatable(config).model_copy(update={"ledger": LedgerSettings(samples=1), "logging": LoggingSettings()})
 
 
 def check_sendable(experiment: Experiment) -> None:
-    """Raise what would keep a message from being written once the network is trained: everything but a short payload.
+    """Raise the error that would prevent writing a message after training; only a short payload cannot be foreseen.
 
     Raises:
-        LayerError: for a point posterior.
-        FileError: for targets that are not labels.
-        PriorError: for a prior that does not code weights one by one.
-        ConfigError: for one of several processes.
+        LayerError: if a weight has a point posterior.
+        FileError: if the targets are not labels.
+        PriorError: if a prior does not code weights one by one.
+        ConfigError: if several processes train together.
     """
     check_alone()
     likelihood = experiment.likelihood
@@ -274,7 +311,12 @@ def check_sendable(experiment: Experiment) -> None:
 
 @dataclass(frozen=True)
 class Sender:
-    """A trained experiment that is ready to carry payloads.
+    """Trained experiment from which messages with different payloads are sent.
+
+    Attributes:
+        experiment: trained experiment in float64.
+        shared: its model, likelihood and inputs.
+        states: digests of the training; empty for a run, which was trained before.
 
     >>> from bitsback.config import Config
     >>> from bitsback.training import TrainingSettings
@@ -287,11 +329,18 @@ class Sender:
     experiment: Experiment
     shared: SharedContext
     states: tuple[StateDigest, ...] = ()
-    """Of the training under way; none of a run, which was trained before."""
 
     @classmethod
     def train(cls, config: Config, *, progress: bool = True) -> "Sender":
-        """Train as :func:`message_config` says, after :func:`check_sendable`."""
+        """Train a configuration as :func:`message_config` says, after :func:`check_sendable`.
+
+        Args:
+            config: what to train.
+            progress: show progress bars.
+
+        Returns:
+            a sender whose messages hold digests of the training.
+        """
         experiment = Experiment.build(message_config(config))
         check_sendable(experiment)
         steps = steps_of(experiment.config.training, len(experiment.dataset.train))
@@ -301,23 +350,33 @@ class Sender:
 
     @classmethod
     def of_run(cls, run: Run) -> "Sender":
-        """A finished run as it is; its receiver repeats the run's own training."""
+        """Return a sender of a finished run; the receiver will repeat the run's own training."""
         run.ledger()  # raises for a run that has not finished
         run.check_repeatable()
         return cls.of(run.experiment())
 
     @classmethod
     def of(cls, experiment: Experiment) -> "Sender":
-        """A trained experiment."""
+        """Return a sender of a trained experiment, with its learned numbers rounded to their grids."""
         experiment = experiment.double()
         SideInformation.of(experiment.model, experiment.likelihood).round()
         return cls(experiment, SharedContext(experiment.model, experiment.likelihood, experiment.dataset.train.inputs))
 
     def send(self, payload: bytes, *, exponent: int | None = None, pad: bool = False) -> Sent:
-        """The message that carries ``payload``; see :func:`bitsback.formats.message.write.send`.
+        """Encode the message that carries a payload; see :func:`bitsback.formats.message.write.send`.
 
-        With ``pad``, a payload that is too short is followed by random bytes, which the receiver drops.
+        Args:
+            payload: any bytes.
+            exponent: m of the grid step 2^-m of the weights; default: a power of two below the smallest std.
+            pad: append random bytes to a payload that is too short; the receiver drops them.
+
+        Returns:
+            the message and its sizes in bits.
+
+        Raises:
+            PayloadTooShortError: if the payload is too short and ``pad`` is false.
         """
+        # a loop: with other bits at the end other weights are drawn, and that may take more bits than were missing
         targets, added = self.experiment.dataset.train.targets, b""
         while True:
             try:
@@ -342,4 +401,4 @@ class Sender:
         if "classes" in tree["likelihood"]:
             tree["likelihood"]["classes"] = self.experiment.likelihood.outputs(self.experiment.dataset.train.targets)
         shape = list(self.experiment.dataset.train.targets.shape[1:])
-        return {**tree, "target_shape": shape} if shape else tree  # one label for each example goes without saying
+        return {**tree, "target_shape": shape} if shape else tree  # scalar targets are the default

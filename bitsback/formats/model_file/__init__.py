@@ -1,3 +1,3 @@
-"""A network for a receiver without the data."""
+"""Model files: a network that decodes without the data it was trained on."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""The contract of a codec of model files, and the registry in which codecs are found."""
+"""Interface of the codecs of model files, and the registry in which codecs are found."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,31 +18,36 @@ __all__ = ["Decoded", "FilePart", "ModelCodec", "codec_named", "codec_of", "regi
 
 @dataclass(frozen=True)
 class FilePart:
-    """A stretch of a file: what is in it, and how many bits it takes."""
+    """One part of a file.
+
+    Attributes:
+        name: what it holds, for the user.
+        bits: its size in bits; may be fractional.
+    """
 
     name: str
     bits: float
 
 
 class Decoded(Protocol):
-    """What a codec makes of a body: the weights by name, and whatever its own ``parts`` asks for."""
+    """Result of a codec's ``read``: the weights by name, and anything else that its ``parts`` needs."""
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """Every coded weight tensor, by name."""
+        """Return every coded weight tensor, by name."""
 
 
 @dataclass(frozen=True)
 class ModelCodec:
-    """How the weights of one kind of model file are written and read.
+    """Writer and reader of the weights of one kind of model file.
 
     Attributes:
-        kind: of the files, which begin with the head that all model files have (:mod:`bitsback.formats.model_file._head`).
-        write: from experiment, settings and whether to show a bar to the bytes of the whole file, head and checksum included:
-            a codec may change what the head says, as tuning does. The model is changed. None: ``pack`` never chooses it.
-        read: from a reader that stands where the body begins, and the frame of the head, to the weights; reads the body to its
-            end, and raises FileError when it makes no sense.
-        parts: what the body's bits went to, given what ``read`` returned; called only when somebody asks.
+        kind: kind of the files; all begin with the same head (:mod:`bitsback.formats.model_file._head`).
+        write: from experiment, settings and whether to show a bar to the bytes of the whole file, head and checksum included
+            (a codec may change numbers of the head, as tuning does). The model is changed. None if ``pack`` never chooses it.
+        read: from a reader positioned at the body and the untrained model of the head to the weights; it consumes the body to
+            its end, and raises FileError if the body is not valid.
+        parts: parts of the body, from the result of ``read``; called only on demand.
     """
 
     kind: FileKind
@@ -55,19 +60,19 @@ _registered: dict[int, ModelCodec] = {}
 
 
 def register_codec(codec: ModelCodec) -> ModelCodec:
-    """Make the codec of a kind known."""
+    """Register the codec of a kind of file."""
     _registered[codec.kind.number] = codec
     return codec
 
 
 def codec_of(kind: FileKind) -> ModelCodec | None:
-    """The codec of a kind of file; None for files that are no model files."""
+    """Return the codec of a kind of file; None for files that are not model files."""
     import_module(HOMES[kind.number])  # a kind may be known before its codec is
     return _registered.get(kind.number)
 
 
 def codec_named(name: str) -> ModelCodec:
-    """The codec of a name that ``pack.codec`` may have."""
+    """Return the codec of a name that ``pack.codec`` may have."""
     codec = codec_of(all_kinds()[name])
     assert codec is not None
     return codec

@@ -1,4 +1,4 @@
-"""What every model file says before its weights: settings, learned numbers, a guard of its priors."""
+"""Head of every model file: settings, learned numbers, and a digest that guards its priors."""
 
 import math
 from collections.abc import Sequence
@@ -30,7 +30,14 @@ __all__ = ["EmptyModel", "Tree", "model_tree", "put_experiment_head", "put_head"
 
 
 def put_head(writer: BitWriter, settings: dict[str, Any], side: SideInformation, model: BayesianModel) -> None:
-    """Write settings, learned numbers, and a guard of priors that are not computed alike on every machine."""
+    """Write settings, learned numbers, and a digest of priors whose tables may differ between machines.
+
+    Args:
+        writer: receives the bits.
+        settings: configuration as a tree of JSON values.
+        side: learned numbers, on their grids.
+        model: model whose priors are guarded.
+    """
     put_settings(writer, settings)
     for level, width in zip(side.levels().tolist(), side.bits_each().tolist(), strict=True):
         writer.put(level, width)
@@ -41,7 +48,7 @@ def put_head(writer: BitWriter, settings: dict[str, Any], side: SideInformation,
 
 
 def _guard(model: BayesianModel) -> int | None:
-    """The digest over scales and tables of inexact shapes; None when all are exact."""
+    """Return a digest of scales and tables of the priors that are not computed exactly; None if all are exact."""
     inexact = {prior.standard.name: prior for prior in densities_of(model) if not prior.standard.exact}
     if not inexact:
         return None
@@ -51,7 +58,16 @@ def _guard(model: BayesianModel) -> int | None:
 
 
 def take_side(reader: BitReader, side: SideInformation, model: BayesianModel) -> None:
-    """Read the learned numbers into the model; raises FileError when its priors are computed differently here."""
+    """Read the learned numbers into the model, and compare the digest of its priors.
+
+    Args:
+        reader: positioned behind the settings.
+        side: slots of the learned numbers, which are overwritten.
+        model: model that the slots belong to.
+
+    Raises:
+        FileError: if the model's priors are computed differently on this machine, or a number is not finite.
+    """
     side.assign(np.array([reader.take(width) for width in side.bits_each().tolist()], dtype=np.int64))
     guard = reader.take(GUARD_BITS) if reader.take(1) else None
     if guard != _guard(model):
@@ -63,7 +79,17 @@ Tree = dict[str, Any]
 
 @dataclass(frozen=True)
 class EmptyModel:
-    """What a model file is built around: settings, and an empty model to hold the numbers."""
+    """Settings of a model file, and an untrained model to hold its numbers.
+
+    Attributes:
+        tree: the settings as JSON values.
+        config: the settings as a configuration.
+        model: untrained model.
+        likelihood: its likelihood.
+        scaling: scaling of the inputs.
+        rows: largest number of examples in one forward pass.
+        codec_factory: ``package.module:function`` of a user's codec, if the locations name one.
+    """
 
     tree: Tree
     config: Config
@@ -72,11 +98,22 @@ class EmptyModel:
     scaling: Preprocessing
     rows: int = BATCH
     codec_factory: str | None = None
-    """Which codec of the user's own the locations name."""
 
     @classmethod
     def of(cls, tree: Tree, locations: Sequence[str] = (), file_bytes: int = 0) -> "EmptyModel":
-        """The untrained model of a file's settings; raises FileError when they make none."""
+        """Build the untrained model of a file's settings.
+
+        Args:
+            tree: the settings as JSON values.
+            locations: places on this machine, such as ``data.root=DIR``.
+            file_bytes: size of the file in bytes, which limits the size of the model.
+
+        Returns:
+            settings and model.
+
+        Raises:
+            FileError: if the settings are not valid, or describe a model too large for the file.
+        """
         values = {key: value for key, value in tree.items() if key in MODEL_SECTIONS}
         elsewhere, codec_factory = without_codec(locations) if "codec" in tree else (locations, None)
         config = from_tree(values, elsewhere, data_is_needed=False)
@@ -86,13 +123,13 @@ class EmptyModel:
             targets = _sizes(tree.get("targets", []))
             whole, scale = bool(tree.get("whole_inputs")), float(tree.get("scale", 1.0))
             fits = math.prod(spread) <= max(1, file_bytes) and math.prod(targets) <= max(1, outputs)
-            if not (0 < scale <= torch.finfo(torch.float32).max and fits):
-                raise ValueError("a scaling that makes no sense")
+            _check_scaling(scale, fits)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise FileError("the file does not say what its inputs look like; it is damaged") from error
         likelihood = config.likelihood.build(classes, torch.zeros(1, *targets))
         count = likelihood.classes if isinstance(likelihood, CategoricalLikelihood) else outputs
-        rows = BATCH  # the known ones are small
+        # the frozen configurations are known to be small: no need to build them twice to measure them
+        rows = BATCH
         if tree not in bases():
             rows = check_size(config, shape, count, whole=whole, file_bytes=file_bytes)
         scaling = Preprocessing(torch.zeros(spread), torch.full(spread, scale))
@@ -101,26 +138,32 @@ class EmptyModel:
 
     @staticmethod
     def statistics_of(scaling: Preprocessing) -> tuple[Slot, ...]:
-        """The numbers of a scaling that were measured on the training inputs."""
+        """Return slots of the shift and scale that were measured on the training inputs; empty if they are constants."""
         if not (scaling.shift.ndim or scaling.scale.ndim):
             return ()
         shift, scale = torch.broadcast_tensors(scaling.shift, scaling.scale)
         return ("input mean", shift, FLOAT32), ("input scale", scale, FLOAT32)
 
     def side(self) -> SideInformation:
-        """Everything learned that is not a coded weight, in the order of the file."""
+        """Return slots of all learned numbers that are not coded weights, in the order of the file."""
         numbers = SideInformation.of(self.model, self.likelihood, with_frozen=True)
         return SideInformation((*numbers.slots, *self.statistics_of(self.scaling)))
 
 
+def _check_scaling(scale: float, fits: bool) -> None:
+    """Raise ValueError unless the scale is a positive float32 and the shapes fit the file."""
+    if not (0 < scale <= torch.finfo(torch.float32).max and fits):
+        raise ValueError("a scaling that makes no sense")
+
+
 def _sizes(value: Any) -> tuple[int, ...]:
-    if not isinstance(value, list) or not all(isinstance(size, int) and size > 0 for size in value):
+    if not isinstance(value, list) or not all(type(size) is int and size > 0 for size in value):
         raise ValueError("not the sizes of a tensor")
     return tuple(value)
 
 
 def model_tree(experiment: Experiment) -> Tree:
-    """The settings of a model file."""
+    """Return the settings of a model file as JSON values."""
     settled = experiment.config.likelihood.resolved(experiment.likelihood)
     tree = to_tree(experiment.config.model_copy(update={"likelihood": settled}), MODEL_SECTIONS)
     inputs, preprocessing = experiment.dataset.train.inputs, experiment.dataset.preprocessing
@@ -144,7 +187,13 @@ def model_tree(experiment: Experiment) -> Tree:
 
 
 def put_experiment_head(writer: BitWriter, experiment: Experiment, tree: Tree) -> None:
-    """Write settings, learned numbers (rounded to their grids, in place) and guard."""
+    """Write settings, learned numbers (rounded to their grids, in place) and guard.
+
+    Args:
+        writer: receives the bits.
+        experiment: trained experiment.
+        tree: result of :func:`model_tree`.
+    """
     experiment.model.round_to_grid()
     numbers = SideInformation.of(experiment.model, experiment.likelihood, with_frozen=True)
     statistics = EmptyModel.statistics_of(experiment.dataset.preprocessing)

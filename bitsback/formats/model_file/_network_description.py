@@ -1,4 +1,4 @@
-"""A network that was made in Python, as a file says it: torch's layers in a row, by name."""
+"""Describe a network that was made in Python as a list of torch's layers, for the settings of a file."""
 
 import inspect
 from collections.abc import Callable
@@ -19,10 +19,10 @@ __all__ = ["describe", "described", "described_network"]
 
 
 def described(experiment: Experiment) -> Experiment:
-    """Return the experiment with a network that a file can describe, where its own was given in Python.
+    """Return the experiment with settings that describe its network, if the network was given in Python.
 
     Raises:
-        LayerError: for a network that is no row of torch's layers.
+        LayerError: if the network is not a sequence of torch's layers.
     """
     if not isinstance(experiment.config.network, GivenNetworkSettings):
         return experiment
@@ -33,7 +33,11 @@ def described(experiment: Experiment) -> Experiment:
 
 
 def described_network(model: BayesianModel) -> tuple[SequentialSettings, tuple[str, ...]]:
-    """Settings of a network, and what of it has no posterior, by the names that its layers then have."""
+    """Return settings of a network, and the names of its parameters without posterior, as YAML would name them.
+
+    Raises:
+        LayerError: if the network is not a sequence of torch's layers, or priors are overridden by name.
+    """
     network = SequentialSettings(layers=tuple(describe(model.network)))
     if model.override_settings:
         raise LayerError("prior overrides go by the network's own names; give factory='package.module:function' to keep them")
@@ -42,7 +46,13 @@ def described_network(model: BayesianModel) -> tuple[SequentialSettings, tuple[s
 
 
 def describe(network: nn.Module) -> list[LayerSpec]:
-    """The layers of an ``nn.Sequential`` as YAML writes them; raises LayerError for any other network.
+    """Return the layers of an ``nn.Sequential`` as YAML writes them.
+
+    Returns:
+        one entry for each layer: a name, or a name with its arguments.
+
+    Raises:
+        LayerError: if the network is not an ``nn.Sequential`` of torch's layers.
 
     >>> describe(nn.Sequential(nn.Linear(4, 3, bias=False), nn.ReLU()))
     [{'Linear': {'in_features': 4, 'out_features': 3, 'bias': False}}, 'ReLU']
@@ -55,14 +65,14 @@ def describe(network: nn.Module) -> list[LayerSpec]:
 
 
 def _kind(layer: nn.Module) -> type[nn.Module]:
-    """The torch layer that a layer is; those of :mod:`bitsback.nn` go by its name."""
+    """Return the torch class of a layer; for layers of :mod:`bitsback.nn`, the torch class they derive from."""
     if type(layer).__module__ != "bitsback.nn":
         return type(layer)
     return next(kind for kind in type(layer).__mro__ if kind.__module__.startswith("torch.nn"))
 
 
 def _names_in_yaml(network: nn.Module) -> Callable[[str], str]:
-    """From names of parameters to those of the network that YAML describes: its layers are called by kind and number."""
+    """Return a function from parameter names to those in the network built from YAML (layers by kind and number)."""
     counts: dict[str, int] = {}
     names = {}
     for own, layer in network.named_children():

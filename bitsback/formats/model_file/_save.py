@@ -1,4 +1,4 @@
-"""save: a model that was made in Python, without a configuration, as a model file."""
+"""Save a model that was made in Python, without a configuration, as a model file."""
 
 from pathlib import Path
 from typing import Any
@@ -34,21 +34,26 @@ def save(
     settings: PackSettings | None = None,
     progress: bool = True,
 ) -> Packed:
-    """Write a model file; :func:`bitsback.load` reads it. The model ends with the weights of the file.
+    """Write a model file; :func:`bitsback.load` reads it. The model is changed to the weights of the file.
 
     Args:
-        model: what :func:`bitsback.bayesianize` made, or an experiment.
-        path: where the file goes.
-        examples: training examples, already preprocessed; they say what inputs look like, and are what tuning trains on. Not
+        model: a model from :func:`bitsback.bayesianize`, or an experiment.
+        path: path of the new file.
+        examples: training examples, already preprocessed: they give the shape of the inputs, and tuning trains on them. Not
             needed with an experiment.
-        likelihood: default: categorical, with the classes of the examples.
-        factory, arguments: ``package.module:function`` that makes the network; not needed for an ``nn.Sequential`` of torch's
-            layers, which the file describes itself (its layers are then named as in YAML: linear1, conv2d1, ...).
-        settings: codec, budget and tuning.
-        progress: show the bar.
+        likelihood: default: categorical, with as many classes as the network has outputs.
+        factory: ``package.module:function`` that makes the network; not needed for an ``nn.Sequential`` of torch's layers,
+            which the file describes itself (its layers are then named as in YAML: linear1, conv2d1, ...).
+        arguments: keyword arguments of the factory.
+        settings: codec, budget and tuning; default: those of an empty configuration.
+        progress: show progress bars.
+
+    Returns:
+        the bytes of the file, and the codec, sizes and errors measured on the decoded file.
 
     Raises:
-        LayerError: for a network that the file cannot describe.
+        LayerError: if the file cannot describe the network, or examples are missing.
+        FileError: if the path exists or the budget is too small.
 
     >>> import torch, tempfile, bitsback
     >>> model = bitsback.bayesianize(torch.nn.Sequential(torch.nn.Linear(4, 3)), prior="laplace")

@@ -1,7 +1,7 @@
-"""Progressive coding: blocks of weights are chosen one group after the other, and what is not chosen yet is trained on.
+"""Progressive relative entropy coding: encode groups of blocks in turn, and train the weights that are not coded yet.
 
-Every block has a multiplier of its own on its KL, which steers it towards the bits its index can say. Once a block is chosen
-its weights are constants, and the others make up for what the choice cost (Havasi, Peharz & Hernandez-Lobato 2019).
+Every block has its own multiplier on its KL, which steers the KL towards the bits of the block's index. Once a block is coded
+its weights are constants, and the remaining ones are trained to compensate (Havasi, Peharz & Hernandez-Lobato 2019).
 """
 
 import math
@@ -34,24 +34,28 @@ from bitsback.units import bits_to_nats, nats_to_bits
 __all__ = ["FIXED_LOG_STD", "Tuner"]
 
 FIXED_LOG_STD = -40.0
+"""Log std, in nats, of a weight that is fixed: e^-40, in effect a point."""
 TYPICAL_SCALE = 0.2
-"""Of a prior whose weights learn at lr, when rates are relative."""
+"""Typical scale of the prior at which a relative learning rate equals ``lr``."""
 
 BETA_RANGE = 1e-3, 1e3
+"""Smallest and largest multiplier of a block's KL."""
 BETA_GAIN, BETA_REACH_BITS = 0.05, 4.0
+"""Largest change of a multiplier's logarithm in one step, and the excess KL in bits at which it is reached."""
 
 
 @dataclass
 class Tuner:
-    """A network on its way from a posterior to one chosen weight vector.
+    """Progressive coder of a network: from a posterior to one coded weight vector.
 
     Args:
-        model: its means and stds are trained on, its priors are held, and so is what is in eval mode.
-        likelihood, examples: what it describes.
-        code: the blocks.
-        settings: how.
-        seed: of batches and draws.
-        progress: show the bar.
+        model: its means and stds are trained; its priors, and modules in eval mode, are not.
+        likelihood: likelihood of the targets.
+        examples: training examples.
+        code: block code of the weights.
+        settings: numbers of steps and groups, and learning rate.
+        seed: seed of batches and weight draws.
+        progress: show a progress bar.
         half: run the forward pass in bfloat16.
     """
 
@@ -66,7 +70,7 @@ class Tuner:
     indices: Integers = field(init=False)
 
     def __post_init__(self) -> None:
-        self.examples = self.examples.to(self.model.device, self.model.dtype)  # a run of float64 leaves float64
+        self.examples = self.examples.to(self.model.device, self.model.dtype)  # float64 after a run in float64
         self.indices = np.zeros(self.code.blocks, dtype=np.int64)
         self._gaussians = [weight for weight in self.model.weights if weight.is_gaussian]
         self._block_of = torch.from_numpy(self.code.block_of())
@@ -79,7 +83,7 @@ class Tuner:
         )
 
     def _begin(self) -> None:
-        """The training of what is not chosen yet: the one loop, with a KL that counts for each block as its multiplier says."""
+        """Set up the training of the weights not coded yet, with each block's KL weighted by its multiplier."""
         count, lr = len(self.examples), self.settings.lr
         trained = {id(weight.known) for weight in self._gaussians}
         others = [p for p in self.model.network.parameters() if p.requires_grad and id(p) not in trained]
@@ -106,7 +110,7 @@ class Tuner:
         self._weigh_blocks()
 
     def run(self) -> Integers:
-        """Choose every block; afterwards the posterior means are the chosen weights. Returns the indices."""
+        """Encode every block and return the indices, (blocks,); afterwards the posterior means are the coded weights."""
         for prior in self.model.priors.parameters():
             prior.requires_grad_(False)
         torch.manual_seed(self.seed)
@@ -150,7 +154,7 @@ class Tuner:
 
     @torch.no_grad()
     def _after_step(self, _step: int, _model: BayesianModel) -> None:
-        """Steer every block towards the bits of its index, and put back what is chosen."""
+        """Move every multiplier towards the target bits of its block, and restore coded weights."""
         target = self.settings.target_bits or float(self.code.index_bits)
         pressure = ((self._block_bits() - target) / BETA_REACH_BITS).clamp(-1, 1)
         self._beta = (self._beta * (BETA_GAIN * pressure).exp()).clamp(*BETA_RANGE)
@@ -158,7 +162,7 @@ class Tuner:
         self._hold()
 
     def _weigh_blocks(self) -> None:
-        """Hand each weight the multiplier of its block."""
+        """Set the KL weights of the optimiser: for each weight, the multiplier of its block."""
         shares = torch.where(self._free, self._beta[self._block_of], 0.0).split(self._sizes)
         self._fit.optimizer.kl_weights = {
             weight.index: share.reshape(weight.posterior.mean.shape)
@@ -170,7 +174,7 @@ class Tuner:
         return [weight.posterior.numel for weight in self._gaussians]
 
     def _block_bits(self) -> Tensor:
-        """KL of every block in bits, (blocks,); zero once chosen."""
+        """Return the KL of every block in bits, (blocks,); zero once coded."""
         each = [kl_each(_gaussian(weight), weight.prior, panels=Panels.fast()).flatten() for weight in self._gaussians]
         bits = torch.where(self._free, nats_to_bits(torch.cat(each)), 0.0)
         return torch.zeros_like(self._beta).index_add(0, self._block_of, bits)
@@ -189,7 +193,7 @@ class Tuner:
 
     @torch.no_grad()
     def _hold(self) -> None:
-        """Put chosen weights back to what was chosen, with no width."""
+        """Set coded weights to their values, with the smallest std."""
         for weight, free, fixed in zip(
             self._gaussians, self._free.split(self._sizes), self._fixed.split(self._sizes), strict=True
         ):
@@ -202,7 +206,7 @@ class Tuner:
 
     @torch.no_grad()
     def _settle_statistics(self) -> None:
-        """Average the running statistics of normalisation layers that train over the data, under the chosen weights."""
+        """Recompute running statistics of trained normalisation layers as averages over the data, with the coded weights."""
         self._fit.modes.restore()
         kind = torch.nn.modules.batchnorm._BatchNorm
         norms = [m for m in self.model.modules() if isinstance(m, kind) and m.track_running_stats and m.training]
@@ -211,7 +215,8 @@ class Tuner:
         momenta = [norm.momentum for norm in norms]
         for norm in norms:
             norm.reset_running_stats()
-            norm.momentum = None  # a plain average
+            norm.momentum = None  # torch: None means the plain average
+        # training averaged them under random draws; the file holds one weight vector
         with self.model.mean():
             for inputs in self.examples.inputs.split(512):
                 self.model(inputs)

@@ -1,4 +1,4 @@
-"""The block codec: every block of weights is chosen from a random codebook that writer and reader share."""
+"""Body of relative entropy coded model files: each block of weights is an index into a shared random codebook."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,15 +29,26 @@ __all__ = ["RELATIVE_ENTROPY", "DecodedBlocks", "block_code", "put_blocks", "rea
 
 RELATIVE_ENTROPY = register_kind(FileKind(1, "relative_entropy"))
 INDEX_SIZE_BITS = 5
+"""Bits of the number of bits of an index."""
 MOST_INDEX_BITS = 24
+"""Largest number of bits of an index: the writer tries all 2^bits candidates."""
 
 
 def block_code(model: BayesianModel, blocks: int, index_bits: int, key: int = 0) -> BlockCode:
-    """The blocks of a model whose priors are final.
+    """Return the block code of a model whose priors are final.
+
+    Args:
+        model: model with its priors.
+        blocks: number of blocks.
+        index_bits: bits of the index of one block.
+        key: key of the random codebook.
+
+    Returns:
+        the code, over all weights of the model in order.
 
     Raises:
-        FileError: for numbers that make no sense.
-        PriorError: for a prior that does not code weights one by one.
+        FileError: if the numbers of blocks and bits do not suit the weights.
+        PriorError: if a prior does not code weights one by one.
     """
     weights = sum(q.numel for q in model.posteriors())
     if not (0 < blocks <= weights and 0 < index_bits <= MOST_INDEX_BITS):
@@ -66,7 +77,14 @@ def block_code(model: BayesianModel, blocks: int, index_bits: int, key: int = 0)
 
 
 def put_blocks(writer: BitWriter, indices: Integers, index_bits: int, key: int) -> None:
-    """Write the body of a block code: K, the key of the codebook, the number of blocks, and their indices."""
+    """Write the body of a block code: bits of an index, key of the codebook, number of blocks, and the indices.
+
+    Args:
+        writer: receives the bits.
+        indices: index of every block, (blocks,).
+        index_bits: bits of one index.
+        key: key of the random codebook.
+    """
     writer.put(index_bits, INDEX_SIZE_BITS)
     writer.put_count(key)
     writer.put_count(len(indices))
@@ -76,14 +94,20 @@ def put_blocks(writer: BitWriter, indices: Integers, index_bits: int, key: int) 
 
 @dataclass(frozen=True)
 class DecodedBlocks:
-    """What a body of blocks says: the weights, and the bits of its two parts."""
+    """Decoded body of a block code.
+
+    Attributes:
+        weights: weight tensors by name.
+        numbers_bits: bits of the three numbers before the indices.
+        indices_bits: bits of the indices.
+    """
 
     weights: dict[str, Tensor]
     numbers_bits: int
     indices_bits: int
 
     def parts(self) -> list[FilePart]:
-        """Where the bits went."""
+        """Return the parts of the body with their bits."""
         return [
             FilePart("bits of a block, key, number of blocks", self.numbers_bits),
             FilePart("block indices", self.indices_bits),
@@ -91,7 +115,18 @@ class DecodedBlocks:
 
 
 def read_blocks(reader: BitReader, empty: EmptyModel) -> DecodedBlocks:
-    """Read what :func:`put_blocks` wrote."""
+    """Read what :func:`put_blocks` wrote.
+
+    Args:
+        reader: positioned at the body.
+        empty: untrained model of the head.
+
+    Returns:
+        the weights, and the bits of each part.
+
+    Raises:
+        FileError: if the numbers of blocks and bits do not suit the weights or the file.
+    """
     model, before = empty.model, reader.position
     index_bits = reader.take(INDEX_SIZE_BITS)
     key = reader.take_count()
@@ -109,7 +144,16 @@ def read_blocks(reader: BitReader, empty: EmptyModel) -> DecodedBlocks:
 
 
 def write_blocks(experiment: Experiment, settings: PackSettings, progress: bool) -> bytes:
-    """The whole file: as many blocks as the net bits fill or the budget holds, chosen one group after the other."""
+    """Return a relative entropy coded file, with as many blocks as the net bits fill or the budget holds.
+
+    Args:
+        experiment: trained experiment; its model ends with the weights of the file.
+        settings: section ``pack``.
+        progress: show a progress bar.
+
+    Returns:
+        the bytes of the file.
+    """
     model, tree = experiment.model, model_tree(experiment)
     head = BitWriter()
     put_experiment_head(head, experiment, tree)
@@ -130,14 +174,15 @@ def write_blocks(experiment: Experiment, settings: PackSettings, progress: bool)
     )
     with using_threads(threads_for(experiment.config.training, model)), seeded(experiment.config.seed, torch.device("cpu")):
         indices = tuner.run()
+    # the head again: tuning has changed numbers in it (running statistics), but not its size
     writer = BitWriter()
-    put_experiment_head(writer, experiment, tree)  # after tuning: running statistics have moved
+    put_experiment_head(writer, experiment, tree)
     put_blocks(writer, indices, settings.index_bits, settings.key)
     return seal(RELATIVE_ENTROPY, writer.to_bytes())
 
 
 def _blocks(net_weight_bits: float, head_bits: int, settings: PackSettings) -> int:
-    """How many blocks: as many as the net bits fill, or as fit the budget."""
+    """Return the number of blocks: as many as the net weight bits fill, or as fit the budget."""
     if settings.budget_bytes is None:
         return max(1, round(net_weight_bits / settings.index_bits))
     blocks = 8 * settings.budget_bytes // settings.index_bits

@@ -1,4 +1,4 @@
-"""The grid codec's body: every weight tensor on its grid, less what the order of hidden units gives back."""
+"""Body of quantised model files: every weight tensor on its grid, less the refund for the order of hidden units."""
 
 import math
 from collections.abc import Mapping
@@ -35,16 +35,26 @@ __all__ = [
 
 QUANTISED = register_kind(FileKind(2, "quantised"))
 DECIMAL = register_kind(FileKind(4, "decimal"))
-"""Weights that are decimal numbers, on the same body."""
+"""Kind of files whose weights are decimal numbers, with the same body."""
 
 LANES_BITS = 4
+"""Bits of log2 of the number of lanes of the entropy coder."""
 DIGITS_BITS = 4
+"""Bits of the number of decimal digits, in files of the kind decimal."""
 MOST_DIGITS = 9
-"""Decimal digits of weights: for more, no binary grid is near that a file can name."""
+"""Largest number of decimal digits of weights; beyond, no binary grid that a file can represent is near."""
 
 
 def step_levels(model: BayesianModel, steps_per_std: float = STEPS_PER_STD) -> dict[str, int]:
-    """A grid for every weight tensor, in quarter octaves: ``steps_per_std`` stds wide; a point estimate has its own."""
+    """Return the step level of every weight tensor; the grid step is 2^(level / 4).
+
+    Args:
+        model: model with its posteriors; a point estimate keeps its own grid.
+        steps_per_std: grid step in posterior stds.
+
+    Returns:
+        levels by name of the weight tensor.
+    """
     found = {}
     for weight in model.weights:
         std = weight.posterior.std()
@@ -58,7 +68,12 @@ def step_levels(model: BayesianModel, steps_per_std: float = STEPS_PER_STD) -> d
 
 @dataclass(frozen=True)
 class QuantisedNetwork:
-    """A network on its grids, in canonical order."""
+    """Weight tensors on their grids, with hidden units in canonical order.
+
+    Attributes:
+        tensors: quantised tensors by name.
+        groups: exchangeable hidden units; None if their order gives no refund.
+    """
 
     tensors: dict[str, QuantisedTensor]
     groups: tuple[UnitGroup, ...] | None
@@ -70,11 +85,14 @@ class QuantisedNetwork:
         """Quantise a model; its statistics and weights without posterior are permuted along, in place.
 
         Args:
-            model: what is quantised.
+            model: model to quantise.
             input_axes: axes of a batch of inputs, which tell whether a normalisation runs over units or positions.
             levels: step level of every weight tensor; see :func:`step_levels`. Coarser grids make smaller files.
-            trade_off: weight of the code length against the distortion, both in bits; 0 rounds to the nearest level.
-            permute: whether the order of hidden units gives its bits back.
+            trade_off: factor of the code length relative to the distortion, both in bits; 0 rounds to the nearest level.
+            permute: whether to take the refund for the order of hidden units.
+
+        Returns:
+            the tensors on their grids.
         """
         tensors = {}
         for weight, prior in zip(model.weights, densities_of(model), strict=True):
@@ -86,7 +104,17 @@ class QuantisedNetwork:
 
     @classmethod
     def decimal(cls, model: BayesianModel, input_axes: int, digits: int, *, permute: bool) -> "QuantisedNetwork":
-        """The means rounded to ``digits`` decimal digits; statistics are permuted along, in place."""
+        """Round the means to decimal digits; statistics are permuted along, in place.
+
+        Args:
+            model: model to round.
+            input_axes: axes of a batch of inputs; see :meth:`of`.
+            digits: number of decimal digits, 0 to 9.
+            permute: whether to take the refund for the order of hidden units.
+
+        Returns:
+            the rounded tensors.
+        """
         tensors = {
             weight.name: round_to_digits(weight.posterior.mean.detach().cpu().numpy(), digits, prior)
             for weight, prior in zip(model.weights, densities_of(model), strict=True)
@@ -106,7 +134,7 @@ class QuantisedNetwork:
         return cls(tensors, groups)
 
     def put(self, writer: BitWriter) -> tuple[bytes, list[Refund]]:
-        """Write the head; returns the message that follows it on a whole byte, and what every group of units gave back."""
+        """Write the head; return the message that follows it on a whole byte, and the refund of every group of units."""
         bits = sum(tensor.bits() for tensor in self.tensors.values())
         lanes_log2 = default_lanes_log2(sum(tensor.levels.size for tensor in self.tensors.values()), bits)
         writer.put(lanes_log2, LANES_BITS)
@@ -118,14 +146,14 @@ class QuantisedNetwork:
 
 @dataclass(frozen=True)
 class DecodedGrids:
-    """What a body of grids says: the weights, and what tells where its bits went.
+    """Decoded body of a quantised file.
 
     Attributes:
-        weights: by name.
-        tensors: the same on their grids.
-        stack_bits: what the stack held.
-        body_bits: of all that follows the number of lanes.
-        decimal: whether the number of digits stands before.
+        weights: weight tensors by name.
+        tensors: the same tensors on their grids.
+        stack_bits: bits that the entropy coder's stack held.
+        body_bits: bits of the body behind the number of lanes.
+        decimal: whether the body begins with a number of digits.
     """
 
     weights: dict[str, Tensor]
@@ -135,7 +163,7 @@ class DecodedGrids:
     decimal: bool
 
     def parts(self) -> list[FilePart]:
-        """Where the bits went."""
+        """Return the parts of the body with their bits."""
         coded = [FilePart(name, tensor.bits()) for name, tensor in self.tensors.items()]
         return [
             *([FilePart("decimal digits", DIGITS_BITS)] if self.decimal else []),
@@ -149,14 +177,32 @@ class DecodedGrids:
 def read_quantised(reader: BitReader, empty: EmptyModel) -> DecodedGrids:
     """Read what :meth:`QuantisedNetwork.put` wrote.
 
+    Args:
+        reader: positioned at the body.
+        empty: untrained model of the head.
+
+    Returns:
+        the weights, and the bits of each part.
+
     Raises:
-        FileError: when the message does not end where it should.
+        FileError: if the body does not end where the network does.
     """
     return _read(reader, empty, None)
 
 
 def read_decimal(reader: BitReader, empty: EmptyModel) -> DecodedGrids:
-    """Read a number of digits, and weights that are levels divided by a power of ten, instead of levels times a step."""
+    """Read a number of digits and weights that are levels / 10^digits, instead of levels times a step.
+
+    Args:
+        reader: positioned at the body.
+        empty: untrained model of the head.
+
+    Returns:
+        the weights, and the bits of each part.
+
+    Raises:
+        FileError: if there are too many digits, or the body does not end where the network does.
+    """
     digits = reader.take(DIGITS_BITS)
     if digits > MOST_DIGITS:
         raise FileError(f"the file claims weights of {digits} decimal digits, at most {MOST_DIGITS} are allowed; it is damaged")

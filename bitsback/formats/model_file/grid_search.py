@@ -1,4 +1,4 @@
-"""Quantised model files: which grid every weight tensor gets, and the bytes."""
+"""Write quantised model files, and search for the grid of every weight tensor."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -32,26 +32,36 @@ from bitsback.model import BayesianModel, evaluate
 __all__ = ["Levels", "content_of", "decimal_content", "quantised_content"]
 
 Levels = Mapping[str, int]
+"""Step level of every weight tensor, by name; see :func:`bitsback.formats.model_file.grid_codec.step_levels`."""
 
 TRADE_OFFS = (0.0, 0.25, 1.0)
+"""Factors of the code length relative to the distortion that the search tries."""
 SHIFTS = range(-6, 17, 2)
-"""Quarter octaves by which all grids together are made finer or coarser."""
+"""Quarter octaves by which the search makes all grids finer or coarser together."""
 
 MOVES = (4, 2, 1)
-"""Quarter octaves by which the grid of one tensor is then changed, up or down, as long as the total falls."""
+"""Quarter octaves by which the search then changes the grid of one tensor, up or down, while the total falls."""
 
 SEARCH_EXAMPLES = 8192
-"""Training examples behind the totals that are compared; the file that is written is measured on all."""
+"""Training examples on which totals are compared during the search; the final file is measured on all."""
 
 
 def quantised_content(experiment: Experiment, settings: PackSettings, progress: bool = True) -> bytes:
-    """One quantised file.
+    """Return a quantised file.
 
-    Without budget and tuning every grid is ``steps_per_std`` wide; with a budget the finest grids that fit; with tuning a grid
-    for each tensor, chosen to minimise the bits of file and labels, as far as the budget allows.
+    Without budget and tuning every grid step is ``steps_per_std`` stds. With a budget, the finest grids that fit are used. With
+    tuning, a grid is chosen for each tensor to minimise the bits of file and labels, within the budget.
+
+    Args:
+        experiment: trained experiment; its hidden units are put in canonical order.
+        settings: section ``pack``.
+        progress: show a progress bar.
+
+    Returns:
+        the bytes of the file.
 
     Raises:
-        FileError: for a budget that is too small.
+        FileError: if the budget is too small; raised with the least that is possible.
     """
     wanted = settings.quantising
     start = step_levels(experiment.model, wanted.steps_per_std)
@@ -69,10 +79,18 @@ def quantised_content(experiment: Experiment, settings: PackSettings, progress: 
 
 
 def decimal_content(experiment: Experiment, digits: int, *, permute: bool = True) -> bytes:
-    """A file whose weights are the means rounded to ``digits`` decimal digits, 0 to 9, exactly.
+    """Return a file whose weights are the means, rounded exactly to ``digits`` decimal digits.
+
+    Args:
+        experiment: trained experiment; its hidden units are put in canonical order.
+        digits: number of decimal digits, 0 to 9.
+        permute: whether to take the refund for the order of hidden units.
+
+    Returns:
+        the bytes of the file.
 
     Raises:
-        FileError: for more digits.
+        FileError: if ``digits`` is out of range.
     """
     if not 0 <= digits <= MOST_DIGITS:
         raise FileError(f"a file holds weights of 0 to {MOST_DIGITS} decimal digits, not {digits}; ask for fewer")
@@ -82,7 +100,17 @@ def decimal_content(experiment: Experiment, digits: int, *, permute: bool = True
 
 
 def content_of(experiment: Experiment, levels: Levels, trade_off: float, *, permute: bool) -> bytes:
-    """The file with these grids. Units of the model are put in canonical order, in place."""
+    """Return the file with given grids. Hidden units of the model are put in canonical order, in place.
+
+    Args:
+        experiment: trained experiment.
+        levels: step level of every weight tensor.
+        trade_off: factor of the code length relative to the distortion, both in bits.
+        permute: whether to take the refund for the order of hidden units.
+
+    Returns:
+        the bytes of the file.
+    """
     axes = experiment.dataset.train.inputs.ndim
     return _sealed(experiment, QuantisedNetwork.of(experiment.model, axes, levels, trade_off, permute=permute))
 
@@ -97,7 +125,7 @@ def _sealed(experiment: Experiment, network: QuantisedNetwork, digits: int | Non
 
 
 def _shifted(levels: Levels, shift: int, name: str | None = None) -> dict[str, int]:
-    """All levels, or the one of ``name``, moved by ``shift`` within what a file can say."""
+    """Return all levels, or the one of ``name``, moved by ``shift`` and clipped to the range of the format."""
     last = STEP_LEVELS.stop - 1
     return {
         key: min(max(level + (shift if name in (None, key) else 0), STEP_LEVELS.start), last) for key, level in levels.items()
@@ -105,7 +133,7 @@ def _shifted(levels: Levels, shift: int, name: str | None = None) -> dict[str, i
 
 
 def _tuned_start(model: BayesianModel, levels: Levels) -> Levels:
-    """Where the search for grids starts: for a point estimate a quarter of its weights' size, whatever grid it was left on."""
+    """Return the levels at which the search starts; a point estimate starts at a quarter of its weights' rms."""
     found = dict(levels)
     for weight in model.weights:
         size = float(weight.posterior.mean.detach().double().square().mean().sqrt())
@@ -115,7 +143,7 @@ def _tuned_start(model: BayesianModel, levels: Levels) -> Levels:
 
 
 class _Search:
-    """Coordinate descent on the grids: bits of the file and of the labels given it."""
+    """Coordinate descent on the grid steps, minimising bits of the file plus data bits given the file."""
 
     def __init__(self, experiment: Experiment, settings: PackSettings) -> None:
         self._experiment, self._settings = experiment, settings
@@ -129,20 +157,20 @@ class _Search:
         self._least = math.inf
 
     def content(self, levels: Levels, trade_off: float) -> bytes:
-        """The file with these grids, from the model as it was."""
+        """Return the file with these grids, from the original state of the model."""
         self._experiment.model.load_state_dict(self._state)
         content = content_of(self._experiment, levels, trade_off, permute=self._settings.quantising.permute)
         self._least = min(self._least, len(content))
         return content
 
     def too_small(self) -> FileError:
-        """What to say when nothing fits."""
+        """Return the error for a budget that no grid meets; it states the smallest file found."""
         return FileError(
             f"a budget of {self._settings.budget_bytes} bytes is too small; the least for this network is {self._least} bytes"
         )
 
     def run(self, start: Levels, progress: bool) -> tuple[Levels, float]:
-        """The best grids found from ``start``, and the best of a few trade-offs between code length and distortion."""
+        """Return the best grids found from ``start``, and the best trade-off between code length and distortion."""
         tries = len(TRADE_OFFS) * len(SHIFTS) + 2 * len(MOVES) * len(start)
         with tqdm(total=tries, desc="grids", leave=False, disable=not progress, delay=2.0) as bar:
 
@@ -174,4 +202,4 @@ class _Search:
 
 GRID_CODEC = register_codec(ModelCodec(QUANTISED, quantised_content, read_quantised, DecodedGrids.parts))
 DECIMAL_CODEC = register_codec(ModelCodec(DECIMAL, None, read_decimal, DecodedGrids.parts))
-"""Written by :func:`decimal_content` alone: its digits are no setting of ``pack``."""
+"""Codec written only by :func:`decimal_content`: the number of digits is no setting of ``pack``."""

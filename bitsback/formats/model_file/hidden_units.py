@@ -1,4 +1,4 @@
-"""Hidden units whose order means nothing: where a network has them, and how its tensors move with them."""
+"""Find hidden units whose order does not change the network, and the tensors that are permuted with them."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -12,36 +12,39 @@ __all__ = ["Linears", "exchangeable_groups"]
 
 Linears = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 PER_UNIT = ("weight", "bias", "running_mean", "running_var")
-"""Tensors with an entry for every unit. Like the layers below, part of the format: another list decodes other networks."""
+"""Tensors with an entry for every unit. This and the lists of layers below are part of the format: changing them breaks
+decoding."""
 
 UNITWISE: tuple[type[nn.Module], ...] = (
     nn.Identity, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus,
     nn.Softsign, nn.Softshrink, nn.Hardshrink, nn.Tanhshrink, nn.Tanh, nn.Hardtanh, nn.Sigmoid, nn.LogSigmoid, nn.Hardsigmoid,
     nn.Hardswish, nn.Threshold, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
 )  # fmt: skip
-"""Layers that do the same to every unit, and to each by itself."""
+"""Layers that apply the same function to every unit separately."""
 
 POOLS: dict[type[nn.Module], int] = {
     **dict.fromkeys((nn.MaxPool1d, nn.AvgPool1d, nn.LPPool1d, nn.AdaptiveMaxPool1d, nn.AdaptiveAvgPool1d), 1),
     **dict.fromkeys((nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d, nn.AdaptiveMaxPool2d, nn.AdaptiveAvgPool2d), 2),
     **dict.fromkeys((nn.MaxPool3d, nn.AvgPool3d, nn.LPPool3d, nn.AdaptiveMaxPool3d, nn.AdaptiveAvgPool3d), 3),
 }
+"""Pooling layers, with their number of spatial axes."""
 CONVOLUTIONS: dict[type[nn.Module], int] = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
+"""Convolution layers, with their number of spatial axes."""
 LINEARS = (nn.Linear, *CONVOLUTIONS)
 NORMS: dict[type[nn.Module], tuple[int, ...]] = {nn.BatchNorm1d: (0, 1), nn.BatchNorm2d: (2,), nn.BatchNorm3d: (3,)}
-"""How many spatial axes the values may have that a layer is given."""
+"""Normalisation layers, with the numbers of spatial axes that their inputs may have."""
 
 
 @dataclass
 class _Open:
-    """The units of a layer, on the way to the layer that reads them.
+    """Output units of a layer whose reading layer has not been reached yet.
 
     Attributes:
-        units: how many.
-        spatial: axes that follow theirs; None when theirs is the last of unknown many.
-        outputs: names of their tensors so far.
-        parts: the modules that have those.
-        is_flattened: whether spatial axes have become blocks of neighbouring inputs.
+        units: number of units.
+        spatial: number of axes behind the unit axis; None if units are the last axis and the number of axes is unknown.
+        outputs: names of the tensors with an entry for each unit, so far.
+        parts: modules that own these tensors.
+        is_flattened: whether spatial axes have been flattened, so that each unit is a block of neighbouring inputs.
     """
 
     units: int
@@ -51,7 +54,7 @@ class _Open:
     is_flattened: bool = False
 
     def are_read_by(self, layer: Linears) -> bool:
-        """Whether each input, or block of inputs, of the layer is one unit."""
+        """Return whether each input, or block of inputs, of the layer is one unit."""
         if isinstance(layer, nn.Linear):
             fits = layer.in_features % self.units == 0 if self.is_flattened else layer.in_features == self.units
             return fits and not self.spatial
@@ -59,15 +62,18 @@ class _Open:
 
 
 def exchangeable_groups(network: nn.Module, input_axes: int | None = None) -> list[UnitGroup]:
-    """The groups of a plain chain, first to last; none for a network that is no chain of known layers.
+    """Return the groups of exchangeable hidden units of a chain of layers, first to last.
 
     A group goes from a Linear or convolution layer to the next, with unit-wise layers, pools, batch norm and Flatten between.
     Layers with hooks or a forward of their own, and weights or layers that are used twice, have none.
 
     Args:
-        network: of torch's layers, or of those in :mod:`bitsback.nn`; tensors are named by their dotted paths in it.
+        network: chain of torch's layers, or of those in :mod:`bitsback.nn`.
         input_axes: axes of a batch of inputs, the batch's included. It decides one case: batch norm after Linear normalises
-            the units only in a batch of 2 axes; without knowing, there is no group.
+            the units only in a batch of 2 axes; if unknown, there is no group.
+
+    Returns:
+        groups, with tensors named by their dotted paths; empty if the network is not a chain of known layers.
 
     >>> exchangeable_groups(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
     [UnitGroup(units=8, outputs=('0.weight', '0.bias'), following='2.weight', block=1)]
@@ -83,6 +89,7 @@ def exchangeable_groups(network: nn.Module, input_axes: int | None = None) -> li
         if kind in LINEARS and isinstance(module, Linears):
             if now is not None and now.are_read_by(module):
                 parts = [*now.parts, module]
+                # a weight or layer used twice is permuted at one place and not at the other
                 if all(readers[i] == 1 for part in parts for i in (id(part), *_own(part))):
                     inputs = module.in_features if isinstance(module, nn.Linear) else module.in_channels
                     groups.append(UnitGroup(now.units, now.outputs, f"{path}weight", inputs // now.units))
@@ -105,7 +112,7 @@ def exchangeable_groups(network: nn.Module, input_axes: int | None = None) -> li
 
 
 def _opened(path: str, layer: Linears, axes: int | None) -> tuple[_Open | None, int | None]:
-    """The units that leave a layer, and the axes of a batch of them."""
+    """Return the output units of a layer, and the number of axes of a batch of its outputs."""
     if isinstance(layer, nn.Linear):
         return _Open(layer.out_features, 0 if axes == 2 else None, _per_unit(path, layer), [layer]), axes
     spatial = CONVOLUTIONS[_kind(layer)]
@@ -115,7 +122,7 @@ def _opened(path: str, layer: Linears, axes: int | None) -> tuple[_Open | None, 
 
 
 def _chain(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Prefix of the names, and module, of every layer in a row; what is no row counts as one layer."""
+    """Yield prefix of names and module of every layer of nested Sequentials; any other container counts as one layer."""
     run = next(kind for kind in type(module).__mro__ if "forward" in vars(kind))
     is_known = run.__module__.startswith(("torch.nn.", "bitsback."))
     if isinstance(module, nn.Sequential) and is_known and not _has_hooks(module):
@@ -127,7 +134,7 @@ def _chain(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]
 
 
 def _kind(module: nn.Module) -> type[nn.Module]:
-    """The torch layer that a module is, or that a layer of ours is made of; nn.Module for any other."""
+    """Return the torch class of a module, or from which a layer of this package derives; nn.Module for any other."""
     if not _has_hooks(module):
         for kind in type(module).__mro__:
             if kind.__module__.startswith("torch.nn.modules."):
@@ -142,11 +149,11 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 def _own(module: nn.Module) -> list[int]:
-    """What tells a module's own weights from others: the identities of its parameters."""
+    """Return the identities of a module's own parameters, by which shared weights are recognised."""
     return [id(one) for one in module._parameters.values() if one is not None]
 
 
 def _per_unit(path: str, module: nn.Module) -> tuple[str, ...]:
-    """Dotted names of the module's tensors that have an entry, or a row, for each unit."""
+    """Return dotted names of the module's tensors that have an entry, or a row, for each unit."""
     held = {name for name, value in (*module._parameters.items(), *module._buffers.items()) if value is not None}
     return tuple(f"{path}{name}" for name in PER_UNIT if name in held)

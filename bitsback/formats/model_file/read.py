@@ -1,4 +1,4 @@
-"""Model files: a network that decodes anywhere, without the data it was trained on."""
+"""Read model files: a network that decodes without the data it was trained on."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -32,13 +32,17 @@ __all__ = ["LoadedModel", "decode", "load", "write_unpacked"]
 
 
 class LoadedModel(nn.Module):
-    """A decoded model file: a network with one number per weight, its likelihood and its preprocessing.
+    """Decoded model file: a network with one number per weight, its likelihood and its preprocessing.
 
     Calling it maps the network's inputs to its outputs; :meth:`predict` starts from inputs as they are stored.
 
     Attributes:
-        config: the configuration in the file; its data section says how the inputs were made.
+        config: configuration in the file; its data section describes how the inputs were made.
+        tree: the same settings as JSON values, as the file holds them.
         codec: name of the kind of file.
+        model: the network; posterior means are the decoded weights.
+        likelihood: the likelihood, with its learned numbers.
+        rows: largest number of examples in one forward pass; smaller if activations are large.
     """
 
     def __init__(
@@ -49,28 +53,34 @@ class LoadedModel(nn.Module):
         self.model, self.likelihood, self._scaling = model.eval(), likelihood, scaling
         self._parts: Callable[[], list[FilePart]] = list
         self.rows = BATCH
-        """Examples that go through the network at once: fewer, where its activations are large."""
 
     @cached_property
     def parts(self) -> list[FilePart]:
-        """Where every bit of the file goes."""
+        """Return the parts of the file with their bits; they sum to the size of the file."""
         return self._parts()
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Return the network's outputs (n, ...) for preprocessed inputs (n, ...)."""
         with self.model.mean():
             outputs: Tensor = self.model(inputs)
         return outputs
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """From stored inputs to the network's; features that were fitted to training inputs are fitted to them again."""
+        """Return the map from stored inputs to the network's inputs.
+
+        Features that were fitted to training inputs are fitted to them again.
+
+        Raises:
+            FileError: if the features cannot be read, or need training inputs whose location is unknown.
+        """
         data = self.tree.get("data", {})
         scaling = replace(self._scaling, fraction_bits=data.get("fraction_bits"))
         if data.get("features") is None:
             return scaling
         try:
             features = TypeAdapter(AnyFeatures).validate_python(data["features"])
-        except ValidationError as error:  # a file whose data are elsewhere has not been asked about them yet
+        except ValidationError as error:  # from_tree drops, unvalidated, a data section whose paths are unknown
             raise FileError("the file does not say how its features are made; it is damaged") from error
         if not features.is_fitted:
             return replace(scaling, features=features.fit(torch.empty(0)))
@@ -84,7 +94,11 @@ class LoadedModel(nn.Module):
 
     @torch.no_grad()
     def outputs(self, inputs: Tensor) -> Tensor:
-        """The network's outputs (n, ...) for inputs as they are stored, (n, ...)."""
+        """Return the network's outputs (n, ...) for inputs as they are stored, (n, ...).
+
+        Raises:
+            FileError: if the inputs have a shape that the network does not take.
+        """
         if self.tree.get("whole_inputs"):
             prepared = inputs.long()
         else:
@@ -98,16 +112,16 @@ class LoadedModel(nn.Module):
 
     @torch.no_grad()
     def predict(self, inputs: Tensor) -> Tensor:
-        """Predictive means (probabilities for classes), (n, ...), for inputs as they are stored, (n, ...)."""
+        """Return predictive means (n, ...), probabilities for classes, for inputs as they are stored, (n, ...)."""
         return self.likelihood.predict(self.outputs(inputs))
 
     @property
     def class_names(self) -> tuple[int | str, ...] | None:
-        """What the classes are called, where they are not 0, 1, 2, ..."""
+        """Return the names of the classes; None if they are 0, 1, 2, ..."""
         return getattr(self.likelihood, "names", None)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All weights and statistics by name, float32."""
+        """Return all weights and statistics by name, float32 copies on the CPU."""
         named: dict[str, Tensor] = {weight.name: weight.posterior.mean for weight in self.model.weights}
         named |= dict(self.model.deterministic()) | dict(self.model.statistics())
         named |= {f"likelihood.{name}": value for name, value in self.likelihood.values().items()}
@@ -115,10 +129,18 @@ class LoadedModel(nn.Module):
 
 
 def decode(content: bytes, what: str, locations: Sequence[str] = ()) -> LoadedModel:
-    """The model in the bytes of a file.
+    """Decode the bytes of a model file.
+
+    Args:
+        content: the whole file.
+        what: name of the file in error messages.
+        locations: as in :func:`load`.
+
+    Returns:
+        the decoded network.
 
     Raises:
-        FileError: for anything but a model file that is whole.
+        FileError: if the bytes are not an intact model file.
     """
     kind, contents = unseal(content, what)
     codec = codec_of(kind)
@@ -137,7 +159,7 @@ def decode(content: bytes, what: str, locations: Sequence[str] = ()) -> LoadedMo
     with torch.no_grad():
         for weight in empty.model.weights:
             weight.posterior.mean.copy_(decoded.weights[weight.name])
-            if isinstance(weight.posterior, GaussianPosterior):  # one number per weight, whoever draws
+            if isinstance(weight.posterior, GaussianPosterior):  # so narrow that draws equal the mean
                 weight.posterior.log_std.fill_(FIXED_LOG_STD)
     loaded = LoadedModel(empty.config, tree, str(kind), empty.model, empty.likelihood, empty.scaling)
     learned = [FilePart(name, tensor.numel() * grid.bits_each) for name, tensor, grid in side.slots]
@@ -149,7 +171,7 @@ def decode(content: bytes, what: str, locations: Sequence[str] = ()) -> LoadedMo
 
 @dataclass(frozen=True)
 class _Parts:
-    """What it takes to say where the bits of a file go."""
+    """Sizes from which the parts of a file are computed, when they are first asked for."""
 
     file_bits: int
     frame_bits: int
@@ -172,7 +194,12 @@ class _Parts:
 
 
 def write_unpacked(loaded: LoadedModel, directory: Path) -> None:
-    """Write ``model.safetensors`` and ``config.yaml``."""
+    """Write ``model.safetensors`` and ``config.yaml``.
+
+    Args:
+        loaded: a decoded file.
+        directory: a new directory.
+    """
     written = [name for name in (*MODEL_SECTIONS, "seed") if name in loaded.tree or name == "seed"]
     with whole_directory(directory) as staging:
         write_tensors(staging / "model.safetensors", loaded.tensors(), {})
@@ -183,11 +210,14 @@ def load(path: str | Path, locations: Sequence[str] = ()) -> LoadedModel:
     """Read a model file.
 
     Args:
-        path: what ``bitsback pack`` or :func:`bitsback.save` wrote.
-        locations: such as ``"data.root=DIR"``, where the preprocessing needs the training inputs, and
-            ``"network.factory=package.module:function"``, without which no code that the file names is called.
+        path: a file that ``bitsback pack`` or :func:`bitsback.save` wrote.
+        locations: places on this machine, such as ``"data.root=DIR"`` if the preprocessing needs the training inputs, and
+            ``"network.factory=package.module:function"``: code named in a file is never executed without this explicit opt-in.
+
+    Returns:
+        the decoded network.
 
     Raises:
-        FileError: when the file is empty, foreign, of a later version, truncated, extended or damaged.
+        FileError: if the file is empty, foreign, of a later version, truncated, extended or damaged.
     """
     return decode(read_file(Path(path)), str(path), locations)

@@ -1,4 +1,4 @@
-"""pack: from a trained experiment to the bytes of a model file, and what they say."""
+"""Write model files: choose a codec, encode a trained experiment, and measure the decoded file."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -32,12 +32,26 @@ from bitsback.result import Result
 __all__ = ["Choice", "Packed", "choose", "measure", "pack_experiment", "with_settings", "write"]
 
 BLOCKS_BELOW_BITS, QUANTISED_ABOVE_BITS = 3.0, 4.0
-"""Net bits per weight below which blocks win, and above which quantising does; between, both are tried."""
+"""Net bits per weight. Below the first, relative entropy coding is used; above the second, quantisation; between, both are
+tried."""
 
 
 @dataclass(frozen=True)
 class Packed(Result):
-    """A model file, and what it holds, measured on the decoded bytes."""
+    """A model file and its measurements, taken on the decoded bytes.
+
+    Attributes:
+        content: the bytes of the file.
+        codec: name of the codec, such as ``quantised``.
+        why: the reason for this codec.
+        loaded: the decoded file.
+        train_data_bits: data bits of the training examples under the decoded weights, by real arithmetic.
+        label_bits: bits of the training labels in exact arithmetic; None where they have no such code.
+        train_error: error on the training examples.
+        test_error: error on the test examples; None without any.
+        error_name: name of that error, such as ``error`` or ``rmse``.
+        net_bits: net bits of the posterior by the ledger, before packing.
+    """
 
     content: bytes
     codec: str
@@ -52,11 +66,11 @@ class Packed(Result):
 
     @property
     def total_bits(self) -> float:
-        """Bits of the file and of the training labels given the decoded weights."""
+        """Return the bits of the file and of the training labels given the decoded weights."""
         return 8 * len(self.content) + (self.train_data_bits if self.label_bits is None else self.label_bits)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything but the file, for JSON."""
+        """Return all measurements, without the file, for JSON."""
         return {
             "codec": self.codec,
             "why": self.why,
@@ -71,7 +85,7 @@ class Packed(Result):
         }
 
     def records(self) -> list[dict[str, Any]]:
-        """Return where every bit of the file goes."""
+        """Return one row for each part of the file: its name and its bits."""
         return [{"name": part.name, "bits": part.bits} for part in self.loaded.parts]
 
     def __str__(self) -> str:
@@ -87,7 +101,17 @@ class Packed(Result):
 
 
 def with_settings(settings: PackSettings, overrides: Sequence[str]) -> PackSettings:
-    """The settings with ``key=value`` overrides, such as ``tuning.steps=400``; raises ConfigError naming what is wrong.
+    """Return the settings with ``key=value`` overrides applied.
+
+    Args:
+        settings: section ``pack`` of a configuration.
+        overrides: such as ``tuning.steps=400``.
+
+    Returns:
+        validated settings; the given ones are unchanged.
+
+    Raises:
+        ConfigError: if an override is not ``KEY=VALUE``, or names a setting or value that is not valid.
 
     >>> with_settings(PackSettings(), ["tuning.steps=400"]).tuning.steps
     400
@@ -113,14 +137,25 @@ def with_settings(settings: PackSettings, overrides: Sequence[str]) -> PackSetti
 
 
 def pack_experiment(experiment: Experiment, settings: PackSettings | None = None, *, progress: bool = True) -> Packed:
-    """The model file of a trained experiment. The experiment's model is changed: it ends with the weights of the file.
+    """Encode a trained experiment as a model file.
+
+    The experiment's model is changed: afterwards it holds the weights of the file.
+
+    Args:
+        experiment: trained experiment.
+        settings: default: the configuration's section ``pack``.
+        progress: show progress bars.
+
+    Returns:
+        the file with the fewest bits for file and labels, among the codecs tried.
 
     Raises:
-        LayerError: for a mean, std or statistic that makes no sense, and for a network that a file cannot describe.
-        FileError: for a budget that is too small.
-        PriorError: for a prior that cannot be coded.
+        LayerError: if a mean, std or statistic is not valid, or a file cannot describe the network.
+        FileError: if the budget is too small.
+        PriorError: if a prior cannot be coded weight by weight.
     """
     settings, experiment = settings or experiment.config.pack, described(experiment)
+    # before the choice: rounded hyper-parameters change the KL that the choice goes by
     _settle(experiment)
     choice = choose(experiment, settings)
     net_bits = _ledger_net_bits(experiment)
@@ -136,7 +171,7 @@ def pack_experiment(experiment: Experiment, settings: PackSettings | None = None
 
 
 def _settle(experiment: Experiment) -> None:
-    """Give the model its final numbers, on their grids; raises LayerError for one that makes no sense."""
+    """Round the model's learned numbers to their grids; raises LayerError for a mean or std that is not valid."""
     model = experiment.model
     model.honour_edits(everywhere=True)
     _check_finite(model)
@@ -146,7 +181,7 @@ def _settle(experiment: Experiment) -> None:
 
 @torch.no_grad()
 def _take_over(model: BayesianModel, decoded: BayesianModel) -> None:
-    """Put the numbers of the decoded file into the model that was packed, whose units may have had another order."""
+    """Copy the decoded numbers into the packed model; the file's hidden units may stand in another order."""
     for own, found in zip(model.weights, decoded.weights, strict=True):
         own.posterior.mean.copy_(found.posterior.mean)
         if isinstance(own.posterior, GaussianPosterior):
@@ -169,17 +204,29 @@ def _check_finite(model: BayesianModel) -> None:
 
 @dataclass(frozen=True)
 class Choice:
-    """Which codecs are tried, and why these."""
+    """Choice of codecs.
+
+    Attributes:
+        codecs: those that are tried.
+        why: the reason, for the user.
+    """
 
     codecs: tuple[ModelCodec, ...]
     why: str
 
 
 def choose(experiment: Experiment, settings: PackSettings) -> Choice:
-    """The codec that is asked for, or by bits per weight; both near where they are equally good.
+    """Choose the codec that the settings name, or one by net bits per weight.
+
+    Args:
+        experiment: trained experiment, on its grids.
+        settings: ``codec`` and ``budget_bytes`` decide.
+
+    Returns:
+        one codec, or both where neither is clearly better.
 
     Raises:
-        FileError: for blocks of a point estimate.
+        FileError: if block coding is asked for and a weight has a point estimate.
     """
     model = experiment.model
     points = any(isinstance(q, PointPosterior) for q in model.posteriors())
@@ -202,8 +249,22 @@ def choose(experiment: Experiment, settings: PackSettings) -> Choice:
 
 
 def write(experiment: Experiment, settings: PackSettings, choice: Choice, *, progress: bool = True) -> list[bytes]:
-    """The file of every chosen codec that fits the budget, each from the model as it is now; raises FileError for none."""
+    """Write one file with every chosen codec that fits the budget, each from the model as it is now.
+
+    Args:
+        experiment: trained experiment; its model is changed.
+        settings: section ``pack``.
+        choice: result of :func:`choose`.
+        progress: show progress bars.
+
+    Returns:
+        the bytes of one file or two.
+
+    Raises:
+        FileError: if no codec fits the budget; the error of the first codec.
+    """
     model = experiment.model
+    # writing changes the model (tuning, order of units), so a second codec needs the state from before
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()} if len(choice.codecs) > 1 else None
     files, errors = [], []
     for codec in choice.codecs:
@@ -220,7 +281,7 @@ def write(experiment: Experiment, settings: PackSettings, choice: Choice, *, pro
 
 
 def _ledger_net_bits(experiment: Experiment) -> float:
-    """Net weight bits and hyper-parameters of the posterior, with the data bits of a few draws."""
+    """Return data, net weight and hyper-parameter bits of the posterior; data bits are averaged over a few draws."""
     model, likelihood = experiment.model, experiment.likelihood
     drawn = evaluate(model, likelihood, experiment.dataset.train, samples=3 if model.smallest_std() is not None else 0)
     charges = sum(charge.bits for charge in [*model.charges(), *likelihood.charges()])
@@ -228,14 +289,17 @@ def _ledger_net_bits(experiment: Experiment) -> float:
 
 
 def measure(experiment: Experiment, settings: PackSettings, content: bytes, why: str, net_bits: float) -> Packed:
-    """What the bytes of a file hold, decoded as any receiver would.
+    """Decode a file as a receiver would, and measure it.
 
     Args:
-        experiment: whose data are described.
-        settings: which the file was written with.
+        experiment: source of the training and test examples.
+        settings: settings that the file was written with.
         content: the whole file.
-        why: it was written with this codec.
-        net_bits: what the ledger says of the posterior.
+        why: reason for the codec, kept for the user.
+        net_bits: net bits of the posterior by the ledger.
+
+    Returns:
+        the file with its sizes and errors.
     """
     own = [] if settings.factory is None else [f"{CODEC_FACTORY}={settings.factory}"]
     loaded = decode(content, "the packed file", [*locations_of(experiment.config), *own])

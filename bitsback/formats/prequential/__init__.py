@@ -1,3 +1,3 @@
-"""Labels in the prequential code: each block under networks that have seen only the blocks before."""
+"""Prequential code: each block of labels is coded under networks trained only on the blocks before it."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""What a block of labels cost, and the temperature of its predictions."""
+"""Cost of one block of labels, and calibration of its predictions."""
 
 import math
 from collections.abc import Callable
@@ -11,21 +11,28 @@ from torch import Tensor
 __all__ = ["Block", "Calibration", "minimum"]
 
 WIDTHS = {"temperature": 0.25, "uniform_share": 1.5}
-"""Standard deviations of the natural logarithms, before any label has been seen."""
+"""Prior stds of the natural logarithms of the two numbers of a calibration."""
 
 
 START = {"temperature": 1.5, "uniform_share": 1e-3}
+"""Values before any label has been coded, and prior medians."""
 
 
 LIMITS = {"temperature": (0.2, 8.0), "uniform_share": (1e-7, 0.2)}
+"""Smallest and largest values of the fit."""
 
 
 ROUNDS = 3
+"""Rounds of coordinate-wise minimisation in a fit."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """p'(y) = (1 - e) p(y)^(1/T) / Z + e / C: temperature T, and a share e of the uniform code, so that no label is impossible.
+    """Calibrated probabilities p'(y) = (1 - e) p(y)^(1/T) / Z + e / C, with C classes and normaliser Z.
+
+    Attributes:
+        temperature: T.
+        uniform_share: e, the share of the uniform distribution; above zero, so that no label is impossible.
 
     >>> Calibration(temperature=1.0, uniform_share=0.1)(torch.tensor([[0.9, 0.1]]).double().log()).exp()
     tensor([[0.8600, 0.1400]], dtype=torch.float64)
@@ -35,18 +42,21 @@ class Calibration:
     uniform_share: float = START["uniform_share"]
 
     def __call__(self, log_probabilities: Tensor) -> Tensor:
-        """Log-probabilities (n, classes) in nats, from those of the network; float64."""
+        """Return calibrated log-probabilities (n, classes) in nats, float64, from those of the network."""
         sharp = torch.log_softmax(log_probabilities / self.temperature, 1) + math.log1p(-self.uniform_share)
         uniform = torch.tensor(math.log(self.uniform_share / sharp.shape[1]), dtype=sharp.dtype)
         return torch.logaddexp(sharp, uniform)
 
     @classmethod
     def fit(cls, log_probabilities: Tensor, labels: Tensor) -> "Calibration":
-        """The likeliest calibration of predictions whose labels are known, under log-normal priors for its two numbers.
+        """Return the maximum a posteriori calibration of predictions whose labels are known, under log-normal priors.
 
         Args:
-            log_probabilities: (n, classes), float64, each made without knowing its label.
+            log_probabilities: (n, classes) in nats, float64, each made without knowing its label.
             labels: (n,).
+
+        Returns:
+            the calibration; its starting values if there are no labels.
         """
         found = dict(START)
         for _ in range(ROUNDS if len(labels) else 0):
@@ -62,10 +72,20 @@ class Calibration:
 
 
 GOLDEN = (math.sqrt(5) - 1) / 2
+"""Ratio by which a golden section shrinks the interval."""
 
 
 def minimum(function: Callable[[float], float], low: float, high: float, tolerance: float = 1e-3) -> float:
-    """Where a function of one minimum is least between two ends, by golden sections (Kiefer 1953).
+    """Return the argument that minimises a unimodal function, by golden sections (Kiefer 1953).
+
+    Args:
+        function: function with one minimum.
+        low: lower end of the interval.
+        high: upper end of the interval.
+        tolerance: width of the interval at which the search ends.
+
+    Returns:
+        the middle of the last interval.
 
     >>> round(minimum(lambda x: (x - 1) ** 2, -3.0, 4.0, tolerance=1e-6), 5)
     1.0
@@ -86,15 +106,16 @@ def minimum(function: Callable[[float], float], low: float, high: float, toleran
 
 @dataclass(frozen=True)
 class Block:
-    """What one block of labels cost.
+    """Cost of one block of labels.
 
     Attributes:
-        start, end: the block is examples start .. end - 1, in the order of the code.
+        start: first example of the block, in the order of the code.
+        end: one past its last example.
         bits: -log2 of the predictive probabilities of its labels.
-        error: share of its labels that were not the likeliest.
-        calibration: of the predictions.
-        steps: optimiser steps behind the prediction, over all networks.
-        seconds: what training and prediction took.
+        error: share of its labels that were not the most probable ones.
+        calibration: calibration of its predictions.
+        steps: optimiser steps behind the predictions, summed over networks.
+        seconds: time of training and prediction.
     """
 
     start: int
@@ -106,6 +127,6 @@ class Block:
     seconds: float
 
     def facts(self) -> dict[str, Any]:
-        """Everything, for JSON."""
+        """Return all attributes in one flat dictionary, for JSON."""
         facts = asdict(self)
         return {**facts, **facts.pop("calibration")}

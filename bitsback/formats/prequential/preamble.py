@@ -1,4 +1,4 @@
-"""What a file of labels in the prequential code says before its labels."""
+"""Head of a file of labels in the prequential code."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,21 +14,21 @@ __all__ = ["FIRST_PREQUENTIAL", "PREQUENTIAL", "Head", "labels_digest", "tables_
 
 PREQUENTIAL = register_kind(FileKind(3, "prequential", version=2))
 FIRST_PREQUENTIAL = PREQUENTIAL.of_version(1)
-"""Of version 1: its training is no longer repeated."""
+"""Files of version 1, whose training is no longer available."""
 
 TABLES_DIGEST_BITS, LABELS_DIGEST_BITS = 8, 16
 
 
 @dataclass(frozen=True)
 class Head:
-    """What a file of labels in the prequential code says before its labels.
+    """Head of a file of labels in the prequential code.
 
     Attributes:
-        settings: the configuration, as a tree.
-        examples: how many labels follow.
-        inputs_digest: of the inputs, as in messages.
-        tables: a digest for every block, of the tables that code it; see :func:`tables_digest`.
-        labels_digest: of all labels; see :func:`labels_digest`.
+        settings: configuration as a tree of JSON values.
+        examples: number of labels that follow.
+        inputs_digest: digest of the inputs, as in messages.
+        tables: for every block, a digest of the tables that code it; see :func:`tables_digest`.
+        labels_digest: digest of all labels; see :func:`labels_digest`.
     """
 
     settings: dict[str, Any]
@@ -38,7 +38,7 @@ class Head:
     labels_digest: int
 
     def put(self, writer: BitWriter) -> None:
-        """Write it."""
+        """Write the head."""
         put_settings(writer, self.settings)
         writer.put_count(self.examples)
         writer.put_count(len(self.tables))
@@ -49,7 +49,7 @@ class Head:
 
     @classmethod
     def take(cls, reader: BitReader) -> "Head":
-        """Read it; raises FileError when it makes no sense."""
+        """Read a head; raises FileError if it is not valid."""
         settings, examples, blocks = take_settings(reader), reader.take_count(), reader.take_count()
         if not 0 < blocks <= examples or blocks * TABLES_DIGEST_BITS > reader.bits_left:
             raise FileError(f"the file claims {blocks} blocks of {examples} labels; it is damaged")
@@ -59,7 +59,7 @@ class Head:
 
 
 def tables_digest(logits: Integers) -> int:
-    """Eight bits over the tables that code a block: whether sender and receiver agree, before a label is decoded.
+    """Return an 8-bit digest of the tables that code a block, which the receiver compares before it decodes a label.
 
     >>> import numpy as np
     >>> tables_digest(np.zeros((2, 3), dtype=np.int64)) == tables_digest(np.array([[0, 0, 0], [1, 0, 0]]))
@@ -69,5 +69,5 @@ def tables_digest(logits: Integers) -> int:
 
 
 def labels_digest(labels: Integers) -> int:
-    """Sixteen bits over all labels, in the order of the code."""
+    """Return a 16-bit digest of all labels, in the order of the code."""
     return digest(labels.astype("<i8").tobytes()) & ((1 << LABELS_DIGEST_BITS) - 1)

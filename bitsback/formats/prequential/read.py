@@ -26,11 +26,12 @@ from bitsback.formats.repeatable import check_alone, repeatable
 __all__ = ["receive_prequential"]
 
 UNKNOWN = -1
+"""Label of an example that has not been decoded."""
 
 
 @dataclass
 class _Receiving:
-    """Answers the walk with the labels that it decodes."""
+    """Receiver of the walk: answers each block with the labels that it decodes."""
 
     stack: Stack
     tables: Sequence[int]
@@ -44,21 +45,24 @@ class _Receiving:
 
 
 class _DiffersError(Exception):
-    """The predictions of a block are not the sender's."""
+    """Predictions of a block that differ from the sender's."""
 
 
 def receive_prequential(path: Path, directory: Path, locations: Sequence[str] = (), *, progress: bool = True) -> Integers:
     """Decode the labels in ``path``, training block by block as the sender did, and write ``directory``/labels.npy.
 
     Args:
-        path: what ``bitsback send --code prequential`` wrote.
+        path: a file that ``bitsback send --code prequential`` wrote.
         directory: a new directory.
-        locations: such as ``data.root=DIR``: where this machine keeps the inputs.
+        locations: places on this machine, such as ``data.root=DIR`` for the inputs.
         progress: show a bar of all optimiser steps.
 
+    Returns:
+        labels in the order of the data, (n,).
+
     Raises:
-        FileError: for a file that is not one or is damaged, for inputs that differ from the sender's, and for a machine whose
-            arithmetic does; the classes up to there are then in ``directory``/labels_so_far.npy, -1 for the others.
+        FileError: if the file is of another kind or damaged, or the inputs differ from the sender's; or if this machine's
+            arithmetic does, then labels decoded so far are in ``directory``/labels_so_far.npy, -1 for the others.
     """
     check_alone()
     check_new_directory(directory)
@@ -99,7 +103,7 @@ def receive_prequential(path: Path, directory: Path, locations: Sequence[str] = 
 
 
 def _receivers_walk(head: Head, config: Config, file_bytes: int) -> Walk:
-    """The walk of a file, from the inputs of this machine; raises FileError unless they are the sender's."""
+    """Return the walk of a file over this machine's inputs; raises FileError unless they are the sender's."""
     check(config)
     if not isinstance(config.training.threads, int):
         raise FileError("the file does not say with how many threads its sender trained; it is damaged")
@@ -130,7 +134,7 @@ def _receivers_walk(head: Head, config: Config, file_bytes: int) -> Walk:
 
 
 def _in_order_of_data(walk: Walk, found: Sequence[Integers]) -> Integers:
-    """Labels (n,) as the data has them, -1 where a label is not known."""
+    """Return labels (n,) in the order of the data, -1 where a label is not known."""
     whole = np.full(len(walk.inputs), UNKNOWN, dtype=np.int64)
     decoded = np.concatenate(found) if found else whole[:0]
     whole[walk.order[: len(decoded)]] = decoded

@@ -1,6 +1,13 @@
-"""The walk over the blocks of the prequential code, which sender and receiver take alike.
+"""Walk over the blocks of the prequential code, which sender and receiver take alike::
 
-It never holds a label that it has not been told: the sender answers each block with its labels, the receiver decodes them.
+    examples    0          e1         e2                    e3        in the order of the code
+    block 1     [ uniform  ]
+    block 2     [ trained  ][ predicted]
+    block 3     [ trained             ][ predicted           ]
+
+    each block: train on the known labels -> log-probabilities -> calibration -> rounding -> answer -> labels become known
+
+The walk never holds a label before it is coded: the sender answers each block with its labels, the receiver decodes them.
 """
 
 import math
@@ -39,17 +46,20 @@ if TYPE_CHECKING:
 __all__ = ["Answer", "Walk", "check", "epochs_for", "rounded", "train"]
 
 Answer = Callable[[int, Integers], Integers]
-"""From a block's number and its predictions, log-probabilities (n, classes) in units of 2^-12 nats, to its labels (n,)."""
+"""Function from the number of a block and its predictions, log-probabilities (n, classes) in units of 2^-12 nats, to its
+labels (n,).
+"""
 
 CPU = torch.device("cpu")
 
 PREDICTION_BITS = 6
-"""Log-probabilities are rounded to multiples of 2^-6 nats, which costs 1e-5 nats a label at most. The coarser they are, the
-less often one lies so near to the middle of two that another machine rounds it the other way. Part of the format."""
+"""Log-probabilities are rounded to multiples of 2^-6 nats, which costs at most 1e-5 nats a label. A coarser grid makes it rarer
+that a value lies so near the middle of two multiples that another machine rounds it the other way. Part of the format.
+"""
 
 
 def rounded(log_probabilities: Tensor) -> Integers:
-    """Log-probabilities (n, classes) in nats as whole multiples of 2^-12, of which 2^6 make a step.
+    """Return log-probabilities (n, classes) in nats as multiples of 2^-12, rounded to 2^-6.
 
     >>> rounded(torch.tensor([[-0.1, -2.4]], dtype=torch.float64)).tolist()
     [[-384, -9856]]
@@ -59,7 +69,7 @@ def rounded(log_probabilities: Tensor) -> Integers:
 
 
 def check(config: Config) -> None:
-    """Raise ConfigError for settings that make no sense here, each with the fix."""
+    """Raise ConfigError for a setting that does not suit the prequential code."""
     check_alone()
     training, prequential = config.training, config.prequential
     if not isinstance(config.likelihood, CategoricalSettings):
@@ -81,13 +91,13 @@ def check(config: Config) -> None:
 
 @dataclass(frozen=True)
 class Walk:
-    """What sender and receiver both hold.
+    """State that sender and receiver share.
 
     Attributes:
-        config: one that :func:`check` has passed, with a number of threads; it is trained as
+        config: configuration that :func:`check` has passed, with a number of threads; it is trained as
             :func:`bitsback.formats.repeatable.repeatable` says.
         inputs: (n, ...), in the order of the data.
-        classes: how many labels there are.
+        classes: number of classes.
     """
 
     config: Config
@@ -100,26 +110,31 @@ class Walk:
 
     @property
     def order(self) -> Integers:
-        """The places in the data of first, second, ... example of the code."""
+        """Return the positions in the data of the first, second, ... example of the code, (n,)."""
         count = len(self.inputs)
         return shuffled(self.config.seed, 0, count) if self.config.prequential.shuffle else np.arange(count)
 
     @property
     def ends(self) -> tuple[int, ...]:
-        """The ends of the blocks; raises ConfigError when they do not cover the examples."""
+        """Return the ends of the blocks, in examples; raises ConfigError if they do not cover the examples."""
         return self.config.prequential.ends(len(self.inputs))
 
     @property
     def steps(self) -> int:
-        """Optimiser steps of all blocks, and the draws that are averaged."""
+        """Return the optimiser steps of all blocks plus the draws that are averaged."""
         starts = (0, *self.ends[:-1])
         return sum(self._steps(start) for start in starts) + len(starts) * self.config.prequential.members
 
     def run(self, answer: Answer, test: Examples | None = None, *, progress: bool = True) -> tuple[list[Block], float | None]:
         """Code every block: predict it from the labels before it, and ask ``answer`` for its own.
 
+        Args:
+            answer: gives the labels of a block.
+            test: test examples, on which the last predictor's error is measured; they do not affect the code.
+            progress: show a bar of all optimiser steps.
+
         Returns:
-            the blocks, and the last predictor's error on ``test``, which chooses nothing.
+            the cost of each block, and the error on ``test`` or None.
         """
         inputs, ends, threads = self.inputs[torch.from_numpy(self.order)], self.ends, self.config.training.threads
         assert isinstance(threads, int)
@@ -140,6 +155,7 @@ class Walk:
                     raw, more = self._uniform(end - start), []
                 if test is not None and more:
                     test_error = float((more[0].argmax(1) != test.targets).double().mean())
+                # fitted before the block's own labels are asked for: the receiver does not have them yet
                 calibration = self._calibration(told, known)
                 found = calibration(raw)
                 labels = torch.from_numpy(answer(number, rounded(found)))
@@ -164,19 +180,22 @@ class Walk:
         return torch.full((count, self.classes), -math.log(self.classes), dtype=torch.float64)
 
     def _calibration(self, told: Tensor, known: Tensor) -> Calibration:
-        """Of the later half of the known labels, predicted before they were known: early networks were worse."""
+        """Return a calibration fitted to the later half of the known labels, whose predictors resemble the next one most."""
         half = len(known) // 2
         return Calibration.fit(told[half:], known[half:]) if self.config.prequential.calibrate else Calibration()
 
     @torch.no_grad()
     def _predict(self, number: int, earlier: Examples, asked: list[Tensor], bar: "Bar") -> list[Tensor]:
-        """Log-probabilities (n, classes) in nats for each of some inputs (n, ...), averaged over members; float64.
+        """Return log-probabilities (n, classes) in nats for each of some inputs (n, ...), averaged over members; float64.
 
-        No two of them share a batch, for the last bits of a sum may depend on its neighbours.
+        Raises:
+            TrainingError: if a prediction is not finite.
         """
+        # inputs asked for separately share no batch: the last bits of a sum may depend on its neighbours
         settings = self.config.prequential
         parts: list[list[Tensor]] = [[] for _ in asked]
         for member in range(self._networks):
+            # a seed for each block and member: no training depends on how the ones before it drew
             seed = int(np.random.SeedSequence([self.config.seed, number, member]).generate_state(1)[0])
             with seeded(seed, CPU):
                 model = train(self.config.model_copy(update={"seed": seed}), self.classes, earlier, bar)
@@ -192,7 +211,14 @@ class Walk:
 
 
 def epochs_for(config: Config, examples: int) -> int:
-    """Passes over so many examples: ``training.epochs``, or more where they would be fewer steps than ``least_steps``.
+    """Return the epochs for a number of examples: ``training.epochs``, or more to reach ``prequential.least_steps``.
+
+    Args:
+        config: its sections ``training`` and ``prequential`` are used.
+        examples: number of known examples.
+
+    Returns:
+        passes over the examples.
 
     >>> from bitsback.training import TrainingSettings, start
     >>> config = Config(training=TrainingSettings(epochs=100))
@@ -205,7 +231,17 @@ def epochs_for(config: Config, examples: int) -> int:
 
 @torch.enable_grad()
 def train(config: Config, classes: int, examples: Examples, bar: "Bar") -> BayesianModel:
-    """A network in float64 that has seen these examples alone; the schedules of the training are stretched to its epochs."""
+    """Train a network on the known examples, with the schedules of the training stretched to its epochs.
+
+    Args:
+        config: what to train; its seed is used.
+        classes: number of classes.
+        examples: inputs and labels of the blocks before.
+        bar: progress bar, advanced by the optimiser steps.
+
+    Returns:
+        a network in float64, in eval mode.
+    """
     config = repeatable(config)
     epochs = epochs_for(config, len(examples))
     settings = _stretched(config.training, epochs)

@@ -1,4 +1,4 @@
-"""send and receive of the prequential code: a number of bits, and the labels as a file of about as many."""
+"""Code labels in the prequential code: the number of bits, and a file of about that size."""
 
 import math
 import time
@@ -23,6 +23,7 @@ from bitsback.training.train import threads_for
 __all__ = ["Prequential", "prequential"]
 
 SECTIONS = (*MESSAGE_SECTIONS, "prequential")
+"""Sections of the configuration that the file holds."""
 
 
 SHOWN = ("labels", "bits", "bits a label", "error", "temperature", "steps", "seconds")
@@ -30,15 +31,15 @@ SHOWN = ("labels", "bits", "bits a label", "error", "temperature", "steps", "sec
 
 @dataclass(frozen=True)
 class Prequential(Result):
-    """The prequential code of a data set's labels, as a number and as a file.
+    """Prequential code of the labels of a data set, as a number of bits and as a file.
 
     Attributes:
-        blocks: what each block cost.
-        classes: how many labels there are.
-        content: the file.
-        header_bits: of it: configuration, digests, frame.
-        test_error: of the last block's predictor, for information.
-        seconds: of everything.
+        blocks: cost of each block.
+        classes: number of classes.
+        content: the bytes of the file.
+        header_bits: bits of frame, configuration and digests.
+        test_error: error of the last block's predictor on the test split, for information; None without one.
+        seconds: time of the whole code.
     """
 
     blocks: tuple[Block, ...]
@@ -50,21 +51,21 @@ class Prequential(Result):
 
     @property
     def bits(self) -> float:
-        """-log2 of the predictive probabilities of all labels: sum over the blocks."""
+        """Return -log2 of the predictive probabilities of all labels, the sum over the blocks."""
         return math.fsum(block.bits for block in self.blocks)
 
     @property
     def uniform_bits(self) -> float:
-        """What the labels cost without a model."""
+        """Return the bits of the labels under the uniform distribution, without a model."""
         return self.blocks[-1].end * math.log2(self.classes)
 
     @property
     def file_bits(self) -> int:
-        """Bits of the whole file."""
+        """Return the bits of the whole file."""
         return 8 * len(self.content)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything but the file, for JSON."""
+        """Return all numbers without the file, for JSON."""
         return {
             "prequential_bits": self.bits,
             "uniform_bits": self.uniform_bits,
@@ -82,7 +83,7 @@ class Prequential(Result):
         return [block.facts() for block in self.blocks]
 
     def told(self, out: Path | None = None) -> str:
-        """Return what a person is shown, and where the message is."""
+        """Return the text for the user, with the path of the file if given."""
         where = f" in {out}" if out is not None else ""
         return (
             f"{self._table()}\nThe message{where} has {len(self.content):,} bytes: {self.header_bits:,} bits of configuration "
@@ -112,7 +113,7 @@ class Prequential(Result):
 
 @dataclass
 class _Sending:
-    """Answers the walk with the labels, and remembers what the receiver will be told."""
+    """Sender of the walk: answers each block with its labels, and keeps the predictions for the file."""
 
     known: Integers
     ends: tuple[int, ...]
@@ -126,7 +127,8 @@ class _Sending:
         return self.known[start : self.ends[number]]
 
     def stream(self) -> bytes:
-        """All labels, the last block pushed first."""
+        """Return the coded labels of all blocks."""
+        # the last block first: the coder is a stack, and the receiver decodes the first block first
         stack, starts = Stack.empty(), (0, *self.ends[:-1])
         for start, end, whole in reversed(list(zip(starts, self.ends, self.said, strict=True))):
             labels(whole).push(stack, self.known[start:end])
@@ -137,11 +139,14 @@ def prequential(config: Config, *, progress: bool = True) -> Prequential:
     """Code the training labels block by block, each under networks that have seen only the labels before it.
 
     Args:
-        config: ``prequential`` says how; network, posterior, prior and training say what is trained for every block.
+        config: section ``prequential`` sets blocks and predictors; network, posterior, prior and training set what is trained.
         progress: show a bar of all optimiser steps.
 
+    Returns:
+        the file, and the cost of each block.
+
     Raises:
-        ConfigError: for a block schedule that does not cover the data, and settings that make no sense here.
+        ConfigError: if the block schedule does not cover the data, or a setting does not suit the prequential code.
 
     >>> from bitsback.config import Config
     >>> config = Config.model_validate({"data": {"kind": "digits", "limit": 64}, "prequential": {"least_steps": 20},

@@ -7,7 +7,8 @@ from itertools import pairwise
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from bitsback.report.live_metrics import CURVES
+from bitsback.extras import require
+from bitsback.terminal.live_metrics import CURVES
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -129,7 +130,7 @@ def chart(
     """Draw the curves of a training.
 
     Args:
-        points: (epoch, seconds, bits of :data:`~bitsback.report.live_metrics.CURVES`), at least one.
+        points: (epoch, seconds, bits of :data:`~bitsback.terminal.live_metrics.CURVES`), at least one.
         values: text beside the name at the end of each curve.
         width: in characters.
         height: in lines, two of them for the horizontal axis.
@@ -141,6 +142,7 @@ def chart(
     from rich.text import Text
 
     epochs = [point[0] for point in points]
+    require("watch", "a chart in the terminal")
     drawn = {name: [point[2 + number] for point in points] for number, name in enumerate(CURVES)}
     drawn = {name: bits for name, bits in drawn.items() if name == "net" or any(bits)}
     scale = Scale.of(list(drawn.values()), drawn["net"])
