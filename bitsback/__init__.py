@@ -1,4 +1,4 @@
-"""Train networks counted in bits: a weight is a posterior, not a number; a ledger says gross, refund, net.
+"""Neural networks trained by minimum description length: posteriors over weights, and ledgers of gross, refund and net bits.
 
 >>> import torch, bitsback
 >>> model = bitsback.bayesianize(torch.nn.Linear(64, 10), prior="laplace")
@@ -33,10 +33,10 @@ PUBLIC = {
     "runs": ("compare", "train"),
     "training": ("LedgerSettings", "LoggingSettings", "TrainingSettings"),
 }  # fmt: skip
-"""The public names and where they live; each is imported when it is first used, so that ``import bitsback`` is quick."""
+"""Public names by module; each is imported on first use, so that ``import bitsback`` is quick."""
 
 SUBMODULES = ("coding", "data", "likelihoods", "nn", "optim", "priors")
-"""Public name spaces."""
+"""Public submodules."""
 
 __version__ = "0.1.0"
 

@@ -1,4 +1,4 @@
-"""``python -m bitsback``."""
+"""Entry point of ``python -m bitsback``."""
 
 from bitsback.cli import main
 

@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, and reading them only when they are whole."""
+"""Atomic writing of files and directories, and tensor files with a checksum."""
 
 import hashlib
 import json
@@ -42,28 +42,28 @@ __all__ = [
 ]
 
 SEAL = b'{"__metadata__":{"sha256":"'
-"""How the header of a tensor file begins that carries a checksum; 64 hexadecimal digits follow."""
+"""First bytes of the header of a tensor file with a checksum; 64 hexadecimal digits of SHA-256 follow."""
 
 DIGITS = 64
 READ_BYTES = 1 << 20
 
 
 class DamagedFileError(RunError):
-    """A tensor file that cannot be read, or is not what was written."""
+    """Tensor file that cannot be read, or whose checksum is wrong."""
 
 
 def write_bytes(path: Path, content: bytes, keep: Path | None = None) -> None:
-    """Write ``content`` to a temporary neighbour, then rename it: a reader sees the old file or the new one, never half.
+    """Write a file atomically: to a temporary file beside it, which is then renamed. Readers see the old or the new content.
 
-    Temporary neighbours that killed writers of the same file left are removed.
+    Temporary files that killed writers of the same file left are removed.
 
     Args:
-        path: the file.
-        content: what is to be in it.
-        keep: where the old file goes, if there is one, just before the new one takes its place.
+        path: file to write.
+        content: its bytes.
+        keep: path to which an existing file is moved first; None overwrites it.
 
     Raises:
-        RunError: when the place cannot be written.
+        RunError: the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +76,7 @@ def write_bytes(path: Path, content: bytes, keep: Path | None = None) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-            if not ON_WINDOWS:  # while it is open, and so locked: nobody takes it for left over
+            if not ON_WINDOWS:  # still open and so locked: no other writer removes it as left over
                 os.chmod(temporary, 0o644)
                 _put_in_place(temporary, path, keep)
         if ON_WINDOWS:  # not run here: an open file cannot be renamed
@@ -96,19 +96,23 @@ def _put_in_place(temporary: str, path: Path, keep: Path | None) -> None:
 
 
 def _temporary_file(path: Path) -> tuple[int, str]:
-    """A new file beside ``path``, open and locked."""
+    """Create a temporary file beside ``path``; return it open and locked, with its name."""
     while True:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         lock_file(handle)
         if is_at(handle, temporary):
             return handle, temporary
-        os.close(handle)  # another writer took it for left over before it was locked
+        os.close(handle)  # another writer removed it as left over before it was locked
 
 
 def check_new_directory(path: Path) -> None:
-    """Raise RunError unless ``path`` can become a new directory: it is missing or empty, and its place can be written.
+    """Check that ``path`` can become a new directory: it is missing or empty, and its parent is writable.
 
-    What a training leaves that was killed before it had begun counts as nothing.
+    Files of a training that was killed before its first step do not count as content.
+
+    Raises:
+        InUseError: another process is writing it.
+        RunError: it is not empty, or cannot be written.
     """
     if path.exists() and not path.is_dir():
         raise RunError(f"{path} is a file, not a directory; choose another --out")
@@ -121,7 +125,7 @@ def check_new_directory(path: Path) -> None:
 
 
 def _is_no_content(entry: Path) -> bool:
-    """True for a lock, a temporary file, and the files of a run as they are before its configuration is written."""
+    """Return whether ``entry`` is a lock, a temporary file, or a file of a run that has not written its configuration."""
     if entry.name == LOCK or LEFT_OVER.fullmatch(entry.name):
         return True
     metrics = entry.parent / "metrics.jsonl"
@@ -131,15 +135,15 @@ def _is_no_content(entry: Path) -> bool:
 
 @contextmanager
 def new_directory(path: Path) -> Iterator[None]:
-    """Hold a place that is to become a new directory: nobody else can begin to write to it.
+    """Lock a directory that is to be created, so that no other process begins to write it.
 
     Raises:
-        InUseError: when another process holds it.
-        RunError: when it is not empty, or cannot be written.
+        InUseError: another process holds it.
+        RunError: it is not empty, or cannot be written.
     """
     check_new_directory(path)
     with exclusive(path / LOCK, path):
-        check_new_directory(path)  # another may have been there between
+        check_new_directory(path)  # another process may have written it before the lock was taken
         remove_left_over_files(path)
         (path / "metrics.jsonl").unlink(missing_ok=True)
         shutil.rmtree(path / "checkpoint", ignore_errors=True)
@@ -148,11 +152,11 @@ def new_directory(path: Path) -> Iterator[None]:
 
 @contextmanager
 def new_neighbour(path: Path) -> Iterator[None]:
-    """Hold a place that :func:`whole_directory` is to fill: nobody else can begin to write to it.
+    """Lock a directory that :func:`whole_directory` is to create, so that no other process begins to write it.
 
     Raises:
-        InUseError: when another process holds it.
-        RunError: when it is not empty, or cannot be written.
+        InUseError: another process holds it.
+        RunError: it is not empty, or cannot be written.
     """
     check_new_directory(path)
     with exclusive(_lock_beside(path), path):
@@ -174,11 +178,20 @@ def check_new_file(path: Path) -> None:
 
 @contextmanager
 def whole_directory(path: Path) -> Iterator[Path]:
-    """A neighbour to write files into, which becomes ``path`` at the end, or goes away when something fails.
+    """Create a directory atomically: files are written to a temporary directory, which is renamed to ``path`` at the end.
+
+    ::
+
+        .DIR.lock          held from begin to end
+        .DIR.a1b2c3d4.tmp  files are written here  --success--> os.replace --> DIR
+                                                   --error----> removed
+
+    Yields:
+        The temporary directory, beside ``path``.
 
     Raises:
-        InUseError: when another process is filling ``path``.
-        RunError: when it cannot be written.
+        InUseError: another process is writing ``path``.
+        RunError: it cannot be written.
     """
     with exclusive(_lock_beside(path), path):
         target = path.resolve()
@@ -190,9 +203,9 @@ def whole_directory(path: Path) -> Iterator[Path]:
         try:
             yield staging
             staging.chmod(0o755)
-            if ON_WINDOWS and target.is_dir():  # not run here: a directory cannot replace another, empty as it may be
+            if ON_WINDOWS and target.is_dir():  # not run here: a directory cannot replace another, even an empty one
                 target.rmdir()
-            os.replace(staging, target)  # onto nothing, or an empty directory
+            os.replace(staging, target)  # target is missing or an empty directory
         except BaseException as error:
             shutil.rmtree(staging, ignore_errors=True)
             if isinstance(error, OSError):
@@ -201,12 +214,22 @@ def whole_directory(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, content: str) -> None:
-    """:func:`write_bytes` for text, in UTF-8."""
+    """Write text as UTF-8, atomically.
+
+    Args:
+        path: file to write.
+        content: its text.
+    """
     write_bytes(path, content.encode())
 
 
 def write_array(path: Path, array: Any) -> None:
-    """:func:`write_bytes` for a NumPy array, in the npy format."""
+    """Write a NumPy array in the npy format, atomically.
+
+    Args:
+        path: file to write.
+        array: any shape, no objects.
+    """
     import io
 
     import numpy as np
@@ -217,17 +240,27 @@ def write_array(path: Path, array: Any) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str], *, keep: Path | None = None) -> None:
-    """:func:`write_bytes` for tensors, in the safetensors format, with a checksum of every byte among the metadata."""
+    """Write tensors in the safetensors format, atomically, with the SHA-256 of the file among the metadata.
+
+    Args:
+        path: file to write.
+        tensors: by name.
+        metadata: strings by name.
+        keep: path to which an existing file is moved first; None overwrites it.
+    """
     from safetensors.torch import save
 
     write_bytes(path, _sealed(save(dict(tensors)), metadata), keep)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Tensors and metadata of a safetensors file.
+    """Read a safetensors file.
+
+    Returns:
+        Tensors by name; metadata by name, without the checksum.
 
     Raises:
-        DamagedFileError: when it cannot be read, or a checksum stands in it and does not fit.
+        DamagedFileError: it cannot be read, or its checksum is wrong.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -241,11 +274,14 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def check_seal(path: Path) -> bool:
-    """Compare a tensor file with the checksum in it; False when it has none, as files of other programs do.
+    """Verify the checksum of a tensor file.
+
+    Returns:
+        False if it has none, as files of other programs.
 
     Raises:
-        DamagedFileError: when they differ.
-        OSError: when it cannot be read.
+        DamagedFileError: the checksum is wrong.
+        OSError: the file cannot be read.
     """
     end = 8 + len(SEAL)
     with path.open("rb") as file:
@@ -263,7 +299,7 @@ def check_seal(path: Path) -> bool:
 
 
 def _sealed(content: bytes, metadata: Mapping[str, str]) -> bytes:
-    """A safetensors file with these metadata, and before them the SHA-256 of the file in which its own digits are zeros."""
+    """Return a safetensors file with the metadata, preceded by the SHA-256 of the file with zeros in place of its digits."""
     length = int.from_bytes(content[:8], "little")
     facts = {"sha256": "0" * DIGITS, **dict(sorted(metadata.items()))}
     text = json.dumps({"__metadata__": facts, **json.loads(content[8 : 8 + length])}, separators=(",", ":")).encode()
@@ -275,7 +311,10 @@ def _sealed(content: bytes, metadata: Mapping[str, str]) -> bytes:
 
 
 def file_name(text: str) -> str:
-    """A name for a file or directory that every system takes, much like ``text``.
+    """Return ``text`` with the characters replaced that a file name may not hold on Linux, macOS or Windows.
+
+    Returns:
+        A name that is not empty.
 
     >>> file_name("data.root=/tmp/a: b?")
     'data.root=_tmp_a_ b_'

@@ -1,4 +1,4 @@
-"""Named mistakes. Every message says what was given, what is allowed, and the fix."""
+"""Error classes. A message names the given value, the allowed values and a fix."""
 
 import difflib
 from collections.abc import Iterable
@@ -21,51 +21,58 @@ __all__ = [
 
 
 class BitsbackError(Exception):
-    """Base of every error that ``bitsback`` raises on purpose; the command line shows it as one sentence."""
+    """Base class of the errors that ``bitsback`` raises; the command line prints one sentence without traceback."""
 
 
 class ConfigError(BitsbackError):
-    """A configuration that cannot be used; lists every error with its file and line."""
+    """Invalid configuration; the message lists every error with its file and line."""
 
 
 class DataError(BitsbackError):
-    """A data set that is missing, empty or holds values that no code can describe."""
+    """Data set that is missing, empty, or holds invalid values such as NaN."""
 
 
 class PriorError(BitsbackError):
-    """A prior that is no code: improper, without the reals as support, or with a scale of zero or below."""
+    """Invalid prior: improper, not supported on all reals, or with a scale that is not positive."""
 
 
 class LedgerError(BitsbackError):
-    """A ledger that does not add up or does not cover the model."""
+    """Ledger whose sums are inconsistent, or that cannot be taken for the model."""
 
 
 class CertificateError(BitsbackError):
-    """A certificate that would not hold: a prior that saw the examples, a loss without bound, a delta that is none."""
+    """Certificate whose assumptions fail: a prior fitted to the examples, an unbounded loss, or an invalid delta."""
 
 
 class LayerError(BitsbackError):
-    """A module that cannot hold a posterior the way it was asked to."""
+    """Module that cannot hold the requested posterior."""
 
 
 class MissingExtraError(BitsbackError):
-    """A library that only some of the package needs is not installed; the extra that installs it is named."""
+    """Missing optional library; the message names the extra that installs it."""
 
 
 class RunError(BitsbackError):
-    """A run directory that is missing, incomplete, or cannot be written."""
+    """Run directory that is missing, incomplete, or not writable."""
 
 
 class FileError(BitsbackError):
-    """A message or model file that is damaged, foreign, or does not fit what the receiver holds."""
+    """Message or model file that is damaged, of another format, or inconsistent with the receiver's data."""
 
 
 class TrainingError(BitsbackError):
-    """Training that cannot go on, such as a loss that is not finite."""
+    """Training that cannot continue, such as with a loss that is not finite."""
 
 
 def brief(error: object, characters: int = 200) -> str:
-    """What an error says, on one line and cut short: libraries quote whole files.
+    """Return the message of an error on one line, cut to ``characters``; some libraries quote whole files.
+
+    Args:
+        error: the error, or its text.
+        characters: maximum length before ``...``.
+
+    Returns:
+        The shortened text.
 
     >>> brief("two\\nlines"), brief("x" * 9, characters=3)
     ('two lines', 'xxx...')
@@ -75,7 +82,14 @@ def brief(error: object, characters: int = 200) -> str:
 
 
 def near_miss(name: str, allowed: Iterable[str]) -> str:
-    """A hint such as ``(did you mean 'laplace'?)``, or nothing when no name is close.
+    """Return a hint such as ``(did you mean 'laplace'?)``.
+
+    Args:
+        name: the name that was given.
+        allowed: valid names.
+
+    Returns:
+        The hint with a leading space; empty if no name is close.
 
     >>> near_miss("laplas", ["gaussian", "laplace"])
     " (did you mean 'laplace'?)"

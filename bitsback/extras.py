@@ -1,4 +1,4 @@
-"""Libraries that only some of the package needs: they are extras, imported when they are first used."""
+"""Optional libraries, installed by extras and imported on first use."""
 
 import sys
 from importlib.util import find_spec
@@ -15,18 +15,18 @@ EXTRAS = {
     "tensorboard": ("tensorboard",),
     "wandb": ("wandb",),
 }
-"""The modules that each extra installs."""
+"""Modules by the extra that installs them."""
 
 
 def require(extra: str, subject: str) -> None:
-    """Raise MissingExtraError, naming the extra, where one of its modules is not installed.
+    """Check that the modules of an extra are installed.
 
     Args:
         extra: a key of :data:`EXTRAS`.
-        subject: what needs it, for the sentence.
+        subject: feature that needs them, for the message.
 
     Raises:
-        MissingExtraError: with the command that installs it.
+        MissingExtraError: a module is missing; the message has the command that installs the extra.
 
     >>> require("graph", "a graph of neighbours")
     """

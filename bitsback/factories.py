@@ -1,4 +1,4 @@
-"""What a user makes: a function, named ``package.module:function`` in YAML and in files, and called with its arguments."""
+"""User functions named ``package.module:function`` in YAML and in files: their import and their call."""
 
 import importlib
 import re
@@ -19,11 +19,14 @@ NAME_PATTERN = rf"^{_IDENTIFIER}(\.{_IDENTIFIER})*:{_IDENTIFIER}$"
 """Of a codec's name: identifiers, joined with dots before the colon."""
 
 LONGEST_NAME = 200
-"""Characters of a codec's name, at most."""
+"""Maximum length of a codec's name, in characters."""
 
 
 def is_function_name(text: str) -> bool:
-    """Whether a text of any length has the form of ``package.module:function``.
+    """Return whether a text has the form ``package.module:function``, at any length.
+
+    Returns:
+        False for empty parts, such as ``my..own:codec``.
 
     >>> [is_function_name(text) for text in ("mine:codec", "my.own:codec", ".mine:codec", "my..own:codec", "my.own.codec")]
     [True, True, False, False, False]
@@ -42,7 +45,7 @@ FactoryName = Annotated[str, AfterValidator(_named), Field(description="package.
 
 @contextmanager
 def importable_here() -> Iterator[None]:
-    """Modules in the current directory can be imported inside, as with ``python -m``."""
+    """Put the current directory first on ``sys.path``, as with ``python -m``."""
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
@@ -52,7 +55,18 @@ def importable_here() -> Iterator[None]:
 
 
 def imported_function(name: str, setting: str) -> Any:
-    """What ``package.module:function`` names, found in this directory too; raises ConfigError that names the setting."""
+    """Import a function, also from the current directory.
+
+    Args:
+        name: ``package.module:function``.
+        setting: the setting that holds the name, for messages.
+
+    Returns:
+        The function.
+
+    Raises:
+        ConfigError: it cannot be imported.
+    """
     module, _, function = name.partition(":")
     try:
         with importable_here():
@@ -60,23 +74,27 @@ def imported_function(name: str, setting: str) -> Any:
     except ModuleNotFoundError as error:
         hint = "; is it in this directory or on PYTHONPATH?" if error.name == module.partition(".")[0] else ""
         raise ConfigError(f"{setting}: cannot import '{name}': {brief(error)}{hint}") from error
-    except Exception as error:  # whatever the user's module raises
+    except Exception as error:  # user code raises errors of any class
         raise ConfigError(f"{setting}: cannot import '{name}': {brief(error)}") from error
 
 
 def made_by(name: str, setting: str, kind: type[Any], what: str, *given: Any, **arguments: Any) -> Any:
-    """Call what a name says, and check what it returns.
+    """Call a user function and check the class of its result.
 
     Args:
         name: ``package.module:function``.
-        setting: that names it, for messages.
-        kind: class of what it has to return.
-        what: how messages call that.
-        given: what the package hands over, before the user's arguments.
-        arguments: the user's.
+        setting: the setting that holds the name, for messages.
+        kind: required class of the result.
+        what: description of ``kind``, for messages.
+        *given: positional arguments from the package.
+        **arguments: keyword arguments from the user's settings.
+
+    Returns:
+        The function's result.
 
     Raises:
-        ConfigError: when it cannot be imported, fails, or returns something else.
+        BitsbackError: the function raised it; it is passed on unchanged.
+        ConfigError: the function cannot be imported, fails, or returns another class.
 
     >>> made_by("fractions:Fraction", "prior.factory", int, "a whole number", 1, 2)
     Traceback (most recent call last):
@@ -90,7 +108,7 @@ def made_by(name: str, setting: str, kind: type[Any], what: str, *given: Any, **
         raise
     except TypeError as error:
         raise ConfigError(f"{setting}: {name} refuses its arguments: {error}") from error
-    except Exception as error:  # whatever the user's function raises
+    except Exception as error:  # user code raises errors of any class
         raise ConfigError(f"{setting}: {name} fails with {arguments}: {error}") from error
     if not isinstance(found, kind):
         raise ConfigError(f"{setting}: {name} returned {type(found).__name__}, not {what}")

@@ -1,4 +1,4 @@
-"""Packages whose names are imported when they are first used, so that what needs no torch does not wait for it."""
+"""Lazy imports of a package's public names, so that commands that need no torch start quickly."""
 
 import importlib
 import sys
@@ -12,12 +12,15 @@ __all__ = ["attach"]
 def attach(
     package: str, homes: Mapping[str, Sequence[str]], submodules: Sequence[str] = ()
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """Return ``__getattr__``, ``__dir__`` and ``__all__`` of a package whose public names live in modules of it (PEP 562).
+    """Return ``__getattr__``, ``__dir__`` and ``__all__`` of a package that imports its public names lazily (PEP 562).
 
     Args:
-        package: its ``__name__``.
-        homes: the names in each module; a module's path is relative to the package.
+        package: ``__name__`` of the package.
+        homes: public names by module; module paths are relative to the package.
         submodules: modules that are public names themselves.
+
+    Returns:
+        ``__getattr__``, ``__dir__``, ``__all__``.
 
     >>> get, _, public = attach("bitsback", {"units": ["format_bits"]})
     >>> public, get("format_bits")(2000.0)
@@ -31,7 +34,7 @@ def attach(
     def get(name: str) -> Any:
         if name in home:
             found = getattr(importlib.import_module(f"{package}.{home[name]}"), name)
-            setattr(sys.modules[package], name, found)  # nobody asks twice
+            setattr(sys.modules[package], name, found)  # later accesses skip __getattr__
             return found
         if name in submodules:
             return importlib.import_module(f"{package}.{name}")
@@ -41,8 +44,9 @@ def attach(
 
 
 def _package_with(home: Mapping[str, str]) -> type[ModuleType]:
-    """A class of modules where a public name stays what it says when its module, of the same name, has been imported."""
+    """Return a module class in which a public name keeps its object when the submodule of the same name is imported."""
 
+    # Importing bitsback.x.y sets attribute y of bitsback.x to the module; a public function y must not be replaced by it.
     class Package(ModuleType):
         def __setattr__(self, name: str, value: Any) -> None:
             if home.get(name) == name and isinstance(value, ModuleType):

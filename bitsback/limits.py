@@ -1,7 +1,7 @@
-"""How much a file or a configuration may ask for: every limit, its default, and the variable that raises it.
+"""Resource limits for files and configurations: defaults, and the environment variables that change them.
 
-Files come from others. What one asks for is compared with these limits before memory is taken or a step is trained, and a
-refusal names the environment variable that raises the limit: ``BITSBACK_LIMIT_STEPS=1e8 bitsback receive FILE -o DIR``.
+Files may come from strangers. Their requests are compared with these limits before memory is allocated or a step is trained.
+The error names the environment variable that raises the limit: ``BITSBACK_LIMIT_STEPS=1e8 bitsback receive FILE -o DIR``.
 """
 
 import os
@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 WORKING_BYTES = 20
-"""Bytes that a number of a data set takes beside its stored form: about five float32 copies, one after the other (measured)."""
+"""Bytes per number of a data set beside its stored form: about five float32 copies while loading (measured)."""
 
 FALLBACK_MEMORY = 16 << 30
 UNLIMITED_CGROUP = 1 << 60
@@ -45,7 +45,12 @@ UNLIMITED_CGROUP = 1 << 60
 
 @dataclass(frozen=True)
 class Limit:
-    """A limit by name; its default may be looked up on the machine.
+    """Named limit on a resource.
+
+    Attributes:
+        name: lower case; the environment variable is ``BITSBACK_LIMIT_`` and the name in upper case.
+        default: value, or a function that returns it.
+        unit: of the value, for messages.
 
     >>> STEPS.variable
     'BITSBACK_LIMIT_STEPS'
@@ -62,12 +67,12 @@ if you trust it, set BITSBACK_LIMIT_STEPS=1000000000
 
     @property
     def variable(self) -> str:
-        """The environment variable that says another limit."""
+        """Name of the environment variable that changes the limit."""
         return f"BITSBACK_LIMIT_{self.name.upper()}"
 
     @property
     def value(self) -> int:
-        """The limit in force; raises ConfigError when the variable holds no number."""
+        """Limit in force: the environment variable, or else the default; raises ConfigError if the variable is not a number."""
         text = os.environ.get(self.variable, "").strip()
         if not text:
             return self.default if isinstance(self.default, int) else self.default()
@@ -80,25 +85,37 @@ if you trust it, set BITSBACK_LIMIT_STEPS=1000000000
         return found
 
     def check(self, asked: int, what: str, error: type[BitsbackError], fix: str = "") -> None:
-        """Raise ``error`` when ``what`` asks for more than is allowed.
+        """Raise ``error`` if ``asked`` exceeds the limit.
 
         Args:
-            asked: how much.
-            what: who asks, the beginning of the sentence.
-            error: class of the refusal.
-            fix: another way out, named before the variable.
+            asked: requested amount, in ``unit``.
+            what: subject of the message, such as a file name.
+            error: class to raise.
+            fix: another remedy, named before the environment variable.
         """
         if asked > (most := self.value):
             raise error(f"{what} asks for {shown(asked)} {self.unit}, and {self.allowed(asked, most, fix)}")
 
     def allowed(self, asked: int, most: int, fix: str = "") -> str:
-        """The end of a refusal: what is allowed, and how to raise it."""
+        """Return the end of the message: the limit, and the environment variable that raises it.
+
+        Args:
+            asked: requested amount.
+            most: allowed amount.
+            fix: another remedy.
+
+        Returns:
+            A clause without a full stop.
+        """
         raised = asked if asked <= 10**18 else "NUMBER"
         return f"at most {shown(most)} are allowed; {fix and fix + ', or '}if you trust it, set {self.variable}={raised}"
 
 
 def shown(number: int) -> str:
-    """A whole number for a sentence, also one with too many digits to be written.
+    """Return an integer with thousands separators; numbers above 10^18 are not written out.
+
+    Returns:
+        Text for a message.
 
     >>> shown(12345), shown(1 << 100)
     ('12,345', 'more than 10^18')
@@ -107,9 +124,12 @@ def shown(number: int) -> str:
 
 
 def available_memory() -> int:
-    """Bytes that this process may still take: of the machine, or of its control group where that has less.
+    """Return the memory in bytes that this process may still allocate.
 
-    Linux says so; on another system it is 16 GiB.
+    On Linux the smaller of the machine's available memory and what is left of the control group (cgroup v2).
+
+    Returns:
+        Bytes; 16 GiB on other systems.
 
     >>> available_memory() > 0
     True
@@ -122,52 +142,61 @@ def available_memory() -> int:
         most = int((group / "memory.max").read_text(encoding="ascii"))
         if most < UNLIMITED_CGROUP:
             found = min(found, max(0, most - int((group / "memory.current").read_text(encoding="ascii"))))
-    except (OSError, ValueError, StopIteration, IndexError):  # another system, or no limit of the group
+    except (OSError, ValueError, StopIteration, IndexError):  # not Linux, or the group has no limit
         pass
     return found
 
 
 def data_bytes(numbers: int, item_bytes: int) -> int:
-    """Memory that a data set of so many stored numbers takes until it is ready."""
+    """Return the memory in bytes that loading a data set takes.
+
+    Args:
+        numbers: stored numbers.
+        item_bytes: bytes of each in the file.
+
+    Returns:
+        Bytes, working copies included.
+    """
     return numbers * (item_bytes + WORKING_BYTES)
 
 
 MEMORY = Limit("memory", available_memory, "bytes of memory")
-"""Of data sets, as they are read or made: stored numbers and what is computed of them."""
+"""Memory of a data set while it is read or generated, in bytes."""
 
 NUMBERS = Limit("numbers", 1 << 22, "numbers")
-"""Weights, statistics, activations and answers of a message or model file, which take up to 64 bytes each; see the next one."""
+"""Weights, statistics, activations and outputs of a message or model file, up to 64 bytes each; see :func:`numbers_for`."""
 
 NUMBERS_PER_BYTE = Limit("numbers_per_byte", 1 << 12, "numbers for each of its bytes")
 USES = Limit("uses", 512, "uses of it")
-"""Multiplications of a file's network for two examples, for each of the numbers that the file may ask for."""
+"""Multiplications of a file's network on two examples, per number that the file may hold."""
 
 EXAMPLES = Limit("examples", 10_000_000, "examples")
-"""That a message or model file has made for it."""
+"""Generated examples of a message or model file."""
 
 LABELS = Limit("labels", 1 << 16, "classes")
 STEPS = Limit("steps", 2_000_000, "steps of training")
-"""Of the networks that a receiver trains again; a draw that is averaged counts as one."""
+"""Training steps of the networks that a receiver retrains; each averaged weight draw counts as a step."""
 
 LAYERS = Limit("layers", 4096, "layers")
 TARGETS = Limit("targets", 1 << 16, "answers for each example")
 TEXT = Limit("text", 1 << 20, "bytes of text")
-"""Of a configuration, in YAML or inside a file."""
+"""Length of a configuration, in YAML or inside a file."""
 
 DEPTH = Limit("depth", 64, "levels of nesting")
 VALUES = Limit("values", 50_000, "values")
-"""Of a configuration, its aliases written out."""
+"""Values of a configuration with its YAML aliases expanded."""
 
 DIGITS = Limit("digits", 100, "digits")
-"""Of a whole number in a configuration."""
+"""Digits of an integer in a configuration."""
 
 DIMENSIONS = Limit("dimensions", 32, "dimensions")
-"""Of an array of data."""
+"""Dimensions of a data array."""
 
 EXPANSION = Limit("expansion", 256, "times its compressed size")
-"""Of compressed data that are larger than 256 MiB once unpacked."""
+"""Decompressed over compressed size, for data above :data:`ALWAYS_UNPACKED` once decompressed."""
 
 ALWAYS_UNPACKED = 1 << 28
+"""Bytes up to which data are decompressed whatever the ratio (256 MiB)."""
 
 LIMITS = (
     MEMORY, NUMBERS, NUMBERS_PER_BYTE, USES, EXAMPLES, LABELS, STEPS, LAYERS, TARGETS, TEXT, DEPTH, VALUES, DIGITS, DIMENSIONS,
@@ -176,12 +205,15 @@ LIMITS = (
 
 
 def numbers_for(file_bytes: int) -> int:
-    """How many numbers a file of so many bytes may ask for."""
+    """Return the count of numbers that a file of ``file_bytes`` bytes may hold."""
     return NUMBERS.value + NUMBERS_PER_BYTE.value * file_bytes
 
 
 def depth_of(tree: object) -> int:
-    """Levels of nesting of lists and mappings, found without recursion.
+    """Return the nesting depth of lists and mappings, computed without recursion.
+
+    Returns:
+        0 for a scalar.
 
     >>> depth_of({"a": [1, [2]]}), depth_of(5)
     (3, 0)

@@ -1,7 +1,14 @@
-"""Locks: one process at a time writes to a place, and a lock ends with the process that holds it.
+"""File locks: at most one process writes to a file or directory, and its lock ends when the process ends.
 
-A lock is a file that is made exclusively and locked by the operating system. Where a file system has no locks, the process
-number in the file decides.
+A lock is a file created exclusively and locked by the operating system (flock). On a file system without locks, the process
+number in the file decides. The lock file is opened (created, or the existing one) and locked, with one of these outcomes::
+
+    flock succeeds     file still at its path ........ lock is held
+                       removed by its owner .......... retry
+    flock is refused   ............................... InUseError
+    no flock here      file is new ................... lock is held
+                       owner on this machine has ended remove the file, retry
+                       otherwise ..................... InUseError
 """
 
 import errno
@@ -37,26 +44,26 @@ LOCK = ".lock"
 """Name of the lock file in a directory that is being written."""
 
 LEFT_OVER = re.compile(r"\.(?P<target>.+)\.[a-z0-9_]{8}\.tmp", re.DOTALL)
-"""Names of temporary files and directories: what they were to become, and eight random characters."""
+"""Names of temporary files and directories: ``.TARGET.RANDOM.tmp`` with eight random characters."""
 
 ON_WINDOWS = sys.platform == "win32"
 FAR = 1 << 30
-"""Byte that Windows locks: a locked byte cannot be read, so it lies far behind what the file says."""
+"""Offset of the byte that is locked on Windows; a locked byte cannot be read, so it lies beyond the content."""
 
 OWNER_BYTES = 1000
 TRUSTED_AGE_SECONDS = 60.0
-"""On Windows a temporary file is closed, and so unlocked, just before it is renamed; a young one is left alone."""
+"""Minimum age of a temporary file to be removed on Windows, where it is closed and so unlocked just before it is renamed."""
 
-_held: dict[str, tuple[int, int, int]] = {}  # lock file -> process, thread, how many times
+_held: dict[str, tuple[int, int, int]] = {}  # lock file -> process, thread, nesting depth
 _guard = threading.Lock()
 
 
 class InUseError(RunError):
-    """A place that another process is writing to."""
+    """File or directory that another process is writing."""
 
 
 def lock_file(handle: int) -> bool | None:
-    """Lock an open file until it is closed; False if somebody else has locked it, None if its file system has no locks."""
+    """Lock an open file until it is closed; False if another process holds the lock, None if the file system has no locks."""
     if sys.platform == "win32":  # not run here
         import msvcrt
 
@@ -80,7 +87,15 @@ def lock_file(handle: int) -> bool | None:
 
 
 def is_at(handle: int, path: str | Path) -> bool:
-    """True if an open file is the one that stands at ``path`` now."""
+    """Return whether an open file is still the one at ``path``.
+
+    Args:
+        handle: file descriptor.
+        path: name to compare with.
+
+    Returns:
+        False also if there is no file at ``path``.
+    """
     try:
         return os.path.samestat(os.fstat(handle), os.stat(path))
     except OSError:
@@ -89,15 +104,18 @@ def is_at(handle: int, path: str | Path) -> bool:
 
 @contextmanager
 def exclusive(lock: Path, subject: Path) -> Iterator[None]:
-    """Hold a lock file; the same thread may do so several times. Folders made for it go away again if nothing else is written.
+    """Hold a lock file; re-entrant within a thread. Folders created for it are removed at the end if they are empty.
 
     Args:
-        lock: the file, made here and removed at the end.
-        subject: what it protects, for the message.
+        lock: lock file, created here and removed at the end.
+        subject: the protected file or directory, for the message.
+
+    Yields:
+        None, while the lock is held.
 
     Raises:
-        InUseError: when another process, or another thread, holds it.
-        RunError: when the place cannot be written.
+        InUseError: another process, or another thread, holds the lock.
+        RunError: the lock file cannot be written.
     """
     missing = [parent for parent in lock.parents if not parent.exists()]
     try:
@@ -111,15 +129,15 @@ def exclusive(lock: Path, subject: Path) -> Iterator[None]:
         _leave(handle, lock)
         with suppress(OSError):
             for parent in missing:
-                parent.rmdir()  # fails where something was written
+                parent.rmdir()  # fails if something was written there
 
 
 def _enter(lock: Path, subject: Path) -> int | None:
-    """Take the lock; the open file, or None if this thread has it already."""
+    """Take the lock; return the open file, or None if this thread holds it already."""
     key, process, thread = str(lock.resolve()), os.getpid(), threading.get_ident()
     with _guard:
         owner, of, times = _held.get(key, (0, 0, 0))
-        if owner != process:  # what a process held is not held by those it forks
+        if owner != process:  # a forked child does not hold its parent's locks
             handle = _take(lock, subject)
             _held[key] = (process, thread, 1)
             return handle
@@ -141,7 +159,15 @@ def _leave(handle: int | None, lock: Path) -> None:
 
 
 def check_not_in_use(lock: Path, subject: Path) -> None:
-    """Raise InUseError when another process holds a lock file; nothing is changed."""
+    """Check that no other process holds a lock file; nothing is changed.
+
+    Args:
+        lock: lock file, which may be missing.
+        subject: the protected file or directory, for the message.
+
+    Raises:
+        InUseError: another process holds it.
+    """
     if _held.get(str(lock.resolve()), (0, 0, 0))[0] == os.getpid():
         return
     try:
@@ -158,11 +184,11 @@ def check_not_in_use(lock: Path, subject: Path) -> None:
 
 
 def remove_left_over_files(folder: Path, target: str | None = None) -> None:
-    """Remove temporary files that processes left which were killed; those of living processes are locked, and stay.
+    """Remove temporary files of killed processes; those of running processes are locked and stay.
 
     Args:
-        folder: where they lie.
-        target: name of the file that they were to become; None: any.
+        folder: directory to clean.
+        target: name of the file that was being written; None: any.
     """
     with suppress(OSError):
         for entry in list(os.scandir(folder)):
@@ -172,7 +198,7 @@ def remove_left_over_files(folder: Path, target: str | None = None) -> None:
 
 
 def remove_left_over_directories(path: Path) -> None:
-    """Remove temporary directories that were to become ``path``; the caller holds the lock that their writers held."""
+    """Remove temporary directories of killed writers of ``path``; the caller must hold the lock of ``path``."""
     with suppress(OSError):
         for entry in list(os.scandir(path.parent)):
             name = LEFT_OVER.fullmatch(entry.name)
@@ -188,7 +214,7 @@ def _remove_if_left_over(path: str) -> None:
             if ON_WINDOWS:  # not run here
                 is_left_over = is_left_over and time.time() - os.fstat(handle).st_mtime > TRUSTED_AGE_SECONDS
             elif is_left_over:
-                os.unlink(path)  # while it is locked: its writer would see that it is gone
+                os.unlink(path)  # while it is locked: a writer that locks it next sees with is_at that it is gone
         finally:
             os.close(handle)
         if ON_WINDOWS and is_left_over:
@@ -196,14 +222,14 @@ def _remove_if_left_over(path: str) -> None:
 
 
 def _take(lock: Path, subject: Path) -> int:
-    """Make or take over the lock file; returns it open and locked."""
+    """Create the lock file, or take over an abandoned one; return it open and locked."""
     while True:
         try:
             handle, is_new = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644), True
         except FileExistsError:
             try:
                 handle, is_new = os.open(lock, os.O_RDWR), False
-            except FileNotFoundError:  # it was given back meanwhile
+            except FileNotFoundError:  # it was released meanwhile
                 continue
         owner = _owner(handle)
         got = lock_file(handle)
@@ -216,12 +242,12 @@ def _take(lock: Path, subject: Path) -> int:
             raise InUseError(_refusal(subject, _told(owner)))
         if is_at(handle, lock):
             facts = {"pid": os.getpid(), "host": socket.gethostname(), "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
-            with suppress(OSError):  # a full disk: the lock holds, but does not say whose it is
+            with suppress(OSError):  # disk full: the lock holds, but does not name its owner
                 os.ftruncate(handle, 0)
                 os.lseek(handle, 0, os.SEEK_SET)
                 os.write(handle, json.dumps(facts).encode())
             return handle
-        os.close(handle)  # its owner removed it between the two steps
+        os.close(handle)  # its owner removed it between open and lock
 
 
 def _release(handle: int, lock: Path) -> None:
@@ -236,7 +262,7 @@ def _release(handle: int, lock: Path) -> None:
 
 
 def _owner(handle: int) -> dict[str, object]:
-    """Who a lock file says made it; empty when it cannot be read."""
+    """Return the owner written in a lock file; empty if it cannot be read."""
     try:
         os.lseek(handle, 0, os.SEEK_SET)
         return dict(json.loads(os.read(handle, OWNER_BYTES)))
@@ -254,7 +280,7 @@ def _refusal(subject: Path, who: str) -> str:
 
 
 def _has_ended(owner: dict[str, object]) -> bool:
-    """True if the process that made a lock is of this machine and has ended."""
+    """Return whether the owner of a lock ran on this machine and has ended."""
     number = owner.get("pid")
     if ON_WINDOWS or owner.get("host") != socket.gethostname() or not isinstance(number, int) or number <= 0:
         return False  # Windows has locks; there, os.kill(pid, 0) would end the process

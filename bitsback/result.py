@@ -1,4 +1,4 @@
-"""What every result can do: print itself, turn into a dict, and into a pandas table where pandas is installed."""
+"""Base classes of results: text, dict, JSON and pandas output."""
 
 import json
 from abc import ABC, abstractmethod
@@ -13,7 +13,7 @@ Record = Mapping[str, Any]
 
 
 class Result(ABC):
-    """A result of a command: ``print(result)`` shows what the command prints.
+    """Base class of a command's result: ``print(result)`` shows the command's output.
 
     >>> class Costs(Result):
     ...     def to_dict(self): return {"net_bits": 3.0}
@@ -25,14 +25,14 @@ class Result(ABC):
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain numbers and texts, under the names that ``--json`` prints."""
+        """Return plain numbers and strings, under the names that ``--json`` prints."""
 
     @abstractmethod
     def __str__(self) -> str:
-        """Return what a person is shown."""
+        """Return the text output of the command."""
 
     def records(self) -> Sequence[Record]:
-        """Return the rows of the result's table: one for each entry, code, width, ...; one in all where it has no table."""
+        """Return the rows of the result's table; a single row if it is not a table."""
         return [self.to_dict()]
 
     def to_json(self, indent: int | None = 2) -> str:
@@ -43,7 +43,7 @@ class Result(ABC):
         """Return :meth:`records` as a ``pandas.DataFrame``.
 
         Raises:
-            BitsbackError: where pandas is not installed.
+            BitsbackError: pandas is not installed.
         """
         try:
             import pandas
@@ -53,7 +53,7 @@ class Result(ABC):
 
 
 class TableResult(Result):
-    """A result that is a table: its JSON is the rows, as ``--json`` prints them."""
+    """Base class of a result that is a table; its JSON is the list of rows."""
 
     @abstractmethod
     def records(self) -> Sequence[Record]:
@@ -65,7 +65,15 @@ class TableResult(Result):
 
 
 def text_table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Columns padded to their widest cell; the first ``left`` are flush left, the others flush right.
+    """Format a table whose columns are padded to their widest cell.
+
+    Args:
+        head: column titles.
+        rows: cells, as many in each row as titles.
+        left: number of left-aligned columns; the others are right-aligned.
+
+    Returns:
+        Lines without a final newline.
 
     >>> print(text_table(["prior", "bits"], [["laplace", "9"], ["cauchy", "12"]]))
     prior    bits

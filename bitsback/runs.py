@@ -1,4 +1,4 @@
-"""train and compare: from a configuration, or a model of your own, to a run directory and its ledger."""
+"""Training of a configuration or a model: ``train`` and ``compare``, the run directory and its report."""
 
 import os
 import sys
@@ -54,29 +54,39 @@ def train(
     loggers: Sequence[Logger] = (),
     watch: Callable[[int, BayesianModel], None] | None = None,
 ) -> TrainedRun:
-    """Train, and take the ledger: a model of your own with its likelihood and data, or what a configuration says.
+    """Train a Bayesian model, or the experiment that a configuration describes, and take its ledger.
 
-    With ``out``, a model of your own leaves a whole run directory: report, widen, certify, pack and plot work on the result.
-    Its configuration names what it cannot say how to make as ``given``; to open the run in another process, give it again:
-    ``bitsback.load_run(out, network=..., dataset=...)``.
+    With ``out``, a Python model too is written as a complete run directory on which report, widen, certify, pack and plot
+    work. Parts that its configuration cannot describe are marked ``given``; to open such a run in another process, pass them
+    again: ``bitsback.load_run(out, network=..., dataset=...)``.
 
     Args:
-        model: what :func:`bitsback.bayesianize` made; or a configuration, an experiment, a YAML file; with ``resume``, a run
-            directory.
-        likelihood: of a model's data; default: categorical, with as many classes as the network has outputs.
-        dataset: of a model; examples alone have no test split.
-        overrides: of a YAML file, such as ``prior.kind=laplace``.
+        model: result of :func:`bitsback.bayesianize`; or a configuration, an experiment, a YAML file, or, with ``resume``, a
+            run directory.
+        likelihood: only for a Python model; default: categorical, with as many classes as the network has outputs.
+        dataset: only for a Python model; ``Examples`` have no test split.
+        overrides: only for a YAML file, such as ``prior.kind=laplace``.
         out: run directory; None writes nothing.
-        training, ledger, logging, seed: of a model; settings, or mappings as in YAML.
-        resume: continue an interrupted training in ``out``, to the same end.
-        profile: say where a step goes, in ``out``/profile.
+        training: only for a Python model; settings, or a mapping as in YAML.
+        ledger: as ``training``.
+        logging: as ``training``.
+        seed: only for a Python model.
+        resume: continue an interrupted training in ``out``; the result is the same as without the interruption.
+        profile: write a profile of the training step to ``out``/profile.
         report: write ``out``/report.html, unless ``logging.report`` is false.
-        progress: show bars.
-        loggers, watch: as :func:`bitsback.training.train` takes them.
+        progress: show progress bars.
+        loggers: as in :func:`bitsback.training.train`.
+        watch: as in :func:`bitsback.training.train`.
+
+    Returns:
+        The trained experiment with its ledger, test error and run directory.
 
     Raises:
-        ConfigError, DataError, LayerError, RunError: with the fix, before the first epoch.
-        TrainingError: when the loss is not finite; the last good checkpoint stays.
+        ConfigError: settings are invalid or contradict each other; raised before the first epoch, as the next three.
+        DataError: the data are missing or invalid.
+        LayerError: a layer cannot hold a posterior.
+        RunError: the run directory cannot be written or resumed.
+        TrainingError: the loss is not finite; the last good checkpoint is kept.
 
     >>> import torch, bitsback
     >>> model = bitsback.bayesianize(torch.nn.Linear(4, 3), prior="laplace")
@@ -111,7 +121,7 @@ def train(
 
 
 def _held(directory: Path | None, resume: bool) -> AbstractContextManager[None]:
-    """Hold the directory of a run, new or to be resumed, for as long as it is written."""
+    """Lock a run directory, new or to be resumed, while it is written."""
     if directory is None and resume:
         raise ConfigError("resume continues what an earlier training left in a directory; give out=DIRECTORY")
     if directory is None:
@@ -120,7 +130,19 @@ def _held(directory: Path | None, resume: bool) -> AbstractContextManager[None]:
 
 
 def config_of_run(config: Path, overrides: Sequence[str], directory: Path) -> Config:
-    """Return the configuration of a run that is to be resumed; raises RunError when another one is given."""
+    """Return the configuration of a run that is to be resumed.
+
+    Args:
+        config: a YAML file, which must agree with the run's own configuration, or the run directory.
+        overrides: of the YAML file.
+        directory: run directory.
+
+    Returns:
+        The configuration stored in ``directory``.
+
+    Raises:
+        RunError: another configuration, or an override of a run directory, is given.
+    """
     run = load_run(directory)
     if config.is_file() and load_config(config, overrides) != run.config:
         raise RunError(f"{directory} was started with another configuration than {config}; resume it as it was: "
@@ -132,7 +154,7 @@ def config_of_run(config: Path, overrides: Sequence[str], directory: Path) -> Co
 
 @contextmanager
 def new_run(name: str) -> Iterator[Path]:
-    """Hold a directory of its own under runs/ for a run without ``out``, also when several begin within a second."""
+    """Lock a new directory runs/NAME-DATE-TIME; a number is appended when several runs begin within a second."""
     stem = Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
     for number in count(1):
         directory = stem if number == 1 else stem.with_name(f"{stem.name}-{number}")
@@ -148,25 +170,33 @@ def new_run(name: str) -> Iterator[Path]:
 
 
 def write_page(trained: TrainedRun) -> Path | None:
-    """Write the report of a run that has just finished, unless its configuration wants none; returns where it is.
+    """Write the report of a run that has just finished, unless ``logging.report`` is false.
 
-    A page that cannot be written is said on stderr: the training has succeeded.
+    A report that fails is printed as a warning on stderr, not raised, because the training has succeeded.
+
+    Returns:
+        Path of the report; None if none was written.
     """
     directory = trained.directory
     if directory is None or not trained.config.logging.report:
         return None
-    sys.stdout.flush()  # the ledger is there to read meanwhile
+    sys.stdout.flush()  # show the ledger before the slow drawing begins
     try:
         from bitsback.report import write_report
 
         return write_report(directory, experiment=trained.experiment, progress=True)
-    except Exception as error:  # whatever a library does while it draws
+    except Exception as error:  # plotting libraries raise errors of any class
         say_no_page(error, directory)
         return None
 
 
 def say_no_page(error: Exception, *directories: Path) -> None:
-    """Say in one sentence that a page could not be written; with --debug, show where."""
+    """Print one sentence on stderr that a report could not be written; with --debug, print the traceback too.
+
+    Args:
+        error: cause of the failure.
+        *directories: run directories of the report.
+    """
     if os.environ.get("BITSBACK_DEBUG"):
         traceback.print_exc()
     reason = " ".join(str(error).split()) or type(error).__name__
@@ -177,12 +207,12 @@ def say_no_page(error: Exception, *directories: Path) -> None:
 
 @dataclass(frozen=True)
 class Comparison(TableResult):
-    """The same configuration with several values of one key.
+    """Results of one configuration trained with several values of one key.
 
     Attributes:
-        key: what was varied.
-        rows: for each value its bits, errors and seconds, in the order in which they were given.
-        report: the page that shows them together, if one was written.
+        key: the varied key, such as ``prior.kind``.
+        rows: bits, error and seconds of each value, in the given order.
+        report: path of the comparison report, if one was written.
     """
 
     key: str
@@ -194,7 +224,7 @@ class Comparison(TableResult):
         return list(self.rows)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the rows, and the key."""
+        """Return the rows and the key."""
         return {"key": self.key, "rows": self.records()}
 
     def __str__(self) -> str:
@@ -222,13 +252,20 @@ def compare(
 
     Args:
         config: a YAML file.
-        key, values: what is varied, such as ``prior.kind`` and ``["gaussian", "laplace"]``.
-        overrides: set for all.
-        out: directory that keeps every run, and a page that shows them together; None keeps none.
-        progress: name each training on stderr, and show bars.
+        key: varied key, such as ``prior.kind``.
+        values: its values, such as ``["gaussian", "laplace"]``.
+        overrides: set in every training.
+        out: directory for the runs and a comparison report; None writes nothing.
+        progress: print the name of each training on stderr and show progress bars.
+
+    Returns:
+        The table of bits, errors and seconds.
 
     Raises:
-        ConfigError, DataError, RunError, TrainingError, ...: with the fix, before the first training where that is possible.
+        ConfigError: a value is invalid; all values are checked before the first training.
+        DataError: the data are missing or invalid.
+        RunError: ``out`` cannot be written.
+        TrainingError: a loss is not finite.
     """
     with ExitStack() as held:
         directory = None if out is None else Path(out)
@@ -249,7 +286,7 @@ def compare(
 
 
 def _names(key: str, values: Sequence[str]) -> dict[str, str]:
-    """Names of the runs; of some systems, names that differ by case are one."""
+    """Return the directory name of each run; numbered if some differ only by case, which some file systems ignore."""
     names = {value: file_name(f"{key}={value}") for value in values}
     if len({name.lower() for name in names.values()}) == len(names):
         return names
@@ -275,6 +312,6 @@ def _comparison_page(directories: Sequence[Path], path: Path) -> Path | None:
         from bitsback.report import write_comparison
 
         return write_comparison(directories, path)
-    except Exception as error:  # as for the page of one run
+    except Exception as error:  # as in write_page
         say_no_page(error, *directories)
         return None

@@ -1,4 +1,4 @@
-"""YAML of strangers: length, nesting, aliases and numbers are looked at before anything is made of them."""
+"""YAML from untrusted sources: length, nesting, aliases and integers are checked before the text is loaded."""
 
 import re
 from pathlib import Path
@@ -14,11 +14,15 @@ DIGIT = re.compile(r"[0-9a-fA-F]")
 
 
 def read_text(path: Path) -> str:
-    """The text of a file, no more of which is read than is allowed.
+    """Read a UTF-8 text file up to the limit ``BITSBACK_LIMIT_TEXT``.
+
+    Returns:
+        The text, with newlines as ``\\n`` and without byte order mark.
 
     Raises:
-        ConfigError: when it is longer.
-        OSError, UnicodeDecodeError: when it cannot be read, or is no UTF-8 text.
+        ConfigError: it is longer than the limit.
+        OSError: it cannot be read.
+        UnicodeDecodeError: it is not UTF-8.
     """
     most = limits.TEXT.value
     with path.open("rb") as file:
@@ -29,16 +33,19 @@ def read_text(path: Path) -> str:
 
 
 def load_yaml(text: str, what: str, kind: Literal["rt", "safe"] = "safe") -> Any:
-    """What a YAML 1.2 text says.
+    """Load a YAML 1.2 text.
 
     Args:
         text: one document.
-        what: how errors name it; a colon and the line follow.
-        kind: safe for plain values, rt for ruamel's, which know their lines.
+        what: name of the text in messages; a colon and the line number follow.
+        kind: ``safe`` for plain values, ``rt`` for ruamel's round-trip values, which hold their line numbers.
+
+    Returns:
+        The document's value.
 
     Raises:
-        ConfigError: for a text that goes beyond the limits, or holds a value that cannot be.
-        ruamel.yaml.error.YAMLError: for a text that is not YAML.
+        ConfigError: the text exceeds a limit, or holds a value that cannot be read.
+        ruamel.yaml.error.YAMLError: the text is not YAML.
 
     >>> load_yaml("{a: [1, 2e3]}", "the text")
     {'a': [1, 2000.0]}
@@ -56,7 +63,7 @@ def load_yaml(text: str, what: str, kind: Literal["rt", "safe"] = "safe") -> Any
         raise
     except RecursionError as error:
         raise ConfigError(f"{what}: its values are nested too deeply; write them out flat") from error
-    except Exception as error:  # a date that is none, a tag without a value: the library raises whatever Python does
+    except Exception as error:  # an invalid date, a tag without a value: ruamel passes on Python's errors
         reason = " ".join(str(error).split())[:100]
         raise ConfigError(f"{what}: a value cannot be read ({reason}); put text into quotes") from error
 

@@ -1,3 +1,3 @@
-"""Questions asked of a run, a model or a configuration, answered in a table."""
+"""Analyses of a run, a model file or a configuration; each returns a table."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""Two approximations of -log2 p(labels | model), for reference: BIC and Laplace's. Nobody can decode them."""
+"""Two approximations of -log2 p(labels | model), for reference: BIC and Laplace's. Neither is a decodable code."""
 
 import math
 from collections.abc import Iterator
@@ -22,19 +22,26 @@ from bitsback.units import nats_to_bits
 __all__ = ["LaplaceBits", "bic_model_bits", "laplace_model_bits"]
 
 FULL_WEIGHTS = 2048
-"""Up to so many weights the whole curvature matrix is used, beyond only its diagonal."""
+"""Weights up to which the whole curvature matrix is used; above, only its diagonal."""
 
 FULL_PRODUCTS = 2e11
-"""Multiplications that the whole matrix may take."""
+"""Multiplications above which the whole matrix is not computed."""
 
 DIAGONAL_EXAMPLES = 8192
-"""The diagonal is measured on so many examples, evenly spaced, and scaled up."""
+"""Evenly spaced examples on which the diagonal is computed, then scaled to all."""
 
 NUMBERS_AT_ONCE = 1 << 24
 
 
 def bic_model_bits(weights: int, examples: int) -> float:
-    """(k / 2) log2 n, the model part of the Bayesian information criterion (Schwarz 1978).
+    """Return (k / 2) log2 n, the model part in bits of the Bayesian information criterion (Schwarz 1978).
+
+    Args:
+        weights: k, number of weights.
+        examples: n, number of examples.
+
+    Returns:
+        Bits.
 
     >>> bic_model_bits(10, 1024)
     50.0
@@ -44,7 +51,7 @@ def bic_model_bits(weights: int, examples: int) -> float:
 
 @dataclass(frozen=True)
 class LaplaceBits:
-    """Laplace's approximation at a point estimate: what its weights cost, and by which curvature."""
+    """Laplace's approximation at a point estimate: bits of the model, and the curvature used (full or diagonal)."""
 
     model_bits: float
     curvature: str
@@ -53,19 +60,24 @@ class LaplaceBits:
 def laplace_model_bits(
     model: BayesianModel, likelihood: CategoricalLikelihood, examples: Examples, *, full: bool | None = None
 ) -> LaplaceBits:
-    """-log2 p(w) - (k/2) log2(2 pi) + 1/2 log2 det H at a point estimate w, less its data bits (MacKay 1992).
+    """Return the model bits of Laplace's approximation at a point estimate w of k weights (MacKay 1992).
 
-    H is the generalised Gauss-Newton matrix of the labels' nats plus the prior's curvature, both at w. Where the prior is
-    flatter than a Gaussian of its width (Laplace, Student-t), that Gaussian's curvature stands in: no direction is flat.
-    Trained weights without a posterior and the buffers that training moves are charged at 32 bits each.
+    They are -log2 p(w) - (k/2) log2(2 pi) + 1/2 log2 det H, where H is the generalised Gauss-Newton matrix of the labels'
+    cost in nats plus the curvature of the prior's, both at w. The curvature of a prior that is flatter than a Gaussian of its
+    width (Laplace, Student-t) is replaced by that Gaussian's, so that no direction is flat. Trained weights without a
+    posterior and buffers that training changes are charged 32 bits each.
 
     Args:
         model: with a point posterior for every weight.
-        likelihood, examples: what was fitted.
-        full: whether the whole matrix is used, or its diagonal alone; default: the whole one up to 2,048 weights.
+        likelihood: of the labels.
+        examples: training examples.
+        full: use the whole matrix, or only its diagonal; default: the whole one up to 2,048 weights.
+
+    Returns:
+        Model bits and the curvature used.
 
     Raises:
-        LedgerError: when a weight has a width already.
+        LedgerError: a weight has a posterior of positive width.
     """
     model.honour_edits(everywhere=True)
     posteriors = [weight.posterior for weight in model.weights]
@@ -95,7 +107,7 @@ def laplace_model_bits(
 
 
 def _prior_curvature(model: BayesianModel, index: int) -> Tensor:
-    """d^2 (-log p) / dw^2 of one weight tensor, flat, float64; at least that of a Gaussian of the prior's width."""
+    """Return d^2 (-log p) / dw^2 of one weight tensor, (k,) float64; at least that of a Gaussian of the prior's width."""
     weight = model.weights[index]
     point = weight.posterior.mean.detach().clone().requires_grad_()
     nats = -weight.prior().log_prob(point).sum()
@@ -106,7 +118,7 @@ def _prior_curvature(model: BayesianModel, index: int) -> Tensor:
 
 
 def _half_hessians(model: BayesianModel, examples: Examples) -> Iterator[Tensor]:
-    """Rows (examples * classes, weights) whose squares add up to the Gauss-Newton matrix: sqrt(p_c) (J_c - sum_k p_k J_k)."""
+    """Yield rows R (examples * classes, weights) with R^T R the Gauss-Newton matrix: sqrt(p_c) (J_c - sum_k p_k J_k)."""
     means = {weight.name: weight.posterior.mean.detach() for weight in model.weights}
 
     def outputs(means: dict[str, Tensor], one: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Point estimates of a configuration: the networks of two-part codes."""
+"""Training of point estimates, the networks of two-part codes."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -19,12 +19,12 @@ REGULARISATIONS: tuple[Regularisation, ...] = ("L2", "L1", "none")
 
 DEFAULT_SCALE, FLAT_SCALE = 0.3, 64.0
 FINE_GRID = 2.0**-24
-"""Where weights are left when training ends: a float32's own precision, so that only the codes compared here round them."""
+"""Grid step of trained weights: about the precision of float32, so that only the compared codes round them."""
 
 
 @dataclass(frozen=True)
 class PointNetwork:
-    """A trained point estimate with what it costs to describe the labels by it, before any rounding."""
+    """Trained point estimate, with the data bits of the training labels before any rounding."""
 
     experiment: Experiment
     data_bits: float
@@ -33,7 +33,7 @@ class PointNetwork:
 
     @property
     def weights(self) -> int:
-        """How many numbers a receiver needs."""
+        """Count of numbers that a receiver needs, statistics and buffers included."""
         model = self.experiment.model
         trained = [(name, p) for name, p in model.deterministic() if p.requires_grad]
         others = [*trained, *model.learned_statistics(), *model.changed_buffers()]
@@ -41,7 +41,15 @@ class PointNetwork:
 
     @classmethod
     def train(cls, config: Config, *, progress: bool = True) -> "PointNetwork":
-        """Train ``config``, whose posterior is a point."""
+        """Train a point estimate.
+
+        Args:
+            config: with posterior.kind=point.
+            progress: show progress bars.
+
+        Returns:
+            The trained network.
+        """
         experiment = Experiment.build(config)
         outcome = experiment.train(None, progress=progress)
         data = experiment.dataset
@@ -50,9 +58,13 @@ class PointNetwork:
 
 
 def point_config(config: Config) -> Config:
-    """The same network as a point estimate: fixed priors, whose code length is the penalty, at beta 1 and without a budget.
+    """Return the configuration with point posteriors and fixed priors, at beta 1 and without a budget.
 
-    A point estimate cannot learn its prior's scale: the narrower the prior, the smaller the weights, down to nothing.
+    The penalty is then the code length of the weights. Priors are fixed because a point estimate cannot learn the scale of
+    its prior: scale and weights would shrink together to zero.
+
+    Returns:
+        The changed configuration.
     """
     plain = {"budget_bits": None, "beta": BetaSettings(), "draws": 1, "early_stop": None, "objective": ElboSettings()}
     training = config.training.model_copy(update=plain)
@@ -68,10 +80,17 @@ def _held(prior: AnyPriorSettings) -> AnyPriorSettings:
 
 
 def regularised(config: Config, by: Regularisation) -> Config:
-    """The point estimate with one penalty for every weight: L2, L1, or none to speak of.
+    """Return the configuration of a point estimate with one penalty for every weight.
 
     L2 is a Gaussian prior with the configuration's scale s, L1 a Laplace prior of the same variance (scale s / sqrt 2), and
-    none a Gaussian so wide that its penalty is lost in the data bits.
+    none a Gaussian of scale 64, whose penalty is negligible.
+
+    Args:
+        config: of the network and its data.
+        by: the penalty.
+
+    Returns:
+        The changed configuration.
     """
     scale = config.prior.scale if isinstance(config.prior, ScaleSettings) else DEFAULT_SCALE
     priors: dict[Regularisation, AnyPriorSettings] = {
@@ -83,7 +102,7 @@ def regularised(config: Config, by: Regularisation) -> Config:
 
 
 def check_labels(experiment: Experiment) -> CategoricalLikelihood:
-    """The likelihood of labels; raises DataError for targets that are none."""
+    """Return the categorical likelihood of an experiment; raises DataError if its targets are not labels."""
     if not isinstance(experiment.likelihood, CategoricalLikelihood):
         raise DataError(
             f"the codes compared here describe labels, one of several classes, and the likelihood "

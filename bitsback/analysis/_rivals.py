@@ -1,4 +1,4 @@
-"""What the labels cost without a network: by label spreading on the graph, by logistic regression on the features."""
+"""Code lengths of the labels without a network: label spreading on the graph, logistic regression on the features."""
 
 import math
 import time
@@ -21,14 +21,14 @@ __all__ = ["Rival", "label_spreading", "logistic"]
 
 @dataclass(frozen=True)
 class Rival:
-    """A code of the labels without a network.
+    """Code length of the labels without a network.
 
     Attributes:
-        choice_bits: what names the setting that was tried and found cheapest.
-        label_bits: the labels, given that setting.
-        test_error: when predicted from the labels before the last block.
-        seconds: what it took, features not included.
-        how: the settings.
+        choice_bits: bits that name the cheapest of the settings tried.
+        label_bits: bits of the labels, given that setting.
+        test_error: of the prediction from all labels before the last block; None without a test split.
+        seconds: computing time, without that of the features.
+        how: the settings, in words.
     """
 
     choice_bits: float
@@ -39,21 +39,24 @@ class Rival:
 
 
 def label_spreading(config: Config, dataset: Dataset, classes: int, *, progress: bool = True) -> Rival:
-    """Code the training labels by label spreading on the graph that the configuration's random walk goes on.
+    """Code the training labels by label spreading on the graph of the configuration's random walk.
 
     Args:
-        config: whose ``data.features`` are ``random_walk_modes``, or a chain that ends with them; ``seed`` draws the order.
-        dataset: what it loads.
-        classes: how many labels there are.
-        progress: show bars of what takes more than two seconds.
+        config: ``data.features`` must be ``random_walk_modes``, or a chain that ends with them; ``seed`` draws the order.
+        dataset: data of ``config``.
+        classes: number of classes.
+        progress: show progress bars after two seconds.
+
+    Returns:
+        The code length.
 
     Raises:
-        ConfigError: for other features.
+        ConfigError: the features are others.
     """
     walk, before = _split(config)
     began = time.perf_counter()
     data = config.data.model_copy(update={"features": before, "fraction_bits": None}).load()
-    with using_threads(1):  # the same graph as that of the features
+    with using_threads(1):  # sums in the order that gave the graph of the features
         spreading = LabelSpreading(walk.graph(data.train.inputs), classes)
     test = None if data.test is None else data.test.inputs
     bits, error = _code("label_spreading", spreading, config, dataset, classes, test, progress)
@@ -62,7 +65,7 @@ def label_spreading(config: Config, dataset: Dataset, classes: int, *, progress:
 
 
 def _split(config: Config) -> tuple[RandomWalkModes, Chain | None]:
-    """The walk, and the features of which it is made."""
+    """Return the random walk and the features before it."""
     features = config.data.features
     if isinstance(features, RandomWalkModes):
         return features, None
@@ -78,14 +81,18 @@ def logistic(
     """Code the training labels by logistic regression on the configuration's features.
 
     Args:
-        config: whose ``seed`` draws the order.
-        dataset: what it loads, features applied.
-        classes: how many labels there are.
-        strengths: of the penalty, as scikit-learn's C; the cheapest is named, at log2 of their number.
-        progress: show bars of what takes more than two seconds.
+        config: ``seed`` draws the order.
+        dataset: data of ``config``, features applied.
+        classes: number of classes.
+        strengths: inverse penalties to try, scikit-learn's C; naming the cheapest costs log2 of their number in bits.
+        progress: show progress bars after two seconds.
+
+    Returns:
+        The code length.
 
     Raises:
-        ConfigError: for inputs that are no real numbers, and without scikit-learn.
+        ConfigError: the inputs are not real numbers.
+        MissingExtraError: scikit-learn is not installed.
     """
     inputs = dataset.train.inputs
     if not inputs.is_floating_point():
@@ -110,7 +117,7 @@ def _code(
     test: Tensor | None,
     progress: bool,
 ) -> tuple[float, float | None]:
-    """Bits of the training labels, in the order of the prequential code, and the error on ``test`` of the last prediction."""
+    """Return the bits of the training labels in the order of the prequential code, and the error of the last prediction."""
     labels = dataset.train.targets.long()
     order = torch.from_numpy(shuffled(config.seed, 0, len(labels)))
     ends = BLOCKS.ends(len(labels))

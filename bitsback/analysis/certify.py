@@ -1,7 +1,7 @@
-"""certify: how often a run, or the network in a model file, will be wrong on new examples, at most.
+"""Certificates of runs and model files: upper bounds on the error on new examples.
 
-The inequalities are in :mod:`bitsback.certificates`. Here it is made sure that they apply: that neither the prior nor the
-preprocessing has seen the examples that the risk is measured on.
+The inequalities are in :mod:`bitsback.certificates`. This module checks that they apply: neither the prior nor the
+preprocessing may depend on the examples on which the risk is measured.
 """
 
 from collections.abc import Sequence
@@ -25,11 +25,11 @@ from bitsback.training.train import threads_for
 __all__ = ["certify", "check_preprocessing", "check_priors"]
 
 DRAWS = 150_000
-"""Pairs of weights and example behind the risk of a posterior; as many as Perez-Ortiz et al. 2021 drew."""
+"""Pairs of weight draw and example from which the risk of a posterior is estimated, as in Perez-Ortiz et al. 2021."""
 
 
 DRAWS_STREAM = 0x0CE4
-"""Keeps the draws that measure the risk apart from those that trained the posterior."""
+"""Seed stream of the draws that measure the risk, separate from those of training."""
 
 
 def certify(
@@ -43,17 +43,25 @@ def certify(
     seed: int | None = None,
     progress: bool = False,
 ) -> Certificate:
-    """Bound the error on new examples, of a run's posterior or of the network in a model file.
+    """Bound the error on new examples of a run's posterior, or of the network in a model file.
 
     Args:
         source: a run directory, an opened run, a trained experiment, or a model file.
-        locations: of a model file, such as ``data.root=DIR``: where this machine keeps the examples.
-        delta, alternatives: see :func:`bitsback.certificates.certify_posterior`.
-        delta_draws, draws, seed: of a run, whose risk is measured from draws.
-        progress: show a bar when it takes more than two seconds.
+        locations: for a model file, where its examples are on this machine, such as ``data.root=DIR``.
+        delta: probability that the bound fails.
+        delta_draws: for a run, probability that the estimate of the risk from draws fails.
+        draws: for a run, pairs of weight draw and example, rounded up to whole passes over the examples.
+        alternatives: number of priors, networks or certificates tried on the same examples, this one included.
+        seed: for a run, of the draws; default: the run's.
+        progress: show a progress bar after two seconds.
+
+    Returns:
+        The certificate.
 
     Raises:
-        CertificateError, FileError, DataError: when no certificate would hold, with the fix.
+        CertificateError: the assumptions of the bound fail.
+        FileError: the model file cannot be read.
+        DataError: the examples cannot be read.
     """
     if isinstance(source, str | Path) and not Path(source).is_dir():
         return _certify_file(Path(source), locations, delta, alternatives)
@@ -71,7 +79,7 @@ def _certify_run(
     seed: int | None,
     progress: bool,
 ) -> Certificate:
-    """Certify a run's posterior, on the examples that it was trained on."""
+    """Certify a run's posterior on its training examples."""
     if isinstance(run, str | Path):
         run = load_run(run)
     config = run.config
@@ -95,7 +103,7 @@ def _certify_run(
 
 
 def _certify_file(path: Path, locations: Sequence[str], delta: float, alternatives: int) -> Certificate:
-    """Certify the network in a model file, on the training examples that its configuration names; its prior is its length."""
+    """Certify the network in a model file on the training examples that its configuration names, with the prior 2^-length."""
     loaded = load(path, locations)
     named = loaded.tree.get("data", {}).get("kind")
     if named is None:
@@ -125,7 +133,15 @@ def _certify_file(path: Path, locations: Sequence[str], delta: float, alternativ
 
 
 def check_preprocessing(data: DataSettings, preprocessing: Preprocessing) -> None:
-    """Raise CertificateError when the inputs are prepared by numbers that were measured on the examples themselves."""
+    """Check that the preprocessing was not fitted to the examples.
+
+    Args:
+        data: settings of the data.
+        preprocessing: fitted preprocessing.
+
+    Raises:
+        CertificateError: the scaling or the features were fitted to the examples.
+    """
     if preprocessing.shift.ndim or preprocessing.scale.ndim:
         raise CertificateError(
             f"data.scaling: {data.scaling} takes its numbers from the examples that the risk is measured on, so no prior over "
@@ -139,13 +155,13 @@ def check_preprocessing(data: DataSettings, preprocessing: Preprocessing) -> Non
 
 
 def check_priors(config: Config) -> None:
-    """Raise CertificateError unless every earlier run behind the prior is known to have seen none of the examples."""
+    """Raise CertificateError unless the settings show that no run behind the prior was trained on the examples."""
     for prior in _checkpoints(config):
         _check_apart(prior.run, config.data, ())
 
 
 def _check_apart(directory: Path, data: DataSettings, chain: tuple[Path, ...]) -> None:
-    """A run of the other part of the same draw has seen none of ``data``; all else cannot be told from its settings."""
+    """Check that a run was trained on the other part of the same split of the data, and so on none of ``data``."""
     if directory in chain:
         raise CertificateError(f"the prior of {directory} is made from itself; set prior.run to an earlier run")
     try:

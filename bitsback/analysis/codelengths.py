@@ -1,4 +1,4 @@
-"""How many bits do the labels cost? Every code's answer for one data set and one network, side by side."""
+"""Code lengths of the labels under several codes, for one data set and one network."""
 
 import sys
 import time
@@ -38,7 +38,7 @@ __all__ = [
 NAMES = ("uniform", "float32", "quantised", "bic", "laplace", "variational", "realised", "prequential",
          "label_spreading", "logistic")  # fmt: skip
 PROBED = ("uniform", "variational", "prequential")
-"""The two codes of MDL probing, beside no model."""
+"""Codes of MDL probing: the uniform code, and the two of Voita & Titov."""
 
 PROBE = Path(__file__).with_name("probe.yaml")
 
@@ -48,20 +48,20 @@ SHOWN = ("code", "model bits", "data bits", "total bits", "ratio", "test error",
 
 @dataclass(frozen=True)
 class Row:
-    """One code.
+    """Code length of the labels under one code.
 
     Attributes:
         name: of the code.
-        model_bits, data_bits: the network, and the labels given it; codes without a network put all into the labels, but for
-            the choice of a setting.
+        model_bits: bits of the network; of a code without a network, of the choice of its setting.
+        data_bits: bits of the labels, given the network.
         total_bits: their sum.
-        ratio: total over the uniform code.
+        ratio: total bits over those of the uniform code.
         test_error: of the network that the code sends, or of the last one that it trains.
-        seconds: training included.
-        decodable: whether bitsback writes and reads these bits.
-        how: by which command, or why not.
+        seconds: computing time, training included.
+        decodable: whether bitsback writes and reads this code.
+        how: the command that does, or why none does.
 
-    Bits and ratio are None where the configuration lacks what the code needs, and ``how`` says what that is.
+    Bits and ratio are None if the configuration lacks what the code needs; ``how`` then names it.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Row:
 
 @dataclass(frozen=True)
 class CodeTable(Result):
-    """What the labels cost under every code that was asked for."""
+    """Code lengths of the labels under several codes."""
 
     rows: tuple[Row, ...]
 
@@ -86,7 +86,7 @@ class CodeTable(Result):
         return [asdict(row) for row in self.rows]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the rows by the names of their codes."""
+        """Return the rows by name of the code."""
         return {row.name: asdict(row) for row in self.rows}
 
     def __str__(self) -> str:
@@ -106,26 +106,42 @@ class CodeTable(Result):
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Raise ConfigError for a name that is none of :data:`NAMES`."""
+    """Raise ConfigError for a name that is not in :data:`NAMES`."""
     for name in names:
         if name not in NAMES:
             raise ConfigError(f"there is no code '{name}'; choose among {', '.join(NAMES)}")
 
 
 def probe_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """The configuration of a probe on the features in an NPZ file (arrays ``inputs`` and ``targets``)."""
+    """Return the configuration of a linear probe on the features in an NPZ file.
+
+    Args:
+        path: NPZ file with arrays ``inputs`` (n, features) and ``targets`` (n,).
+        overrides: such as ``training.epochs=50``.
+
+    Returns:
+        The configuration.
+    """
     return load_config(PROBE, [f"data.path={path}", *overrides])
 
 
 def _opened(source: Config | Run | str | Path, overrides: Sequence[str] = ()) -> Config | Run:
-    """Open a configuration or a run; an NPZ file of features is probed."""
+    """Open a configuration or a run; an NPZ file gives the configuration of its probe."""
     if isinstance(source, str | Path) and Path(source).suffix == ".npz" and not Path(source).is_dir():
         return probe_config(Path(source), overrides)
     return open_source(source, overrides)
 
 
 def configuration_of(source: Config | Run | str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Return the configuration of what :func:`codelengths` takes."""
+    """Return the configuration of a source of :func:`codelengths`.
+
+    Args:
+        source: as in :func:`codelengths`.
+        overrides: as in :func:`codelengths`.
+
+    Returns:
+        The configuration.
+    """
     given = _opened(source, overrides)
     return given.config if isinstance(given, Run) else given
 
@@ -137,16 +153,21 @@ def codelengths(
     codes: Sequence[str] | None = None,
     progress: bool = True,
 ) -> CodeTable:
-    """Find what the labels cost under every code, for one data set and one network.
+    """Compute the bits of the labels under several codes, for one data set and one network.
 
     Args:
         source: a configuration or a run; or a YAML file, a run directory, an NPZ file of an encoder's features.
-        overrides: of a YAML or NPZ file, such as ``training.epochs=50``.
-        codes: which, of :data:`NAMES`; default: all.
-        progress: name each code on stderr, and show bars.
+        overrides: for a YAML or NPZ file, such as ``training.epochs=50``.
+        codes: some of :data:`NAMES`; default: all.
+        progress: print the name of each code on stderr and show progress bars.
+
+    Returns:
+        A row for each code.
 
     Raises:
-        ConfigError, DataError, RunError: with the fix.
+        ConfigError: a code is unknown, or the configuration is invalid.
+        DataError: the targets are not labels, or the data cannot be read.
+        RunError: the run cannot be read.
 
     >>> from bitsback.training import TrainingSettings
     >>> table = codelengths(Config(training=TrainingSettings(epochs=5)), codes=["uniform"], progress=False)
@@ -165,30 +186,34 @@ def codelengths(
 
 
 def probe(path: str | Path, overrides: Sequence[str] = (), *, progress: bool = True) -> CodeTable:
-    """Probe an encoder's features with a linear network: what the labels cost given them (Voita & Titov 2020).
+    """Compute the bits of the labels given an encoder's features, with a linear network (MDL probing, Voita & Titov 2020).
 
     Args:
-        path: an NPZ file with arrays ``inputs`` and ``targets``.
+        path: NPZ file with arrays ``inputs`` (n, features) and ``targets`` (n,).
         overrides: such as ``training.epochs=50``.
-        progress: show bars.
+        progress: show progress bars.
+
+    Returns:
+        A row for the uniform, the variational and the prequential code.
 
     Raises:
-        ConfigError, DataError: with the fix.
+        ConfigError: an override is invalid.
+        DataError: the file cannot be read, or its targets are not labels.
     """
     return codelengths(probe_config(Path(path), overrides), codes=PROBED, progress=progress)
 
 
 class Codelengths:
-    """The codes of one configuration, or of one run, whose network is then the variational one.
+    """Codes of one configuration or run; each network is trained once, when the first code needs it.
 
     Args:
-        source: a configuration or a run.
-        names: the codes that will be asked for.
-        progress: show bars.
+        source: a configuration; or a run, whose network then gives the variational code.
+        names: codes that will be computed.
+        progress: show progress bars.
 
     Raises:
-        DataError: for targets that are no labels.
-        ConfigError: for a point posterior, which has no variational code, and for settings that suit no prequential code.
+        DataError: the targets are not labels.
+        ConfigError: the posterior is a point, which has no variational code, or the prequential code cannot be computed.
 
     >>> from bitsback.training import TrainingSettings
     >>> codes = Codelengths(Config(training=TrainingSettings(epochs=5)), progress=False)
@@ -216,10 +241,13 @@ class Codelengths:
         self.uniform_bits = self._likelihood.uniform_bits(self._train.targets)
 
     def row(self, name: str) -> Row:
-        """One of the codes, trained and measured; networks are trained once.
+        """Compute one of the codes.
+
+        Returns:
+            Its row of the table.
 
         Raises:
-            ConfigError: for another name.
+            ConfigError: the name is unknown.
         """
         check_names([name])
         codes: dict[str, Callable[[], Row]] = {each: getattr(self, f"_{each}") for each in NAMES}
@@ -245,7 +273,7 @@ class Codelengths:
 
     @cached_property
     def _trained(self) -> tuple[Ledger, float | None, float]:
-        """Ledger, test error and seconds of the posterior."""
+        """Ledger, test error and training seconds of the variational posterior."""
         if self._run is None:
             outcome = self._experiment.train(None, progress=self._progress)
             return outcome.ledger, outcome.test_error, outcome.training_seconds
@@ -290,7 +318,7 @@ class Codelengths:
         return self._file("realised", self._experiment, settings, seconds)
 
     def _file(self, name: str, experiment: Experiment, settings: PackSettings, seconds: float) -> Row:
-        """The row of a two-part file; the experiment's model is left as it was."""
+        """Return the row of a two-part file; the model is restored afterwards."""
         began = time.perf_counter()
         kept = {name: tensor.clone() for name, tensor in experiment.model.state_dict().items()}
         try:
@@ -318,7 +346,7 @@ class Codelengths:
         return self._rival("logistic", logistic)
 
     def _rival(self, name: str, code: Callable[..., Rival]) -> Row:
-        """The row of a code without a network, or what it would need."""
+        """Return the row of a code without a network; without bits if the configuration lacks what it needs."""
         try:
             found = code(self.config, self._experiment.dataset, self._likelihood.classes, progress=self._progress)
         except (ConfigError, MissingExtraError) as error:

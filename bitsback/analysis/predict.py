@@ -1,4 +1,4 @@
-"""predict: a model file or a run, and inputs as they are stored, become predictions."""
+"""Predictions of a model file or a run for inputs in their stored form."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,10 +29,13 @@ OTHER_SUFFIXES = (".csv", ".tsv", ".txt", ".parquet", ".h5", ".hdf5", ".pkl", ".
 
 
 def read_inputs(path: Path) -> Tensor:
-    """Inputs as they are stored: an ``.npy`` array, an ``.npz`` file (its array ``inputs``), or an IDX file.
+    """Read inputs from an ``.npy`` file, an ``.npz`` file (array ``inputs``, ``test_inputs`` or ``images``), or an IDX file.
+
+    Returns:
+        Inputs (n, ...), float32; IDX images get a channel axis.
 
     Raises:
-        DataError: when the file cannot be read or holds no numbers.
+        DataError: the file cannot be read, or holds no finite numbers.
     """
     path = path.expanduser()
     if path.suffix in (".npy", ".npz"):
@@ -73,11 +76,11 @@ def _choose(arrays: dict[str, np.ndarray], path: Path) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Prediction(TableResult):
-    """What is predicted for some inputs.
+    """Predictions for n inputs.
 
     Attributes:
-        means: predictive means (n, ...): probabilities for classes and yes-or-no answers, rates for counts.
-        answers: the same for a reader, a record for each input, in the words of the likelihood.
+        means: predictive means (n, ...): probabilities of classes or of yes, or rates of counts.
+        answers: a record for each input, whose names depend on the likelihood.
     """
 
     means: Tensor
@@ -101,9 +104,16 @@ class Prediction(TableResult):
 
     @classmethod
     def of(cls, likelihood: Likelihood, draws: Iterable[Tensor]) -> "Prediction":
-        """Average over the network's outputs (n, ...) under several draws of its weights.
+        """Average the predictions of several weight draws.
 
-        The variance of a prediction is the mean of the noise's variances and the variance of the means.
+        The predictive variance is the mean of the noise variances plus the variance of the means.
+
+        Args:
+            likelihood: of the targets.
+            draws: network outputs (n, ...), one tensor for each weight draw.
+
+        Returns:
+            The averaged predictions.
         """
         means: list[Tensor] = []
         noises: list[Tensor] = []
@@ -123,17 +133,21 @@ def _cell(value: Any) -> str:
 def predict(
     source: RunSource | str | Path, inputs: Tensor | str | Path, locations: Sequence[str] = (), *, draws: int = DRAWS
 ) -> Prediction:
-    """Predict for inputs as they are stored: with a run averaged over draws of its posterior, or with a model file.
+    """Predict for inputs in their stored form, with a model file or a run averaged over draws of its posterior.
 
     Args:
         source: a run directory, an opened run, a trained experiment, or a model file.
-        inputs: (n, ...), or a file of them: .npy, .npz or IDX.
-        locations: of a model file, such as ``data.root=DIR``, where its features need the training inputs.
-        draws: of a run.
+        inputs: (n, ...), or an .npy, .npz or IDX file of them.
+        locations: for a model file whose features need the training inputs, such as ``data.root=DIR``.
+        draws: for a run, number of weight draws.
+
+    Returns:
+        The predictions.
 
     Raises:
-        DataError: for inputs that cannot be read, or do not fit.
-        FileError, RunError: for a source that is neither.
+        DataError: the inputs cannot be read, or have another shape than the network's.
+        FileError: the model file cannot be read.
+        RunError: the run cannot be read.
     """
     given = inputs if isinstance(inputs, Tensor) else read_inputs(Path(inputs))
     if isinstance(source, str | Path) and not Path(source).is_dir():
@@ -143,14 +157,35 @@ def predict(
 
 @torch.no_grad()
 def predict_file(path: Path, inputs: Tensor, locations: tuple[str, ...] = ()) -> Prediction:
-    """Predictions of a model file."""
+    """Predict with a model file.
+
+    Args:
+        path: model file.
+        inputs: (n, ...).
+        locations: as in :func:`predict`.
+
+    Returns:
+        The predictions.
+    """
     loaded = load(path, locations)
     return Prediction.of(loaded.likelihood, [loaded.outputs(inputs)])
 
 
 @torch.no_grad()
 def predict_run(run: RunSource | str | Path, inputs: Tensor, draws: int = DRAWS) -> Prediction:
-    """Predictions of a run, averaged over whole-network draws of its posterior."""
+    """Predict with a run, averaged over whole-network draws of its posterior.
+
+    Args:
+        run: a run directory, an opened run, or a trained experiment.
+        inputs: (n, ...).
+        draws: number of weight draws; one for a point estimate.
+
+    Returns:
+        The predictions.
+
+    Raises:
+        DataError: the inputs have another shape than the network's.
+    """
     e = experiment_of(run)
     e.model.eval()
     shape, is_real = e.dataset.train.inputs.shape[1:], e.dataset.train.inputs.is_floating_point()

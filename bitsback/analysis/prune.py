@@ -1,8 +1,8 @@
-"""Pruning by signal-to-noise: what a network costs, and how well it does, when only its surest weights are kept.
+"""Pruning by signal-to-noise ratio |mean| / std: bits and error when only the weights of the largest ratios are kept.
 
-A receiver of a pruned network is told, tensor by tensor, which weights are kept, and then these weights; the others are zero
-and cost nothing more. A weight whose posterior is its prior costs nothing without pruning either, but its noise is in every
-draw of the network. That noise goes away, and saying where it went has its price: the curve shows both.
+For each tensor the description of a pruned network names the kept weights and then codes them; the others are zero and cost
+nothing more. A weight whose posterior equals its prior costs nothing without pruning either, but adds noise to every draw of
+the network. Pruning removes the noise and adds the cost of naming the kept weights; the curve shows the sum.
 """
 
 import copy
@@ -46,25 +46,27 @@ __all__ = [
 ]
 
 KEPT_FRACTIONS = (1.0, 0.9, 0.75, 0.6, 0.45, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)
-"""Where the curve is measured, beside the threshold that is asked for."""
+"""Fractions of kept weights at which the curve is measured, beside the given threshold."""
 
 Keep = Mapping[str, Tensor]
-"""For every weight tensor which of its weights are kept, bool, the tensor's shape."""
+"""Mask of the kept weights by tensor name: bool, of the tensor's shape."""
 
 
 @dataclass(frozen=True)
 class PrunedCost:
-    """One point of the curve.
+    """Bits and errors at one threshold.
 
     Attributes:
         keep_snr: weights with |mean| / std of at least this are kept.
-        kept, weights: how many of how many.
-        mask_bits: what it takes to say which; see :func:`mask_bits`.
-        kept_bits: KL of the kept weights under the prior.
-        other_bits: what the ledger charges beside: hyper-parameters, and weights without a posterior at 32 bits each.
+        kept: number of kept weights.
+        weights: number of all weights.
+        mask_bits: bits that name the kept weights; see :func:`mask_bits`.
+        kept_bits: KL of the kept weights from the prior, in bits.
+        other_bits: other bits of the model: hyper-parameters, and 32 for each weight without a posterior.
         data_bits: E_q[-log2 p(D given w)], from whole-network draws in which pruned weights are zero.
         data_bits_stderr: standard error of the data bits.
-        train_error, test_error: of the predictions averaged over draws; no test error without a test split.
+        train_error: of the predictions averaged over draws.
+        test_error: the same on the test split; None without one.
     """
 
     keep_snr: float
@@ -80,7 +82,7 @@ class PrunedCost:
 
     @property
     def fraction_kept(self) -> float:
-        """Share of the weights that are kept."""
+        """Fraction of the weights that are kept."""
         return self.kept / self.weights
 
     @property
@@ -90,26 +92,26 @@ class PrunedCost:
 
     @property
     def net_bits(self) -> float:
-        """Bits of the pruned network and of the data given it."""
+        """Bits of the pruned network plus the data bits given it."""
         return self.model_bits + self.data_bits
 
     def facts(self) -> dict[str, Any]:
-        """Everything, for JSON."""
+        """Return all attributes and derived numbers, for JSON."""
         derived = {name: getattr(self, name) for name in ("fraction_kept", "model_bits", "net_bits")}
         return {**vars(self), **derived}
 
 
 @dataclass(frozen=True)
 class Pruning(Result):
-    """The curve, sorted by threshold, and the pruned network at the asked threshold as a model file.
+    """Result of pruning: the curve over thresholds, and the pruned network as a model file.
 
     Attributes:
-        asked: the point of the curve that was asked for.
-        curve: all points.
-        file: the pruned network, quantised.
+        asked: costs at the given threshold.
+        curve: costs at all thresholds, in increasing order.
+        file: the network pruned at the given threshold, quantised.
         unpruned: the network with all its weights, by the same codec.
-        samples: whole-network draws behind data bits and errors.
-        given: what the receiver is assumed to hold, such as an earlier run that is the prior; mostly nothing.
+        samples: whole-network draws from which data bits and errors are estimated.
+        given: what the receiver must hold, such as an earlier run that is the prior; mostly empty.
     """
 
     asked: PrunedCost
@@ -130,7 +132,7 @@ class Pruning(Result):
         return [point.facts() for point in self.curve]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything, for JSON."""
+        """Return the curve, the given threshold and the files' sizes, for JSON."""
         return {
             "keep_snr": self.asked.keep_snr,
             "samples": self.samples,
@@ -174,7 +176,10 @@ def _shown_file(file: Packed) -> str:
 
 
 def count(keep: Keep) -> int:
-    """How many weights are kept.
+    """Return the number of kept weights.
+
+    Returns:
+        A count over all tensors.
 
     >>> count({"w": torch.tensor([True, False, True])})
     2
@@ -183,7 +188,14 @@ def count(keep: Keep) -> int:
 
 
 def mask_bits(kept: int, weights: int) -> float:
-    """Bits to say which weights of a tensor are kept: log2(weights + 1) for how many, log2 binomial(weights, kept) for which.
+    """Return the bits that name the kept weights of a tensor: log2(weights + 1) + log2 binomial(weights, kept).
+
+    Args:
+        kept: number of kept weights.
+        weights: number of all weights.
+
+    Returns:
+        Bits.
 
     >>> round(mask_bits(2, 4), 4), mask_bits(7, 7)
     (4.9069, 3.0)
@@ -193,11 +205,14 @@ def mask_bits(kept: int, weights: int) -> float:
 
 
 def signal_to_noise(model: BayesianModel) -> dict[str, Tensor]:
-    """|mean| / std of every weight, by tensor, float64 (Graves 2011, on pruning; Blundell et al. 2015, section 5.1).
+    """Return |mean| / std of every weight (Graves 2011, on pruning; Blundell et al. 2015, section 5.1).
+
+    Returns:
+        Ratios by tensor name, float64, of the tensor's shape.
 
     Raises:
-        LedgerError: when a weight is a point, or none has a posterior.
-        LayerError: for a mean or std that makes no sense.
+        LedgerError: a weight is a point estimate, or none has a posterior.
+        LayerError: a mean is not finite, or a std is not positive.
 
     >>> from bitsback.model import bayesianize
     >>> signal_to_noise(bayesianize(torch.nn.Linear(3, 2)))["weight"].shape
@@ -218,7 +233,14 @@ def signal_to_noise(model: BayesianModel) -> dict[str, Tensor]:
 
 
 def thresholds_for(ratios: Mapping[str, Tensor], fractions: Sequence[float] = KEPT_FRACTIONS) -> list[float]:
-    """The thresholds that keep these fractions of all weights, each at least one weight; 0 keeps everything.
+    """Return the thresholds that keep given fractions of all weights, each at least one weight.
+
+    Args:
+        ratios: |mean| / std by tensor name.
+        fractions: of kept weights, in (0, 1].
+
+    Returns:
+        A threshold for each fraction; 0 for the fraction 1.
 
     >>> thresholds_for({"w": torch.tensor([3.0, 1.0, 2.0, 4.0])}, [1.0, 0.5])
     [0.0, 3.0]
@@ -229,7 +251,15 @@ def thresholds_for(ratios: Mapping[str, Tensor], fractions: Sequence[float] = KE
 
 @contextmanager
 def only_kept(model: BayesianModel, keep: Keep) -> Iterator[None]:
-    """Inside, weights that are not kept are zero in every draw; the noise of the others is the same for every ``keep``."""
+    """Set pruned weights to zero in every draw, and restore the posterior afterwards.
+
+    Args:
+        model: with Gaussian posteriors.
+        keep: mask of the kept weights; the noise of a kept weight does not depend on it.
+
+    Yields:
+        None, while the weights are pruned.
+    """
     model.honour_edits(everywhere=True)
     trained = [(q, q.mean.detach().clone(), q.log_std.detach().clone()) for q in _gaussians(model)]
     try:
@@ -251,15 +281,18 @@ def _gaussians(model: BayesianModel) -> list[GaussianPosterior]:
 
 
 class Pruner:
-    """A trained experiment, ready to be pruned any number of times; learned numbers are rounded to their grids in place.
+    """Pruning of one trained experiment at any number of thresholds.
+
+    Learned hyper-parameters are rounded to their grids in place.
 
     Args:
         experiment: trained, with Gaussian posteriors.
-        samples: whole-network draws at each point; default: the configuration's.
+        samples: whole-network draws at each threshold; default: the configuration's.
 
     Raises:
-        LedgerError, LayerError: see :func:`signal_to_noise`.
-        BitsbackError: for a prior that does not code weights one by one.
+        LedgerError: as in :func:`signal_to_noise`.
+        LayerError: as in :func:`signal_to_noise`.
+        BitsbackError: the prior does not code weights one by one.
     """
 
     def __init__(self, experiment: Experiment, samples: int | None = None) -> None:
@@ -278,10 +311,13 @@ class Pruner:
                 self._each_bits[weight.name] = nats_to_bits(kl_each(exact, prior))
 
     def keep(self, keep_snr: float) -> dict[str, Tensor]:
-        """The weights whose signal-to-noise is at least ``keep_snr``.
+        """Return the mask of the weights whose signal-to-noise ratio is at least ``keep_snr``.
+
+        Returns:
+            Masks by tensor name, bool.
 
         Raises:
-            LedgerError: for a threshold below zero or not finite, or one that no weight reaches.
+            LedgerError: the threshold is negative or not finite, or no weight reaches it.
         """
         if not (math.isfinite(keep_snr) and keep_snr >= 0):
             raise LedgerError(f"--keep-snr must be zero or a number above it, got {keep_snr:g}; 1 keeps what exceeds its noise")
@@ -292,7 +328,15 @@ class Pruner:
         return {name: ratio >= keep_snr for name, ratio in self.ratios.items()}
 
     def cost(self, keep: Keep, keep_snr: float = math.nan) -> PrunedCost:
-        """What the network costs with only ``keep``, whatever chose it; ``keep_snr`` is written down as it is."""
+        """Compute bits and errors of the network with only the weights of a mask.
+
+        Args:
+            keep: mask of the kept weights, chosen by any criterion.
+            keep_snr: threshold to record; not used otherwise.
+
+        Returns:
+            Bits and errors.
+        """
         e, samples = self.experiment, self.samples
         with only_kept(e.model, keep):
             train = evaluate(e.model, e.likelihood, e.dataset.train, samples=samples, seed=e.config.seed)
@@ -313,9 +357,12 @@ class Pruner:
         )
 
     def file(self, keep: Keep) -> Packed:
-        """The posterior means, zero where they are pruned, as a quantised model file; the model is left as it was.
+        """Return the posterior means, pruned ones set to zero, as a quantised model file; the model is restored.
 
-        The grids are those of the network with all its weights, so that the two files differ by the pruned weights alone.
+        Stds are unchanged and so are the grids: the files of different masks differ only by the pruned weights.
+
+        Returns:
+            The model file.
         """
         model, settings = self.experiment.model, self.experiment.config.pack.quantising
         state = copy.deepcopy(model.state_dict())
@@ -337,19 +384,23 @@ def prune(
     samples: int | None = None,
     progress: bool = False,
 ) -> Pruning:
-    """Prune a trained network at a threshold, and at others around it; the model is left as it was.
+    """Prune a trained network at a threshold, and measure bits and error at others too; the model is restored.
 
     Args:
         run: a run directory, an opened run, or a trained experiment, with Gaussian posteriors.
-        keep_snr: weights with |mean| / std below it become zero.
-        curve: measure the other thresholds too, at which :data:`KEPT_FRACTIONS` of the weights are kept.
-        out: a new directory for pruned.bb, the pruned network as a quantised model file, and curve.json; None writes nothing.
-        samples: whole-network draws at each point; default: the configuration's.
-        progress: show a bar when it takes more than two seconds.
+        keep_snr: weights with a smaller |mean| / std are set to zero.
+        out: new directory for pruned.bb, the pruned network as a quantised model file, and curve.json; None writes nothing.
+        curve: measure also the thresholds at which :data:`KEPT_FRACTIONS` of the weights are kept.
+        samples: whole-network draws at each threshold; default: the configuration's.
+        progress: show a progress bar after two seconds.
+
+    Returns:
+        The curve and the pruned network.
 
     Raises:
-        LedgerError: for a threshold that is no number from zero up or prunes everything, or weights without noise.
-        PriorError, FileError: when the network cannot be written as a file.
+        LedgerError: the threshold is invalid or prunes every weight, or a weight is a point estimate.
+        PriorError: the network cannot be written under its prior.
+        FileError: the network cannot be written as a file.
     """
     if out is not None:
         with new_neighbour(Path(out)):

@@ -1,4 +1,4 @@
-"""L2 is the code length under a Gaussian prior and L1 under a Laplace prior; and what rounding to decimal digits does."""
+"""Two studies: L2 and L1 penalties as code lengths under Gaussian and Laplace priors; rounding to decimal digits."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -25,14 +25,14 @@ __all__ = ["DigitsRow", "DigitsTable", "PenaltyRow", "PenaltyTable", "digits_stu
 
 DIGITS = range(7)
 CODE_STEP = 2.0**-7
-"""Grid of the code lengths that penalties are compared with; another one only changes the constant."""
+"""Grid step of the code lengths to which penalties are compared; it changes only the constant."""
 
 
 @dataclass(frozen=True)
 class PenaltyRow:
-    """One regularisation: its penalty beside the code length, and its real file.
+    """Penalty, code length and two-part file of one regularisation.
 
-    ``code_bits`` is -log2 p(w) * 2^-7, and equals ``penalty_bits + constant_bits`` up to rounding.
+    ``code_bits`` is -log2(p(w) 2^-7) summed over the weights, and equals ``penalty_bits + constant_bits`` up to rounding.
     """
 
     regularisation: str
@@ -51,7 +51,7 @@ class PenaltyRow:
 
 @dataclass(frozen=True)
 class PenaltyTable(TableResult):
-    """The penalties beside the code lengths, and what the files cost."""
+    """Penalties, code lengths and file sizes by regularisation."""
 
     rows: tuple[PenaltyRow, ...]
 
@@ -60,7 +60,7 @@ class PenaltyTable(TableResult):
         return [asdict(row) for row in self.rows]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the rows by the names of the penalties."""
+        """Return the rows by name of the penalty."""
         return {row.regularisation: asdict(row) for row in self.rows}
 
     def __str__(self) -> str:
@@ -91,10 +91,17 @@ class PenaltyTable(TableResult):
 
 
 def regularisation_study(config: Config, *, progress: bool = True) -> PenaltyTable:
-    """Train with L2, L1 and no penalty to speak of; each row also holds the real two-part file, on the best grids.
+    """Train with L2, L1 and a negligible penalty, and write a two-part file of each on the best grids.
+
+    Args:
+        config: of the network and its data.
+        progress: show progress bars.
+
+    Returns:
+        A row for each penalty.
 
     Raises:
-        DataError: for targets that are no labels.
+        DataError: the targets are not labels.
     """
     rows = []
     for by in REGULARISATIONS:
@@ -127,7 +134,7 @@ def regularisation_study(config: Config, *, progress: bool = True) -> PenaltyTab
 
 
 def _penalty(experiment: Experiment, weights: Tensor) -> tuple[str, float, float]:
-    """Formula and value of the penalty in bits, and what the code of the prior takes on top whatever the weights are."""
+    """Return formula and value of the penalty in bits, and the part of the code length that no weight changes."""
     prior = experiment.model.weights[0].prior
     scale = float(prior.typical_scale().detach().double())
     if prior.kind == "laplace":
@@ -139,7 +146,7 @@ def _penalty(experiment: Experiment, weights: Tensor) -> tuple[str, float, float
 
 @dataclass(frozen=True)
 class DigitsRow:
-    """Weights rounded to so many decimal digits."""
+    """File size, data bits and error of weights rounded to ``digits`` decimal digits."""
 
     regularisation: str
     digits: int
@@ -151,7 +158,7 @@ class DigitsRow:
 
 @dataclass(frozen=True)
 class DigitsTable(TableResult):
-    """Weights rounded to decimal digits, and what each file costs."""
+    """File sizes, data bits and errors by penalty and number of decimal digits."""
 
     rows: tuple[DigitsRow, ...]
 
@@ -174,12 +181,19 @@ class DigitsTable(TableResult):
 
 
 def digits_study(config: Config, *, progress: bool = True) -> DigitsTable:
-    """Train with L2, L1 and no penalty, round the weights to 0 to 6 decimal digits, and write each as a real file.
+    """Train with L2, L1 and a negligible penalty, and write the weights rounded to 0 to 6 decimal digits as files.
 
-    Everything is measured on the decoded file.
+    Data bits and errors are measured on the decoded files.
+
+    Args:
+        config: of the network and its data.
+        progress: show progress bars.
+
+    Returns:
+        A row for each penalty and number of digits.
 
     Raises:
-        DataError: for targets that are no labels.
+        DataError: the targets are not labels.
     """
     rows = []
     for by in REGULARISATIONS:

@@ -1,8 +1,8 @@
 """Prequential codes of labels without a network: label spreading on a graph of the inputs, and logistic regression.
 
-Both code block after block of labels, in an order that does not depend on them, from the labels of the blocks before. Classes
-that no label so far has had keep a share of the probability, as in the estimator of Krichevsky & Trofimov (1981), and a small
-share is uniform, so that no label costs infinite bits. Predictions are quick, so blocks are short: they grow by a tenth.
+Both code each block of labels given the labels of the blocks before it, in an order that does not depend on the labels.
+Classes not seen so far keep a share of the probability, as in the estimator of Krichevsky & Trofimov (1981), and a small share
+is uniform, so that no label costs infinite bits. Predictions are quick, so blocks are short and grow by a tenth.
 """
 
 import warnings
@@ -33,30 +33,30 @@ __all__ = [
 ]
 
 BLOCKS = GrowingBlocks(first=1, growth=1.1)
-"""The first label is coded uniformly; each block ends a tenth later than the one before, or one label later."""
+"""Block ends: the first label alone, coded uniformly; then each end is a tenth, at least one label, after the last."""
 UNIFORM_SHARE = 1e-3
 SPREAD = 0.9
-"""Zhou's alpha: the share of a score that comes from the neighbours."""
+"""Zhou's alpha: weight of the neighbours in a score."""
 POWER = 2.0
 LOWEST_SCORE = 1e-12
 TOLERANCE = 1e-10
-"""Of conjugate gradients: norm of the residual over that of the right side."""
+"""Relative residual norm at which conjugate gradients stop."""
 STRENGTHS = (1.0, 10.0, 100.0)
-"""Inverse strengths of the L2 penalty, scikit-learn's C, of which the cheapest is named in the code."""
+"""Inverse strengths of the L2 penalty, scikit-learn's C; the code names the cheapest."""
 MOST_ITERATIONS = 1000
 SHOWN_AFTER_SECONDS = 2.0
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""From places of known labels (k,), those labels (k,) and places that are asked for (m,), to probabilities (m, classes)."""
+"""Predictor: from indices of known labels (k,), these labels (k,) and indices to predict (m,) to probabilities (m, classes)."""
 
 
 @dataclass(frozen=True)
 class Coded:
-    """Labels in a prequential code.
+    """Prequential code length of labels.
 
     Attributes:
-        probabilities: (n, classes), float64, in the order of the data: what each label was coded under.
-        bits: -log2 of the probabilities of the labels, summed.
+        probabilities: (n, classes), float64, in the order of the data: the distribution under which each label was coded.
+        bits: sum of -log2 of the labels' probabilities.
     """
 
     probabilities: Tensor
@@ -73,16 +73,19 @@ def code_labels(
     name: str = "labels",
     progress: bool = False,
 ) -> Coded:
-    """Code labels in blocks, each from the labels of the blocks before it.
+    """Code labels in blocks, each given the labels of the blocks before it.
 
     Args:
-        predict: makes predictions from known labels; not asked before there are any.
-        labels: (n,), whole numbers below ``classes``.
-        classes: how many there are.
-        order: (n,), the places of the first, second, ... label of the code; may not depend on the labels.
-        ends: of the blocks, the last one n; default: :data:`BLOCKS`.
-        name: of the bar.
-        progress: show a bar when it takes more than two seconds.
+        predict: predicts from known labels; not called for the first block, which is coded uniformly.
+        labels: (n,), integers below ``classes``.
+        classes: number of classes.
+        order: (n,), indices of the labels in the order of coding; must not depend on the labels.
+        ends: ends of the blocks, the last one n; default: :data:`BLOCKS`.
+        name: of the progress bar.
+        progress: show a progress bar after two seconds.
+
+    Returns:
+        Probabilities and bits.
 
     >>> even = lambda known, told, asked: torch.full((len(asked), 2), 0.5)
     >>> coded = code_labels(even, torch.tensor([0, 1, 1]), 2, torch.arange(3))
@@ -104,11 +107,14 @@ def code_labels(
 
 
 def with_shares(probabilities: Tensor, known: Tensor) -> Tensor:
-    """Give every class that was not seen yet (1/2) / (k + classes / 2), and all classes together a share that is uniform.
+    """Mix predictions with (1/2) / (k + classes / 2) for each class not seen yet, and then with a small uniform share.
 
     Args:
         probabilities: (m, classes), zero for classes not seen yet.
         known: (k,), the labels so far.
+
+    Returns:
+        Probabilities (m, classes), all positive.
 
     >>> [round(share, 2) for share in with_shares(torch.tensor([[1.0, 0.0]]).double(), torch.tensor([0]))[0].tolist()]
     [0.75, 0.25]
@@ -121,16 +127,16 @@ def with_shares(probabilities: Tensor, known: Tensor) -> Tensor:
 
 
 class LabelSpreading:
-    """Learning with local and global consistency (Zhou, Bousquet, Lal, Weston & Schoelkopf 2003).
+    """Label spreading, or learning with local and global consistency (Zhou, Bousquet, Lal, Weston & Schoelkopf 2003).
 
-    Scores are F = (I - a S)^-1 Y with S = D^-1/2 W D^-1/2, where W are the graph's weights without those of points with
-    themselves, D their sums, and Y (n, classes) has a one for each known label. The probability of a class is proportional to
-    its score to the power of b.
+    Scores are F = (I - a S)^-1 Y with S = D^-1/2 W D^-1/2, where W are the graph's weights without self-loops, D their row
+    sums, and Y (n, classes) has a one for each known label. The probability of a class is proportional to its score to the
+    power of b.
 
     Args:
         graph: of the inputs.
-        classes: how many there are.
-        spread: a, from 0 up to but not including 1.
+        classes: number of classes.
+        spread: a, in [0, 1).
         power: b.
 
     >>> graph = DenseGraph(torch.tensor([[0.0], [0.1], [5.0], [5.1]]), neighbours=1, sharpness=1.0)
@@ -146,10 +152,20 @@ class LabelSpreading:
         self._graph = graph
 
     def __call__(self, known: Tensor, labels: Tensor, asked: Tensor) -> Tensor:
+        """Return probabilities (m, classes) at indices ``asked`` (m,), given labels (k,) at indices ``known`` (k,)."""
         return self._probabilities(self._scores.of(known, labels)[asked])
 
     def elsewhere(self, known: Tensor, labels: Tensor, inputs: Tensor) -> Tensor:
-        """Probabilities (m, classes) for inputs (m, ...) outside the graph, whose scores are averages over their neighbours."""
+        """Predict for inputs outside the graph, whose scores are averages over their neighbours.
+
+        Args:
+            known: (k,), indices of the known labels.
+            labels: (k,), these labels.
+            inputs: (m, ...).
+
+        Returns:
+            Probabilities (m, classes).
+        """
         return self._probabilities(self._graph.around(inputs, self._scores.of(known, labels)))
 
     def _probabilities(self, scores: Tensor) -> Tensor:
@@ -158,7 +174,7 @@ class LabelSpreading:
 
 
 class _DenseScores:
-    """Scores from the inverse matrix, made once."""
+    """Scores from the inverse matrix, computed once."""
 
     def __init__(self, weights: Tensor, classes: int, spread: float) -> None:
         self._classes = classes
@@ -173,7 +189,7 @@ class _DenseScores:
 
 
 class _SparseScores:
-    """Scores by conjugate gradients, class by class, from those of the last call; a class without new labels keeps its own."""
+    """Scores by conjugate gradients, class by class, started from the last call's; a class without new labels is skipped."""
 
     def __init__(self, weights: Any, classes: int, spread: float) -> None:
         sparse = scipy_sparse()
@@ -201,11 +217,11 @@ class LogisticRegression:
 
     Args:
         inputs: (n, ...), real numbers.
-        classes: how many there are.
-        strength: scikit-learn's C: the larger, the weaker the penalty.
+        classes: number of classes.
+        strength: scikit-learn's C, the inverse strength of the penalty.
 
     Raises:
-        MissingExtraError: without scikit-learn, which the extra ``rivals`` brings.
+        MissingExtraError: scikit-learn is not installed; the extra ``rivals`` installs it.
     """
 
     def __init__(self, inputs: Tensor, classes: int, strength: float = 1.0) -> None:
@@ -217,16 +233,26 @@ class LogisticRegression:
         self._fitted: tuple[Tensor, Any] | None = None
 
     def __call__(self, known: Tensor, labels: Tensor, asked: Tensor) -> Tensor:
+        """Return probabilities (m, classes) at indices ``asked`` (m,), given labels (k,) at indices ``known`` (k,)."""
         return self._predict(known, labels, self._inputs[asked.numpy()])
 
     def elsewhere(self, known: Tensor, labels: Tensor, inputs: Tensor) -> Tensor:
-        """Probabilities (m, classes) for other inputs (m, ...)."""
+        """Predict for other inputs.
+
+        Args:
+            known: (k,), indices of the known labels.
+            labels: (k,), these labels.
+            inputs: (m, ...).
+
+        Returns:
+            Probabilities (m, classes).
+        """
         return self._predict(known, labels, _flat(inputs))
 
     def _predict(self, known: Tensor, labels: Tensor, inputs: Any) -> Tensor:
         found = np.zeros((len(inputs), self._classes))
         seen = np.unique(labels.numpy())
-        found[:, seen] = 1.0 if len(seen) == 1 else self._fit(known, labels).predict_proba(inputs)  # it takes two to be fitted
+        found[:, seen] = 1.0 if len(seen) == 1 else self._fit(known, labels).predict_proba(inputs)  # a fit needs 2 classes
         return torch.from_numpy(found)
 
     def _fit(self, known: Tensor, labels: Tensor) -> Any:
@@ -234,7 +260,7 @@ class LogisticRegression:
         if self._fitted is None or not torch.equal(self._fitted[0], told):
             model = self._linear_model.LogisticRegression(C=self._strength, max_iter=MOST_ITERATIONS)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # one that has not converged predicts all the same, and pays for its mistakes
+                warnings.simplefilter("ignore")  # an unconverged fit still gives a valid code
                 self._fitted = told, model.fit(self._inputs[known.numpy()], labels.numpy())
         return self._fitted[1]
 

@@ -1,4 +1,4 @@
-"""What a question may be asked of: a run directory, an opened run, a training that has just ended, or an experiment."""
+"""Sources of an analysis: a run directory, an opened run, a finished training, or an experiment."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,16 +14,19 @@ __all__ = ["RunSource", "TrainedRun", "experiment_of"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedRun(Outcome, Result):
-    """A training that has ended: its ledger, and everything that further questions need.
+    """Result of a training, from which an analysis can start.
 
     Attributes:
-        ledger: what it cost.
-        test_error, error_name: of the test split, where there is one, and what it is.
-        training_seconds, epochs, threads: what it took.
-        stopped_early: whether the net bits no longer fell.
+        ledger: bits of the trained model and the data.
+        test_error: on the test split; None without one.
+        error_name: name of the error, such as ``error`` or ``rmse``.
+        training_seconds: wall time of training.
+        epochs: trained epochs.
+        threads: CPU threads used.
+        stopped_early: whether training ended because the net bits no longer fell.
         experiment: configuration, data, trained model and likelihood.
-        directory: of the run; None when nothing was written.
-        report: the page that was written, if any.
+        directory: run directory; None if nothing was written.
+        report: path of the report, if one was written.
     """
 
     experiment: Experiment
@@ -32,7 +35,7 @@ class TrainedRun(Outcome, Result):
 
     @property
     def config(self) -> Config:
-        """The configuration that was trained."""
+        """Configuration of the experiment."""
         return self.experiment.config
 
     def records(self) -> list[dict[str, Any]]:
@@ -40,12 +43,12 @@ class TrainedRun(Outcome, Result):
         return self.ledger.records()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the ledger, and the facts of the training."""
+        """Return the ledger and the attributes of the training."""
         facts = {field.name: getattr(self, field.name) for field in fields(Outcome) if field.name != "ledger"}
         return {**self.ledger.to_dict(), **facts, "directory": None if self.directory is None else str(self.directory)}
 
     def closing(self) -> str:
-        """Return what is said below the ledger: seconds, test error, and where the run is."""
+        """Return the sentence below the ledger: seconds, test error and run directory."""
         facts = [f"Trained in {self.training_seconds:.1f} s"]
         facts[0] += f", stopped early after {self.epochs} epochs" if self.stopped_early else ""
         if self.test_error is not None:
@@ -60,10 +63,10 @@ RunSource = Run | Experiment | TrainedRun
 
 
 def experiment_of(source: RunSource | str | Path) -> Experiment:
-    """Return the trained experiment behind any of them.
+    """Return the trained experiment of a source.
 
     Raises:
-        RunError: for a directory that is no run, or one that has not finished.
+        RunError: the directory is not a run, or has not finished.
     """
     if isinstance(source, Experiment):
         return source

@@ -1,4 +1,4 @@
-"""widen: the same network with wider and narrower posteriors, and what each width costs."""
+"""Ledgers of a network with wider and narrower posteriors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ COLUMNS = ("gross_weight_bits", "refund_bits", "net_weight_bits", "data_bits", "
 
 @dataclass(frozen=True)
 class WidthCurve(TableResult):
-    """The ledger at every width, by the factor that every posterior std was multiplied with."""
+    """Ledgers by the factor with which every posterior std is multiplied."""
 
     curve: dict[float, Ledger]
 
     @property
     def cheapest(self) -> float:
-        """The factor of the lowest net bits."""
+        """Factor of the lowest net bits."""
         return min(self.curve, key=lambda factor: self.curve[factor].net_bits)
 
     def records(self) -> list[dict[str, Any]]:
@@ -31,7 +31,7 @@ class WidthCurve(TableResult):
         return [{"factor": factor, **{name: getattr(book, name) for name in COLUMNS}} for factor, book in self.curve.items()]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the rows, and the cheapest factor."""
+        """Return the rows and the cheapest factor."""
         return {"cheapest": self.cheapest, "widths": self.records()}
 
     def __str__(self) -> str:
@@ -55,17 +55,20 @@ def widen(
     samples: int | None = None,
     progress: bool = False,
 ) -> WidthCurve:
-    """Multiply every posterior std by each factor, and take the ledger of each; nothing is changed.
+    """Take the ledger at each of several factors on every posterior std; the model is restored.
 
     Args:
         run: a run directory, an opened run, or a trained experiment.
-        factors: each above zero.
-        samples: whole-network draws for each width; default: as many as the run's ledger was taken with.
-        progress: show a bar when it takes more than two seconds.
+        factors: positive factors on the trained std.
+        samples: whole-network draws for each width; default: as many as in the run's ledger.
+        progress: show a progress bar after two seconds.
+
+    Returns:
+        The ledger at each factor.
 
     Raises:
-        RunError: when this is no finished run.
-        LedgerError: when no weight has a Gaussian posterior, or a factor is not positive.
+        RunError: the run has not finished.
+        LedgerError: no weight has a Gaussian posterior, or a factor is not positive.
 
     >>> from bitsback.config import Config, Experiment
     >>> from bitsback.training import TrainingSettings

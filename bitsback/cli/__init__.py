@@ -1,4 +1,4 @@
-"""The command line: one command per file. Nothing heavy is imported before a command runs."""
+"""Command line, one command per file; torch and pydantic are imported only when a command runs."""
 
 from bitsback.cli.app import main
 

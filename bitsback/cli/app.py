@@ -1,4 +1,4 @@
-"""The app: commands, and how their mistakes are shown."""
+"""Command-line application: its commands, and the output of errors."""
 
 import os
 import sys
@@ -34,7 +34,7 @@ __all__ = ["COMMANDS", "app", "common", "main", "version"]
 
 app = typer.Typer(
     name="bitsback",
-    help="Train networks counted in bits. A weight is a posterior, not a number; a ledger says its gross, refund, net.",
+    help="Train neural networks by minimum description length, with ledgers of gross, refund and net bits.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -50,7 +50,7 @@ for command in COMMANDS:
 
 
 def version(shown: bool) -> None:
-    """Print the version and stop."""
+    """Print the version and exit if ``shown``."""
     if shown:
         from bitsback import __version__
 
@@ -61,14 +61,14 @@ def version(shown: bool) -> None:
 @app.callback()
 def common(
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
-    _version: bool = typer.Option(False, "--version", callback=version, is_eager=True, help="Print the version and stop."),
+    _version: bool = typer.Option(False, "--version", callback=version, is_eager=True, help="Print the version and exit."),
 ) -> None:
-    """Options that stand before the command."""
+    """Set the options that come before the command."""
     os.environ["BITSBACK_DEBUG"] = "1" if debug else ""
 
 
 def main() -> None:
-    """Run a command; a known mistake becomes one clear message on stderr and exit code 1."""
+    """Run a command; a BitsbackError is printed on stderr as one message, with exit code 1."""
     with output_that_may_fail():
         try:
             with escaped_output():

@@ -1,4 +1,4 @@
-"""bitsback certify: a bound on the probability of error on new examples."""
+"""``bitsback certify``: upper bound on the probability of error on new examples."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,20 +14,16 @@ def certify(
     context: typer.Context,
     model: Annotated[Path, typer.Argument(help="Run directory or model file.", show_default=False)],
     delta: Annotated[float, typer.Option(help="Probability that the bound fails.")] = 0.025,
-    delta_draws: Annotated[float, typer.Option(help="Probability that the measurement of a run's risk fails.")] = 0.01,
-    draws: Annotated[
-        int, typer.Option(help="Weight draws behind a run's risk, each on one example; rounded up to whole passes.")
-    ] = 150_000,
-    alternatives: Annotated[
-        int, typer.Option(help="Among how many priors, networks or certificates, tried on the same examples, it was chosen.")
-    ] = 1,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the draws; default: the run's.")] = None,
+    delta_draws: Annotated[float, typer.Option(help="Run: probability that the estimate of the risk fails.")] = 0.01,
+    draws: Annotated[int, typer.Option(help="Run: weight draws, one for each example, rounded up to whole passes.")] = 150_000,
+    alternatives: Annotated[int, typer.Option(help="Number of priors, networks or certificates tried on these examples.")] = 1,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the draws; default: as in the run.")] = None,
     json: JsonOption = False,
 ) -> None:
-    """Certify an error: with probability 1 - delta - delta-draws, a new example is misjudged at most so often.
+    """Bound the error on new examples; the bound holds with probability 1 - delta - delta-draws.
 
-    For a run: PAC-Bayes-kl on the posterior, with weights drawn anew for every example. For a model file: the same with a
-    prior of 2^-length; say where the examples are, such as --data.root=DIR, where the file cannot know.
+    Run: PAC-Bayes-kl bound of the posterior, with weights drawn anew for every example. Model file: the same bound with the
+    prior 2^-length. Give the location of its examples if the file does not hold it, such as --data.root=DIR.
 
     Example: bitsback certify runs/digits --delta 0.025
     """

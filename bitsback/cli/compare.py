@@ -1,4 +1,4 @@
-"""bitsback compare: the same configuration with several values of one key, side by side."""
+"""``bitsback compare``: one configuration with several values of one key."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,11 +12,11 @@ __all__ = ["compare"]
 
 def compare(
     config: ConfigArgument,
-    choices: Annotated[list[str], typer.Argument(help="key=a,b,c to compare; key=value to set for all.", show_default=False)],
-    out: Annotated[Path | None, typer.Option(help="Directory that keeps every run; default: none is kept.")] = None,
+    choices: Annotated[list[str], typer.Argument(help="key=a,b,c to compare; key=value set in all.", show_default=False)],
+    out: Annotated[Path | None, typer.Option(help="Directory for the runs; default: none is kept.")] = None,
     json: JsonOption = False,
 ) -> None:
-    """Train once for each value of a key and print net, gross, refund, data, test error and seconds side by side.
+    """Train once for each value of a key and print a table of bits, test error and seconds.
 
     Example: bitsback compare configs/digits.yaml prior.kind=gaussian,laplace,scale_mixture training.epochs=50
     """
@@ -24,7 +24,7 @@ def compare(
     from bitsback.config.choices_of_key import split_choices
 
     key, values, overrides = split_choices(choices)
-    for value in values:  # what is wrong with the YAML is said before torch is there
+    for value in values:  # report YAML errors before the slow import of torch
         load_config(config, [*overrides, f"{key}={value}"])
     from bitsback.runs import compare as compared
 

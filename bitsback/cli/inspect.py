@@ -1,4 +1,4 @@
-"""bitsback inspect: what a file holds."""
+"""``bitsback inspect``: contents of a model file or message."""
 
 import typer
 
@@ -9,7 +9,7 @@ __all__ = ["inspect"]
 
 
 def inspect(context: typer.Context, file: FileArgument, json: JsonOption = False) -> None:
-    """Say what a model file or message holds, and where every byte goes.
+    """List the contents of a model file or message, with the bytes of each part.
 
     Example: bitsback inspect digits.bb
     """

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a closed terminal: one line that says what is left, and exit code 128 and the signal's number."""
+"""Handling of Ctrl-C, SIGTERM and a closed terminal: one line on stderr, and exit code 128 plus the signal's number."""
 
 import functools
 import signal
@@ -16,13 +16,13 @@ __all__ = ["Terminated", "ended_by_signals", "exit_code", "interruptible", "stop
 INTERRUPTED = 130
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
-"""Signals that end a command. Windows (not run here) has Ctrl-C and Ctrl-Break; its SIGTERM ends a process at once."""
+"""Signals that end a command. On Windows (not run here) Ctrl-C and Ctrl-Break; its SIGTERM cannot be handled."""
 
 _received: list[int] = []
 
 
 class Terminated(KeyboardInterrupt):
-    """A signal that asks the process to end; whatever cleans up after Ctrl-C does so after it."""
+    """Signal that asks the process to end; a KeyboardInterrupt, so that clean-up after Ctrl-C runs too."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -30,22 +30,30 @@ class Terminated(KeyboardInterrupt):
 
 
 def stopped(error: KeyboardInterrupt, what_now: str = "") -> typer.Exit:
-    """Say that a command was interrupted, and what to do now; raise what is returned."""
+    """Print on stderr that a command was interrupted.
+
+    Args:
+        error: the interruption.
+        what_now: advice to the user; may be empty.
+
+    Returns:
+        The exception to raise, with the exit code.
+    """
     code = exit_code(error)
     by = f" by {signal.Signals(code - 128).name}" if code != INTERRUPTED else ""
-    with suppress(OSError):  # a terminal that was closed
+    with suppress(OSError):  # the terminal may be closed
         print(f"\nbitsback: interrupted{by}{what_now and '; ' + what_now}", file=sys.stderr, flush=True)
     return typer.Exit(code)
 
 
 def exit_code(error: KeyboardInterrupt) -> int:
-    """130 for Ctrl-C, 143 for SIGTERM."""
+    """Return the exit code: 130 for Ctrl-C, 143 for SIGTERM."""
     return 128 + error.number if isinstance(error, Terminated) else INTERRUPTED
 
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Raise :class:`Terminated` at a signal, except at those that the caller of this process ignores, as nohup does."""
+    """Raise :class:`Terminated` at a signal, except at signals that this process was started to ignore, as by nohup."""
     before, usual = {}, (signal.SIG_DFL, signal.default_int_handler)
     _received.clear()
     if threading.current_thread() is threading.main_thread():
@@ -66,7 +74,7 @@ def _terminate(number: int, _frame: FrameType | None) -> None:
 
 
 def interruptible(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The command, ended by a signal with one line; typer alone would say nothing."""
+    """Wrap a command so that a signal ends it with one line on stderr; typer alone prints nothing."""
 
     @functools.wraps(command)
     def call(*arguments: Any, **options: Any) -> Any:
@@ -78,7 +86,7 @@ def interruptible(command: Callable[..., Any]) -> Callable[..., Any]:
         except (typer.Exit, SystemExit):
             raise
         except Exception:
-            if _received:  # a library that was being imported makes another error of it
+            if _received:  # a library that is being imported may turn the signal into another error
                 raise stopped(Terminated(_received[-1])) from None
             raise
 

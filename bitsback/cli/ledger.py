@@ -1,4 +1,4 @@
-"""bitsback ledger: what a run cost."""
+"""``bitsback ledger``: ledger of a run."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,9 +14,9 @@ RunArgument = Annotated[Path, typer.Argument(help="Run directory.", show_default
 
 def ledger(
     run: RunArgument,
-    recompute: Annotated[bool, typer.Option("--recompute", help="Take the ledger again from the weights.")] = False,
-    samples: Annotated[int | None, typer.Option(min=1, help="Take it again with so many draws.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Take it again with this seed.")] = None,
+    recompute: Annotated[bool, typer.Option("--recompute", help="Recompute the ledger from the weights.")] = False,
+    samples: Annotated[int | None, typer.Option(min=1, help="Recompute it with this number of weight draws.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Recompute it with this seed.")] = None,
     json: JsonOption = False,
 ) -> None:
     """Show a run's ledger: gross, refund and net per weight tensor and in total.
@@ -30,5 +30,5 @@ def ledger(
 
         book = load_run(run).take_ledger(samples=samples, seed=seed, progress=True)
     else:
-        book = open_results(run).ledger()  # needs no torch: quick
+        book = open_results(run).ledger()  # quick: needs no torch
     print(book.to_json()) if json else show(book)

@@ -1,4 +1,4 @@
-"""Standard output and error that may be closed, full, or of few characters: a command ends its work, and says so."""
+"""Standard streams that may be closed, on a full disk, or of a limited encoding: a command finishes and then reports it."""
 
 import errno
 import io
@@ -13,17 +13,18 @@ from bitsback.locks import ON_WINDOWS
 __all__ = ["Sink", "output_that_may_fail"]
 
 CLOSED = 141
-"""Exit code when the reader of a pipe went away: 128 and the number of SIGPIPE."""
+"""Exit code after the reader of a pipe has closed it: 128 plus the number of SIGPIPE."""
 
 
 class Sink(io.RawIOBase):
-    """The bytes of a stream; after the first error, which is kept, they go nowhere."""
+    """Raw stream that keeps its first write error and discards all bytes after it."""
 
     def __init__(self, raw: Any) -> None:
         self._raw = raw
         self.error: OSError | None = None
 
     def write(self, content: Any) -> int | None:
+        """Write bytes; return the count written, or discarded after an error."""
         if self.error is None:
             try:
                 return int(self._raw.write(content))
@@ -32,27 +33,30 @@ class Sink(io.RawIOBase):
         return len(content)
 
     def writable(self) -> bool:
+        """Return True."""
         return True
 
     def isatty(self) -> bool:
+        """Return whether the stream is a terminal."""
         return bool(self._raw.isatty())
 
     def fileno(self) -> int:
+        """Return the file descriptor of the stream."""
         return int(self._raw.fileno())
 
     @property
     def is_closed_pipe(self) -> bool:
-        """Whether nobody reads any more; Windows says EINVAL (not run here)."""
+        """Whether the reader has closed the pipe; on Windows (not run here) the error is EINVAL."""
         return self.error is not None and self.error.errno in (errno.EPIPE, *([errno.EINVAL] if ON_WINDOWS else []))
 
 
 @contextmanager
 def output_that_may_fail() -> Iterator[None]:
-    """Inside, printing never raises: characters that a stream does not have are escaped, and errors wait until the end.
+    """Keep printing from raising: characters that the encoding lacks are escaped, and write errors are reported at the end.
 
     Raises:
-        SystemExit: always; with the command's code, but 141 for one that succeeded while the reader of standard output went
-            away, and 1, after a sentence, for one whose output could not be written for another reason.
+        SystemExit: always. The code is the command's own; if the command succeeded but its output failed, 141 for a pipe
+            that its reader closed, else 1 after a message.
     """
     _open_missing_streams()
     before = (sys.stdout, sys.stderr)
@@ -80,9 +84,9 @@ def output_that_may_fail() -> Iterator[None]:
 
 
 def _wrapped(stream: Any, sinks: list[Sink | None]) -> Any:
-    """The same stream on a :class:`Sink`; itself where it is no file, or the console of Windows."""
+    """Return the stream on a :class:`Sink`; the stream itself if it is not a file, or is the Windows console."""
     buffer = getattr(stream, "buffer", None)
-    raw = getattr(buffer, "raw", buffer if isinstance(buffer, io.FileIO) else None)  # python -u has no buffer between
+    raw = getattr(buffer, "raw", buffer if isinstance(buffer, io.FileIO) else None)  # python -u: already raw
     if raw is None or (ON_WINDOWS and stream.isatty()):
         sinks.append(None)
         return stream
@@ -96,7 +100,7 @@ def _wrapped(stream: Any, sinks: list[Sink | None]) -> Any:
 
 
 def _open_missing_streams() -> None:
-    """Open what was closed before the start: the next file would get its number, and what is printed."""
+    """Open streams that were closed at the start; else the next opened file gets their number and receives the output."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115

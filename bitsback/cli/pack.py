@@ -1,4 +1,4 @@
-"""bitsback pack: a run becomes a model file."""
+"""``bitsback pack``: model file of a run."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,17 +16,17 @@ Codec = Literal["auto", "relative_entropy", "quantised"]
 
 def pack(
     run: RunArgument,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where the model file goes.", show_default=False)] = None,
-    codec: Annotated[Codec | None, typer.Option(help="Default: the run's, else auto: by bits per weight.")] = None,
-    budget: Annotated[int | None, typer.Option(min=1, help="Bytes of the whole file; blocks are then tuned.")] = None,
-    tune: Annotated[bool, typer.Option("--tune", help="Train on what is not coded yet; quantised: try other grids.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Model file to write.", show_default=False)] = None,
+    codec: Annotated[Codec | None, typer.Option(help="Default: as in the run, else auto, by bits per weight.")] = None,
+    budget: Annotated[int | None, typer.Option(min=1, help="Maximum file size in bytes; blocks are then tuned.")] = None,
+    tune: Annotated[bool, typer.Option("--tune", help="Train the weights not coded yet; quantised: try other grids.")] = False,
     setting: Annotated[list[str] | None, typer.Option("--set", help="Such as tuning.steps=400 or index_bits=16.")] = None,
     json: JsonOption = False,
 ) -> None:
-    """Write a run's network as a file that decodes without the data.
+    """Write a run's network as a file that is decoded without the data.
 
-    relative_entropy chooses every block of weights from a shared random codebook, at about the run's net bits; quantised puts
-    the weights on grids and codes them under the prior. The configuration's section `pack` says how; options come on top.
+    relative_entropy codes each block of weights by its index in a shared random codebook, at about the run's net bits;
+    quantised rounds weights to grids and codes them under the prior. Options override the configuration's section `pack`.
 
     Example: bitsback pack runs/digits -o digits.bb --tune --budget 120
     """

@@ -1,4 +1,4 @@
-"""bitsback plot: one figure of a run, for a paper."""
+"""``bitsback plot``: one figure of a run as a file."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,10 +12,10 @@ __all__ = ["plot"]
 
 def plot(
     run: RunArgument,
-    figure: Annotated[str, typer.Argument(help="Such as width, ledger, training; a wrong name lists all.", show_default=False)],
+    figure: Annotated[str, typer.Argument(help="Name of a figure, such as width; see above.", show_default=False)],
     out: Annotated[Path | None, typer.Option("-o", "--out", help=".svg, .png or .pdf; default: FIGURE.svg.")] = None,
 ) -> None:
-    """Draw one figure of a run into a file.
+    """Write one figure of a run to a file.
 
     Figures: training, ledger, width, grid, bells, priors, means, signal_to_noise, bits_per_weight, bits_and_prior,
     first_mean, first_std, first_bits, calibration, examples.

@@ -1,4 +1,4 @@
-"""bitsback predict: predictions of a model file or a run."""
+"""``bitsback predict``: predictions of a model file or a run."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,13 +14,14 @@ __all__ = ["predict"]
 def predict(
     context: typer.Context,
     model: Annotated[Path, typer.Argument(help="Model file or run directory.", show_default=False)],
-    data: Annotated[Path | None, typer.Option(help="Inputs as they are stored: .npy, .npz or IDX.", show_default=False)] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the predictive means here (.npy).")] = None,
+    data: Annotated[Path | None, typer.Option(help="Inputs as stored: .npy, .npz or IDX.", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the predictive means to this .npy file.")] = None,
     json: JsonOption = False,
 ) -> None:
-    """Predict: a class and its probability, an answer for each label, a mean and its std, or a rate, as the likelihood has it.
+    """Predict for new inputs with a model file or a run.
 
-    A run is averaged over draws of its posterior.
+    By the likelihood: a class and its probability, yes or no for each label, a mean and its std, or a rate. Predictions of a
+    run are averaged over draws of its posterior.
 
     Example: bitsback predict digits.bb --data images.npy
     """

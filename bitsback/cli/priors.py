@@ -1,4 +1,4 @@
-"""bitsback priors: the priors and what each can be told."""
+"""``bitsback priors``: the priors and their settings."""
 
 import json as json_library
 from typing import Annotated
@@ -11,7 +11,7 @@ __all__ = ["first_line", "priors"]
 
 
 def priors(
-    kind: Annotated[str | None, typer.Argument(help="One prior, with its settings.", show_default=False)] = None,
+    kind: Annotated[str | None, typer.Argument(help="Show the settings of this prior.", show_default=False)] = None,
     json: JsonOption = False,
 ) -> None:
     """List the priors, or the settings of one.
@@ -37,5 +37,5 @@ def priors(
 
 
 def first_line(text: str | None) -> str:
-    """The first line of a docstring."""
+    """Return the first line of a docstring."""
     return (text or "").strip().splitlines()[0]

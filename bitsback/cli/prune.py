@@ -1,4 +1,4 @@
-"""bitsback prune: what a run costs when only the weights above their noise are kept."""
+"""``bitsback prune``: pruning of a run by signal-to-noise ratio."""
 
 from typing import Annotated
 
@@ -13,16 +13,16 @@ __all__ = ["prune"]
 
 def prune(
     run: RunArgument,
-    keep_snr: Annotated[float, typer.Option("--keep-snr", help="Weights with |mean|/std below it become zero.")] = 1.0,
+    keep_snr: Annotated[float, typer.Option("--keep-snr", help="Set weights with smaller |mean|/std to zero.")] = 1.0,
     out: OutDirectory = None,
-    samples: Annotated[int | None, typer.Option(min=1, help="Whole-network draws per threshold; default: the run's.")] = None,
-    curve: Annotated[bool, typer.Option("--curve/--no-curve", help="Show other thresholds too.")] = True,
+    samples: Annotated[int | None, typer.Option(min=1, help="Weight draws per threshold; default: as in the run.")] = None,
+    curve: Annotated[bool, typer.Option("--curve/--no-curve", help="Measure other thresholds too.")] = True,
     json: JsonOption = False,
 ) -> None:
-    """Set weights below a signal-to-noise to zero, and show error and bits against the fraction kept.
+    """Set weights below a signal-to-noise ratio to zero, and show error and bits against the fraction kept.
 
-    Which weights are kept is said for each tensor: a count, and log2 of the ways to choose so many. The kept ones cost their
-    KL under the prior, the others nothing more. With -o, DIR/pruned.bb is the pruned network as a model file, quantised, and
+    For each tensor the kept weights cost their number, log2 of the ways to choose that many, and their KL under the prior;
+    pruned weights cost nothing more. With -o, DIR/pruned.bb is the pruned network as a quantised model file, and
     DIR/curve.json the curve.
 
     Example: bitsback prune runs/digits --keep-snr 1 -o runs/digits-pruned

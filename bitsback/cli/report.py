@@ -1,4 +1,4 @@
-"""bitsback report: a run as one page to look at."""
+"""``bitsback report``: HTML report of one or several runs."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,9 +14,9 @@ def report(
         Path | None, typer.Option("-o", "--out", help="Default: RUN/report.html; of several runs, ./comparison.html.")
     ] = None,
 ) -> None:
-    """Write one self-contained HTML page: ledger, width and grid to play with, other priors, weights, examples.
+    """Write a self-contained HTML report: ledger, interactive width and grid step, other priors, weights, examples.
 
-    Of several runs: their curves over each other and a table.
+    For several runs: their training curves in one figure, and a table.
 
     Example: bitsback report runs/digits
     """

@@ -1,4 +1,4 @@
-"""bitsback schema: the JSON schema of a configuration."""
+"""``bitsback schema``: JSON schema of a configuration."""
 
 import json as json_library
 from pathlib import Path
@@ -9,8 +9,8 @@ import typer
 __all__ = ["schema"]
 
 
-def schema(out: Annotated[Path | None, typer.Option(help="Write to a file instead of the terminal.")] = None) -> None:
-    """Print the JSON schema of a configuration; point your editor at it.
+def schema(out: Annotated[Path | None, typer.Option(help="File to write; default: print.")] = None) -> None:
+    """Print the JSON schema of a configuration, for completion and checks in an editor.
 
     Example: bitsback schema --out configs/schema.json
     """

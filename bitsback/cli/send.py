@@ -1,4 +1,4 @@
-"""bitsback send: labels and network inside a payload, or the labels alone, block by block."""
+"""``bitsback send``: labels as a bits-back, prequential or two-part message."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -13,31 +13,32 @@ __all__ = ["Code", "check_options", "send"]
 
 
 class Code(StrEnum):
-    """What send writes."""
+    """Code of a message."""
 
     BITS_BACK = "bits_back"
     PREQUENTIAL = "prequential"
     TWO_PART = "two_part"
 
 
+CodeOption = Annotated[
+    Code,
+    typer.Option(help="prequential: labels in blocks, networks trained on the blocks before. two_part: a model, then labels."),
+]
+
+
 def send(
     config: Annotated[Path | None, typer.Argument(help="YAML file; not needed with --run.", show_default=False)] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="Such as training.epochs=50.", show_default=False)] = None,
-    payload: Annotated[Path | None, typer.Option(help="Any file: its bits choose the weights, and come back.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where the message goes.")] = None,
+    payload: Annotated[Path | None, typer.Option(help="Any file; its bits select the weights and are refunded.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Message to write.")] = None,
     run: Annotated[Path | None, typer.Option(help="Send the network of this run instead of training one.")] = None,
-    step: Annotated[str | None, typer.Option(help="Grid of the weights, such as 2^-8; several, with commas: a table.")] = None,
-    pad: Annotated[bool, typer.Option("--pad", help="Fill a payload that is too short with random bits.")] = False,
-    draws: Annotated[int, typer.Option(min=1, help="Average the table over so many draws.")] = 1,
-    code: Annotated[
-        Code,
-        typer.Option(
-            help="prequential: blocks of labels, under networks trained on those before. two_part: a model, then labels."
-        ),
-    ] = (Code.BITS_BACK),
+    step: Annotated[str | None, typer.Option(help="Grid step, such as 2^-8; several, with commas, print a table.")] = None,
+    pad: Annotated[bool, typer.Option("--pad", help="Append random bits to a payload that is too short.")] = False,
+    draws: Annotated[int, typer.Option(min=1, help="Weight draws over which the table is averaged.")] = 1,
+    code: CodeOption = Code.BITS_BACK,
     json: JsonOption = False,
 ) -> None:
-    """Train, and send labels and weights as a bits-back message; the payload that chose the weights is given back in full.
+    """Train, and write labels and weights as a bits-back message; the receiver recovers the payload in full.
 
     Example: bitsback send configs/digits.yaml --payload letter.txt -o digits.bbm
 
@@ -47,7 +48,7 @@ def send(
 
     given = {"--payload": payload, "--run": run, "--step": step, "--pad": pad or None, "--draws": draws if draws > 1 else None}
     check_options(code, config, out, [name for name, value in given.items() if value is not None], step, json)
-    settings = None if config is None else load_config(config, overrides or [])  # its mistakes are said before torch is there
+    settings = None if config is None else load_config(config, overrides or [])  # report YAML errors before the import of torch
     from bitsback.formats.transfer import check_same_run, send_at_steps
     from bitsback.formats.transfer import send as sent
 
@@ -62,7 +63,19 @@ def send(
 
 
 def check_options(code: Code, config: Path | None, out: Path | None, given: list[str], step: str | None, json: bool) -> None:
-    """Raise FileError for options that do not go together, each with the fix."""
+    """Check that options are compatible.
+
+    Args:
+        code: of the message.
+        config: YAML file, if given.
+        out: message to write, if given.
+        given: names of the other options that are given.
+        step: one or several grid steps.
+        json: whether JSON is printed.
+
+    Raises:
+        FileError: options exclude each other, or one is missing.
+    """
     nowhere = out is None and not json
     if code is Code.PREQUENTIAL and given:
         raise FileError(f"--code prequential sends labels, and no weights that a payload could choose; leave out {given[0]}")

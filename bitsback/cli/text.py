@@ -1,4 +1,4 @@
-"""Aligned plain text that survives a pipe, and no control characters on the way out."""
+"""Escaping of control characters in printed text."""
 
 import re
 import sys
@@ -9,11 +9,14 @@ from typing import Any, TextIO
 __all__ = ["Escaping", "escaped_output", "printable"]
 
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""What moves a cursor, colours, hides or turns around text, and what no encoding can write; tabs and line ends stay."""
+"""Characters that move the cursor, colour, hide or reverse text, and surrogates; tabs and newlines are allowed."""
 
 
 def printable(text: str) -> str:
-    """The text with control characters written out: names in a stranger's file can hold any.
+    """Return the text with control characters escaped, which names in an untrusted file may hold.
+
+    Returns:
+        The escaped text.
 
     >>> print(printable("a\x1b[31mb"))
     a\\x1b[31mb
@@ -22,22 +25,22 @@ def printable(text: str) -> str:
 
 
 class Escaping:
-    """A stream that writes control characters out; what draws on the terminal takes the stream itself: ``terminal``."""
+    """Text stream that escapes control characters; ``terminal`` is the stream below it, for live displays."""
 
     def __init__(self, stream: TextIO) -> None:
         self.terminal = stream
 
     def write(self, text: str) -> int:
-        """Write the text, printable."""
+        """Write the text with control characters escaped; return its length."""
         self.terminal.write(printable(text))
         return len(text)
 
     def printable(self, text: str) -> str:
-        """Return the text as this stream would write it."""
+        """Return the text with control characters escaped."""
         return printable(text)
 
     def writelines(self, lines: Sequence[str]) -> None:
-        """Write several texts, printable."""
+        """Write several texts with control characters escaped."""
         for line in lines:
             self.write(line)
 
@@ -47,7 +50,7 @@ class Escaping:
 
 @contextmanager
 def escaped_output() -> Iterator[None]:
-    """Inside, nothing that is printed to standard output holds control characters."""
+    """Escape control characters in all that is printed to standard output."""
     before = sys.stdout
     sys.stdout = Escaping(before)
     try:

@@ -1,4 +1,4 @@
-"""bitsback train: from YAML to a run directory."""
+"""``bitsback train``: training of a YAML file into a run directory."""
 
 from pathlib import Path
 from typing import Annotated
@@ -18,17 +18,17 @@ def train(
     config: Annotated[Path, typer.Argument(help="YAML file; with --resume, a run directory.", show_default=False)],
     overrides: Annotated[list[str] | None, typer.Argument(help="Such as prior.kind=laplace.", show_default=False)] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory; default: runs/NAME-DATE-TIME.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run, to the same end.")] = False,
-    profile: Annotated[bool, typer.Option("--profile", help="Say where a step goes, in RUN/profile.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run; the result is the same.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Write a profile of the training step to RUN/profile.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Train a network and take its ledger.
+    """Train a network and print its ledger.
 
     Example: bitsback train configs/digits.yaml prior.kind=laplace training.epochs=50 --out runs/laplace
     """
     from bitsback.config.load import config_to_train
 
-    # what is wrong with the YAML is said before torch is there
+    # report YAML errors before the slow import of torch
     source, changes = (config, overrides or []) if resume else (config_to_train(config, overrides or []), [])
     from bitsback.ledger import show
     from bitsback.runs import new_run, write_page

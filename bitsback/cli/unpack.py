@@ -1,4 +1,4 @@
-"""bitsback unpack: a model file becomes a network."""
+"""``bitsback unpack``: network of a model file."""
 
 from pathlib import Path
 from typing import Annotated

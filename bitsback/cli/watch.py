@@ -1,4 +1,4 @@
-"""bitsback watch: live curves of a training in the terminal."""
+"""``bitsback watch``: live curves of a training in the terminal."""
 
 import json as json_library
 import shutil
@@ -24,22 +24,23 @@ if TYPE_CHECKING:
 __all__ = ["frame", "watch"]
 
 GLANCE_SECONDS = 0.1
-"""How soon a terminal of another size is noticed."""
+"""Interval at which the terminal size is checked."""
 
 LEAST_CHART_LINES = 5
 END_LINES = 4
-"""What stands below the last picture, and the prompt."""
+"""Lines below the last picture: result, test error and prompt."""
 
 
 def watch(
     run: RunArgument,
-    once: Annotated[bool, typer.Option("--once", help="Print one picture as plain text and stop.")] = False,
-    every: Annotated[float, typer.Option(min=0.1, help="Seconds between looks at the run.")] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="Print one picture as plain text and exit.")] = False,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between updates.")] = 1.0,
     json: JsonOption = False,
 ) -> None:
-    """Show a run's net, gross, refund and data bits over its epochs, live, until the training has finished.
+    """Show live curves of a run's net, gross, refund and data bits until the training has finished.
 
-    Ctrl-C leaves; the training goes on. In a pipe, one picture is printed as plain text; --json prints the latest metrics.
+    Ctrl-C ends the display, not the training. In a pipe, one picture is printed as plain text; --json prints the latest
+    metrics.
 
     Example: bitsback watch runs/digits --every 5
     """
@@ -81,7 +82,7 @@ def _live(run: Path, tail: Tail, every: float) -> None:
 
 
 def _follow(console: "Console", run: Path, tail: Tail, every: float) -> Progress:
-    """Draw until the run has finished; returns its end."""
+    """Draw until the run has finished; return its final progress."""
     from rich.live import Live
     from rich.text import Text
 
@@ -108,7 +109,7 @@ def _frame_for(console: "Console", run: Path, tail: Tail, progress: Progress) ->
 
 
 def _draws(encoding: str | None) -> bool:
-    """True when the terminal's encoding has the characters of the curves."""
+    """Return whether the terminal's encoding has the characters of the curves."""
     try:
         "⠿│└─".encode(encoding or "ascii")
     except (UnicodeEncodeError, LookupError):
@@ -117,13 +118,18 @@ def _draws(encoding: str | None) -> bool:
 
 
 def frame(run: Path, tail: Tail, progress: Progress, width: int, height: int, *, plain: bool = False) -> "list[Text]":
-    """One picture of a run, in at most ``height`` lines of ``width`` columns: where it stands, the curves, the rest.
+    """Draw one picture of a run: heading, curves, and a line of metrics.
 
     Args:
-        run: the run directory, for its name.
-        tail, progress: what was read of it.
-        width, height: of the terminal, in characters.
-        plain: ASCII alone.
+        run: run directory, for its name.
+        tail: metrics read from it.
+        progress: epochs and result.
+        width: of the terminal, in columns.
+        height: of the terminal, in lines.
+        plain: draw with ASCII only.
+
+    Returns:
+        At most ``height`` lines.
     """
     from rich.text import Text
 
@@ -140,14 +146,14 @@ def frame(run: Path, tail: Tail, progress: Progress, width: int, height: int, *,
 
 
 def _heading(name: str, state: str, width: int) -> list[str]:
-    """The run's name and its state on one line, or two where the terminal is narrow."""
+    """Return the run's name and state on one line, or on two if the terminal is narrow."""
     if len(name) + len(state) + 2 <= width:
         return [name + state.rjust(width - len(name))]
     return [name if len(name) <= width else "..." + name[3 - width :], state[:width]]
 
 
 def _facts(metrics: Metrics, values: dict[str, str], unit: str, width: int) -> str:
-    """The numbers below the curves, as many as fit on the line."""
+    """Return the line of metrics below the curves, cut to the parts that fit."""
     parts = [f"net {values['net']} {unit} = gross {values['gross']} - refund {values['refund']}"]
     if metrics.get("test_error") is not None:
         parts.append(f"test error {shown_error(metrics.get('error_name', 'error'), metrics['test_error'])}")
@@ -161,7 +167,7 @@ def _facts(metrics: Metrics, values: dict[str, str], unit: str, width: int) -> s
 
 
 def _print_end(progress: Progress) -> None:
-    """What the training ended with."""
+    """Print the result of a finished training."""
     summary: dict[str, Any] = progress.summary or {}
     if "sentence" not in summary:
         return

@@ -1,4 +1,4 @@
-"""bitsback widen: what wider and narrower posteriors would cost."""
+"""``bitsback widen``: ledger at wider and narrower posteriors."""
 
 from typing import Annotated
 
@@ -12,12 +12,12 @@ __all__ = ["widen"]
 
 def widen(
     run: RunArgument,
-    samples: Annotated[int | None, typer.Option(min=1, help="Whole-network draws per width; default: the run's.")] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Weight draws per width; default: as in the run.")] = None,
     json: JsonOption = False,
 ) -> None:
-    """Multiply every posterior std by 1/16 to 16 and show what each width costs.
+    """Multiply every posterior std by factors from 1/16 to 16 and print the bits at each width.
 
-    A wider posterior lowers the coding cost until the data cost catches up; the trained width sits at the bottom.
+    A wider posterior lowers the bits of the weights and raises those of the data; net bits are lowest near the trained width.
 
     Example: bitsback widen runs/digits
     """

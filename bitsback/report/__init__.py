@@ -1,4 +1,4 @@
-"""A run as pictures: figures, and one page that holds them all."""
+"""Figures of a run, and the HTML reports that hold them."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""How many examples and draws a picture may cost: the same on every machine, so that two reports of a run agree."""
+"""Compute budget of report figures, the same on every machine, so that two reports of a run agree."""
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -10,11 +10,19 @@ from bitsback.model.modes import evaluating
 __all__ = ["affordable", "operations"]
 
 OPERATIONS_PER_CALL = 20_000
-"""What an example costs beside its multiply-adds, in the same unit; about 0.02 ns each on one core."""
+"""Overhead of an example beside its floating-point operations, in the same unit; about 0.02 ns each on one core."""
 
 
 def operations(model: BayesianModel, examples: Examples) -> float:
-    """Floating-point operations of the network for one example, with what it costs to call it."""
+    """Count the floating-point operations of the network for one example, overhead included.
+
+    Args:
+        model: the network.
+        examples: the first is used.
+
+    Returns:
+        Operations.
+    """
     first = Examples(examples.inputs[:1], examples.targets[:1]).to(next(model.parameters()).device, model.dtype)
     with evaluating(model.network), FlopCounterMode(display=False) as counter, torch.no_grad(), model.mean():
         model(first.inputs)
@@ -22,14 +30,17 @@ def operations(model: BayesianModel, examples: Examples) -> float:
 
 
 def affordable(examples: Examples, samples: int, budget: float, each: float, *, least: int = 2) -> tuple[Examples, int]:
-    """As many draws, then as many examples (evenly spread), as ``budget`` operations allow.
+    """Choose the draws, then the evenly spread examples, that ``budget`` operations allow.
 
     Args:
-        examples: what would be looked at.
-        samples: how many draws would be taken.
-        budget: operations that may be spent.
+        examples: all examples.
+        samples: wanted number of draws.
+        budget: operations allowed.
         each: operations for one example and draw.
-        least: draws that are taken whatever they cost; examples are left out instead.
+        least: minimum number of draws; examples are left out instead.
+
+    Returns:
+        The chosen examples and the number of draws.
 
     >>> few, draws = affordable(Examples(torch.zeros(1000, 2), torch.zeros(1000)), samples=50, budget=4e7, each=1e4)
     >>> len(few), draws

@@ -1,4 +1,4 @@
-"""One page for several runs: a table, overlaid curves, what differs between them."""
+"""Report of several runs: a table, their training curves, and the settings that differ."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -22,12 +22,12 @@ from bitsback.training.histograms import flat
 __all__ = ["Compared", "compared", "comparison_page", "write_comparison"]
 
 LONGEST = 120
-"""Letters of a setting that are shown."""
+"""Characters of a setting that are shown."""
 
 
 @dataclass(frozen=True)
 class Compared:
-    """What a comparison needs of one run."""
+    """Data of one run for a comparison."""
 
     label: str
     book: Ledger
@@ -37,17 +37,24 @@ class Compared:
 
 
 def write_comparison(directories: Sequence[str | Path], to: Path) -> Path:
-    """Write the page that sets several finished runs side by side; returns ``to``.
+    """Write a report that compares several finished runs.
+
+    Args:
+        directories: run directories.
+        to: HTML file to write.
+
+    Returns:
+        ``to``.
 
     Raises:
-        RunError: when one is no finished run, or the page cannot be written.
+        RunError: a run is missing, has not finished or is given twice, or the file cannot be written.
     """
     write_text(to, comparison_page(compared(directories)))
     return to
 
 
 def compared(directories: Sequence[str | Path]) -> list[Compared]:
-    """The runs, cheapest first, each under a name of its own."""
+    """Read the runs, sorted by net bits, each under a unique name; raises RunError if one is given twice."""
     if len({Path(directory).resolve() for directory in directories}) < len(directories):
         raise RunError("the same run is given twice; name each once")
     runs = [load_run(directory) for directory in directories]
@@ -62,7 +69,7 @@ def compared(directories: Sequence[str | Path]) -> list[Compared]:
 
 
 def comparison_page(runs: Sequence[Compared]) -> str:
-    """The page of several runs as HTML, without any reference to a network."""
+    """Return the report of several runs as self-contained HTML."""
     best, books = runs[0], {run.label: run.book for run in runs}
     with plots.off_screen():
         figures = {"runs": plots.runs({run.label: run.metrics for run in runs}), "priors": plots.priors(books)}
@@ -117,7 +124,7 @@ def _error(run: Compared) -> str:
 
 
 def _notes(runs: Sequence[Compared]) -> list[str]:
-    """What makes runs hard to compare."""
+    """Return warnings about differences that make totals incomparable."""
     notes = []
     if len({run.book.uniform_bits for run in runs}) > 1:
         notes.append("These runs describe different labels: their totals are not to be compared.")

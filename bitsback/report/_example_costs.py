@@ -1,4 +1,4 @@
-"""What every example costs, and how far its predicted probabilities can be trusted."""
+"""Bits and mean predictions of single examples."""
 
 from dataclasses import dataclass
 
@@ -15,13 +15,13 @@ from bitsback.model.modes import evaluating
 __all__ = ["MOST_DRAWS", "OPERATIONS", "Judged", "judged"]
 
 OPERATIONS = 3e11
-"""For looking at a split: about six seconds."""
+"""Floating-point operations for one split: about six seconds."""
 MOST_DRAWS = 10
 
 
 @dataclass(frozen=True)
 class Judged:
-    """Bits (n,) and averaged predictions (n, ...) of some examples, whose ``numbers`` (n,) say which they are."""
+    """Bits (n,) and mean predictions (n, ...) of some examples; ``numbers`` (n,) are their indices in the data set."""
 
     bits: Tensor
     predicted: Tensor
@@ -33,7 +33,7 @@ class Judged:
         return len(self.bits)
 
     def dearest(self, count: int) -> Tensor:
-        """Places of the ``count`` most expensive examples, the most expensive first."""
+        """Return indices (count,) of the most expensive examples, in order of decreasing bits."""
         return self.bits.argsort(descending=True, stable=True)[:count]
 
 
@@ -42,13 +42,19 @@ def judged(
     model: BayesianModel, likelihood: Likelihood, examples: Examples, *, draws: int, numbers: Tensor, seed: int = 0,
     progress: bool = False,
 ) -> Judged:  # fmt: skip
-    """Mean bits and mean prediction of each example over whole-network draws; generators and modes are left as they were.
+    """Average bits and predictions of each example over weight draws; random generators and modes are restored.
 
     Args:
-        model, likelihood: what predicts.
-        examples: n of them.
-        draws: how many; for a point estimate all are alike, and one is enough.
-        numbers: (n,), what the examples are called.
+        model: the network.
+        likelihood: of the targets.
+        examples: n examples.
+        draws: number of weight draws; one is used for a point estimate.
+        numbers: (n,), indices of the examples in the data set.
+        seed: of the draws.
+        progress: show a progress bar after two seconds.
+
+    Returns:
+        Mean bits and mean predictions.
     """
     device = next(model.parameters()).device
     given = examples.to(device, model.dtype)

@@ -1,4 +1,4 @@
-"""The numbers behind the sliders of a report, as plain JSON."""
+"""Data of the interactive figures of a report, as plain JSON values."""
 
 import math
 from typing import Any
@@ -21,16 +21,19 @@ __all__ = ["chosen", "explorers", "grid_rows", "totals"]
 
 TOTALS = ("net_bits", "gross_bits", "data_bits", "net_weight_bits", "gross_weight_bits", "refund_bits", "hyperparameter_bits")
 SHOWN_WEIGHTS = 9
-DENSITY_POINTS = 122  # an even number: never at a pole at zero
+DENSITY_POINTS = 122  # even, so that no point is at zero, where a prior may have a pole
 FINEST_OCTAVES = 16
-"""How far the grid explorer goes below the grid of the ledger."""
+"""Halvings of the ledger's grid step that the grid slider covers."""
 
 
 def explorers(seen: Observation) -> dict[str, Any]:
-    """What both sliders move, under the names of the vocabulary.
+    """Return the data of the width and the grid slider.
 
     ``widths``: a row for each factor. ``grid``: a row for each halving of the step, from the ledger's own. ``bells``: some
     weights with their posterior, their prior's density on a grid of points, and their own bits at each factor.
+
+    Returns:
+        Values for JSON.
     """
     rows = [{"factor": factor, **totals(book)} for factor, book in seen.widths.curve.items()] if seen.widths else []
     return {
@@ -43,14 +46,17 @@ def explorers(seen: Observation) -> dict[str, Any]:
 
 
 def totals(book: Ledger) -> dict[str, float]:
-    """The sums of a ledger and its grid step."""
+    """Return the totals of a ledger and its grid step."""
     return {name: getattr(book, name) for name in TOTALS} | {"grid_step": book.grid_step}
 
 
 def grid_rows(seen: Observation) -> list[dict[str, float]]:
-    """Gross, refund and net weight bits for finer and finer grids: one bit per weight and halving, in gross and in refund.
+    """Return gross, refund and net weight bits for grid steps halved 0 to 16 times.
 
-    A weight without a posterior, written as a float32, stays as it is.
+    Each halving adds one bit per weight to gross and to refund bits, except for weights without posterior (float32).
+
+    Returns:
+        A row for each step.
     """
     book, wide = seen.book, sum(weight.posterior.numel for weight in seen.weights)
     return [
@@ -65,7 +71,15 @@ def grid_rows(seen: Observation) -> list[dict[str, float]]:
 
 
 def chosen(weights: list[Weight], count: int = SHOWN_WEIGHTS) -> list[tuple[Weight, int]]:
-    """Weights spread evenly over the signal-to-noise ratio |mean| / std, the clearest first: tensor and flat index."""
+    """Choose weights at evenly spaced ranks of the signal-to-noise ratio |mean| / std.
+
+    Args:
+        weights: tensors with Gaussian posteriors.
+        count: number of weights to choose.
+
+    Returns:
+        Tensor and flat index of each, in order of decreasing ratio.
+    """
     if not weights:
         return []
     ratios = [(w.posterior.mean.detach().abs() / _std(w)).flatten().cpu() for w in weights]
@@ -86,7 +100,7 @@ def _std(weight: Weight) -> Tensor:
 
 
 def _bell(weight: Weight, index: int, seen: Observation) -> dict[str, Any] | None:
-    """One weight's posterior, prior and bits; None under a prior that does not code its weights one by one."""
+    """Return posterior, prior and bits of one weight; None under a prior that does not code weights one by one."""
     assert isinstance(weight.posterior, GaussianPosterior)
     assert seen.widths is not None
     mean, std = float(weight.posterior.mean.detach().flatten()[index]), float(_std(weight).flatten()[index])
@@ -109,6 +123,6 @@ def _bell(weight: Weight, index: int, seen: Observation) -> dict[str, Any] | Non
 @torch.no_grad()
 def _net_bits(posterior: GaussianPosterior, prior: Prior, index: int, factor: float) -> float:
     mean, std = posterior.mean.cpu().double(), posterior.std().cpu().double() * factor
-    if prior().batch_shape.numel() == 1:  # the same for every weight: ask for this one alone
+    if prior().batch_shape.numel() == 1:  # one prior for all weights: compute this one alone
         mean, std, index = mean.flatten()[index : index + 1], std.flatten()[index : index + 1], 0
     return nats_to_bits(float(kl_each(GaussianPosterior(mean, std), prior).flatten()[index]))

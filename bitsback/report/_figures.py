@@ -1,4 +1,4 @@
-"""Every still picture of a run by its name: what `bitsback plot` draws, and what the page shows."""
+"""Static figures of a run by name, for ``bitsback plot`` and the report."""
 
 from collections.abc import Callable, Iterator
 
@@ -16,10 +16,17 @@ Figure = Callable[[Observation], Axes | None]
 
 
 def figure(seen: Observation, name: str) -> Axes:
-    """One picture of a run.
+    """Draw one figure of a run.
+
+    Args:
+        seen: the run, from :func:`observe`.
+        name: one of :data:`FIGURES`.
+
+    Returns:
+        The Axes.
 
     Raises:
-        RunError: for a name that is none of :data:`FIGURES`, or when this run has nothing to show there.
+        RunError: the name is unknown, or this run has no such figure.
     """
     if name not in FIGURES:
         raise RunError(f"there is no figure '{name}'{near_miss(name, FIGURES)}; known: {', '.join(FIGURES)}")
@@ -31,7 +38,7 @@ def figure(seen: Observation, name: str) -> Axes:
 
 
 def drawn(seen: Observation) -> Iterator[tuple[str, Axes | None]]:
-    """Every picture with its name; None for what this run cannot show."""
+    """Yield every figure with its name; None for a figure that this run does not have."""
     for name, draw in FIGURES.items():
         with plots.off_screen():
             axes = draw(seen)
@@ -101,4 +108,4 @@ FIGURES: dict[str, Figure] = {
     "calibration": _calibration,
     "examples": _examples,
 }
-"""Every figure of a run by its name; None is what a run cannot show."""
+"""Functions that draw the figures, by name; they return None if a run has no such figure."""

@@ -1,4 +1,4 @@
-"""Templates become one self-contained page."""
+"""Rendering of templates to self-contained HTML."""
 
 import json
 from importlib.resources import files
@@ -20,23 +20,29 @@ def _read(name: str) -> str:
 
 
 def render(template: str, numbers: dict[str, Any], **values: Any) -> str:
-    """The HTML of ``template`` with style, scripts and numbers inside: it asks nothing of a network.
+    """Render a template to HTML that holds its style, scripts and data and loads nothing from a network.
 
     Args:
-        template: a file of this room's ``templates`` folder.
-        numbers: what the page's script reads, as JSON.
-        values: what the template shows; strings are escaped, unless they are :class:`markupsafe.Markup`.
+        template: file name in ``bitsback/report/templates``.
+        numbers: data of the page's script, JSON values.
+        **values: variables of the template; strings are escaped, except :class:`markupsafe.Markup`.
+
+    Returns:
+        HTML.
     """
     room = Environment(
         loader=FunctionLoader(_read), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    text = json.dumps(numbers, allow_nan=False).replace("<", "\\u003c")  # never the end of its own element
+    text = json.dumps(numbers, allow_nan=False).replace("<", "\\u003c")  # so that no string closes the script element
     frame = {"css": Markup(_read("page.css")), "js": Markup(_read("page.js")), "version": __version__}
     return room.get_template(template).render(numbers=Markup(text), **frame, **values)
 
 
 def shown(bits: float) -> str:
-    """Bits for a reader: whole from a hundred on, never ten digits.
+    """Format bits for a reader: no decimals from 100 on, at most two below.
+
+    Returns:
+        Text with thousands separators.
 
     >>> shown(4773.61), shown(89.71), shown(1.163), shown(-0.0)
     ('4,774', '89.7', '1.16', '0')

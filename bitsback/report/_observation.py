@@ -1,4 +1,4 @@
-"""Everything that a report shows of one run, gathered once."""
+"""Data of one run that a report shows, computed when first used."""
 
 import json
 from contextlib import suppress
@@ -30,18 +30,18 @@ from bitsback.units import nats_to_bits
 __all__ = ["DEAREST", "FirstLayer", "Metrics", "Observation", "observe", "read_metrics"]
 
 DEAREST = 32
-"""How many of the most expensive examples are shown."""
+"""Number of the most expensive examples that are shown."""
 SHOWN_CELLS = 1024
-"""Of each axis of the first layer, at most so many are kept: a picture shows no more."""
+"""Maximum size of each axis of the first layer's picture."""
 
 Metrics = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class FirstLayer:
-    """The first weights that meet the inputs: mean, std and net bits, as pictures (n, [channels,] h, w) or as one matrix.
+    """Weights of the first layer: mean, std and net bits, as pictures (n, [channels,] h, w) or as one matrix (out, in).
 
-    A point estimate has only its mean; under a prior that does not code weights one by one there are no bits of each.
+    ``std`` and ``bits`` are None for a point estimate; ``bits`` is None under a prior that does not code weights one by one.
     """
 
     name: str
@@ -51,12 +51,12 @@ class FirstLayer:
 
 
 class Observation:
-    """One finished run, and everything that its pictures show: each part is computed when it is first asked for.
+    """Finished run with the data of its figures, each computed when first used.
 
     Args:
-        run: the run directory.
-        experiment: the run's own, when it is at hand; otherwise it is loaded.
-        progress: show bars for what takes long.
+        run: opened run.
+        experiment: the run's own, if already loaded.
+        progress: show progress bars for long computations.
     """
 
     def __init__(self, run: Run, experiment: Experiment | None = None, *, progress: bool = False) -> None:
@@ -67,21 +67,21 @@ class Observation:
 
     @property
     def name(self) -> str:
-        """The name of the run directory."""
+        """Name of the run directory."""
         return self.run.directory.resolve().name
 
     @property
     def own_prior(self) -> str:
-        """The kind of prior that it was trained for."""
+        """Kind of the prior under which the run was trained."""
         return self.run.config.prior.kind
 
     @property
     def has_classes(self) -> bool:
-        """Whether the targets are labels, predicted by a probability for each."""
+        """Whether the targets are labels with a categorical likelihood."""
         return isinstance(self.experiment.likelihood, CategoricalLikelihood)
 
     def class_name(self, label: int) -> str:
-        """What a label is called."""
+        """Return the name of a class."""
         names = getattr(self.experiment.likelihood, "names", None)
         return str(names[label]) if names else str(label)
 
@@ -92,12 +92,12 @@ class Observation:
 
     @cached_property
     def weights(self) -> list[Weight]:
-        """The weights with a Gaussian posterior; none for a point estimate."""
+        """Weights with a Gaussian posterior; empty for a point estimate."""
         return [weight for weight in self.experiment.model.weights if isinstance(weight.posterior, GaussianPosterior)]
 
     @cached_property
     def widths(self) -> Widths | None:
-        """What wider and narrower posteriors would cost; None for a point estimate."""
+        """Ledgers at wider and narrower posteriors; None for a point estimate."""
         if not self.weights:
             return None
         e, seed = self.experiment, self.run.config.seed
@@ -105,7 +105,7 @@ class Observation:
 
     @cached_property
     def other_priors(self) -> dict[str, Ledger]:
-        """The run's own ledger, and that of the same posterior under each other prior; empty for a point estimate."""
+        """Ledgers of the posterior under its own and each other prior, by kind; empty for a point estimate."""
         if not self.weights:
             return {}
         others = [kind for kind in priors if kind != self.own_prior]
@@ -113,23 +113,23 @@ class Observation:
 
     @cached_property
     def train(self) -> Judged:
-        """What each training example costs."""
+        """Bits and predictions of training examples."""
         return self._look(self.experiment.dataset.train)
 
     @cached_property
     def test(self) -> Judged | None:
-        """The same for test examples; None where there are none."""
+        """Bits and predictions of test examples; None without a test split."""
         test = self.experiment.dataset.test
         return self._look(test) if test is not None else None
 
     @cached_property
     def pictures(self) -> Tensor | None:
-        """The dearest training examples as pictures (DEAREST, h, w); None when they are no pictures."""
+        """Most expensive training examples as pictures (DEAREST, h, w); None if the inputs are not pictures."""
         return _pictures(self.run, self.experiment.dataset.train, self.train.numbers[self.train.dearest(DEAREST)])
 
     @cached_property
     def first(self) -> FirstLayer | None:
-        """The first layer's weights as pictures; None when no layer has a matrix of them."""
+        """Weights of the first layer as pictures; None if no layer has a weight matrix."""
         return _first_layer(self.experiment.model.weights, self.experiment.dataset.train.inputs.shape[1:])
 
     def _look(self, split: Examples) -> Judged:
@@ -141,7 +141,7 @@ class Observation:
 
 
 def read_metrics(directory: Path) -> Metrics:
-    """The lines of a run's metrics.jsonl; raises RunError when there are none, or one is damaged."""
+    """Read a run's metrics.jsonl; raises RunError if it is missing, empty or damaged."""
     path = directory / "metrics.jsonl"
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -154,18 +154,26 @@ def read_metrics(directory: Path) -> Metrics:
 
 
 def observe(run: Run | str | Path, *, experiment: Experiment | None = None, progress: bool = False) -> Observation:
-    """Look at a finished run: its ledger, its width curve, other priors, its examples and its first layer.
+    """Open a finished run for figures: ledger, widths, other priors, examples and first layer.
+
+    Args:
+        run: an opened run, or a run directory.
+        experiment: the run's own, if already loaded.
+        progress: show progress bars for long computations.
+
+    Returns:
+        The run; each part is computed when first used.
 
     Raises:
-        RunError: when this is no run directory, or the run has not finished.
+        RunError: the directory is not a run, or the run has not finished.
     """
     return Observation(run if isinstance(run, Run) else load_run(run), experiment, progress=progress)
 
 
 def _pictures(run: Run, train: Examples, numbers: Tensor) -> Tensor | None:
-    """The inputs of some training examples as grey pictures (n, h, w) in 0..1, or None when they are no pictures."""
+    """Return training inputs as grey pictures (n, h, w) in [0, 1], or None if they are not pictures."""
     inputs = train.inputs
-    if run.config.data.features is not None:  # show what was there before
+    if run.config.data.features is not None:  # show the inputs before the features
         inputs = run.config.data.model_copy(update={"features": None, "fraction_bits": None}).load().train.inputs
     chosen = inputs[numbers].double()
     if chosen.ndim == 4:
@@ -194,7 +202,7 @@ def _first_layer(weights: list[Weight], picture: torch.Size) -> FirstLayer | Non
         return FirstLayer(chosen.name, shown(mean), None, None)
     prior, bits = exact(chosen.prior), None
     with suppress(BitsbackError):  # a prior that does not code its weights one by one has no bits of each
-        alike = prior().batch_shape.numel() == 1  # the same for every weight: only those that are shown
+        alike = prior().batch_shape.numel() == 1  # one prior for all weights: compute only those shown
         some = (part[seen] if alike else part for part in (mean, std))
         bits = shown(nats_to_bits(kl_each(GaussianPosterior(*(part.cpu().double() for part in some)), prior)))
     return FirstLayer(chosen.name, shown(mean), shown(std), bits)

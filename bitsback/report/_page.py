@@ -1,4 +1,4 @@
-"""report.html of one run."""
+"""Report of one run."""
 
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,19 @@ TABLE_ROWS = 40
 def write_report(
     run: Run | str | Path, *, to: Path | None = None, experiment: Experiment | None = None, progress: bool = False
 ) -> Path:
-    """Look at a finished run and write its page, RUN/report.html unless ``to`` says otherwise; returns where it is.
+    """Write the HTML report of a finished run.
+
+    Args:
+        run: an opened run, or a run directory.
+        to: file to write; default: RUN/report.html.
+        experiment: the run's own, if already loaded.
+        progress: show progress bars for long computations.
+
+    Returns:
+        Path of the report.
 
     Raises:
-        RunError: when this is no run directory, the run has not finished, or the page cannot be written.
+        RunError: the directory is not a run, the run has not finished, or the file cannot be written.
     """
     seen = observe(run, experiment=experiment, progress=progress)
     path = to if to is not None else seen.run.directory / REPORT
@@ -41,7 +50,7 @@ def write_report(
 
 
 def page(seen: Observation) -> str:
-    """The page of one run as HTML, without any reference to a network."""
+    """Return the report of one run as self-contained HTML."""
     book, order = seen.book, sorted(seen.other_priors, key=lambda kind: seen.other_priors[kind].net_bits)
     return render(
         "run.html",
@@ -72,7 +81,7 @@ def page(seen: Observation) -> str:
 def _themed(name: str, axes: Axes | None) -> Markup | None:
     if axes is None:
         return None
-    label = name.replace("_", " ")  # what is seen on it stands in its caption
+    label = name.replace("_", " ")  # the caption describes the figure
     return Markup(plots.svg(axes, themed=True).replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1))
 
 

@@ -1,4 +1,4 @@
-"""The same weights under other priors: what each would have charged, without training anew."""
+"""Ledgers of a trained posterior under other priors, without retraining."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -21,38 +21,42 @@ from bitsback.report._sampled import Sampled, exact, sampled
 __all__ = ["recoded"]
 
 FITTED_ON = 500
-"""Weights of a tensor that a prior's numbers are fitted to by gradient."""
+"""Weights of a tensor to which hyper-parameters are fitted by gradient."""
 ITERATIONS = 20
 EXACT_WEIGHTS = 1_000
-"""Of a tensor, up to which the quadrature is the ledger's; beyond, that of training, to about 1e-3."""
+"""Tensor size up to which the ledger's quadrature is used; above, that of training, accurate to about 1e-3."""
 
 
 def recoded(
     model: BayesianModel, book: Ledger, kinds: Iterable[str] | None = None, *, progress: bool = False
 ) -> dict[str, Ledger]:
-    """The ledger of the same posterior under other priors, by kind; data bits do not change, because q does not.
+    """Compute the ledger of the same posterior under other priors; the data bits stay the same.
 
-    Each prior starts from its defaults, fits its own numbers to the weights (in closed form, or by L-BFGS), rounds them to
-    their grids and is charged for them. The posterior was trained for another prior: trained for this one it would cost less.
+    The hyper-parameters of each prior start from their defaults, are fitted to the weights (in closed form, or by L-BFGS),
+    rounded to their grids and charged. A posterior trained under that prior would cost less.
 
     Args:
-        model: with Gaussian posteriors; left as it was.
+        model: with Gaussian posteriors; not changed.
         book: its ledger.
-        kinds: default: every prior that needs no arguments of its own.
+        kinds: of priors; default: every prior without required arguments.
+        progress: show a progress bar after two seconds.
+
+    Returns:
+        Ledgers by kind of prior.
     """
     books = {}
     kinds = list(prior_registry if kinds is None else kinds)
     for kind in tqdm(kinds, desc="priors", leave=False, disable=not progress, delay=SHOWN_AFTER_SECONDS):
         try:
             others = priors_of([(weight.refs[0], weight.posterior) for weight in model.weights], settings_of(kind))
-        except PriorError:  # needs to be told more: which run, which distribution
+        except PriorError:  # it has required arguments, such as a run
             continue
         books[kind] = _under(model, others, book)
     return books
 
 
 def _under(model: BayesianModel, others: list[Prior], book: Ledger) -> Ledger:
-    """The ledger under other priors, one for each weight; several weights may share one."""
+    """Return the ledger under other priors, one for each weight tensor; tensors may share a prior."""
     net_bits: dict[str, float] = {}
     charges: list[Charge] = []
     for prior in {id(prior): prior for prior in others}.values():
@@ -66,7 +70,7 @@ def _under(model: BayesianModel, others: list[Prior], book: Ledger) -> Ledger:
             moments = sampled(weight, fitted)
             panels = Panels.exact() if weight.posterior.numel <= EXACT_WEIGHTS else Panels.fast()
             found = moments.net_bits(fitted, panels=panels)
-            net_bits[weight.name] = max(0.0, found)  # near zero, the quadrature of training may fall below
+            net_bits[weight.name] = max(0.0, found)  # the quadrature of training may fall slightly below zero
     entries = [
         Entry.of(e.name, weights=e.weights, net_bits=net_bits[e.name], refund_bits=e.refund_bits, method=e.method)
         if e.name in net_bits
@@ -79,7 +83,7 @@ def _under(model: BayesianModel, others: list[Prior], book: Ledger) -> Ledger:
 
 
 def _fit(prior: Prior, weights: list[Weight]) -> None:
-    """Move the prior's learned numbers to their best for these posteriors, in place."""
+    """Fit the prior's hyper-parameters to these posteriors, in place."""
     if prior.learns_in_closed_form:
         prior.update([_moments(sampled(weight, prior)) for weight in weights])
         return

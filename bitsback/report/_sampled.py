@@ -1,4 +1,4 @@
-"""The moments of a weight tensor in float64, all of them or an even sample where each costs much."""
+"""Moments of a weight tensor in float64; an even sample of them if each costs a quadrature."""
 
 import copy
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from bitsback.priors import Prior
 __all__ = ["Sampled", "exact", "sampled"]
 
 WEIGHTS_LOOKED_AT = 5_000
-"""Of a tensor whose cost under its prior has no closed form."""
+"""Maximum number of weights of a tensor whose KL has no closed form."""
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """Mean and std of some weights of a tensor, and how many weights each stands for."""
+    """Mean and std of some weights of a tensor; ``scale`` is the number of weights that each represents."""
 
     mean: Tensor
     std: Tensor
@@ -27,26 +27,39 @@ class Sampled:
 
     @torch.no_grad()
     def net_bits(self, prior: Prior, factor: float = 1.0, panels: Panels | None = None) -> float:
-        """Net bits of the whole tensor under ``prior``, with every std ``factor`` times as large."""
+        """Return the net bits of the whole tensor under a prior.
+
+        Args:
+            prior: in float64.
+            factor: multiplies every std.
+            panels: of the quadrature; default: as in :func:`bitsback.kl.kl`.
+
+        Returns:
+            Bits.
+        """
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # a prior that is sampled sees the same noise at every width
+            torch.manual_seed(0)  # the same Monte Carlo noise at every width
             return self.scale * float(
                 kl(GaussianPosterior(self.mean, self.std * factor), prior, panels=panels, samples=100).bits
             )
 
 
 def exact(prior: Prior) -> Prior:
-    """A copy of a prior in float64, on the processor."""
+    """Return a copy of a prior in float64 on the CPU."""
     return copy.deepcopy(prior).cpu().double()
 
 
 @torch.no_grad()
 def sampled(weight: Weight, prior: Prior, most: int = WEIGHTS_LOOKED_AT) -> Sampled:
-    """The moments of ``weight``: at most ``most`` of them where ``prior`` costs a quadrature for each.
+    """Return the moments of a weight tensor, or an even sample of them if each costs a quadrature under ``prior``.
 
     Args:
         weight: with a Gaussian posterior.
-        prior: in float64; decides whether the cost is in closed form, and whether weights may be left out at all.
+        prior: in float64; all weights are used if its KL has a closed form or it differs between weights.
+        most: maximum size of the sample.
+
+    Returns:
+        Moments, flat if sampled.
     """
     assert isinstance(weight.posterior, GaussianPosterior)
     mean, std = weight.posterior.mean.detach().cpu().double(), weight.posterior.std().cpu().double()

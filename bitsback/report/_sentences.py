@@ -1,4 +1,4 @@
-"""What a report says in words: the totals, four answers, and the facts of a run."""
+"""Texts and tables of a report: totals, four questions with answers, and facts of a run."""
 
 import math
 
@@ -15,7 +15,7 @@ Rows = list[list[str]]
 
 
 def cards(book: Ledger) -> list[tuple[str, str, str, str]]:
-    """Colour, label, number and remark of each total."""
+    """Return colour, label, number and remark of each total."""
     gross, refund, net = (text.rpartition(".")[0] for text in shown_bits(round(book.net_weight_bits), round(book.refund_bits)))
     saved = book.no_model_bits / book.net_bits if book.net_bits > 0 else 0.0
     more = f"1/{saved:,.0f} of what they cost without a model" if saved >= 1.5 else "with the model inside"
@@ -40,7 +40,7 @@ def _numbers(book: Ledger) -> str:
 
 
 def answers(seen: Observation) -> list[tuple[str, str]]:
-    """The questions that a reader comes with."""
+    """Return the questions of the report with their answers."""
     book = seen.book
     model_bits = book.net_weight_bits + book.hyperparameter_bits
     found = [
@@ -83,7 +83,7 @@ def _cheapest(seen: Observation) -> str:
 
 
 def draws_said(seen: Observation) -> str:
-    """How the data bits of other widths were found."""
+    """Return a sentence on the draws and examples behind the data bits at other widths; empty for a point estimate."""
     if seen.widths is None:
         return ""
     few, every = seen.widths.examples, seen.book.examples
@@ -92,14 +92,14 @@ def draws_said(seen: Observation) -> str:
 
 
 def first_title(seen: Observation) -> str:
-    """The heading over the pictures of the first layer."""
+    """Return the heading of the first layer's pictures."""
     if seen.first is None or seen.first.mean.ndim == 2:
         return "The first weights"
     return "Filters of the first layer"
 
 
 def calibration_said(seen: Observation) -> str:
-    """The caption of the calibration curve."""
+    """Return the caption of the calibration curve."""
     looked = seen.test or seen.train
     which = "test" if seen.test else "training"
     return (
@@ -109,7 +109,15 @@ def calibration_said(seen: Observation) -> str:
 
 
 def example_rows(seen: Observation, most: int) -> Rows:
-    """The most expensive training examples: number, target, what was said, bits."""
+    """Return the table of the most expensive training examples: number, target, prediction, bits.
+
+    Args:
+        seen: the run.
+        most: number of examples.
+
+    Returns:
+        Rows, the first with the titles.
+    """
     train, head = seen.train, ["training example", seen.experiment.likelihood.described[:-1], "said", "bits"]
     rows = [head]
     for index in train.dearest(most).tolist():
@@ -123,7 +131,7 @@ def example_rows(seen: Observation, most: int) -> Rows:
 
 
 def fact_rows(seen: Observation) -> Rows:
-    """Test error, seconds, versions."""
+    """Return the table of test error, seconds and versions."""
     summary, book = seen.run.summary(), seen.book
     rows = [["fact", "value"], ["training examples", f"{book.examples:,}"], ["weights", f"{book.weights:,}"]]
     name = seen.experiment.likelihood.error_name

@@ -1,4 +1,4 @@
-"""The width curve of a report: the ledger's own numbers at the trained width, differences from there at the others."""
+"""Width curve of a report: the ledger at the trained width, and estimated differences from it at other widths."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -18,15 +18,15 @@ from bitsback.report._sampled import exact, sampled
 __all__ = ["FACTORS", "Widths", "widths"]
 
 FACTORS = tuple(2.0 ** (k / 2) for k in range(-8, 9))
-"""From a sixteenth of the trained width to sixteen times it, two steps an octave."""
+"""Factors on the trained width, 1/16 to 16, two per octave."""
 OPERATIONS = 2.5e10
-"""For the data bits of one width: about half a second."""
+"""Floating-point operations for the data bits at one width: about half a second."""
 LEAST_DRAWS = 5
 
 
 @dataclass(frozen=True)
 class Widths:
-    """Ledgers by width factor, and how many draws and examples are behind the differences of their data bits."""
+    """Ledgers by width factor, with the number of draws and examples from which differences of data bits are estimated."""
 
     curve: dict[float, Ledger]
     draws: int
@@ -34,7 +34,7 @@ class Widths:
 
     @property
     def cheapest(self) -> float:
-        """The factor of the lowest net bits."""
+        """Factor of the lowest net bits."""
         return min(self.curve, key=lambda factor: self.curve[factor].net_bits)
 
 
@@ -48,14 +48,26 @@ def widths(
     seed: int = 0,
     progress: bool = False,
 ) -> Widths:
-    """What wider and narrower posteriors would cost, beginning from the ledger ``book`` of the trained width.
+    """Estimate the ledger at wider and narrower posteriors from the ledger at the trained width.
 
-    At factor 1 every number is the ledger's. At the others, net weight bits and data bits are the ledger's plus a difference
-    that is found with the same noise at both widths, from as many draws and examples as a few seconds allow (all of them
-    for a small network). The grid is the ledger's at every width, as in :func:`bitsback.width_curve`.
+    At factor 1 all numbers are the ledger's. At other factors, net weight bits and data bits are the ledger's plus a
+    difference estimated with the same noise at both widths, on the draws and examples that the compute budget allows (all of
+    them for a small network). The grid is the ledger's at every width, as in :func:`bitsback.width_curve`.
+
+    Args:
+        model: with Gaussian posteriors; restored afterwards.
+        likelihood: of the targets.
+        examples: training examples.
+        book: ledger at the trained width.
+        factors: on every posterior std.
+        seed: of the draws.
+        progress: show a progress bar after two seconds.
+
+    Returns:
+        Ledgers by factor.
 
     Raises:
-        LedgerError: for a point estimate, which has no width.
+        LedgerError: the model is a point estimate.
     """
     few, draws = affordable(examples, book.samples, OPERATIONS, operations(model, examples), least=LEAST_DRAWS)
     scale = len(examples) / len(few)
@@ -74,7 +86,7 @@ def widths(
         curve[factor] = replace(
             book,
             entries=tuple(_entries(book, gained, factor)),
-            data_bits=book.data_bits + (data_bits[factor] - data_bits[1.0]),  # a difference first: at factor 1 it is zero
+            data_bits=book.data_bits + (data_bits[factor] - data_bits[1.0]),  # difference first: exactly zero at factor 1
         )
     return Widths(curve, draws, len(few))
 
@@ -85,6 +97,6 @@ def _entries(book: Ledger, gained: dict[str, float], factor: float) -> Iterator[
         if entry.name not in gained:
             yield entry
             continue
-        net_bits = max(0.0, entry.net_bits + gained[entry.name])  # a sample of the weights may overshoot
+        net_bits = max(0.0, entry.net_bits + gained[entry.name])  # an estimate from a sample may fall below zero
         refund_bits = entry.refund_bits + entry.weights * octaves
         yield Entry.of(entry.name, weights=entry.weights, net_bits=net_bits, refund_bits=refund_bits, method=entry.method)

@@ -1,3 +1,3 @@
-"""A training as it goes on, in the terminal: metrics as they are written, and their curves."""
+"""Live display of a training in the terminal: reading of its metrics, and their curves."""
 
 __all__: list[str] = []

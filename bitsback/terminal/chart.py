@@ -1,4 +1,4 @@
-"""Curves of bits over epochs, drawn with characters and labelled at their ends."""
+"""Curves of bits over epochs in a terminal, labelled at their ends."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["Scale", "chart", "figures", "short"]
 
 COLOURS = {"gross": 208, "net": 33, "refund": 36, "data": 170}
-"""Of 256: they differ in lightness as well as in hue; the labels say the rest."""
+"""Colours of 256, which differ in lightness as well as in hue."""
 
 LETTERS = {"gross": "g", "net": "n", "refund": "r", "data": "d"}
 PLAIN = str.maketrans({"│": "|", "┤": "+", "└": "+", "─": "-"})
@@ -26,7 +26,7 @@ ROWS_PER_TICK = 3
 
 @dataclass(frozen=True)
 class Scale:
-    """The vertical axis: logarithmic, unless net bits are not all positive."""
+    """Vertical axis: logarithmic, unless some net bits are not positive."""
 
     low: float
     high: float
@@ -34,7 +34,15 @@ class Scale:
 
     @classmethod
     def of(cls, columns: Sequence[Sequence[float]], net: Sequence[float]) -> "Scale":
-        """A scale that holds all columns of bits."""
+        """Fit a scale to curves.
+
+        Args:
+            columns: bits of each curve.
+            net: net bits, which decide between a logarithmic and a linear axis.
+
+        Returns:
+            A scale that covers all curves; a logarithmic one at most six decades.
+        """
         is_log = all(bits > 0 for bits in net if math.isfinite(bits))
         values = [v for column in columns for v in column if math.isfinite(v) and (v > 0 or not is_log)] or [1.0]
         low, high = min(values), max(values)
@@ -44,18 +52,26 @@ class Scale:
         return cls(low - room, high + room, is_log)
 
     def height(self, bits: float) -> float:
-        """Where ``bits`` stand, between :attr:`low` and :attr:`high`; NaN where they cannot."""
+        """Return the position of ``bits`` on the axis, in the unit of :attr:`low`; NaN if it has none."""
         if not self.is_log:
             return bits if math.isfinite(bits) else math.nan
         return max(math.log10(bits), self.low) if 0 < bits < math.inf else math.nan
 
     def row(self, bits: float, rows: int) -> int:
-        """The row of a chart of so many rows, counted from the top."""
+        """Return the row of ``bits`` in a chart.
+
+        Args:
+            bits: the value.
+            rows: number of rows of the chart.
+
+        Returns:
+            Row, counted from the top.
+        """
         share = (self.height(bits) - self.low) / (self.high - self.low)
         return min(rows - 1, max(0, round((rows - 1) * (1 - share))))
 
     def ticks(self, rows: int) -> dict[int, str]:
-        """Round numbers of bits, by row."""
+        """Return tick labels by row."""
         most = max(2, rows // ROWS_PER_TICK)
         for digits in ((1, 2, 5), (1, 3), (1,)) if self.is_log else ((),):
             values = self._decades(digits) if self.is_log else self._steps(most)
@@ -77,7 +93,10 @@ class Scale:
 
 
 def short(value: float) -> str:
-    """A number in three digits.
+    """Format a number with three digits.
+
+    Returns:
+        Text with k, M or G.
 
     >>> short(200), short(50_000), short(-1234), short(2e6), short(0.5)
     ('200', '50k', '-1.23k', '2M', '0.5')
@@ -89,7 +108,10 @@ def short(value: float) -> str:
 
 
 def figures(metrics: dict[str, float]) -> tuple[dict[str, str], str]:
-    """The current bits by curve in one unit, so that gross - refund = net in the digits shown; and that unit.
+    """Format the current bits of each curve in one unit, so that gross - refund = net in the digits shown.
+
+    Returns:
+        Text by curve, and the unit.
 
     >>> figures({"net_bits": 250.6, "gross_bits": 766.9, "refund_bits": 516.3, "data_bits": 89.7})
     ({'gross': '767', 'net': '251', 'refund': '516', 'data': '90'}, 'bits')
@@ -105,13 +127,17 @@ def figures(metrics: dict[str, float]) -> tuple[dict[str, str], str]:
 def chart(
     points: Sequence[tuple[float, ...]], values: dict[str, str], width: int, height: int, *, plain: bool = False
 ) -> "list[Text]":
-    """The curves in ``height`` lines of ``width`` columns, two of them for the horizontal axis.
+    """Draw the curves of a training.
 
     Args:
-        points: (epoch, seconds, the bits of :data:`~bitsback.terminal.live_metrics.CURVES`), at least one.
-        values: what stands beside the names at the curves' ends.
-        width, height: in characters.
-        plain: ASCII alone, a letter for each curve.
+        points: (epoch, seconds, bits of :data:`~bitsback.terminal.live_metrics.CURVES`), at least one.
+        values: text beside the name at the end of each curve.
+        width: in characters.
+        height: in lines, two of them for the horizontal axis.
+        plain: draw with ASCII only, a letter for each curve.
+
+    Returns:
+        Lines.
     """
     from rich.text import Text
 
@@ -140,7 +166,7 @@ def chart(
 
 
 def _means(epochs: list[float], drawn: dict[str, list[float]], columns: int) -> tuple[list[float], dict[str, list[float]]]:
-    """The points of a column as one, their mean; the first and the last stay themselves."""
+    """Average the points of each column; the first and the last point are kept."""
     share = max(1, len(epochs) // columns)
     if share == 1:
         return epochs, drawn
@@ -159,7 +185,7 @@ def _style(name: str) -> str:
 def _picture(
     epochs: list[float], drawn: dict[str, list[float]], scale: Scale, columns: int, rows: int, plain: bool
 ) -> "list[Text]":
-    """The canvas alone, a line of ``columns`` characters per row."""
+    """Draw the canvas without axes, a line of ``columns`` characters per row."""
     import plotext
     from rich.text import Text
 
@@ -172,7 +198,7 @@ def _picture(
     for axis, low, high in (("x", epochs[0], max(epochs[-1], epochs[0] + 1)), ("y", scale.low, scale.high)):
         figure.ruler(axis).frequency(0)
         figure.ruler(axis).lim(low, high)
-    for name in sorted(drawn, key=("data", "refund", "gross", "net").index):  # the net lies on top
+    for name in sorted(drawn, key=("data", "refund", "gross", "net").index):  # draw net last, on top
         pairs = [(x, scale.height(bits)) for x, bits in zip(epochs, drawn[name], strict=True)]
         pairs = [(x, y) for x, y in pairs if math.isfinite(y)]
         marker = plotext.marker(LETTERS[name] if plain else "braille", plotext.pixel(foreground=COLOURS[name]))
@@ -184,7 +210,7 @@ def _picture(
 
 
 def _spread(rows: dict[str, int], count: int) -> dict[int, str]:
-    """Names by row, moved apart where they would stand on one another, from the top downwards and back."""
+    """Return names by row, moved apart where they overlap, first downwards, then upwards from the bottom."""
     names = sorted(rows, key=lambda name: (rows[name], CURVES.index(name)))[:count]
     positions: list[int] = []
     for name in names:

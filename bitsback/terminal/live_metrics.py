@@ -1,4 +1,4 @@
-"""Reading a run that may still be training: its metrics as they grow, and how far it has come. No torch."""
+"""Reading of a run while it trains: its metrics and its progress. Needs no torch."""
 
 import json
 import math
@@ -15,10 +15,10 @@ __all__ = ["CURVES", "MOST_POINTS", "Metrics", "Progress", "Tail", "check_run", 
 Metrics = dict[str, Any]
 
 CURVES = ("gross", "net", "refund", "data")
-"""The bits that are drawn, by the names they have before ``_bits``."""
+"""Names of the drawn bits, without the suffix ``_bits``."""
 
 MOST_POINTS = 2048
-"""Points kept of a long training; beyond, every second one is let go."""
+"""Maximum number of points kept; above, every second one is dropped."""
 
 READ_BYTES = 1 << 20
 RATE_POINTS = 20
@@ -26,12 +26,12 @@ SILENT_SECONDS, SILENT_EPOCHS = 60.0, 20.0
 
 
 class Tail:
-    """The lines of a metrics.jsonl that grows, is cut back by a resumed training, or is not there yet.
+    """Incremental reader of a metrics.jsonl that may be missing, grow, or be truncated by a resumed training.
 
     Attributes:
-        points: (epoch, seconds, the bits of :data:`CURVES`), thinned evenly to at most :data:`MOST_POINTS`.
-        latest: the last whole line, None before the first.
-        written: when the file last changed, in seconds since 1970.
+        points: (epoch, seconds, bits of :data:`CURVES`), thinned evenly to at most :data:`MOST_POINTS`.
+        latest: metrics of the last complete line; None before the first.
+        written: time of the file's last change, in seconds since 1970.
     """
 
     def __init__(self, path: Path) -> None:
@@ -45,7 +45,7 @@ class Tail:
         self._stride, self._rest = 1, b""
 
     def read(self) -> bool:
-        """Read what was added since the last call; True when anything changed."""
+        """Read the lines added since the last call; return whether anything changed."""
         try:
             facts = self.path.stat()
             if facts.st_ino != self._file_number or facts.st_size < self._place:
@@ -87,13 +87,13 @@ class Tail:
             self.points, self._stride = self.points[::2], 2 * self._stride
 
     def curve(self) -> list[tuple[float, ...]]:
-        """The points, the newest always among them."""
+        """Return the points, the newest always included."""
         newest = [_point(self.latest)] if self.latest is not None else []
         return self.points if self.points[-1:] == newest else [*self.points, *newest]
 
 
 def _metrics(line: bytes) -> Metrics | None:
-    """A line of metrics; None for one that a kill cut short, or that is something else."""
+    """Parse a line of metrics; None if it is incomplete or holds something else."""
     try:
         found = json.loads(line)
         _point(found)
@@ -109,7 +109,13 @@ def _point(metrics: Metrics) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run has come."""
+    """Progress of a run.
+
+    Attributes:
+        epochs: number of epochs to train; None if unknown.
+        may_stop_early: whether training may end before.
+        summary: result of a finished training; None while it trains.
+    """
 
     epochs: int | None
     may_stop_early: bool
@@ -117,17 +123,25 @@ class Progress:
 
     @classmethod
     def of(cls, run: Path) -> "Progress":
-        """Read from config.yaml, ledger.json and summary.json, as far as they are there."""
+        """Read config.yaml, ledger.json and summary.json, as far as they exist."""
         training = _training(run / "config.yaml")
         epochs = training.get("epochs")
         return cls(epochs if isinstance(epochs, int) else None, bool(training.get("early_stop")), _summary(run))
 
     def later(self, run: Path) -> "Progress":
-        """The same run looked at again; its configuration is not read twice."""
+        """Return the run's current progress; its configuration is not read again."""
         return Progress.of(run) if self.epochs is None else replace(self, summary=_summary(run))
 
     def text(self, tail: Tail, now: float | None = None) -> str:
-        """The progress in one line, with the time left at the rate of the last epochs."""
+        """Return the progress in one line, with the time left at the rate of the last epochs.
+
+        Args:
+            tail: metrics of the run.
+            now: current time in seconds since 1970; default: the clock.
+
+        Returns:
+            Text such as ``epoch 3 of 10 (30 %), about 5.0 s left``.
+        """
         if tail.latest is None:
             return "waiting for the first epoch"
         epoch, seconds = int(tail.latest["epoch"]), float(tail.latest.get("seconds", math.nan))
@@ -147,7 +161,7 @@ class Progress:
 
 
 def _epoch_seconds(points: list[tuple[float, ...]]) -> float | None:
-    """Seconds an epoch takes lately."""
+    """Seconds per epoch over the last points."""
     lately = points[-RATE_POINTS:]
     epochs = lately[-1][0] - (lately[0][0] if len(lately) > 1 else 0.0)
     seconds = lately[-1][1] - (lately[0][1] if len(lately) > 1 else 0.0)
@@ -155,7 +169,10 @@ def _epoch_seconds(points: list[tuple[float, ...]]) -> float | None:
 
 
 def duration(seconds: float) -> str:
-    """A time for a person.
+    """Format a duration.
+
+    Returns:
+        Text with one or two units.
 
     >>> duration(0.4), duration(3.25), duration(95), duration(4000), duration(200_000)
     ('0.4 s', '3.2 s', '1 min 35 s', '1 h 07 min', '2 d 07 h')
@@ -172,7 +189,7 @@ def duration(seconds: float) -> str:
 
 
 def check_run(run: Path) -> None:
-    """Raise RunError unless ``run`` is a run directory, of which little need be written yet."""
+    """Raise RunError unless ``run`` is a run directory, possibly of a training that has just begun."""
     signs = ("config.yaml", "metrics.jsonl", "ledger.json")
     if not any((run / sign).is_file() for sign in signs):
         what = "is not a run directory (no config.yaml, no metrics.jsonl)" if run.exists() else "does not exist"
@@ -180,7 +197,7 @@ def check_run(run: Path) -> None:
 
 
 def _training(path: Path) -> Metrics:
-    """The section ``training`` of a configuration; empty when it cannot be read."""
+    """Return the section ``training`` of a configuration; empty if it cannot be read."""
     from ruamel.yaml.error import YAMLError
 
     try:
@@ -191,7 +208,7 @@ def _training(path: Path) -> Metrics:
 
 
 def _summary(run: Path) -> Metrics | None:
-    """What a finished training ended with; None while it goes on: ledger.json is written last."""
+    """Return the summary of a finished training; None while it trains (ledger.json is written last)."""
     if not (run / "ledger.json").is_file():
         return None
     try:

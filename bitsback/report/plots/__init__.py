@@ -1,4 +1,4 @@
-"""Figures as functions: each takes what it shows and, if you like, the Axes to draw on, and returns the Axes.
+"""Functions that draw figures: each takes its data and optional Axes, and returns the Axes.
 
 >>> from bitsback.report import plots
 >>> plots.codes({"uniform": 4773.6, "variational": 250.9}).get_xlabel()

@@ -1,4 +1,4 @@
-"""Figures of bits: over training, by layer, by width, by grid, by prior, by code."""
+"""Figures of bits: over epochs, by layer, width, grid step, prior and code."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,14 +26,17 @@ THREE = (
 
 
 def training(metrics: Sequence[Mapping[str, Any]], ax: Axes | None = None) -> Axes:
-    """Net, gross, refund and data bits over the epochs, on a logarithmic axis.
+    """Draw net, gross, refund and data bits over the epochs, on a logarithmic axis.
 
     Args:
-        metrics: the lines of a run's metrics.jsonl.
-        ax: where to draw; default: a new figure.
+        metrics: lines of a run's metrics.jsonl.
+        ax: Axes to draw on; default: a new figure.
+
+    Returns:
+        The Axes.
 
     Raises:
-        RunError: without metrics, or when their lines lack bits.
+        RunError: there are no metrics, or a line lacks the bits.
 
     >>> bits = {"net_bits": 30.0, "gross_bits": 50.0, "refund_bits": 20.0, "data_bits": 9.0}
     >>> len(training([{"epoch": 1, **bits}, {"epoch": 2, **bits}]).lines)
@@ -58,11 +61,17 @@ def training(metrics: Sequence[Mapping[str, Any]], ax: Axes | None = None) -> Ax
 
 
 def runs(histories: Mapping[str, Sequence[Mapping[str, Any]]], ax: Axes | None = None) -> Axes:
-    """Net bits of several runs over their epochs.
+    """Draw net bits of several runs over their epochs.
 
     Args:
-        histories: metrics.jsonl of each run, by its name.
-        ax: where to draw; default: a new figure.
+        histories: lines of metrics.jsonl by name of the run.
+        ax: Axes to draw on; default: a new figure.
+
+    Returns:
+        The Axes.
+
+    Raises:
+        RunError: there are no runs, or one has no metrics.
     """
     if not histories:
         raise RunError("no runs to draw; give the metrics of at least one")
@@ -94,7 +103,7 @@ def _thinned(metrics: Sequence[Mapping[str, Any]], needed: Sequence[str]) -> lis
 
 
 def _label_ends(ax: Axes, ends: list[tuple[float, float, str, str]]) -> None:
-    """Names at the right ends of lines, (x, y, name, colour) each, pushed apart where they would overlap."""
+    """Write names at the right ends of lines, (x, y, name, colour) each, moved apart where they overlap."""
     gap = 0.075
     placed: list[tuple[float, str, str]] = []
     to_axes = ax.transData + ax.transAxes.inverted()
@@ -107,16 +116,22 @@ def _label_ends(ax: Axes, ends: list[tuple[float, float, str, str]]) -> None:
 
 
 def _beside(ax: Axes, text: str, x: float, y: float) -> None:
-    """Write at the end of a bar."""
+    """Write a text at the end of a bar."""
     ax.annotate(text, (x, y), (4, 0), textcoords="offset points", va="center", fontsize=8.5, annotation_clip=False)
 
 
 def ledger(book: Ledger, ax: Axes | None = None) -> Axes:
-    """A bar for each weight tensor: the whole bar is gross, its hatched part was given back, its solid part stays net.
+    """Draw a bar for each weight tensor: gross bits, divided into net (solid) and refund (hatched).
 
     Args:
-        book: the ledger; of many tensors the largest are drawn, and the others together.
-        ax: where to draw; default: a new figure.
+        book: the ledger; the 15 largest of many tensors are drawn, and the sum of the others.
+        ax: Axes to draw on; default: a new figure.
+
+    Returns:
+        The Axes.
+
+    Raises:
+        RunError: the ledger has no weights.
     """
     if not book.entries:
         raise RunError("the ledger has no weights to draw")
@@ -143,11 +158,17 @@ def ledger(book: Ledger, ax: Axes | None = None) -> Axes:
 
 
 def width(curve: Mapping[float, Ledger], ax: Axes | None = None) -> Axes:
-    """Net bits, net weight bits and data bits against the width of the posteriors, as a multiple of the trained one.
+    """Draw net bits, net weight bits and data bits against the posterior std, as a multiple of the trained one.
 
     Args:
-        curve: ledgers by factor, as :func:`bitsback.width_curve` returns them.
-        ax: where to draw; default: a new figure.
+        curve: ledgers by factor, from :func:`bitsback.width_curve`.
+        ax: Axes to draw on; default: a new figure.
+
+    Returns:
+        The Axes.
+
+    Raises:
+        RunError: the curve is empty.
     """
     if not curve:
         raise RunError("the width curve is empty; give what bitsback.width_curve returns")
@@ -179,12 +200,15 @@ def width(curve: Mapping[float, Ledger], ax: Axes | None = None) -> Axes:
 
 
 def grid(book: Ledger, ax: Axes | None = None, finest: float = 2.0**-20) -> Axes:
-    """Gross, refund and net weight bits against the step of the grid: a bit per weight and halving, in gross and in refund.
+    """Draw gross, refund and net weight bits against the grid step; each halving adds a bit per weight to gross and refund.
 
     Args:
-        book: a ledger with a refund; its weights without posterior stay as they are.
-        ax: where to draw; default: a new figure.
+        book: a ledger with a refund; bits of weights without posterior do not change.
+        ax: Axes to draw on; default: a new figure.
         finest: the smallest step.
+
+    Returns:
+        The Axes.
     """
     octaves = np.arange(0, max(1.0, np.log2(book.grid_step / finest)) + 1)
     wide = sum(e.weights for e in book.entries if e.method not in ("point", "float32"))
@@ -207,11 +231,17 @@ def grid(book: Ledger, ax: Axes | None = None, finest: float = 2.0**-20) -> Axes
 
 
 def priors(books: Mapping[str, Ledger], ax: Axes | None = None) -> Axes:
-    """What each description is made of: data, net weights, hyper-parameters; the cheapest on top.
+    """Draw a bar for each ledger, divided into data, net weight and hyper-parameter bits; the cheapest on top.
 
     Args:
-        books: ledgers by the name of their prior or run.
-        ax: where to draw; default: a new figure.
+        books: ledgers by name of the prior or run.
+        ax: Axes to draw on; default: a new figure.
+
+    Returns:
+        The Axes.
+
+    Raises:
+        RunError: there are no ledgers.
     """
     if not books:
         raise RunError("no ledgers to draw; give at least one")
@@ -238,11 +268,17 @@ def priors(books: Mapping[str, Ledger], ax: Axes | None = None) -> Axes:
 
 
 def codes(rows: Mapping[str, float], ax: Axes | None = None) -> Axes:
-    """What each code takes for the same labels, the cheapest on top; logarithmic when they lie far apart.
+    """Draw a bar of the bits of each code, the cheapest on top; the axis is logarithmic above a ratio of 30.
 
     Args:
-        rows: bits by the name of the code.
-        ax: where to draw; default: a new figure.
+        rows: bits by name of the code.
+        ax: Axes to draw on; default: a new figure.
+
+    Returns:
+        The Axes.
+
+    Raises:
+        RunError: there are no codes.
     """
     if not rows:
         raise RunError("no codes to draw; give at least one")

@@ -1,4 +1,4 @@
-"""Figures as files, and as SVG that a page can colour."""
+"""Output of figures: files, and SVG whose colours a page can set."""
 
 import io
 import itertools
@@ -21,11 +21,14 @@ _numbers = itertools.count()
 
 
 def svg(drawn: Axes | Figure, *, themed: bool = False) -> str:
-    """The figure as one ``<svg>`` element: text stays text, and several fit in one page.
+    """Return a figure as one ``<svg>`` element, with text as text and ids that are unique within a page.
 
     Args:
         drawn: Axes or a figure.
-        themed: colours become variables of the page (``var(--net, #0072b2)``), the background transparent.
+        themed: write colours as CSS variables (``var(--net, #0072b2)``), on a transparent background.
+
+    Returns:
+        SVG.
     """
     figure = _figure(drawn)
     salt = f"bitsback-{next(_numbers)}"
@@ -38,7 +41,7 @@ def svg(drawn: Axes | Figure, *, themed: bool = False) -> str:
     text = text[text.index("<svg") :].strip()
     text = re.sub(r"<metadata>.*?</metadata>\s*|<!--.*?-->\s*", "", text, flags=re.S)
     text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)
-    text = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d+\.\d{2})\d+", r"\1", tag[0]), text)  # labels keep their digits
+    text = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d+\.\d{2})\d+", r"\1", tag[0]), text)  # labels keep theirs
     text = re.sub(
         r'\b(id="|#)(figure|axes|patch|line2d|text|xtick|ytick|matplotlib\.axis|PathCollection|FillBetweenPolyCollection|legend|QuadMesh|LineCollection)_(\d+)',
         rf"\1{salt}-\2-\3",
@@ -53,10 +56,17 @@ def svg(drawn: Axes | Figure, *, themed: bool = False) -> str:
 
 
 def save(drawn: Axes | Figure, path: str | Path) -> Path:
-    """Write the figure, whole or not at all; SVG, PNG (200 dots an inch) or PDF by the suffix.
+    """Write a figure atomically as SVG, PNG (200 dpi) or PDF, by the suffix.
+
+    Args:
+        drawn: Axes or a figure.
+        path: file to write.
+
+    Returns:
+        The path.
 
     Raises:
-        RunError: for another suffix, or a place that cannot be written.
+        RunError: the suffix is another, or the file cannot be written.
     """
     target = check_suffix(Path(path))
     if target.suffix == ".svg":
@@ -72,7 +82,7 @@ def save(drawn: Axes | Figure, path: str | Path) -> Path:
 
 
 def check_suffix(path: Path) -> Path:
-    """The path itself; raises RunError unless its suffix says what to write."""
+    """Return ``path``; raises RunError unless its suffix is .svg, .png or .pdf."""
     if path.suffix not in SUFFIXES:
         raise RunError(f"a figure is written as {', '.join(SUFFIXES)}; got '{path.name}'")
     return path

@@ -1,4 +1,4 @@
-"""Figures made of pictures: filters, examples; and the calibration curve."""
+"""Figures of filters and examples, and the calibration curve."""
 
 from typing import Any
 
@@ -17,17 +17,20 @@ BINS = 10
 
 
 def filters(values: Any, ax: Axes | None = None, *, title: str = "", symmetric: bool = True) -> Axes:
-    """Weights as pictures beside each other, with a colour bar.
+    """Draw weights as pictures beside each other, with a colour bar.
 
     Args:
         values: (n, h, w), one picture each; (n, channels, h, w), a row for each, channels side by side; or a matrix
             (out, in), one picture of its first 200 rows and columns. Of many, the first are drawn, and the title says so.
-        ax: where to draw; default: a new figure.
-        title: what the colours mean.
+        ax: Axes to draw on; default: a new figure.
+        title: name of the values.
         symmetric: blue below zero, red above; otherwise from the lowest to the highest value.
 
+    Returns:
+        The Axes.
+
     Raises:
-        RunError: for another shape, or without values.
+        RunError: the shape is another, or there are no values.
 
     >>> import numpy as np
     >>> filters(np.zeros((4, 3, 3)), title="mean").get_title()
@@ -53,18 +56,21 @@ def filters(values: Any, ax: Axes | None = None, *, title: str = "", symmetric: 
 def examples(
     images: Any, bits: Any, labels: Any, ax: Axes | None = None, *, predicted: Any | None = None, columns: int = 8
 ) -> Axes:
-    """Pictures with what their labels cost.
+    """Draw pictures with their labels and the bits of these.
 
     Args:
-        images: (n, h, w), from 0 to 1.
+        images: (n, h, w), in [0, 1].
         bits: (n,), bits of each label.
-        labels: (n,), what the data say.
-        ax: where to draw; default: a new figure.
-        predicted: (n,), what the model says.
+        labels: (n,), true classes.
+        ax: Axes to draw on; default: a new figure.
+        predicted: (n,), predicted classes.
         columns: pictures in a row.
 
+    Returns:
+        The Axes.
+
     Raises:
-        RunError: without pictures, or when there are not as many bits and labels.
+        RunError: there are no pictures, or the shapes differ.
     """
     pictures, bits, labels = array_of(images).astype(float), array_of(bits), array_of(labels)
     predicted = None if predicted is None else array_of(predicted)
@@ -101,15 +107,18 @@ def examples(
 
 
 def calibration(probabilities: Any, labels: Any, ax: Axes | None = None) -> Axes:
-    """How often the most probable class is right, against how probable it was said to be.
+    """Draw the accuracy of the most probable class against its predicted probability, in ten bins.
 
     Args:
         probabilities: (n, classes), averaged over draws of the weights.
-        labels: (n,).
-        ax: where to draw; default: a new figure.
+        labels: (n,), true classes.
+        ax: Axes to draw on; default: a new figure.
+
+    Returns:
+        The Axes.
 
     Raises:
-        RunError: when the shapes do not fit.
+        RunError: the shapes differ.
     """
     table, truth = array_of(probabilities).astype(float), array_of(labels)
     if table.ndim != 2 or truth.shape != table.shape[:1] or not len(truth):
@@ -141,7 +150,7 @@ def calibration(probabilities: Any, labels: Any, ax: Axes | None = None) -> Axes
 
 
 def _board(array: np.ndarray) -> tuple[np.ndarray, str]:
-    """All pictures on one board; and in words which, where some are left out."""
+    """Arrange pictures in one array; the text names those drawn if some are left out."""
     if array.ndim == 2:
         return array[:MOST_CELLS, :MOST_CELLS], ""
     if array.ndim == 3 or array.shape[1] == 1:

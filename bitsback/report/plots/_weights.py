@@ -1,4 +1,4 @@
-"""Figures of weights: prior and posterior, means, signal-to-noise, bits of each."""
+"""Figures of weights: prior and posterior, means, signal-to-noise ratio, bits per weight."""
 
 from collections.abc import Sequence
 
@@ -20,20 +20,23 @@ __all__ = ["bells", "bits_and_prior", "bits_per_weight", "means", "net_bits_each
 MOST_POINTS = 2_000
 BINS = 40
 LOWEST_RATIO = 2.0**-8
-"""Of mean to std; weights below it are counted with it."""
+"""Smallest |mean| / std shown; smaller ratios are counted in the lowest bin."""
 
 
 def bells(weight: Weight, index: int = 0, factor: float = 1.0, ax: Axes | None = None) -> Axes:
-    """Prior and posterior density of one weight.
+    """Draw the prior and posterior density of one weight.
 
     Args:
         weight: a tensor with its posterior and prior, such as ``model.weights[0]``.
-        index: which of its weights, counted through the flattened tensor.
-        factor: times the trained width.
-        ax: where to draw; default: a new figure.
+        index: of the weight in the flattened tensor.
+        factor: multiplies the trained std.
+        ax: Axes to draw on; default: a new figure.
+
+    Returns:
+        The Axes.
 
     Raises:
-        RunError: for a point estimate, which has no density, an index out of range, and a factor of zero or below.
+        RunError: the weight is a point estimate, the index is out of range, or the factor is not positive.
 
     >>> import torch, bitsback
     >>> model = bitsback.bayesianize(torch.nn.Linear(3, 2), prior="laplace")
@@ -48,7 +51,7 @@ def bells(weight: Weight, index: int = 0, factor: float = 1.0, ax: Axes | None =
     centre, spread = float(mean[index]), float(std[index]) * factor
     reach = max(abs(centre) + 4 * float(std[index]) * max(1.0, factor), 3 * float(weight.prior.typical_scale().detach().min()))
     points = np.union1d(np.linspace(-reach, reach, 440), centre + spread * np.linspace(-6, 6, 160))
-    points = points[np.abs(points) <= reach]  # dense where the bell is, which may be a needle
+    points = points[np.abs(points) <= reach]  # dense around the posterior, which may be very narrow
     indices = ", ".join(str(axis) for axis in np.unravel_index(index, tuple(weight.posterior.mean.shape)))
     with styled():
         ax = ax or new_axes()
@@ -72,14 +75,17 @@ def bells(weight: Weight, index: int = 0, factor: float = 1.0, ax: Axes | None =
 
 
 def means(weights: Sequence[Weight], ax: Axes | None = None) -> Axes:
-    """Histogram of the posterior means, or of point estimates, with the density of the prior that charges for them.
+    """Draw the histogram of posterior means, or of point estimates, with the density of their prior.
 
     Args:
-        weights: such as ``model.weights``; several priors are mixed by how many weights each has.
-        ax: where to draw; default: a new figure.
+        weights: such as ``model.weights``; several priors are mixed in proportion to their weights' numbers.
+        ax: Axes to draw on; default: a new figure.
+
+    Returns:
+        The Axes.
 
     Raises:
-        RunError: without weights.
+        RunError: there are no weights.
     """
     if not weights:
         raise RunError("there are no weights to draw; give those of a model, such as model.weights")
@@ -97,7 +103,7 @@ def means(weights: Sequence[Weight], ax: Axes | None = None) -> Axes:
             alpha=0.75,
             label="means" if wide else "weights",
         )
-        points = np.linspace(low, high, 401) + 1e-9  # beside a pole
+        points = np.linspace(low, high, 401) + 1e-9  # avoid zero, where a prior may have a pole
         prior = prior_density(weights, points)
         tallest = ax.get_ylim()[1]
         if prior is not None:
@@ -110,14 +116,17 @@ def means(weights: Sequence[Weight], ax: Axes | None = None) -> Axes:
 
 
 def signal_to_noise(weights: Sequence[Weight], ax: Axes | None = None) -> Axes:
-    """Histogram of \\|mean\\| / std on a logarithmic axis; the line marks 1, where the noise is as large as the mean.
+    """Draw the histogram of \\|mean\\| / std on a logarithmic axis, with a line at 1.
 
     Args:
         weights: such as ``model.weights``.
-        ax: where to draw; default: a new figure.
+        ax: Axes to draw on; default: a new figure.
+
+    Returns:
+        The Axes.
 
     Raises:
-        RunError: when no weight has a Gaussian posterior.
+        RunError: no weight has a Gaussian posterior.
     """
     mean, std = _moments(weights)
     ratio = np.log2(np.maximum(np.abs(mean) / std, LOWEST_RATIO))
@@ -139,14 +148,17 @@ def signal_to_noise(weights: Sequence[Weight], ax: Axes | None = None) -> Axes:
 
 
 def bits_per_weight(weights: Sequence[Weight], ax: Axes | None = None) -> Axes:
-    """Histogram of the net bits of each weight, their mean marked.
+    """Draw the histogram of net bits per weight, with a line at their mean.
 
     Args:
         weights: such as ``model.weights``.
-        ax: where to draw; default: a new figure.
+        ax: Axes to draw on; default: a new figure.
+
+    Returns:
+        The Axes.
 
     Raises:
-        RunError: when no weight has a Gaussian posterior, or the prior does not code weights one by one.
+        RunError: no weight has a Gaussian posterior, or the prior does not code weights one by one.
     """
     _, bits, shares = net_bits_each(weights)
     with styled():
@@ -163,14 +175,17 @@ def bits_per_weight(weights: Sequence[Weight], ax: Axes | None = None) -> Axes:
 
 
 def bits_and_prior(weights: Sequence[Weight], ax: Axes | None = None) -> Axes:
-    """Net bits of each weight against its mean, in front of the prior's density: far out is dear.
+    """Draw the net bits of each weight against its posterior mean, with the prior's density in the background.
 
     Args:
-        weights: such as ``model.weights``; of many, some are drawn.
-        ax: where to draw; default: a new figure.
+        weights: such as ``model.weights``; at most 2,000 of them are drawn.
+        ax: Axes to draw on; default: a new figure.
+
+    Returns:
+        The Axes.
 
     Raises:
-        RunError: when no weight has a Gaussian posterior, or the prior does not code weights one by one.
+        RunError: no weight has a Gaussian posterior, or the prior does not code weights one by one.
     """
     mean, bits, _ = net_bits_each(weights)
     chosen = np.unique(np.linspace(0, len(mean) - 1, min(len(mean), MOST_POINTS)).round().astype(int))
@@ -195,12 +210,13 @@ def bits_and_prior(weights: Sequence[Weight], ax: Axes | None = None) -> Axes:
 
 
 def net_bits_each(weights: Sequence[Weight]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean, net bits and share of every weight, (n,) each; of a tensor whose bits cost a quadrature each, an even sample.
+    """Compute mean and net bits of single weights; an even sample of a tensor if each costs a quadrature.
 
-    A share says how many weights one of the sample stands for.
+    Returns:
+        Means, net bits, and the number of weights that each represents, (n,) each.
 
     Raises:
-        RunError: when no weight has a Gaussian posterior, or the prior does not code weights one by one.
+        RunError: no weight has a Gaussian posterior, or the prior does not code weights one by one.
     """
     _moments(weights)
     means, bits, shares = [], [], []
@@ -221,9 +237,15 @@ def net_bits_each(weights: Sequence[Weight]) -> tuple[np.ndarray, np.ndarray, np
 
 @torch.no_grad()
 def prior_density(weights: Sequence[Weight], points: np.ndarray, index: int | None = None) -> np.ndarray | None:
-    """The priors' density at ``points`` (n,), mixed by how many weights each codes; None without one for single weights.
+    """Compute the density of the priors, mixed in proportion to their weights' numbers.
 
-    ``index``: of that one weight of the first tensor alone.
+    Args:
+        weights: tensors with their priors.
+        points: (n,), values of a weight.
+        index: use only the prior of this weight of the first tensor, an index into the flattened tensor.
+
+    Returns:
+        Density (n,); None if a prior has no density of single weights, or it would be too slow.
     """
     total, count = torch.zeros(len(points), dtype=torch.float64), 0
     x = torch.as_tensor(points, dtype=torch.float32)
@@ -260,7 +282,7 @@ def _flat(parts: list[Tensor]) -> np.ndarray:
 
 
 def _span(mean: np.ndarray) -> tuple[float, float]:
-    """Where nearly all means lie, with a margin."""
+    """Return the interval of nearly all means, with a margin."""
     low, high = np.quantile(mean, [0.001, 0.999]) if len(mean) > 5_000 else (mean.min(), mean.max())
     margin = 0.08 * (high - low) or 1.0
     return float(low - margin), float(high + margin)

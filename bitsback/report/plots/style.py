@@ -1,4 +1,4 @@
-"""The look of every figure: colours with fixed roles, and sizes that a phone shows one to one."""
+"""Style of all figures: colours with fixed meanings, and a size that suits a phone."""
 
 import math
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 __all__ = ["COLOURS", "LINES", "SIZE", "array_of", "new_axes", "octave", "off_screen", "plain_ticks", "short", "styled"]
 
 SIZE = (4.6, 3.0)
-"""Inches; a screen 360 pixels wide shows it almost one to one."""
+"""Width and height in inches; about the width of a screen of 360 pixels."""
 COLOURS = {
     "ink": "#1c2330",
     "muted": "#566072",
@@ -30,7 +30,7 @@ COLOURS = {
     "prior": "#6b7280",
     "posterior": "#0072b3",
 }
-"""What each colour stands for; told apart by everyone (after Okabe & Ito), and never the only sign."""
+"""Colours by meaning, distinguishable by the colour-blind (after Okabe & Ito); figures also use dashes and labels."""
 LOOK: dict[str, Any] = {
     "font.size": 9,
     "font.family": "sans-serif",
@@ -63,7 +63,7 @@ LINES = ("-", "--", ":", "-.")
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """The house style inside, and whatever was before outside."""
+    """Use the style of bitsback's figures, and restore matplotlib's settings afterwards."""
     if not _off_screen.get():
         _find_backend()
     with mpl.rc_context(LOOK):  # type: ignore[arg-type]  # its keys are literals
@@ -72,7 +72,7 @@ def styled() -> Iterator[None]:
 
 @cache
 def _find_backend() -> None:
-    """Let pyplot find its backend now: found inside our style, what it sets in a notebook would be undone behind us."""
+    """Let pyplot choose its backend before the style is set; else the settings it makes in a notebook would be undone."""
     from matplotlib import pyplot
 
     if not pyplot.get_fignums():
@@ -80,7 +80,7 @@ def _find_backend() -> None:
 
 
 def new_axes(size: tuple[float, float] = SIZE) -> Axes:
-    """Axes of a new figure; known to pyplot, so that a notebook shows it, unless :func:`off_screen`."""
+    """Return Axes of a new figure of ``size`` inches; a pyplot figure, which a notebook shows, unless :func:`off_screen`."""
     if _off_screen.get():
         return Figure(figsize=size, layout="constrained").add_subplot()
     from matplotlib import pyplot
@@ -90,7 +90,7 @@ def new_axes(size: tuple[float, float] = SIZE) -> Axes:
 
 @contextmanager
 def off_screen() -> Iterator[None]:
-    """Inside, new figures are nobody's but the caller's: no window, nothing to close."""
+    """Create figures without pyplot: no window, and nothing to close."""
     before = _off_screen.set(True)
     try:
         yield
@@ -99,12 +99,19 @@ def off_screen() -> Iterator[None]:
 
 
 def array_of(values: Any) -> np.ndarray:
-    """A tensor of any device, with or without gradient, or anything that NumPy takes, as an array."""
+    """Return a tensor of any device, or anything that NumPy accepts, as an array."""
     return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
 
 
 def short(value: float, _place: object = None) -> str:
-    """A number for an axis: at most four digits, thousands separated.
+    """Format a number for an axis: at most four digits, or thousands separated.
+
+    Args:
+        value: the number.
+        _place: position of the tick, which matplotlib passes; not used.
+
+    Returns:
+        Text.
 
     >>> short(1234.5), short(0.125), short(2.5e6)
     ('1,234', '0.125', '2.5M')
@@ -117,9 +124,9 @@ def short(value: float, _place: object = None) -> str:
 
 
 def plain_ticks(axis: Any) -> None:
-    """Numbers as :func:`short` says them, no minor ticks; on a logarithmic axis of few decades, 1, 2 and 5 of each.
+    """Format ticks with :func:`short`, without minor ticks; on a logarithmic axis of few decades, tick 1, 2 and 5 of each.
 
-    Numbers beside each other need more room than numbers above each other.
+    A horizontal axis gets fewer ticks, because labels beside each other need more room.
     """
     if axis.get_scale() == "log":
         low, high = axis.get_view_interval()
@@ -130,7 +137,10 @@ def plain_ticks(axis: Any) -> None:
 
 
 def octave(value: float) -> str:
-    """A power of two as a person writes it; another number as :func:`short` says it.
+    """Format a power of two, such as 1/4 or 2⁻¹²; another number as :func:`short` does.
+
+    Returns:
+        Text.
 
     >>> octave(0.25), octave(8.0), octave(2**-12), octave(0.3)
     ('1/4', '8', '2⁻¹²', '0.3')
