@@ -12,9 +12,10 @@ NOTHING = nullcontext()
 
 
 def stage(name: str) -> AbstractContextManager[Any]:
-    """Return a context that a profiler's trace shows under ``name``; without a profiler, which costs ten microseconds, nothing.
+    """Return a context manager that a profiler's trace shows under ``name``; a null context while no profiler runs.
 
     >>> with stage("a step"):
     ...     pass
     """
+    # record_function takes ten microseconds even when no profiler runs.
     return record_function(name) if torch._C._autograd._profiler_enabled() else NOTHING

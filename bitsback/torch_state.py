@@ -1,4 +1,4 @@
-"""How many threads torch uses: float sums depend on it, so what must be repeated bit for bit fixes it."""
+"""Context managers for torch's number of threads, on which floating-point sums depend, and for its default dtype."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ __all__ = ["using_dtype", "using_threads"]
 
 @contextmanager
 def using_threads(count: int) -> Iterator[None]:
-    """Use so many threads inside, and restore what was.
+    """Set torch's number of threads inside the context, and restore it afterwards.
 
     >>> with using_threads(1):
     ...     torch.get_num_threads()
@@ -26,7 +26,7 @@ def using_threads(count: int) -> Iterator[None]:
 
 @contextmanager
 def using_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Make new floating-point tensors of this type inside, and restore what was.
+    """Set torch's default dtype inside the context, and restore it afterwards.
 
     >>> with using_dtype(torch.float64):
     ...     torch.zeros(1).dtype

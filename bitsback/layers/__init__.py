@@ -1,4 +1,4 @@
-"""Facts about layers: which weights get a posterior, what feeds them, and noise on outputs in place of weights."""
+"""Layer utilities: choice of weights that get a posterior, fan-in, local reparameterisation, smooth convolutions."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Facts about a layer and its weights."""
+"""Fan-in of a layer's weights."""
 
 import math
 
@@ -7,11 +7,18 @@ from torch import nn
 __all__ = ["fan_in"]
 
 ONE_INPUT = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
-"""Layers whose every weight is fed by one input."""
+"""Layers with a fan-in of 1."""
 
 
 def fan_in(module: nn.Module, name: str) -> int:
-    """Return how many inputs feed one unit of the tensor ``name``; a bias takes its layer's, a norm's weight has one.
+    """Return the fan-in of a weight tensor; a bias has that of its layer's weight, normalisation layers and embeddings 1.
+
+    Args:
+        module: layer that owns the tensor.
+        name: name of the tensor in the layer.
+
+    Returns:
+        Number of inputs of one output unit.
 
     >>> fan_in(nn.Conv2d(3, 8, 5), "bias")
     75

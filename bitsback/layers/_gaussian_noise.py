@@ -1,4 +1,4 @@
-"""Gaussian noise of a given variance, with a gradient that saves one tensor."""
+"""Gaussian noise of a given variance, with a backward pass that needs one saved tensor."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ __all__ = ["with_noise"]
 
 
 class _Noise(Function):
-    """mean + sqrt(variance) noise; backward needs noise / (2 std) alone, where autograd would keep variance, std and noise."""
+    """mean + sqrt(variance) noise; saves noise / (2 std) for the backward pass, where autograd would save three tensors."""
 
     @staticmethod
     def forward(ctx: Any, mean: Tensor, variance: Tensor, noise: Tensor) -> Tensor:
@@ -26,12 +26,15 @@ class _Noise(Function):
 
 
 def with_noise(mean: Tensor, variance: Tensor, noise: Tensor) -> Tensor:
-    """A draw from N(mean, variance), differentiable in both: local reparameterisation (Kingma, Salimans & Welling 2015).
+    """Return a draw from N(mean, variance), differentiable in both (local reparameterisation, Kingma, Salimans & Welling 2015).
 
     Args:
-        mean: (batch, ...), any floating dtype, which is the result's.
-        variance: the same shape, float32 or better, at least 0.
+        mean: (batch, ...), any floating dtype.
+        variance: the same shape, float32 or wider, at least 0.
         noise: standard normal numbers of the variance's shape and dtype.
+
+    Returns:
+        mean + sqrt(variance) noise, in the dtype of ``mean``.
 
     >>> with_noise(torch.ones(3), torch.zeros(3), torch.randn(3)).tolist()
     [1.0, 1.0, 1.0]

@@ -1,4 +1,4 @@
-"""Which weights of a network get a posterior."""
+"""Choice of the weights of a network that get a posterior."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,14 @@ __all__ = ["Choice", "ParameterRef", "choose", "matches"]
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:
-    """Return whether a pattern fits the dotted weight name or the name of a module it lies in.
+    """Return True if a pattern matches a dotted weight name or the name of a module that contains it.
+
+    Args:
+        name: dotted weight name.
+        patterns: shell-style patterns.
+
+    Returns:
+        True if any pattern matches.
 
     >>> matches("encoder.fc.weight", ["encoder"]), matches("encoder.fc.bias", ["*.weight"])
     (True, False)
@@ -24,7 +31,7 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
 
 @dataclass(frozen=True)
 class ParameterRef:
-    """Where a network keeps a parameter: a module, the name there, and the dotted name in the network."""
+    """Location of a parameter in a network: owning module, local name in it, and dotted name in the network."""
 
     owner: nn.Module
     local: str
@@ -32,7 +39,7 @@ class ParameterRef:
 
     @property
     def parameter(self) -> nn.Parameter:
-        """The parameter that lies there now."""
+        """Return the parameter that is there now."""
         found = self.owner._parameters[self.local]
         assert found is not None
         return found
@@ -40,29 +47,32 @@ class ParameterRef:
 
 @dataclass(frozen=True)
 class Choice:
-    """A weight tensor that gets a posterior, and all places where it is read: several, when it is tied."""
+    """Weight tensor that gets a posterior, with all its locations in the network; several if it is tied."""
 
     refs: tuple[ParameterRef, ...]
 
     @property
     def name(self) -> str:
-        """The dotted name of the first place, as in torch's ``named_parameters``."""
+        """Return the dotted name of the first location, as in torch's ``named_parameters``."""
         return self.refs[0].name
 
 
 def choose(network: nn.Module, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()) -> list[Choice]:
     """Return the weights that match ``include`` and not ``exclude``, in the order of torch's ``named_parameters``.
 
-    A frozen weight (``requires_grad`` is False) is never chosen: it stays what it is, is not charged, and the ledger names it.
+    A frozen weight (``requires_grad`` is False) is never chosen: it does not change and is not charged; the ledger lists it.
 
     Args:
-        network: any module; nothing of it is changed.
-        include, exclude: shell-style patterns over dotted weight names (``"encoder.fc.weight"``) or module names
-            (``"encoder"``).
+        network: any module; it is not changed.
+        include: shell-style patterns over dotted weight names (``"encoder.fc.weight"``) or module names (``"encoder"``).
+        exclude: patterns of the same kind; they take precedence over ``include``.
+
+    Returns:
+        The chosen weights.
 
     Raises:
-        LayerError: when a pattern fits nothing, or only frozen weights, when every weight is frozen, for a weight without a
-            shape or without numbers, or one that is complex.
+        LayerError: when a pattern matches nothing, or only frozen weights, when every weight is frozen, or for a weight that is
+            uninitialised, empty, complex or on the meta device.
 
     >>> [choice.name for choice in choose(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), exclude=["2"])]
     ['0.weight', '0.bias']
@@ -98,7 +108,7 @@ def _check_parameter(choice: Choice) -> None:
 
 
 def _is_chosen(refs: Sequence[ParameterRef], include: Sequence[str], exclude: Sequence[str]) -> bool:
-    """Return whether a weight gets a posterior; all names of a tied weight must agree."""
+    """Return True if a weight gets a posterior; raise LayerError if the names of a tied weight do not agree."""
     names = [ref.name for ref in refs]
     votes = {matches(name, include) and not matches(name, exclude) for name in names}
     if len(votes) > 1:
@@ -107,7 +117,7 @@ def _is_chosen(refs: Sequence[ParameterRef], include: Sequence[str], exclude: Se
 
 
 def _refs(network: nn.Module) -> Iterator[ParameterRef]:
-    """Every parameter at every place where it lies; a module that is used twice has one place."""
+    """Yield every location of every parameter; a module that is used twice counts once."""
     for path, module in network.named_modules():
         for local, parameter in module._parameters.items():
             if parameter is not None:
@@ -121,7 +131,7 @@ def _check_patterns(patterns: Sequence[str], names: Sequence[str]) -> None:
 
 
 def _check_frozen(network: nn.Module, include: Sequence[str], frozen: list[str], names: list[str]) -> None:
-    """Raise LayerError when only frozen weights are asked for."""
+    """Raise LayerError if all weights are frozen, or if an include pattern matches only frozen weights."""
     if frozen == names:
         raise LayerError(
             f"every weight of {type(network).__name__} is frozen, and a frozen weight gets no posterior; call "

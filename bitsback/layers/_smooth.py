@@ -1,4 +1,4 @@
-"""Convolutions whose filters are smooth by construction: independent weights, correlated pixels."""
+"""Convolution whose filters are a fixed linear map of independent weights, with correlated neighbouring pixels."""
 
 from functools import lru_cache
 from typing import Any
@@ -11,13 +11,13 @@ from bitsback.errors import LayerError
 __all__ = ["SmoothConv2d"]
 
 NUGGET = 1e-4
-"""Variance that is independent from pixel to pixel, so that no filter is ruled out."""
+"""Variance of independent noise for each pixel, which makes the covariance of full rank: every filter is possible."""
 
 
 @lru_cache(maxsize=64)
 def _axis_root(size: int, length: float) -> Tensor:
-    """B (size, size), float64, with B B^T = exp(-d^2 / (2 length^2)) + nugget; its columns are orthogonal."""
-    with torch.device("cpu"):  # whatever device is the default: what is kept has numbers
+    """Return B (size, size), float64, with B B^T = exp(-d^2 / (2 length^2)) + nugget I; its columns are orthogonal."""
+    with torch.device("cpu"):  # the default device may be "meta", and the result is cached
         position = torch.arange(size, dtype=torch.float64)
         nugget = NUGGET * torch.eye(size, dtype=torch.float64)
         covariance = torch.exp((position[:, None] - position).square() / (-2 * length**2)) + nugget
@@ -27,12 +27,12 @@ def _axis_root(size: int, length: float) -> Tensor:
 
 
 class SmoothConv2d(nn.Conv2d):
-    """A Conv2d whose filters are ``root @ weight``: neighbouring pixels of a filter are alike before any data are seen.
+    """Conv2d with filters B_h weight B_w^T, whose neighbouring pixels are correlated under an independent prior on weights.
 
     With independent weights N(0, s^2), a filter is a Gaussian field of variance s^2 and correlation exp(-d^2 / (2 length^2))
     between pixels at distance d (plus a nugget of 10^-4). Filters of trained networks are smooth (Fortuin et al. 2022,
-    "Bayesian neural network priors revisited"), so this prior codes them in fewer bits; a weight is the share of one smooth
-    pattern, from a plain average to the finest ripple. Posterior, ledger and files work as with any other weight.
+    "Bayesian neural network priors revisited"), so this prior codes them in fewer bits. Each weight is the coefficient of one
+    pattern, from low to high spatial frequency. Posterior, ledger and files work as with any other weight.
 
     Args:
         in_channels, out_channels, kernel_size, ...: as for :class:`torch.nn.Conv2d`.
@@ -55,7 +55,7 @@ class SmoothConv2d(nn.Conv2d):
         self.length = float(length)
 
     def filters(self, weight: Tensor) -> Tensor:
-        """The filters of a weight tensor of this layer's shape, in its dtype and on its device."""
+        """Return the filters of a weight tensor of this layer's shape; same shape, dtype and device."""
         rows, columns = (_axis_root(size, self.length).to(weight.device, weight.dtype) for size in weight.shape[-2:])
         return rows @ weight @ columns.T
 
@@ -63,4 +63,5 @@ class SmoothConv2d(nn.Conv2d):
         return super()._conv_forward(input, self.filters(weight), bias)
 
     def extra_repr(self) -> str:
+        """Return the options of the convolution and ``length``, for ``repr``."""
         return f"{super().extra_repr()}, length={self.length:g}"

@@ -1,4 +1,4 @@
-"""What training draws of a layer: its weights, or its outputs."""
+"""Names of the gradient estimators of a layer: draw its weights, or its outputs (local reparameterisation)."""
 
 from collections.abc import Mapping
 from typing import Literal

@@ -1,10 +1,11 @@
-"""Local reparameterisation: noise on the outputs of a layer in place of noise on its weights, for training steps.
+"""Local reparameterisation: noise on the outputs of a layer in place of noise on its weights, in training steps.
 
-For a layer that is linear in its weights, drawing the weights and drawing the outputs from N(f(x; m), f(x^2; s^2)) are alike
-for one example; across examples, the second draws each afresh, so that gradients are less noisy (Kingma, Salimans & Welling
-2015, section 2). That is another objective wherever rows are not examples: a recurrent cell, the nodes of a graph, the tokens
-of a text share one draw of the weights. So a layer takes part where it was asked for, or where trial forwards have shown
-that it is safe (:func:`is_safe`).
+For a layer that is linear in its weights, the output for one example has the same distribution whether weights are drawn or
+outputs are drawn from N(f(x; m), f(x^2; s^2)). Across examples, output noise is independent, which reduces the variance of
+gradients (Kingma, Salimans & Welling 2015, section 2). Where rows are not examples (steps of a recurrent cell, nodes of a
+graph, tokens of a text) they share one draw of the weights, and the objective would differ. So it is used only for layers for
+which it was asked explicitly, or for which trial forward passes show one call with one row per example
+(:func:`called_once_per_row`).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,25 +25,28 @@ __all__ = ["called_once_per_row", "check_kinds", "estimator_of", "is_linear_in_w
 LINEAR_IN_WEIGHTS: tuple[type[nn.Module], ...] = (
     nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
 )  # fmt: skip
-"""Layers whose output is linear in their weights, so that its mean and variance under q are two plain forward passes."""
+"""Layers whose output is linear in their weights, so that its mean and variance under q take one forward pass each."""
 
 LINEAR_OWNERS = {next(kind for kind in layer.__mro__ if "forward" in vars(kind)) for layer in LINEAR_IN_WEIGHTS}
-"""The classes whose ``forward`` those layers run."""
+"""Classes that define the ``forward`` of those layers."""
 
 OUTPUT_BY_DEFAULT: tuple[type[nn.Module], ...] = (nn.Linear, nn.Bilinear)
-"""Where ``auto`` looks: exact per example, less noisy; in convolutions it is neither (fresh noise per pixel)."""
+"""Layers for which ``auto`` considers output noise; in convolutions it would be independent for each pixel, not exact."""
 
 
 def estimator_of(module: nn.Module, wanted: Estimators, chosen: Sequence[str]) -> Estimator:
-    """Return what is wanted of a module, or refuse ``output`` with the reason.
+    """Return the estimator of a module.
 
     Args:
-        module: owns weights that get posteriors.
-        wanted: for all modules, or by the name of their class or a base of it.
-        chosen: local names of its weights that get posteriors and that nobody else reads.
+        module: module that owns weights with posteriors.
+        wanted: estimator of all modules, or by the name of their class or of a base class.
+        chosen: local names of its weights that have a Gaussian posterior and are not tied.
+
+    Returns:
+        ``weight``, ``output`` if asked for, or ``auto`` for layers to be tested by trial forward passes.
 
     Raises:
-        LayerError: for an unknown estimator, and for ``output`` where it does not apply.
+        LayerError: for an unknown estimator, or when ``output`` is asked for and does not apply.
 
     >>> estimator_of(nn.Linear(2, 2), {"Linear": "output"}, ["weight", "bias"])
     'output'
@@ -64,7 +68,15 @@ def estimator_of(module: nn.Module, wanted: Estimators, chosen: Sequence[str]) -
 
 
 def check_kinds(network: nn.Module, wanted: Estimators) -> None:
-    """Raise LayerError when an estimator is chosen for a kind of layer that the network does not have."""
+    """Check that every class name for which an estimator is chosen occurs in the network.
+
+    Args:
+        network: the network.
+        wanted: estimator of all modules, or by class name.
+
+    Raises:
+        LayerError: for a class name that does not occur.
+    """
     kinds = {kind.__name__ for module in network.modules() for kind in type(module).__mro__}
     for kind in wanted if isinstance(wanted, Mapping) else ():
         if kind not in kinds:
@@ -72,7 +84,7 @@ def check_kinds(network: nn.Module, wanted: Estimators) -> None:
 
 
 def is_linear_in_weights(module: nn.Module) -> bool:
-    """Return True for torch's linear layers as they are; one with a forward or weights of its own making may be anything."""
+    """Return True for torch's linear layers with their original forward and with parameters ``weight`` and ``bias`` only."""
     own = next(kind for kind in type(module).__mro__ if "forward" in vars(kind))
     inner = next((kind for kind in type(module).__mro__ if "_conv_forward" in vars(kind)), nn.Module)
     names = set(module._parameters)  # a parametrized weight is none of them, but computed
@@ -87,11 +99,14 @@ def _is_complete(module: nn.Module, chosen: Sequence[str]) -> bool:
 def noise_on_outputs(
     layers: Sequence[tuple[nn.Module, Mapping[str, Tensor]]], noise: Callable[[Tensor], Tensor]
 ) -> Iterator[None]:
-    """Inside, each module adds Gaussian noise to its outputs, as wide as weights of these variances make them.
+    """Add Gaussian noise to the outputs of modules inside the context, with the variance that weight noise would cause.
 
     Args:
-        layers: modules whose parameters hold the means, with the variance of each of their parameters, by local name.
-        noise: from the variance of outputs to standard normal numbers of its shape.
+        layers: modules whose parameters hold the means, each with the variances of its parameters by local name.
+        noise: function from a tensor to standard normal numbers of its shape and dtype.
+
+    Yields:
+        None.
 
     >>> layer = nn.Linear(2, 3)
     >>> with noise_on_outputs([(layer, {"weight": torch.ones(3, 2), "bias": torch.zeros(3)})], torch.randn_like):
@@ -107,7 +122,7 @@ def noise_on_outputs(
 
 
 class _Hook:
-    """Adds the noise to one module's output."""
+    """Forward hook that adds the noise to one module's output."""
 
     def __init__(self, variances: Mapping[str, Tensor], noise: Callable[[Tensor], Tensor]) -> None:
         self.variances, self.noise, self.is_busy = dict(variances), noise, False
@@ -115,7 +130,7 @@ class _Hook:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
         if self.is_busy:
             return None
-        self.is_busy = True  # the module is called once more, with other numbers
+        self.is_busy = True  # the module is called again below, with squared inputs and variances: that call gets no noise
         try:
             with torch.autocast(output.device.type, enabled=False):
                 precise = next(iter(self.variances.values())).dtype
@@ -138,12 +153,15 @@ def _square(value: Any, dtype: torch.dtype) -> Any:
 
 
 def called_once_per_row(call: Callable[[], Any], modules: Sequence[nn.Module], rows: int) -> dict[nn.Module, bool]:
-    """Return which modules are called once in a forward, with one row for each example.
+    """Return for each module whether it is called exactly once in a forward pass, with one row for each example.
 
     Args:
         call: runs the network on a batch of ``rows`` examples.
-        modules: the candidates.
-        rows: how many examples.
+        modules: modules to test.
+        rows: number of examples.
+
+    Returns:
+        True or False by module.
 
     >>> layer = nn.Linear(2, 2)
     >>> called_once_per_row(lambda: layer(layer(torch.ones(3, 2))), [layer], 3)[layer]

@@ -1,4 +1,4 @@
-"""Named weights, each with its posterior and its prior, and the ledger that is taken of them."""
+"""Bayesian models: named weights with posterior and prior, whole-network draws, and the ledger of a model."""
 
 from bitsback.model._build import bayesianize
 from bitsback.model._posterior_file import posterior_tensors

@@ -1,4 +1,4 @@
-"""A backward pass that meets another draw than its forward pass did is refused, for its gradients would be wrong."""
+"""Check that a backward pass sees the same weights as its forward pass; otherwise its gradients would be wrong."""
 
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,15 @@ __all__ = ["is_slope_of_sum", "watch"]
 
 
 def watch(model: "Resident", output: Any) -> None:
-    """Make the backward pass raise unless the weights still hold what they held in the forward pass."""
+    """Register hooks that make the backward pass raise if the weights have changed since the forward pass.
+
+    Args:
+        model: model whose values are compared.
+        output: output of its forward pass, a tensor or nested containers of tensors.
+
+    Raises:
+        LayerError: from the hook, in the backward pass.
+    """
     own, placed = weakref.ref(model), model._placed
 
     def check(gradient: Tensor) -> None:
@@ -39,10 +47,9 @@ def watch(model: "Resident", output: Any) -> None:
 
 
 def is_slope_of_sum(gradient: Tensor) -> bool:
-    """Return whether a gradient at class scores is that of cross-entropies that were added up, not averaged.
-
-    Each row of the slope of a cross-entropy sums to zero, and its absolute values to at most 2; of a mean, those of all do.
-    """
+    """Return True if a gradient by class scores, (batch, classes), is that of a sum of cross-entropies, not of a mean."""
+    # Each row of the gradient of a cross-entropy sums to 0, and its absolute values to at most 2. For a mean over the batch the
+    # absolute values of all rows together sum to at most 2.
     if gradient.ndim != 2 or len(gradient) < 4 or gradient.shape[1] < 2:
         return False
     rows = gradient.detach().float()

@@ -1,4 +1,4 @@
-"""Make any network a Bayesian model."""
+"""Construction of a Bayesian model from any network."""
 
 from collections.abc import Mapping, Sequence
 
@@ -25,29 +25,35 @@ def bayesianize(
     estimator: Estimators = "auto",
     seed: int | None = None,
 ) -> BayesianModel:
-    """Return a model that holds a posterior and a prior for each weight of any ``nn.Module``.
+    """Return a model with a posterior and a prior for each weight of any ``nn.Module``.
 
-    The network keeps its class, its names, its forward and its parameters; each chosen parameter holds the current draw from
-    now on. Tied weights have one posterior, are drawn and counted once.
+    The network keeps its class, names, forward and parameters; each chosen parameter holds the current draw from now on. Tied
+    weights have one posterior and are drawn and counted once.
 
-    Frozen weights (``requires_grad`` is False) stay as they are: no posterior, no bits, named in the ledger as the receiver's.
-    So do the running statistics of layers in eval mode, and every buffer that training leaves alone.
+    Frozen weights (``requires_grad`` is False) do not change and get no posterior; they are not charged, and the ledger lists
+    them as known to the receiver. The same holds for the running statistics of layers in eval mode, and for every buffer that
+    training does not change.
 
     Args:
-        network: the module; its parameter values become posterior means, so a pretrained module is a fine start.
+        network: the module; its parameter values become posterior means, so it may be pretrained.
         prior: settings of a prior, a mapping with ``kind``, or a kind (see ``bitsback priors``).
-        posterior: settings of the posteriors, the same as a mapping with ``kind``, or a kind: ``"gaussian"``, ``"point"``.
-        overrides: other priors by weight-name pattern, ``{"*.bias": "laplace"}``; the first pattern that fits wins.
-        include, exclude: shell-style patterns over dotted weight names (``"encoder.fc.weight"``) or module names
-            (``"encoder"``); a weight gets a posterior when it matches ``include`` and not ``exclude``, the others stay
-            deterministic.
+        posterior: settings of the posteriors, a mapping with ``kind``, or a kind, ``"gaussian"`` or ``"point"``; default:
+            Gaussian.
+        overrides: other priors by weight-name pattern, ``{"*.bias": "laplace"}``; the first pattern that matches wins.
+        include: shell-style patterns over dotted weight names (``"encoder.fc.weight"``) or module names (``"encoder"``); only
+            weights that match get a posterior, the others stay deterministic.
+        exclude: patterns of weights that get no posterior, although they match ``include``.
         estimator: whether :func:`bitsback.train` draws ``weight`` or ``output`` (local reparameterisation, for layers linear in
-            their weights), for all layers or by kind, ``{"Conv2d": "weight"}``; ``auto`` draws outputs of dense layers where
-            trial forwards show that rows are examples.
-        seed: of the draws; default: from torch's generator.
+            their weights), for all layers or by kind, ``{"Conv2d": "weight"}``; ``auto`` uses ``output`` for dense layers if
+            trial forward passes show that each row is one example.
+        seed: seed of the draws; default: from torch's generator.
+
+    Returns:
+        The model, whose weights hold the first draw.
 
     Raises:
-        LayerError, PriorError: with the fix.
+        LayerError: for a network, pattern, posterior or estimator that does not fit.
+        PriorError: for a prior that does not fit.
 
     >>> model = bayesianize(nn.Linear(4, 3), prior={"kind": "laplace", "scale": 0.5})
     >>> [weight.name for weight in model.weights], model.kl_bits().item() > 0
@@ -74,7 +80,7 @@ def bayesianize(
 
 @torch.no_grad()
 def _leave_the_rest(network: nn.Module, model: BayesianModel) -> None:
-    """Give weights that had a posterior, and get none here, their means: they are deterministic from now on."""
+    """Write the means into weights that had a posterior before and get none here; they are deterministic from now on."""
     taken = {id(weight.posterior) for weight in model.weights}
     for module in network.modules():
         shown = module.__dict__.get("posterior")
@@ -91,9 +97,16 @@ def _leave_the_rest(network: nn.Module, model: BayesianModel) -> None:
 
 
 def _posterior(choice: Choice, settings: PosteriorSettings) -> Posterior:
-    """The posterior of a weight, float32 or wider; a layer of :mod:`bitsback.nn` brings its own.
+    """Return the posterior of a weight, in float32 or wider; a layer of :mod:`bitsback.nn` keeps its own.
 
-    A network that is given to a second model leaves the first, and begins with its means.
+    If the weight belongs to another model, that model is released and its means are the start.
+
+    Args:
+        choice: weight.
+        settings: settings of the posterior.
+
+    Returns:
+        Posterior.
     """
     ref = choice.refs[0]
     start = ref.parameter.detach()

@@ -1,4 +1,4 @@
-"""Images and filters with their channels last in memory: the same numbers, which a CPU convolves about twice as fast."""
+"""Channels-last memory layout of images and filters, with which a CPU convolves about twice as fast."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,13 @@ __all__ = ["interleaved", "runs", "straight"]
 
 
 def interleaved(tensor: Tensor) -> Tensor:
-    """Return what has four axes with its channels last in memory, anything else as it is.
+    """Return a tensor with channels last in memory if it has four axes, other tensors unchanged.
+
+    Args:
+        tensor: images (batch, channels, height, width) or filters, or any other tensor.
+
+    Returns:
+        Tensor with the same values and shape.
 
     >>> interleaved(torch.zeros(2, 3, 4, 5)).stride(), interleaved(torch.zeros(2, 1, 4, 5)).stride()
     ((60, 1, 15, 3), (20, 1, 5, 1))
@@ -18,7 +24,7 @@ def interleaved(tensor: Tensor) -> Tensor:
 
 
 def straight(tensor: Tensor) -> Tensor:
-    """Undo :func:`interleaved`.
+    """Return a copy in torch's default (contiguous) layout.
 
     >>> straight(interleaved(torch.zeros(2, 1, 4, 5))).stride()
     (20, 20, 5, 1)
@@ -28,7 +34,16 @@ def straight(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def runs(network: nn.Module, inputs: Tensor) -> bool:
-    """Return whether a network takes its layout: a ``view`` in its forward may not. Buffers and generators stay as they were.
+    """Return True if a forward pass on these inputs succeeds: a ``view`` in it may fail on channels-last inputs.
+
+    Buffers and random generators are restored.
+
+    Args:
+        network: network to try.
+        inputs: batch of inputs.
+
+    Returns:
+        False if the forward pass raises RuntimeError.
 
     >>> class Viewed(nn.Conv2d):
     ...     def forward(self, x):

@@ -1,4 +1,4 @@
-"""The posterior as a file that anyone can recompute the ledger from, with scipy alone."""
+"""Tensors of ``posterior.safetensors``, from which the weight bits of the ledger can be recomputed with scipy alone."""
 
 import json
 from typing import Any
@@ -13,13 +13,19 @@ __all__ = ["posterior_tensors"]
 
 
 def posterior_tensors(model: BayesianModel, likelihood: Likelihood | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of ``posterior.safetensors``.
+    """Return tensors and metadata of ``posterior.safetensors``.
 
-    ``NAME.mean`` and ``NAME.std`` (float32; no std for a point estimate) for every weight tensor, ``NAME.prior_mean`` where
-    the prior has a mean for each weight, ``NAME`` for a weight without posterior, for running statistics and for buffers that
-    training changed,
-    ``likelihood.NAME`` for learned numbers of the likelihood; the metadata
-    ``priors`` is JSON: tensor name to the prior's kind and the rounded values in use.
+    All tensors are float32 on the CPU: ``NAME.mean`` and ``NAME.std`` (no std for a point estimate) for every weight tensor,
+    ``NAME.prior_mean`` if the prior has a mean for each weight, ``NAME`` for a weight without posterior, for running
+    statistics and for buffers that training changed, ``likelihood.NAME`` for learned numbers of the likelihood. The metadata
+    ``priors`` is JSON: from tensor name to the prior's kind and its rounded values.
+
+    Args:
+        model: Bayesian model.
+        likelihood: its likelihood; default: none, so that no ``likelihood.NAME`` is written.
+
+    Returns:
+        Tensors by name, and metadata.
     """
     model.honour_edits(everywhere=True)
     tensors: dict[str, Tensor] = {}

@@ -1,12 +1,13 @@
-"""The weights of a network that hold the current draw, and what puts it there.
+"""Network whose parameters hold the current draw of their posteriors.
 
-Every chosen parameter stays the network's own and *holds* a value: a draw m + s e, or the mean. A draw is an event
-(:meth:`Resident.draw`), not a read; in between, every forward sees the value that is there. The value follows from the
-posterior and from (seed, number, sign) alone, so it can be made again, compared, and left out of what is saved.
+Every chosen parameter stays the network's own and *holds* a value: a draw m + s e, or the mean m. It changes only in calls such
+as :meth:`Resident.draw`; every forward pass in between uses the same value. The value is a function of the posterior and of
+(seed, number, sign), so it can be recomputed, compared with the parameter, and need not be saved.
 
-The gradient of the width needs nothing from the forward pass: for w = m + s e it is g s e = g (w - m), with g the gradient that
-autograd leaves at the weight. When a weight goes from a to b while g is pending, ``log_std.grad -= g (b - a)`` keeps the sum
-right for any number of draws (summation by parts), while ``w.grad`` stays the plain sum that every framework expects.
+The gradient by log s needs nothing from the forward pass: for w = m + s e it is g s e = g (w - m), with g = ``w.grad``. When a
+weight changes from a to b while a gradient g is pending, ``log_std.grad -= g (b - a)`` keeps the sum over draws correct
+(summation by parts: g_1 (a - m) + g_2 (b - m) = (g_1 + g_2) (b - m) - g_1 (b - a)), and ``w.grad`` stays the plain sum that
+training frameworks expect.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,16 +27,35 @@ from bitsback.posteriors import GaussianPosterior
 
 __all__ = ["Resident"]
 
+# Value of a weight w (m mean, s std, e_n noise of draw n; negative numbers are draws outside training):
+#
+#       draw(), optimizer.step(): n -> n + 1
+#       +-----+
+#       v     |              model.eval()
+#     w = m + s e_n  ------------------------->  w = m
+#       ^     |      <-------------------------
+#       +-----+              model.train(): the same e_n
+#       mirror(): e_n -> -e_n
+#
+#     with model.sample():          w = m + s e_(-j), j = 1, 2, ...     \
+#     with model.mean():            w = m                                > afterwards w is as before, bit for bit
+#     with model.holding(values):   w = values[name]                    /
+#
+#     user writes to w              honour_edits(), before any of the above and before a forward pass:
+#                                   elements of w that differ from the expected value become m
+#     user writes to m              w is recomputed from the new m
+#     load_state_dict, .to(dtype)   w is recomputed from m, s and e_n
+
 HALF = (torch.float16, torch.bfloat16)
 
 
 class Resident(Values):
-    """A network whose weights hold the current draw of their posteriors; :class:`BayesianModel` adds the accounts."""
+    """Network whose weights hold the current draw of their posteriors; :class:`BayesianModel` adds the ledger's methods."""
 
     network: nn.Module
     is_moving = False
     is_alone = False
-    """Whether the network is one layer of :mod:`bitsback.nn` that belongs to no larger model yet."""
+    """True if the network is a single layer of :mod:`bitsback.nn` that is not part of a larger model."""
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed)
@@ -47,11 +67,11 @@ class Resident(Values):
         self.register_state_dict_pre_hook(_before_saving)
 
     def start(self) -> None:
-        """Take the weights over: from now on they hold draws."""
+        """Write the first values into the weights: a draw in train mode, the means in eval mode."""
         self.hold(self._state._replace(holds="draw" if self.training else "mean"))
 
     def release(self) -> None:
-        """Let go of the network, which another model takes over."""
+        """Give up the network, because another model takes it over; this model's methods raise afterwards."""
         if self._is_released:
             return
         self.honour_edits(everywhere=True)
@@ -61,9 +81,9 @@ class Resident(Values):
 
     @property
     def training(self) -> bool:
-        """True in train mode. Eval mode places the means, train mode puts the same draw back, whoever sets it.
+        """Return True in train mode; setting it to False writes the means, to True the same draw as before.
 
-        Inside ``sample()`` and ``mean()`` the weights go on holding what they hold there; the mode counts afterwards.
+        Inside ``sample()`` and ``mean()`` a change of mode takes effect when the context ends.
         """
         return bool(self.__dict__.get("_training", True))
 
@@ -76,18 +96,22 @@ class Resident(Values):
             self.hold(self._state._replace(holds="draw" if mode else "mean"))
 
     def draw(self) -> None:
-        """Put the next draw m + s e into all weights at once; edits made since the last one become means."""
+        """Put the next draw m + s e into all weights; values written to weights since the last draw become means first."""
         self.check_refs()
         self.honour_edits()
         self.hold(self.next_state())
 
     def mirror(self) -> None:
-        """Put the mirror image m - s e of the draw that is there into all weights: the second of an antithetic pair."""
+        """Replace the current draw m + s e by m - s e in all weights: the second of an antithetic pair."""
         self.honour_edits()
         self.hold(self._state._replace(sign=-self._state.sign))
 
     def check_refs(self) -> None:
-        """Raise LayerError when a weight no longer lies where it lay in the network."""
+        """Check that every weight is still the parameter of the module it was found in.
+
+        Raises:
+            LayerError: when a parameter or its module was replaced or removed.
+        """
         present = set(map(id, self.network.modules()))
         for weight in self.weights:
             for ref in weight.refs:
@@ -100,12 +124,15 @@ class Resident(Values):
 
     @contextmanager
     def sample(self, seed: int | None = None) -> Iterator[Any]:
-        """Inside, the weights hold one draw that is not a training draw, as a receiver would see it; a fresh one each time.
+        """Hold one draw that is not a training draw inside the context, a new one each time, and the earlier values afterwards.
 
-        What forward passes inside do to running statistics is undone.
+        Changes of running statistics by forward passes inside are undone.
 
         Args:
-            seed: of the draw; default: the model's own seed and a counter, which are saved with it.
+            seed: seed of the draw; default: the model's seed and a counter, both saved with the model.
+
+        Yields:
+            This model.
         """
         self._samples += 1
         number = -self._samples if seed is None else -1
@@ -115,7 +142,7 @@ class Resident(Values):
 
     @contextmanager
     def mean(self) -> Iterator[Any]:
-        """Inside, every weight is its posterior mean; what is written to a weight here becomes its mean."""
+        """Hold the posterior means inside the context; values written to a weight here become its mean."""
         if self.holds == "mean":
             self.honour_edits(everywhere=True)
             with self._mode_counts_later():
@@ -130,7 +157,7 @@ class Resident(Values):
 
     @contextmanager
     def holding(self, values: Mapping[str, Tensor]) -> Iterator[Any]:
-        """Inside, the weights hold these values, by name; the posteriors stay what they are."""
+        """Hold the given values, by weight name, inside the context; the posteriors do not change."""
         with self.keeping(honour=False):
             torch.clear_autocast_cache()
             with torch.no_grad():
@@ -146,7 +173,11 @@ class Resident(Values):
 
     @contextmanager
     def keeping(self, *, honour: bool = True) -> Iterator[None]:
-        """Inside, :meth:`place` may put anything into the weights; afterwards, or after an error, they hold what they held."""
+        """Restore the values of the weights when the context ends, also after an error.
+
+        Args:
+            honour: whether values written to weights inside become means first.
+        """
         self.honour_edits(everywhere=True)
         before, placed, reached = self._state, self._placed, self._reached
         posteriors = [weight.versions()[1:] for weight in self.weights]
@@ -157,7 +188,8 @@ class Resident(Values):
                 if honour:
                     self.honour_edits(everywhere=self.holds == "mean")
                 self.hold(before)
-                if [weight.versions()[1:] for weight in self.weights] == posteriors:  # the very values of before
+                # Same posteriors, hence bit-identical weights: a backward pass of an earlier forward is still valid.
+                if [weight.versions()[1:] for weight in self.weights] == posteriors:
                     self._placed, self._reached = placed, reached
 
     @contextmanager
@@ -172,14 +204,14 @@ class Resident(Values):
                 self.hold(self._state._replace(holds="draw" if self.training else "mean"))
 
     def _issue(self) -> int:
-        """Return a number for what the weights hold from now on."""
+        """Return a new identifier for the values the weights hold; the backward check compares it with that of the forward."""
         self._issued += 1
         return self._issued
 
     @torch.no_grad()
     def hold(self, state: State) -> None:
-        """Write what ``state`` says into every weight; pending gradients are carried over to the widths."""
-        torch.clear_autocast_cache()  # an autocast region keeps casts of the old draw
+        """Write the values of ``state`` into every weight, and correct ``log_std.grad`` where gradients are pending."""
+        torch.clear_autocast_cache()  # autocast caches half-precision copies of the old values
         self._put(self.weights, state)
         self._state, self._holds_state = state, True
         self._placed = self._issue()
@@ -197,7 +229,7 @@ class Resident(Values):
             self._write(weight, parameter, state, noise)
             q = weight.posterior
             if isinstance(q, GaussianPosterior) and parameter.grad is None:
-                q.log_std.grad = None  # somebody has cleared the network's gradients alone
+                q.log_std.grad = None  # the network's gradients were cleared without the optimiser's zero_grad()
             if weight.index in spreads:
                 carry(weight, self.spread(weight, state, noise).sub_(spreads.pop(weight.index)))
             elif before is not None:
@@ -210,12 +242,12 @@ class Resident(Values):
         parameter.copy_(q.mean if value is None else value)
 
     def set_noise(self, source: Noise | None = None, reuse: int = 1, seed: int | None = None) -> None:
-        """Choose where the noise of training draws comes from, and draw: their numbers begin anew when a seed is given.
+        """Set the source of the noise of training draws, and write the current draw with it.
 
         Args:
-            source: default: torch's generator.
-            reuse: how many draws use a number; see :class:`PooledNoise`.
-            seed: of the training draws to come.
+            source: noise generator; default: torch's.
+            reuse: number of draws that use each noise value, see :class:`PooledNoise`; 1 means no pool.
+            seed: seed of the training draws, whose numbers then start again at 0; default: seed and number stay.
         """
         self.honour_edits(everywhere=True)
         self._noise = source or BlockNoise()
@@ -230,7 +262,12 @@ class Resident(Values):
 
     @torch.no_grad()
     def moved_to(self, state: State, written: set[int]) -> None:
-        """An optimiser has written the draw of ``state`` into some weights, by number; write it into the others."""
+        """Write the draw of ``state`` into the weights that an optimiser has not written yet, and make it the current state.
+
+        Args:
+            state: state of the new draw.
+            written: indices of the weights that hold it already.
+        """
         torch.clear_autocast_cache()
         others = [weight for weight in self.weights if weight.index not in written]
         self._put(others, state)
@@ -238,7 +275,7 @@ class Resident(Values):
         self._placed = self._issue()
 
     def take_loaded(self) -> None:
-        """Place the draw of posteriors that were loaded."""
+        """Write the draw of posteriors that were loaded into the weights."""
         _after_loading(self, None)
 
     # edits
@@ -248,13 +285,17 @@ class Resident(Values):
 
     @torch.no_grad()
     def honour_edits(self, *, everywhere: bool = False) -> None:
-        """Make means of what others have written to the weights: elements that differ from the draw beyond rounding.
+        """Turn values that the user wrote into weights into posterior means.
+
+        Elements that differ from the expected value by more than rounding count as written.
 
         Args:
-            everywhere: compare all weights; else those whose version moved: writes through ``.data`` or numpy do not.
+            everywhere: compare all weights; default: only those whose version counter changed, which writes through ``.data``
+                or numpy do not do.
 
         Raises:
-            LayerError: when an optimiser that is not ours has moved the draws.
+            LayerError: when the model was released, when a weight and its log std were both written, or when the draws seem to
+                have been moved by an optimiser that is not of :mod:`bitsback.optim`.
         """
         if self._is_released:
             raise LayerError("this model's network was given to another model since; use that one, or give it a copy.deepcopy")
@@ -273,12 +314,13 @@ class Resident(Values):
             if mean or any(log_std):
                 weight.is_narrow = None
             has_other_width = any(log_std) and self._is_drawn(weight, self._state)
-            if mean or (has_other_width and not own):  # whoever sets a mean wants that mean
+            # A written mean (or std alone) wins: the weight is recomputed, and not compared with a draw of the old posterior.
+            if mean or (has_other_width and not own):
                 again.append(weight)
             elif (own or everywhere) and not weight.is_rewritten_in_forward:
                 value = self.value(weight, None, noise)
                 changed = differs(parameter, q.mean if value is None else value, q)
-                if has_other_width and bool(changed.any()):  # what was drawn cannot be made again, to compare with
+                if has_other_width and bool(changed.any()):  # the old draw cannot be recomputed from the new log std
                     raise LayerError(
                         f"'{weight.name}' and its log_std were both written to since the last draw, and what was meant as a "
                         "mean cannot be told: write weights inside `with model.mean():`"
@@ -297,6 +339,7 @@ class Resident(Values):
         is_reached = self.holds == "draw" and (
             self._reached == self._placed or (parameter.grad is not None and not weight.has_used_gradient)
         )
+        # After a backward pass, a change of most elements at once is a foreign optimiser's step, not an edit by the user.
         if is_reached and self.training and bool(changed.float().mean() > 0.5):
             raise LayerError(
                 f"something has moved the draw in '{weight.name}' after a backward pass, as an optimiser does that knows no "
@@ -310,7 +353,15 @@ class Resident(Values):
     # forward and backward
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the network's output under what its weights hold now."""
+        """Return the network's output under the current values of its weights.
+
+        Args:
+            args: positional inputs of the network.
+            kwargs: keyword inputs of the network.
+
+        Returns:
+            The network's output.
+        """
         if torch.compiler.is_compiling():
             return self.network(*args, **kwargs)
         if self._is_stale() and not self._is_inside_a_transform():
@@ -321,13 +372,13 @@ class Resident(Values):
         return output
 
     def _is_inside_a_transform(self) -> bool:
-        """True within torch.func: other tensors may lie in place of the parameters."""
+        """Return True within torch.func transforms, where other tensors take the place of the parameters."""
         return any(weight.owner._parameters.get(weight.local) is not weight.known for weight in self.weights)
 
     # moves, copies, files
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """Move or cast everything; means and log stds stay float32 or wider, and the weights hold the same draw."""
+        """Move or cast all tensors; means and log stds stay float32 or wider, and the weights hold the same draw."""
         if not self.weights or self._is_released:
             return super()._apply(fn, recurse)
         self.is_moving = True
@@ -347,7 +398,7 @@ class Resident(Values):
         return self
 
     def _found_again(self, weight: Weight) -> nn.Parameter:
-        """The parameter in its place: torch may make new objects when it converts a module."""
+        """Return the parameter now in the weight's place: torch may make new objects when it converts a module."""
         found = weight.owner._parameters[weight.local]
         assert found is not None
         return found
@@ -368,24 +419,24 @@ class Resident(Values):
             weight.mark()
 
     def get_extra_state(self) -> Tensor:
-        """Return seed, number, sign of the draw, the count of samples, and 1 for a draw, 0 for the means."""
+        """Return seed, number and sign of the draw, the number of samples so far, and 1 for a draw or 0 for the means; (5,)."""
         state = self._state
         return torch.tensor([state.seed, state.number, state.sign, self._samples, int(state.holds == "draw")])
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take them over; the weights are placed when everything has been loaded."""
+        """Load seed, number, sign and sample counter; the weights are written after the whole state has been loaded."""
         seed, number, sign, self._samples, _ = (int(value) for value in state)
         self._state = State(self._state.holds, seed, number, sign)
 
 
 def _before_saving(model: Resident, *_: Any) -> None:
-    """What others have written to the weights is saved as their means."""
+    """Turn values written to weights into means before the state is saved."""
     if model.weights and not model._is_released:
         model.honour_edits(everywhere=True)
 
 
 def _after_loading(model: Resident, _keys: Any) -> None:
-    """After a state was loaded: what came with its posterior is no edit; what came alone is the new mean."""
+    """Write the draw after a state was loaded; a weight that was loaded without its posterior becomes the mean."""
     loaded = [weight for weight in model.weights if weight.posterior.take_loaded()]
     if not loaded:
         return model.honour_edits()

@@ -1,4 +1,4 @@
-"""What weights hold follows from their posteriors and from (seed, number, sign): it can be made again, and compared."""
+"""Values of weights as a function of their posteriors and of (seed, number, sign)."""
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ __all__ = ["Values", "as_row"]
 
 
 class Values(nn.Module):
-    """What a state says that each weight holds, made from posteriors and noise whenever it is asked for."""
+    """Base class that computes the value of each weight in a given state from posterior and noise."""
 
     weights: list[Weight]
 
@@ -25,21 +25,21 @@ class Values(nn.Module):
 
     @property
     def seed(self) -> int:
-        """Of all training draws."""
+        """Return the seed of all training draws."""
         return self._state.seed
 
     @property
     def draw_number(self) -> int:
-        """How many training draws there have been; with the seed, it says what the weights hold."""
+        """Return the number of training draws so far; seed and number determine the current draw."""
         return self._state.number
 
     @property
     def holds(self) -> Holds:
-        """Return ``draw`` or ``mean``: what a forward pass sees now."""
+        """Return ``draw`` or ``mean``, according to the values that a forward pass uses now."""
         return self._state.holds
 
     def state_of_means(self) -> State:
-        """Return the state in which every weight is its mean."""
+        """Return the state in which every weight holds its mean."""
         return self._state._replace(holds="mean")
 
     def next_state(self) -> State:
@@ -48,21 +48,30 @@ class Values(nn.Module):
 
     @property
     def state(self) -> State:
-        """What the weights hold."""
+        """Return the current state of the weights."""
         return self._state
 
     @property
     def noise_source(self) -> Noise:
-        """Where the noise of draws comes from."""
+        """Return the generator of the noise."""
         return self._noise
 
     @property
     def pooled(self) -> dict[int, int]:
-        """Where the pool keeps the numbers of a weight, by the weight's own."""
+        """Return the offset of each weight's noise in the pool, by weight index."""
         return self._offsets
 
     def value(self, weight: Weight, state: State | None = None, noise: Tensor | None = None) -> Tensor | None:
-        """Return what ``state`` (default: the current one) says that a weight holds; None where that is its mean."""
+        """Return the value of a weight in a state.
+
+        Args:
+            weight: weight of this model.
+            state: state; default: the current one.
+            noise: pooled noise of the state, from :meth:`noise_of`; default: none.
+
+        Returns:
+            m + sign s e in the shape and dtype of the mean; None if the weight holds its mean.
+        """
         state = state or self._state
         q = weight.posterior
         if not isinstance(q, GaussianPosterior) or not self._is_drawn(weight, state):
@@ -73,11 +82,20 @@ class Values(nn.Module):
         return drawn.detach()
 
     def _is_drawn(self, weight: Weight, state: State) -> bool:
-        """Whether a weight holds more than its mean."""
+        """Return True if a weight holds a draw in this state, not its mean."""
         return state.holds == "draw" and weight.is_gaussian and not (weight.noise_on_outputs and state.number >= 0)
 
     def spread(self, weight: Weight, state: State, noise: Tensor | None = None) -> Tensor:
-        """Return w - m of a state, made from its noise and so with all of its digits; zero where the weight holds its mean."""
+        """Return w - m of a state, computed as sign s e and so without cancellation.
+
+        Args:
+            weight: weight of this model.
+            state: state.
+            noise: pooled noise of the state, from :meth:`noise_of`; default: none.
+
+        Returns:
+            Tensor in the shape and dtype of the mean; zero if the weight holds its mean.
+        """
         q = weight.posterior
         if not isinstance(q, GaussianPosterior) or not self._is_drawn(weight, state):
             return torch.zeros_like(q.mean, requires_grad=False)
@@ -87,7 +105,16 @@ class Values(nn.Module):
         return spread
 
     def noise(self, weight: Weight, state: State, pooled: Tensor | None = None) -> Tensor:
-        """Return e of a draw: standard normal numbers in the shape and memory order of the posterior's mean."""
+        """Return the standard normal noise e of a draw.
+
+        Args:
+            weight: weight of this model.
+            state: state of the draw.
+            pooled: pooled noise of the draw for all weights, from :meth:`noise_of`; default: generate it for this weight.
+
+        Returns:
+            Tensor in the shape, dtype and memory order of the posterior mean.
+        """
         mean = weight.posterior.mean
         out = torch.empty_like(mean, requires_grad=False)
         flat = as_row(out)
@@ -98,12 +125,12 @@ class Values(nn.Module):
         return out
 
     def noise_of(self, state: State) -> Tensor | None:
-        """Return the pool's numbers of a training draw, for all weights after each other; None where there is no pool."""
+        """Return the pooled noise of a training draw, concatenated over weights, (n,); None if no pool is used."""
         is_pooled = self._pool is not None and state.holds == "draw" and state.number >= 0
         return self._pool.at(state.seed, state.number) if is_pooled and self._pool is not None else None
 
 
 def as_row(tensor: Tensor) -> Tensor:
-    """Return the numbers of a dense tensor in the order of its memory, as a view (n,)."""
+    """Return a dense tensor as a flat view (n,) in memory order."""
     tensor = tensor.detach()
     return tensor.as_strided((tensor.numel(),), (1,), tensor.storage_offset())

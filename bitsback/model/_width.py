@@ -1,4 +1,4 @@
-"""The width curve: what wider and narrower posteriors would cost."""
+"""Width curve: ledgers of a model with wider and narrower posteriors."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -18,12 +18,19 @@ from bitsback.posteriors import GaussianPosterior
 __all__ = ["WIDTH_FACTORS", "widened", "width_curve"]
 
 WIDTH_FACTORS = tuple(2.0**k for k in range(-4, 5))
-"""From a sixteenth of the trained width to sixteen times it."""
+"""Default factors of the posterior std, 2^-4 to 2^4."""
 
 
 @contextmanager
 def widened(model: BayesianModel, factor: float) -> Iterator[BayesianModel]:
-    """Inside, every posterior std is ``factor`` times as large; afterwards it is what it was, bit for bit.
+    """Multiply every posterior std by a factor inside the context, and restore it bit for bit afterwards.
+
+    Args:
+        model: Bayesian model.
+        factor: factor of the stds, above zero.
+
+    Yields:
+        The model.
 
     Raises:
         LedgerError: when the model has no Gaussian posterior (a point has no width), or the factor is not positive.
@@ -55,12 +62,24 @@ def width_curve(
     seed: int = 0,
     progress: bool = False,
 ) -> dict[float, Ledger]:
-    """The ledger with every posterior std multiplied by each factor; the model is left as it was.
+    """Compute the ledger with every posterior std multiplied by each factor; the model is restored afterwards.
 
-    A wider posterior lowers the coding cost of the weights until the data cost catches up: a trained width sits at the
-    bottom of the curve. All factors see the same noise and the model's own grid: at factor 1 every number is the ledger's, and
-    each doubling of the width adds one bit of refund a weight. Below 1 the grid is coarser than the posteriors, so that gross
-    and refund are no code lengths there; their difference, the net, is.
+    Wider posteriors reduce net weight bits and increase data bits; a trained width is at the minimum of the sum. All factors
+    use the same noise and the model's grid step, so that factor 1 gives the ledger of :func:`take_ledger`, and each doubling of
+    the width adds one refund bit per weight. Below factor 1 the grid step may exceed the stds: gross and refund bits are then
+    no code lengths, their difference, the net bits, still is.
+
+    Args:
+        model: Bayesian model with a Gaussian posterior.
+        likelihood: its likelihood.
+        examples: the training examples.
+        factors: factors of the stds, each above zero.
+        samples: whole-network draws for the data bits of each ledger.
+        seed: seed of the draws.
+        progress: show a progress bar.
+
+    Returns:
+        Ledgers by factor.
 
     Raises:
         LedgerError: when the model has no Gaussian posterior (a point has no width), or a factor is not positive.

@@ -1,4 +1,4 @@
-"""The buffers of a network: statistics that training moves, which are paid for, and what stays as the receiver holds it."""
+"""Buffers of a network: running statistics that depend on the training data, and others."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,11 +11,11 @@ __all__ = ["COUNTER", "Buffer", "buffers_of", "frozen_norms", "unmoved"]
 
 STATISTICS = ("running_mean", "running_var")
 COUNTER = "num_batches_tracked"
-"""Counts batches for training; nothing in eval mode reads it."""
+"""Buffer of torch's batch norm that counts batches; it is not read in eval mode and not charged."""
 
 
 class Buffer(NamedTuple):
-    """A buffer of a network: its dotted name, the module that holds it, and its numbers."""
+    """Buffer of a network: its dotted name, the module that owns it, and its tensor."""
 
     name: str
     owner: nn.Module
@@ -23,35 +23,35 @@ class Buffer(NamedTuple):
 
     @property
     def local(self) -> str:
-        """The name without the module's."""
+        """Return the name within the module."""
         return self.name.rpartition(".")[2]
 
     @property
     def is_statistic(self) -> bool:
-        """True for a running mean or variance."""
+        """Return True for a running mean or variance."""
         return self.local in STATISTICS
 
     @property
     def moves(self) -> bool:
-        """True for a statistic of one of torch's own normalisation layers that follows the data: one in train mode."""
+        """Return True for a running statistic of a torch normalisation layer in train mode, which follows the data."""
         norm = isinstance(self.owner, nn.modules.batchnorm._NormBase)
         return self.is_statistic and norm and self.owner.training and bool(self.owner.track_running_stats)
 
     @property
     def is_saved(self) -> bool:
-        """True for a part of the network's state; others are made again by whoever builds the network."""
+        """Return True if it is part of the network's state dict; non-persistent buffers are remade by the constructor."""
         return self.local not in self.owner._non_persistent_buffers_set
 
 
 def buffers_of(network: nn.Module) -> Iterator[Buffer]:
-    """Every buffer once, in the order of torch's ``named_buffers``."""
+    """Yield every buffer once, in the order of torch's ``named_buffers``."""
     owners = dict(network.named_modules())
     for name, tensor in network.named_buffers():
         yield Buffer(name, owners[name.rpartition(".")[0]], tensor)
 
 
 def frozen_norms(network: nn.Module) -> list[str]:
-    """Names of the normalisation layers whose weights are all frozen while their statistics follow the data."""
+    """Return the names of normalisation layers whose weights are all frozen while their statistics follow the data."""
     found = dict.fromkeys(buffer.name.rpartition(".")[0] for buffer in buffers_of(network) if buffer.moves)
     modules = dict(network.named_modules())
     parameters = {name: list(modules[name].parameters()) for name in found}
@@ -60,7 +60,7 @@ def frozen_norms(network: nn.Module) -> list[str]:
 
 @contextmanager
 def unmoved(network: nn.Module) -> Iterator[None]:
-    """Inside, forward passes may move buffers of modules in train mode; afterwards, also after an error, they are as before.
+    """Restore the buffers of modules in train mode when the context ends, also after an error.
 
     >>> norm = nn.BatchNorm1d(2)
     >>> with unmoved(norm):

@@ -1,4 +1,4 @@
-"""What a user may say for a prior or a posterior, and the objects that it becomes."""
+"""Settings of priors and posteriors from a kind, a mapping or a settings object, and the priors built from them."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -29,19 +29,28 @@ __all__ = [
 ]
 
 PriorChoice = PriorSettings | Mapping[str, Any] | str
-"""A prior's settings, the same as a mapping with ``kind``, or only its kind."""
+"""Settings of a prior, a mapping of the same keys with ``kind``, or the kind alone."""
 
 PosteriorChoice = PosteriorSettings | Mapping[str, Any] | str
-"""A posterior's settings, the same as a mapping with ``kind``, or only its kind."""
+"""Settings of a posterior, a mapping of the same keys with ``kind``, or the kind alone."""
 
 
 def settings_class(kind: str) -> type[PriorSettings]:
-    """The settings of a registered prior, or of one of the user's own."""
+    """Return the settings class of a registered prior, or that of priors made by a user's function."""
     return OwnPriorSettings if kind == OWN else prior_registry[kind]
 
 
 def settings_of(choice: PriorChoice) -> PriorSettings:
-    """The settings behind a :data:`PriorChoice`.
+    """Return the settings given by a :data:`PriorChoice`.
+
+    Args:
+        choice: settings, mapping with ``kind``, or kind.
+
+    Returns:
+        Settings of the prior.
+
+    Raises:
+        PriorError: for an unknown kind, an unknown key or an invalid value.
 
     >>> settings_of("laplace").kind, settings_of({"kind": "student_t", "df": 5}).df
     ('laplace', 5.0)
@@ -62,7 +71,16 @@ def settings_of(choice: PriorChoice) -> PriorSettings:
 
 
 def posterior_settings_of(choice: PosteriorChoice | None) -> PosteriorSettings:
-    """The settings behind a :data:`PosteriorChoice`; a Gaussian when nothing is said.
+    """Return the settings given by a :data:`PosteriorChoice`.
+
+    Args:
+        choice: settings, mapping with ``kind``, kind, or None for the default Gaussian.
+
+    Returns:
+        Settings of the posterior.
+
+    Raises:
+        LayerError: for an unknown kind, an unknown key or an invalid value.
 
     >>> posterior_settings_of("point").kind
     'point'
@@ -85,16 +103,19 @@ def priors_of(
     default: PriorSettings,
     overrides: Mapping[str, PriorSettings] | None = None,
 ) -> list[Prior]:
-    """Return the prior of each weight, in order, each checked to be a code that fits; those that share one get the same object.
+    """Return the prior of each weight; weights that share a prior (setting ``per``) get the same object.
 
     Args:
-        weights: where each lies in its network, and its posterior.
-        default: of every weight that no override is for.
-        overrides: by weight-name pattern; the first that fits wins.
+        weights: location in the network and posterior of each weight.
+        default: settings for weights that no override matches.
+        overrides: settings by weight-name pattern; the first pattern that matches wins.
+
+    Returns:
+        Priors in the order of ``weights``, each checked to have mass one and to fit the weight's shape.
 
     Raises:
-        LayerError: for an override that is for no weight.
-        PriorError: for a prior that does not fit.
+        LayerError: for an override that matches no weight.
+        PriorError: for a prior that does not fit its weight's shape or has not mass one.
     """
     overrides, found, used = overrides or {}, [], set()
     groups: dict[tuple[str, str], Prior] = {}
@@ -115,12 +136,31 @@ def priors_of(
 
 
 def charges_of(prior: Prior, first: str) -> list[Charge]:
-    """Return what the learned numbers of a prior cost, named by the ``first`` weight that it is for."""
+    """Return the cost of a prior's learned hyper-parameters.
+
+    Args:
+        prior: prior of one or several weights.
+        first: name of the first of those weights, part of the charges' names.
+
+    Returns:
+        One charge for each group of learned numbers.
+    """
     return [Charge(f"{prior.kind}.{c.name}[{first}]", c.numbers, c.bits_each) for c in prior.charges()]
 
 
 def build_prior(settings: PriorSettings, name: str, module: nn.Module, local: str, posterior: Posterior) -> Prior:
-    """The prior of one weight tensor (or of the group that begins with it), checked to be a code that fits."""
+    """Build the prior of one weight tensor, or of the group of tensors that begins with it.
+
+    Args:
+        settings: settings of the prior.
+        name: dotted name of the weight.
+        module: module that owns the weight.
+        local: name of the weight in that module.
+        posterior: its posterior, for shape, device and dtype.
+
+    Returns:
+        Prior, in float32 or wider, checked to have mass one and to fit the weight's shape.
+    """
     transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
     axes = (1, 0) if transposed else (0, 1)
     shape = posterior.mean.shape
@@ -131,7 +171,8 @@ def build_prior(settings: PriorSettings, name: str, module: nn.Module, local: st
 
 
 def _check_mass(prior: Prior) -> None:
-    """A code has mass one (Kraft). Our own priors are held to it by their tests; a foreign density is held to it here."""
+    """Raise PriorError if the density of a prior from outside this package does not integrate to one (Kraft inequality)."""
+    # The package's own priors are tested for it (bitsback.testing.check_prior).
     is_ours = type(prior).__module__.startswith("bitsback.") and not isinstance(prior, PyroPrior)
     if is_ours or prior().event_shape or prior().batch_shape.numel() != 1:
         return

@@ -1,4 +1,4 @@
-"""A network whose weights each have a name, a posterior and a prior."""
+"""Bayesian model: a network whose weights each have a name, a posterior and a prior."""
 
 import copy
 import math
@@ -30,16 +30,17 @@ from bitsback.units import bits_to_nats, nats_to_bits
 __all__ = ["FLOAT32_BITS", "BayesianModel", "LayerPosteriors", "OutputLayer"]
 
 FEW_WEIGHTS = 32768
-"""Of a tensor, whose KL a training logs by quadrature; that of larger ones comes from so many draws:"""
+"""Largest tensor whose KL is computed by quadrature for the training log; larger ones use Monte Carlo."""
 
 DRAWS = 4
+"""Monte Carlo draws for the KL of those larger tensors."""
 
 FLOAT32_BITS = 32.0
-"""What a weight without posterior costs, and a number of a buffer that training changed."""
+"""Bits charged for a weight without posterior, and for each number of a buffer that training changed."""
 
 
 class LayerPosteriors(dict[str, Posterior]):
-    """The posteriors of a layer's own weights by local name: ``layer.posterior["weight"].std()``."""
+    """Posteriors of a layer's own weights by local name: ``layer.posterior["weight"].std()``."""
 
     model: "weakref.ref[BayesianModel] | None" = None
 
@@ -61,13 +62,13 @@ class LayerPosteriors(dict[str, Posterior]):
             self.model = weakref.ref(state["model"])
 
     def owner(self, parameter: nn.Parameter) -> "BayesianModel | None":
-        """Return the model whose draw a parameter holds."""
+        """Return the model whose draw a parameter holds; None if there is none."""
         model = self.model() if self.model is not None else None
         return model if model is not None and any(weight.known is parameter for weight in model.weights) else None
 
 
 class OutputLayer(NamedTuple):
-    """A module whose training steps may draw outputs in place of weights, its weights, and whether that was asked for."""
+    """Module that may use local reparameterisation in training, its weights, and whether that was asked for explicitly."""
 
     module: nn.Module
     weights: tuple[Weight, ...]
@@ -75,19 +76,20 @@ class OutputLayer(NamedTuple):
 
 
 class BayesianModel(Resident):
-    """A network, and by name the posterior and prior of each of its weights.
+    """Network with a posterior and a prior for each of its weights; made by :func:`bayesianize`.
 
-    The network stays what it is: its parameters hold the current draw. Calling the model calls the network. ``model.draw()``
-    puts the next draw into all weights; an optimiser of :mod:`bitsback.optim` does so at every step. ``model.eval()`` places
-    the means, ``model.train()`` the draw again; ``with model.sample():`` and ``with model.mean():`` hold one value for a while.
-    Make it with :func:`bayesianize`.
+    The network keeps its class and parameters; its parameters hold the current draw. Calling the model calls the network.
+    ``model.draw()`` puts the next draw into all weights; an optimiser of :mod:`bitsback.optim` does so at every step.
+    ``model.eval()`` writes the means into the weights, ``model.train()`` the draw again; ``with model.sample():`` and
+    ``with model.mean():`` hold a draw or the means temporarily.
 
     Attributes:
-        network: as it was given.
+        network: the network that was given.
         posterior: the posteriors, in modules of the same dotted names as the weights.
         priors: every prior once.
         weights: name, posterior and prior of every weight tensor, in the order of the network.
-        output_layers: modules whose training steps may draw outputs in place of weights.
+        output_layers: modules that may use local reparameterisation in training.
+        chosen_grid_step: overrides :meth:`grid_step`; None by default.
     """
 
     def __init__(
@@ -113,7 +115,7 @@ class BayesianModel(Resident):
         self._remember_buffers()
 
     def _remember_buffers(self) -> None:
-        """Keep the network's buffers as they are now, to tell later which of them training has changed."""
+        """Copy the network's buffers, to compare later which of them training has changed."""
         for number, buffer in enumerate(buffers_of(self.network)):
             if buffer.local != COUNTER and not is_lazy(buffer.tensor):
                 self._starts[buffer.name] = f"start_of_buffer_{number}"
@@ -138,7 +140,7 @@ class BayesianModel(Resident):
                 )
 
     def _name_posterior(self, choice: Choice, posterior: Posterior) -> None:
-        """Register it under the weight's dotted name, and show it at every layer that reads the weight."""
+        """Register a posterior under the weight's dotted name, and in ``layer.posterior`` of every layer that reads it."""
         *path, last = choice.name.split(".")
         node = self.posterior
         for part in path:
@@ -154,7 +156,7 @@ class BayesianModel(Resident):
             shown.model = weakref.ref(self)
 
     def _output_layers(self, wanted: Estimators) -> list["OutputLayer"]:
-        """The layers whose outputs may be drawn in place of their weights: those of which ``auto`` says so are tried out."""
+        """Return the layers that may use local reparameterisation; training tests those chosen by ``auto`` before use."""
         own: dict[nn.Module, list[Weight]] = {}
         for weight in self.weights:
             own.setdefault(weight.owner, []).append(weight)
@@ -173,12 +175,19 @@ class BayesianModel(Resident):
         return found
 
     def kl_bits(self, among: Sequence[Weight] | None = None, *, exact: bool = False) -> Tensor:
-        """Return net weight bits, KL(q||p) / ln 2, over all weights, or those ``among`` them; a scalar.
+        """Return net weight bits, KL(q||p) / ln 2, summed over weights.
 
-        It is a count. The optimisers of :mod:`bitsback.optim` add its gradient themselves: a loss that contains it raises.
-        For a point estimate: -log2 p(w) :meth:`grid_step`, the penalty and the cost of its grid; smooth, but no code length
-        under a peaked prior. ``exact`` takes what the ledger takes: its quadrature instead of the faster one for training,
-        where the prior has no closed form; and for a point the integer tables of its prior, which have no gradient.
+        The value must not be part of a loss: the optimisers of :mod:`bitsback.optim` add the KL's gradient themselves, and the
+        backward pass of a loss that contains it raises LayerError. For a point estimate it is -log2(p(w) :meth:`grid_step`),
+        which is no code length where the prior is narrower than the grid step.
+
+        Args:
+            among: weights to sum over; default: all.
+            exact: compute it as the ledger does: with finer quadrature where the prior has no closed form, and for a point
+                with the integer tables of its prior.
+
+        Returns:
+            Bits, a scalar tensor.
         """
         self.honour_edits()
         panels = Panels.exact() if exact else Panels.fast()
@@ -195,9 +204,10 @@ class BayesianModel(Resident):
 
     @torch.no_grad()
     def kl_estimate_nats(self, among: Sequence[Weight]) -> float:
-        """Return KL(q||p) over some weights in nats, at the price of a few draws where a prior has no closed form.
+        """Return KL(q||p) over some weights in nats, for logging during training.
 
-        Up to 32,768 weights by quadrature, beyond that from a few draws; for points as :meth:`kl_bits`.
+        Uses the closed form where there is one; otherwise quadrature for tensors of up to 32,768 weights, and
+        :data:`DRAWS` Monte Carlo draws for larger ones. Points as in :meth:`kl_bits`.
         """
         large = [w for w in among if w.is_gaussian and w.posterior.numel > FEW_WEIGHTS and not has_closed_form(w.prior)]
         nats = bits_to_nats(float(self.kl_bits([weight for weight in among if weight not in large]))) if among else 0.0
@@ -205,7 +215,7 @@ class BayesianModel(Resident):
         return nats + math.fsum(draws) / DRAWS
 
     def refund_bits(self, grid_step: float) -> Tensor:
-        """E_q[-log2 q(w) grid_step] over all weights; zero for point estimates."""
+        """Return refund bits, E_q[-log2(q(w) grid_step)] summed over all weights; zero for point estimates."""
         step = torch.tensor(grid_step, dtype=torch.float64).log()
         parts = [
             (q.entropy().detach().cpu().double() - step).sum() for q in self.posteriors() if isinstance(q, GaussianPosterior)
@@ -216,7 +226,7 @@ class BayesianModel(Resident):
         return list(self.priors)  # type: ignore[arg-type]
 
     def weights_by_prior(self) -> list[tuple[Prior, list[Weight]]]:
-        """Every prior with the weights that share it."""
+        """Return every prior with the weights that share it."""
         sharing: dict[int, list[Weight]] = {}
         for weight in self.weights:
             sharing.setdefault(id(weight.prior), []).append(weight)
@@ -224,27 +234,32 @@ class BayesianModel(Resident):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision of the first weights that have one: a frozen trunk may be made of whole numbers."""
+        """Return the dtype of the first floating-point parameter."""
+        # A frozen trunk may be quantised to integers, whose dtype inputs must not be cast to.
         return next((p.dtype for p in self.parameters() if p.is_floating_point()), torch.get_default_dtype())
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Return the device of the first parameter."""
         return next((p.device for p in self.parameters()), torch.device("cpu"))
 
     def posteriors(self) -> list[Posterior]:
-        """Every posterior once, in the order of the weights."""
+        """Return every posterior once, in the order of the weights."""
         return [weight.posterior for weight in self.weights]
 
     def smallest_std(self) -> float | None:
-        """The smallest posterior standard deviation; None when every weight is a point."""
+        """Return the smallest posterior standard deviation; None if every weight is a point."""
         stds = [q.std() for q in self.posteriors()]
         return min((float(std.detach().min()) for std in stds if std is not None), default=None)
 
     def grid_step(self) -> float:
-        """The default grid of the weights: a power of two below the smallest posterior std and an eighth of a point's prior.
+        """Return the default grid step of the weights.
 
-        A point posterior's own ``grid_step`` wins over both, and ``chosen_grid_step`` over everything.
+        ``chosen_grid_step`` if it is set, else the ``grid_step`` of the first point posterior that has one, else a power of
+        two below the smallest posterior std and, for points, below an eighth of the prior's scale.
+
+        Returns:
+            Grid step in units of the weights.
         """
         if self.chosen_grid_step is not None:
             return self.chosen_grid_step
@@ -259,9 +274,11 @@ class BayesianModel(Resident):
 
     @torch.no_grad()
     def update_priors(self, rate: float = 1.0, among: Sequence[Weight] | None = None) -> None:
-        """Move every prior that learns in closed form by ``rate`` of the way to its best given the posteriors.
+        """Move priors that learn in closed form towards their optimum, the minimum of the KL given the posteriors.
 
-        ``among``: only the priors of these weights.
+        Args:
+            rate: share of the way, in log scale; 1 goes to the optimum.
+            among: weights whose priors are moved; default: all.
         """
         wanted = {id(weight.prior) for weight in (self.weights if among is None else among)}
         for prior, weights in self.weights_by_prior():
@@ -269,11 +286,11 @@ class BayesianModel(Resident):
                 prior.update([(weight.posterior.mean, weight.posterior.std()) for weight in weights], rate)
 
     def lay_out(self, *, channels_last: bool, example: Tensor | None = None) -> None:
-        """Lay filters out in memory with their channels last, which a CPU convolves about twice as fast, or as torch does.
+        """Set the memory layout of filters (4-dimensional parameters) and of their posteriors.
 
         Args:
-            channels_last: which.
-            example: inputs to try the network on: one whose forward does not take that layout keeps torch's.
+            channels_last: True for channels last, which a CPU convolves about twice as fast; False for torch's default.
+            example: inputs for a trial forward pass; if it fails with channels last, torch's layout is kept.
         """
         self.honour_edits(everywhere=True)
         filters = [p for p in self.network.parameters() if p.ndim == 4]
@@ -286,29 +303,32 @@ class BayesianModel(Resident):
                 self.lay_out(channels_last=False)
 
     def deterministic(self) -> list[tuple[str, nn.Parameter]]:
-        """Name and parameter of every weight of the network that has no posterior."""
+        """Return name and parameter of every weight of the network that has no posterior."""
         inside = {id(weight.known) for weight in self.weights}
         return [(name, p) for name, p in self.network.named_parameters() if id(p) not in inside]
 
     def deterministic_bits(self) -> float:
-        """Bits of the trainable weights without posterior, each written as a float32."""
+        """Return the bits of the trainable weights without posterior, 32 for each."""
         return FLOAT32_BITS * sum(parameter.numel() for _, parameter in self.deterministic() if parameter.requires_grad)
 
     def statistics(self) -> list[tuple[str, Tensor]]:
-        """Running statistics of all normalisation layers."""
+        """Return name and tensor of the running statistics of all normalisation layers."""
         return [(buffer.name, buffer.tensor) for buffer in buffers_of(self.network) if buffer.is_statistic]
 
     def learned_statistics(self) -> list[tuple[str, Tensor]]:
-        """Running statistics that the training data have moved, hence charged.
+        """Return name and tensor of running statistics that depend on the training data and are charged.
 
-        Those of layers in train mode, and any that are no longer what they were when the network became a Bayesian model. The
-        others are the receiver's, as frozen weights are.
+        These are the statistics of layers in train mode, and any that have changed since :func:`bayesianize`. The others are
+        assumed known to the receiver, as frozen weights are.
+
+        Returns:
+            Pairs of dotted name and tensor.
         """
         found = [buffer for buffer in buffers_of(self.network) if buffer.is_statistic]
         return [(buffer.name, buffer.tensor) for buffer in found if buffer.moves or self._has_changed(buffer)]
 
     def changed_buffers(self) -> list[tuple[str, Tensor]]:
-        """Other floating-point buffers of the network's state that training has changed, hence charged."""
+        """Return name and tensor of other floating-point buffers in the network's state that training changed; charged."""
         return [(buffer.name, buffer.tensor) for buffer in buffers_of(self.network) if self._is_charged_as_changed(buffer)]
 
     def _is_charged_as_changed(self, buffer: Buffer) -> bool:
@@ -316,23 +336,23 @@ class BayesianModel(Resident):
         return stored and not buffer.is_statistic and self._has_changed(buffer)
 
     def _has_changed(self, buffer: Buffer) -> bool:
-        """Whether a buffer is no longer what it was at first; numbers come and go through other precisions alike."""
+        """Return True if a buffer differs from its copy at the start, after casting that copy to the buffer's dtype."""
         start = self._buffers.get(self._starts.get(buffer.name, ""))
         return start is None or not torch.equal(start.to(buffer.tensor), buffer.tensor)
 
     def prior_charges(self) -> list[Charge]:
-        """What the learned numbers of the priors cost."""
+        """Return the cost of the learned hyper-parameters of the priors."""
         return [charge for prior, weights in self.weights_by_prior() for charge in charges_of(prior, weights[0].name)]
 
     def charges(self) -> list[Charge]:
-        """What every learned number that is not a weight costs."""
+        """Return the cost of every learned number that is not a weight: priors, running statistics, changed buffers."""
         statistics = [Charge(name, buffer.numel(), BFLOAT16.bits_each) for name, buffer in self.learned_statistics()]
         changed = [Charge(name, buffer.numel(), FLOAT32_BITS) for name, buffer in self.changed_buffers()]
         return [*self.prior_charges(), *statistics, *changed]
 
     @torch.no_grad()
     def round_to_grid(self) -> None:
-        """Round every learned number that is not a weight to its stated grid, in place."""
+        """Round every learned number without a posterior to the grid it is charged on, in place."""
         for prior in self._priors():
             prior.round_to_grid()
         for _, buffer in self.learned_statistics():
@@ -344,7 +364,7 @@ class BayesianModel(Resident):
                 parameter.copy_(parameter.float())
 
     def not_charged(self) -> list[str]:
-        """What the receiver is assumed to hold: named, because it is not paid for."""
+        """Return descriptions of what the receiver is assumed to have and the ledger does not charge."""
         frozen = [f"{name} ({p.numel():,} frozen weights)" for name, p in self.deterministic() if not p.requires_grad]
         charged = {name for name, _ in [*self.learned_statistics(), *self.changed_buffers()]}
         buffers = [self._held(buffer) for buffer in buffers_of(self.network) if buffer.name not in charged]
@@ -352,7 +372,7 @@ class BayesianModel(Resident):
         return [*frozen, *filter(None, buffers), *given]
 
     def _held(self, buffer: Buffer) -> str:
-        """What is not charged of a buffer, in words; nothing for whole numbers that have not changed."""
+        """Return the description of a buffer that is not charged; empty for unchanged integer buffers."""
         count = buffer.tensor.numel()
         if buffer.is_statistic:
             return f"{buffer.name} ({count:,} fixed statistics)"
@@ -361,12 +381,12 @@ class BayesianModel(Resident):
         return f"{buffer.name} (a buffer of {count:,} fixed numbers)" if buffer.tensor.is_floating_point() else ""
 
     def given(self) -> str:
-        """What the priors assume the receiver to hold, in one phrase; nothing for most."""
+        """Return what the priors assume the receiver to have, such as an earlier run; empty for most priors."""
         return " and ".join(dict.fromkeys(prior.given() for prior in self._priors() if prior.given()))
 
 
 class _Counted(torch.autograd.Function):
-    """Bits that have been counted, not offered to a loss."""
+    """Identity whose backward pass raises LayerError: the KL must not be part of a loss."""
 
     @staticmethod
     def forward(ctx: Any, bits: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Train and eval mode, module by module: part of a network may be in eval mode to stay what it is."""
+"""Train and eval mode of each module, saved and restored: part of a network may be in eval mode on purpose."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ __all__ = ["Modes", "evaluating"]
 
 
 class Modes:
-    """The mode of every module of a network, as it was when this was made.
+    """Train or eval mode of every module of a network at the time of construction.
 
     >>> network = nn.Sequential(nn.BatchNorm1d(3).eval(), nn.Dropout())
     >>> modes = Modes(network)
@@ -24,16 +24,17 @@ class Modes:
 
     def restore(self) -> None:
         """Put every module back into its mode."""
-        for module, training in self._modes:  # outside in, by the module's own method, which may do more
+        # train() is called because a module may override it; it also changes children, hence the second loop.
+        for module, training in self._modes:
             if module.training != training:
                 module.train(training)
-        for module, training in self._modes:  # some take others along
+        for module, training in self._modes:
             module.training = training
 
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Inside, every module is in eval mode; afterwards, also after an error, each is in the mode that it was in before."""
+    """Put every module into eval mode inside the context, and back into its own mode afterwards, also after an error."""
     modes = Modes(network)
     network.eval()
     try:

@@ -1,8 +1,8 @@
-"""Standard normal noise as a function of (seed, number of the draw, stream, index): the same for whoever asks again.
+"""Standard normal noise as a function of (seed, number of the draw, stream, index), so that it can be recomputed.
 
-On a CPU it comes from torch's generator, seeded afresh for every block of 32,768 numbers, so that any stretch of a tensor can
-be made alone. Where steps may share numbers, a pool of them is kept, of which each draw makes a share anew
-(:class:`PooledNoise`). What a receiver has to repeat takes :class:`ExactNoise`.
+:class:`BlockNoise` uses torch's generator, seeded for every block of 32,768 numbers, so that any block of a tensor can be made
+alone. :class:`PooledNoise` reuses most numbers from draw to draw. :class:`ExactNoise` is bit-identical on every machine, for
+trainings that a receiver repeats.
 """
 
 from abc import ABC, abstractmethod
@@ -13,15 +13,15 @@ from torch import Tensor
 __all__ = ["BlockNoise", "ExactNoise", "Noise", "OutputNoise", "PooledNoise", "fresh_seed", "mixed"]
 
 BLOCK = 32768
-"""Numbers that are drawn after one seeding: a twentieth slower than a single seeding, and any block alone is the same."""
+"""Numbers drawn after one seeding; 5 % slower than a single seeding, but any block can be made alone."""
 
 MASK = (1 << 64) - 1
 POOL, PLACE, OUTPUTS = 1 << 40, 1 << 41, 1 << 42
-"""Streams beyond those of the weight tensors: shares of a pool, where it is read, and the outputs of layers."""
+"""First stream numbers, beyond those of weight tensors: shares of a pool, read positions in a pool, outputs of layers."""
 
 
 def mixed(*numbers: int) -> int:
-    """Return 64 well-mixed bits of several whole numbers (the finaliser of splitmix64, Steele, Lea & Flood 2014).
+    """Return a 64-bit hash of several integers (finaliser of splitmix64, Steele, Lea & Flood 2014).
 
     >>> mixed(0, 1) != mixed(1, 0), mixed(-3) == mixed(-3)
     (True, True)
@@ -36,20 +36,31 @@ def mixed(*numbers: int) -> int:
 
 
 def fresh_seed() -> int:
-    """Return a seed from torch's generator, so that torch.manual_seed governs the draws too."""
+    """Return a seed from torch's generator, so that torch.manual_seed determines the draws too."""
     return mixed(int(torch.randint(1 << 62, ()))) >> 2
 
 
 class Noise(ABC):
-    """Where noise comes from."""
+    """Generator of standard normal noise."""
 
     @abstractmethod
     def fill(self, out: Tensor, seed: int, number: int, stream: int, start: int = 0) -> Tensor:
-        """Fill ``out`` (n,) with the numbers ``start`` .. ``start + n`` of a stream; ``start`` is a multiple of a block."""
+        """Fill a tensor with consecutive numbers of a stream.
+
+        Args:
+            out: tensor (n,), filled in place.
+            seed: seed.
+            number: number of the draw.
+            stream: number of the stream, such as a weight's index.
+            start: index of the first number in the stream, a multiple of :data:`BLOCK`.
+
+        Returns:
+            ``out``.
+        """
 
 
 class BlockNoise(Noise):
-    """Noise of torch's generators.
+    """Noise from torch's generators, seeded for each block.
 
     >>> whole, part = torch.empty(2 * BLOCK), torch.empty(BLOCK)
     >>> noise = BlockNoise()
@@ -61,6 +72,18 @@ class BlockNoise(Noise):
         self._generators: dict[torch.device, torch.Generator] = {}
 
     def fill(self, out: Tensor, seed: int, number: int, stream: int, start: int = 0) -> Tensor:
+        """Fill ``out`` from a torch generator of its device.
+
+        Args:
+            out: tensor (n,), filled in place.
+            seed: seed.
+            number: number of the draw.
+            stream: number of the stream.
+            start: index of the first number in the stream.
+
+        Returns:
+            ``out``.
+        """
         generator = self._generators.get(out.device)
         if generator is None:
             generator = self._generators[out.device] = torch.Generator(out.device)
@@ -74,35 +97,48 @@ class BlockNoise(Noise):
         return out
 
     def __deepcopy__(self, memo: object) -> "BlockNoise":
-        return BlockNoise()  # generators are no state: each is seeded before it is used
+        return BlockNoise()  # generators hold no state that matters: each is seeded before it is used
 
     def __getstate__(self) -> dict[str, object]:
         return {"_generators": {}}
 
 
 class ExactNoise(Noise):
-    """The coder's own normal numbers, the same last bit on every machine; for trainings that a receiver repeats."""
+    """Noise in the coder's exact arithmetic, bit-identical on every machine; for trainings that a receiver repeats."""
 
     def fill(self, out: Tensor, seed: int, number: int, stream: int, start: int = 0) -> Tensor:
+        """Fill ``out`` with :func:`bitsback.coding.normals.exact_normals`.
+
+        Args:
+            out: tensor (n,), filled in place.
+            seed: seed.
+            number: number of the draw.
+            stream: number of the stream.
+            start: index of the first number in the stream.
+
+        Returns:
+            ``out``.
+        """
         from bitsback.coding.normals import exact_normals
 
         return out.copy_(torch.from_numpy(exact_normals(seed, number, stream, len(out), start)))
 
 
 class PooledNoise:
-    """A vector of independent N(0, 1) numbers for each draw, of which most have served before.
+    """Pool of standard normal numbers, of which each draw replaces one share and reuses the rest.
 
-    Drawing normal numbers takes longer than all else that is done to a weight. So draw ``number`` makes one share of a pool
-    afresh and reads the pool from a random place on: within a draw the numbers are independent and exactly N(0, 1), and over
-    time each is used about ``reuse`` times, by different weights (as in the shared noise table of Salimans et al. 2017,
-    "Evolution strategies as a scalable alternative to reinforcement learning", section 2.1). What is read at ``number`` depends
-    on (seed, number) alone: share k holds the numbers of the last draw that was k modulo the number of shares.
+    Generating normal numbers takes longer than all other work on a weight. So draw ``number`` regenerates one of
+    ``reuse + 1`` shares and reads the pool from a random offset: within a draw the numbers are independent and exactly N(0, 1);
+    over time each is used about ``reuse`` times, by different weights (as in the shared noise table of Salimans et al. 2017,
+    "Evolution strategies as a scalable alternative to reinforcement learning", section 2.1). The result depends on
+    (seed, number) alone: share k holds the numbers of the last draw with number = k modulo (reuse + 1).
 
     Args:
         size: numbers that a draw needs.
-        reuse: how often each number is used; at least 2.
-        like: says the device and the dtype.
-        stream: tells pools apart.
+        reuse: number of draws that use each number; at least 2.
+        like: tensor that gives device and dtype.
+        source: generator of the shares; default: :class:`BlockNoise`.
+        stream: offset of the pool's stream numbers, different for each pool.
 
     >>> pool, other = (PooledNoise(100, 4, torch.zeros(1)) for _ in range(2))
     >>> several = [pool.at(0, number).clone() for number in (1, 2, 3)]
@@ -118,7 +154,15 @@ class PooledNoise:
         self._made: list[tuple[int, int] | None] = [None] * (reuse + 1)
 
     def at(self, seed: int, number: int) -> Tensor:
-        """Return the numbers of a draw, (size,); valid until the next call."""
+        """Return the noise of a draw.
+
+        Args:
+            seed: seed.
+            number: number of the draw.
+
+        Returns:
+            View (size,) of the pool, valid until the next call.
+        """
         shares = self.reuse + 1
         for k, made in enumerate(self._made):
             wanted = (seed, number - (number - k) % shares)
@@ -131,7 +175,12 @@ class PooledNoise:
 
 
 class OutputNoise:
-    """Noise for the outputs of layers: a stream for each use of a layer in a step."""
+    """Noise for the outputs of layers (local reparameterisation), with one stream for each call of a layer in a step.
+
+    Args:
+        reuse: number of draws that use each number, as in :class:`PooledNoise`; 1 means no pool.
+        source: generator of the noise.
+    """
 
     def __init__(self, reuse: int, source: Noise) -> None:
         self.reuse, self.source = reuse, source
@@ -139,11 +188,16 @@ class OutputNoise:
         self.begin(0, 0)
 
     def begin(self, seed: int, number: int) -> None:
-        """Begin a step: the uses of layers are counted from the first."""
+        """Begin a step: reset the count of calls.
+
+        Args:
+            seed: seed of the training draws.
+            number: number of the draw.
+        """
         self._seed, self._number, self._used = seed, number, 0
 
     def __call__(self, outputs: Tensor) -> Tensor:
-        """Return numbers for the next use, in the shape, dtype and memory order of the outputs."""
+        """Return noise for the next call of a layer, in the shape, dtype and memory order of its outputs."""
         count, use = outputs.numel(), self._used
         self._used += 1
         if self.reuse == 1:

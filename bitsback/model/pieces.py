@@ -1,4 +1,4 @@
-"""Tensors in pieces that a processor's cache holds together with everything that is made of them."""
+"""Flat pieces of tensors, small enough that a piece and its temporaries stay in a CPU's cache."""
 
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
@@ -9,22 +9,22 @@ from torch import Tensor
 __all__ = ["PIECE", "Rows", "Scratch", "are_alike", "is_dense", "rows", "side_by_side"]
 
 PIECE = 131072
-"""Numbers of a piece: four blocks of noise."""
+"""Elements of a piece: four blocks of noise."""
 
 
 def is_dense(tensor: Tensor) -> bool:
-    """Return True when the tensor fills a stretch of memory, in whatever order."""
+    """Return True if the tensor fills a contiguous stretch of memory, in any order of axes."""
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return last + 1 == tensor.numel()
 
 
 def are_alike(tensors: Sequence[Tensor]) -> bool:
-    """Return True when dense tensors of one shape lie in memory in the same order."""
+    """Return True if all tensors are dense and have the same shape and strides."""
     return all(is_dense(t) and t.stride() == tensors[0].stride() and t.shape == tensors[0].shape for t in tensors)
 
 
 def rows(tensor: Tensor) -> list[Tensor]:
-    """Return the numbers of a dense tensor in the order of its memory, cut; views that share its version."""
+    """Return a dense tensor as flat views (n,) in memory order, cut into pieces on a CPU; they share its version counter."""
     count = tensor.numel()
     flat = (tensor.detach() if tensor.requires_grad else tensor).as_strided((count,), (1,))
     if count <= PIECE or tensor.device.type != "cpu":
@@ -33,12 +33,12 @@ def rows(tensor: Tensor) -> list[Tensor]:
 
 
 def side_by_side(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
-    """Return the rows of tensors of one shape together; whole tensors where they do not lie in memory alike."""
+    """Return pieces of several tensors of one shape side by side; the whole tensors if their memory layouts differ."""
     return list(zip(*map(rows, tensors), strict=True)) if are_alike(tensors) else [tensors]
 
 
 class Rows:
-    """The rows of tensors that last, side by side: made anew only when one of the tensors lies elsewhere by now.
+    """Cache of pieces of several tensors side by side, remade only when a tensor has moved in memory.
 
     >>> kept, tensor = Rows(), torch.zeros(2, 3)
     >>> first = kept.of("mean", [tensor])
@@ -52,7 +52,16 @@ class Rows:
     def of(
         self, key: Hashable, tensors: Sequence[Tensor], lay_out: Callable[[], None] | None = None
     ) -> list[tuple[Tensor, ...]]:
-        """Return piece by piece the :func:`rows` of tensors, which ``lay_out`` first makes dense and alike."""
+        """Return the pieces of tensors, cached under a key.
+
+        Args:
+            key: key of the cache.
+            tensors: dense tensors of one shape and layout, or tensors that ``lay_out`` makes so.
+            lay_out: called before the pieces are made, when they are not in the cache.
+
+        Returns:
+            For each piece, one view (n,) of every tensor.
+        """
         where: list[Any] = [(tensor.data_ptr(), tensor.stride()) for tensor in tensors]
         kept = self._kept.get(key)
         if kept is not None and kept[0] == where:
@@ -61,15 +70,15 @@ class Rows:
             lay_out()
             where = [(tensor.data_ptr(), tensor.stride()) for tensor in tensors]
         pieces = list(zip(*map(rows, tensors), strict=True))
-        self._kept[key] = where, pieces  # what is kept is not freed, and its address not used again
+        self._kept[key] = where, pieces  # the views keep the memory alive, so an address is not reused by another tensor
         return pieces
 
 
 class Scratch:
-    """Buffers of a piece's size, by number, made once for each dtype and device.
+    """Reusable buffers of a piece's size, by number, dtype and device.
 
     Attributes:
-        rows: views of tensors that last.
+        rows: cached pieces of parameters and optimiser states.
 
     >>> Scratch().get(2, torch.zeros(5)).shape
     torch.Size([5])
@@ -81,7 +90,15 @@ class Scratch:
         self._views: dict[tuple[int, int, torch.dtype, torch.device], Tensor] = {}
 
     def get(self, number: int, like: Tensor) -> Tensor:
-        """Return buffer ``number``, cut to the length of a row ``like`` it; what is in it is what it was last used for."""
+        """Return a buffer, with arbitrary contents.
+
+        Args:
+            number: number of the buffer.
+            like: tensor that gives length, dtype and device.
+
+        Returns:
+            Tensor (n,) with n = ``like.numel()``.
+        """
         key = number, like.numel(), like.dtype, like.device
         found = self._views.get(key)
         return self._made(*key) if found is None else found

@@ -1,4 +1,4 @@
-"""Is the model worth its bits, and if not, why? A cause is named only after looking at the model and its examples."""
+"""Warnings of a ledger: a model that costs more than no model, with the likeliest cause found in model and data."""
 
 import math
 from collections.abc import Callable
@@ -17,28 +17,37 @@ from bitsback.model.modes import evaluating
 __all__ = ["LAST_EPOCHS", "Course", "warnings_of"]
 
 LOOKED_AT = 1000
-"""Examples that a cause is looked for in."""
+"""Largest number of examples used in the search for a cause."""
 
 FAR_OFF_SCALE, TINY_SCALE = 10.0, 0.01
-"""Root mean square of a feature beyond which, or below which, starting weights and learning rates no longer fit."""
+"""Root mean square of a feature above or below which the usual initial weights and learning rates do not fit."""
 
 LAST_EPOCHS = 10
-"""Whose data bits are compared with the ledger's: one alone sees about one draw of every weight."""
+"""Epochs whose data bits are compared with the ledger's; a single epoch has about one draw of every weight."""
 
 NOISE_RATIO = 2.0
+"""Ratio between noise std and root mean squared error, or its inverse, that counts as misfit."""
+
 VARIED = 0.05
+"""Std of outputs in [0, 1] above which they are taken for probabilities, not for nearly constant logits."""
+
 RARE = 30.0
+"""Expected number of disagreeing neighbours below which the neighbour test is skipped."""
+
 FEW_STEPS = 1000
-STDERRS = 4.0 * math.sqrt(2)  # neighbours are often each other's: half as many pairs
+"""Optimiser steps below which training counts as too short."""
+
+STDERRS = 4.0 * math.sqrt(2)
+"""Standard errors for a significant agreement of neighbours; sqrt(2) because nearest neighbours are often mutual."""
 
 
 @dataclass(frozen=True)
 class Course:
-    """What a training says of itself.
+    """Record of a training for :func:`warnings_of`.
 
     Attributes:
-        steps: optimiser steps in all.
-        data_bits: of the last epochs, the last one at the end.
+        steps: number of optimiser steps.
+        data_bits: data bits of the last epochs, in order.
     """
 
     steps: int
@@ -48,14 +57,17 @@ class Course:
 def warnings_of(
     ledger: Ledger, model: BayesianModel, likelihood: Likelihood, examples: Examples, course: Course | None = None
 ) -> tuple[str, ...]:
-    """Say where a model costs more than no model, with the likeliest cause, and where training counted other bits.
+    """Warn if a model costs more than no model, or if training minimised other data bits than the ledger counts.
 
     Args:
-        ledger: of this model, likelihood and examples.
-        course: of its training, if there was one that is known.
+        ledger: ledger of this model, likelihood and examples.
+        model: Bayesian model.
+        likelihood: its likelihood.
+        examples: the training examples.
+        course: record of the training; default: not known.
 
     Returns:
-        No sentence, one or two.
+        At most two sentences.
     """
     found = []
     if not ledger.is_worth_it:
@@ -71,7 +83,7 @@ def warnings_of(
 
 
 def _trained_on_other_bits(ledger: Ledger, model: BayesianModel, course: Course) -> list[str]:
-    """Where the data bits of the last epochs and of the ledger differ beyond the errors of both."""
+    """Return a warning if the data bits of the last epochs and of the ledger differ by more than their errors."""
     if len(course.data_bits) < LAST_EPOCHS:
         return []
     half = LAST_EPOCHS // 2
@@ -91,7 +103,7 @@ def _trained_on_other_bits(ledger: Ledger, model: BayesianModel, course: Course)
 
 @torch.no_grad()
 def _cause(ledger: Ledger, model: BayesianModel, likelihood: Likelihood, examples: Examples, course: Course | None) -> str:
-    """The likeliest cause: the first that shows."""
+    """Return the first cause that is found, in order of likelihood."""
     kept = torch.linspace(0, len(examples) - 1, min(LOOKED_AT, len(examples))).round().long()
     some = Examples(examples.inputs[kept], examples.targets[kept]).to(model.device, model.dtype)
     inputs, targets = some.inputs, some.targets
@@ -110,14 +122,14 @@ def _cause(ledger: Ledger, model: BayesianModel, likelihood: Likelihood, example
 
 
 def _all_alike(likelihood: Likelihood, targets: Tensor) -> str:
-    """Say whether there is nothing to describe."""
+    """Return a cause if all targets are equal."""
     if bool((targets == targets[:1]).all()):
         return f"all {likelihood.described} are alike, and there is nothing to describe"
     return ""
 
 
 def _probabilities(likelihood: Likelihood, outputs: Tensor, network: nn.Module) -> str:
-    """Say whether probabilities are given where logits are asked for."""
+    """Return a cause if the network returns probabilities where the likelihood expects logits."""
     inside = bool(((outputs >= 0) & (outputs <= 1)).all())
     if (
         isinstance(likelihood, CategoricalLikelihood)
@@ -133,7 +145,7 @@ def _probabilities(likelihood: Likelihood, outputs: Tensor, network: nn.Module) 
 
 
 def _unused_classes(likelihood: Likelihood, targets: Tensor) -> str:
-    """Say whether most of the declared classes never occur."""
+    """Return a cause if at least half of the declared classes never occur."""
     if not isinstance(likelihood, CategoricalLikelihood):
         return ""
     seen = len(targets.unique())
@@ -146,7 +158,7 @@ def _unused_classes(likelihood: Likelihood, targets: Tensor) -> str:
 
 
 def _unscaled(inputs: Tensor) -> str:
-    """Say whether features are far from the scale that networks start at."""
+    """Return a cause if the largest feature is far from unit scale."""
     if not inputs.is_floating_point():
         return ""
     flat = inputs.reshape(len(inputs), -1).double()
@@ -161,7 +173,7 @@ def _unscaled(inputs: Tensor) -> str:
 
 
 def _noise(likelihood: Likelihood, outputs: Tensor, targets: Tensor) -> str:
-    """Say whether the noise is far from what the network leaves unexplained."""
+    """Return a cause if the noise std of a Gaussian likelihood is far from the root mean squared error."""
     if not isinstance(likelihood, GaussianLikelihood):
         return ""
     left = math.sqrt(float(likelihood.error(likelihood.predict(outputs), targets).mean()))
@@ -173,14 +185,14 @@ def _noise(likelihood: Likelihood, outputs: Tensor, targets: Tensor) -> str:
 
 
 def _few_steps(course: Course | None) -> str:
-    """Say whether training ended long before weights and priors can settle."""
+    """Return a cause if training had too few steps to converge."""
     if course is None or course.steps >= FEW_STEPS:
         return ""
     return f"{course.steps:,} steps are too few for weights and priors to settle; set training.epochs=auto"
 
 
 def _unrelated(likelihood: Likelihood, inputs: Tensor, targets: Tensor) -> str:
-    """Say whether neighbours share their targets no more often than chance: nothing to learn, or rows that are shifted."""
+    """Return a cause if nearest neighbours share their targets no more often than by chance: shuffled or shifted rows."""
     if not inputs.is_floating_point() or len(inputs) < 10:
         return ""
     flat = inputs.reshape(len(inputs), -1).double()
@@ -208,7 +220,7 @@ def _unrelated(likelihood: Likelihood, inputs: Tensor, targets: Tensor) -> str:
 
 
 def _too_dear(ledger: Ledger) -> str:
-    """Nothing stands out: say where the bits are."""
+    """Return the cause if no other was found: too few examples, too many weights, or poor predictions."""
     if ledger.examples < ledger.weights:
         return (
             f"{ledger.examples:,} examples are too few to pay for {ledger.weights:,} weights; take a smaller network, or more "

@@ -1,4 +1,4 @@
-"""One weight tensor of a network that holds draws, with its posterior and its prior."""
+"""Weight tensor of a Bayesian model, with its posterior and its prior."""
 
 import weakref
 from collections.abc import Iterable
@@ -16,19 +16,26 @@ from bitsback.priors import Prior
 __all__ = ["COARSE", "Holds", "State", "Weight", "carry", "difference", "differs"]
 
 ROUNDING = 8
-"""Units in the last place by which a value made again may differ."""
+"""Units in the last place by which a recomputed value may differ."""
 
 COARSE = 2.0**-12
-"""A std below this share of its mean: w - m has lost too many of its digits, and the noise is made again from its seed."""
+"""Ratio of std to mean below which w - m has lost too many digits, so that s e is recomputed from the seed instead."""
 
 NOTHING = 2.0**-40
-"""A std below this share of its mean moves nothing."""
+"""Ratio of std to mean below which s e does not change the weight at all, in float32."""
 
 Holds = Literal["draw", "mean"]
 
 
 class State(NamedTuple):
-    """What the weights hold: their means, or the draw of a seed and a number, mirrored where the sign is -1."""
+    """Value of all weights: their means, or the draw m + sign s e with e from (seed, number).
+
+    Attributes:
+        holds: ``mean`` or ``draw``.
+        seed: seed of the noise.
+        number: number of the draw; negative for draws that are not training draws.
+        sign: 1, or -1 for the mirrored draw.
+    """
 
     holds: Holds
     seed: int
@@ -37,14 +44,19 @@ class State(NamedTuple):
 
 
 class Weight:
-    """One weight tensor of a network, with its posterior and its prior.
+    """Weight tensor of a network, with its posterior and its prior.
 
     Attributes:
         name: dotted name in the network.
+        refs: all places where it is read; several if it is tied.
         posterior, prior: q and p.
-        index: which of the network's weight tensors it is; a stream of noise.
-        noise_on_outputs: a training adds noise to the outputs of its layer, and lets the weight hold its mean.
-        is_narrow: stds lie far below their means, as :meth:`look` found it; None where others have set the posterior since.
+        index: index among the model's weight tensors, and number of its noise stream.
+        known: the network's parameter when it was last looked up.
+        seen: version counters of parameter, mean and log std when the weight was last written.
+        noise_on_outputs: True while training uses local reparameterisation for its layer: the weight then holds its mean.
+        is_narrow: whether stds lie far below their means, as found by :meth:`look`; None if not known.
+        constant_row: index of a row that is never drawn (``padding_idx`` of an embedding), or None.
+        is_rewritten_in_forward: True if the layer's forward changes the weight (``max_norm`` of an embedding).
     """
 
     def __init__(self, choice: Choice, posterior: Posterior, prior: Prior, index: int) -> None:
@@ -61,20 +73,20 @@ class Weight:
 
     @property
     def owner(self) -> nn.Module:
-        """The first module that reads it."""
+        """Return the first module that reads it."""
         return self.refs[0].owner
 
     @property
     def local(self) -> str:
-        """Its name there."""
+        """Return its name in :attr:`owner`."""
         return self.refs[0].local
 
     @property
     def parameter(self) -> nn.Parameter:
-        """The network's parameter, which holds the current draw.
+        """Return the network's parameter, which holds the current draw.
 
         Raises:
-            LayerError: when another parameter lies in its place.
+            LayerError: when the parameter was replaced, removed or changed its shape.
         """
         found = self.owner._parameters.get(self.local)
         if found is not self.known:
@@ -92,55 +104,57 @@ class Weight:
 
     @property
     def is_gaussian(self) -> bool:
-        """Whether it is drawn at all."""
+        """Return True if the posterior is Gaussian, False for a point estimate."""
         return isinstance(self.posterior, GaussianPosterior)
 
     @property
     def is_trained(self) -> bool:
-        """Whether an optimiser may move it: frozen weights do not require gradients."""
+        """Return True if the parameter requires gradients; frozen weights are not moved."""
         return self.known.requires_grad
 
     @torch.no_grad()
     def look(self) -> None:
-        """See whether some std is so far below its mean that w - m has too few digits."""
+        """Set :attr:`is_narrow`: whether some std is so far below its mean that w - m has too few digits."""
         q = self.posterior
         if isinstance(q, GaussianPosterior):
             self.is_narrow = any(_has_narrow(m, log_std) for m, log_std in side_by_side(q.mean, q.log_std))
 
     @property
     def is_coarse(self) -> bool:
-        """Whether s e has to be made again, for the weight holds too few digits of it."""
+        """Return True if w - m has too few digits of s e (narrow stds or a half-precision weight), which is then recomputed."""
         if self.is_gaussian and self.is_narrow is None:
             self.look()
         return self.is_gaussian and (bool(self.is_narrow) or self.known.dtype != next(iter(self._parts())).dtype)
 
     def tensors(self) -> list[Tensor]:
-        """The parameter, and its posterior's: mean, and log std unless it is a point."""
+        """Return the parameter, the mean and, unless it is a point, the log std."""
         return [self.parameter, *self._parts()]
 
     def _parts(self) -> Iterable[Tensor]:
-        """Mean and log std, without torch's walk through modules."""
+        """Return mean and log std."""
+        # Avoids torch's walk through modules, because this is called several times for each weight and step.
         return self.posterior._parameters.values()  # type: ignore[return-value]
 
     def versions(self) -> tuple[int, ...]:
-        """What tells that somebody has written to the weight or its posterior."""
+        """Return torch's version counters of parameter, mean and log std, which in-place writes increase."""
         return (self.known._version, *[part._version for part in self._parts()])
 
     def use_gradient(self) -> None:
-        """Remember that an optimiser's step has used the gradient."""
+        """Mark the current gradient as used by an optimiser step."""
+        # A weak reference and a version: the next backward makes a new tensor or adds to this one.
         gradient = self.known.grad
         self._used = (weakref.ref(gradient), gradient._version) if gradient is not None else None
 
     @property
     def has_used_gradient(self) -> bool:
-        """Whether the gradient is one that a step has used."""
+        """Return True if the gradient was used by a step and has not changed since."""
         if self._used is None:
             return False
         gradient = self.known.grad
         return gradient is not None and self._used[0]() is gradient and self._used[1] == gradient._version
 
     def mark(self) -> None:
-        """Remember that the weight holds what was written last."""
+        """Store the version counters: the weight now holds the value of the current state."""
         self.seen = self.versions()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -148,7 +162,7 @@ class Weight:
         return {**self.__dict__, "seen": moved, "_used": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take a copy over: tensors of a copy count their versions anew, and what was written to stays so."""
+        """Restore a copy: its version counters start anew, and tensors written to before the copy still count as written."""
         self.__dict__.update(state)
         self.seen = tuple(now - moved for now, moved in zip(self.versions(), self.seen, strict=True)) if self.seen else ()
 
@@ -157,7 +171,7 @@ class Weight:
 
 
 def _has_narrow(mean: Tensor, log_std: Tensor) -> bool:
-    """Return whether a std lies far below its mean, and yet moves it."""
+    """Return True if a std lies below twice :data:`COARSE` times its mean, and above :data:`NOTHING` times it."""
     share = log_std.exp().div_(mean.abs())
     if share.amin() >= 2 * COARSE:  # false for nan
         return False
@@ -165,7 +179,16 @@ def _has_narrow(mean: Tensor, log_std: Tensor) -> bool:
 
 
 def differs(parameter: Tensor, value: Tensor, q: Posterior) -> Tensor:
-    """Return which elements differ by more than rounding."""
+    """Return which elements of a parameter differ from a value by more than rounding.
+
+    Args:
+        parameter: parameter, possibly in lower precision.
+        value: expected value, the same shape.
+        q: posterior; the tolerance scales with abs(value) + abs(mean).
+
+    Returns:
+        Boolean tensor of that shape.
+    """
     kind = parameter.dtype if torch.finfo(parameter.dtype).eps > torch.finfo(value.dtype).eps else value.dtype
     slack = ROUNDING * torch.finfo(kind).eps
     difference = (parameter.to(value.dtype) - value).abs()
@@ -173,13 +196,27 @@ def differs(parameter: Tensor, value: Tensor, q: Posterior) -> Tensor:
 
 
 def difference(weight: Weight, after: Tensor, before: Tensor) -> Tensor:
-    """Return after - before, in the precision of the mean."""
+    """Return ``after - before`` in the dtype of the mean.
+
+    Args:
+        weight: weight whose values these are.
+        after: new value.
+        before: old value.
+
+    Returns:
+        Tensor of the weight's shape.
+    """
     dtype = weight.posterior.mean.dtype
     return after.to(dtype) - before.to(dtype)
 
 
 def carry(weight: Weight, change: Tensor) -> None:
-    """The weight has changed by so much with a gradient pending."""
+    """Subtract gradient times change from ``log_std.grad``, so that it stays correct after the weight has changed.
+
+    Args:
+        weight: Gaussian weight with a pending gradient.
+        change: new value minus old value.
+    """
     q, gradient = weight.posterior, weight.parameter.grad
     assert isinstance(q, GaussianPosterior)
     assert gradient is not None

@@ -1,7 +1,7 @@
-"""torch's layers with a posterior over each weight, constructor options and all.
+"""torch layers with a posterior over each weight.
 
-Each takes every argument of the torch layer of the same name, and ``prior``, ``posterior`` and ``seed`` besides. Used alone, a
-layer draws and counts by itself; in a network, :func:`bitsback.bayesianize` takes over the posteriors of its layers.
+Each takes all arguments of the torch layer of the same name, and ``prior``, ``posterior`` and ``seed``. A layer used alone is a
+small Bayesian model; in a network, :func:`bitsback.bayesianize` takes over the posteriors of its layers.
 
 >>> layer = Linear(3, 2, bias=False)
 >>> layer.posterior["weight"], layer.kl_bits().item() > 0
@@ -28,10 +28,16 @@ __all__ = [
 
 
 class BayesianLayer(nn.Module):
-    """A torch layer whose weights have posteriors (a mix-in).
+    """Mix-in for torch layers whose weights have posteriors.
+
+    Args:
+        args, kwargs: arguments of the torch layer.
+        prior: prior of the weights, as in :func:`bitsback.bayesianize`.
+        posterior: posterior of the weights, as in :func:`bitsback.bayesianize`.
+        seed: seed of the draws; default: from torch's generator.
 
     Attributes:
-        posterior: the posterior over each of its weights, by local name, and so for the layers inside it.
+        posterior: posterior of each of its weights by local name; layers inside it have their own.
     """
 
     posterior: LayerPosteriors
@@ -54,10 +60,10 @@ class BayesianLayer(nn.Module):
 
     @property
     def model(self) -> BayesianModel:
-        """The model of this layer alone.
+        """Return the Bayesian model that consists of this layer.
 
         Raises:
-            LayerError: when the layer belongs to a larger model, which draws and counts, or when it was made frozen.
+            LayerError: when the layer belongs to a larger model, or when all its weights were frozen at construction.
         """
         alone: BayesianModel | None = self.__dict__.get("_alone")
         if alone is None:
@@ -76,18 +82,18 @@ class BayesianLayer(nn.Module):
 
     @contextmanager
     def sample(self, seed: int | None = None) -> Iterator[Self]:
-        """Inside, the weights hold one draw that is not a training draw."""
+        """Hold one draw that is not a training draw inside the context."""
         with self.model.sample(seed):
             yield self
 
     @contextmanager
     def mean(self) -> Iterator[Self]:
-        """Inside, every weight is its posterior mean."""
+        """Hold the posterior means inside the context."""
         with self.model.mean():
             yield self
 
     def train(self, mode: bool = True) -> Self:
-        """Put the draw into the weights in train mode, the means in eval mode, unless a larger model does."""
+        """Set the mode: in train mode the weights hold the draw, in eval mode the means, unless a larger model owns them."""
         alone: BayesianModel | None = self.__dict__.get("_alone")
         if alone is not None and not alone._is_released:
             alone.training = mode
@@ -97,7 +103,7 @@ class BayesianLayer(nn.Module):
         alone: BayesianModel | None = self.__dict__.get("_alone")
         if alone is None or alone._is_released or alone.is_moving:
             return super()._apply(fn, recurse)
-        alone._apply(fn)  # comes back here for the layer's own tensors
+        alone._apply(fn)  # calls this method again, with is_moving set, for the layer's own tensors
         return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
@@ -109,7 +115,7 @@ class BayesianLayer(nn.Module):
         given = {key: state_dict.pop(f"{prefix}{key}", None) for key, _ in self._numbers()}
         super()._load_from_state_dict(state_dict, prefix, *rest)
         if not any(tensor is not None for tensor in given.values()):
-            return  # a plain layer's weights: they become the means
+            return  # state of a plain torch layer: its weights become the means
         with torch.no_grad():
             for key, own in self._numbers():
                 if given[key] is not None:
@@ -117,7 +123,7 @@ class BayesianLayer(nn.Module):
         self.model.hold(self.model._state)
 
     def _numbers(self) -> list[tuple[str, Tensor]]:
-        """The posterior's numbers as the layer's state names them; none when they are another model's to save."""
+        """Return posterior parameters under their keys in the layer's state; empty if a larger model saves them."""
         alone: BayesianModel | None = self.__dict__.get("_alone")
         if alone is None or alone._is_released:
             return []
@@ -157,7 +163,7 @@ class ConvTranspose3d(BayesianLayer, nn.ConvTranspose3d):
 
 
 class Embedding(BayesianLayer, nn.Embedding):
-    """:class:`torch.nn.Embedding` with a posterior over each weight; a padding row is a constant."""
+    """:class:`torch.nn.Embedding` with a posterior over each weight; a padding row is not drawn."""
 
 
 class LayerNorm(BayesianLayer, nn.LayerNorm):
@@ -181,16 +187,16 @@ class BatchNorm3d(BayesianLayer, nn.BatchNorm3d):
 
 
 class RNN(BayesianLayer, nn.RNN):
-    """:class:`torch.nn.RNN` with a posterior over each weight; one draw lasts the whole sequence."""
+    """:class:`torch.nn.RNN` with a posterior over each weight; all time steps use the same draw."""
 
 
 class LSTM(BayesianLayer, nn.LSTM):
-    """:class:`torch.nn.LSTM` with a posterior over each weight; one draw lasts the whole sequence."""
+    """:class:`torch.nn.LSTM` with a posterior over each weight; all time steps use the same draw."""
 
 
 class GRU(BayesianLayer, nn.GRU):
-    """:class:`torch.nn.GRU` with a posterior over each weight; one draw lasts the whole sequence."""
+    """:class:`torch.nn.GRU` with a posterior over each weight; all time steps use the same draw."""
 
 
 class MultiheadAttention(BayesianLayer, nn.MultiheadAttention):
-    """:class:`torch.nn.MultiheadAttention` with a posterior over each weight, the output projection's included."""
+    """:class:`torch.nn.MultiheadAttention` with a posterior over each weight, including the output projection."""

@@ -1,4 +1,4 @@
-"""torch optimisers of posteriors: each step adds the KL, moves means and log stds, and draws anew.
+"""torch optimisers of posteriors: each step adds the KL's gradient, moves means and log stds, and writes the next draw.
 
 >>> import torch, bitsback
 >>> model = bitsback.bayesianize(torch.nn.Linear(4, 2), prior="laplace")

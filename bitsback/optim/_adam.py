@@ -15,12 +15,12 @@ from bitsback.optim.base import PosteriorOptimizer
 __all__ = ["Adam", "Rates", "adam", "rates"]
 
 FUSED = ("cuda", "mps", "xpu")
-"""Devices besides the CPU on which torch has Adam as one pass."""
+"""Devices besides the CPU on which torch has a fused Adam kernel."""
 
 
 OF_MEAN = ("exp_avg", "exp_avg_sq")
 OF_BOTH = (*OF_MEAN, "exp_avg_log_std", "exp_avg_sq_log_std")
-"""Running averages of gradients and of their squares, as torch calls them."""
+"""State keys of the running averages of gradients and of their squares; those of the mean have torch's names."""
 
 
 class Adam(PosteriorOptimizer):
@@ -29,13 +29,13 @@ class Adam(PosteriorOptimizer):
     Args:
         model: see :class:`bitsback.optim.PosteriorOptimizer`.
         lr: learning rate of means and of parameters without a posterior.
-        examples: what the mean in the loss averages over.
-        betas, eps: as :class:`torch.optim.Adam` has them.
+        examples: N, the number of training examples (or tokens, pixels) that the loss is a mean over.
+        betas, eps: as in :class:`torch.optim.Adam`.
         options: ``log_std_lr``, ``groups``, ``also``, ``beta``, ``prior_rate``, ``max_grad_norm``, ``by_pieces`` of
             :class:`bitsback.optim.PosteriorOptimizer`.
 
     Raises:
-        LayerError: for what is no model, settings that are unknown or make no sense, or nothing to move.
+        LayerError: when ``model`` is not a Bayesian model, for unknown or invalid settings, or when nothing can be trained.
 
     >>> import bitsback
     >>> from torch import nn
@@ -62,7 +62,7 @@ class Adam(PosteriorOptimizer):
         super().__init__(model, {"lr": lr, "betas": betas, "eps": eps}, examples=examples, **options)
 
     def _averages(self, parameter: Tensor, like: Tensor, names: Sequence[str] = OF_MEAN) -> list[Tensor]:
-        """Running averages, kept under the parameter and laid out ``like`` a tensor."""
+        """Return running averages of a parameter, made as zeros at first, in the memory layout of ``like``."""
         state, found = self.state[parameter], []
         for name in names:
             average = state.get(name)
@@ -94,7 +94,7 @@ class Adam(PosteriorOptimizer):
         self._move_plain()
 
     def _move_filled(self, weight: Weight) -> None:
-        """Move a weight whose gradients lie in ``.grad`` of mean and log std."""
+        """Move the mean and log std of a weight by the gradients in their ``.grad``."""
         move = self._mover(weight)
         several = list(weight.posterior.parameters())
         cut = [rows(t) for p in several for t in (p, p.grad) if t is not None]
@@ -102,7 +102,7 @@ class Adam(PosteriorOptimizer):
             move(number, m, rest[0] if rest else None, gm, rest[1] if rest else None, 0.0)
 
     def _mover(self, weight: Weight) -> Move:
-        """Return what moves the pieces of a weight in this step."""
+        """Return the function that applies this step's Adam update to each piece of a weight."""
         own, wide = self._settings(weight)
         step = self._count_step(weight.known)
         averages = self._averages(weight.known, weight.posterior.mean, OF_MEAN if wide is None else OF_BOTH)
@@ -119,7 +119,7 @@ class Adam(PosteriorOptimizer):
         return move
 
     def _move_plain(self) -> None:
-        """Move the parameters that have no posterior and a gradient."""
+        """Move the parameters that have a gradient and no posterior."""
         for group in self._roles("plain"):
             for parameter in group["params"]:
                 gradient = parameter.grad
@@ -131,19 +131,30 @@ class Adam(PosteriorOptimizer):
 
 
 Rates = tuple[float, float, float, float]
-"""Learning rate, both betas, eps."""
+"""Learning rate, beta1, beta2, eps."""
 
 
 def rates(group: dict[str, Any]) -> Rates:
-    """Return the numbers of a group, read once for a tensor."""
+    """Return learning rate, betas and eps of a parameter group."""
     return float(group["lr"]), *group["betas"], group["eps"]
 
 
 def adam(
     parameter: Tensor, gradient: Tensor, first: Tensor, second: Tensor, step: Tensor, numbers: Rates, pull: float = 0.0
 ) -> None:
-    """Take one step of Adam on a tensor, in place; its gradient is the one given and ``pull`` times the tensor."""
+    """Take one step of Adam on a tensor, in place; the gradient is ``gradient + pull * parameter``.
+
+    Args:
+        parameter: tensor to move.
+        gradient: of the same shape; not changed.
+        first: running average of gradients, updated in place.
+        second: running average of squared gradients, updated in place.
+        step: number of this step, from 1, a scalar tensor.
+        numbers: learning rate, beta1, beta2, eps.
+        pull: L2 coefficient, here the gradient of a Gaussian prior around zero.
+    """
     lr, beta1, beta2, eps = numbers
+    # The fused kernel reads and writes every tensor once; weight_decay adds the prior's pull in the same pass.
     if (parameter.is_cpu or parameter.device.type in FUSED) and gradient.dtype == parameter.dtype:
         torch._fused_adam_(
             [parameter], [gradient], [first], [second], [], [step], lr=lr, beta1=beta1, beta2=beta2, weight_decay=pull, eps=eps,

@@ -1,4 +1,4 @@
-"""What the weights cost, KL(q||p), for one optimiser step: its gradient by tensor, and closed-form priors."""
+"""KL(q||p) of weights whose prior is one Gaussian per tensor, from two sums, and the update of those priors' scales."""
 
 import math
 from collections.abc import Sequence
@@ -15,27 +15,36 @@ from bitsback.priors.gaussian import GaussianPrior
 __all__ = ["GaussianCost", "Sums", "has_one_scale", "sums_of", "weights_with_one_scale"]
 
 Sums = tuple[float, float]
-"""Of s^2 and (m - mu)^2 over a tensor."""
+"""Sums of s^2 and of (m - mu)^2 over a tensor."""
 
 
 def has_one_scale(prior: Prior) -> bool:
-    """Return True for N(mu, p^2) with one mu and one p for a whole tensor."""
+    """Return True for a prior N(mu, p^2) with a single mu and a single p for all weights."""
     return type(prior) is GaussianPrior and prior.log_scale.ndim == 0
 
 
 def sums_of(distance: Tensor, std: Tensor) -> list[Tensor]:
-    """Return the sums over a piece, in one order wherever they are taken: a resumed training goes on at the same bits."""
+    """Return the sums of squares of ``std`` and ``distance`` over a piece, as two scalar tensors.
+
+    Args:
+        distance: m - mu, (n,).
+        std: posterior stds, (n,).
+
+    Returns:
+        Sum of std^2, sum of distance^2.
+    """
+    # Both callers (the sweep and `refresh`) sum in this order, so a resumed training is bit-identical to an uninterrupted one.
     return [torch.dot(std, std), torch.dot(distance, distance)]
 
 
 class GaussianCost:
-    """KL of tensors under priors that :func:`has_one_scale` is true of; tensors may share a prior.
+    """KL of weight tensors whose priors satisfy :func:`has_one_scale`; several tensors may share a prior.
 
-    Two sums describe each tensor. They come out of the pass that moved it, so that the KL's gradient and the best scale are
-    known before the next one begins.
+    Under such a prior the KL and the best scale depend on sum s^2, sum (m - mu)^2 and sum log s alone. The first two are
+    computed in the pass that moves a tensor, so the next step needs no extra pass for the prior's scale.
 
     Args:
-        weights: with Gaussian posteriors.
+        weights: weights with Gaussian posteriors.
     """
 
     def __init__(self, weights: Sequence[Weight]) -> None:
@@ -44,7 +53,7 @@ class GaussianCost:
         self.sums: dict[int, Sums] = {}
         self.precision: dict[int, float] = {}
         self.marks: dict[int, tuple[int, ...]] = {}
-        """Versions of the posteriors that the sums are of."""
+        """By weight index: version counters of mean and log std at which the sums were taken."""
         self._numbers = {weight.index for weight in weights}
         self._sharing: dict[int, list[int]] = {}
         self._counts: dict[int, int] = dict.fromkeys(self.priors, 0)
@@ -56,11 +65,11 @@ class GaussianCost:
         return number in self._numbers
 
     def precision_of(self, weight: Weight) -> float:
-        """Return 1 / p^2 of a weight's prior, as :meth:`follow` left it."""
+        """Return 1 / p^2 of a weight's prior as of the last :meth:`follow`."""
         return self.precision[id(weight.prior)]
 
     def refresh(self, weight: Weight) -> None:
-        """Take the sums of a tensor that others have moved."""
+        """Recompute the sums of a tensor whose posterior was changed outside the sweep."""
         q = weight.posterior
         assert isinstance(q, GaussianPosterior)
         centre = self.priors[id(weight.prior)].centre
@@ -73,7 +82,12 @@ class GaussianCost:
 
     @torch.no_grad()
     def follow(self, rate: float, k: float) -> None:
-        """Let priors that learn in closed form follow by ``rate`` of the way; others get ``k`` times the KL's gradient."""
+        """Update closed-form priors, and add the KL's gradient to the log scales that are learned by gradient.
+
+        Args:
+            rate: share of the way, in log scale, from the current scale to the optimum p^2 = mean of E_q[(w - mu)^2].
+            k: factor of the KL gradient, beta / N in units of the loss.
+        """
         for identity, prior in self.priors.items():
             count, moment, kept = self._counts[identity], self._moment(identity), prior.log_scale
             log_scale = float(kept)
@@ -86,12 +100,12 @@ class GaussianCost:
                 kept.grad = slope if kept.grad is None else kept.grad.add_(slope)
 
     def _moment(self, identity: int) -> float:
-        """The sum of E_q[(w - mu)^2] over the weights of a prior."""
+        """Return the sum of E_q[(w - mu)^2] over the weights of a prior."""
         return sum(sum(self.sums[number]) for number in self._sharing[identity])
 
     @torch.no_grad()
     def nats(self) -> float:
-        """Return KL(q||p) as the sums have it."""
+        """Return KL(q||p) in nats, computed from the stored sums and the current log stds."""
         total = 0.0
         for identity, prior in self.priors.items():
             log_scale = float(prior.log_scale)
@@ -101,7 +115,17 @@ class GaussianCost:
 
 
 def weights_with_one_scale(model: BayesianModel, among: Sequence[Weight]) -> list[Weight]:
-    """Return the weights ``among`` which :class:`GaussianCost` counts: those whose prior is shared with no other kind."""
+    """Return the weights that :class:`GaussianCost` can handle.
+
+    A prior qualifies if it has one scale and every weight that shares it is Gaussian and in ``among``.
+
+    Args:
+        model: model whose priors are looked at.
+        among: candidate weights.
+
+    Returns:
+        The qualifying weights, by index.
+    """
     mine = {weight.index for weight in among}
     found = []
     for prior, sharing in model.weights_by_prior():

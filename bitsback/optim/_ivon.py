@@ -6,9 +6,9 @@ and scalable Bayesian deep learning by weight-perturbation in Adam" (VOGN), with
 
     m <- m - lr s^2 dF/dm,    1 / s^2 <- (1 + r G + (r G)^2 / 2) / s^2,    G = dF / dlog s.
 
-G = s^2 E_q[d^2(-log p(D, w)) / dw^2] - 1 says how far the precision is from the expected Hessian, in its own units, and it is
-what the gradient of log s is: for a drawn weight w = m + s e the Hessian is estimated by g e / s, as IVON does; where outputs
-are drawn, with less noise; and every prior adds its own part.
+G = s^2 E_q[d^2(-log p(D, w)) / dw^2] - 1 is the relative difference between the expected Hessian and the precision 1 / s^2, and
+equals the gradient by log s. For a drawn weight w = m + s e the Hessian of the data cost is estimated by g e / s, as in IVON;
+with local reparameterisation the estimate is less noisy. The prior adds its own Hessian.
 """
 
 from typing import Any
@@ -24,23 +24,23 @@ from bitsback.optim._sweep import Move
 __all__ = ["IVON"]
 
 MOST_CHANGE = 1.0
-"""Largest r G in a step: no std more than halves, for the Hessian of one batch may be anything."""
+"""Bound on |r G| in a step, because the Hessian estimate of one batch is unbounded: no std falls below 0.63 of its value."""
 
 
 class IVON(Adam):
     """Natural gradients for the Gaussian posteriors of a model, and Adam for its other parameters.
 
     Args:
-        model, examples: as :class:`bitsback.optim.Adam` has them.
-        lr: step of the means; 1 jumps to the minimum of a quadratic.
-        log_std_lr: r, the share of the way that a log std goes to the latest Hessian.
-        betas: the first averages the gradients of the means, as in Adam; Adam takes both.
-        rest_lr: of Adam.
+        model, examples: as in :class:`bitsback.optim.Adam`.
+        lr: step size of the means; 1 is a full Newton step, which reaches the minimum of a quadratic.
+        log_std_lr: r, the share of the way that the precision moves to the current Hessian estimate.
+        betas: beta1 averages the gradients of the means; Adam uses both for the other parameters.
+        rest_lr: learning rate of Adam for parameters without a posterior.
         most_stds: largest step of a mean, in stds of its posterior.
-        options: further ones of :class:`bitsback.optim.PosteriorOptimizer`.
+        options: further options of :class:`bitsback.optim.PosteriorOptimizer`.
 
     Raises:
-        LayerError: when there is no Gaussian posterior, and as for every optimiser here.
+        LayerError: when the model has no Gaussian posterior, and as for :class:`bitsback.optim.Adam`.
 
     >>> import bitsback
     >>> from torch import nn
@@ -72,7 +72,7 @@ class IVON(Adam):
             raise LayerError("IVON moves Gaussian posteriors, and there is none; take Adam, or posterior.kind=gaussian")
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters; those without a posterior go at Adam's rate."""
+        """Add a parameter group; parameters without a posterior get ``rest_lr`` unless the group has an ``lr``."""
         before = len(getattr(self, "param_groups", ()))
         super().add_param_group(param_group)
         if "role" not in param_group and "lr" not in param_group:
@@ -104,6 +104,7 @@ class IVON(Adam):
             std = torch.exp(log_std)
             m.addcmul_((average * std).mul_(rate).clamp_(-self.most_stds, self.most_stds), std, value=-1)
             gl.mul_(change).clamp_(-MOST_CHANGE, MOST_CHANGE)
+            # 1 + x + x^2 / 2 is positive for every x, so the new precision stays positive (Lin, Schmidt & Khan 2020).
             log_std.sub_(gl.addcmul_(gl, gl, value=0.5).log1p_(), alpha=0.5)
 
         return move

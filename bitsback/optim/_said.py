@@ -1,4 +1,4 @@
-"""What the optimisers say of common mistakes."""
+"""Warnings and errors of the optimisers for common mistakes."""
 
 __all__ = ["FOREIGN_CLIPPING", "SUM_LOSS", "WEIGHT_DECAY"]
 

@@ -1,7 +1,4 @@
-"""One pass over the weights: gradients, move, sums for the next KL, and the next draw, while a piece is in the cache.
-
-w, m, log s, g  ->  gradients of m, log s  ->  m, log s move  ->  sums of s^2, (m - mu)^2, log s  ->  w = m + s e
-"""
+"""One pass over the weights in an optimiser step, piece by piece: gradients, update, sums for the next KL, next draw."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count, repeat
@@ -16,26 +13,42 @@ from bitsback.posteriors import Posterior
 
 __all__ = ["Gradients", "Move", "Sweep", "aligned", "laid_as"]
 
+# Each piece (131,072 numbers on a CPU, the whole tensor on other devices) goes through all stages before the next is loaded,
+# so that main memory is read and written once a step:
+#
+#     w    m    log s    g = w.grad                      read
+#     |    |      |          |
+#     v    v      v          v
+#     gm = g         + k dKL/dm                          gradients, in scratch buffers
+#     gl = g (w - m) + k dKL/dlog s + log_std.grad
+#                 |
+#                 v
+#     m, log s  <-  update of the optimiser (Move)       in place
+#         |
+#         +---->  sum s^2, sum (m - mu)^2                kept for the KL and the prior's scale of the next step
+#         v
+#     w  <-  m + s e                                     next draw, e from (seed, draw number) of Sweep.state
+
 Gradients = tuple[Tensor, Tensor | None, float]
-"""Of mean and log std, none of the latter for a point; to that of the mean belongs so many times the mean itself besides."""
+"""Gradient by the mean, by the log std (None for a point), and pull: the full mean gradient is the first plus pull * m."""
 
 Move = Callable[[int, Tensor, Tensor | None, Tensor, Tensor | None, float], None]
-"""Moves a piece: its number, mean, log std (none for a point), and :data:`Gradients`, the first of which is only read."""
+"""Update of one piece: (number, mean, log std or None for a point, *:data:`Gradients`); the mean's gradient is read-only."""
 
 SPREAD, STD, MEAN_GRADIENT, NOISE, SQUARE = range(5)
-"""Scratch buffers."""
+"""Numbers of the scratch buffers."""
 
 
 class Sweep:
-    """What the weights of one optimiser step share.
+    """Pass over the weights of one optimiser step.
 
     Args:
-        model: whose weights they are.
-        cost: the closed form of the tensors that it counts.
+        model: model whose weights are moved.
+        cost: closed-form KL of the tensors it contains; its sums are updated by :meth:`end`.
         k: gradient of the loss with respect to the KL in nats.
-        state: of the draw to come.
-        scratch: buffers that last.
-        kl_weights: how much the KL of each element counts, by the number of a weight.
+        state: seed and number of the next draw.
+        scratch: buffers that are kept from step to step.
+        kl_weights: by weight index, factor of the KL of each element, the shape of the weight.
     """
 
     def __init__(
@@ -50,7 +63,8 @@ class Sweep:
         self._buffer = scratch.get
 
     def begin(self, weights: Sequence[Weight]) -> None:
-        """Make the spread of coarse weights while the pool still has its noise, then go on to the next numbers."""
+        """Compute w - m of coarse weights (:attr:`Weight.is_coarse`) from the noise of the current draw, and fetch the next."""
+        # In this order: the pool's view of the current draw is invalid once the next one is asked for.
         model, now = self.model, self.model.state
         coarse = [weight for weight in weights if weight.is_coarse and not weight.noise_on_outputs]
         pool = model.noise_of(now) if coarse else None
@@ -59,9 +73,15 @@ class Sweep:
         self._pool = model.noise_of(self.state)
 
     def weight(self, weight: Weight, mover: Callable[[Weight], Move] | None) -> None:
-        """Take one weight through the pass; without a ``mover`` its gradients are left in those of mean and log std."""
+        """Compute the gradients of one weight, move it and write its next draw.
+
+        Args:
+            weight: weight to move.
+            mover: makes the update for its pieces; None leaves the gradients in ``.grad`` of mean and log std, for
+                :meth:`rewrite` to be called later.
+        """
         tensors = weight.tensors()
-        pieces = self._pieces(weight, tensors)  # from here on all that belongs to it lies in memory alike
+        pieces = self._pieces(weight, tensors)  # makes w, m, log s dense and equally laid out in memory
         parameter, mean, *wide = tensors
         given = [self._data_gradient(parameter, mean)]
         for tensor in (wide[0].grad if wide else None, self._spreads.get(weight.index), self.kl_weights.get(weight.index)):
@@ -82,11 +102,11 @@ class Sweep:
         self.wrote(weight, sums)
 
     def _pieces(self, weight: Weight, tensors: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
-        """Weight, mean and log std, piece by piece."""
+        """Return pieces (w, m, log s) as flat views."""
         return self.scratch.rows.of(weight.index, tensors, lambda: aligned(weight))
 
     def _fill(self, q: Posterior, pieces: Sequence[tuple[Tensor, ...]], gradients: Iterable[Gradients]) -> None:
-        """Leave the gradients in those of mean and log std."""
+        """Write the gradients into ``.grad`` of mean and log std."""
         full = [torch.empty_like(p) for p in q.parameters()]
         cut = zip(*map(rows, full), strict=True)
         for (_, m, *_), (gm, gl, pull), (into, *wide) in zip(pieces, gradients, cut, strict=True):
@@ -97,14 +117,23 @@ class Sweep:
             p.grad = gradient
 
     def rewrite(self, weight: Weight) -> None:
-        """Write the next draw of a weight that was moved by others."""
+        """Write the next draw of a weight whose mean and log std have been moved already."""
         sums: list[Tensor] = []
         for number, piece in enumerate(self._pieces(weight, weight.tensors())):
             sums += self.written(weight, piece, number)
         self.wrote(weight, sums)
 
     def written(self, weight: Weight, piece: tuple[Tensor, ...], number: int) -> list[Tensor]:
-        """Write w = m + s e over a piece; returns its sums, where the cost wants them."""
+        """Write w = m + s e over a piece.
+
+        Args:
+            weight: weight the piece belongs to.
+            piece: views (n,) of w, m and, unless it is a point, log s.
+            number: index of the piece in the tensor.
+
+        Returns:
+            Sums of s^2 and (m - mu)^2 as scalar tensors; empty if the KL is not in :attr:`cost`.
+        """
         w, m, *wide = piece
         is_counted = weight.index in self.cost
         if not wide or (weight.noise_on_outputs and not is_counted):
@@ -125,7 +154,12 @@ class Sweep:
         return sums
 
     def wrote(self, weight: Weight, sums: list[Tensor]) -> None:
-        """The weight holds the next draw."""
+        """Finish a weight whose pieces hold the next draw: restore its constant row, record its sums and versions.
+
+        Args:
+            weight: weight whose pieces are written.
+            sums: sums of its pieces, as :meth:`written` returns them.
+        """
         if weight.constant_row is not None:
             weight.parameter.detach()[weight.constant_row] = weight.posterior.mean[weight.constant_row]
         if sums:
@@ -133,7 +167,7 @@ class Sweep:
         weight.mark()
 
     def end(self) -> None:
-        """Hand the sums to the cost, read from the device at once."""
+        """Pass the sums of all weights to the cost, with one transfer from the device."""
         if not self._sums:
             return
         every = [one for _, sums in self._sums for one in sums]
@@ -146,7 +180,7 @@ class Sweep:
         self, weight: Weight, piece: tuple[Tensor, ...], number: int, g: Tensor | None, pending: Tensor | None,
         spread: Tensor | None, share: Tensor | None,
     ) -> Gradients:  # fmt: skip
-        """The gradients of mean and log std over a piece, in scratch or of their own."""
+        """Return the gradients of a piece; they may lie in scratch buffers that the next piece overwrites."""
         w, m, *rest = piece
         if not rest:
             slope = weight.prior.slope(m, self.k).mul_(self.k)
@@ -167,7 +201,7 @@ class Sweep:
         return gm, gl, pull
 
     def _of_prior(self, weight: Weight, w: Tensor, m: Tensor, log_std: Tensor, number: int) -> tuple[Tensor, Tensor]:
-        """k times the gradients of the KL."""
+        """Return k times the gradients of the KL by mean and log std, from the prior."""
         if weight.noise_on_outputs and weight.prior.needs_draw:  # the weight holds its mean: a draw for this alone
             noise = self._noise(weight, self._buffer(NOISE, m), number)
             noise = noise.as_strided(m.shape, m.stride(), noise.storage_offset())
@@ -176,7 +210,7 @@ class Sweep:
         return gm.mul_(self.k), gl.mul_(self.k)
 
     def _whole_gradients(self, weight: Weight, given: Sequence[Tensor | None]) -> Iterator[Gradients]:
-        """The same for a tensor whose prior does not code its weights one by one, cut afterwards."""
+        """Yield the gradients of pieces when the prior needs the whole tensor (not elementwise): computed at once, then cut."""
         mean = weight.posterior.mean.detach()
         piece = weight.parameter.detach(), *(p.detach() for p in weight.posterior.parameters())
         *found, pull = self._gradients(weight, piece, 0, *given)
@@ -186,7 +220,8 @@ class Sweep:
     def _gaussian(
         self, weight: Weight, w: Tensor, m: Tensor, log_std: Tensor, g: Tensor | None, spread: Tensor | None
     ) -> tuple[Tensor, Tensor, float]:
-        """g + k (m - mu) / p^2, and g (w - m) + k (s^2 / p^2 - 1)."""
+        """Return g + k (m - mu) / p^2 and g (w - m) + k (s^2 / p^2 - 1), the closed form for a prior N(mu, p^2)."""
+        # For mu = 0 the term k m / p^2 is returned as the factor `pull` and added by the update, which reads m anyway.
         pull, centre = self.k * self.cost.precision_of(weight), self.cost.priors[id(weight.prior)].centre
         std = torch.exp(log_std, out=self._buffer(STD, m))
         gl = torch.addcmul(self._less(m), std, std, value=pull, out=std)
@@ -201,18 +236,18 @@ class Sweep:
         return gm, gl, pull
 
     def _less(self, m: Tensor) -> Tensor:
-        """-k, a scalar of the mean's kind."""
+        """Return -k as a scalar tensor of the mean's dtype and device."""
         if self._minus_k is None or self._minus_k.dtype != m.dtype:
             self._minus_k = m.new_tensor(-self.k)
         return self._minus_k
 
     def _spread(self, w: Tensor, m: Tensor) -> Tensor:
-        """w - m = s e."""
+        """Return w - m = s e in the mean's dtype."""
         w = w if w.dtype == m.dtype else w.to(m.dtype)
         return torch.sub(w, m, out=self._buffer(SPREAD, m)) if w.ndim == 1 else w - m
 
     def _noise(self, weight: Weight, into: Tensor, number: int) -> Tensor:
-        """The numbers of the next draw, for a piece: those of the pool, or made in a row that may be written to."""
+        """Return the noise e of the next draw for a piece: a view of the pool, or ``into`` filled with it."""
         if self._pool is not None and weight.index in self.model.pooled:
             start = self.model.pooled[weight.index] + number * PIECE
             return self._pool[start : start + into.numel()]
@@ -220,7 +255,7 @@ class Sweep:
         return into
 
     def _data_gradient(self, parameter: Tensor, mean: Tensor) -> Tensor | None:
-        """The data gradient: dense, laid out as the weight, in the posterior's precision."""
+        """Return ``parameter.grad`` dense, in the memory layout and dtype of the mean; None if there is none."""
         gradient = parameter.grad
         if gradient is None:
             return None
@@ -232,12 +267,20 @@ class Sweep:
 
 
 def laid_as(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return the tensor, in memory as ``like`` is."""
+    """Return the tensor in the memory layout of another.
+
+    Args:
+        tensor: tensor to return, copied only if its layout differs.
+        like: dense tensor of the same shape.
+
+    Returns:
+        ``tensor`` itself, or a copy with the strides of ``like``.
+    """
     return tensor if are_alike([tensor, like]) else torch.empty_like(like).copy_(tensor)
 
 
 def aligned(weight: Weight) -> None:
-    """Lay mean and log std out in memory as the weight is, and that one dense."""
+    """Make the weight dense, and give mean and log std its memory layout."""
     parameter = weight.parameter
     if not is_dense(parameter):
         parameter.data = parameter.detach().contiguous()

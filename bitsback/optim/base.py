@@ -1,4 +1,4 @@
-"""One optimiser step on posteriors: the KL is added, means and log stds move, priors follow, the next draw is written.
+"""One optimiser step: the KL's gradient is added, means, log stds and priors are updated, and the next draw is written.
 
 With g = w.grad, the gradient of a *mean* data cost at the draw w = m + s e, N examples, and k = beta / N, the gradients of
 data cost + beta KL / N are
@@ -7,7 +7,7 @@ data cost + beta KL / N are
     d/dlog s = g (w - m)   + k dKL/dlog s
 
 (Graves 2011; Blundell et al. 2015, section 3.2). For the prior N(mu, p^2), dKL/dm = (m - mu) / p^2 and
-dKL/dlog s = s^2 / p^2 - 1; other priors say theirs (:meth:`bitsback.priors.Prior.kl_gradient`).
+dKL/dlog s = s^2 / p^2 - 1; other priors return theirs from :meth:`bitsback.priors.Prior.kl_gradient`.
 """
 
 import warnings
@@ -30,42 +30,59 @@ from bitsback.profiling import stage
 
 __all__ = ["POSTERIOR", "PosteriorOptimizer"]
 
+# Order within step(), with k = beta / (N * nats_per_unit):
+#
+#     honour_edits          weights written by the user since the last draw become means
+#          |
+#     _begin                prior scales with a closed form move to their optimum for the current q
+#          |
+#     Sweep.begin           noise: w - m of coarse weights from the current draw; e of the next draw
+#          |
+#     _sweep                for each weight, in pieces (see _sweep.py):
+#          |                    g, w - m, k  ->  gradients of m, log s  ->  m, log s move  ->  w = m + s e
+#          |                with max_grad_norm: gradients of all weights, clip, then moves and draws of all
+#     _draw_others          weights that are frozen or belong to another optimiser get the same next draw
+#          |
+#     Sweep.end             sums of s^2 and (m - mu)^2 for the KL of the next step
+
 LOOK_EVERY = 16
-"""Steps between looks at which weights have stds far below their means."""
+"""Steps between checks for stds so far below their means that w - m loses digits (:meth:`Weight.look`)."""
 
 LOOKS_FOR_CLIPPING = 32
-"""Steps in which gradients are looked at for somebody else's clipping."""
+"""Number of first steps in which gradient norms are checked for clipping outside this optimiser."""
 
 KEYS = {"params", "lr", "log_std_lr", "role", "initial_lr"}
 POSTERIOR = "posterior"
-"""Where a state dict keeps means, log stds, and what the weights hold."""
+"""Key of a state dict that holds means, log stds, priors and the state of the draw."""
 
 
 class PosteriorOptimizer(torch.optim.Optimizer):
-    """The base of the optimisers here: everything but how a number moves.
+    """Base class of the optimisers here; a subclass defines the update rule.
 
     A torch optimiser over the network's own parameters. Its groups hold the weights (``lr`` moves their means), the log stds
-    (in groups of their own, so that schedulers move both) and parameters without a posterior.
+    (in groups of their own, so that schedulers change both learning rates) and parameters without a posterior.
 
     Args:
-        model: what :func:`bitsback.bayesianize` makes, or a layer of :mod:`bitsback.nn` used alone; every parameter of its that
-            requires gradients is moved.
-        defaults: of the groups, ``lr`` among them.
-        examples: N, what the mean in the loss averages over: training examples, or tokens, pixels.
+        model: model returned by :func:`bitsback.bayesianize`, or a layer of :mod:`bitsback.nn` used alone; all its parameters
+            that require gradients are moved.
+        defaults: default options of the groups, ``lr`` among them.
+        examples: N, the number of training examples (or tokens, pixels) that the loss is a mean over.
         log_std_lr: learning rate of log stds; default: as ``lr``.
-        groups: ``{"params": ..., "lr": ..., "log_std_lr": ...}`` over parameters of the network, whose log stds and priors come
-            with them; default: all in one.
+        groups: ``{"params": ..., "lr": ..., "log_std_lr": ...}`` over parameters of the network; their log stds and priors are
+            added with them; default: one group of all parameters.
         also: other parameters to move, such as those of a likelihood.
         beta: weight of the KL.
-        prior_rate: how far priors that learn in closed form follow in a step, of the way to their best.
-        max_grad_norm: clip the gradients, the KL's part included, to this norm; :attr:`grad_norm` is what it was.
-        by_pieces: do all that is done to a weight while it is in the cache; else one thing after the other, to all weights.
+        prior_rate: share of the way, in [0, 1], that closed-form priors move to their optimum in a step.
+        max_grad_norm: clip the gradients, the KL's included, to this norm; :attr:`grad_norm` is the norm before clipping.
+        by_pieces: finish each piece of a weight while it is in the cache; otherwise all gradients first, then all moves.
 
     Raises:
-        LayerError: for what is no model, unknown settings, or nothing to move.
+        LayerError: when ``model`` is not a Bayesian model, for unknown settings, or when nothing can be trained.
 
     Attributes:
-        kl_weights: by the number of a weight, how much each element's KL counts; nothing: all alike.
+        kl_weights: by weight index, a factor for the KL of each element; empty: 1 for all.
+        nats_per_unit: nats in one unit of the loss: 1 for a loss in nats, ln 2 for one in bits.
+        grad_norm: norm of all gradients before the last clipping, a scalar tensor; None without ``max_grad_norm``.
     """
 
     def __init__(
@@ -124,10 +141,10 @@ class PosteriorOptimizer(torch.optim.Optimizer):
     # groups
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters; those with a posterior bring their log stds, in a group of their own.
+        """Add a parameter group; log stds of weights with a posterior are added in a group of their own.
 
         Raises:
-            LayerError: for keys that are unknown here, ``weight_decay`` among them.
+            LayerError: for unknown keys, ``weight_decay`` among them, and when posterior parameters are given directly.
         """
         group = dict(param_group)
         self._check_keys(group)
@@ -154,7 +171,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         return None
 
     def _learned_by_priors(self, weights: Sequence[Weight], params: Sequence[Tensor]) -> list[Tensor]:
-        """The numbers that the priors of some weights learn by gradient, which come with them."""
+        """Return prior parameters of these weights that are learned by gradient and are in no group yet."""
         present = {id(p) for p in params} | {id(p) for group in self.param_groups for p in group["params"]}
         found = {id(p): p for weight in weights for p in weight.prior.parameters() if p.requires_grad}
         return [p for identity, p in found.items() if identity not in present]
@@ -171,7 +188,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             raise LayerError("give the network's parameters: their means and log stds come with them")
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients of everything that is moved, and what earlier draws have left for log stds."""
+        """Clear the gradients of all groups, and those that earlier draws left in ``log_std.grad``."""
         if not set_to_none:
             return super().zero_grad(set_to_none=False)
         for group in self.param_groups:
@@ -184,7 +201,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
 
     @property
     def weights(self) -> list[Weight]:
-        """The weights that are moved: those of the groups, without frozen ones."""
+        """Return the weights that are moved: those of the groups, without frozen ones."""
         owned = [self._by_parameter[id(p)] for group in self._roles("weight") for p in group["params"]]
         return [weight for weight in owned if weight.is_trained]
 
@@ -192,10 +209,17 @@ class PosteriorOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Move everything by one step, and draw anew; without any gradient, nothing moves.
+        """Take one optimiser step and write the next draw; if no parameter has a gradient, do nothing.
+
+        Args:
+            closure: computes and returns the loss, with its gradients; default: gradients are there already.
+
+        Returns:
+            The loss returned by ``closure``, else None.
 
         Raises:
-            LayerError: while the model holds its means, or when the network is not what it was.
+            LayerError: while the model holds its means, when a weight was replaced or its module removed, or when a gradient
+                has been used by an earlier step.
         """
         loss = None
         if closure is not None:
@@ -212,7 +236,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         model.honour_edits()
         plain = [p for group in self._roles("plain") for p in group["params"] if p.grad is not None]
         is_looking = self._steps < LOOKS_FOR_CLIPPING and not self._has_seen_clipping
-        if is_looking and self.nats_per_unit == 1.0:  # a loop of somebody's own
+        if is_looking and self.nats_per_unit == 1.0:  # a training loop in nats, not that of bitsback.train
             self._look_for_clipping([*(weight.parameter for weight in weights), *plain])
         if not plain and all(weight.parameter.grad is None for weight in weights):
             return loss
@@ -238,7 +262,8 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         return loss
 
     def _look_for_clipping(self, parameters: Sequence[Tensor]) -> None:
-        """Say it once when somebody else clips: what is clipped before the step holds no KL, whose weight then grows."""
+        """Warn once when gradients seem to be clipped before the step: three steps in a row with the same norm."""
+        # Clipping outside scales the data gradient down but not the KL's, which is added here: the KL's weight grows.
         gradients = [p.grad for p in parameters if p.grad is not None and not p.grad.is_sparse]
         norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))) if gradients else 0.0
         self._norms = [*self._norms, norm][-3:]
@@ -247,7 +272,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             self._has_seen_clipping = True
 
     def _begin(self, weights: Sequence[Weight], k: float) -> None:
-        """Let priors follow, and count what has a closed form."""
+        """Update closed-form priors; every :data:`LOOK_EVERY` steps, check the network's modules and the stds."""
         self._count(weights)
         self._cost.follow(self.prior_rate, k)
         others = [w for w in weights if w.prior.learns_in_closed_form and w.index not in self._cost] if self.prior_rate else []
@@ -259,7 +284,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
                 weight.look()
 
     def _count(self, weights: Sequence[Weight]) -> None:
-        """Bring the sums of the closed form up to date: others may have moved posteriors."""
+        """Recompute the sums of :class:`GaussianCost` where posteriors were changed outside this optimiser."""
         signature = (*(weight.is_trained for weight in self.model.weights), bool(self.kl_weights))
         if self._owned is None or self._owned[0] != signature:
             self._owned = signature, [] if self.kl_weights else weights_with_one_scale(self.model, weights)
@@ -275,7 +300,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
                 self._cost.marks[weight.index] = weight.seen[1:]
 
     def kl_nats(self) -> float:
-        """Return KL(q||p) of all weights as they are now, in nats."""
+        """Return KL(q||p) of all weights in nats, with their current posteriors and priors."""
         self.model.honour_edits()
         self._count(self.weights)
         others = [weight for weight in self.model.weights if weight.index not in self._cost]
@@ -283,16 +308,16 @@ class PosteriorOptimizer(torch.optim.Optimizer):
 
     @abstractmethod
     def _sweep(self, sweep: Sweep, weights: Sequence[Weight]) -> None:
-        """Move the weights and write their next draws, and move what has no posterior."""
+        """Move the weights, write their next draws, and move the parameters without a posterior."""
 
     def _rewrite(self, sweep: Sweep, weight: Weight) -> None:
-        """Write the next draw of a weight that was moved by gradients in ``.grad`` of mean and log std, which it loses."""
+        """Write the next draw of a weight that was moved already, and clear ``.grad`` of its mean and log std."""
         sweep.rewrite(weight)
         for p in weight.posterior.parameters():
             p.grad = None
 
     def _clip(self, weights: Sequence[Weight]) -> None:
-        """Scale all gradients alike, those of means and log stds with their KL, where that is asked for."""
+        """Clip the joint norm of all gradients, the KL's part included, to ``max_grad_norm`` if that is set."""
         if self.max_grad_norm is None:
             return
         filled = [p for weight in weights for p in weight.posterior.parameters()]
@@ -303,7 +328,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         self.grad_norm = torch.nn.utils.clip_grad_norm_([*filled, *plain], self.max_grad_norm)
 
     def _draw_others(self, weights: Sequence[Weight], state: State) -> None:
-        """Draw the weights that this optimiser does not own, or that are frozen; then all hold the draw of ``state``."""
+        """Write the draw of ``state`` into weights that are frozen or not owned, and clear gradients that were used."""
         owned = {weight.index for weight in weights}
         for weight in weights:
             q = weight.posterior
@@ -311,26 +336,29 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             if isinstance(q, GaussianPosterior):
                 q.log_std.grad = None  # consumed
         for p in self._learned:
-            p.grad = None  # of the KL alone: not every framework clears it
+            p.grad = None  # holds the KL's gradient alone; frameworks that clear only the network's gradients miss it
         self.model.moved_to(state, owned)
 
     def _settings(self, weight: Weight) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        """The groups that the mean and the log std of a weight are in."""
+        """Return the groups of the mean and of the log std of a weight; None for the latter if it is a point."""
         q = weight.posterior
         return self._groups[id(weight.known)], self._groups[id(q.log_std)] if isinstance(q, GaussianPosterior) else None
 
     # modes and files
 
     def train(self) -> None:
-        """Put the draw back into the weights, as ``model.train()``: some training frameworks call this."""
+        """Put the draw back into the weights, as ``model.train()``; called by training frameworks."""
         self.model.train()
 
     def eval(self) -> None:
-        """Place the means, as ``model.eval()``."""
+        """Put the means into the weights, as ``model.eval()``; called by training frameworks."""
         self.model.eval()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return torch's state, and under ``posterior`` means, log stds, priors and the draw: with the network, all of it."""
+        """Return torch's state, and under ``posterior`` means, log stds, priors and the state of the draw.
+
+        Together with the network's state it is enough to resume training.
+        """
         found: dict[str, Any] = super().state_dict()
         model = self.model
         states = {"tensors": model.posterior.state_dict(), "priors": model.priors.state_dict()}
@@ -340,7 +368,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         return found
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take a state over; the weights then hold the draw that they held."""
+        """Load a state returned by :meth:`state_dict`; the weights then hold the draw they held when it was saved."""
         own = dict(state_dict)
         posterior, self._steps, coarse = own.pop(POSTERIOR, None), own.pop("steps", 0), own.pop("coarse", ())
         super().load_state_dict(own)
@@ -355,7 +383,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         self._cost.marks.clear()
 
     def _widen(self, given: dict[str, Any]) -> None:
-        """torch casts what it loads to the weight's precision; moments are as precise as the means."""
+        """Restore the dtype of loaded moments, which torch has cast to that of the (possibly half-precision) weights."""
         ids = [identity for group in given["param_groups"] for identity in group["params"]]
         params = [p for group in self.param_groups for p in group["params"]]
         for identity, parameter in zip(ids, params, strict=True):
@@ -369,7 +397,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
 
 
 def _unwrapped(model: Any) -> Any:
-    """Return the model inside what torch.compile or a data-parallel wrapper made of it, or behind a layer used alone."""
+    """Return the BayesianModel inside a torch.compile or data-parallel wrapper, or that of a layer used alone."""
     while isinstance(model, nn.Module) and not isinstance(model, BayesianModel):
         inner = next((getattr(model, name) for name in ("_orig_mod", "module", "model") if hasattr(model, name)), None)
         if inner is None:

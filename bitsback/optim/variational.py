@@ -1,4 +1,4 @@
-"""Any optimiser of torch on means and log stds."""
+"""Any torch optimiser applied to means and log stds."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,16 +19,16 @@ OPTIONS = {"log_std_lr", "groups", "also", "beta", "prior_rate", "max_grad_norm"
 class Variational(PosteriorOptimizer):
     """Any torch optimiser, moving the means and log stds of a model's posteriors, and its other parameters.
 
-    Its state and its arguments are torch's; this class puts the gradients of data cost and KL where it finds them.
+    The gradients of data cost plus KL are put into ``.grad`` of means and log stds, and the inner torch optimiser moves them.
 
     Args:
-        model, examples: as :class:`bitsback.optim.Adam` has them.
-        kind: a class of torch.optim, or one like it.
+        model, examples: as in :class:`bitsback.optim.Adam`.
+        kind: subclass of :class:`torch.optim.Optimizer`.
         lr: learning rate of means and of parameters without a posterior.
         arguments: options of :class:`bitsback.optim.PosteriorOptimizer`; all others go to ``kind``.
 
     Raises:
-        LayerError: for what is no model, unknown settings, or nothing to move.
+        LayerError: when ``model`` is not a Bayesian model, for unknown settings, or when nothing can be trained.
 
     >>> import bitsback
     >>> model = bitsback.bayesianize(nn.Linear(4, 2))
@@ -76,11 +76,11 @@ class Variational(PosteriorOptimizer):
             self._rewrite(sweep, weight)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return torch's state, that of the inner optimiser, and the posterior."""
+        """Return the state as in the base class, with that of the inner optimiser under ``inner``."""
         return {**super().state_dict(), "inner": self.inner.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take a state over."""
+        """Load a state returned by :meth:`state_dict`, that of the inner optimiser included."""
         own = dict(state_dict)
         inner = own.pop("inner")
         super().load_state_dict(own)

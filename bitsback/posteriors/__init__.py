@@ -1,4 +1,4 @@
-"""q(w): what is known about each weight after the data."""
+"""Posteriors q(w) over weight tensors: Gaussian or point estimate."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Mean-field Gaussian: an independent N(mean, std^2) over every weight, stored as mean and log std."""
+"""Mean-field Gaussian posterior: an independent N(mean, std^2) over every weight, stored as mean and log std."""
 
 import math
 
@@ -41,13 +41,15 @@ class GaussianPosterior(Posterior):
             self.log_std.copy_(width.log().expand_as(self.mean))
 
     def std(self) -> Tensor:
+        """Return the standard deviation, the shape of the mean."""
         return self.log_std.exp()
 
     def draw(self, noise: Tensor | None = None) -> Tensor:
+        """Return mean + std noise, with fresh standard normal noise by default."""
         return torch.addcmul(self.mean, self.std(), torch.randn_like(self.mean) if noise is None else noise)
 
     def entropy(self) -> Tensor:
-        """Differential entropy in nats, elementwise: log std + log(2 pi e) / 2."""
+        """Return the differential entropy in nats, elementwise: log std + log(2 pi e) / 2."""
         return self.log_std + 0.5 * math.log(2 * math.pi * math.e)
 
     def scale_std(self, factor: float) -> None:

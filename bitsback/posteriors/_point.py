@@ -1,4 +1,4 @@
-"""The point estimate: all mass on one vector. It has a gross cost on a grid, and nothing to give back."""
+"""Point estimate: q(w) has all mass on one vector. It has gross bits on a grid and no refund."""
 
 import torch
 from torch import Tensor
@@ -9,9 +9,11 @@ __all__ = ["PointPosterior"]
 
 
 class PointPosterior(Posterior):
-    """q(w) is one point. Its penalty -log2 p(w) *is* L2 under a Gaussian prior and L1 under a Laplace prior.
+    """Point estimate of one weight tensor; the penalty -log2 p(w) is L2 under a Gaussian prior and L1 under a Laplace prior.
 
-    ``grid_step`` is the grid its weights are written on when the ledger is taken; None picks one from the prior.
+    Args:
+        mean: start of the weights, any shape and floating dtype.
+        grid_step: grid step to which the weights are rounded for the ledger; default: chosen from the prior.
 
     >>> q = PointPosterior(torch.tensor([0.26]))
     >>> q.round_to(0.25)
@@ -25,9 +27,11 @@ class PointPosterior(Posterior):
         self.grid_step = grid_step
 
     def std(self) -> None:
+        """Return None: a point has no standard deviation."""
         return None
 
     def draw(self, noise: Tensor | None = None) -> Tensor:
+        """Return a copy of the weights; the noise is not used."""
         return self.mean.clone()
 
     def round_to(self, step: float) -> None:

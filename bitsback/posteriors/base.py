@@ -1,4 +1,4 @@
-"""What every posterior offers: a mean, a width, and a draw of given noise."""
+"""Base class of posteriors: mean, standard deviation, and draws from given noise."""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -10,7 +10,7 @@ __all__ = ["Noticed", "Posterior"]
 
 
 class Noticed(nn.Parameter):
-    """A parameter that notices what is written through its ``.data``, which moves no version of a plain one.
+    """Parameter whose version counter also increases on writes through ``.data``, unlike that of a plain one.
 
     >>> parameter = Noticed(torch.zeros(2), requires_grad=False)
     >>> before = parameter._version
@@ -21,7 +21,7 @@ class Noticed(nn.Parameter):
 
     @property
     def data(self) -> Tensor:
-        """The same numbers, without gradients."""
+        """Return a detached view that shares the version counter."""
         return self.detach()
 
     @data.setter
@@ -36,7 +36,7 @@ class Noticed(nn.Parameter):
 
 
 class Posterior(nn.Module, ABC):
-    """q(w) over one weight tensor. It holds numbers; the weight itself, which holds the draw, is the network's."""
+    """Distribution q(w) over one weight tensor; the draw itself is held by the network's parameter."""
 
     mean: nn.Parameter
 
@@ -58,13 +58,14 @@ class Posterior(nn.Module, ABC):
         self.__dict__["_was_loaded"] = f"{prefix}mean" in state_dict
 
     def take_loaded(self) -> bool:
-        """Return whether a mean was loaded since this was last asked."""
+        """Return True if a mean was loaded from a state dict since the last call."""
         return bool(self.__dict__.pop("_was_loaded", False))
 
     @property
     def numel(self) -> int:
-        """How many weights the tensor holds."""
+        """Return the number of weights in the tensor."""
         return self.mean.numel()
 
     def extra_repr(self) -> str:
+        """Return the shape, for ``repr``."""
         return f"shape={tuple(self.mean.shape)}"

@@ -1,4 +1,4 @@
-"""The settings of every posterior, without torch."""
+"""Settings of the posteriors; importing them does not import torch."""
 
 import math
 from typing import TYPE_CHECKING, Literal
@@ -17,7 +17,7 @@ __all__ = ["GaussianPosteriorSettings", "PointPosteriorSettings", "PosteriorSett
 
 
 class GaussianPosteriorSettings(Settings):
-    """A Gaussian posterior over each weight; only the start of its std is set here, training finds the rest."""
+    """Gaussian posterior over each weight; the std set here is the one at the start of training."""
 
     kind: Literal["gaussian"] = "gaussian"
     std: PositiveFloat = Field(0.1, description="standard deviation at the start, in units of relative_to")
@@ -26,7 +26,16 @@ class GaussianPosteriorSettings(Settings):
     )
 
     def build(self, mean: "Tensor", fan_in: int, prior_scale: float) -> "GaussianPosterior":
-        """The posterior of one tensor; ``fan_in`` counts the inputs of a unit, ``prior_scale`` is the prior's width."""
+        """Build the posterior of one weight tensor.
+
+        Args:
+            mean: start of the means.
+            fan_in: number of inputs of one output unit.
+            prior_scale: typical scale of the prior.
+
+        Returns:
+            Gaussian posterior.
+        """
         from bitsback.posteriors._mean_field import GaussianPosterior
 
         unit = {"absolute": 1.0, "prior": prior_scale, "fan_in": 1 / math.sqrt(fan_in)}[self.relative_to]
@@ -34,7 +43,7 @@ class GaussianPosteriorSettings(Settings):
 
 
 class PointPosteriorSettings(Settings):
-    """A point estimate: trained with the prior's code length as penalty, coded on a grid, without a refund."""
+    """Point estimate: trained with the prior's code length as penalty, coded on a grid, without a refund."""
 
     kind: Literal["point"] = "point"
     grid_step: PositiveFloat | None = Field(
@@ -42,7 +51,16 @@ class PointPosteriorSettings(Settings):
     )
 
     def build(self, mean: "Tensor", fan_in: int, prior_scale: float) -> "PointPosterior":
-        """The posterior of one tensor."""
+        """Build the posterior of one weight tensor.
+
+        Args:
+            mean: start of the weights.
+            fan_in: not used.
+            prior_scale: not used.
+
+        Returns:
+            Point posterior.
+        """
         from bitsback.posteriors._point import PointPosterior
 
         return PointPosterior(mean, self.grid_step)

@@ -1,4 +1,4 @@
-"""p(w): the code of the weights. Every prior builds a distribution whose mass is one."""
+"""Priors p(w) over weight tensors: proper distributions, and so codes of the weights."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""An earlier run as the prior: fine-tuning costs only the difference."""
+"""Gaussian prior around the posterior means of an earlier run, for fine-tuning."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -17,11 +17,13 @@ __all__ = ["CheckpointPrior", "earlier_mean"]
 
 
 class CheckpointPrior(NormalPrior):
-    """N(mean of an earlier run, scale^2): the receiver holds that run, so only what changed is paid for.
+    """Prior N(mean of an earlier run, scale^2); the receiver is assumed to have that run, so only changes cost bits.
 
     Args:
         mean: posterior means of the earlier run, the shape of the weight tensor.
-        source: how the ledger names what the receiver is assumed to hold.
+        scale: std around those means, at the start if it is learned.
+        source: directory of the earlier run, named in the ledger.
+        learn: how the scale is learned.
 
     >>> import torch
     >>> prior = CheckpointPrior(torch.ones(3), scale=0.1, source="runs/first")
@@ -36,20 +38,35 @@ class CheckpointPrior(NormalPrior):
         self.source = source
 
     def values(self) -> dict[str, Any]:
+        """Return the scale, and a reference to the stored means."""
         return {**super().values(), "mean": "see the tensor of the same name with the suffix .prior_mean"}
 
     def start(self) -> Tensor:
+        """Return the means of the earlier run."""
         return self.mean
 
     def tensors(self) -> dict[str, Tensor]:
+        """Return the means of the earlier run."""
         return {"mean": self.mean}
 
     def given(self) -> str:
+        """Return the name of the earlier run."""
         return f"the run '{self.source}'"
 
 
 def earlier_mean(run: Path, weight: WeightInfo) -> Tensor:
-    """The posterior means of a weight in an earlier run; raises PriorError where there are none of its shape."""
+    """Read the posterior means of a weight from an earlier run.
+
+    Args:
+        run: directory of the earlier run, with ``posterior.safetensors``.
+        weight: name and shape of the weight.
+
+    Returns:
+        Means, the shape of the weight.
+
+    Raises:
+        PriorError: when the file is missing or damaged, or holds no means of that name and shape.
+    """
     path, key = run / "posterior.safetensors", f"{weight.name}.mean"
     try:
         _check_once(path, path.stat().st_mtime_ns)
@@ -71,5 +88,5 @@ def earlier_mean(run: Path, weight: WeightInfo) -> Tensor:
 
 @lru_cache(maxsize=1)
 def _check_once(path: Path, _changed: int) -> None:
-    """Compare the file with its checksum, once for all of its tensors."""
+    """Verify the file's checksum, once for all of its tensors."""
     check_seal(path)

@@ -1,4 +1,4 @@
-"""Automatic relevance determination: a learned Gaussian scale for every unit."""
+"""Gaussian prior with one scale for every unit (automatic relevance determination)."""
 
 import torch
 
@@ -13,7 +13,10 @@ class GroupGaussianPrior(NormalPrior):
 
     Args:
         shape: shape of the weight tensor.
-        axis: the axis whose slices have a scale each; a tensor without that axis has a single scale.
+        axis: axis whose slices have one scale each; a tensor with fewer than two axes, or without it, has a single scale.
+        scale: scale of every slice, at the start if it is learned.
+        mean: location, the same for every weight.
+        learn: how the scales are learned.
 
     >>> GroupGaussianPrior(torch.Size([10, 64]), axis=1, scale=0.3)().batch_shape
     torch.Size([1, 64])

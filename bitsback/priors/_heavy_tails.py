@@ -1,4 +1,4 @@
-"""Priors with heavier tails than the Gaussian: Student's t, Cauchy, logistic. A far weight costs less."""
+"""Priors with heavier tails than the Gaussian, under which large weights cost fewer bits: Student's t, Cauchy, logistic."""
 
 from typing import Any
 
@@ -35,22 +35,35 @@ class StudentTPrior(ScalePrior):
         self._store("df", df, "none")
 
     def forward(self) -> Distribution:
+        """Return the distribution p(w)."""
         return StudentT(self.df, self.mean, self.typical_scale(), validate_args=False)
 
     @property
     def is_elementwise(self) -> bool:
+        """Return True: all weights have the same scalar density."""
         return True
 
     @torch.no_grad()
     def slope(self, weights: Tensor, rate: float = 0.0) -> Tensor:
+        """Return the slope of -log p.
+
+        Args:
+            weights: weights.
+            rate: factor with which the gradient by the log scale is added to its ``.grad``.
+
+        Returns:
+            Slopes, the shape of ``weights``.
+        """
         return _power_slope(self, weights, self.df, rate)
 
     def values(self) -> dict[str, Any]:
+        """Return the current numbers by name."""
         return {"df": float(self.df), **super().values()}
 
 
 def _power_slope(prior: ScalePrior, weights: Tensor, df: Tensor | float, rate: float) -> Tensor:
-    """(df + 1) / (d + df scale^2 / d) with d = w - mu: finite and right at d = 0 and wherever d^2 overflows."""
+    """Return the slope of -log p of Student's t, (df + 1) / (d + df scale^2 / d) with d = w - mu."""
+    # In this form the result is correct at d = 0 and where d^2 overflows.
     distance = weights - prior.mean
     slope = (prior.typical_scale().square() * df / distance).add_(distance)
     torch.div(df + 1, slope, out=slope)
@@ -59,7 +72,7 @@ def _power_slope(prior: ScalePrior, weights: Tensor, df: Tensor | float, rate: f
 
 
 class CauchyPrior(ScalePrior):
-    """p(w) = 1 / (pi scale (1 + ((w - mean) / scale)^2)).
+    """Cauchy density, p(w) = 1 / (pi scale (1 + ((w - mean) / scale)^2)).
 
     >>> round(CauchyPrior(scale=1.0)().log_prob(torch.tensor(0.0)).exp().item(), 4)
     0.3183
@@ -69,19 +82,30 @@ class CauchyPrior(ScalePrior):
     mirrored = True
 
     def forward(self) -> Distribution:
+        """Return the distribution p(w)."""
         return Cauchy(self.mean, self.typical_scale(), validate_args=False)
 
     @property
     def is_elementwise(self) -> bool:
+        """Return True: all weights have the same scalar density."""
         return True
 
     @torch.no_grad()
     def slope(self, weights: Tensor, rate: float = 0.0) -> Tensor:
+        """Return the slope of -log p.
+
+        Args:
+            weights: weights.
+            rate: factor with which the gradient by the log scale is added to its ``.grad``.
+
+        Returns:
+            Slopes, the shape of ``weights``.
+        """
         return _power_slope(self, weights, 1.0, rate)
 
 
 class Logistic(Distribution):
-    """The logistic distribution, density sech^2((x - loc) / (2 scale)) / (4 scale); torch has none.
+    """Logistic distribution, density sech^2((x - loc) / (2 scale)) / (4 scale), which torch lacks.
 
     >>> round(Logistic(torch.tensor(0.0), torch.tensor(1.0)).log_prob(torch.tensor(0.0)).exp().item(), 4)
     0.25
@@ -96,17 +120,19 @@ class Logistic(Distribution):
         super().__init__(self.loc.shape, validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log density in nats."""
         z = ((value - self.loc) / self.scale).abs()
         return -z - 2 * softplus(-z) - self.scale.log()
 
     def rsample(self, sample_shape: Shape = NO_SHAPE) -> Tensor:
+        """Return samples by inversion of the distribution function, differentiable in location and scale."""
         tiny = torch.finfo(self.loc.dtype).tiny
         uniform = torch.rand(self._extended_shape(sample_shape), dtype=self.loc.dtype, device=self.loc.device)
         return self.loc + self.scale * torch.logit(uniform.clamp(tiny, 1 - torch.finfo(self.loc.dtype).eps))
 
 
 class LogisticPrior(ScalePrior):
-    """The logistic density: a Gaussian's middle with a Laplace's tails, smooth everywhere.
+    """Logistic density: like a Gaussian near its centre, with exponential tails like a Laplace, and smooth.
 
     >>> round(LogisticPrior(scale=1.0)().log_prob(torch.tensor(0.0)).exp().item(), 4)
     0.25
@@ -116,14 +142,25 @@ class LogisticPrior(ScalePrior):
     mirrored = True
 
     def forward(self) -> Distribution:
+        """Return the distribution p(w)."""
         return Logistic(self.mean, self.typical_scale())
 
     @property
     def is_elementwise(self) -> bool:
+        """Return True: all weights have the same scalar density."""
         return True
 
     @torch.no_grad()
     def slope(self, weights: Tensor, rate: float = 0.0) -> Tensor:
+        """Return the slope of -log p.
+
+        Args:
+            weights: weights.
+            rate: factor with which the gradient by the log scale is added to its ``.grad``.
+
+        Returns:
+            Slopes, the shape of ``weights``.
+        """
         distance, scale = weights - self.mean, self.typical_scale()
         slope = (distance / (2 * scale)).tanh_().div_(scale)
         self._learn_from_slope(slope, distance, rate)

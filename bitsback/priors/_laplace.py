@@ -1,4 +1,4 @@
-"""The Laplace prior: its code length is L1."""
+"""Laplace prior, under which -log2 p(w) is an L1 penalty."""
 
 import math
 
@@ -12,7 +12,9 @@ __all__ = ["LaplacePrior"]
 
 
 class LaplacePrior(ScalePrior):
-    """p(w) = exp(-|w - mean| / scale) / (2 scale). ``-log2 p(w)`` is a constant plus |w - mean| / (scale ln 2): L1.
+    """Laplace density, p(w) = exp(-|w - mean| / scale) / (2 scale).
+
+    ``-log2 p(w)`` is a constant plus |w - mean| / (scale ln 2), an L1 penalty.
 
     >>> round(LaplacePrior(scale=2.0)().log_prob(torch.tensor(0.0)).item(), 4)
     -1.3863
@@ -22,18 +24,29 @@ class LaplacePrior(ScalePrior):
     needs_draw = False
 
     def forward(self) -> Distribution:
+        """Return the distribution p(w)."""
         return Laplace(self.mean, self.typical_scale(), validate_args=False)
 
     @property
     def is_elementwise(self) -> bool:
+        """Return True: all weights have the same scalar density."""
         return True
 
     @torch.no_grad()
     def kl_gradient(self, mean: Tensor, log_std: Tensor, draw: Tensor, rate: float = 0.0) -> tuple[Tensor, Tensor]:
-        """Find the exact gradient, that of E|w - mu| / scale - log std.
+        """Return the exact gradient of the KL, which is E|w - mu| / scale - log std plus a constant.
 
         With z = (mean - mu) / (std sqrt 2): (erf(z) / scale, std sqrt(2 / pi) exp(-z^2) / scale - 1) (torch's closed form of
         KL(Normal || Laplace), differentiated).
+
+        Args:
+            mean: posterior means.
+            log_std: posterior log stds, the same shape.
+            draw: not used.
+            rate: factor with which the gradient by the log scale is added to its ``.grad``.
+
+        Returns:
+            Gradients by mean and by log std.
         """
         scale, distance = self.typical_scale(), mean - self.mean
         std = log_std.exp().clamp_min_(torch.finfo(log_std.dtype).tiny)
@@ -45,6 +58,15 @@ class LaplacePrior(ScalePrior):
 
     @torch.no_grad()
     def slope(self, weights: Tensor, rate: float = 0.0) -> Tensor:
+        """Return the slope of -log p.
+
+        Args:
+            weights: weights.
+            rate: factor with which the gradient by the log scale is added to its ``.grad``.
+
+        Returns:
+            Slopes, the shape of ``weights``.
+        """
         distance = weights - self.mean
         slope = distance.sign().div_(self.typical_scale())
         self._learn_from_slope(slope, distance, rate)

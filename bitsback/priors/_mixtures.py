@@ -15,22 +15,26 @@ from bitsback.registry import Learn
 __all__ = ["AdaptiveMixturePrior", "MixturePrior", "ScaleMixturePrior", "SpikeAndSlabPrior"]
 
 FARTHEST = 1e12
-"""A distance whose square, over that of the narrowest scale on the grid, is finite in float32."""
+"""Bound on weights, such that (w / scale)^2 is finite in float32 for the narrowest scale on the grid."""
 
 NOTHING = 80.0
-"""A density so many nats below another is as good as none; less would be a slow, denormal number in float32."""
+"""Nats below the largest component at which a component's density is cut off; beyond, float32 exp gives slow denormals."""
 
 AT_ONCE = 1 << 16
-"""Weights times components that a CPU's cache holds with all that is made of them."""
+"""Weights times components processed at once, so that temporaries stay in a CPU's cache."""
 
 
 class MixturePrior(Prior):
-    """p(w) = sum_k weight_k N(w; mean_k, scale_k^2).
+    """Mixture of Gaussians, p(w) = sum_k weight_k N(w; mean_k, scale_k^2).
 
-    Learned numbers are the scales, the K - 1 free logits of the weights and, where ``learn_means``, the means.
+    Learned numbers are the scales, the K - 1 free logits of the weights and, with ``learn_means``, the means.
 
     Args:
-        scales, weights, means: K numbers each; the weights sum to one; means default to zero.
+        scales: stds of the K components.
+        weights: weights of the K components; they sum to one.
+        means: means of the K components; default: zero.
+        learn: how the numbers are learned.
+        learn_means: learn the means too.
 
     Raises:
         PriorError: for a scale or weight that is not positive, weights that do not sum to one, or lists of unequal length.
@@ -66,16 +70,26 @@ class MixturePrior(Prior):
         return torch.nn.functional.pad(self.free_logits, (1, 0)).log_softmax(-1)
 
     def forward(self) -> Distribution:
+        """Return the distribution p(w)."""
         components = Normal(self.means, self.log_scales.exp(), validate_args=False)
         return MixtureSameFamily(Categorical(logits=self._log_weights()), components, validate_args=False)
 
     @property
     def is_elementwise(self) -> bool:
+        """Return True: all weights have the same scalar density."""
         return True
 
     @torch.no_grad()
     def slope(self, weights: Tensor, rate: float = 0.0) -> Tensor:
-        """Sum the components' slopes (w - mean_k) / scale_k^2 by their shares of the density at w."""
+        """Return the slope of -log p: the components' slopes (w - mean_k) / scale_k^2, weighted by their share of p(w).
+
+        Args:
+            weights: weights, of any shape.
+            rate: factor with which gradients by learned numbers are added to their ``.grad``.
+
+        Returns:
+            Slopes, the shape of ``weights``.
+        """
         w, slope = weights.flatten(), torch.empty_like(weights).flatten()
         means, log_scales, log_weights = self.means.to(w), self.log_scales.to(w), self._log_weights().to(w)
         learns = rate != 0 and any(number.requires_grad for number in (self.means, self.log_scales, self.free_logits))
@@ -102,14 +116,17 @@ class MixturePrior(Prior):
         return slope.view(weights.shape)
 
     def typical_scale(self) -> Tensor:
+        """Return the root of the weighted mean of the components' variances."""
         return (self._log_weights().exp() * self.log_scales.exp().square()).sum().sqrt()
 
     def breakpoints(self, fine: bool = True) -> Tensor:
+        """Return points at which quadrature splits its panels."""
         means = self.means.sort().values
-        between = (means[1:] + means[:-1]) / 2  # one component hands over to the next
+        between = (means[1:] + means[:-1]) / 2  # the dominant component changes between neighbouring means
         return torch.cat([around(means, self.log_scales.exp(), (0, 4) if fine else (0, 2)).flatten(), between])
 
     def values(self) -> dict[str, Any]:
+        """Return the current numbers by name."""
         scales, weights = plain(self.log_scales.double().exp()), plain(self._log_weights_in_float64().exp())
         return {"scales": scales, "weights": weights, "means": plain(self.means)}
 
@@ -118,18 +135,18 @@ class MixturePrior(Prior):
 
 
 class ScaleMixturePrior(MixturePrior):
-    """Two or more zero-mean Gaussians (Blundell et al. 2015, equation 7)."""
+    """Mixture of two or more zero-mean Gaussians (Blundell et al. 2015, equation 7)."""
 
     kind = "scale_mixture"
 
 
 class AdaptiveMixturePrior(MixturePrior):
-    """K Gaussians with learned means, scales and weights (Hinton & van Camp 1993, section 6)."""
+    """Mixture of K Gaussians with learned means, scales and weights (Hinton & van Camp 1993, section 6)."""
 
     kind = "adaptive_mixture"
 
 
 class SpikeAndSlabPrior(MixturePrior):
-    """A narrow spike and a wide slab, both Gaussian, so that the KL of a Gaussian posterior is finite."""
+    """Mixture of a narrow spike and a wide slab, both Gaussian, so that the KL of a Gaussian posterior is finite."""
 
     kind = "spike_and_slab"

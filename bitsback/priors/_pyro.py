@@ -1,4 +1,4 @@
-"""Any Pyro distribution as a prior, by its name."""
+"""Prior from any Pyro distribution, by its name."""
 
 import math
 from typing import Any
@@ -15,16 +15,17 @@ __all__ = ["PyroPrior"]
 
 
 class PyroPrior(Prior):
-    """p(w) is the law of ``scale * X`` where X has the Pyro distribution ``distribution(**arguments)``.
+    """Distribution of ``scale * X``, where X has the Pyro distribution ``distribution(**arguments)``.
 
     Args:
         distribution: a name in ``pyro.distributions``, for example ``"Normal"``, ``"AsymmetricLaplace"``.
-        arguments: its arguments, numbers or lists of numbers.
-        scale: widens the distribution; this is what ``learn="gradient"`` learns.
+        arguments: arguments of the distribution, numbers or lists of numbers.
+        scale: factor of X; ``learn="gradient"`` learns it.
+        learn: how the scale is learned.
 
     Raises:
-        PriorError: for an unknown name, arguments that it refuses, or a support that is not all of the reals (a Gaussian
-            posterior then has infinite KL).
+        PriorError: for an unknown name, invalid arguments, an improper distribution, or a support that is not all of the reals
+            (a Gaussian posterior then has infinite KL).
 
     >>> PyroPrior("Normal", {"loc": 0.0, "scale": 2.0}).typical_scale().item()
     2.0
@@ -73,13 +74,22 @@ class PyroPrior(Prior):
         return torch.tensor(value, dtype=dtype, device=self.log_scale.device)
 
     def forward(self) -> Distribution:
+        """Return the distribution p(w)."""
         base = self._base(self.log_scale.dtype)
         event_dim = len(base.event_shape)
         return TransformedDistribution(base, AffineTransform(0.0, self.log_scale.exp(), event_dim), validate_args=False)
 
     @torch.no_grad()
     def slope(self, weights: Tensor, rate: float = 0.0) -> Tensor:
-        """The slope of -log p by autograd at w / scale; the gradient by the log scale is one less slope times w, summed."""
+        """Return the slope of -log p, by autograd at w / scale.
+
+        Args:
+            weights: weights.
+            rate: factor with which the gradient by the log scale, sum(1 - slope w), is added to its ``.grad``.
+
+        Returns:
+            Slopes, the shape of ``weights``.
+        """
         scale = self.log_scale.exp()
         at = weights / scale
         with torch.enable_grad(), torch.autocast(weights.device.type, enabled=False):
@@ -90,6 +100,7 @@ class PyroPrior(Prior):
         return slope
 
     def check(self, shape: torch.Size) -> None:
+        """Raise PriorError if batch or event shape do not fit the weight."""
         base = self._base(torch.get_default_dtype())
         event = tuple(base.event_shape)
         if base.batch_shape.numel() != 1 or (event and tuple(shape[-len(event) :]) != event):
@@ -99,21 +110,24 @@ class PyroPrior(Prior):
             )
 
     def typical_scale(self) -> Tensor:
+        """Return ``scale`` times the scale (or std) of X."""
         base = self._base(self.log_scale.dtype)
         return self.log_scale.exp() * _width(base)
 
     def breakpoints(self, fine: bool = True) -> Tensor:
+        """Return points at which quadrature splits its panels."""
         base = self._base(self.log_scale.dtype)
         centre = getattr(base, "loc", torch.zeros_like(self.log_scale))
         return around(self.log_scale.exp() * centre, self.typical_scale(), (-6, 6) if fine else (0, 0))
 
     def values(self) -> dict[str, Any]:
+        """Return the current numbers by name."""
         scale = math.exp(float(self.log_scale.detach()))
         return {"distribution": self.distribution, "arguments": self.arguments, "scale": scale}
 
 
 def _width(base: Distribution) -> Tensor:
-    """The scale where the distribution has one, else its std."""
+    """Return the scale of a distribution if it has one, else its std."""
     for name in ("scale", "stddev"):
         width = getattr(base, name, None)
         if isinstance(width, Tensor) and torch.isfinite(width).all() and (width > 0).all():

@@ -1,4 +1,4 @@
-"""What every prior offers: a distribution of mass one, and an honest account of the numbers it learned."""
+"""Base class of priors: a proper distribution and the cost of its learned hyper-parameters."""
 
 import math
 from abc import ABC, abstractmethod
@@ -17,17 +17,17 @@ from bitsback.registry import Learn
 __all__ = ["NO_SHAPE", "Moments", "Prior", "ScalePrior", "Shape", "WeightInfo", "add_gradient", "around"]
 
 Shape = torch.Size | list[int] | tuple[int, ...]
-"""A sample shape, as torch types it."""
+"""Sample shape, with the types that torch accepts."""
 
 NO_SHAPE = torch.Size()
 
 Moments = tuple[Tensor, Tensor | None]
-"""Mean and std of one weight tensor's posterior; no std for a point estimate."""
+"""Mean and std of one weight tensor's posterior; the std is None for a point estimate."""
 
 
 @dataclass(frozen=True)
 class WeightInfo:
-    """What a prior may know about the tensor it codes: its name, shape, fan-in, and which axes are output and input."""
+    """Description of a weight tensor for a prior: dotted name, shape, fan-in, and the axes of output and input units."""
 
     name: str
     shape: torch.Size
@@ -37,24 +37,27 @@ class WeightInfo:
 
 
 class Prior(Learned, ABC):
-    """p(w) over a weight tensor, elementwise unless its distribution says otherwise.
+    """Distribution p(w) over a weight tensor, elementwise unless its batch or event shape says otherwise.
 
-    A subclass stores each of its numbers with :meth:`_store`, which makes it a buffer when it is fixed and charges it on a
-    stated grid when it is learned, and builds its distribution in :meth:`forward` (same names, same order in every file:
-    prior, settings, registration). Training asks for :meth:`kl_gradient`, which autograd answers for every prior; a subclass
-    that knows its derivative is faster with a :meth:`slope` of its own.
+    A subclass stores each of its numbers with :meth:`_store`, as a buffer if it is fixed, or as a parameter that is rounded to
+    a grid and charged if it is learned, and builds its distribution in :meth:`forward`. Training calls :meth:`kl_gradient`,
+    which uses autograd by default; a subclass with a known derivative is faster with a :meth:`slope` of its own.
+
+    Attributes:
+        mean: location of the density.
     """
 
     family = "prior"
     mistake = PriorError
     mean: Tensor
     needs_draw: ClassVar[bool] = True
-    """Whether :meth:`kl_gradient` looks at the draw; closed forms and tables do not."""
+    """True if :meth:`kl_gradient` depends on the draw; closed forms and tables do not."""
     mirrored: ClassVar[bool] = False
-    """Whether :meth:`kl_gradient` takes the slope at the draw's mirror image too: less noise for a second evaluation."""
+    """True if :meth:`kl_gradient` also evaluates the slope at the mirrored draw (antithetic), which reduces its variance."""
 
     def __init_subclass__(cls, **arguments: Any) -> None:
-        """Give a class with a density of its own the derivatives by autograd where it has none: never another density's."""
+        """Reset derivatives to autograd in a subclass that defines its own density but not its own derivatives."""
+        # Otherwise a subclass that overrides forward() would inherit the closed-form slope of its parent's density.
         super().__init_subclass__(**arguments)
         if "forward" in vars(cls) or "typical_scale" in vars(cls):
             for name in {"kl_gradient", "slope", "is_elementwise", "needs_draw"} - vars(cls).keys():
@@ -62,41 +65,53 @@ class Prior(Learned, ABC):
 
     @abstractmethod
     def forward(self) -> Distribution:
-        """The distribution p, whose batch shape broadcasts with the weight tensor."""
+        """Return the distribution p, whose batch shape broadcasts with the weight tensor."""
 
     @abstractmethod
     def typical_scale(self) -> Tensor:
-        """A typical width of the density (a scale, not a std: a Cauchy has none); a positive tensor."""
+        """Return a typical scale of the density, a positive tensor (not a std: that of a Cauchy does not exist)."""
 
     @abstractmethod
     def values(self) -> dict[str, Any]:
-        """The numbers in use as plain floats and lists, enough to rebuild the density elsewhere."""
+        """Return the current numbers as floats and lists, enough to rebuild the density elsewhere."""
 
     def breakpoints(self, fine: bool = True) -> Tensor:
-        """Where the density bends, shape (b,): quadrature splits its panels there. Coarse is enough for training."""
+        """Return points at which quadrature splits its panels, (b,): kinks, poles, and octaves of the scale around them.
+
+        Args:
+            fine: True for the ledger; False returns fewer points, enough for training.
+
+        Returns:
+            Points in units of the weights.
+        """
         return around(self.mean, self.typical_scale(), (-2, 4) if fine else (0, 0))
 
     def update(self, weights: Sequence[Moments], rate: float = 1.0) -> None:
-        """Move learned numbers by ``rate`` of the way to their best given every tensor's (mean, std), where that is known."""
+        """Move learned numbers towards the minimum of the KL, if the prior knows it in closed form; else do nothing.
+
+        Args:
+            weights: posterior (mean, std) of every weight tensor that shares this prior.
+            rate: share of the way; 1 goes to the optimum.
+        """
 
     def given(self) -> str:
-        """What the receiver is assumed to hold already, to be named in the ledger; nothing for most."""
+        """Return a description of what the receiver is assumed to have, for the ledger; empty for most priors."""
         return ""
 
     def check(self, shape: torch.Size) -> None:
-        """Raise PriorError when the distribution cannot code a weight tensor of this shape."""
+        """Raise PriorError if the distribution cannot code a weight tensor of this shape."""
 
     def start(self) -> Tensor | None:
-        """Where the posterior means should begin, when the prior knows better than the layer's initialisation."""
+        """Return initial posterior means that replace the layer's initialisation; None for most priors."""
         return None
 
     def tensors(self) -> dict[str, Tensor]:
-        """Numbers too many for :meth:`values` (a mean for every weight), stored as tensors beside the posterior."""
+        """Return numbers too many for :meth:`values` (a mean for every weight), to be stored beside the posterior."""
         return {}
 
     @property
     def is_elementwise(self) -> bool:
-        """Whether one scalar density codes every weight, so that a tensor may be handed over in flat pieces."""
+        """Return True if all weights have the same scalar density, so that methods accept flat pieces of a tensor."""
         if "_is_elementwise" not in self.__dict__:
             p = self()
             self._is_elementwise = not p.event_shape and p.batch_shape.numel() == 1
@@ -104,20 +119,22 @@ class Prior(Learned, ABC):
 
     @torch.no_grad()
     def kl_gradient(self, mean: Tensor, log_std: Tensor, draw: Tensor, rate: float = 0.0) -> tuple[Tensor, Tensor]:
-        """Find an unbiased gradient of KL(N(mean, std^2) || p) in nats, of every weight by its mean and by its log std.
+        """Return an unbiased estimate of the gradient of KL(N(mean, std^2) || p) in nats, by mean and by log std.
 
-        With h the slope of -log p at the draw w = mean + std e, it is (h, h (w - mean) - 1): the entropy's part is exact, the
-        rest by the path-wise derivative (Kingma & Welling 2014; Blundell et al. 2015, section 3.2). With :attr:`mirrored`, h
-        is taken at 2 mean - w as well and the two are averaged. Priors that know better override this: then nothing of the
-        draw may remain.
+        With h the slope of -log p at the draw w = mean + std e, it is (h, h (w - mean) - 1): the derivative of the entropy is
+        exact, that of E_q[-log p] path-wise (Kingma & Welling 2014; Blundell et al. 2015, section 3.2). If :attr:`mirrored`,
+        it is averaged over w and 2 mean - w. Priors with a closed form or a table override this, and set
+        :attr:`needs_draw` to False if the draw is not used.
 
         Args:
-            mean, log_std, draw: of one shape and dtype; flat pieces are fine where :attr:`is_elementwise`, whole tensors else.
-            rate: how much of the gradient by each learned number of the prior is added to that number's ``.grad``; where the
-                slope is taken at draws, that of -log p(w).
+            mean: posterior means; flat pieces if :attr:`is_elementwise`, else the whole tensor.
+            log_std: posterior log stds, the same shape and dtype.
+            draw: weights drawn from the posterior, the same shape and dtype.
+            rate: factor with which the gradient by each learned number of the prior (of the KL, or of -log p at the draw) is
+                added to that number's ``.grad``.
 
         Returns:
-            Two new tensors of that shape, which the caller may change.
+            Gradients by mean and by log std, two new tensors of that shape, which the caller may change.
 
         >>> from bitsback.priors import GaussianPrior
         >>> by_mean, by_log_std = GaussianPrior(2.0).kl_gradient(torch.ones(1), torch.zeros(1), torch.ones(1))
@@ -133,11 +150,14 @@ class Prior(Learned, ABC):
         return slope.lerp_(behind, 0.5), by_log_std
 
     def slope(self, weights: Tensor, rate: float = 0.0) -> Tensor:
-        """Find the derivative of -log p at ``weights``, in nats, as a new tensor of their shape; by autograd unless overridden.
+        """Return the derivative of -log p in nats at given weights; by autograd unless overridden.
 
         Args:
-            weights: of any shape where :attr:`is_elementwise`, the whole tensor else.
-            rate: how much of the gradient of the sum of -log p by each learned number is added to that number's ``.grad``.
+            weights: weights, of any shape if :attr:`is_elementwise`, else the whole tensor.
+            rate: factor with which the gradient of the sum of -log p by each learned number is added to its ``.grad``.
+
+        Returns:
+            New tensor of the shape of ``weights``.
 
         >>> from bitsback.priors import LaplacePrior
         >>> LaplacePrior(0.5).slope(torch.tensor([-3.0, 0.1])).tolist()
@@ -153,11 +173,17 @@ class Prior(Learned, ABC):
         return slope
 
     def extra_repr(self) -> str:
+        """Return the kind, for ``repr``."""
         return self.kind
 
 
 def add_gradient(parameter: Tensor, gradient: Tensor, rate: float) -> None:
-    """Add ``rate`` times a gradient to a parameter's ``.grad``, making it where there is none; nothing for a fixed number.
+    """Add ``rate`` times a gradient to a parameter's ``.grad``; do nothing if the parameter does not require gradients.
+
+    Args:
+        parameter: learned number or numbers of a prior.
+        gradient: gradient with as many elements.
+        rate: factor of the gradient.
 
     >>> number = torch.nn.Parameter(torch.zeros(()))
     >>> add_gradient(number, torch.tensor(3.0), 0.5)
@@ -170,7 +196,16 @@ def add_gradient(parameter: Tensor, gradient: Tensor, rate: float) -> None:
 
 
 def around(centre: Tensor, width: Tensor, octaves: tuple[int, int]) -> Tensor:
-    """Points ``centre`` and ``centre +- width * 2^k``, for k from the first to the last octave, along a new last axis."""
+    """Return the points ``centre`` and ``centre +- width * 2^k``, for k from the first to the last octave.
+
+    Args:
+        centre: centres, which broadcast with ``width``.
+        width: positive widths.
+        octaves: first and last k.
+
+    Returns:
+        Tensor with a new last axis of the points of each centre.
+    """
     distance = width.unsqueeze(-1) * 2.0 ** torch.arange(octaves[0], octaves[1] + 1, dtype=width.dtype, device=width.device)
     middle = centre.to(width).unsqueeze(-1)
     both = torch.cat([middle - distance, middle + distance], dim=-1)
@@ -178,7 +213,7 @@ def around(centre: Tensor, width: Tensor, octaves: tuple[int, int]) -> Tensor:
 
 
 class ScalePrior(Prior):
-    """A prior with a fixed location ``mean`` and one ``scale``, fixed or learned."""
+    """Base class of priors with a fixed location ``mean`` and one ``scale``, fixed or learned."""
 
     log_scale: Tensor
 
@@ -188,17 +223,19 @@ class ScalePrior(Prior):
         self._store_scale(scale, learn)
 
     def typical_scale(self) -> Tensor:
+        """Return the scale."""
         return self.log_scale.exp()
 
     def values(self) -> dict[str, Any]:
+        """Return ``scale`` and ``mean``."""
         return {"scale": math.exp(float(self.log_scale.detach())), "mean": float(self.mean)}
 
     def _learn_from_slope(self, slope: Tensor, distance: Tensor, rate: float) -> None:
-        """Pass on the gradient by the log scale: of -log p, for a scale family, 1 - slope (w - location) for every weight."""
+        """Add the gradient of -log p by the log scale: for a scale family, the sum of 1 - slope (w - location)."""
         if rate and self.log_scale.requires_grad:
             add_gradient(self.log_scale, slope.numel() - torch.dot(slope.flatten(), distance.flatten()), rate)
 
     def _learn_from_kl(self, by_mean: Tensor, by_log_std: Tensor, distance: Tensor, rate: float) -> None:
-        """Pass on the same for the KL: for a scale family, minus the sum of by_mean (mean - location) + by_log_std."""
+        """Add the gradient of the KL by the log scale: for a scale family, -sum(by_mean (mean - location) + by_log_std)."""
         if rate and self.log_scale.requires_grad:
             add_gradient(self.log_scale, -torch.dot(by_mean.flatten(), distance.flatten()) - by_log_std.sum(), rate)

@@ -1,4 +1,4 @@
-"""The density of each prior as integer tables need it: in arithmetic that every machine repeats."""
+"""Densities of the priors in exactly reproducible floating-point arithmetic, for integer coding tables."""
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from bitsback.priors.gaussian import NormalPrior
 __all__ = ["STANDARD", "density_of"]
 
 FINE = 2.0**20
-"""Numbers of a prior that are fixed, not learned, are rounded to multiples of 2^-20 before use; part of the format."""
+"""Inverse of the grid step, 2^-20, to which fixed numbers of a prior are rounded before use; part of the file format."""
 
 
 STANDARD: dict[type[Prior], StandardDensity] = {
@@ -39,7 +39,7 @@ def _numbers(tensor: Tensor, *, learned: bool) -> Floats:
 
 
 def _mixture(prior: MixturePrior) -> LocatedDensity:
-    """A mixture in units of its narrowest component."""
+    """Return the density of a mixture, in units of the scale of its narrowest component."""
     learned = bool(prior.charges())
     scales = exp(_numbers(prior.log_scales, learned=learned))
     weights = exp(np.concatenate([[0.0], _numbers(prior.free_logits, learned=learned)]))
@@ -59,10 +59,17 @@ def _mixture(prior: MixturePrior) -> LocatedDensity:
 
 
 def density_of(prior: Prior, name: str) -> LocatedDensity:
-    """The prior of the weight tensor ``name`` as a shape with centre and scale.
+    """Return the density of a prior as a standard density with centre and scale.
+
+    Args:
+        prior: prior of a weight tensor.
+        name: name of that tensor, for messages.
+
+    Returns:
+        Standard density with centre and scale, which broadcast to the tensor.
 
     Raises:
-        PriorError: when the prior does not code weights one by one.
+        PriorError: when the prior is not elementwise.
     """
     if isinstance(prior, MixturePrior):
         return _mixture(prior)

@@ -1,4 +1,4 @@
-"""The Gaussian prior: its code length is L2."""
+"""Gaussian prior, under which -log2 p(w) is an L2 penalty."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ __all__ = ["GaussianPrior", "NormalPrior"]
 
 
 class NormalPrior(Prior):
-    """N(mean, scale^2) whose mean and scale broadcast to the weight tensor; the base of every Gaussian prior.
+    """Base class of Gaussian priors, N(mean, scale^2) with mean and scale that broadcast to the weight tensor.
 
     With ``learn="closed_form"`` each scale is set to the root of the second moment E_q[(w - mean)^2] of the weights that
     share it, which minimises the KL exactly (empirical Bayes; Hinton & van Camp 1993, section 6).
@@ -31,21 +31,35 @@ class NormalPrior(Prior):
         self._store_scale(scale, learn)
 
     def forward(self) -> Distribution:
+        """Return the normal distribution."""
         return Normal(self.mean, self.typical_scale(), validate_args=False)
 
     def typical_scale(self) -> Tensor:
+        """Return the scale or scales."""
         return self.log_scale.exp()
 
     def values(self) -> dict[str, Any]:
+        """Return ``scale`` and ``mean``."""
         return {"scale": plain(self.log_scale.double().exp()), "mean": plain(self.mean)}
 
     @property
     def is_elementwise(self) -> bool:
+        """Return True if mean and scale are single numbers."""
         return self.mean.ndim == 0 and self.log_scale.ndim == 0
 
     @torch.no_grad()
     def kl_gradient(self, mean: Tensor, log_std: Tensor, draw: Tensor, rate: float = 0.0) -> tuple[Tensor, Tensor]:
-        """Find the exact gradient: ((mean - mu) / scale^2, std^2 / scale^2 - 1)."""
+        """Return the exact gradient of the KL, ((mean - mu) / scale^2, std^2 / scale^2 - 1).
+
+        Args:
+            mean: posterior means.
+            log_std: posterior log stds, the same shape.
+            draw: not used.
+            rate: factor with which the gradient by the log scale is added to its ``.grad``.
+
+        Returns:
+            Gradients by mean and by log std.
+        """
         precision = self.typical_scale().square().reciprocal_()
         distance = mean - self.mean
         by_mean = distance * precision
@@ -56,6 +70,15 @@ class NormalPrior(Prior):
 
     @torch.no_grad()
     def slope(self, weights: Tensor, rate: float = 0.0) -> Tensor:
+        """Return the slope of -log p, (w - mean) / scale^2.
+
+        Args:
+            weights: weights.
+            rate: factor with which the gradient by the log scale is added to its ``.grad``.
+
+        Returns:
+            Slopes, the shape of ``weights``.
+        """
         distance = weights - self.mean
         slope = distance / self.typical_scale().square()
         if rate and self.log_scale.requires_grad:
@@ -63,20 +86,28 @@ class NormalPrior(Prior):
         return slope
 
     def update(self, weights: Sequence[Moments], rate: float = 1.0) -> None:
+        """Move each log scale towards that of the root mean of E_q[(w - mean)^2], if it learns in closed form.
+
+        Args:
+            weights: posterior (mean, std) of every weight tensor that shares this prior.
+            rate: share of the way; 1 goes to the optimum.
+        """
         if self.learns_in_closed_form:
             sums, counts = zip(*(self._second_moment(mean, std) for mean, std in weights), strict=True)
             best = 0.5 * (torch.stack(sums).sum(0) / sum(counts)).clamp_min(1e-30).log()
             self.log_scale.lerp_(best, rate)
 
     def _second_moment(self, mean: Tensor, std: Tensor | None) -> tuple[Tensor, float]:
-        """Sum of E_q[(w - mean)^2] over the weights of each scale, and how many those are."""
+        """Return the sum of E_q[(w - mean)^2] over the weights of each scale, and the number of weights of each."""
         moment = (mean - self.mean).square() + (0.0 if std is None else std.square())
         total = moment.sum_to_size(self.log_scale.shape)
         return total, moment.numel() / total.numel()
 
 
 class GaussianPrior(NormalPrior):
-    """p(w) = N(mean, scale^2). ``-log2 p(w)`` is a constant plus (w - mean)^2 / (2 scale^2 ln 2): L2 is its code length.
+    """Gaussian density, p(w) = N(w; mean, scale^2).
+
+    ``-log2 p(w)`` is a constant plus (w - mean)^2 / (2 scale^2 ln 2), an L2 penalty.
 
     >>> prior = GaussianPrior(scale=2.0)
     >>> round(prior().log_prob(torch.tensor(0.0)).item(), 4)
@@ -87,7 +118,8 @@ class GaussianPrior(NormalPrior):
 
     @property
     def centre(self) -> float:
-        """mu as a number, read once: it is never learned."""
+        """Return the mean as a float."""
+        # Cached, because float() of a tensor on an accelerator waits for the device; the mean is never learned.
         found: float | None = self.__dict__.get("_centre")
         if found is None:
             found = self.__dict__["_centre"] = float(self.mean)

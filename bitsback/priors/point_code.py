@@ -1,4 +1,4 @@
-"""Code length of a point estimate: its grid points under the integer tables of its prior."""
+"""Code length of a point estimate on a grid, under the integer table of its prior."""
 
 import copy
 
@@ -16,31 +16,34 @@ from bitsback.units import nats_to_bits
 __all__ = ["point_bits"]
 
 LARGEST_INDEX = 2.0**52
-"""Beyond it, neighbouring grid points are one and the same float64."""
+"""Largest index of a grid point; beyond 2^53, float64 cannot tell neighbouring grid points apart."""
 
 
 @torch.no_grad()
 def point_bits(prior: Prior, name: str, weights: Tensor, step: float) -> Floats:
-    """Return the code length of every weight on the multiples of ``step``, elementwise.
+    """Return the code length in bits of every weight on the multiples of ``step``, elementwise.
 
-    Each is -log2 of what the prior's integer table gives to the bucket of width ``step`` around the weight, counted from the
-    multiple next to the prior's location: exactly what :func:`bitsback.coding.lattice.under_prior` pays. The masses of a
-    table sum to one whatever the density is, so this is a code where density times step is none: near a pole, and for
-    components narrower than the step. There the table is not the bucket's integral (four points of the density may miss a
-    narrow component: zeros then cost more than they would have to), but it is what is spent.
+    Each is -log2 of the mass that the prior's integer table assigns to the bucket of width ``step`` around the weight, with
+    buckets counted from the multiple nearest to the prior's location; :func:`bitsback.coding.lattice.under_prior` spends
+    exactly these bits. The masses of a table sum to one for every density, so this is a code also where density times step is
+    not a mass: near a pole, and for components narrower than the step. There the table differs from the integral over the
+    bucket (the density is evaluated at four points, which may miss a narrow component: zeros then cost more than necessary).
 
-    A weight beyond the table is charged 28 bits, the price of the rarest entry, and then its density times step: a density
-    that falls towards its tail is below its mean over the bucket, so that all of these together add less than 2^-28 to the
-    sum of masses. A grid too fine for a table takes the finest one, and the lower bits of the points as they are.
+    A weight beyond the table costs 28 bits, as the rarest entry, plus -log2(density times step): a density that decreases in
+    its tail is below its mean over the bucket, so that all such weights add less than 2^-28 to the sum of masses. If the grid
+    is too fine for a table, the finest table is used for the upper bits of an index and the lower bits are stored as they are.
 
     Args:
-        prior: of the weights.
-        name: of the weight tensor, for messages.
-        weights: multiples of ``step``, up to rounding.
-        step: of the grid, above zero.
+        prior: prior of the weights.
+        name: name of the weight tensor, for messages.
+        weights: weights, multiples of ``step`` up to rounding.
+        step: grid step, above zero.
+
+    Returns:
+        Bits, float64, of the shape of ``weights`` broadcast with the prior's scale.
 
     Raises:
-        PriorError: for a prior that does not code weights one by one, or whose density has no finite mass on the grid.
+        PriorError: for a prior that is not elementwise, or whose density has no finite mass on the grid.
 
     >>> from bitsback.priors import ScaleMixturePrior
     >>> spiky = ScaleMixturePrior([0.001, 1.0], [0.9, 0.1])

@@ -1,4 +1,4 @@
-"""The settings of every prior, without torch: a configuration is read before anything is built."""
+"""Settings of the priors; importing them does not import torch."""
 
 import math
 from abc import abstractmethod
@@ -47,17 +47,17 @@ registry: Registry[type["PriorSettings"]] = Registry("prior")
 
 
 class PriorSettings(Settings):
-    """What every prior can be told: how its numbers are learned, and which weights share them."""
+    """Settings common to all priors: how numbers are learned, and which weights share them."""
 
     kind: str
     learn: Learn = Field(
-        "gradient", description="none: numbers stay as given; otherwise they are learned, rounded to a grid and charged"
+        "gradient", description="none: numbers are fixed; otherwise they are learned, rounded to a grid and charged"
     )
     per: Literal["tensor", "layer", "model"] = Field("tensor", description="which weights share one set of numbers")
 
     @abstractmethod
     def build(self, weight: "WeightInfo") -> "Prior":
-        """The prior of one weight tensor, or of the group of tensors that begins with it."""
+        """Build the prior of one weight tensor, or of the group of tensors that begins with it."""
 
 
 class ScaleSettings(PriorSettings):
@@ -66,22 +66,23 @@ class ScaleSettings(PriorSettings):
     scale: PositiveFloat = Field(0.3, description="scale of the prior, at the start when it is learned")
     mean: float = Field(0.0, description="location of the prior, the same for every weight; never learned")
     relative_to: Literal["absolute", "fan_in"] = Field(
-        "absolute", description="absolute: scale as it stands; fan_in: scale times 1/sqrt(fan_in)"
+        "absolute", description="absolute: scale as given; fan_in: scale times 1/sqrt(fan_in)"
     )
 
     def start_scale(self, weight: "WeightInfo") -> float:
-        """The scale at the start, in absolute units."""
+        """Return the initial scale, in units of the weights."""
         return self.scale / math.sqrt(weight.fan_in) if self.relative_to == "fan_in" else self.scale
 
 
 @registry.register("gaussian")
 class GaussianPriorSettings(ScaleSettings):
-    """N(mean, scale^2): L2 as a code."""
+    """Gaussian N(mean, scale^2); its code length is an L2 penalty."""
 
     kind: Literal["gaussian"] = "gaussian"
     learn: Learn = "closed_form"
 
     def build(self, weight: "WeightInfo") -> "GaussianPrior":
+        """Build the Gaussian prior of one weight tensor."""
         from bitsback.priors.gaussian import GaussianPrior
 
         return GaussianPrior(self.start_scale(weight), mean=self.mean, learn=self.learn)
@@ -89,12 +90,13 @@ class GaussianPriorSettings(ScaleSettings):
 
 @registry.register("laplace")
 class LaplacePriorSettings(ScaleSettings):
-    """Laplace(mean, scale): L1 as a code."""
+    """Laplace(mean, scale); its code length is an L1 penalty."""
 
     kind: Literal["laplace"] = "laplace"
     learn: GradientLearn = "gradient"
 
     def build(self, weight: "WeightInfo") -> "LaplacePrior":
+        """Build the Laplace prior of one weight tensor."""
         from bitsback.priors._laplace import LaplacePrior
 
         return LaplacePrior(self.start_scale(weight), mean=self.mean, learn=self.learn)
@@ -102,13 +104,14 @@ class LaplacePriorSettings(ScaleSettings):
 
 @registry.register("student_t")
 class StudentTPriorSettings(ScaleSettings):
-    """Student's t: tails that fall as a power, |w|^-(df + 1)."""
+    """Student's t, with tails that decay as |w|^-(df + 1)."""
 
     kind: Literal["student_t"] = "student_t"
     learn: GradientLearn = "gradient"
     df: PositiveFloat = Field(3.0, description="degrees of freedom, fixed")
 
     def build(self, weight: "WeightInfo") -> "StudentTPrior":
+        """Build the Student t prior of one weight tensor."""
         from bitsback.priors._heavy_tails import StudentTPrior
 
         return StudentTPrior(self.start_scale(weight), df=self.df, mean=self.mean, learn=self.learn)
@@ -116,12 +119,13 @@ class StudentTPriorSettings(ScaleSettings):
 
 @registry.register("cauchy")
 class CauchyPriorSettings(ScaleSettings):
-    """Cauchy: the heaviest tails of the family; no mean, no variance, still a code."""
+    """Cauchy, with tails that decay as 1/w^2; it has no mean and no variance, but is a proper density."""
 
     kind: Literal["cauchy"] = "cauchy"
     learn: GradientLearn = "gradient"
 
     def build(self, weight: "WeightInfo") -> "CauchyPrior":
+        """Build the Cauchy prior of one weight tensor."""
         from bitsback.priors._heavy_tails import CauchyPrior
 
         return CauchyPrior(self.start_scale(weight), mean=self.mean, learn=self.learn)
@@ -129,12 +133,13 @@ class CauchyPriorSettings(ScaleSettings):
 
 @registry.register("logistic")
 class LogisticPriorSettings(ScaleSettings):
-    """Logistic: between Gaussian and Laplace."""
+    """Logistic, with tails between those of Gaussian and Laplace."""
 
     kind: Literal["logistic"] = "logistic"
     learn: GradientLearn = "gradient"
 
     def build(self, weight: "WeightInfo") -> "LogisticPrior":
+        """Build the logistic prior of one weight tensor."""
         from bitsback.priors._heavy_tails import LogisticPrior
 
         return LogisticPrior(self.start_scale(weight), mean=self.mean, learn=self.learn)
@@ -142,12 +147,13 @@ class LogisticPriorSettings(ScaleSettings):
 
 @registry.register("horseshoe")
 class HorseshoePriorSettings(ScaleSettings):
-    """The horseshoe's exact marginal: a pole at zero and heavy tails."""
+    """Exact marginal of the horseshoe, with a pole at its centre and heavy tails."""
 
     kind: Literal["horseshoe"] = "horseshoe"
     learn: GradientLearn = "gradient"
 
     def build(self, weight: "WeightInfo") -> "HorseshoePrior":
+        """Build the horseshoe prior of one weight tensor."""
         from bitsback.priors._horseshoe import HorseshoePrior
 
         return HorseshoePrior(self.start_scale(weight), mean=self.mean, learn=self.learn)
@@ -155,7 +161,7 @@ class HorseshoePriorSettings(ScaleSettings):
 
 @registry.register("group_gaussian")
 class GroupGaussianPriorSettings(ScaleSettings):
-    """A Gaussian scale for every output or every input unit; each scale is learned and charged."""
+    """Gaussian with one scale for every output or every input unit; each scale is learned and charged."""
 
     kind: Literal["group_gaussian"] = "group_gaussian"
     learn: Learn = "closed_form"
@@ -163,6 +169,7 @@ class GroupGaussianPriorSettings(ScaleSettings):
     group: Literal["output", "input"] = Field("input", description="which units have a scale of their own")
 
     def build(self, weight: "WeightInfo") -> "GroupGaussianPrior":
+        """Build the grouped Gaussian prior of one weight tensor."""
         from bitsback.priors._group import GroupGaussianPrior
 
         axis = weight.output_axis if self.group == "output" else weight.input_axis
@@ -174,7 +181,7 @@ Probabilities = Annotated[tuple[PositiveFloat, ...], Field(min_length=2)]
 
 
 class MixtureSettings(PriorSettings):
-    """Settings of a mixture: lists of scales and weights."""
+    """Settings of a mixture prior: lists of scales and weights."""
 
     learn: GradientLearn = "gradient"
     scales: Probabilities = Field((0.05, 0.6), description="scale of each component")
@@ -191,11 +198,12 @@ class MixtureSettings(PriorSettings):
 
 @registry.register("scale_mixture")
 class ScaleMixturePriorSettings(MixtureSettings):
-    """Two or more zero-mean Gaussians: most weights near zero, a few far out."""
+    """Mixture of two or more zero-mean Gaussians: most weights near zero, a few large."""
 
     kind: Literal["scale_mixture"] = "scale_mixture"
 
     def build(self, weight: "WeightInfo") -> "ScaleMixturePrior":
+        """Build the scale mixture of one weight tensor."""
         from bitsback.priors._mixtures import ScaleMixturePrior
 
         return ScaleMixturePrior(list(self.scales), list(self.weights), learn=self.learn)
@@ -203,7 +211,7 @@ class ScaleMixturePriorSettings(MixtureSettings):
 
 @registry.register("adaptive_mixture")
 class AdaptiveMixturePriorSettings(PriorSettings):
-    """K Gaussians whose means, scales and weights are learned."""
+    """Mixture of K Gaussians whose means, scales and weights are learned."""
 
     kind: Literal["adaptive_mixture"] = "adaptive_mixture"
     learn: GradientLearn = "gradient"
@@ -211,6 +219,7 @@ class AdaptiveMixturePriorSettings(PriorSettings):
     scale: PositiveFloat = Field(0.3, description="the means start between -scale and +scale")
 
     def build(self, weight: "WeightInfo") -> "AdaptiveMixturePrior":
+        """Build the adaptive mixture of one weight tensor."""
         from bitsback.priors._mixtures import AdaptiveMixturePrior
 
         count = self.components
@@ -221,7 +230,7 @@ class AdaptiveMixturePriorSettings(PriorSettings):
 
 @registry.register("spike_and_slab")
 class SpikeAndSlabPriorSettings(PriorSettings):
-    """A narrow Gaussian for weights that do nothing, a wide one for those that do."""
+    """Mixture of a narrow Gaussian for weights near zero and a wide one for the others."""
 
     kind: Literal["spike_and_slab"] = "spike_and_slab"
     learn: GradientLearn = "gradient"
@@ -236,6 +245,7 @@ class SpikeAndSlabPriorSettings(PriorSettings):
         return self
 
     def build(self, weight: "WeightInfo") -> "SpikeAndSlabPrior":
+        """Build the spike-and-slab prior of one weight tensor."""
         from bitsback.priors._mixtures import SpikeAndSlabPrior
 
         scales, weights = [self.spike_scale, self.slab_scale], [1 - self.slab_weight, self.slab_weight]
@@ -244,15 +254,16 @@ class SpikeAndSlabPriorSettings(PriorSettings):
 
 @registry.register("pyro")
 class PyroPriorSettings(PriorSettings):
-    """Any distribution of pyro.distributions by name, with its arguments."""
+    """Distribution of pyro.distributions, given by name and arguments."""
 
     kind: Literal["pyro"] = "pyro"
     learn: GradientLearn = "gradient"
     distribution: str = Field(description="a class name in pyro.distributions")
-    arguments: dict[str, Any] = Field(default_factory=dict, description="its arguments: numbers or lists")
-    scale: PositiveFloat = Field(1.0, description="the prior is the law of scale * X")
+    arguments: dict[str, Any] = Field(default_factory=dict, description="arguments of the distribution: numbers or lists")
+    scale: PositiveFloat = Field(1.0, description="factor of the random variable, at the start when it is learned")
 
     def build(self, weight: "WeightInfo") -> "PyroPrior":
+        """Build the Pyro prior of one weight tensor."""
         from bitsback.priors._pyro import PyroPrior
 
         return PyroPrior(self.distribution, self.arguments, scale=self.scale, learn=self.learn)
@@ -260,15 +271,16 @@ class PyroPriorSettings(PriorSettings):
 
 @registry.register("checkpoint")
 class CheckpointPriorSettings(PriorSettings):
-    """N(mean of an earlier run, scale^2)."""
+    """Gaussian around the posterior means of an earlier run, N(mean, scale^2)."""
 
     kind: Literal["checkpoint"] = "checkpoint"
     learn: Learn = "closed_form"
     per: Literal["tensor"] = Field("tensor", description="always tensor: each tensor has its own earlier mean")
     run: FilePath = Field(description="directory of an earlier run of the same network")
-    scale: PositiveFloat = Field(0.1, description="std around the earlier means")
+    scale: PositiveFloat = Field(0.1, description="std around the earlier means, at the start when it is learned")
 
     def build(self, weight: "WeightInfo") -> "CheckpointPrior":
+        """Read the means of the earlier run and build the prior of one weight tensor."""
         from bitsback.priors._earlier_run import CheckpointPrior, earlier_mean
 
         mean = earlier_mean(self.run, weight)
@@ -279,7 +291,7 @@ OWN = "factory"
 
 
 class OwnPriorSettings(PriorSettings):
-    """A prior of your own: a function that is told the weight (name, shape, fan-in) and returns a Prior."""
+    """User-defined prior: a function of the weight (name, shape, fan-in) that returns a Prior."""
 
     kind: Literal["factory"] = "factory"
     learn: Literal["none"] = Field("none", description="always none: the function decides what is learned")
@@ -287,6 +299,7 @@ class OwnPriorSettings(PriorSettings):
     arguments: dict[str, Any] = Field(default_factory=dict, description="further keyword arguments of the function")
 
     def build(self, weight: "WeightInfo") -> "Prior":
+        """Call the function with the weight and return its prior."""
         from bitsback.priors.base import Prior
 
         found: Prior = made_by(self.factory, "prior.factory", Prior, "a Prior", weight, **self.arguments)
@@ -305,4 +318,4 @@ else:
         ],
         Field(discriminator="kind"),
     ]
-"""The settings of any registered prior, told apart by ``kind``."""
+"""Settings of any registered prior, discriminated by ``kind``."""

@@ -1,7 +1,7 @@
-"""Contracts that other people can run: joining a family is one line in a list.
+"""Contract tests for user-defined priors, likelihoods and layers.
 
-Each function takes a member of a family and raises AssertionError, saying what broke, when the member does not keep the
-family's contract. They need nothing but this package; run them from pytest, or from anywhere.
+Each function takes an object and raises AssertionError with an explanation if the object violates the contract of its base
+class. They need no test framework.
 """
 
 from bitsback.testing._layers import check_layer

@@ -1,4 +1,4 @@
-"""The contract of a layer with posteriors: torch's own layer under many weight draws."""
+"""Contract test of a layer with posteriors: it behaves as the torch layer with drawn weights."""
 
 import copy
 from collections.abc import Callable
@@ -19,21 +19,23 @@ DRAWS = 400
 
 
 def first(output: Any) -> Tensor:
-    """Return the tensor of an output: recurrent layers and attention return tuples."""
+    """Return the output tensor, the first item of a tuple (as returned by recurrent layers and attention)."""
     result: Tensor = output[0] if isinstance(output, tuple) else output
     return result
 
 
 def check_layer(make: Callable[[], nn.Module], plain: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    """Check a layer with posteriors against the torch layer that it is.
+    """Check a layer with posteriors against the corresponding torch layer.
+
+    Tests means, draws, gradients, copies and states, and precisions.
 
     Args:
         make: builds the layer; a layer of :mod:`bitsback.nn`, or any module, which is then given to ``bayesianize``.
         plain: the torch layer, with the same options.
-        inputs: positional inputs in float32.
+        inputs: positional inputs, those of floating point in float32.
 
     Raises:
-        AssertionError: naming what broke.
+        AssertionError: with the name of the property that fails.
 
     >>> import bitsback.nn
     >>> _ = torch.manual_seed(0)
@@ -66,7 +68,7 @@ def _under(layer: nn.Module, weights: dict[str, Tensor], inputs: tuple[Tensor, .
 
 
 def _check_means(layer: nn.Module, model: BayesianModel, plain: nn.Module, inputs: tuple[Tensor, ...], name: str) -> None:
-    """With every weight at its mean, the layer is the torch layer with those weights."""
+    """Check that with every weight at its mean, outputs are those of the torch layer with those weights."""
     plain = copy.deepcopy(plain)
     means = {weight.name: weight.posterior.mean.detach().clone() for weight in model.weights}
     plain.load_state_dict({**dict(layer.named_buffers()), **means})
@@ -79,9 +81,9 @@ def _check_means(layer: nn.Module, model: BayesianModel, plain: nn.Module, input
 
 
 def _check_draws(layer: nn.Module, model: BayesianModel, inputs: tuple[Tensor, ...], name: str) -> None:
-    """One draw lasts until the next; mean and variance of the output over draws agree with explicit ones."""
+    """Check that a draw lasts until the next, and that mean and variance of outputs agree with those of explicit draws."""
     for module in layer.modules():
-        module.training = False  # the layer's own mode alone: its weights go on holding draws
+        module.training = False  # sets the mode of the module, not of the model: weights still hold draws
     with torch.no_grad():
         for weight in model.weights:
             assert isinstance(weight.posterior, GaussianPosterior)
@@ -95,7 +97,7 @@ def _check_draws(layer: nn.Module, model: BayesianModel, inputs: tuple[Tensor, .
     assert torch.equal(called[-1], again), f"{name}: a draw does not last"
     assert not torch.equal(called[0], called[1]), f"{name}: two draws are alike"
     drawn, given = torch.stack(explicit), torch.stack(called)
-    spread = torch.cat([drawn, given]).std(0)  # a unit that is zero in nearly every draw has one in either
+    spread = torch.cat([drawn, given]).std(0)  # pooled: a unit that is zero in nearly every draw may have std 0 in one of them
     allowed = 6 * spread * (2 / DRAWS) ** 0.5 + 1e-5
     assert bool(((given.mean(0) - drawn.mean(0)).abs() < allowed).all()), f"{name}: mean over draws differs from explicit ones"
     ratio = float(given.var(0).mean() / drawn.var(0).mean())
@@ -110,7 +112,7 @@ def _drawn(weight: Weight) -> Tensor:
 
 
 def _check_gradients(layer: nn.Module, model: BayesianModel, inputs: tuple[Tensor, ...], name: str) -> None:
-    """The gradients of means and log stds are those of autograd through w = m + s e, in float64."""
+    """Check that the gradients of means and log stds equal those of autograd through w = m + s e, in float64."""
     model.double()
     doubled = tuple(x.double() if x.is_floating_point() else x for x in inputs)
     targets = torch.randn_like(_forward(layer, doubled).detach())
@@ -134,7 +136,7 @@ def _check_gradients(layer: nn.Module, model: BayesianModel, inputs: tuple[Tenso
 
 
 def _check_copies(layer: nn.Module, other: nn.Module, inputs: tuple[Tensor, ...], name: str) -> None:
-    """deepcopy and the model's state carry posterior and draw."""
+    """Check that deepcopy and the model's state dict preserve posterior and draw."""
     model = layer.model if isinstance(layer, BayesianLayer) else bayesianize(layer)
     second = other.model if isinstance(other, BayesianLayer) else bayesianize(other)
     model.draw()

@@ -1,4 +1,4 @@
-"""The contract of a likelihood: its bits are a code of the targets, and its gradient is right."""
+"""Contract test of a likelihood: its bits are code lengths of the targets, and its gradient is correct."""
 
 import copy
 
@@ -13,16 +13,17 @@ __all__ = ["check_likelihood"]
 def check_likelihood(
     likelihood: Likelihood, outputs: Tensor, targets: Tensor, every_target: Tensor, *, slack: float = 1e-6
 ) -> None:
-    """Check a likelihood on examples.
+    """Check a likelihood on examples: total mass, independence of the batch, gradient, shapes, and reference codes.
 
     Args:
+        likelihood: likelihood to check.
         outputs: network outputs (n, ...), in float64.
         targets: targets of those examples.
-        every_target: every value that one target may have (or enough of them to hold all mass), (k, ...).
-        slack: how far above one the mass may be.
+        every_target: all values of a target, (k, ...), or enough of them that the rest has negligible probability.
+        slack: allowed difference of the total mass from one.
 
     Raises:
-        AssertionError: naming what broke.
+        AssertionError: with the name of the property that fails.
 
     >>> from bitsback.likelihoods import CategoricalLikelihood
     >>> check_likelihood(CategoricalLikelihood(3), torch.randn(4, 3).double(), torch.tensor([0, 1, 2, 0]), torch.arange(3))

@@ -1,4 +1,4 @@
-"""The contract of a prior: it is a code, and its KL is right."""
+"""Contract test of a prior: it is a proper density, and its KL and gradients are correct."""
 
 import copy
 import math
@@ -14,21 +14,30 @@ from bitsback.priors import Prior
 __all__ = ["bucket_masses", "check_prior", "dense_kl_nats", "expected_kl_gradient", "masses_between"]
 
 POSTERIORS = ((0.0, 0.3), (0.1, 1e-3), (-0.7, 0.05), (2.0, 0.5), (1e-4, 1e-2), (0.3, 3.0))
-"""Means and stds, in units of the prior's width, at which the KL is checked."""
+"""Posterior means and stds, in units of the prior's scale, for which the KL is checked."""
 
 POINTS_A_SIDE = 6_001
 
 GRIDS = (1 / 64, 1 / 8, 4.0)
-"""Steps, in units of the prior's width, of the grids on which its mass is added up."""
+"""Grid steps, in units of the prior's scale, for which bucket masses are summed."""
 
 BUCKETS_A_SIDE = 600
 
 DRAWS = 4_001
-"""Evenly spread draws over which the gradient of learned numbers is averaged."""
+"""Draws at evenly spaced quantiles over which gradients of learned numbers are averaged."""
 
 
 def dense_kl_nats(prior: Prior, mean: float, std: float) -> float:
-    """KL(N(mean, std^2) || prior) by brute force in float64, dense around every bend; slow and plain."""
+    """Compute KL(N(mean, std^2) || prior) by brute-force quadrature in float64, dense around every breakpoint.
+
+    Args:
+        prior: elementwise prior, in float64.
+        mean: posterior mean.
+        std: posterior std.
+
+    Returns:
+        KL in nats.
+    """
     spread = torch.linspace(-10, 10, POINTS_A_SIDE, dtype=torch.float64)
     steps = torch.logspace(-14, 1, POINTS_A_SIDE, dtype=torch.float64)
     bends = prior.breakpoints().detach().double().flatten()
@@ -49,8 +58,16 @@ def dense_kl_nats(prior: Prior, mean: float, std: float) -> float:
 def bucket_masses(prior: Prior, step: float, first: int, last: int) -> Tensor:
     """Return the prior's mass in the buckets of width ``step`` around the multiples first * step, ..., last * step.
 
-    By quadrature in float64, cut at the prior's breakpoints and at the buckets' edges; of shape (last - first + 1, ...) with
-    the batch shape of the distribution behind.
+    Uses quadrature in float64, split at the prior's breakpoints and at the buckets' edges.
+
+    Args:
+        prior: prior.
+        step: grid step, the width of a bucket.
+        first: index of the first bucket.
+        last: index of the last bucket.
+
+    Returns:
+        Masses, (last - first + 1, *batch shape of the distribution), float64.
 
     >>> from bitsback.priors import GaussianPrior
     >>> round(float(bucket_masses(GaussianPrior(1.0), 2.0, 0, 0)), 6)  # between -1 and 1 std
@@ -61,7 +78,15 @@ def bucket_masses(prior: Prior, step: float, first: int, last: int) -> Tensor:
 
 
 def masses_between(prior: Prior, edges: Tensor) -> Tensor:
-    """Return the prior's mass between neighbours among sorted ``edges``, (n - 1, ...)."""
+    """Return the prior's mass between neighbouring edges.
+
+    Args:
+        prior: prior.
+        edges: sorted edges, (n,), float64.
+
+    Returns:
+        Masses, (n - 1, *batch shape of the distribution), float64.
+    """
     p = copy.deepcopy(prior).double()
     with torch.no_grad():
         bends = p.breakpoints().flatten()
@@ -74,11 +99,17 @@ def masses_between(prior: Prior, edges: Tensor) -> Tensor:
 
 
 def check_prior(prior: Prior, *, relative: float = 1e-6) -> None:
-    """Check one elementwise prior: mass (also bucket by bucket), samples, KL (value and gradient), the gradient that training
-    takes, additivity, rounding.
+    """Check an elementwise prior.
+
+    Tests mass (total and by bucket), samples, KL (value and gradient), ``kl_gradient`` and ``slope``, additivity over weights,
+    rounding, and that all learned numbers are charged.
+
+    Args:
+        prior: prior to check.
+        relative: relative tolerance of the KL.
 
     Raises:
-        AssertionError: naming what broke.
+        AssertionError: with the name of the property that fails.
 
     >>> from bitsback.priors import LaplacePrior
     >>> check_prior(LaplacePrior(scale=0.5))
@@ -102,7 +133,7 @@ def _check_mass(prior: Prior) -> None:
 
 
 def _check_grids(prior: Prior) -> None:
-    """The masses of the buckets of a grid, and of what lies beyond them, sum to one."""
+    """Check that the masses of buckets, and of the intervals beyond them, sum to one."""
     width = float(prior.typical_scale().detach())
     centre = float(prior.breakpoints().detach().median())
     decades = 10.0 ** torch.arange(0.25, 10.5, 0.25, dtype=torch.float64)
@@ -115,7 +146,7 @@ def _check_grids(prior: Prior) -> None:
 
 
 def _check_samples(prior: Prior) -> None:
-    """Samples follow the density: the mean of 1 / (1 + z^2) over draws agrees with its integral."""
+    """Check that samples follow the density: the mean of 1 / (1 + z^2) over samples agrees with its integral."""
     torch.manual_seed(0)
     width = prior.typical_scale().detach()
     draws = prior().sample(torch.Size([40_000])).detach()
@@ -138,7 +169,7 @@ def _check_kl(prior: Prior, mean: float, std: float, relative: float) -> None:
 
 
 def _check_gradient(prior: Prior) -> None:
-    """The KL's gradient in q and in every learned number of p agrees with finite differences."""
+    """Check the KL's gradient by q and by every learned number of p against finite differences."""
     width = float(prior.typical_scale().detach())
     posterior = GaussianPosterior(torch.tensor([0.4, -1.3], dtype=torch.float64) * width, 0.3 * width)
     parameters = [posterior.mean, posterior.log_std, *prior.parameters()]
@@ -161,7 +192,7 @@ def _check_gradient(prior: Prior) -> None:
 
 
 def _check_training_gradient(prior: Prior) -> None:
-    """The mean of ``kl_gradient`` over draws is the KL's gradient, in q and in learned numbers; ``slope`` is that of -log p."""
+    """Check that the mean of ``kl_gradient`` over draws is the KL's gradient, and ``slope`` the derivative of -log p."""
     assert prior.is_elementwise, f"{prior.kind}: does not code its weights one by one"
     width, learned = float(prior.typical_scale().detach()), list(prior.parameters())
     for mean, std in POSTERIORS:
@@ -189,7 +220,15 @@ def _check_training_gradient(prior: Prior) -> None:
 
 
 def expected_kl_gradient(prior: Prior, mean: Tensor, log_std: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what ``prior.kl_gradient`` is on average over draws, by quadrature: by mean and by log std, (n,) as these are.
+    """Return the mean of ``prior.kl_gradient`` over draws, by quadrature.
+
+    Args:
+        prior: elementwise prior.
+        mean: posterior means, (n,).
+        log_std: posterior log stds, (n,).
+
+    Returns:
+        Gradients by mean and by log std, (n,) each.
 
     >>> from bitsback.priors import LogisticPrior
     >>> nothing = torch.zeros(1, dtype=torch.float64)
@@ -198,7 +237,7 @@ def expected_kl_gradient(prior: Prior, mean: Tensor, log_std: Tensor) -> tuple[T
     (True, -0.586758)
     """
     bends = prior.breakpoints().detach().flatten().to(mean).expand(len(mean), -1)
-    both = torch.cat([bends, 2 * mean.unsqueeze(1) - bends], dim=1)  # an estimator may look at the draw's mirror image too
+    both = torch.cat([bends, 2 * mean.unsqueeze(1) - bends], dim=1)  # kl_gradient may evaluate the mirrored draw 2 m - w too
 
     def gradient(draws: Tensor) -> tuple[Tensor, Tensor]:
         columns = mean.unsqueeze(1).expand_as(draws), log_std.unsqueeze(1).expand_as(draws)
@@ -221,7 +260,7 @@ def _check_slope(prior: Prior, width: float) -> None:
 
 
 def _check_sum(prior: Prior) -> None:
-    """Bits add up over groups of weights."""
+    """Check that the KL is additive over groups of weights."""
     means = torch.linspace(-1, 1, 7, dtype=torch.float64)
     whole = float(kl(GaussianPosterior(means, 0.2), prior).nats.detach())
     parts = sum(float(kl(GaussianPosterior(part, 0.2), prior).nats.detach()) for part in means.split(3))
@@ -229,7 +268,7 @@ def _check_sum(prior: Prior) -> None:
 
 
 def _check_rounding(prior: Prior) -> None:
-    """Rounding is idempotent, changes little, and every learned number is charged."""
+    """Check that rounding is idempotent and that every learned number is charged."""
     rounded = copy.deepcopy(prior)
     rounded.round_to_grid()
     again = copy.deepcopy(rounded)
