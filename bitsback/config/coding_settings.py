@@ -29,7 +29,7 @@ Kind = Literal["point", "samples", "ensemble"]
 """Predictor of a block: one network, averaged weight draws, or an ensemble of networks."""
 
 STEPS_PER_STD = 3.46
-"""Default grid step in posterior stds. A copy of the constant in :mod:`bitsback.coding.quantised`, whose import needs numpy."""
+"""Default grid step in posterior stds, as in :mod:`bitsback.coding.quantised`, whose import needs numpy."""
 
 
 class GrowingBlocks(Settings):

@@ -302,9 +302,8 @@ def load_run(directory: str | Path, *, network: nn.Module | None = None, dataset
     path = open_results(directory).directory
     config = load_config(path / "config.yaml")
     if isinstance(config.likelihood, GaussianLikelihoodSettings) and "standardise" not in config.likelihood.model_fields_set:
-        old = config.likelihood.model_copy(
-            update={"standardise": False}
-        )  # written by a release that did not standardise targets
+        # written by a release that did not standardise targets
+        old = config.likelihood.model_copy(update={"standardise": False})
         config = config.model_copy(update={"likelihood": old})
     return Run(path, config, network, dataset)
 

@@ -43,7 +43,7 @@ class NetworkSettings(Settings):
         """
 
     def declared_outputs(self, inputs: "Tensor") -> int | None:
-        """Return the number of outputs that the network sets itself; None if it takes as many as needed, or fails on the inputs."""
+        """Return the number of outputs that the network sets itself; None if it takes as many as are needed, or fails."""
         from bitsback.config.build_network import outputs_for_one_target
 
         return outputs_for_one_target(self, inputs)
