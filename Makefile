@@ -1,13 +1,16 @@
-# `make run` trains the default configuration, `make test` runs every test; both make their own .venv first.
+# `make run` trains the default configuration, `make test` runs every test; each makes what it needs of .venv first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
+BASE := $(VENV)/.base
 READY := $(VENV)/.ready
 JOBS ?= 2
 
-.PHONY: run test coverage test-fast lint format docs docs-check install clean
-run: $(READY)
-	$(BIN)/bitsback train configs/digits.yaml
+.PHONY: run test coverage test-fast lint format docs docs-check install wheel-check clean
+run: $(BASE)
+	@echo "bitsback train configs/digits.yaml"
+	@$(BIN)/bitsback train configs/digits.yaml
 
 test: $(READY)
 	$(BIN)/python -m pytest -n $(JOBS) tests bitsback --doctest-modules $(COVERAGE)
@@ -36,11 +39,22 @@ format: $(READY)
 
 install: $(READY)
 
-$(READY): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	touch $(READY)
+wheel-check:
+	scripts/check_wheel.sh "$(PYTHON)"
+
+$(BASE): pyproject.toml constraints.txt
+	@echo "making $(VENV): an environment of its own, about 1.2 GB, most of it torch; a minute or two"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "installing torch"
+	@$(PIP) torch==2.13.0
+	@echo "installing bitsback with its reports"
+	@$(PIP) --editable '.[report,watch]'
+	@touch $(BASE)
+
+$(READY): $(BASE)
+	@echo "installing what tests, documentation and lint need, about 0.7 GB more"
+	@$(PIP) --editable '.[dev]'
+	@touch $(READY)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage docs/_build docs/reference docs/notebooks docs/figures

@@ -11,6 +11,7 @@ __all__ = [
     "FileError",
     "LayerError",
     "LedgerError",
+    "MissingExtraError",
     "PriorError",
     "RunError",
     "TrainingError",
@@ -45,6 +46,10 @@ class CertificateError(BitsbackError):
 
 class LayerError(BitsbackError):
     """A module that cannot hold a posterior the way it was asked to."""
+
+
+class MissingExtraError(BitsbackError):
+    """A library that only some of the package needs is not installed; the extra that installs it is named."""
 
 
 class RunError(BitsbackError):

@@ -10,9 +10,25 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
-from bitsback.errors import BitsbackError, ConfigError
+from bitsback.errors import BitsbackError, ConfigError, brief
 
-__all__ = ["FactoryName", "importable_here", "imported_function", "made_by"]
+__all__ = ["LONGEST_NAME", "NAME_PATTERN", "FactoryName", "importable_here", "imported_function", "is_function_name", "made_by"]
+
+_IDENTIFIER = r"[^\W\d]\w*"
+NAME_PATTERN = rf"^{_IDENTIFIER}(\.{_IDENTIFIER})*:{_IDENTIFIER}$"
+"""Of a codec's name: identifiers, joined with dots before the colon."""
+
+LONGEST_NAME = 200
+"""Characters of a codec's name, at most."""
+
+
+def is_function_name(text: str) -> bool:
+    """Whether a text of any length has the form of ``package.module:function``.
+
+    >>> [is_function_name(text) for text in ("mine:codec", "my.own:codec", ".mine:codec", "my..own:codec", "my.own.codec")]
+    [True, True, False, False, False]
+    """
+    return re.fullmatch(NAME_PATTERN.strip("^$"), text) is not None
 
 
 def _named(factory: str) -> str:
@@ -43,9 +59,9 @@ def imported_function(name: str, setting: str) -> Any:
             return getattr(importlib.import_module(module), function)
     except ModuleNotFoundError as error:
         hint = "; is it in this directory or on PYTHONPATH?" if error.name == module.partition(".")[0] else ""
-        raise ConfigError(f"{setting}: cannot import '{name}': {error}{hint}") from error
+        raise ConfigError(f"{setting}: cannot import '{name}': {brief(error)}{hint}") from error
     except Exception as error:  # whatever the user's module raises
-        raise ConfigError(f"{setting}: cannot import '{name}': {error}") from error
+        raise ConfigError(f"{setting}: cannot import '{name}': {brief(error)}") from error
 
 
 def made_by(name: str, setting: str, kind: type[Any], what: str, *given: Any, **arguments: Any) -> Any:

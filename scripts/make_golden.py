@@ -5,12 +5,14 @@
 
 Every NAME.bb stands beside a NAME.json with SHA-256 digests of what it decodes to; tables.json has those of the tables that
 belong to the format. With --check nothing is written, and the digests of the decoded files are printed as JSON. NAME_1.bb are
-what version 1 of the format was where another is written now, and are only checked.
+what version 1 of the format was where another is written now, and are only checked. The codec that factory.bb names is
+tests/golden/own_codec.py.
 """
 
 import argparse
 import hashlib
 import json
+import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -28,10 +30,11 @@ from bitsback.coding.relative_entropy import STANDARD_STEP
 from bitsback.coding.tables import PriorTable
 from bitsback.config import Config, Experiment
 from bitsback.formats.config_text import bases
-from bitsback.formats.config_tree import from_tree
+from bitsback.formats.config_tree import CODEC_FACTORY, from_tree
 from bitsback.formats.container import BitReader, unseal
 from bitsback.formats.message.read import receive_file
 from bitsback.formats.message.write import Sender
+from bitsback.formats.model_file.factory_codec import FACTORY
 from bitsback.formats.model_file.grid_search import decimal_content
 from bitsback.formats.model_file.read import LoadedModel, decode
 from bitsback.formats.model_file.write import pack_experiment
@@ -44,7 +47,11 @@ from bitsback.formats.two_part import decode_two_part, send_two_part
 from bitsback.priors import AdaptiveMixturePrior, StudentTPrior
 from bitsback.priors.exact_densities import STANDARD, density_of
 
-GOLDEN = Path(__file__).parent.parent / "tests" / "golden"
+TESTS = Path(__file__).resolve().parent.parent / "tests"
+if str(TESTS) not in sys.path:  # where the codec of factory.bb is imported from
+    sys.path.insert(0, str(TESTS))
+GOLDEN = TESTS / "golden"
+OWN_CODEC = "golden.own_codec:codec"
 PAYLOAD = b"".join(hashlib.sha256(bytes([k])).digest() for k in range(64)) + b"end"
 """2,051 bytes: no whole number of words."""
 
@@ -88,6 +95,13 @@ MODELS: dict[str, dict[str, Any]] = {
         "prior": MIXTURE,
         "bayesian": {"exclude": ["linear1.bias"]},
         "pack": {"codec": "quantised", "quantising": {"trade_off": 0.5}},
+    },
+    "factory": {
+        "data": {"kind": "friedman", "examples": 200, "scaling": "standard"},
+        "network": [{"Linear": {"out_features": 4}}, "Tanh", "Linear"],
+        "prior": {"kind": "laplace", "scale": 0.3},
+        "likelihood": {"kind": "gaussian", "target_step": 0.01},
+        "pack": {"codec": "factory", "factory": OWN_CODEC},
     },
 }  # fmt: skip
 MESSAGE = {
@@ -208,7 +222,7 @@ def facts(path: Path) -> dict[str, Any]:
         received = decode_two_part(content, path.name)
         weights = weights_digest(model_tensors(received.loaded))
         return {"kind": kind, "weights": weights, "labels": labels_digest(received.labels)}
-    loaded = decode(content, path.name)
+    loaded = decode(content, path.name, [f"{CODEC_FACTORY}={OWN_CODEC}"] if kind == str(FACTORY) else [])
     return {"kind": loaded.codec, "weights": weights_digest(model_tensors(loaded))}
 
 

@@ -69,8 +69,7 @@ TRACED = 16
 """Every so many cases, allocations of NumPy and Python are traced as well."""
 
 EXTREMES = (0, 1, 2, 127, 128, 255, 1 << 15, (1 << 16) - 1, 1 << 31, (1 << 31) - 1, (1 << 32) - 1, 1 << 63, (1 << 64) - 1)
-KINDS = tuple(kind for kind in all_kinds() if kind != "factory")
-"""Without the one whose files are read by code of their user."""
+KINDS = tuple(all_kinds())
 
 FIRST_KINDS = ("message_1", "prequential_1")
 """Of version 1: of the one, weights and labels are read; of the other, what stands before its labels."""
@@ -200,7 +199,7 @@ WISHES: tuple[Any, ...] = (
     {"kind": "pyro", "distribution": "Cauchy", "arguments": {"loc": 0, "scale": 1}}, {"kind": "deskew"},
     {"kind": "principal_components", "features": 3}, {"Linear": {"out_features": 10**10}}, "LSTM", "ReLU", "Flatten",
     {"Conv2d": {"out_channels": 3, "kernel_size": 3}}, {"Upsample": {"scale_factor": 1000}}, {"first": 1, "growth": 1.01},
-    "ensemble",
+    "ensemble", "os:getcwd", "golden.own_codec:other", {"factory": "os:getcwd"}, {"factory": 3},
 )  # fmt: skip
 
 
@@ -368,12 +367,12 @@ class Stage:
             return ""
 
     def _inspect(self) -> str:
-        inspect_file(self.file)
+        inspect_file(self.file, make.locations_for(self.file.read_bytes()))
         return ""
 
     def _model(self) -> str:
         content = self.file.read_bytes()
-        loaded = decode(content, "the file")
+        loaded = decode(content, "the file", make.locations_for(content))
         self._compare_weights(plain_decoder.model_weights(content, loaded), loaded.tensors())
         with suppress(BitsbackError):
             if loaded.config.data.features is None:

@@ -26,6 +26,7 @@ from bitsback.formats.container import BitReader, unseal
 from bitsback.formats.message.header import Header
 from bitsback.formats.message.shared import SharedContext
 from bitsback.formats.model_file.block_codec import RELATIVE_ENTROPY
+from bitsback.formats.model_file.factory_codec import FACTORY
 from bitsback.formats.model_file.grid_codec import DECIMAL
 from bitsback.formats.model_file.hidden_units import exchangeable_groups
 from bitsback.formats.model_file.read import LoadedModel
@@ -48,8 +49,27 @@ def model_weights(content: bytes, loaded: LoadedModel) -> dict[str, Flat]:
     reader.position = round(sum(bits[name] for name in names[1 : names.index("guard of the priors") + 1]))
     if kind == RELATIVE_ENTROPY:
         return _blocks(reader, loaded.model)
+    if kind == FACTORY:
+        return _halves(reader.rest(), loaded.model)
     digits = reader.take(4) if kind == DECIMAL else None
     return _quantised(reader, loaded.model, 1 + len(loaded.tree["inputs"]), digits)
+
+
+def _halves(body: bytes, model: BayesianModel) -> dict[str, Flat]:
+    """What ``tests/golden/own_codec.py`` wrote: half floats, put together from sign, exponent and fraction."""
+    flat: Flat = []
+    for low, high in zip(body[::2], body[1::2], strict=True):
+        exponent, fraction = high >> 2 & 31, (high & 3) << 8 | low
+        if exponent == 31:
+            raise AssertionError("the reference finds a number that is not finite")
+        size = (fraction + 1024 * (exponent > 0)) * 2.0 ** (max(exponent, 1) - 25)
+        flat.append(-size if high >> 7 else size)
+    found, first = dict[str, Flat](), 0
+    for weight in model.weights:
+        found[weight.name], first = flat[first : first + weight.posterior.numel], first + weight.posterior.numel
+    if first != len(flat):
+        raise AssertionError("the reference has something left of the body")
+    return found
 
 
 def _each(values: np.ndarray, shape: Sequence[int]) -> Flat:

@@ -20,7 +20,7 @@ WRITTEN = [
 """What names modules to people."""
 TOWER = [
     {"errors", "lazy"},
-    {"units", "limits", "locks", "profiling", "torch_state", "result", "factories"},
+    {"units", "limits", "locks", "profiling", "torch_state", "result", "factories", "extras"},
     {"registry", "yaml", "atomic_io"},
     {"ledger", "coding"},
     {"learned", "data"},
@@ -30,7 +30,7 @@ TOWER = [
     {"nn", "optim", "certificates"},
     {"training", "testing", "interop"},
     {"config"},
-    {"formats", "report"},
+    {"formats", "report", "terminal"},
     {"analysis"},
     {"runs"},
     {"cli"},

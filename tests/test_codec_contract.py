@@ -126,7 +126,27 @@ def renamed(content, codec):
     return seal(kind, writer.to_bytes() + reader.rest())
 
 
-@pytest.mark.parametrize("codec", [None, 5, {}, {"factory": 5}, {"factory": "os.system"}, {"factory": "a:b\nc"}, [[]]])
+NO_NAMES = [
+    "os.system",
+    "..x:y",
+    ".:f",
+    ".x:y",
+    "x.:y",
+    "x..z:y",
+    ":f",
+    "x:",
+    "x:y:z",
+    "x:y.z",
+    "1x:y",
+    "../x:y",
+    "x/z:y",
+    "a:b\nc",
+    "a:b\n",
+]
+"""What is not of the form package.module:function."""
+
+
+@pytest.mark.parametrize("codec", [None, 5, {}, {"factory": 5}, [[]], *({"factory": name} for name in NO_NAMES)])
 def test_a_file_that_names_no_codec(packed, codec):
     with pytest.raises(FileError, match="the file does not say which codec wrote it; it is damaged"):
         decode(renamed(packed[2].content, codec), "the file", [PLACE])
@@ -138,8 +158,101 @@ def test_bodies_that_are_not_the_codecs(packed):
     with pytest.raises(FileError, match="does not find the file's weights, or not all are finite"):
         decode(other, "the file", ["codec.factory=test_codec_contract:Endless"])
     cut = seal(FACTORY, unseal(content, "the file")[1][:-9])
-    with pytest.raises(ConfigError, match="Halves fails to read: "):
+    with pytest.raises(FileError, match=r"the codec test_codec_contract:Halves could not read the file's body \(error: "):
         decode(cut, "the file", [PLACE])
+
+
+@pytest.mark.parametrize("name", [f"{'a' * 198}:bc", "a" * 10**5])
+def test_a_file_whose_name_of_a_codec_is_too_long(packed, name):
+    with pytest.raises(FileError, match=r"has [\d,]+ characters, and at most 200 are allowed; it is damaged$") as refused:
+        decode(renamed(packed[2].content, {"factory": name}), "the file", [f"codec.factory={name}"])
+    assert len(str(refused.value)) < 120
+
+
+def test_a_codec_that_cannot_be_imported_is_the_readers_setting(packed):
+    with pytest.raises(ConfigError, match=r"^codec.factory: cannot import 'test_codec_contract:nothing'"):
+        decode(
+            renamed(packed[2].content, {"factory": "test_codec_contract:nothing"}),
+            "the file",
+            ["codec.factory=test_codec_contract:nothing"],
+        )
+
+
+class Talkative(Exception):
+    """Quotes all that it was given."""
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (Talkative("two\nlines " * 1000), r"\(Talkative: two lines two .*\.\.\.\)"),
+        (AssertionError(), r"\(AssertionError\)"),
+        (ConfigError("pack.factory: wrong"), r"\(ConfigError: pack.factory: wrong\)"),
+    ],
+)
+def test_what_a_codec_raises_is_said_of_the_file_and_cut_short(packed, monkeypatch, error, said):
+    def read(*_):
+        raise error
+
+    monkeypatch.setattr(Halves, "read", read)
+    with pytest.raises(FileError, match=f"^the codec {OWN} could not read the file's body {said}; it is damaged") as refused:
+        decode(packed[2].content, "the file", [PLACE])
+    assert len(str(refused.value)) < 400
+
+
+class OddTensor(torch.Tensor):
+    """Fails whatever is done with it."""
+
+    @classmethod
+    def __torch_function__(cls, *_, **__):
+        raise RuntimeError("odd")
+
+
+class OddMapping(dict):
+    """Has keys, and nothing behind them."""
+
+    def __getitem__(self, key):
+        raise RuntimeError("odd")
+
+
+ODD = {
+    "nothing": lambda weights: None,
+    "a list": lambda weights: [*weights.values()],
+    "arrays": lambda weights: {name: value.numpy() for name, value in weights.items()},
+    "a weight too many": lambda weights: {**weights, "other": torch.zeros(1)},
+    "a key of another type": lambda weights: {**weights, 5: torch.zeros(1)},
+    "a tensor as key": lambda weights: {**weights, torch.zeros(2): torch.zeros(1)},
+    "other shapes": lambda weights: {name: value[None] for name, value in weights.items()},
+    "tensors without storage": lambda weights: {name: value.to("meta") for name, value in weights.items()},
+    "sparse tensors": lambda weights: {name: value.to_sparse() for name, value in weights.items()},
+    "quantised tensors": lambda weights: {
+        name: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8) for name, value in weights.items()
+    },
+    "nested tensors": lambda weights: {name: torch.nested.nested_tensor([value, value]) for name, value in weights.items()},
+    "complex tensors": lambda weights: {name: value + 0j for name, value in weights.items()},
+    "too large for float32": lambda weights: {name: value.double() + 1e300 for name, value in weights.items()},
+    "tensors that fail": lambda weights: {name: value.as_subclass(OddTensor) for name, value in weights.items()},
+    "a mapping that fails": OddMapping,
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("odd", ODD)
+def test_odd_things_that_a_codec_returns_are_refused_in_one_sentence(packed, monkeypatch, odd):
+    read = Halves.read
+    monkeypatch.setattr(Halves, "read", lambda *given: ODD[odd](read(*given)))
+    with pytest.raises(FileError, match=f"^{OWN} does not find the file's weights, or not all are finite; it is damaged"):
+        decode(packed[2].content, "the file", [PLACE])
+
+
+def test_weights_in_float64_or_with_a_gradient_are_taken_over(packed, monkeypatch):
+    _, means, result = packed
+    read = Halves.read
+    monkeypatch.setattr(
+        Halves, "read", lambda *given: {name: value.double().requires_grad_() for name, value in read(*given).items()}
+    )
+    for weight in decode(result.content, "the file", [PLACE]).model.weights:
+        assert torch.equal(weight.posterior.mean, means[weight.name].half().float())
 
 
 def test_other_files_have_no_such_place(packed):
@@ -151,9 +264,13 @@ def test_other_files_have_no_such_place(packed):
 
 def test_settings_that_do_not_fit(packed):
     experiment = packed[0]
-    for wrong in ({"codec": "factory"}, {"factory": OWN}, {"codec": "factory", "factory": "no function"}):
+    for wrong in ({"codec": "factory"}, {"factory": OWN}):
         with pytest.raises(ValidationError):
             PackSettings(**wrong)
+    for name in (*NO_NAMES, f"{'a' * 198}:bc"):
+        with pytest.raises(ValidationError):
+            PackSettings(codec="factory", factory=name)
+    assert PackSettings(codec="factory", factory=f"{'a' * 98}.b{'c' * 98}:d").factory
     with pytest.raises(ConfigError, match=r"pack.factory: cannot import 'no_such_codec:here'"):
         pack_experiment(experiment, PackSettings(codec="factory", factory="no_such_codec:here"), progress=False)
     with pytest.raises(FileError, match="the budget is 20"):

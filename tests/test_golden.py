@@ -20,6 +20,7 @@ from bitsback.coding.densities import NORMAL
 from bitsback.coding.elementary import exp
 from bitsback.coding.tables import PriorTable
 from bitsback.formats import reference_decoder as reference
+from bitsback.formats.container import unseal
 from bitsback.formats.kinds import all_kinds
 from bitsback.formats.model_file.read import load
 
@@ -44,7 +45,7 @@ def test_every_file_decodes_to_its_numbers(path):
 
 def test_there_is_a_file_of_every_kind():
     first = {"message_1", "prequential_1"}
-    assert {manifest(path)["kind"] for path in FILES} == {*all_kinds(), *first} - {"factory"}
+    assert {manifest(path)["kind"] for path in FILES} == {*all_kinds(), *first}
     assert {path.stem for path in FILES} == {*SCRIPT["MODELS"], "message", "decimal", "two_part", "prequential", *first}
     assert manifest(GOLDEN / "quantised_permuted.bb")["refund_bits"] > 10
 
@@ -139,3 +140,12 @@ def test_the_specification_states_the_digests():
     text = (ROOT / "bitsback" / "formats" / "FORMAT.md").read_text()
     for name in ("cumulative of normal", "quantiles of normal", "exponentials of labels", "configurations"):
         assert stated[name] in text, name
+
+
+def test_the_weights_of_the_file_of_ones_own_codec_are_its_half_floats():
+    """FORMAT.md, section 20: zeros to a whole byte, then what the codec wrote, to the end."""
+    content = (GOLDEN / "factory.bb").read_bytes()
+    loaded = load(GOLDEN / "factory.bb", [f"codec.factory={SCRIPT['OWN_CODEC']}"])
+    means = np.concatenate([weight.posterior.mean.detach().numpy().ravel() for weight in loaded.model.weights])
+    assert unseal(content, "the file")[1].endswith(means.astype("<f2").tobytes())
+    assert {part.name: part.bits for part in loaded.parts}["body of the codec"] == 16 * len(means)

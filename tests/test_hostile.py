@@ -53,6 +53,15 @@ SAID = {
     "decimal_lanes_2^10": "does not end where its heads say",
     "decimal_lanes_*": "the file claims 2.1[15] lanes, at most 2.10 are allowed; it is damaged",
     "two_part_of_*": "does not say which network is in it; it is damaged",
+    "factory_codec_*too_long": r"the file's name of a codec has [\d,]+ characters, and at most 200 are allowed; it is damaged",
+    "factory_codec_not_given": r"decoded by calling os:mkdir, and no code that a file names is run unasked; .* add --codec.factory=os:mkdir",
+    "factory_codec_other_given": "'codec.factory' is fixed by the file",
+    "factory_codec_unknown_*": "codec.factory: cannot import 'golden.(own_codec:nothing|no_codec:codec)': ",
+    "factory_codec_of_another_kind": "the codec os:getcwd could not read the file's body .AttributeError: .*; it is damaged, or another",
+    "factory_codec_*": "the file does not say which codec wrote it; it is damaged",
+    "factory_body_in*": "golden.own_codec:codec does not find the file's weights, or not all are finite; it is damaged",
+    "factory_body_no_number": "golden.own_codec:codec does not find the file's weights, or not all are finite; it is damaged",
+    "factory_body_*": "the codec golden.own_codec:codec could not read the file's body .error: .*; it is damaged, or another codec",
     "two_part_length_2^*": "does not say which network is in it; it is damaged",
     "two_part_length_*": "damaged|is cut off",
     "two_part_labels_missing": "does not end where its heads say",
@@ -84,6 +93,16 @@ SAID = {
     "*_huge_deep": r"the file's network asks for 20,000 layers, and at most 4,096 are allowed; if you trust it, set BITSBACK_LIMIT_LAYERS",
     "*_huge_*": r"the file's network is too large for a file of [\d,]+ bytes: .*; it is damaged, or if you trust it, set BITSBACK_LIMIT_",
 }
+GIVEN = {
+    "factory_codec_not_given": [],
+    "factory_codec_other_given": [make.OWN_CODEC],
+    "factory_codec_unknown_function": ["golden.own_codec:nothing"],
+    "factory_codec_unknown_module": ["golden.no_codec:codec"],
+    "factory_codec_of_another_kind": ["os:getcwd"],
+    "factory_*": [make.OWN_CODEC],
+}
+"""The codec that a reader names, by name of the file: files of other kinds ask for none."""
+
 LABELS = {"message", "two_part", "prequential"}
 MODEL_VERBS = {"unpack": ["-o", "out"], "inspect": [], "predict": ["--data", "inputs.npy", "-o", "means.npy"]}
 
@@ -136,12 +155,17 @@ def sentence_for(name):
     return next(said for pattern, said in SAID.items() if fnmatch.fnmatch(name, pattern))
 
 
+def codec_for(name):
+    given = next((names for pattern, names in GIVEN.items() if fnmatch.fnmatch(name, pattern)), [])
+    return [f"--codec.factory={codec}" for codec in given]
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_hostile_file_is_refused_in_one_sentence_and_leaves_nothing(refused, tmp_path, path):
     kind = path.read_bytes()[2:3]
     commands = {"receive": ["-o", "out"]} if kind and str(kind_numbered(kind[0] >> 4)) in LABELS else MODEL_VERBS
     for command, options in commands.items():
-        assert re.search(sentence_for(path.stem), refused(command, path, *options))
+        assert re.search(sentence_for(path.stem), refused(command, path, *options, *codec_for(path.stem)))
         left = {file.name for file in tmp_path.rglob("*")}
         assert left - {"inputs.npy"} == ({"out", "labels.npy", "model.safetensors"} if "payload" in path.stem else set())
 
@@ -151,10 +175,12 @@ def test_the_set_on_disk_is_the_one_that_its_script_makes():
 
 
 def test_what_the_set_is_made_from_is_sound(whole, tmp_path):
-    assert set(whole) == set(all_kinds()) - {"factory"}
+    assert set(whole) == set(all_kinds())
     for codec in ("relative_entropy", "quantised", "decimal"):
         assert decode(whole[codec], "the file").codec == codec
         assert decode(make.with_settings(whole[codec]), "the file").codec == codec
+    assert decode(whole["factory"], "the file", make.locations_for(whole["factory"])).codec == "factory"
+    assert make.with_settings(whole["factory"]) == whole["factory"]
     for kind in ("two_part", "prequential"):
         assert make.with_settings(whole[kind]) == whole[kind]
         (tmp_path / kind).write_bytes(whole[kind])
@@ -164,7 +190,7 @@ def test_what_the_set_is_made_from_is_sound(whole, tmp_path):
     assert receive_file(tmp_path / "message", tmp_path / "out", progress=False).payload == bytes(200)
 
 
-@pytest.mark.parametrize("kind", sorted({*all_kinds()} - {"factory"}))
+@pytest.mark.parametrize("kind", sorted(all_kinds()))
 def test_every_cut_every_extension_and_every_flipped_bit_is_seen(whole, kind, tmp_path):
     content = whole[kind]
     assert unseal(content, "the file")[0] == all_kinds()[kind]
@@ -199,7 +225,8 @@ def attempt(content, folder):
         "two_part": lambda: receive_two_part(path, out),
         "prequential": lambda: receive_prequential(path, out, progress=False),
     }.get(str(kind_numbered(content[2] >> 4)), lambda: receive_file(path, out, progress=False))
-    for way in (lambda: inspect_file(path), lambda: load(path).predict(torch.zeros(2, 1, 8, 8)), receive):
+    places = make.locations_for(content)
+    for way in (lambda: inspect_file(path, places), lambda: load(path, places).predict(torch.zeros(2, 1, 8, 8)), receive):
         try:
             way()
             delivered = True
@@ -211,7 +238,7 @@ def attempt(content, folder):
     return said
 
 
-REPAIRED = st.sampled_from(["message", "relative_entropy", "quantised", "decimal", "two_part"])
+REPAIRED = st.sampled_from(["message", "relative_entropy", "quantised", "decimal", "two_part", "factory"])
 """Kinds whose changed files are opened; a prequential file may ask for any number of steps of training."""
 
 
@@ -240,6 +267,7 @@ VALUES = SCALARS | st.lists(SCALARS, max_size=3) | st.sampled_from([
     {}, make.CALL, {"kind": "idx"}, {"kind": "npz"}, {"kind": "npz", "path": "/dev/zero"}, {"kind": "point"}, {"kind": "poisson"},
     {"kind": "pyro", "distribution": "Delta", "arguments": {"v": 0}}, {"kind": "cauchy"}, "LSTM", "os:system", [10**6, 10**6],
     {"kind": "pyro", "distribution": "Cauchy", "arguments": {"loc": [0, 1], "scale": 1}}, {"Linear": {"out_features": 10**10}},
+    {"factory": "os:mkdir"},
 ])  # fmt: skip
 
 
@@ -309,3 +337,63 @@ def test_a_factory_is_called_only_when_its_name_is_given(whole, module, kind):
     else:
         assert use("--network.factory=maker_of_networks:net").predict(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
     assert Path("imported").exists()
+
+
+@pytest.fixture
+def codecs(tmp_path, monkeypatch):
+    """A module on the path that holds the codec of the files, and leaves a mark when it is imported and when it is called."""
+    (tmp_path / "maker_of_codecs.py").write_text(
+        "import pathlib\n"
+        "import golden.own_codec\n"
+        "pathlib.Path('imported').touch()\n"
+        "def codec():\n"
+        "    pathlib.Path('called').touch()\n"
+        "    return golden.own_codec.codec()\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    sys.modules.pop("maker_of_codecs", None)
+
+
+def test_a_codec_is_imported_only_when_its_name_is_given(whole, codecs):
+    name = "maker_of_codecs:codec"
+    (codecs / "file").write_bytes(make.with_settings(whole["factory"], codec={"factory": name}))
+    near = [
+        "maker_of_codecs:other",
+        "maker_of_codecs:",
+        "maker_of_codecs",
+        f" {name}",
+        f"{name}\n",
+        name.upper(),
+        "os:mkdir",
+        "",
+    ]
+    given = [
+        [],
+        *([f"codec.factory={other}"] for other in near),
+        ["network.factory=maker_of_codecs:codec"],
+        [f"factory={name}"],
+    ]
+    for places in given:
+        for way in (load, inspect_file):
+            with pytest.raises(
+                BitsbackError, match=f"add --codec.factory={name}$|'codec.factory' is fixed|says no place|does not suit"
+            ) as refused:
+                way(Path("file"), places)
+            assert "\n" not in str(refused.value)
+    assert not Path("imported").exists()
+    assert "maker_of_codecs" not in sys.modules
+    assert load("file", [f"--codec.factory={name}"]).predict(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    assert Path("imported").exists()
+    assert Path("called").exists()
+
+
+@pytest.mark.parametrize(
+    "verb", [["receive", "-o", "out"], ["unpack", "-o", "out"], ["inspect"], ["predict", "--data", "inputs.npy"]]
+)
+def test_no_command_imports_the_codec_that_a_file_names(refused, whole, codecs, verb):
+    (codecs / "file").write_bytes(make.with_settings(whole["factory"], codec={"factory": "maker_of_codecs:codec"}))
+    refused(verb[0], "file", *verb[1:])
+    refused(verb[0], "file", *verb[1:], "--codec.factory=golden.own_codec:codec")
+    assert {path.name for path in codecs.iterdir()} == {"file", "inputs.npy", "maker_of_codecs.py"}
+    assert "maker_of_codecs" not in sys.modules

@@ -489,7 +489,7 @@ def test_class_names_of_a_file_are_written_out(run_command, whole, tmp_path):
 
 def test_the_live_picture_of_a_run_writes_its_name_out(tmp_path):
     from bitsback.cli.watch import frame
-    from bitsback.report.live_metrics import Progress, Tail
+    from bitsback.terminal.live_metrics import Progress, Tail
 
     run = tmp_path / f"x{ESCAPE}"
     lines = frame(run, Tail(run / "metrics.jsonl"), Progress.of(run), 300, 20)

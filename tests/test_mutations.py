@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from golden.own_codec import HalfPrecision
 from hostile import make
 
 from bitsback.atomic_io import read_tensors, write_tensors
 from bitsback.config.network import SequentialSettings
 from bitsback.data.settings import NpzSettings
-from bitsback.errors import ConfigError, DataError, LayerError, PriorError, RunError
+from bitsback.errors import ConfigError, DataError, FileError, LayerError, PriorError, RunError
 from bitsback.formats.message.read import receive_file
 from bitsback.formats.model_file.read import decode
 
@@ -38,7 +39,7 @@ def test_three_hundred_changed_files(script):
     assert found["first_failures"] == []
     assert found["refused"] + found["equal_to_reference"] + found["compared_with_nothing"] == 300
     assert found["equal_to_reference"] >= 30
-    assert len(found["kinds"]) == 14
+    assert len(found["kinds"]) == 15
 
 
 def test_a_case_is_the_same_wherever_a_range_begins(script, tmp_path):
@@ -70,6 +71,11 @@ def test_a_reader_that_differs_from_the_reference_is_found(script, monkeypatch, 
     monkeypatch.setattr(lattice.GridCode, "pop", lambda self, stack: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         script["run"](first=0, count=1, seed=0, kinds=["quantised"], seconds_each=0.0)
+    monkeypatch.undo()
+    half = HalfPrecision.read
+    monkeypatch.setattr(HalfPrecision, "read", lambda *given: {name: part + 2**-12 for name, part in half(*given).items()})
+    with pytest.raises(script["DiffersError"]):
+        script["run"](first=0, count=1, seed=0, kinds=["factory"], seconds_each=0.0)
 
 
 # what the campaign has found
@@ -159,3 +165,17 @@ def test_a_checkpoint_whose_facts_are_of_another_form(tmp_path, change):
     write_tensors(tmp_path / "x", tensors, {"facts": json.dumps(facts)})
     with pytest.raises(RunError, match=r"x does not fit this configuration: .*; start a new run"):
         load_checkpoint(tmp_path / "x", fit)
+
+
+@pytest.mark.parametrize("kind", ["quantised", "factory"])
+@pytest.mark.parametrize("name", ["inputs", "statistics", "targets"])
+def test_the_sizes_of_a_tensor_are_no_truth_values(whole, kind, name):
+    content = make.with_settings(whole[kind], **{name: [True]})
+    with pytest.raises(FileError, match=r"^the file does not say what its inputs look like; it is damaged$"):
+        decode(content, "the file", make.locations_for(content))
+
+
+def test_the_sizes_of_targets_are_no_truth_values(whole, tmp_path):
+    (tmp_path / "file").write_bytes(make.with_settings(whole["message"], target_shape=[True]))
+    with pytest.raises(FileError, match=r"^the message does not say what its targets look like; it is damaged$"):
+        receive_file(tmp_path / "file", tmp_path / "out", progress=False)

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -251,3 +252,9 @@ def test_every_public_name_is_there_and_says_what_it_is():
         assert getattr(bitsback, name).__doc__, name
     assert {"pack", "send", "receive", "certify", "codelengths", "prune", "probe", "compare", "train", "widen", "predict",
             "inspect", "unpack"} <= set(bitsback.__all__)  # fmt: skip
+
+
+def test_there_is_one_version():
+    root = Path(__file__).parent.parent
+    assert f"version: {bitsback.__version__}\n" in (root / "CITATION.cff").read_text()
+    assert 'dynamic = ["version"]' in (root / "pyproject.toml").read_text()

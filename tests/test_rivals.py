@@ -1,6 +1,5 @@
 """Codes without a network: each against a reference of a few lines, and each a code."""
 
-import builtins
 import json
 import math
 from itertools import pairwise
@@ -19,7 +18,7 @@ from bitsback.config.coding_settings import GrowingBlocks
 from bitsback.data._diffusion_map import sparse_walk_modes
 from bitsback.data.graph import DenseGraph, SparseGraph
 from bitsback.data.settings import Chain, PrincipalComponents, RandomWalkModes
-from bitsback.errors import ConfigError
+from bitsback.errors import ConfigError, MissingExtraError
 from bitsback.units import nats_to_bits
 
 COUNT, CLASSES = 90, 4
@@ -292,15 +291,8 @@ def test_modes_in_the_middle_of_a_chain_do_not_count():
 
 
 def test_without_scikit_learn_the_extra_is_named(monkeypatch):
-    real = builtins.__import__
-
-    def missing(name, *rest, **named):
-        if name.startswith("sklearn"):
-            raise ImportError(name)
-        return real(name, *rest, **named)
-
-    monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(ConfigError, match=r"pip install bitsback\[rivals\]"):
+    monkeypatch.setattr("bitsback.extras._is_installed", lambda module: False)
+    with pytest.raises(MissingExtraError, match=r"sklearn.*pip install 'bitsback\[rivals\]'"):
         LogisticRegression(torch.zeros(3, 2), 2)
     config = Config.model_validate({"data": {"kind": "digits", "limit": 50}})
     row = Codelengths(config, ("logistic",), progress=False).row("logistic")

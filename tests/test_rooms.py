@@ -6,29 +6,27 @@ import textwrap
 from collections import defaultdict
 from pathlib import Path
 
+import pytest
+
 PACKAGE = Path(__file__).parent.parent / "bitsback"
 
 ALLOWED = {"settings.py"}
 """Base names that occur twice beside those of a contract: each family's settings."""
 
-BLOCKED = """
-    import sys
+EXTRAS = ("matplotlib", "jinja2", "plotext", "scipy", "sklearn", "tensorboard", "wandb")
+"""Modules that only extras install."""
 
-    class NoTorch:
-        def find_spec(self, name, path=None, target=None):
-            if name.partition(".")[0] in ("torch", "pyro"):
-                raise ImportError(name + " is blocked")
 
-    sys.meta_path.insert(0, NoTorch())
-"""
+def without(modules, code, directory=None):
+    """Run code in a process of its own where some modules are not installed."""
+    program = f"import sys\nsys.modules.update(dict.fromkeys({modules!r}))\n" + textwrap.dedent(code)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=directory)
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 def without_torch(code):
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(BLOCKED) + textwrap.dedent(code)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return without(("torch", "pyro"), code).stdout
 
 
 def test_the_coder_needs_no_torch():
@@ -75,3 +73,38 @@ def test_a_file_has_a_name_of_its_own():
             places[path.name].append(str(path.relative_to(PACKAGE)))
     twice = {name: found for name, found in places.items() if len(found) > 1 and name not in ALLOWED}
     assert not twice
+
+
+def test_without_extras_a_training_ends_with_the_way_to_its_page(tmp_path):
+    done = without(
+        EXTRAS,
+        """
+        import sys
+        from bitsback.cli import main
+        sys.argv = ["bitsback", "train", "digits_linear", "training.epochs=1", "ledger.samples=2", "--out", "run"]
+        try:
+            main()
+        except SystemExit as ended:
+            assert not ended.code, ended.code
+        """,
+        tmp_path,
+    )
+    assert "net bits" in done.stdout
+    assert (tmp_path / "run" / "ledger.json").is_file()
+    assert "pip install 'bitsback[report]'; try again: bitsback report run" in done.stderr
+
+
+@pytest.mark.parametrize(("extra", "code"), [
+    ("report", "import bitsback.report"),
+    ("report", "from bitsback.report import plots"),
+    ("watch", "from bitsback.terminal.chart import chart; chart([(1.0, 9.0), (2.0, 8.0)], {}, 60, 20)"),
+])  # fmt: skip
+def test_what_needs_an_extra_names_it(extra, code):
+    done = without(EXTRAS, f"""
+        from bitsback.errors import MissingExtraError
+        try:
+            {code}
+        except MissingExtraError as error:
+            print(error)
+        """)  # fmt: skip
+    assert f"pip install 'bitsback[{extra}]'" in done.stdout

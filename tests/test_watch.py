@@ -18,8 +18,8 @@ import pytest
 
 from bitsback.cli.watch import frame
 from bitsback.ledger import Entry, Ledger, render, show
-from bitsback.report.live_metrics import CURVES, MOST_POINTS, Progress, Tail
-from bitsback.report.terminal_chart import Scale, chart, figures
+from bitsback.terminal.chart import Scale, chart, figures
+from bitsback.terminal.live_metrics import CURVES, MOST_POINTS, Progress, Tail
 
 ESCAPE = "\x1b"
 LEAVE_SCREEN, SHOW_CURSOR = "\x1b[?1049l", "\x1b[?25h"

@@ -14,7 +14,7 @@ from bitsback.analysis._rivals import Rival, label_spreading, logistic
 from bitsback.config import Config, Experiment, Run, load_config
 from bitsback.config.coding_settings import PackSettings, TuningSettings
 from bitsback.config.experiment import open_source
-from bitsback.errors import ConfigError
+from bitsback.errors import ConfigError, MissingExtraError
 from bitsback.formats.prequential.walk import check as check_prequential
 from bitsback.formats.prequential.write import prequential
 from bitsback.formats.two_part import send_two_part
@@ -321,7 +321,7 @@ class Codelengths:
         """The row of a code without a network, or what it would need."""
         try:
             found = code(self.config, self._experiment.dataset, self._likelihood.classes, progress=self._progress)
-        except ConfigError as error:
+        except (ConfigError, MissingExtraError) as error:
             return Row(name, None, None, None, None, None, 0.0, decodable=False, how=str(error))
         return self._row(name, found.choice_bits, found.label_bits, found.test_error, found.seconds,
                          how=found.how, decodable=False)  # fmt: skip

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from bitsback.config.coding_settings import GrowingBlocks
 from bitsback.data.graph import DenseGraph, Graph, scipy_sparse
-from bitsback.errors import ConfigError
+from bitsback.extras import require
 from bitsback.units import nats_to_bits
 
 __all__ = [
@@ -205,14 +205,13 @@ class LogisticRegression:
         strength: scikit-learn's C: the larger, the weaker the penalty.
 
     Raises:
-        ConfigError: without scikit-learn, which the extra ``rivals`` brings.
+        MissingExtraError: without scikit-learn, which the extra ``rivals`` brings.
     """
 
     def __init__(self, inputs: Tensor, classes: int, strength: float = 1.0) -> None:
-        try:
-            import sklearn.linear_model as linear_model
-        except ImportError as error:
-            raise ConfigError("the code 'logistic' needs scikit-learn: `pip install bitsback[rivals]`") from error
+        require("rivals", "the code 'logistic'")
+        import sklearn.linear_model as linear_model
+
         self._linear_model = linear_model
         self._inputs, self._classes, self._strength = _flat(inputs), classes, strength
         self._fitted: tuple[Tensor, Any] | None = None

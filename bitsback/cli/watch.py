@@ -15,7 +15,7 @@ from bitsback.cli.text import printable
 from bitsback.cli.train import JsonOption
 from bitsback.errors import RunError
 from bitsback.ledger.rendering import shown_error
-from bitsback.report.live_metrics import Metrics, Progress, Tail, check_run
+from bitsback.terminal.live_metrics import Metrics, Progress, Tail, check_run
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -127,7 +127,7 @@ def frame(run: Path, tail: Tail, progress: Progress, width: int, height: int, *,
     """
     from rich.text import Text
 
-    from bitsback.report.terminal_chart import chart, figures
+    from bitsback.terminal.chart import chart, figures
 
     head = _heading(printable(str(run)), progress.text(tail), width)
     if tail.latest is None:

@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from bitsback.errors import ConfigError
+from bitsback.factories import LONGEST_NAME, NAME_PATTERN
 from bitsback.registry import Settings
 from bitsback.training.settings import AugmentSettings
 
@@ -156,7 +157,10 @@ class PackSettings(Settings):
         "auto", description="auto: chosen by net bits per weight; factory: a codec of your own"
     )
     factory: str | None = Field(
-        None, pattern=r"^[\w.]+:\w+$", description="package.module:function that returns the codec, with codec factory"
+        None,
+        pattern=NAME_PATTERN,
+        max_length=LONGEST_NAME,
+        description="package.module:function that returns the codec, with codec factory",
     )
     index_bits: int = Field(
         12, ge=1, le=24, description="bits of a block's index; 12, or 16 for a better match to the posterior"

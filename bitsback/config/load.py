@@ -12,6 +12,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from bitsback import limits
 from bitsback.config._explain import KeyPath, Origins, describe_all, where_is
+from bitsback.config._shipped import configuration_file
 from bitsback.config.schema import Config
 from bitsback.errors import ConfigError, RunError
 from bitsback.yaml import load_yaml, read_text
@@ -26,7 +27,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a configuration from a YAML file, and apply overrides.
 
     Args:
-        path: a YAML file; a file named by ``extends: other.yaml``, relative to it, is read first.
+        path: a YAML file, or the name of a shipped one (``digits``). A file named by ``extends: other.yaml``, relative to it,
+            is read first.
         overrides: ``"prior.kind=laplace"``, ``"training.epochs=5"``; values are YAML. A changed ``kind`` replaces its section.
 
     Returns:
@@ -35,9 +37,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: with all errors, each with file, line, dotted key, allowed values and the nearest match.
     """
-    origins: Origins = {}
+    path, origins = configuration_file(Path(path)), dict[KeyPath, str]()
     change: dict[str, Any] = {}
-    values = _read(Path(path), origins, ())
+    values = _read(path, origins, ())
     for override in overrides:
         change = _overlay(change, _parse_override(override, origins))
     values = _merge(values, change)

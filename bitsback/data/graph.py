@@ -8,7 +8,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bitsback.data._feature_map import ROWS_AT_ONCE, SHOWN_AFTER_SECONDS
-from bitsback.errors import DataError
+from bitsback.extras import require
 
 __all__ = ["SHORTEST", "DenseGraph", "Graph", "SparseGraph", "nearest", "scipy_sparse"]
 
@@ -95,7 +95,7 @@ class SparseGraph(Graph):
         edges: nearest neighbours of a point.
 
     Raises:
-        DataError: if scipy, which the extra ``graph`` installs, is missing.
+        MissingExtraError: if scipy, which the extra ``graph`` installs, is missing.
     """
 
     def __init__(self, inputs: Tensor, *, neighbours: int, sharpness: float, edges: int) -> None:
@@ -139,13 +139,10 @@ class SparseGraph(Graph):
 
 
 def scipy_sparse() -> Any:
-    """Return the module ``scipy.sparse``; raises DataError, naming the extra, if scipy is not installed."""
-    try:
-        from scipy import sparse
-    except ImportError as error:
-        raise DataError(
-            "data.features: random_walk_modes with edges needs scipy; install it with `pip install bitsback[graph]`"
-        ) from error
+    """Return the module ``scipy.sparse``; raises MissingExtraError if scipy is not installed."""
+    require("graph", "data.features: random_walk_modes with edges")
+    from scipy import sparse
+
     return sparse
 
 

@@ -439,4 +439,4 @@ if TYPE_CHECKING:
     AnyDataSettings = DataSettings
 else:
     AnyDataSettings = Annotated[Union[(*registry.members(), OwnDataSettings, GivenDataSettings)], Field(discriminator="kind")]
-"""The settings of any registered data source, told apart by ``kind``."""
+"""Settings of any data source, distinguished by ``kind``."""

@@ -259,4 +259,4 @@ else:
     AnyLikelihoodSettings = Annotated[
         Union[(*registry.members(), OwnLikelihoodSettings, GivenLikelihoodSettings)], Field(discriminator="kind")
     ]
-"""The settings of any registered likelihood, told apart by ``kind``."""
+"""Settings of any likelihood, distinguished by ``kind``."""

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from bitsback.extras import require
 from bitsback.lazy import attach
 
 if TYPE_CHECKING:
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from bitsback.report._observation import Observation as Observation
     from bitsback.report._observation import observe as observe
     from bitsback.report._page import write_report as write_report
+
+require("report", "a page or a figure")
 
 __getattr__, __dir__, __all__ = attach(
     __name__,

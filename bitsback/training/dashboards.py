@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bitsback.atomic_io import write_text
 from bitsback.errors import RunError
+from bitsback.extras import require
 from bitsback.ledger import Ledger
 from bitsback.model import BayesianModel
 from bitsback.registry import Settings
@@ -101,20 +102,15 @@ def check_dashboards(logging: LoggingSettings, directory: Path | None) -> None:
         directory: of the run, or None.
 
     Raises:
-        RunError: if a dashboard is not installed, or there is no directory.
+        RunError: if there is no directory.
+        MissingExtraError: if a dashboard is not installed.
     """
     for name, wanted in (("tensorboard", logging.tensorboard), ("wandb", logging.wandb)):
         if wanted is False:
             continue
         if directory is None:
             raise RunError(f"logging.{name} needs a run directory to write to")
-        try:
-            if name == "tensorboard":
-                import torch.utils.tensorboard  # noqa: F401
-            else:
-                import wandb  # noqa: F401
-        except ImportError as error:
-            raise RunError(f"logging.{name} needs the extra: pip install 'bitsback[{name}]'") from error
+        require(name, f"logging.{name}")
 
 
 def open_dashboards(

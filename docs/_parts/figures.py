@@ -1,4 +1,4 @@
-"""The figures, drawn twice, for light and for dark pages; their numbers are the README's and those of benchmarks/scale.json."""
+"""The figures, drawn twice, for light and for dark pages; their numbers are those of the pages and of benchmarks/scale.json."""
 
 import io
 import json
@@ -27,9 +27,9 @@ def numbers(line: str) -> list[float]:
     return [float(each.replace(",", "")) for each in re.findall(r"(?<![\^\w.])-?[\d,]+(?:\.\d+)?", line)]
 
 
-def readme_rows(start: str) -> list[list[float]]:
-    """The rows of the README's console table below the command that begins with ``start``."""
-    text = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+def rows_on(page: str, start: str) -> list[list[float]]:
+    """Return the rows of a page's console table below the command that begins with ``start``."""
+    text = (DOCS / page).read_text(encoding="utf-8")
     block = text.partition(f"$ {start}")[2].partition("```")[0]
     rows = [line for line in block.splitlines()[1:] if re.match(r"x [\d.]+|2\^-\d+", line)]
     return [numbers(line.replace("2^-", "")) for line in rows]
@@ -66,8 +66,8 @@ def penalties(axes: list[Axes], ink: tuple[str, ...]) -> None:
 
 
 def widths(axes: list[Axes], ink: tuple[str, ...]) -> None:
-    """The README's width curve."""
-    rows = readme_rows("bitsback widen")
+    """Draw the width curve of the quick start."""
+    rows = rows_on("quickstart.md", "bitsback widen")
     factors = [row[0] for row in rows]
     (axis,) = axes
     lines = (("net bits, all", 5, ink[BLUE], "-"), ("data bits", 4, ink[GREEN], "--"), ("net weight bits", 3, ink[PURPLE], ":"))
@@ -84,8 +84,8 @@ def widths(axes: list[Axes], ink: tuple[str, ...]) -> None:
 
 
 def grids(axes: list[Axes], ink: tuple[str, ...]) -> None:
-    """The README's table of grids: gross and refund grow together, net stands still."""
-    rows = readme_rows("bitsback send configs/digits.yaml --payload letter.txt --step")
+    """Draw the table of grids of the page on formats: gross and refund grow together, net stands still."""
+    rows = rows_on("formats.md", "bitsback send configs/digits.yaml --payload letter.txt --step")
     (axis,) = axes
     places = [row[0] for row in rows]
     lines = {"gross": [row[1] for row in rows], "refund": [row[2] for row in rows], "net": [row[1] - row[2] for row in rows]}

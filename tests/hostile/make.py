@@ -15,10 +15,12 @@ from bitsback.config import Config, Experiment
 from bitsback.config.coding_settings import PackSettings
 from bitsback.formats._training_digest import StateDigest
 from bitsback.formats.config_text import put_settings, take_settings
+from bitsback.formats.config_tree import CODEC_FACTORY
 from bitsback.formats.container import VERSION, BitReader, BitWriter, seal, unseal
 from bitsback.formats.kinds import all_kinds, kind_numbered
 from bitsback.formats.message.header import Header
 from bitsback.formats.message.write import Sender
+from bitsback.formats.model_file.factory_codec import FACTORY
 from bitsback.formats.model_file.grid_search import decimal_content
 from bitsback.formats.model_file.read import decode
 from bitsback.formats.model_file.write import pack_experiment
@@ -27,6 +29,8 @@ from bitsback.formats.prequential.write import prequential
 from bitsback.formats.two_part import TWO_PART, send_two_part
 
 HERE = Path(__file__).parent
+sys.path[:0] = [] if str(HERE.parent) in sys.path else [str(HERE.parent)]  # where the codec is imported from
+OWN_CODEC = "golden.own_codec:codec"
 FEATURES = {"kind": "principal_components", "features": 4}
 LINEAR = {"kind": "sequential", "layers": [{"Linear": {"bias": False}}]}
 CALL = {"kind": "factory", "factory": "os:mkdir", "arguments": {"path": "called-by-a-file"}}
@@ -48,7 +52,13 @@ def valid():
     files["two_part"] = send_two_part(experiment, PackSettings(codec="quantised"), progress=False).content
     blocks = {"blocks": [20, 40], "least_steps": 1, "predict": "point", "members": 1}
     files["prequential"] = prequential(config(prequential=blocks), progress=False).content
+    files["factory"] = pack_experiment(experiment, PackSettings(codec="factory", factory=OWN_CODEC), progress=False).content
     return files
+
+
+def locations_for(content):
+    """What its reader has to say of a file: the codec of the one kind that has none here."""
+    return [f"{CODEC_FACTORY}={OWN_CODEC}"] if content[2:3] and content[2] >> 4 == FACTORY.number else []
 
 
 def settings_of(content):
@@ -84,7 +94,7 @@ def with_settings(content, **sections):
     reader, writer = BitReader(contents), BitWriter()
     put_settings(writer, {**take_settings(reader), **sections})
     end = {"message": message_head, "relative_entropy": all_blocks, "quantised": quantised_head, "decimal": quantised_head,
-           "prequential": prequential_head}[kind.name](content)  # fmt: skip
+           "prequential": prequential_head, "factory": model_head}[kind.name](content)  # fmt: skip
     width = end - reader.position
     writer.put(reader.take(width), width)
     return seal(kind, writer.to_bytes() + reader.rest())
@@ -114,9 +124,14 @@ def quantised_head(content):
     return bits_through(content, "lanes")
 
 
+def model_head(content):
+    """Where settings, learned numbers and guard end."""
+    return bits_through(content, "guard of the priors")
+
+
 def bits_through(content, last):
     """Bits of a model file's contents until the end of a part."""
-    bits = {part.name: part.bits for part in decode(content, "the file").parts}
+    bits = {part.name: part.bits for part in decode(content, "the file", locations_for(content)).parts}
     names = list(bits)
     return round(sum(bits[name] for name in names[1 : names.index(last) + 1]))
 
@@ -138,9 +153,7 @@ def with_counts(files):
     found |= {f"message_exponent_{m}": message(exponent=m) for m in (-16, 47)}
     found["message_states_of_nothing"] = message(states=(StateDigest(0),))
     tree = settings_of(files["relative_entropy"])
-    side_bits = bits_through(files["relative_entropy"], "guard of the priors") - bits_through(
-        files["relative_entropy"], "configuration"
-    )
+    side_bits = model_head(files["relative_entropy"]) - bits_through(files["relative_entropy"], "configuration")
     for name, (index_bits, key, blocks) in {
         "2^40": (12, 0, 1 << 40), "2^63": (12, 0, 1 << 63), "0": (12, 0, 0), "1_of_31_bits": (31, 0, 1), "of_0_bits": (0, 0, 9),
         "key_2^63": (12, 1 << 63, 40), "missing": (24, 0, 40),
@@ -194,7 +207,7 @@ def with_labels_behind(files):
     assert two_part(model, check, stream) == files["two_part"]
     found = {
         f"two_part_of_{kind}": two_part(files[kind], check, stream)
-        for kind in ("message", "prequential", "decimal", "two_part")
+        for kind in ("message", "prequential", "decimal", "two_part", "factory")
     }
     found |= {f"two_part_length_2^{power}": two_part(model, check, stream, 1 << power) for power in (20, 40, 63)}
     found |= {f"two_part_length_{length}": two_part(model, check, stream, length) for length in (0, 5)}
@@ -239,6 +252,50 @@ def with_blocks(content):
         "prequential_threads_of_nobody": changed(settings=head.settings | {"training": training | {"threads": "auto"}}),
         "prequential_inputs_of_another": changed(inputs_digest=head.inputs_digest ^ 1),
     }
+
+
+def with_codecs(content):
+    """Files that name a codec that is none, or another than their reader, and bodies that are not the codec's."""
+    names = {
+        "named_upwards": "..golden.own_codec:codec",
+        "named_by_a_folder": "../golden/own_codec:codec",
+        "named_by_dots": "..:codec",
+        "named_with_two_dots": "golden..own_codec:codec",
+        "named_inside_a_function": "golden.own_codec:codec.__globals__",
+        "named_without_colon": "golden.own_codec.codec",
+        "named_with_two_colons": "golden:own_codec:codec",
+        "named_with_a_line_end": "golden.own_codec:codec\n",
+        "without_name": "",
+        "too_long": f"golden.own_codec:{'c' * 200}",
+        "much_too_long": f"{'golden.' * 20_000}own_codec:codec",
+        "not_given": "os:mkdir",
+        "other_given": "os:mkdir",
+        "unknown_function": "golden.own_codec:nothing",
+        "unknown_module": "golden.no_codec:codec",
+        "of_another_kind": "os:getcwd",
+    }
+    found = {f"factory_codec_{what}": with_settings(content, codec={"factory": name}) for what, name in names.items()}
+    found["factory_codec_no_section"] = with_settings(content, codec=None)
+    found["factory_codec_a_list"] = with_settings(content, codec={"factory": [OWN_CODEC]})
+    contents = unseal(content, "the file")[1]
+    length = body_bytes(content)
+    head, body = contents[:-length], contents[-length:]
+    bodies = {
+        "missing": b"",
+        "half": body[: length // 2],
+        "cut": body[:-2],
+        "longer": body + bytes(2),
+        "huge": body + bytes(1 << 16),
+        "infinite": b"\x00\x7c" + body[2:],
+        "no_number": body[:-2] + b"\xff\xff",
+    }
+    return found | {f"factory_body_{what}": seal(FACTORY, head + other) for what, other in bodies.items()}
+
+
+def body_bytes(content):
+    """Length of what a codec of one's own wrote."""
+    bits = {part.name: part.bits for part in decode(content, "the file", locations_for(content)).parts}
+    return bits["body of the codec"] // 8
 
 
 def with_wishes(files):
@@ -311,7 +368,7 @@ def resealed(body):
 def all_files():
     """Every hostile file by name."""
     files = valid()
-    return {**damaged(files), **with_counts(files), **with_wishes(files)}
+    return {**damaged(files), **with_counts(files), **with_wishes(files), **with_codecs(files["factory"])}
 
 
 if __name__ == "__main__":

@@ -193,7 +193,7 @@ def receive_file(path: Path, directory: Path, locations: Sequence[str] = (), *, 
 
 def _target_shape(settings: dict[str, Any]) -> tuple[int, ...]:
     shape = settings.get("target_shape", [])
-    whole = isinstance(shape, list) and all(isinstance(size, int) and size > 0 for size in shape)
+    whole = isinstance(shape, list) and all(type(size) is int and size > 0 for size in shape)
     if not whole:
         raise FileError("the message does not say what its targets look like; it is damaged")
     limits.TARGETS.check(math.prod(shape), "the message", FileError)

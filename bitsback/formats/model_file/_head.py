@@ -114,7 +114,7 @@ class EmptyModel:
 
 
 def _sizes(value: Any) -> tuple[int, ...]:
-    if not isinstance(value, list) or not all(isinstance(size, int) and size > 0 for size in value):
+    if not isinstance(value, list) or not all(type(size) is int and size > 0 for size in value):
         raise ValueError("not the sizes of a tensor")
     return tuple(value)
 

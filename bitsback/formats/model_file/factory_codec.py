@@ -1,6 +1,5 @@
 """A codec of one's own: a function that the user names returns it, and the file names the function."""
 
-import re
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -9,8 +8,8 @@ from torch import Tensor
 
 from bitsback.config import Experiment
 from bitsback.config.coding_settings import PackSettings
-from bitsback.errors import ConfigError, FileError
-from bitsback.factories import imported_function
+from bitsback.errors import ConfigError, FileError, brief
+from bitsback.factories import LONGEST_NAME, imported_function, is_function_name
 from bitsback.formats.config_tree import CODEC_FACTORY
 from bitsback.formats.container import BitReader, BitWriter, seal
 from bitsback.formats.kinds import FileKind, register_kind
@@ -53,7 +52,11 @@ def write_own(experiment: Experiment, settings: PackSettings, _progress: bool) -
         FileError: for a body that is longer than the budget allows.
     """
     assert settings.factory is not None
-    body = _called(settings.factory, "write", experiment)
+    factory = imported_function(settings.factory, "pack.factory")
+    try:
+        body = factory().write(experiment)
+    except Exception as error:  # whatever the user's code raises
+        raise ConfigError(f"pack.factory: {settings.factory} fails to write: {_said(error)}") from error
     if not isinstance(body, bytes):
         raise ConfigError(f"pack.factory: {settings.factory} wrote {type(body).__name__}, not bytes")
     writer = BitWriter()
@@ -70,23 +73,39 @@ def read_own(reader: BitReader, empty: EmptyModel) -> DecodedBody:
     """Read the body with the codec that the file names, if the locations name the same.
 
     Raises:
-        FileError: when they do not, and when the codec does not find the weights.
+        ConfigError: when the codec that the locations name cannot be imported.
+        FileError: when they name no or another codec, and when it fails or does not find the weights.
     """
     name = _named(empty)
     body = reader.rest()
     reader.skip_rest()
-    weights = _called(name, "read", body, empty.model)
     wanted = {weight.name: weight.posterior.mean.shape for weight in empty.model.weights}
-    found = {key: value.shape for key, value in weights.items()} if _are_tensors(weights) else None
-    if found != wanted or not all(bool(torch.isfinite(value).all()) for value in weights.values()):
-        raise FileError(f"{name} does not find the file's weights, or not all are finite; it is damaged, or of another codec")
-    return DecodedBody({key: value.detach().to("cpu", torch.float32) for key, value in weights.items()}, 8 * len(body))
+    factory = imported_function(name, CODEC_FACTORY)
+    try:
+        returned = factory().read(body, empty.model)
+    except Exception as error:  # whatever the user's code raises
+        raise FileError(
+            f"the codec {name} could not read the file's body ({_said(error)}); it is damaged, or another codec wrote it"
+        ) from error
+    try:
+        weights, cause = _plain(returned, wanted), None
+    except Exception as error:  # a tensor, a mapping or a key can be of any class
+        weights, cause = None, error
+    if weights is None:
+        raise FileError(
+            f"{name} does not find the file's weights, or not all are finite; it is damaged, or of another codec"
+        ) from cause
+    return DecodedBody(weights, 8 * len(body))
 
 
 def _named(empty: EmptyModel) -> str:
     section = empty.tree.get("codec")
     name = section.get("factory") if isinstance(section, dict) else None
-    if not isinstance(name, str) or not re.fullmatch(r"[\w.]+:\w+", name):
+    if isinstance(name, str) and len(name) > LONGEST_NAME:
+        raise FileError(
+            f"the file's name of a codec has {len(name):,} characters, and at most {LONGEST_NAME} are allowed; it is damaged"
+        )
+    if not isinstance(name, str) or not is_function_name(name):
         raise FileError("the file does not say which codec wrote it; it is damaged")
     if empty.codec_factory is None:
         raise FileError(f"the file's weights are decoded by calling {name}, and no code that a file names is run unasked; "
@@ -96,17 +115,24 @@ def _named(empty: EmptyModel) -> str:
     return name
 
 
-def _called(name: str, verb: str, *given: Any) -> Any:
-    """What a codec's ``write`` or ``read`` returns; raises ConfigError for whatever the user's code raises."""
-    factory = imported_function(name, "pack.factory")
-    try:
-        return getattr(factory(), verb)(*given)
-    except Exception as error:
-        raise ConfigError(f"pack.factory: {name} fails to {verb}: {' '.join(str(error).split())}") from error
+def _said(error: Exception) -> str:
+    """What the user's code says, cut short; some exceptions say nothing but their class."""
+    return brief(f"{type(error).__name__}: {error}".removesuffix(": "))
 
 
-def _are_tensors(weights: Any) -> bool:
-    return isinstance(weights, dict) and all(isinstance(value, Tensor) for value in weights.values())
+def _plain(returned: Any, wanted: dict[str, torch.Size]) -> dict[str, Tensor] | None:
+    """Finite float32 tensors of our own with the values that a codec returned; None unless they are those that are wanted."""
+    if not isinstance(returned, dict) or {*returned} != {*wanted}:
+        return None
+    found = {}
+    for name, shape in wanted.items():
+        value = returned[name]
+        if not isinstance(value, Tensor) or value.shape != shape or value.is_complex():
+            return None
+        found[name] = torch.empty(shape, dtype=torch.float32, device="cpu").copy_(value.detach())
+        if not bool(torch.isfinite(found[name]).all()):  # float64 may be finite where float32 is not
+            return None
+    return found
 
 
 FACTORY_CODEC = register_codec(ModelCodec(FACTORY, write_own, read_own, DecodedBody.parts))

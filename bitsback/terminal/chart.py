@@ -7,7 +7,8 @@ from itertools import pairwise
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from bitsback.report.live_metrics import CURVES
+from bitsback.extras import require
+from bitsback.terminal.live_metrics import CURVES
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -107,7 +108,7 @@ def chart(
     """The curves in ``height`` lines of ``width`` columns, two of them for the horizontal axis.
 
     Args:
-        points: (epoch, seconds, the bits of :data:`~bitsback.report.live_metrics.CURVES`), at least one.
+        points: (epoch, seconds, the bits of :data:`~bitsback.terminal.live_metrics.CURVES`), at least one.
         values: what stands beside the names at the curves' ends.
         width, height: in characters.
         plain: ASCII alone, a letter for each curve.
@@ -115,6 +116,7 @@ def chart(
     from rich.text import Text
 
     epochs = [point[0] for point in points]
+    require("watch", "a chart in the terminal")
     drawn = {name: [point[2 + number] for point in points] for number, name in enumerate(CURVES)}
     drawn = {name: bits for name, bits in drawn.items() if name == "net" or any(bits)}
     scale = Scale.of(list(drawn.values()), drawn["net"])
