@@ -1,7 +1,7 @@
-"""Learned numbers that are not weights: how they are written down, and what that costs.
+"""Learned numbers that are not weights: the grids on which they are coded, and their cost in bits.
 
-A receiver needs every number that was learned. Each is rounded to a grid with finitely many levels *before* the ledger is
-taken, so that what is charged is what is used.
+A receiver needs every learned number. Each is rounded to a grid with finitely many levels *before* the ledger is taken, so
+that the value that is charged is the value in use.
 """
 
 import math
@@ -15,6 +15,18 @@ from bitsback.errors import BitsbackError
 from bitsback.ledger.entry import Charge
 from bitsback.registry import GradientLearn as GradientLearn
 from bitsback.registry import Learn as Learn
+
+# A learned number, its grid and its bits, with k = level(x) and x' = round(x) = value(k):
+#
+#   UniformGrid(low, step, levels), for logarithms of scales and for logits:
+#
+#     low        low + step                      x x'           low + (levels - 1) step
+#      |----------|----------|---- ... ----|-----*-|----- ... ----|
+#     k = 0       1          2                     k              levels - 1       log2(levels) bits
+#
+#   Bfloat16Grid, Float32Grid: k is the bit pattern; steps grow with |x|           16 or 32 bits
+#
+# Closed form or gradient finds x; round_to_grid() replaces it by x'; the ledger charges bits_each, and a file holds k.
 
 __all__ = [
     "BFLOAT16",
@@ -35,16 +47,16 @@ class Grid(Protocol):
 
     @property
     def bits_each(self) -> float:
-        """Bits for one number."""
+        """Return the bits for one number."""
 
     def round(self, values: Tensor) -> Tensor:
-        """The nearest value on the grid, elementwise."""
+        """Round to the nearest value on the grid, elementwise, in the dtype of ``values``."""
 
     def level(self, values: Tensor) -> Tensor:
-        """The number of the nearest value, from 0 to 2^bits_each - 1, as int64."""
+        """Return the index of the nearest value, from 0 to 2^bits_each - 1, as int64."""
 
     def value(self, levels: Tensor) -> Tensor:
-        """The value of a level, in float64."""
+        """Return the values at these indices, in float64."""
 
 
 @dataclass(frozen=True)
@@ -62,21 +74,25 @@ class UniformGrid:
 
     @property
     def bits_each(self) -> float:
+        """Return log2 of the number of levels."""
         return math.log2(self.levels)
 
     def round(self, values: Tensor) -> Tensor:
+        """Round to the nearest value on the grid."""
         return self.value(self.level(values)).to(values.dtype)
 
     def level(self, values: Tensor) -> Tensor:
+        """Return the index of the nearest value; values beyond the ends take the first or last."""
         return ((values - self.low) / self.step).round().clamp(0, self.levels - 1).long()
 
     def value(self, levels: Tensor) -> Tensor:
+        """Return ``low + level * step``."""
         return self.low + levels.double() * self.step
 
 
 @dataclass(frozen=True)
 class Bfloat16Grid:
-    """The brain floating-point numbers: 16 bits, eight of them mantissa, the range of float32.
+    """The bfloat16 numbers: 16 bits, of which 8 are exponent and 7 mantissa; the range of float32.
 
     >>> BFLOAT16.round(torch.tensor([1.001])).item()
     1.0
@@ -85,12 +101,17 @@ class Bfloat16Grid:
     bits_each: float = 16.0
 
     def round(self, values: Tensor) -> Tensor:
+        """Round to bfloat16."""
         return values.to(torch.bfloat16).to(values.dtype)
 
     def level(self, values: Tensor) -> Tensor:
+        """Return the 16-bit pattern."""
+        # the mask makes patterns with the sign bit set positive
         return values.to(torch.bfloat16).view(torch.int16).long() & 0xFFFF
 
     def value(self, levels: Tensor) -> Tensor:
+        """Return the number with this 16-bit pattern."""
+        # a bfloat16 is the upper half of a float32
         return (levels << 16).to(torch.int32).view(torch.float32).double()
 
 
@@ -105,33 +126,36 @@ class Float32Grid:
     bits_each: float = 32.0
 
     def round(self, values: Tensor) -> Tensor:
+        """Round to float32."""
         return values.float().to(values.dtype)
 
     def level(self, values: Tensor) -> Tensor:
+        """Return the 32-bit pattern."""
         return values.float().view(torch.int32).long() & 0xFFFFFFFF
 
     def value(self, levels: Tensor) -> Tensor:
+        """Return the number with this 32-bit pattern."""
         return levels.to(torch.int32).view(torch.float32).double()
 
 
 LOG_SCALE = UniformGrid(low=-16.0, step=2**-5, levels=1024)
-"""Natural logarithms of scales: 10 bits for a scale between e^-16 and e^16, within 1.6 %."""
+"""Grid of natural logarithms of scales: 10 bits for a scale between e^-16 and e^16, to within 1.6 %."""
 
 LOGIT = UniformGrid(low=-16.0, step=2**-4, levels=512)
-"""Logits of mixture weights: 9 bits each."""
+"""Grid of logits of mixture weights: 9 bits each."""
 
 BFLOAT16 = Bfloat16Grid()
-"""Locations and batch-norm statistics: 16 bits each."""
+"""Grid of locations and batch-norm statistics: 16 bits each."""
 
 FLOAT32 = Float32Grid()
-"""What a weight without posterior is charged."""
+"""Grid of weights without a posterior: 32 bits each."""
 
 
 class Learned(nn.Module):
-    """A module that charges the numbers it learns.
+    """Base class of modules with learned numbers that the ledger charges.
 
-    Each number is stored by :meth:`_store`: as a buffer when it is fixed or has a closed form, as a parameter when it is
-    learned by gradient; a learned one is charged on its stated grid.
+    Each number is stored by :meth:`_store`: as a buffer if it is fixed or learned in closed form, as a parameter if it is
+    learned by gradient. Learned numbers are charged on the grid they were stored with.
     """
 
     kind: ClassVar[str]
@@ -145,6 +169,7 @@ class Learned(nn.Module):
         self.learns_in_closed_form = False
 
     def _store(self, name: str, value: Any, learn: Learn, grid: Grid = LOG_SCALE) -> None:
+        """Register a fixed or learned number, or several, under ``name``; ``grid`` applies if it is learned."""
         if learn == "closed_form" and not self.has_closed_form:
             raise self.mistake(f"{self.family} '{self.kind}' has no closed form for {name}; use learn='gradient'")
         tensor = torch.as_tensor(value, dtype=torch.get_default_dtype()).clone()
@@ -154,7 +179,7 @@ class Learned(nn.Module):
             self.register_parameter(name, nn.Parameter(tensor))
         else:
             self.register_buffer(name, tensor)
-        if learn != "none":
+        if learn != "none":  # a fixed number is part of the configuration, which the receiver holds
             self._grids[name] = grid
         self.learns_in_closed_form |= learn == "closed_form"
 
@@ -168,20 +193,20 @@ class Learned(nn.Module):
         self._store(f"log_{name}", scale.log(), learn)
 
     def charges(self) -> list[Charge]:
-        """What every learned number costs."""
+        """Return the cost of every learned number."""
         return [Charge(name, getattr(self, name).numel(), grid.bits_each) for name, grid in self._grids.items()]
 
     def grids(self) -> dict[str, Grid]:
-        """The grid of every learned number, by its name."""
+        """Return the grid of every learned number, by name."""
         return dict(self._grids)
 
     def round_to_grid(self) -> None:
-        """Round every learned number to its grid, in place: what is charged is what is used."""
+        """Round every learned number to its grid, in place, so that the value charged is the value in use."""
         with torch.no_grad():
             for name, grid in self._grids.items():
                 getattr(self, name).copy_(grid.round(getattr(self, name)))
 
 
 def plain(tensor: Tensor) -> Any:
-    """A tensor as float or nested list, in float64."""
+    """Convert a tensor to a float or nested list, in float64."""
     return tensor.detach().double().cpu().tolist()

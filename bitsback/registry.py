@@ -1,4 +1,4 @@
-"""A YAML name becomes an object: settings classes, found by their ``kind``."""
+"""Registries of settings classes by ``kind``, and the base class of all settings."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,24 +12,25 @@ __all__ = ["Class", "FilePath", "GradientLearn", "Learn", "Registry", "Settings"
 
 
 def _placed(path: Path) -> Path:
+    """Make a path absolute, ``~`` included."""
     try:
         return path.expanduser().absolute()
-    except RuntimeError:  # ~somebody who has no home here
+    except RuntimeError:  # ~user, of a user without a home directory
         return path.absolute()
 
 
 FilePath = Annotated[Path, AfterValidator(_placed)]
-"""A path, made absolute when it is read, ``~`` included, so that a run can be opened from anywhere."""
+"""A path that is made absolute when it is read, ``~`` included, so that a run can be opened from any directory."""
 
 Learn = Literal["none", "gradient", "closed_form"]
-"""How a number that is no weight is found."""
+"""Estimation of a number that is not a weight: fixed, by gradient, or in closed form."""
 
 GradientLearn = Literal["none", "gradient"]
-"""The same, where there is no closed form."""
+"""Estimation of a number for which there is no closed form: fixed, or by gradient."""
 
 
 class Settings(BaseModel):
-    """Settings that live beside the thing they configure; unknown keys are errors, values never change."""
+    """Base class of settings: unknown keys are errors, and instances are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
@@ -38,7 +39,7 @@ Class = TypeVar("Class", bound=type[Any])
 
 
 class Registry(Generic[Class]):
-    """Classes of one family by name, with near-miss suggestions.
+    """Classes of one family by name; an unknown name raises BitsbackError with the nearest match.
 
     >>> shapes: Registry[type] = Registry("shape")
     >>> @shapes.register("square")
@@ -55,7 +56,7 @@ class Registry(Generic[Class]):
         self._members: dict[str, Class] = {}
 
     def register(self, kind: str) -> Callable[[Class], Class]:
-        """Class decorator: file the class under ``kind``; a second class of the same name is refused."""
+        """Return a class decorator that registers the class under ``kind``; a second class of that name raises an error."""
 
         def file_under_kind(member: Class) -> Class:
             if self._members.setdefault(kind, member) is not member:
@@ -77,5 +78,5 @@ class Registry(Generic[Class]):
         return len(self._members)
 
     def members(self) -> list[Class]:
-        """All registered classes, by name."""
+        """Return all registered classes, in the order of their names."""
         return [self._members[kind] for kind in self]

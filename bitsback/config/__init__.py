@@ -1,4 +1,4 @@
-"""YAML -> validated schema -> objects."""
+"""Configurations: YAML files, the schema that validates them, and the objects they are built into."""
 
 from typing import TYPE_CHECKING
 

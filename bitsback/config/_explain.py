@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, in sentences with file, line and a near miss."""
+"""Readable messages for validation errors: file, line, key, the allowed values and the nearest match."""
 
 import types
 import typing
@@ -15,21 +15,29 @@ from bitsback.errors import near_miss
 __all__ = ["KeyPath", "Origins", "Problem", "describe_all", "where_is"]
 
 KeyPath = tuple[str | int, ...]
+"""Keys and list indices that lead from the top of a configuration to one value."""
 Origins = dict[KeyPath, str]
+"""File and line (``file:line``) of each key path."""
 
 
 WRONG_FORM = {"model_type", "model_attributes_type", "dict_type", "dict_attributes_type"}
-"""Errors that say a mapping was expected."""
+"""Pydantic's error types for a value that should have been a mapping."""
 
 
 SHOWN_CHARACTERS = 200
+"""Characters of a value that a message quotes."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One error at its place in the file; ``of_union`` when it is about one member of a union of forms.
+    """One validation error and its position in the configuration.
 
-    ``word`` is what may stand there instead of a number.
+    Attributes:
+        error: pydantic's error.
+        key_path: position of the value.
+        of_union: whether the error concerns one member of a union of types.
+        value: the value at that position.
+        word: literal such as ``'auto'`` that is allowed there in place of a number.
     """
 
     error: ErrorDetails
@@ -40,7 +48,7 @@ class Problem:
 
     @property
     def is_about_another_form(self) -> bool:
-        """True for a scalar member's complaint about a mapping, and the other way round."""
+        """Return whether the error is a scalar member's complaint about a mapping, or a mapping member's about a scalar."""
         expects_mapping = self.error["type"] in WRONG_FORM
         if isinstance(self.value, dict):
             return (
@@ -52,7 +60,17 @@ class Problem:
 
 
 def describe_all(errors: Sequence[ErrorDetails], values: dict[str, Any], origins: Origins, file: str) -> list[str]:
-    """Every problem once, as ``file:line: dotted.key: what is wrong; what is allowed``."""
+    """Return one message for each distinct error.
+
+    Args:
+        errors: pydantic's errors.
+        values: the configuration that was validated, as nested dictionaries.
+        origins: file and line of its keys.
+        file: named for keys without an origin.
+
+    Returns:
+        messages of the form ``file:line: dotted.key: the error; the allowed values``.
+    """
     problems = _with_words([_locate(error, values) for error in errors])
     key_paths = {problem.key_path for problem in problems}
     kept = []
@@ -60,6 +78,7 @@ def describe_all(errors: Sequence[ErrorDetails], values: dict[str, Any], origins
         begin, depth = problem.key_path, len(problem.key_path)
         others = [other for other in problems if other.key_path[:depth] == begin and other is not problem]
         deeper = any(key_path != begin and key_path[:depth] == begin for key_path in key_paths)
+        # pydantic drops invalid items of a list, and then reports that the list is too short
         echo = problem.error["type"] == "too_short" and deeper
         if not echo and not (problem.is_about_another_form and any(not other.is_about_another_form for other in others)):
             kept.append(_sentence(problem, values, origins, file))
@@ -67,7 +86,7 @@ def describe_all(errors: Sequence[ErrorDetails], values: dict[str, Any], origins
 
 
 def _with_words(problems: list[Problem]) -> list[Problem]:
-    """One problem where a value may be a number or a word such as 'auto', and is neither."""
+    """Merge the two errors of a value that may be a number or a word such as 'auto', and is neither."""
     words = {
         problem.key_path: problem.error["ctx"]["expected"] for problem in problems if problem.error["type"] == "literal_error"
     }
@@ -88,7 +107,16 @@ def _sentence(problem: Problem, values: dict[str, Any], origins: Origins, file: 
 
 
 def where_is(key_path: KeyPath, origins: Origins, file: str) -> str:
-    """File and line of a place, or of what it is inside of."""
+    """Return file and line of a key, or of the nearest enclosing section that has them.
+
+    Args:
+        key_path: position of the key.
+        origins: file and line of the known keys.
+        file: returned if nothing on the path has an origin.
+
+    Returns:
+        ``file:line``, or ``file``.
+    """
     return next((origins[key_path[:depth]] for depth in range(len(key_path), 0, -1) if key_path[:depth] in origins), file)
 
 
@@ -113,13 +141,13 @@ def _problem(error: ErrorDetails, key_path: KeyPath, values: dict[str, Any], wor
 
 
 def _shown(value: Any) -> str:
-    """A value as Python writes it, a long one cut short."""
+    """Return the repr of a value, cut off after :data:`SHOWN_CHARACTERS` characters."""
     text = repr(value)
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
 
 
 def _locate(error: ErrorDetails, values: Any) -> Problem:
-    """Find an error's place in the file: without the union tags and member names that pydantic puts into its location."""
+    """Find an error's position: its location without the union tags and member names that pydantic inserts."""
     key_path: list[str | int] = []
     node, of_union, location = values, False, error["loc"]
     for position, part in enumerate(location):
@@ -136,7 +164,7 @@ def _locate(error: ErrorDetails, values: Any) -> Problem:
 
 
 def _fields_at(key_path: KeyPath, values: Any) -> list[str]:
-    """The keys that a section of the configuration may have."""
+    """List the keys that are allowed in a section of the configuration."""
     models: list[Any] = [Config]
     node = values
     for part in key_path:
@@ -146,13 +174,13 @@ def _fields_at(key_path: KeyPath, values: Any) -> list[str]:
             if isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
                 following += _members(model.model_fields[str(part)].annotation)
         tag = node.get("kind") if isinstance(node, dict) else None
-        following = following or models  # a name pattern: its value is of the kind found so far
+        following = following or models  # a free key, such as a name pattern: the classes found so far apply to its value
         models = [m for m in following if tag is None or "kind" not in m.model_fields or m.model_fields["kind"].default == tag]
     return sorted({field for model in models for field in model.model_fields})
 
 
 def _members(annotation: Any) -> list[type[BaseModel]]:
-    """The settings classes inside an annotation: through unions, Annotated, dicts and tuples."""
+    """List the settings classes inside an annotation: through unions, Annotated, dicts and tuples."""
     if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
         return [annotation] if issubclass(annotation, BaseModel) else []
     return [member for inner in typing.get_args(annotation) for member in _members(inner)]

@@ -1,4 +1,4 @@
-"""Configurations that come with the package: `bitsback train digits` needs no file of one's own."""
+"""Configurations shipped with the package, such as `bitsback train digits`."""
 
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -9,9 +9,12 @@ __all__ = ["configuration_file", "shipped_configurations"]
 
 
 def shipped_configurations() -> dict[str, Path]:
-    """Return the files of the configurations that come with the package, by name.
+    """Return the files of the shipped configurations by name.
 
-    A wheel holds the directory ``configs`` inside of the package; a checkout has it beside the package.
+    A wheel holds the directory ``configs`` inside the package; a checkout has it beside the package.
+
+    Returns:
+        path of each YAML file, by its stem.
 
     >>> "digits" in shipped_configurations()
     True
@@ -22,7 +25,13 @@ def shipped_configurations() -> dict[str, Path]:
 
 
 def configuration_file(path: Path) -> Path:
-    """Return the file that is meant: ``path`` itself, or where there is none, the shipped configuration of that name.
+    """Find the file of a configuration.
+
+    Args:
+        path: a file, or the bare name of a shipped configuration.
+
+    Returns:
+        ``path`` itself if it exists or is not a bare name, else the shipped file.
 
     Raises:
         ConfigError: for a bare name that is neither.

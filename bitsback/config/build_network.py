@@ -1,4 +1,4 @@
-"""The network of a configuration, made of torch.nn layers by name or by calling a factory."""
+"""Build the network of a configuration from torch.nn layers by name, or by calling a factory."""
 
 import inspect
 import json
@@ -29,15 +29,17 @@ INFERRED = {
     "input_size": -1,
     "embed_dim": -1,
 }
-"""Constructor arguments that can be read off the layer's input: name to the axis that has the size."""
+"""Constructor arguments that are inferred from the layer's input, and the axis of the input that has the size."""
 
 OWN_LAYERS: dict[str, type[nn.Module]] = {"SmoothConv2d": SmoothConv2d}
+"""Layers of this package that can be named as those of torch.nn can."""
 
 
 class Network(nn.Sequential):
-    """Layers in a row; of a layer that returns several things (a recurrent one), the first goes on."""
+    """Layers in sequence; of a layer that returns a tuple (such as an RNN), the first element is passed on."""
 
     def forward(self, value: Tensor) -> Tensor:
+        """Apply the layers in order."""
         for layer in self:
             value = layer(value)
             value = value[0] if isinstance(value, tuple) else value
@@ -45,14 +47,18 @@ class Network(nn.Sequential):
 
 
 def layer_kinds() -> dict[str, type[nn.Module]]:
-    """The layers that can be named in YAML: every module class of torch.nn that is not a container or a loss, and our own."""
+    """Return the layers that YAML can name: module classes of torch.nn except containers and losses, and this package's own."""
     found = {name: kind for name, kind in vars(nn).items() if inspect.isclass(kind) and issubclass(kind, nn.Module)}
     containers = {"Module", "Sequential", "ModuleList", "ModuleDict", "ParameterList", "ParameterDict", "Container"}
     return {name: kind for name, kind in found.items() if name not in containers and not name.endswith("Loss")} | OWN_LAYERS
 
 
 def check_layers(layers: Sequence[LayerSpec]) -> None:
-    """Raise ConfigError for the first layer that there is not, or that has no such argument."""
+    """Check names and argument names of layers.
+
+    Raises:
+        ConfigError: for the first layer with an unknown name or argument.
+    """
     kinds = layer_kinds()
     for index, spec in enumerate(layers):
         name, arguments = split_spec(spec)
@@ -69,7 +75,19 @@ def check_layers(layers: Sequence[LayerSpec]) -> None:
 
 @torch.no_grad()
 def build_sequential(settings: "SequentialSettings", inputs: Tensor, outputs: int) -> nn.Module:
-    """The network for inputs (n, ...) like these and so many outputs; raises ConfigError naming the layer at fault."""
+    """Build a network of named layers, with input sizes inferred by running each layer on two examples.
+
+    Args:
+        settings: the layers, and the weights to start from.
+        inputs: (n, ...), examples of the inputs.
+        outputs: output size of a last Linear layer that does not give one.
+
+    Returns:
+        the network in train mode.
+
+    Raises:
+        ConfigError: naming the layer that cannot be built or applied.
+    """
     check_layers(settings.layers)
     counts: dict[str, int] = {}
     network, value = Network(), inputs[:2]
@@ -81,7 +99,7 @@ def build_sequential(settings: "SequentialSettings", inputs: Tensor, outputs: in
         try:
             layer = _build_layer(layer_kinds()[kind], arguments, value)
             network.add_module(f"{kind.lower()}{number}", layer)
-            value = layer.eval()(value)
+            value = layer.eval()(value)  # in eval mode, batch norm keeps its statistics
         except (TypeError, ValueError, RuntimeError, LookupError, AttributeError, ArithmeticError) as error:
             reason = str(error).splitlines()[0]
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
@@ -91,6 +109,7 @@ def build_sequential(settings: "SequentialSettings", inputs: Tensor, outputs: in
 
 
 def _build_layer(kind: type[nn.Module], arguments: dict[str, Any], value: Tensor) -> nn.Module:
+    """Make one layer, with sizes that are not given read off its input."""
     parameters = inspect.signature(kind.__init__).parameters
     wanted = set(parameters) | ({"input_size"} if issubclass(kind, nn.RNNBase) else set())
     inferred = {name: value.shape[axis] for name, axis in INFERRED.items() if name in wanted and name not in arguments}
@@ -100,17 +119,25 @@ def _build_layer(kind: type[nn.Module], arguments: dict[str, Any], value: Tensor
 
 
 def build_factory(settings: "FactorySettings") -> nn.Module:
-    """Call the factory; raises ConfigError when it cannot be imported, fails, or returns no module."""
+    """Call the factory; raises ConfigError if it cannot be imported, fails, or does not return an nn.Module."""
     network: nn.Module = made_by(settings.factory, "network.factory", nn.Module, "an nn.Module", **settings.arguments)
     return _started(network, settings.pretrained)
 
 
 def outputs_for_one_target(settings: "NetworkSettings", inputs: Tensor) -> int | None:
-    """How many outputs a network has that is built for one target; None where it fails."""
+    """Count the outputs of a network that is built for a single target.
+
+    Args:
+        settings: the network's.
+        inputs: (n, ...), examples of the inputs.
+
+    Returns:
+        size of the second axis of the output; None if the network fails or its output is not (n, k).
+    """
     try:
         with torch.no_grad():
             output = settings.build(inputs, 1).eval()(inputs[:2])
-    except Exception:  # whatever the user's network raises: it will raise it again where it is built
+    except Exception:  # any error of the user's network; it is reported when the network is built
         return None
     return int(output.shape[1]) if isinstance(output, Tensor) and output.ndim == 2 else None
 
@@ -139,7 +166,7 @@ def _started(network: nn.Module, pretrained: Path | None) -> nn.Module:
 
 
 def _means_of_run(network: nn.Module, tensors: dict[str, Tensor], weights: list[str]) -> dict[str, Tensor]:
-    """A state dict for the network out of a run's posterior file: means, deterministic weights and statistics."""
+    """Return a state dict for the network from a run's posterior file: means, deterministic weights and buffers."""
     inside = {f"{name}.{part}" for name in weights for part in ("mean", "std", "prior_mean")}
     state = {name: tensor for name, tensor in tensors.items() if name not in inside and not name.startswith("likelihood.")}
     for name in weights:

@@ -1,4 +1,4 @@
-"""The choices of compare: one key with several values, and what is set for all."""
+"""Arguments of ``bitsback compare``: one key with several values, and overrides shared by all runs."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,16 @@ __all__ = ["split_choices"]
 
 
 def split_choices(choices: Sequence[str]) -> tuple[str, list[str], list[str]]:
-    """The key to vary with its values, and the settings that stay fixed.
+    """Separate the key that is varied from the overrides that are fixed.
+
+    Args:
+        choices: ``key=value`` texts, exactly one of them with several values separated by commas.
+
+    Returns:
+        the key, its distinct values, and the other texts.
+
+    Raises:
+        ConfigError: unless exactly one key has two or more values.
 
     >>> split_choices(["prior.kind=gaussian,laplace", "seed=1"])
     ('prior.kind', ['gaussian', 'laplace'], ['seed=1'])

@@ -1,9 +1,9 @@
-"""The prequential code: every label under a model that has seen only the labels before it (Dawid 1984).
+"""Settings of the prequential code and of packing.
 
-L(y) = sum over blocks of -log2 p(labels of the block | inputs, all earlier labels). In blocks, as in Blier & Ollivier, "The
-Description Length of Deep Learning Models" (2018): the first block under the uniform code, each later one under a network that
-was trained on all that is before it. Here are the blocks, the temperature and what is reported; the networks are trained in
-:mod:`bitsback.formats.prequential.walk`.
+The prequential code describes each label with a model fitted to the labels before it (Dawid 1984):
+L(y) = sum over blocks of -log2 p(labels of the block | inputs, all earlier labels). Blocks follow Blier & Ollivier, "The
+Description Length of Deep Learning Models" (2018): the first block is coded uniformly, each later one with a network trained
+on all blocks before it. The networks are trained in :mod:`bitsback.formats.prequential.walk`.
 """
 
 from itertools import pairwise
@@ -27,9 +27,10 @@ __all__ = [
 ]
 
 Kind = Literal["point", "samples", "ensemble"]
+"""Predictor of a block: one network, averaged weight draws, or an ensemble of networks."""
 
 STEPS_PER_STD = 3.46
-"""As :mod:`bitsback.coding.quantised` has it, which needs numpy."""
+"""Default grid step in posterior stds, as in :mod:`bitsback.coding.quantised`, whose import needs numpy."""
 
 
 class GrowingBlocks(Settings):
@@ -39,7 +40,13 @@ class GrowingBlocks(Settings):
     growth: float = Field(2.0, ge=1.01, description="each block ends at this multiple of the end before")
 
     def ends(self, examples: int) -> tuple[int, ...]:
-        """The ends of all blocks.
+        """Return the ends of all blocks.
+
+        Args:
+            examples: number of training examples.
+
+        Returns:
+            number of examples up to the end of each block, rising to ``examples``.
 
         >>> GrowingBlocks(first=8, growth=2.0).ends(100)
         (8, 16, 32, 64, 100)
@@ -54,7 +61,7 @@ class GrowingBlocks(Settings):
 
 
 class PrequentialSettings(Settings):
-    """The blocks of the prequential code, and who predicts them."""
+    """Blocks of the prequential code, and the predictor of their labels."""
 
     blocks: GrowingBlocks | tuple[int, ...] | tuple[float, ...] = Field(
         GrowingBlocks(), description="{first: 8, growth: 2}, or the ends of all blocks, in examples or as shares of them"
@@ -64,11 +71,11 @@ class PrequentialSettings(Settings):
         description="point: one network (its posterior means); samples: draws of one posterior, averaged; ensemble: networks "
         "trained from different seeds, averaged",
     )
-    members: PositiveInt = Field(1, description="how many draws or networks are averaged")
-    calibrate: bool = Field(True, description="fit a temperature to labels that have been coded, for the next block")
-    shuffle: bool = Field(True, description="code the labels in an order drawn by seed, not in that of the data")
+    members: PositiveInt = Field(1, description="number of draws or networks that are averaged")
+    calibrate: bool = Field(True, description="fit a temperature on the labels coded so far, and use it for the next block")
+    shuffle: bool = Field(True, description="code the labels in a random order, drawn by seed; false: in the order of the data")
     least_steps: PositiveInt = Field(
-        300, description="optimiser steps on a block's earlier labels, where training.epochs would be fewer"
+        300, description="minimum of optimiser steps before a block, if training.epochs amounts to fewer"
     )
 
     @model_validator(mode="after")
@@ -81,10 +88,16 @@ class PrequentialSettings(Settings):
         return self
 
     def ends(self, examples: int) -> tuple[int, ...]:
-        """The ends of all blocks of so many examples.
+        """Return the ends of all blocks.
+
+        Args:
+            examples: number of training examples.
+
+        Returns:
+            number of examples up to the end of each block, rising to ``examples``.
 
         Raises:
-            ConfigError: when the blocks do not rise from above 0 to the last example.
+            ConfigError: if the blocks do not rise from above 0 to the last example.
 
         >>> PrequentialSettings(blocks=(0.25, 1.0)).ends(80)
         (20, 80)
@@ -101,37 +114,47 @@ class PrequentialSettings(Settings):
 
 
 class TuningSettings(Settings):
-    """How the weights that are not chosen yet are trained on."""
+    """Training, between the coding of groups of blocks, of the weights that are not coded yet."""
 
-    groups: PositiveInt = Field(40, description="groups of blocks that are chosen at once")
+    groups: PositiveInt = Field(
+        40, description="number of groups of blocks; the blocks of a group are coded before the next tuning"
+    )
     taper: float = Field(
-        1.0, gt=0, le=1, description="size of the last group, in sizes of the first; between, it falls linearly"
+        1.0, gt=0, le=1, description="size of the last group, relative to the first; sizes fall linearly in between"
     )
-    steps: NonNegativeInt = Field(200, description="steps after each group; 0: nothing is trained")
-    balance_steps: NonNegativeInt = Field(300, description="steps before the first group, which balance the blocks")
+    steps: NonNegativeInt = Field(200, description="optimiser steps after each group; 0: none")
+    balance_steps: NonNegativeInt = Field(
+        300, description="optimiser steps before the first group, which bring the KL of the blocks to the target"
+    )
     batch_size: PositiveInt = Field(128, description="examples per step")
-    lr: PositiveFloat = Field(0.005, description="largest learning rate of the means; log std takes five times as much")
-    final_lr: float = Field(0.05, gt=0, le=1, description="learning rate at the end, in units of lr; it falls as a cosine")
+    lr: PositiveFloat = Field(0.005, description="largest learning rate of the means; five times as large for log stds")
+    final_lr: float = Field(0.05, gt=0, le=1, description="final learning rate, relative to lr; it decays as a cosine")
     relative_lr: bool = Field(
-        False, description="scale each tensor's rate with its prior's scale: for wide layers of tiny weights"
+        False, description="multiply each tensor's learning rate by its prior's scale: for wide layers with small weights"
     )
-    target_bits: PositiveFloat | None = Field(None, description="KL at which blocks are held; default: the bits of an index")
-    augment: AugmentSettings | None = Field(None, description="random changes of the images while tuning")
+    target_bits: PositiveFloat | None = Field(
+        None, description="KL of a block that tuning aims at, in bits; default: index_bits"
+    )
+    augment: AugmentSettings | None = Field(None, description="augmentation of the images while tuning")
 
 
 class QuantisingSettings(Settings):
-    """How the quantised codec puts weights on grids."""
+    """Rounding of weights to grids by the quantised codec."""
 
-    steps_per_std: PositiveFloat = Field(STEPS_PER_STD, description="grid step in posterior stds; coarser makes smaller files")
-    trade_off: float = Field(0.0, ge=0, description="weight of code bits against distortion; 0 rounds to the nearest level")
-    permute: bool = Field(True, description="whether the order of hidden units gives its bits back")
+    steps_per_std: PositiveFloat = Field(
+        STEPS_PER_STD, description="grid step in posterior stds; a larger one gives smaller files"
+    )
+    trade_off: float = Field(
+        0.0, ge=0, description="weight of code length against distortion when rounding; 0: round to the nearest level"
+    )
+    permute: bool = Field(True, description="use the free order of hidden units to save bits")
 
 
 class PackSettings(Settings):
-    """How a run becomes a model file."""
+    """Conversion of a run into a model file."""
 
     codec: Literal["auto", "relative_entropy", "quantised", "factory"] = Field(
-        "auto", description="auto: by net bits per weight; factory: one of your own"
+        "auto", description="auto: chosen by net bits per weight; factory: a codec of your own"
     )
     factory: str | None = Field(
         None,
@@ -139,11 +162,15 @@ class PackSettings(Settings):
         max_length=LONGEST_NAME,
         description="package.module:function that returns the codec, with codec factory",
     )
-    index_bits: int = Field(12, ge=1, le=24, description="K: bits of a block's index; 12, or 16 for quality")
-    key: int = Field(0, ge=0, lt=2**32, description="of the codebook; another one gives another file")
-    budget_bytes: PositiveInt | None = Field(None, description="size of the whole file; default: what the net bits ask for")
+    index_bits: int = Field(
+        12, ge=1, le=24, description="bits of a block's index; 12, or 16 for a better match to the posterior"
+    )
+    key: int = Field(0, ge=0, lt=2**32, description="seed of the codebook; another one gives another file")
+    budget_bytes: PositiveInt | None = Field(
+        None, description="size of the whole file in bytes; default: follows from the net bits"
+    )
     tuning: TuningSettings | None = Field(
-        None, description="train on what is not coded yet; default: code the posterior as it is"
+        None, description="train weights that are not coded yet; default: code the posterior as it is"
     )
     quantising: QuantisingSettings = QuantisingSettings()
 

@@ -1,4 +1,4 @@
-"""A configuration becomes objects, and a run directory becomes them again."""
+"""Build data, model and likelihood from a configuration, and reopen them from a run directory."""
 
 import copy
 import json
@@ -36,26 +36,31 @@ def build_model(
     check: Callable[[Tensor], object] = lambda output: None,
     network: nn.Module | None = None,
 ) -> BayesianModel:
-    """The untrained model of a configuration, seeded.
+    """Build the untrained model of a configuration, with seeded initial weights.
 
-    Where ``training.precision`` is float64 it is made in float64: initial weights in float32 are not the same on every machine.
+    If ``training.precision`` is float64 the model is made in float64: initial weights drawn in float32 differ between machines.
 
     Args:
         config: network, posterior, priors, and the seed of the initial weights.
-        inputs: (n, ...), such as the network will see; the first two are tried out.
-        outputs: how many outputs the likelihood needs.
-        check: told the network's outputs for the first two inputs; raises when they do not suit.
-        network: to use in place of the one that the configuration says how to make.
+        inputs: (n, ...), examples of the inputs; the network is run on the first two.
+        outputs: number of outputs that the likelihood needs.
+        check: called with the network's outputs for the first two inputs; raises if they do not suit the likelihood.
+        network: used in place of the configuration's network.
+
+    Returns:
+        the model, in the network's own mode.
 
     Raises:
-        ConfigError, LayerError, PriorError: with the fix.
+        ConfigError: if the network cannot be built or run.
+        LayerError: if no weight can get a posterior, or a layer is not supported.
+        PriorError: if a prior does not suit the weights.
     """
     double = config.training.precision == "float64"
     example = inputs[:2].double() if double and inputs.is_floating_point() else inputs[:2]
     with using_dtype(torch.float64 if double else torch.get_default_dtype()):
         torch.manual_seed(config.seed)
         network = config.network.build(example, outputs) if network is None else network
-        with torch.no_grad(), evaluating(network):  # a factory may want parts in eval mode
+        with torch.no_grad(), evaluating(network):  # puts modules back: a factory may want parts in eval mode
             check(try_out(network, example, getattr(config.network, "factory", config.network.kind)))
         return bayesianize(
             network,
@@ -69,7 +74,19 @@ def build_model(
 
 
 def try_out(network: nn.Module, example: Tensor, name: str) -> Tensor:
-    """Return what the network makes of two inputs; raises ConfigError, with the reason, when it fails on them."""
+    """Run the network on an example batch.
+
+    Args:
+        network: the plain network.
+        example: (k, ...), a few inputs.
+        name: of the network, for the message.
+
+    Returns:
+        its output.
+
+    Raises:
+        ConfigError: with the reason, if the network fails.
+    """
     try:
         output: Tensor = network(example)
     except Exception as error:  # whatever the user's network raises
@@ -82,7 +99,7 @@ def try_out(network: nn.Module, example: Tensor, name: str) -> Tensor:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Data, model and likelihood, as a configuration asks for them.
+    """Data, model and likelihood of a configuration.
 
     >>> experiment = Experiment.build(Config())
     >>> experiment.dataset.name, len(experiment.dataset.train)
@@ -103,9 +120,16 @@ class Experiment:
         dataset: Dataset | None = None,
         network: nn.Module | None = None,
     ) -> "Experiment":
-        """Read the data and build the network, unless they are given; raises the named error of whatever is wrong.
+        """Read the data and build the network, unless they are given.
 
-        ``inputs_only``: the targets may be missing, as with a receiver who has yet to be told; they are zero then.
+        Args:
+            config: the configuration.
+            inputs_only: allow missing targets, which become zeros; for a receiver that decodes the labels later.
+            dataset: used in place of the configuration's data.
+            network: used in place of the configuration's network.
+
+        Returns:
+            the experiment, with all settings that depend on the data resolved.
         """
         if dataset is None:
             dataset = config.data.load_inputs() if inputs_only else config.data.load()
@@ -119,7 +143,7 @@ class Experiment:
         for examples in (dataset.train, dataset.test):
             if examples is not None:
                 likelihood.check_targets(examples.targets, examples.name)
-        first = dataset.train.targets[:2]  # shapes fit, or say why not
+        first = dataset.train.targets[:2]  # the likelihood raises if shapes do not fit
         outputs = likelihood.outputs(dataset.train.targets)
         model = build_model(
             config, dataset.train.inputs, outputs, check=lambda output: likelihood.bits(output, first), network=network
@@ -128,7 +152,7 @@ class Experiment:
         return cls(config, dataset, model, likelihood)
 
     def double(self) -> "Experiment":
-        """The same experiment in float64."""
+        """Return the same experiment in float64, on the CPU."""
         cpu, data = torch.device("cpu"), self.dataset
         test = data.test.to(cpu, torch.float64) if data.test is not None else None
         dataset = replace(data, train=data.train.to(cpu, torch.float64), test=test)
@@ -144,9 +168,18 @@ class Experiment:
         loggers: Sequence[Logger] = (),
         watch: Callable[[int, BayesianModel], None] | None = None,
     ) -> Outcome:
-        """Train, and write the run to ``directory``; with ``profile``, what its steps cost to ``directory``/profile.
+        """Train the model, and write the run.
 
-        ``loggers``, ``watch``: as :func:`bitsback.training.train` takes them.
+        Args:
+            directory: of the run; None writes nothing.
+            resume: continue from the directory's checkpoint.
+            progress: show a progress bar.
+            profile: write a profile of training steps to ``directory``/profile.
+            loggers: as :func:`bitsback.training.train` takes them.
+            watch: as :func:`bitsback.training.train` takes it.
+
+        Returns:
+            ledger, test error and facts of the training.
         """
         return train(
             self.model,
@@ -168,11 +201,12 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Run(Results):
-    """A run directory that was written by ``bitsback train`` or :func:`bitsback.train`.
+    """Run directory written by ``bitsback train`` or :func:`bitsback.train`.
 
     Attributes:
-        config: what was trained.
-        network, dataset: of a run that was trained in Python on what its configuration cannot name.
+        config: the resolved configuration of the training.
+        network: the plain network, for a run trained in Python on a network that its configuration cannot name.
+        dataset: the data, for a run trained in Python on data that its configuration cannot name.
     """
 
     config: Config
@@ -180,7 +214,14 @@ class Run(Results):
     dataset: Dataset | None = None
 
     def course(self) -> Course:
-        """Return what the training says of itself: its steps, and the data bits of its last epochs."""
+        """Return the number of training steps and the data bits of the last epochs.
+
+        Returns:
+            steps and data bits; no data bits if images were augmented, since the ledger is taken on the unchanged images.
+
+        Raises:
+            RunError: if ``metrics.jsonl`` cannot be read.
+        """
         lines = (self.directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-LAST_EPOCHS:]
         try:
             metrics = [json.loads(line) for line in lines]
@@ -190,12 +231,15 @@ class Run(Results):
             raise RunError(f"{self.directory / 'metrics.jsonl'} cannot be read; it was changed since the training") from error
 
     def take_ledger(self, *, samples: int | None = None, seed: int | None = None, progress: bool = False) -> Ledger:
-        """Take the ledger again from the weights, with other draws if asked for.
+        """Take the ledger again from the weights of the last checkpoint.
 
         Args:
-            samples: whole-network draws; default: the configuration's.
+            samples: whole-network weight draws; default: the configuration's.
             seed: of the draws; default: the configuration's.
-            progress: show a bar when it takes more than two seconds.
+            progress: show a bar if it takes more than two seconds.
+
+        Returns:
+            the new ledger; the run directory is not changed.
         """
         e, settings = self.experiment(), self.config.ledger
         return take_ledger(
@@ -210,7 +254,7 @@ class Run(Results):
         )
 
     def _checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and facts of the last checkpoint."""
+        """Read tensors and facts of the last checkpoint."""
         path = self.directory / "checkpoint" / "state.safetensors"
         try:
             return read_checkpoint(path)
@@ -219,7 +263,7 @@ class Run(Results):
             raise RunError(f"{error}{hint if path.with_name(PREVIOUS).exists() else ''}") from error
 
     def check_repeatable(self) -> None:
-        """Raise RunError when an earlier release trained it: a receiver of this one cannot repeat that."""
+        """Raise RunError if the run was trained by an earlier release, whose training steps this one cannot repeat."""
         if self._checkpoint()[1]["format"] != FORMAT:
             raise RunError(
                 f"{self.directory} was trained by an earlier release, and a receiver cannot repeat that, so no payload would "
@@ -227,7 +271,7 @@ class Run(Results):
             )
 
     def experiment(self) -> Experiment:
-        """The experiment with the weights of the last checkpoint."""
+        """Return the experiment with the weights of the last checkpoint; raises RunError if they do not fit its network."""
         network = None if self.network is None else copy.deepcopy(self.network)
         dataset = self.dataset and replace(self.dataset, in_memory=True)
         experiment = Experiment.build(self.config, dataset=dataset, network=network)
@@ -245,25 +289,37 @@ def load_run(directory: str | Path, *, network: nn.Module | None = None, dataset
     """Open a run directory.
 
     Args:
-        directory: what ``bitsback train`` or :func:`bitsback.train` wrote.
-        network, dataset: of a run that was trained in Python: the plain network, untrained, and the data.
+        directory: written by ``bitsback train`` or :func:`bitsback.train`.
+        network: the plain, untrained network, for a run trained in Python on a given network.
+        dataset: the data, for a run trained in Python on given data.
+
+    Returns:
+        the run.
 
     Raises:
-        RunError: when it is not one.
+        RunError: if the directory is not that of a run.
     """
     path = open_results(directory).directory
     config = load_config(path / "config.yaml")
     if isinstance(config.likelihood, GaussianLikelihoodSettings) and "standardise" not in config.likelihood.model_fields_set:
-        old = config.likelihood.model_copy(update={"standardise": False})  # a run from before targets were standardised
+        # written by a release that did not standardise targets
+        old = config.likelihood.model_copy(update={"standardise": False})
         config = config.model_copy(update={"likelihood": old})
     return Run(path, config, network, dataset)
 
 
 def open_source(source: Config | Run | str | Path, overrides: Sequence[str] = ()) -> Config | Run:
-    """Return the run or the configuration behind a path: a run directory, or a YAML file.
+    """Open a run directory or read a YAML file.
+
+    Args:
+        source: path of either; a configuration or run is returned as it is.
+        overrides: ``key=value``, for a YAML file only.
+
+    Returns:
+        the run or the configuration.
 
     Raises:
-        ConfigError: for overrides of a run, which keeps its configuration.
+        ConfigError: for overrides of a run, whose configuration is fixed.
     """
     if not isinstance(source, str | Path):
         return source

@@ -1,4 +1,4 @@
-"""A model of one's own as an experiment: its configuration says what can be said, and names the rest as given."""
+"""Experiments on a model, likelihood and data made in Python; the configuration marks what it cannot describe as "given"."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -34,15 +34,18 @@ def given_experiment(
     """Return the experiment of a model, a likelihood and data that were made in Python.
 
     Args:
-        model: is trained in place.
+        model: trained in place.
         likelihood: default: categorical, with as many classes as the network has outputs.
-        dataset: examples alone have no test split.
+        dataset: a data set, or training examples without a test split.
         sections: ``training``, ``ledger`` and ``logging``: settings, mappings as in YAML, or None.
-        seed: of batches and draws.
+        seed: of batches and weight draws.
+
+    Returns:
+        the experiment, with its likelihood fitted to the targets.
 
     Raises:
-        ConfigError: for settings that make no sense, and for a network that fails on the inputs.
-        DataError: for targets that the likelihood does not describe, or that do not fit the outputs.
+        ConfigError: for invalid settings, and for a network that fails on the inputs.
+        DataError: for targets that the likelihood cannot describe, or that do not fit the outputs.
     """
     if isinstance(dataset, Examples):
         dataset = Dataset("in memory", dataset, None)
@@ -52,7 +55,7 @@ def given_experiment(
         )
     dataset = replace(dataset, in_memory=True)
     settings, some = _settings(sections), dataset.train.to(model.device, model.dtype)
-    count = settings.training.batch_size  # a network may take nothing but whole batches
+    count = settings.training.batch_size  # a network may accept whole batches only
     with torch.no_grad(), evaluating(model.network), model.mean():
         output = try_out(model, some.inputs[:count], type(model.network).__name__)
     if likelihood is None:
@@ -61,7 +64,7 @@ def given_experiment(
         if examples is not None:
             likelihood.check_targets(examples.targets, examples.name)
     likelihood.fit(dataset.train.targets)
-    likelihood.to(model.device, model.dtype).bits(output, some.targets[:count])  # shapes fit, or say why not
+    likelihood.to(model.device, model.dtype).bits(output, some.targets[:count])  # the likelihood raises if shapes do not fit
     config = settings.model_copy(
         update={
             "data": GivenDataSettings(name=dataset.name, examples=len(dataset.train)),
@@ -79,7 +82,7 @@ def given_experiment(
 
 
 def _settings(sections: Mapping[str, Any]) -> Config:
-    """A configuration of what was said; what is wrong with it is said as for YAML."""
+    """Validate the given sections; errors are worded as for YAML."""
     values = {name: value for name, value in sections.items() if value is not None}
     try:
         return Config.model_validate(values)
@@ -99,7 +102,7 @@ def _likelihood_settings(likelihood: Likelihood) -> LikelihoodSettings:
 
 
 def likelihood_settings(likelihood: Likelihood) -> dict[str, Any]:
-    """Return what the settings of a likelihood's kind are told to make it again."""
+    """Return the keyword arguments from which the settings of a likelihood's kind rebuild it."""
     if isinstance(likelihood, GaussianLikelihood):
         std = float(likelihood.log_std.detach().exp())
         said = {"std": std, "noise": likelihood.noise, "target_step": likelihood.target_step}

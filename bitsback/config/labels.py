@@ -1,4 +1,4 @@
-"""Labels as they come: from what stands in the data to the classes 0, 1, 2, ... of a network's outputs."""
+"""Map the labels found in the data to the classes 0, 1, 2, ... of a network's outputs."""
 
 from dataclasses import replace
 
@@ -17,28 +17,32 @@ from bitsback.likelihoods.settings import CategoricalSettings
 __all__ = ["as_labels", "check_declared", "with_classes"]
 
 FEW = 20
-"""So many distinct whole numbers may be classes however few examples there are."""
+"""Up to this many distinct whole numbers may be classes, however few examples there are."""
 
 VERY_FEW = 5
-"""So many may be, even if hardly two are alike."""
+"""Up to this many distinct whole numbers may be classes even if almost all targets differ."""
 
 EXAMPLES_PER_LABEL = 5
-"""Fewer on average look like a quantity."""
+"""Fewer examples per distinct value than this suggest a quantity, not a label."""
 
 
 def with_classes(config: Config, dataset: Dataset) -> tuple[Config, Dataset]:
-    """Settle which labels are which classes.
+    """Decide which labels are the classes, and replace the targets by class numbers.
 
-    Labels are the distinct values of the data where neither the source, the likelihood nor the network declares a number of
-    classes; else they are 0 .. C - 1.
+    If the source, the likelihood or the network declares a number C of classes, the labels are 0 .. C - 1; else they are the
+    distinct values of the data.
+
+    Args:
+        config: the configuration; only a categorical likelihood has classes.
+        dataset: the data, with targets as they were read.
 
     Returns:
-        The configuration, with ``likelihood.labels`` written out where they are not 0, 1, 2, ...; and the data set, whose
-        targets are classes then.
+        The configuration, with ``likelihood.labels`` written out unless they are 0, 1, 2, ...; and the data set, whose targets
+        are class numbers.
 
     Raises:
-        DataError: for texts under another likelihood, for labels that are not the declared ones, and where nobody has said
-            what whole numbers with hardly two alike, or real numbers, are.
+        DataError: for texts under another likelihood, for labels that differ from the declared ones, and, if no likelihood was
+            chosen, for real numbers and for whole numbers that look like a quantity.
     """
     likelihood, targets = config.likelihood, dataset.train.targets
     texts = dataset.labels is not None and isinstance(next(iter(dataset.labels), None), str)
@@ -96,7 +100,15 @@ def with_classes(config: Config, dataset: Dataset) -> tuple[Config, Dataset]:
 
 
 def check_declared(config: Config, dataset: Dataset) -> None:
-    """Raise DataError where a source declares its classes and the likelihood lists labels of its own."""
+    """Refuse labels in the likelihood if the source declares its classes.
+
+    Args:
+        config: with the likelihood.
+        dataset: with the number of classes that its source declares.
+
+    Raises:
+        DataError: if both are given.
+    """
     if dataset.classes is not None and getattr(config.likelihood, "labels", None) is not None:
         raise DataError(
             f"{dataset.name} has the labels 0 to {dataset.classes - 1}; leave likelihood.labels out (likelihood.class_names "
@@ -105,7 +117,7 @@ def check_declared(config: Config, dataset: Dataset) -> None:
 
 
 def _check_guess(dataset: Dataset) -> None:
-    """Raise DataError where a categorical likelihood is nobody's choice, and the targets do not look like labels."""
+    """Raise DataError if the likelihood is categorical only by default, and the targets do not look like labels."""
     targets = dataset.train.targets
     if targets.is_floating_point():
         raise DataError(
@@ -130,7 +142,7 @@ def _distinct(dataset: Dataset) -> LabelValues:
 
 
 def _with_unseen(train: Examples, found: LabelValues, labels: LabelValues, *, texts: bool) -> Examples:
-    """The training examples, naming the labels that none of them has: they are classes, and nobody pays for that."""
+    """Note labels that no training example has as an assumption: the receiver knows them, and they are not charged."""
     seen = {found[k] if texts else k for k in train.targets.unique().tolist()}
     unseen = [str(label) for label in labels if label not in seen]
     if not unseen:
@@ -140,7 +152,7 @@ def _with_unseen(train: Examples, found: LabelValues, labels: LabelValues, *, te
 
 
 def _as_classes(examples: Examples, found: LabelValues, labels: LabelValues, *, texts: bool) -> Examples:
-    """The examples with targets that are places among the labels."""
+    """Replace each target by the index of its label."""
     index_of = {label: number for number, label in enumerate(labels)}
     values: list[int | str] = [found[k] for k in examples.targets.tolist()] if texts else examples.targets.tolist()
     unknown = next((number for number, value in enumerate(values) if value not in index_of), None)
@@ -153,7 +165,14 @@ def _as_classes(examples: Examples, found: LabelValues, labels: LabelValues, *, 
 
 
 def as_labels(classes: np.ndarray, likelihood: LikelihoodSettings) -> np.ndarray:
-    """Put the labels that stand in the data in place of classes; what has no labels of its own stays as it is.
+    """Translate class numbers into labels.
+
+    Args:
+        classes: class numbers, of any shape.
+        likelihood: settings; without ``labels`` the numbers are returned unchanged.
+
+    Returns:
+        labels, in the shape of ``classes``.
 
     >>> as_labels(np.array([1, 0]), CategoricalSettings(labels=("cat", "dog"))).tolist()
     ['dog', 'cat']

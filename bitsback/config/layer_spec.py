@@ -1,14 +1,15 @@
-"""How a layer of a network is written in YAML: its name, or its name with arguments."""
+"""The form of a layer in YAML: its name, or a mapping of its name to its arguments."""
 
 from typing import Any
 
 __all__ = ["LayerSpec", "split_spec"]
 
 LayerSpec = str | dict[str, dict[str, Any] | None]
+"""A layer's name, or a mapping with one entry: its name and arguments."""
 
 
 def split_spec(spec: LayerSpec) -> tuple[str, dict[str, Any]]:
-    """Name and arguments of a layer."""
+    """Return name and arguments of a layer."""
     if isinstance(spec, str):
         return spec, {}
     (name, arguments), *_ = spec.items()

@@ -1,4 +1,4 @@
-"""Read a configuration: YAML 1.2, ``extends``, overrides, and every error at once with its place."""
+"""Read a configuration: YAML 1.2, ``extends``, overrides; all errors are reported together, with file and line."""
 
 import io
 from collections.abc import Sequence
@@ -20,18 +20,22 @@ from bitsback.yaml import load_yaml, read_text
 __all__ = ["config_to_train", "load_config", "parse_value", "to_yaml"]
 
 SHOWN_CHARACTERS = 80
-"""Of a value that cannot be read."""
+"""Characters that a message quotes of a value that cannot be read."""
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """The configuration in a YAML file, with ``key=value`` overrides on top.
+    """Read a configuration from a YAML file, and apply overrides.
 
     Args:
-        path: a YAML file, or the name of a shipped one (``digits``); ``extends: other.yaml`` in it is read first.
+        path: a YAML file, or the name of a shipped one (``digits``). A file named by ``extends: other.yaml``, relative to it,
+            is read first.
         overrides: ``"prior.kind=laplace"``, ``"training.epochs=5"``; values are YAML. A changed ``kind`` replaces its section.
 
+    Returns:
+        the validated configuration.
+
     Raises:
-        ConfigError: all errors at once, each with file, line, dotted key, what is allowed, and a near miss.
+        ConfigError: with all errors, each with file, line, dotted key, allowed values and the nearest match.
     """
     path, origins = configuration_file(Path(path)), dict[KeyPath, str]()
     change: dict[str, Any] = {}
@@ -53,11 +57,18 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def config_to_train(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """The configuration of a run that is to begin.
+    """Read the configuration of a new run.
+
+    Args:
+        path: a YAML file.
+        overrides: as :func:`load_config` takes them.
+
+    Returns:
+        the validated configuration.
 
     Raises:
         ConfigError: as :func:`load_config`.
-        RunError: for the directory of a run, which is resumed otherwise.
+        RunError: if the path is a directory: runs are continued with ``--resume``.
     """
     if path.is_dir():
         raise RunError(f"{path} is a directory; to continue a run: bitsback train {path} --resume")
@@ -65,7 +76,15 @@ def config_to_train(path: Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def to_yaml(config: Config, sections: Sequence[str] | None = None) -> str:
-    """The resolved configuration as YAML, every default written out; or some of its sections."""
+    """Write a configuration as YAML, with all defaults.
+
+    Args:
+        config: the configuration.
+        sections: names of the sections to write; default: all.
+
+    Returns:
+        YAML text.
+    """
     stream = io.StringIO()
     writer = YAML(typ="safe", pure=True)
     writer.default_flow_style = False
@@ -75,7 +94,16 @@ def to_yaml(config: Config, sections: Sequence[str] | None = None) -> str:
 
 
 def parse_value(text: str) -> Any:
-    """A YAML 1.2 value: ``1e-3`` is a number, ``[1, 2]`` a list.
+    """Parse a YAML 1.2 value: ``1e-3`` is a number, ``[1, 2]`` a list.
+
+    Args:
+        text: the value.
+
+    Returns:
+        number, text, list, mapping or None.
+
+    Raises:
+        ConfigError: if it is not YAML.
 
     >>> parse_value("1e-3"), parse_value("laplace"), parse_value("null")
     (0.001, 'laplace', None)
@@ -120,7 +148,7 @@ def _read(path: Path, origins: Origins, chain: tuple[Path, ...]) -> dict[str, An
 
 
 def _plain(node: Any, key_path: KeyPath, file: str, origins: Origins) -> Any:
-    """Plain Python values of a ruamel tree; remembers the file and line of every key."""
+    """Convert a ruamel tree to plain Python values, and record file and line of every key."""
     if isinstance(node, CommentedMap):
         result: dict[str, Any] = {}
         for key, value in node.items():
@@ -139,7 +167,7 @@ def _plain(node: Any, key_path: KeyPath, file: str, origins: Origins) -> Any:
 
 
 def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-    """``change`` over ``base``: mappings merge key by key, except where a changed ``kind`` starts a section afresh."""
+    """Merge ``change`` into ``base`` key by key; a section whose ``kind`` changes is replaced."""
     if "kind" in change and change["kind"] != base.get("kind"):
         return dict(change)
     nested = {key: _merge(base[key], value) for key, value in change.items() if _both_mappings(base.get(key), value)}
@@ -151,7 +179,7 @@ def _both_mappings(left: Any, right: Any) -> bool:
 
 
 def _overlay(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-    """``change`` over ``base``, key by key: overrides add up whatever their order."""
+    """Merge ``change`` into ``base`` key by key, whatever the ``kind``, so that the order of overrides does not matter."""
     nested = {key: _overlay(base[key], value) for key, value in change.items() if _both_mappings(base.get(key), value)}
     return {**base, **change, **nested}
 

@@ -23,29 +23,37 @@ __all__ = [
 
 
 class NetworkSettings(Settings):
-    """What every network can be told."""
+    """Base class of network settings."""
 
     kind: str
     pretrained: FilePath | None = Field(
-        None, description="where to start: a safetensors file of a state_dict, or an earlier run, whose means are taken"
+        None, description="initial weights: a safetensors file of a state_dict, or an earlier run, whose means are used"
     )
 
     @abstractmethod
     def build(self, inputs: "Tensor", outputs: int) -> "nn.Module":
-        """The network for inputs (n, ...) like these; ``outputs`` is how many it needs where it does not say so itself."""
+        """Build the network.
+
+        Args:
+            inputs: (n, ...), examples of the inputs.
+            outputs: number of outputs, for a network that does not set it itself.
+
+        Returns:
+            the network.
+        """
 
     def declared_outputs(self, inputs: "Tensor") -> int | None:
-        """How many outputs the network has whatever the targets are; None where it takes as many as are needed, or fails."""
+        """Return the number of outputs that the network sets itself; None if it takes as many as are needed, or fails."""
         from bitsback.config.build_network import outputs_for_one_target
 
         return outputs_for_one_target(self, inputs)
 
     def check_layers(self) -> None:
-        """Raise ConfigError where torch.nn has no such layer, or the layer no such argument."""
+        """Raise ConfigError if a named layer, or one of its arguments, does not exist in torch.nn."""
 
 
 class SequentialSettings(NetworkSettings):
-    """torch.nn layers by name, in a row; input sizes are inferred, and the last Linear's output size too."""
+    """torch.nn layers by name, in sequence; input sizes are inferred, and so is the output size of a last Linear."""
 
     kind: Literal["sequential"] = "sequential"
     layers: tuple[LayerSpec, ...] = Field(min_length=1, description="names, or one-entry mappings of a name to its arguments")
@@ -59,18 +67,31 @@ class SequentialSettings(NetworkSettings):
         return layers
 
     def check_layers(self) -> None:
+        """Raise ConfigError for an unknown layer or argument."""
         from bitsback.config.build_network import check_layers
 
         check_layers(self.layers)
 
     def declared_outputs(self, inputs: "Tensor") -> int | None:
+        """Return ``out_features`` of a last Linear; of other networks, the outputs found by a trial."""
         kind, arguments = split_spec(self.layers[-1])
         if kind == "Linear":
             return arguments.get("out_features")
         return super().declared_outputs(inputs)
 
     def build(self, inputs: "Tensor", outputs: int) -> "nn.Module":
-        """The network for inputs (n, ...) like these and so many outputs; raises ConfigError naming the layer at fault."""
+        """Build the network with inferred sizes.
+
+        Args:
+            inputs: (n, ...), examples of the inputs.
+            outputs: output size of a last Linear layer that does not give one.
+
+        Returns:
+            the network.
+
+        Raises:
+            ConfigError: naming the layer that cannot be built or applied.
+        """
         from bitsback.config.build_network import build_sequential
 
         return build_sequential(self, inputs, outputs)
@@ -84,20 +105,42 @@ class FactorySettings(NetworkSettings):
     arguments: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the function")
 
     def build(self, inputs: "Tensor", outputs: int) -> "nn.Module":
-        """Call the factory; raises ConfigError when it cannot be imported, fails, or returns no module."""
+        """Call the factory.
+
+        Args:
+            inputs: not used.
+            outputs: not used: the factory decides.
+
+        Returns:
+            the network.
+
+        Raises:
+            ConfigError: if the factory cannot be imported, fails, or does not return an nn.Module.
+        """
         from bitsback.config.build_network import build_factory
 
         return build_factory(self)
 
 
 class GivenNetworkSettings(NetworkSettings):
-    """A network that a training in Python was given; whoever opens the run gives it again: load_run(RUN, network=...)."""
+    """A network that was passed in from Python; to open the run, pass it again: load_run(RUN, network=...)."""
 
     kind: Literal["given"] = "given"
     of: str = Field("Module", description="class of the network")
 
     def build(self, inputs: "Tensor", outputs: int) -> "nn.Module":
-        """Raise ConfigError: nobody knows how to make it."""
+        """Refuse: the configuration does not describe the network.
+
+        Args:
+            inputs: not used.
+            outputs: not used.
+
+        Returns:
+            nothing.
+
+        Raises:
+            ConfigError: always.
+        """
         raise ConfigError(
             f"the network, a {self.of}, was handed over in Python, and the configuration does not say how it is made; open the "
             "run with bitsback.load_run(RUN, network=..., dataset=...)"

@@ -1,4 +1,4 @@
-"""The schema of a configuration: every section's settings, gathered."""
+"""The schema of a configuration: the settings of all sections."""
 
 from typing import Annotated, Any
 
@@ -18,19 +18,22 @@ __all__ = ["BayesianSettings", "Config", "json_schema"]
 
 
 class BayesianSettings(Settings):
-    """Which weights get a posterior, and how their noise is drawn."""
+    """Choice of the weights that get a posterior, and of the gradient estimator in training."""
 
     include: tuple[str, ...] = Field(("*",), description="weight or module names (shell patterns) that get a posterior")
-    exclude: tuple[str, ...] = Field((), description="names that stay deterministic: charged at 32 bits a weight")
+    exclude: tuple[str, ...] = Field(
+        (), description="weight or module names that stay deterministic, charged at 32 bits a weight"
+    )
     estimator: Estimator | dict[str, Estimator] = Field(
         "auto",
-        description="what training draws: weight, output, or auto: outputs of dense layers, where trial forwards prove that "
-        "rows are examples, else weights; for all layers or by layer kind: {Conv2d: weight, Linear: output}",
+        description="gradient estimator in training: weight (one weight draw for a batch), output (local reparameterisation: "
+        "one draw of the outputs for each example), or auto: output for dense layers if trial forwards show that rows are "
+        "examples, else weight; for all layers or by layer kind: {Conv2d: weight, Linear: output}",
     )
 
 
 class Config(Settings):
-    """Everything that defines a run."""
+    """Complete configuration of a run."""
 
     data: AnyDataSettings = DigitsSettings()
     network: AnyNetworkSettings = SequentialSettings(layers=("Flatten", "Linear"))
@@ -39,7 +42,8 @@ class Config(Settings):
     )
     prior: AnyPriorSettings = GaussianPriorSettings()
     prior_overrides: dict[str, AnyPriorSettings] = Field(
-        default_factory=dict, description='other priors by weight-name pattern, {"*.bias": {kind: laplace}}; first fit wins'
+        default_factory=dict,
+        description='other priors by weight-name pattern, {"*.bias": {kind: laplace}}; the first match applies',
     )
     bayesian: BayesianSettings = BayesianSettings()
     likelihood: AnyLikelihoodSettings = CategoricalSettings()
@@ -53,7 +57,7 @@ class Config(Settings):
     @model_validator(mode="before")
     @classmethod
     def _indices_stay_whole(cls, given: Any) -> Any:
-        """Say ``scaling: none`` where the network begins with an Embedding and nobody says otherwise."""
+        """Default to ``scaling: none`` if the network begins with an Embedding, whose inputs are indices."""
         data, network = (given.get(name) for name in ("data", "network")) if isinstance(given, dict) else (None, None)
         layers = network.get("layers") if isinstance(network, dict) else getattr(network, "layers", None)
         first = layers[0] if isinstance(layers, list | tuple) and layers else ""
@@ -68,7 +72,10 @@ class Config(Settings):
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON schema of a configuration file, for editors; every key is optional, ``extends`` is allowed.
+    """Return the JSON schema of a configuration file, for editors; every key is optional, ``extends`` is allowed.
+
+    Returns:
+        JSON schema, draft 2020-12.
 
     >>> sorted(json_schema()["properties"])[:4]
     ['bayesian', 'data', 'extends', 'ledger']

@@ -1,4 +1,4 @@
-"""Where examples come from: the digits in the package, IDX files (MNIST), NPZ files, Friedman's regression."""
+"""Data sources: the digits in the package, IDX files (MNIST), NPZ files, Friedman's regression."""
 
 from typing import TYPE_CHECKING
 

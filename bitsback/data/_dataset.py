@@ -1,4 +1,4 @@
-"""Examples, split into what is described (training) and what only measures (test)."""
+"""Data sets: training examples, whose targets are coded, and test examples, which only measure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,10 +20,16 @@ __all__ = ["Dataset", "Examples", "Preprocessing", "finished", "split"]
 
 @dataclass(frozen=True)
 class Examples:
-    """Inputs (n, ...) and targets (n, ...) of one split; ``assumed`` names what the receiver needs to make the inputs.
+    """Inputs (n, ...) and targets (n, ...) of one split.
+
+    Attributes:
+        inputs: (n, ...), finite.
+        targets: (n, ...), finite.
+        name: of the split, for messages.
+        assumed: what the receiver has to know beforehand to compute the inputs, as notes of the ledger.
 
     Raises:
-        DataError: when the split is empty, the lengths differ, or an input is not finite.
+        DataError: if the split is empty, the lengths differ, or a number is not finite.
 
     >>> len(Examples(torch.zeros(5, 2), torch.zeros(5)))
     5
@@ -52,24 +58,39 @@ class Examples:
         return f"Examples(inputs {tuple(self.inputs.shape)}, targets {tuple(self.targets.shape)}, {self.name})"
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Examples":
-        """Both tensors on ``device``; floating-point inputs in ``dtype``, targets as they are."""
+        """Move both tensors to a device.
+
+        Args:
+            device: where to.
+            dtype: of floating-point inputs; targets keep theirs (float64 becomes float32 on mps, which has no float64).
+
+        Returns:
+            the examples there; ``self`` if nothing changes.
+        """
         wanted = dtype if self.inputs.is_floating_point() else self.inputs.dtype
         if self.inputs.device == device and self.inputs.dtype == wanted and self.targets.device == device:
             return self
-        coarse = device.type == "mps" and self.targets.dtype == torch.float64  # which that device lacks
+        coarse = device.type == "mps" and self.targets.dtype == torch.float64  # mps has no float64
         targets = self.targets.to(device, torch.float32 if coarse else self.targets.dtype)
         return Examples(self.inputs.to(device, wanted), targets, self.name, self.assumed)
 
 
 PART_STREAM = 1
-"""Keeps the draw of the parts apart from the draw behind ``limit``."""
+"""Random stream of the split into parts, so that it is independent of the draw behind ``limit``."""
 
 ZERO, ONE = torch.tensor(0.0), torch.tensor(1.0)
+"""Shift and scale of inputs that are used as they are."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """From inputs as they are stored to inputs as the network sees them: (x - shift) / scale, features, rounding.
+    """Map from stored inputs to network inputs: (x - shift) / scale, then features, then rounding.
+
+    Attributes:
+        shift: subtracted.
+        scale: divisor.
+        features: fitted feature map, or None.
+        fraction_bits: inputs are rounded to multiples of 2^-fraction_bits; None: not rounded.
 
     >>> Preprocessing(scale=torch.tensor(16.0))(torch.tensor([8.0]))
     tensor([0.5000])
@@ -87,9 +108,9 @@ class Preprocessing:
         try:
             inputs = (inputs - self.shift) / self.scale
             if self.features is not None:
-                with using_threads(1):  # the same features whatever else the process does
+                with using_threads(1):  # sums in the same order, so equal features, whatever the number of threads
                     inputs = self.features(inputs)
-        except (RuntimeError, IndexError, ValueError) as error:  # torch finds that shapes do not go together
+        except (RuntimeError, IndexError, ValueError) as error:  # shapes that do not match
             reason = f"cannot be prepared as the training inputs were ({brief(error)})"
             raise DataError(f"inputs of shape {shape} {reason}; give inputs of the same shape") from error
         if self.fraction_bits is not None:
@@ -97,19 +118,32 @@ class Preprocessing:
         return inputs
 
     def of(self, examples: Examples, assumed: tuple[str, ...] = ()) -> Examples:
-        """The same examples, preprocessed."""
+        """Preprocess the inputs of some examples.
+
+        Args:
+            examples: with inputs as they are stored.
+            assumed: what the receiver has to know beforehand to do the same.
+
+        Returns:
+            new examples with the same targets.
+        """
         return Examples(self(examples.inputs), examples.targets, examples.name, assumed)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training examples, test examples (never used to choose anything), and what is known of the labels.
+    """Training examples, test examples (never used to choose anything), and facts about the labels.
 
     Attributes:
-        classes: how many classes the source declares; None where it declares none.
-        labels: the distinct labels of the whole source, both splits and what ``limit`` leaves out; None where it does not say.
-            Where they are texts, the targets are their places in this order.
-        scaling: which scaling the inputs have got, where settings say how.
+        name: of the source.
+        train: examples whose targets are coded.
+        test: examples for the test error, or None.
+        classes: number of classes that the source declares, or None.
+        preprocessing: the map that was applied to the inputs.
+        in_memory: whether the data were made in Python, so that no settings can load them again.
+        labels: distinct labels of the whole source (both splits, before ``limit``), or None if unknown. If they are texts, the
+            targets are indices into this list.
+        scaling: scaling that was applied to the inputs, or None if it did not come from settings.
     """
 
     name: str
@@ -117,7 +151,7 @@ class Dataset:
     test: Examples | None
     classes: int | None = None
     preprocessing: Preprocessing = Preprocessing()
-    in_memory: bool = False  # made in Python: no settings say where it comes from
+    in_memory: bool = False
     labels: "LabelValues | None" = None
     scaling: str | None = None
 
@@ -136,7 +170,21 @@ def finished(
     classes: int | None = None,
     texts: Sequence[str] | None = None,
 ) -> Dataset:
-    """Return what :meth:`DataSettings.finish` does."""
+    """Return the result of :meth:`DataSettings.finish`.
+
+    Args:
+        settings: of the data source.
+        name: of the source.
+        train: examples as they were read.
+        test: examples as they were read, or None.
+        largest: largest grey level of such images.
+        are_images: whether the inputs are images.
+        classes: number of classes that the source declares.
+        texts: labels that whole-number targets are indices of.
+
+    Returns:
+        the data set.
+    """
     _check_alike(train, test)
     labels = tuple(texts) if texts is not None else _distinct(train, test)
     if settings.limit is not None and settings.limit < len(train):
@@ -152,7 +200,7 @@ def finished(
     if settings.features is not None:
         if settings.features.is_fitted:
             note = (f"{settings.features.kind} of the training inputs, which the receiver holds",)
-        with using_threads(1):  # the same features whatever else the process does
+        with using_threads(1):  # as in Preprocessing.__call__
             preprocessing = replace(preprocessing, features=settings.features.fit(preprocessing(train.inputs)))
     preprocessing = replace(preprocessing, fraction_bits=settings.fraction_bits)
     test = test and preprocessing.of(test, note)
@@ -160,14 +208,14 @@ def finished(
 
 
 def _as_numbers(examples: Examples, settings: "DataSettings") -> Examples:
-    """Whole-number inputs as real numbers, which scaling needs; under ``unit`` and ``none`` they stay indices."""
+    """Convert whole-number inputs to real numbers for scaling; under ``unit`` and ``none`` they remain indices."""
     if examples.inputs.is_floating_point() or settings.scaling in ("unit", "none"):
         return examples
     return replace(examples, inputs=examples.inputs.float())
 
 
 def _part_of(train: Examples, settings: "DataSettings") -> Examples:
-    """The examples of ``part``: the two parts of one split_seed share no example, and together they are all."""
+    """Select the examples of ``part``; the two parts of one split_seed are disjoint and cover all examples."""
     if settings.prior_fraction is None:
         return train
     apart = round(settings.prior_fraction * len(train))
@@ -181,7 +229,7 @@ def _part_of(train: Examples, settings: "DataSettings") -> Examples:
 
 
 def _check_alike(train: Examples, test: Examples | None) -> None:
-    """Raise DataError when an input of one split has another shape than one of the other."""
+    """Raise DataError if inputs of the two splits differ in shape."""
     if test is not None and test.inputs.shape[1:] != train.inputs.shape[1:]:
         raise DataError(
             f"a test input has shape {tuple(test.inputs.shape[1:])} but a training input {tuple(train.inputs.shape[1:])}; "
@@ -190,7 +238,7 @@ def _check_alike(train: Examples, test: Examples | None) -> None:
 
 
 def _scaled(inputs: Tensor, scaling: str, largest: float) -> Preprocessing:
-    """The preprocessing that brings training inputs to a scale; indices, which are whole numbers, stay as they are."""
+    """Return the preprocessing that scales inputs; whole-number inputs are indices and are not scaled."""
     if not inputs.is_floating_point() or scaling == "none":
         return Preprocessing()
     if scaling == "unit":
@@ -202,7 +250,7 @@ def _scaled(inputs: Tensor, scaling: str, largest: float) -> Preprocessing:
 
 
 def _distinct(train: Examples, test: Examples | None) -> "LabelValues | None":
-    """The distinct values of whole-number targets, one for each example; None for all other targets."""
+    """Return the distinct values of whole-number targets (n,); None for all other targets."""
     targets = [examples.targets for examples in (train, test) if examples is not None]
     if any(part.is_floating_point() or part.ndim != 1 for part in targets):
         return None
@@ -210,7 +258,16 @@ def _distinct(train: Examples, test: Examples | None) -> "LabelValues | None":
 
 
 def split(inputs: Tensor, targets: Tensor, test_fraction: float, seed: int) -> tuple[Examples, Examples | None]:
-    """Hold out ``test_fraction`` of the examples, drawn by ``seed``.
+    """Hold out examples at random.
+
+    Args:
+        inputs: (n, ...).
+        targets: (n, ...).
+        test_fraction: share held out, below 1.
+        seed: of the draw.
+
+    Returns:
+        training and test examples, each in their original order; None for the latter if none is held out.
 
     >>> train, test = split(torch.zeros(10, 1), torch.zeros(10), 0.2, seed=0)
     >>> len(train), len(test)

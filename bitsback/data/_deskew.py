@@ -1,4 +1,4 @@
-"""Images set upright by their own moments."""
+"""Slant correction of images from their moments."""
 
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,18 @@ __all__ = ["deskewed"]
 
 
 def deskewed(images: Tensor, settings: "DeskewSettings") -> Tensor:
-    """The images set upright; raises DataError for inputs that are none."""
+    """Centre images and remove their slant.
+
+    Args:
+        images: (n, channels, height, width), grey levels of zero or more.
+        settings: target sizes.
+
+    Returns:
+        images of the same shape and dtype.
+
+    Raises:
+        DataError: if the inputs are not such images.
+    """
     if images.ndim != 4 or not bool((images >= 0).all()):
         raise DataError(
             f"data.features: deskew needs images (n, channels, height, width) of grey levels from zero up, got shape "
@@ -43,7 +54,7 @@ def deskewed(images: Tensor, settings: "DeskewSettings") -> Tensor:
 
 
 def _stretch(variance: Tensor, std: float | None, share: float) -> Tensor:
-    """Pixels of the stored image per pixel of the new one; within a factor of 4."""
+    """Return stored pixels per new pixel along one axis, clamped to within a factor of 4."""
     if std is None:
         return torch.ones_like(variance)
     return (variance.sqrt() / std).pow(share).clamp(0.25, 4.0)

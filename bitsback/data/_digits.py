@@ -20,7 +20,10 @@ __all__ = ["load_digits", "read_digits"]
 
 
 def read_digits() -> tuple[Tensor, Tensor]:
-    """Images (1797, 1, 8, 8) in 0..16 and labels (1797,).
+    """Read the images and labels.
+
+    Returns:
+        images (1797, 1, 8, 8), float32 in 0..16, and labels (1797,), int64.
 
     >>> [tuple(tensor.shape) for tensor in read_digits()]
     [(1797, 1, 8, 8), (1797,)]
@@ -31,6 +34,6 @@ def read_digits() -> tuple[Tensor, Tensor]:
 
 
 def load_digits(settings: "DigitsSettings") -> Dataset:
-    """The digits, split and prepared."""
+    """Load, split and preprocess the digits."""
     train, test = split(*read_digits(), settings.test_fraction, settings.split_seed)
     return settings.finish("digits", train, test, classes=10, largest=16.0, are_images=True)

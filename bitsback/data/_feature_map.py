@@ -1,4 +1,4 @@
-"""What a map of the inputs is, and how those that treat every input by itself are applied."""
+"""The type of feature maps, and their application in batches."""
 
 from collections.abc import Callable
 
@@ -8,10 +8,13 @@ from torch import Tensor
 __all__ = ["ROWS_AT_ONCE", "SHOWN_AFTER_SECONDS", "Map", "in_pieces"]
 
 Map = Callable[[Tensor], Tensor]
+"""Function from inputs (n, ...) to features (n, ...)."""
 ROWS_AT_ONCE = 2048
+"""Inputs that a map is applied to at once."""
 SHOWN_AFTER_SECONDS = 2.0
+"""Delay before a progress bar appears."""
 
 
 def in_pieces(map_of: Map) -> Map:
-    """The map, applied to so many inputs at once."""
+    """Return a map that applies ``map_of`` to at most :data:`ROWS_AT_ONCE` inputs at a time."""
     return lambda x: torch.cat([map_of(part) for part in x.split(ROWS_AT_ONCE)])

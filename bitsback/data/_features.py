@@ -1,7 +1,7 @@
-"""Fixed maps of the inputs, made from inputs alone.
+"""Fixed feature maps, fitted to inputs alone.
 
-A code of the labels *given the inputs* may use any function of the inputs for free: the receiver holds them, and computes the
-same map before the first bit arrives. No label is ever looked at.
+The code of the labels *given the inputs* may use any function of the inputs at no cost: the receiver holds the inputs, and
+computes the same map before decoding. Labels are never used.
 """
 
 from typing import TYPE_CHECKING
@@ -21,10 +21,22 @@ if TYPE_CHECKING:
 __all__ = ["chain_of", "principal_components", "random_walk_modes", "walk_graph"]
 
 MOST_INPUTS_IN_A_GRAPH = 6000
+"""Largest number of inputs of a dense graph, whose memory grows with the square."""
 
 
 def principal_components(inputs: Tensor, settings: "PrincipalComponents") -> Map:
-    """The coordinates along the directions; raises DataError when more are asked for than there are."""
+    """Fit principal components.
+
+    Args:
+        inputs: (n, ...), training inputs.
+        settings: with the number of components.
+
+    Returns:
+        map from inputs (n, ...) to coordinates (n, features).
+
+    Raises:
+        DataError: for more components than inputs or dimensions.
+    """
     flat = inputs.flatten(1).double()
     if settings.features > min(flat.shape):
         raise DataError(f"data.features: {settings.features} components of {tuple(flat.shape)} inputs; ask for fewer")
@@ -34,7 +46,18 @@ def principal_components(inputs: Tensor, settings: "PrincipalComponents") -> Map
 
 
 def walk_graph(inputs: Tensor, settings: "RandomWalkModes") -> DenseGraph | SparseGraph:
-    """Return the graph on which the walk goes; raises DataError for too few inputs, and for too many without ``edges``."""
+    """Build the graph of the random walk.
+
+    Args:
+        inputs: (n, ...), training inputs.
+        settings: neighbours, sharpness and edges.
+
+    Returns:
+        a sparse graph if ``edges`` is set, else a dense one.
+
+    Raises:
+        DataError: for too few inputs, and for too many without ``edges``.
+    """
     count = len(inputs)
     if settings.edges is not None:
         if not max(settings.features, settings.edges, settings.neighbours) + 1 < count or settings.neighbours > settings.edges:
@@ -53,19 +76,36 @@ def walk_graph(inputs: Tensor, settings: "RandomWalkModes") -> DenseGraph | Spar
 
 
 def random_walk_modes(inputs: Tensor, settings: "RandomWalkModes") -> Map:
-    """The coordinates in the slowest modes of the walk."""
+    """Fit the slowest modes of the random walk.
+
+    Args:
+        inputs: (n, ...), training inputs.
+        settings: of the graph, and the number of modes.
+
+    Returns:
+        map from inputs (n, ...) to coordinates (n, features).
+    """
     graph = walk_graph(inputs, settings)
     if isinstance(graph, SparseGraph):
         return sparse_walk_modes(graph, settings.features)
     degree = graph.weights.sum(1).sqrt()
     rates, modes = torch.linalg.eigh(graph.weights / (degree[:, None] * degree))
     rates, modes = rates.flip(0)[: settings.features], fixed_signs(modes.flip(1)[:, : settings.features])
+    # a step of the walk multiplies a mode by its rate; the division makes the average at a point equal to its own coordinate
     table = modes / degree[:, None] * degree.norm() / rates
     return lambda x: graph.around(x, table).to(x.dtype)
 
 
 def chain_of(inputs: Tensor, settings: "Chain") -> Map:
-    """The maps one after the other, each fitted to what the ones before it give."""
+    """Fit several maps, each to the output of the one before.
+
+    Args:
+        inputs: (n, ...), training inputs.
+        settings: the maps, in order.
+
+    Returns:
+        the composed map.
+    """
     fitted: list[Map] = []
     for one in tqdm(settings.maps, desc="features", leave=False, delay=SHOWN_AFTER_SECONDS):
         fitted.append(one.fit(inputs))

@@ -1,7 +1,7 @@
-"""Friedman's regression benchmark: five inputs matter, the others do not.
+"""Friedman's regression benchmark: the targets depend on five of the inputs.
 
 y = 10 sin(pi x1 x2) + 20 (x3 - 1/2)^2 + 10 x4 + 5 x5 + noise, with every input uniform on [0, 1] (Friedman 1991,
-"Multivariate adaptive regression splines", equation 61). Made on the spot, so that regression needs no file.
+"Multivariate adaptive regression splines", equation 61). The data are generated, so that regression needs no file.
 """
 
 import math
@@ -22,7 +22,16 @@ __all__ = ["friedman", "load_friedman"]
 
 
 def friedman(examples: int, inputs: int, noise_std: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Inputs (n, d) and targets (n,).
+    """Draw inputs and targets.
+
+    Args:
+        examples: n.
+        inputs: d, at least five.
+        noise_std: std of the noise on the targets.
+        seed: of inputs and noise.
+
+    Returns:
+        inputs (n, d) and targets (n,), float32.
 
     >>> x, y = friedman(examples=5, inputs=10, noise_std=0.0, seed=0)
     >>> x.shape, y.shape
@@ -36,7 +45,7 @@ def friedman(examples: int, inputs: int, noise_std: float, seed: int) -> tuple[T
 
 
 def load_friedman(settings: "FriedmanSettings") -> Dataset:
-    """The benchmark, made, split and prepared; raises DataError for more than memory holds."""
+    """Generate, split and preprocess the benchmark; raises DataError if it would exceed the memory limit."""
     needed = limits.data_bytes(settings.examples * (settings.inputs + 3), 8)
     limits.MEMORY.check(needed, "data.kind=friedman", DataError, "make fewer examples")
     made = friedman(settings.examples, settings.inputs, settings.noise_std, settings.data_seed)

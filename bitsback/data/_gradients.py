@@ -1,4 +1,4 @@
-"""Where in an image its edges point: local histograms of gradient orientations."""
+"""Local histograms of gradient orientations."""
 
 import math
 from typing import TYPE_CHECKING
@@ -15,10 +15,22 @@ if TYPE_CHECKING:
 __all__ = ["gradient_histograms"]
 
 BLUR = (0.25, 0.5, 0.25)
+"""Binomial filter, applied along both axes before gradients are taken."""
 
 
 def gradient_histograms(images: Tensor, settings: "GradientHistogramSettings") -> Tensor:
-    """The histograms (n, k); raises DataError for inputs that are no images, or smaller than a cell."""
+    """Compute the histograms.
+
+    Args:
+        images: (n, channels, height, width).
+        settings: orientations, cell and focus.
+
+    Returns:
+        (n, k), each row of Euclidean length one.
+
+    Raises:
+        DataError: if the inputs are not images, or are smaller than a cell.
+    """
     if images.ndim != 4 or min(images.shape[2:]) < settings.cell:
         raise DataError(
             f"data.features: gradient_histograms needs images (n, channels, height, width) no smaller than a cell, got "

@@ -1,4 +1,4 @@
-"""NPZ: named numpy arrays in one file."""
+"""NPZ data: named numpy arrays in one file."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +18,15 @@ __all__ = ["load_npz"]
 
 
 def load_npz(settings: "NpzSettings", *, inputs_only: bool) -> Dataset:
-    """The arrays as a data set; with ``inputs_only``, targets that are not there are zero."""
+    """Load the arrays as a data set.
+
+    Args:
+        settings: path and names of the arrays.
+        inputs_only: replace missing targets by zeros.
+
+    Returns:
+        the data set, split and preprocessed.
+    """
     arrays = _arrays(settings)
     if inputs_only:
         for answers, given in ((settings.targets, settings.inputs), (settings.test_targets, settings.test_inputs)):
@@ -42,7 +50,7 @@ def load_npz(settings: "NpzSettings", *, inputs_only: bool) -> Dataset:
 
 
 def _name_texts(settings: "NpzSettings", arrays: dict[str, np.ndarray]) -> list[str] | None:
-    """Put the places of text labels in their sorted order into the arrays of targets, and return that order."""
+    """Replace text labels in the arrays of targets by indices into their sorted list, and return that list."""
     named = {name: arrays[name] for name in (settings.targets, settings.test_targets) if name in arrays}
     are_texts = {array.dtype.kind in "US" for array in named.values()}
     if are_texts == {True, False}:
@@ -86,11 +94,12 @@ def _tensor(settings: "NpzSettings", arrays: dict[str, np.ndarray], name: str) -
         raise DataError(f"array '{name}' in {settings.path} is empty; give at least one example")
     is_target = name in (settings.targets, settings.test_targets)
     is_double = array.dtype.kind == "f" and array.dtype.itemsize == 8
-    real = np.float64 if is_target and is_double else np.float32  # a target's digits say its resolution
+    # targets keep their digits, from which their resolution is found
+    real = np.float64 if is_target and is_double else np.float32
     tensor = torch.from_numpy(array.astype(np.int64 if array.dtype.kind in "biu" else real))
     if is_target:
         return tensor.flatten() if tensor.ndim == 2 and tensor.shape[1] == 1 else tensor
-    tensor = tensor[:, None] if tensor.ndim == 1 else tensor  # one number for each example
+    tensor = tensor[:, None] if tensor.ndim == 1 else tensor  # one number per example
     return tensor.float() if array.dtype in (np.uint8, np.bool_) else tensor
 
 

@@ -1,6 +1,6 @@
-"""NPY and NPZ, read as files of strangers: sizes are compared with limits first, and nothing is unpacked beyond them.
+"""Reading of NPY and NPZ files from untrusted sources: sizes are checked against limits before anything is unpacked.
 
-NumPy's own reader believes the header of an array and unpacks a whole member of the archive, whatever its size.
+NumPy's own reader trusts the header of an array and unpacks a whole member of the archive, whatever its size.
 """
 
 import gzip
@@ -20,12 +20,14 @@ from bitsback.errors import DataError, brief
 __all__ = ["PIECE_BYTES", "REASONS", "check_expansion", "describe", "read_npy", "read_npz", "take"]
 
 MOST_HEADER_BYTES = 1 << 14
+"""Largest header of an array that is read."""
 PIECE_BYTES = 1 << 20
+"""Bytes that are read from a stream at once."""
 DEFLATE_RATIO = 1032
-"""Bytes that one byte of a deflated stream can become, at most."""
+"""Most bytes that one byte of a deflated stream can expand to."""
 
 REASONS = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
-"""What reading an archive may raise; a RuntimeError for an encrypted one."""
+"""Exceptions that reading an archive may raise; RuntimeError for an encrypted one."""
 
 OTHER_FORMATS = {
     npy.MAGIC_PREFIX: "it is a single array (.npy); load it with x = numpy.load(FILE)",
@@ -34,10 +36,11 @@ OTHER_FORMATS = {
     b"\x1f\x8b": "it is compressed with gzip; unpack it",
     b"\x80": "it is a pickle, and code in files is never run; open it where you trust it",
 }
+"""First bytes of formats that are mistaken for NPZ, and advice for each."""
 
 
 def describe(start: bytes) -> str:
-    """What a file is that is no archive of arrays, from its first bytes, and how to turn it into one."""
+    """Identify a file that is not an archive of arrays from its first bytes, with advice for its conversion."""
     for mark, what in OTHER_FORMATS.items():
         if start.startswith(mark):
             return what
@@ -47,11 +50,17 @@ def describe(start: bytes) -> str:
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """All arrays in an NPZ file by name; other members of the archive are left out.
+    """Read all arrays of an NPZ file by name; other members of the archive are ignored.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        arrays by name.
 
     Raises:
-        DataError: for an archive that asks for more memory than is allowed.
-        OSError, ValueError, zipfile.BadZipFile, ...: one of :data:`REASONS`, whose text says what is wrong.
+        DataError: if the arrays exceed the memory limit.
+        OSError, ValueError, zipfile.BadZipFile, ...: one of :data:`REASONS`, whose text states the reason.
     """
     with zipfile.ZipFile(path) as archive:
         members = [member for member in archive.infolist() if not member.filename.endswith("/")]
@@ -66,13 +75,14 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def _name(member: zipfile.ZipInfo) -> str:
-    """The name of an array, for errors to quote: control characters and line ends are written out, a long one is cut short."""
+    """Return the name of an array for messages: control characters are escaped, and long names are cut off."""
     name = member.filename.removesuffix(".npy")
     return brief(name if name.isprintable() else repr(name)[1:-1])
 
 
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path, budget: int) -> np.ndarray | None:
-    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack a piece whole, however large
+    # other methods unpack a piece as a whole, whatever its size
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"its array '{_name(member)}' is compressed in a way that NumPy does not write")
     with archive.open(member) as stream:
         if stream.read(len(npy.MAGIC_PREFIX)) != npy.MAGIC_PREFIX:
@@ -83,7 +93,7 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path, 
 
 
 def read_npy(path: Path) -> np.ndarray:
-    """The array in an NPY file; raises as :func:`read_npz`."""
+    """Read the array in an NPY file; raises as :func:`read_npz`."""
     with path.open("rb") as stream:
         if stream.read(len(npy.MAGIC_PREFIX)) != npy.MAGIC_PREFIX:
             raise ValueError("it does not begin like an NPY file")
@@ -91,14 +101,20 @@ def read_npy(path: Path) -> np.ndarray:
 
 
 def _read_array(stream: IO[bytes], what: str, budget: int, file_bytes: int, packed_bytes: int | None) -> np.ndarray:
-    """The array behind the magic bytes.
+    """Read the array after the magic bytes.
 
     Args:
-        stream: after the magic bytes.
-        what: how errors name it.
-        budget: bytes of memory that it may take until it is ready.
-        file_bytes: how long file or member claims to be.
-        packed_bytes: how long it is before it is unpacked; None when it is stored as it is.
+        stream: positioned after the magic bytes.
+        what: name of the array, for messages.
+        budget: bytes of memory that reading may use.
+        file_bytes: claimed length of the file or member.
+        packed_bytes: its compressed length; None if it is stored uncompressed.
+
+    Returns:
+        the array.
+
+    Raises:
+        ValueError: if header and content disagree, or the array holds objects.
     """
     shape, is_fortran, dtype, header_bytes = _take_header(stream)
     if dtype.hasobject:
@@ -119,7 +135,17 @@ def _read_array(stream: IO[bytes], what: str, budget: int, file_bytes: int, pack
 
 
 def check_expansion(content_bytes: int, packed_bytes: int, what: str) -> None:
-    """Raise DataError when so many packed bytes become suspiciously many, and ValueError when they cannot."""
+    """Check a compression ratio.
+
+    Args:
+        content_bytes: claimed bytes after unpacking.
+        packed_bytes: compressed bytes.
+        what: name of the file, for messages.
+
+    Raises:
+        DataError: if the ratio is above the limit.
+        ValueError: if deflate cannot reach the ratio.
+    """
     if content_bytes > limits.ALWAYS_UNPACKED:
         limits.EXPANSION.check(-(-content_bytes // max(1, packed_bytes)), f"unpacked, {what}", DataError)
     if content_bytes > DEFLATE_RATIO * packed_bytes + PIECE_BYTES:
@@ -127,7 +153,15 @@ def check_expansion(content_bytes: int, packed_bytes: int, what: str) -> None:
 
 
 def take(stream: IO[bytes] | gzip.GzipFile, count: int) -> bytearray:
-    """The next ``count`` bytes, or as many as there are; memory is taken as they come."""
+    """Read bytes in pieces, so that memory grows only with what is there.
+
+    Args:
+        stream: to read from.
+        count: bytes wanted.
+
+    Returns:
+        ``count`` bytes, or fewer at the end of the stream.
+    """
     content = bytearray()
     while len(content) < count and (piece := stream.read(min(PIECE_BYTES, count - len(content)))):
         content += piece
@@ -135,7 +169,7 @@ def take(stream: IO[bytes] | gzip.GzipFile, count: int) -> bytearray:
 
 
 def _take_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, "np.dtype[Any]", int]:
-    """Shape, order, type, and bytes up to the first number."""
+    """Read shape, order and type of an array, and count the bytes before its first number."""
     version = stream.read(2)
     width = {b"\1\0": 2, b"\2\0": 4}.get(version)
     if width is None:

@@ -1,4 +1,4 @@
-"""The graph of inputs behind the modes of a random walk: who is near whom. No label is looked at."""
+"""Neighbourhood graphs of inputs for random-walk modes. Labels are never used."""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -13,28 +13,29 @@ from bitsback.extras import require
 __all__ = ["SHORTEST", "DenseGraph", "Graph", "SparseGraph", "nearest", "scipy_sparse"]
 
 NEIGHBOURS_AT_ONCE = 1024
+"""Queries of a nearest-neighbour search that are processed at once."""
 SHORTEST = 1e-12
-"""Distances below it count as none."""
+"""Distances below it count as zero."""
 
 
 class Graph(ABC):
-    """A symmetric graph whose edge from x to y weighs exp(-sharpness |x - y|^2 / (r(x) r(y))), r a point's reach.
+    """Symmetric graph whose edge from x to y has weight exp(-sharpness |x - y|^2 / (r(x) r(y))), r the reach of a point.
 
     Attributes:
-        weights: (n, n), symmetric; a dense tensor, or a matrix of scipy.
+        weights: (n, n), symmetric; a dense tensor, or a scipy matrix.
     """
 
     weights: Any
 
     @abstractmethod
     def around(self, inputs: Tensor, values: Tensor, known: Tensor | None = None) -> Tensor:
-        """Return values for inputs that need not be in the graph: the average over a step of the walk (Nystroem).
+        """Average values over one step of the walk from inputs, which need not be in the graph (Nystroem).
 
         Args:
-            inputs: (m, ...), of the shape of the graph's own.
-            values: (n, k), of the graph's points.
-            known: (n, k), what an input gets that is a point of the graph; default: the average as well. A dense graph, whose
-                points are their own neighbours, does not ask.
+            inputs: (m, ...), of the shape of the graph's inputs.
+            values: (n, k), at the graph's points.
+            known: (n, k), values returned for inputs that are points of the graph; default: their average too. A dense graph
+                ignores it: its points are their own neighbours.
 
         Returns:
             (m, k), float64.
@@ -42,12 +43,12 @@ class Graph(ABC):
 
 
 class DenseGraph(Graph):
-    """Every point is joined to every point, itself included.
+    """Graph in which every point is joined to every point, itself included.
 
     Args:
         inputs: (n, ...), n above ``neighbours``.
-        neighbours: the neighbour whose distance is a point's reach.
-        sharpness: how fast weights fall with distance.
+        neighbours: index of the neighbour whose distance is a point's reach.
+        sharpness: decay of the weights with squared distance.
 
     >>> graph = DenseGraph(torch.randn(20, 3), neighbours=4, sharpness=8.0)
     >>> graph.weights.shape, graph.around(torch.randn(2, 3), torch.zeros(20, 1, dtype=torch.float64)).tolist()
@@ -70,21 +71,31 @@ class DenseGraph(Graph):
         return torch.exp(-self._sharpness * distance.square() / (own * self._reach))
 
     def around(self, inputs: Tensor, values: Tensor, known: Tensor | None = None) -> Tensor:
+        """Average over all points.
+
+        Args:
+            inputs: (m, ...).
+            values: (n, k), at the graph's points.
+            known: not used.
+
+        Returns:
+            (m, k), float64.
+        """
         steps = (self._affinity(part) for part in inputs.split(ROWS_AT_ONCE))
         return torch.cat([(step / step.sum(1, keepdim=True)) @ values for step in steps])
 
 
 class SparseGraph(Graph):
-    """Every point is joined to its nearest neighbours, and to those whose neighbour it is; never to itself.
+    """Graph in which every point is joined to its nearest neighbours, and to points that it is a neighbour of; never to itself.
 
     Args:
         inputs: (n, ...), n above ``edges`` + 1.
-        neighbours: the neighbour whose distance is a point's reach, at most ``edges``.
-        sharpness: how fast weights fall with distance.
+        neighbours: index of the neighbour whose distance is a point's reach, at most ``edges``.
+        sharpness: decay of the weights with squared distance.
         edges: nearest neighbours of a point.
 
     Raises:
-        DataError: without scipy, which the extra ``graph`` brings.
+        MissingExtraError: if scipy, which the extra ``graph`` installs, is missing.
     """
 
     def __init__(self, inputs: Tensor, *, neighbours: int, sharpness: float, edges: int) -> None:
@@ -104,6 +115,16 @@ class SparseGraph(Graph):
         return torch.exp(-self._sharpness * distance.square() / (own[:, None] * self._reach[near]))
 
     def around(self, inputs: Tensor, values: Tensor, known: Tensor | None = None) -> Tensor:
+        """Average over the ``edges`` nearest points.
+
+        Args:
+            inputs: (m, ...).
+            values: (n, k), at the graph's points.
+            known: (n, k), values returned for points of the graph, or None.
+
+        Returns:
+            (m, k), float64.
+        """
         flat = inputs.flatten(1).float()
         if known is not None and torch.equal(flat, self._points):
             return known
@@ -118,7 +139,7 @@ class SparseGraph(Graph):
 
 
 def scipy_sparse() -> Any:
-    """Return the module ``scipy.sparse``; raises MissingExtraError where scipy is not installed."""
+    """Return the module ``scipy.sparse``; raises MissingExtraError if scipy is not installed."""
     require("graph", "data.features: random_walk_modes with edges")
     from scipy import sparse
 
@@ -126,7 +147,15 @@ def scipy_sparse() -> Any:
 
 
 def nearest(queries: Tensor, points: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Distances (n, count), nearest first, and indices of the nearest points.
+    """Find the nearest points by Euclidean distance.
+
+    Args:
+        queries: (n, d).
+        points: (m, d).
+        count: neighbours per query, at most m.
+
+    Returns:
+        distances (n, count), ascending, and indices (n, count) of the points.
 
     >>> nearest(torch.tensor([[0.0]]), torch.tensor([[3.0], [1.0]]), 1)
     (tensor([[1.]]), tensor([[1]]))
@@ -134,7 +163,8 @@ def nearest(queries: Tensor, points: Tensor, count: int) -> tuple[Tensor, Tensor
     distances, indices = [], []
     for part in tqdm(queries.split(NEIGHBOURS_AT_ONCE), desc="neighbours", leave=False, delay=SHOWN_AFTER_SECONDS):
         near = torch.cdist(part, points).topk(count, largest=False).indices
-        exact, order = (part[:, None] - points[near]).norm(dim=2).sort(stable=True)  # cdist subtracts squares
+        # cdist loses digits of short distances: it subtracts squares
+        exact, order = (part[:, None] - points[near]).norm(dim=2).sort(stable=True)
         distances.append(exact)
         indices.append(near.gather(1, order))
     return torch.cat(distances), torch.cat(indices)

@@ -1,4 +1,4 @@
-"""IDX, the format of MNIST and its relatives: big-endian arrays with a tiny header, plain or gzipped."""
+"""IDX, the format of MNIST and its relatives: big-endian arrays with a short header, plain or gzipped."""
 
 import gzip
 import math
@@ -20,13 +20,20 @@ if TYPE_CHECKING:
 __all__ = ["load_idx", "other_names", "read_idx"]
 
 TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+"""Numpy types by the type code in the header."""
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """The array in an IDX file, in native byte order; ``.gz`` files are unpacked on the way.
+    """Read the array in an IDX file, plain or gzipped.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        the array, in native byte order.
 
     Raises:
-        DataError: when the file cannot be read, is not IDX, or is shorter or longer than its header says.
+        DataError: if the file cannot be read, is not IDX, or is shorter or longer than its header says.
     """
     try:
         with path.open("rb") as file:
@@ -41,7 +48,7 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def _read_array(stream: IO[bytes] | gzip.GzipFile, path: Path, file_bytes: int | None, packed_bytes: int | None) -> np.ndarray:
-    """The array in a stream; of its length is known what the file has, or what it has while it is packed."""
+    """Read the array in a stream of known length: ``file_bytes`` if it is plain, ``packed_bytes`` if it is gzipped."""
     start = stream.read(4)
     if len(start) < 4 or start[:2] != b"\0\0" or start[2] not in TYPES:
         raise DataError(f"{path} is not an IDX file (it must begin with 00 00 and a known type); is it another format?")
@@ -72,7 +79,13 @@ def _length_error(path: Path, size: int, shape: tuple[int, ...], *, more: bool =
 
 
 def other_names(name: str) -> list[str]:
-    """A file of MNIST's four under its other usual names, the name itself first.
+    """List the usual spellings of a name among MNIST's four files.
+
+    Args:
+        name: of the file.
+
+    Returns:
+        the spellings, ``name`` first.
 
     >>> other_names("t10k-labels-idx1-ubyte")
     ['t10k-labels-idx1-ubyte', 't10k-labels.idx1-ubyte', 'test-labels-idx1-ubyte', 'test-labels.idx1-ubyte']
@@ -84,7 +97,15 @@ def other_names(name: str) -> list[str]:
 
 
 def load_idx(settings: "IdxSettings", *, inputs_only: bool) -> Dataset:
-    """The four files; with ``inputs_only``, labels that are not there are zero."""
+    """Load the four files.
+
+    Args:
+        settings: directory and names of the files.
+        inputs_only: replace missing labels by zeros.
+
+    Returns:
+        the data set, preprocessed.
+    """
     train, train_peak = _read(settings, settings.train_images, settings.train_labels, "training", inputs_only)
     test, _ = _read(settings, settings.test_images, settings.test_labels, "test", inputs_only)
     return settings.finish(
@@ -93,7 +114,7 @@ def load_idx(settings: "IdxSettings", *, inputs_only: bool) -> Dataset:
 
 
 def _places(settings: "IdxSettings", name: str) -> list[Path]:
-    """The files that there are under a name, plain before packed, its own name before others."""
+    """List the existing files of a name, its own spelling first, and plain before gzipped."""
     names = [f"{other}{suffix}" for other in other_names(name) for suffix in ("", ".gz")]
     return [path for path in (settings.root / name for name in names) if path.is_file()]
 

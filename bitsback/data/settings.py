@@ -1,4 +1,4 @@
-"""The settings of every data source and of the maps of its inputs, without torch and numpy."""
+"""Settings of data sources and feature maps, importable without torch and numpy."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 LabelValues = tuple[int | str, ...]
-"""Labels as they stand in the data, in the order of the classes."""
+"""Labels as they appear in the data, in the order of the classes."""
 
 
 class FeatureSettings(Settings):
@@ -50,87 +50,116 @@ class FeatureSettings(Settings):
 
     @property
     def is_fitted(self) -> bool:
-        """Whether the map depends on the training inputs."""
+        """Return whether the map depends on the training inputs."""
         return True
 
     @abstractmethod
     def fit(self, inputs: "Tensor") -> "Map":
-        """The map from inputs (n, ...) to features (n, k), made from the training inputs."""
+        """Fit the map from inputs (n, ...) to features (n, k) to the training inputs."""
 
 
 class PerInputSettings(FeatureSettings):
-    """Settings of a map that treats every input by itself: nothing is fitted."""
+    """Settings of a map of each input by itself, with nothing to fit."""
 
     @property
     def is_fitted(self) -> bool:
+        """Return False."""
         return False
 
     def fit(self, inputs: "Tensor") -> "Map":
+        """Return the map; ``inputs`` are not used."""
         from bitsback.data._feature_map import in_pieces
 
         return in_pieces(self.map)
 
     @abstractmethod
     def map(self, images: "Tensor") -> "Tensor":
-        """The features of some inputs (n, ...)."""
+        """Return the features of some inputs (n, ...)."""
 
 
 class DeskewSettings(PerInputSettings):
-    """Images moved to the centre of their mass and sheared until columns no longer lean, from their own moments.
+    """Images centred and sheared to remove their slant, from their own moments.
 
-    The shear is the covariance of the two coordinates over the variance of the vertical one, under the image's grey levels as
-    a mass (LeCun et al. 1998, section III.A, "deslanting"). With ``height`` and ``width`` the size of the mass is evened out as
+    The shear is the covariance of the two coordinates over the variance of the vertical one, with the image's grey levels as
+    mass (LeCun et al. 1998, section III.A, "deslanting"). With ``height`` and ``width`` the size of the mass is normalised as
     well. Every image is treated by itself, in one resampling: nothing is fitted.
-
-    >>> DeskewSettings(height=3.0).fit(torch.empty(0))(torch.rand(2, 1, 8, 8)).shape
-    torch.Size([2, 1, 8, 8])
     """
 
     kind: Literal["deskew"] = "deskew"
-    height: PositiveFloat | None = Field(None, description="std of the mass down the rows that images are stretched to, pixels")
-    width: PositiveFloat | None = Field(None, description="the same along the columns, after the shear")
-    height_share: float = Field(0.8, ge=0, le=1, description="how far: 0 not at all, 1 all the way, in the logarithm")
-    width_share: float = Field(0.4, ge=0, le=1, description="the same along the columns")
+    height: PositiveFloat | None = Field(
+        None, description="target std of the mass along the vertical axis, in pixels; default: not stretched"
+    )
+    width: PositiveFloat | None = Field(None, description="target std along the horizontal axis, after the shear")
+    height_share: float = Field(
+        0.8, ge=0, le=1, description="share of the stretch, on a log scale: 0: none, 1: to the target height"
+    )
+    width_share: float = Field(0.4, ge=0, le=1, description="share of the stretch along the horizontal axis")
 
     def map(self, images: "Tensor") -> "Tensor":
+        """Return images of the same shape.
+
+        Args:
+            images: (n, channels, height, width), grey levels of zero or more.
+
+        Returns:
+            the images, centred and upright.
+
+        >>> DeskewSettings(height=3.0).fit(torch.empty(0))(torch.rand(2, 1, 8, 8)).shape
+        torch.Size([2, 1, 8, 8])
+        """
         from bitsback.data._deskew import deskewed
 
         return deskewed(images, self)
 
 
 class GradientHistogramSettings(PerInputSettings):
-    """Local histograms of gradient orientations (Dalal & Triggs 2005), whose distances mean more than those of pixels.
+    """Local histograms of gradient orientations (Dalal & Triggs 2005), as distances of pixels carry less information.
 
-    Each channel is blurred, its gradients are shared out among ``orientations`` directions, and each direction is averaged
-    under Gaussian windows ``cell`` pixels apart. Square roots of the averages, at length one, are the features: their distance
-    is then the Hellinger distance. Nothing is fitted.
-
-    >>> GradientHistogramSettings(cell=4).fit(torch.empty(0))(torch.rand(2, 1, 16, 16)).shape
-    torch.Size([2, 72])
+    Each channel is blurred, its gradients are distributed over ``orientations`` directions, and each direction is averaged
+    under Gaussian windows ``cell`` pixels apart. Square roots of the averages, normalised to length one, are the features:
+    their distance is then the Hellinger distance. Nothing is fitted.
     """
 
     kind: Literal["gradient_histograms"] = "gradient_histograms"
-    orientations: PositiveInt = Field(8, le=256, description="directions that gradients are shared out among")
-    cell: PositiveInt = Field(4, description="pixels between the windows; their std is 0.6 of it")
-    focus: PositiveFloat = Field(2.0, description="power of the cosine that a gradient counts for a direction with")
+    orientations: PositiveInt = Field(8, le=256, description="number of directions of a histogram")
+    cell: PositiveInt = Field(4, description="pixels between the windows, whose std is 0.6 of it")
+    focus: PositiveFloat = Field(2.0, description="exponent of the cosine by which a gradient is weighted for a direction")
 
     def map(self, images: "Tensor") -> "Tensor":
+        """Return the histograms.
+
+        Args:
+            images: (n, channels, height, width).
+
+        Returns:
+            (n, k), each row of length one.
+
+        >>> GradientHistogramSettings(cell=4).fit(torch.empty(0))(torch.rand(2, 1, 16, 16)).shape
+        torch.Size([2, 72])
+        """
         from bitsback.data._gradients import gradient_histograms
 
         return gradient_histograms(images, self)
 
 
 class PrincipalComponents(FeatureSettings):
-    """Coordinates along the directions of largest variance of the training inputs (Pearson 1901).
-
-    >>> PrincipalComponents(features=2).fit(torch.randn(50, 8))(torch.randn(3, 8)).shape
-    torch.Size([3, 2])
-    """
+    """Coordinates along the directions of largest variance of the training inputs (Pearson 1901)."""
 
     kind: Literal["principal_components"] = "principal_components"
-    features: PositiveInt = Field(20, description="how many directions")
+    features: PositiveInt = Field(20, description="number of directions")
 
     def fit(self, inputs: "Tensor") -> "Map":
+        """Fit the directions.
+
+        Args:
+            inputs: (n, ...), training inputs.
+
+        Returns:
+            map from inputs (n, ...) to (n, features).
+
+        >>> PrincipalComponents(features=2).fit(torch.randn(50, 8))(torch.randn(3, 8)).shape
+        torch.Size([3, 2])
+        """
         from bitsback.data._features import principal_components
 
         return principal_components(inputs, self)
@@ -140,51 +169,68 @@ class RandomWalkModes(FeatureSettings):
     """Coordinates in the slowest modes of a random walk over the training inputs (diffusion maps, Coifman & Lafon 2006).
 
     The walk steps from x to y with probability proportional to exp(-sharpness |x - y|^2 / (r(x) r(y))), where r is the
-    distance to a point's ``neighbours``-th neighbour (Zelnik-Manor & Perona 2004). It lingers inside clusters, so its slow
-    modes tell clusters apart without having seen a label. The first mode is constant and serves as a bias. An input that
-    is not in the graph gets the average of the modes around it (Nystroem).
-
-    >>> modes = RandomWalkModes(features=3).fit(torch.randn(60, 4))
-    >>> modes(torch.randn(5, 4)).shape
-    torch.Size([5, 3])
+    distance to a point's ``neighbours``-th neighbour (Zelnik-Manor & Perona 2004). It stays within clusters for long, so its
+    slow modes separate clusters without labels. The first mode is constant and serves as a bias. An input that is not in the
+    graph gets the average of the modes around it (Nystroem).
     """
 
     kind: Literal["random_walk_modes"] = "random_walk_modes"
-    features: PositiveInt = Field(13, description="how many modes, the constant one included")
-    neighbours: PositiveInt = Field(7, description="the neighbour whose distance is a point's reach")
-    sharpness: PositiveFloat = Field(8.0, description="how fast the probability of a step falls with distance")
+    features: PositiveInt = Field(13, description="number of modes, the constant one included")
+    neighbours: PositiveInt = Field(7, description="index of the neighbour whose distance is a point's reach")
+    sharpness: PositiveFloat = Field(8.0, description="decay of the probability of a step with squared distance")
     edges: PositiveInt | None = Field(
-        None, description="steps go to so many nearest neighbours only: for graphs of more than 6,000 inputs; default: to all"
+        None,
+        description="number of nearest neighbours that steps go to, needed for more than 6,000 inputs; default: all points",
     )
 
     def graph(self, inputs: "Tensor") -> "DenseGraph | SparseGraph":
-        """Return the graph on which the walk goes; raises DataError for too few inputs, and for too many without ``edges``."""
+        """Return the graph of the walk; raises DataError for too few inputs, and for too many without ``edges``."""
         from bitsback.data._features import walk_graph
 
         return walk_graph(inputs, self)
 
     def fit(self, inputs: "Tensor") -> "Map":
+        """Fit the modes.
+
+        Args:
+            inputs: (n, ...), training inputs.
+
+        Returns:
+            map from inputs (n, ...) to (n, features).
+
+        >>> modes = RandomWalkModes(features=3).fit(torch.randn(60, 4))
+        >>> modes(torch.randn(5, 4)).shape
+        torch.Size([5, 3])
+        """
         from bitsback.data._features import random_walk_modes
 
         return random_walk_modes(inputs, self)
 
 
 class Chain(FeatureSettings):
-    """Several maps, one after the other, each made from what the ones before it give.
-
-    >>> maps = (PrincipalComponents(features=4), RandomWalkModes(features=2, neighbours=3))
-    >>> Chain(maps=maps).fit(torch.randn(50, 8))(torch.randn(3, 8)).shape
-    torch.Size([3, 2])
-    """
+    """Several maps in sequence, each fitted to the output of the one before."""
 
     kind: Literal["chain"] = "chain"
-    maps: tuple["AnyFeatures", ...] = Field(min_length=1, description="feature maps, the first one first")
+    maps: tuple["AnyFeatures", ...] = Field(min_length=1, description="feature maps, in the order in which they are applied")
 
     @property
     def is_fitted(self) -> bool:
+        """Return whether any of the maps depends on the training inputs."""
         return any(one.is_fitted for one in self.maps)
 
     def fit(self, inputs: "Tensor") -> "Map":
+        """Fit the maps in order.
+
+        Args:
+            inputs: (n, ...), training inputs.
+
+        Returns:
+            the composed map.
+
+        >>> maps = (PrincipalComponents(features=4), RandomWalkModes(features=2, neighbours=3))
+        >>> Chain(maps=maps).fit(torch.randn(50, 8))(torch.randn(3, 8)).shape
+        torch.Size([3, 2])
+        """
         from bitsback.data._features import chain_of
 
         return chain_of(inputs, self)
@@ -196,25 +242,29 @@ AnyFeatures = Annotated[
 
 
 registry: Registry[type["DataSettings"]] = Registry("data source")
+"""Data sources by kind."""
 
 
 class DataSettings(Settings):
-    """What every data source can be told."""
+    """Base class of data source settings."""
 
     kind: str
-    limit: int | None = Field(None, ge=1, description="use only this many training examples, drawn by split_seed")
-    split_seed: int = Field(0, ge=0, description="seed of the draw behind limit, prior_fraction and test_fraction")
+    limit: int | None = Field(None, ge=1, description="number of training examples to use, drawn by split_seed; default: all")
+    split_seed: int = Field(0, ge=0, description="seed of the random splits: limit, prior_fraction and test_fraction")
     prior_fraction: float | None = Field(
-        None, gt=0, lt=1, description="share of the training examples set apart, by split_seed, to learn a prior from"
+        None,
+        gt=0,
+        lt=1,
+        description="share of the training examples, drawn by split_seed, that is reserved for learning a prior",
     )
     part: Literal["prior", "posterior"] | None = Field(
-        None, description="prior: train on the examples set apart; posterior: on all the others; default: on all"
+        None, description="prior: train on the reserved examples; posterior: on all others; default: on all"
     )
     scaling: Literal["auto", "unit", "centred", "standard", "none"] = Field(
         "auto",
         description="auto: unit for 8-bit images, standard for all other numbers (none where the network begins with an "
-        "Embedding); unit: divided by the largest possible value; centred: the same, less the training mean; standard: each "
-        "feature has mean 0 and std 1 over the training inputs, which the receiver holds too; none: as stored",
+        "Embedding); unit: divided by the largest possible value; centred: the training mean is subtracted, then as unit; "
+        "standard: each feature has mean 0 and std 1 over the training inputs, which the receiver holds too; none: as stored",
     )
 
     @model_validator(mode="after")
@@ -225,19 +275,19 @@ class DataSettings(Settings):
 
     @abstractmethod
     def load(self) -> "Dataset":
-        """Read the examples; raises DataError with the fix when that is not possible."""
+        """Read the examples; raises DataError with advice if that is not possible."""
 
     def load_inputs(self) -> "Dataset":
-        """As :meth:`load`, but targets that are not there become zeros."""
+        """Read the examples as :meth:`load`, with missing targets replaced by zeros."""
         return self.load()
 
     fraction_bits: int | None = Field(
         None,
         ge=0,
         le=20,
-        description="round inputs to multiples of 2^-fraction_bits, so that features made elsewhere are equal",
+        description="round inputs to multiples of 2^-fraction_bits, so that features computed on other machines are equal",
     )
-    features: AnyFeatures | None = Field(None, description="a fixed map of the inputs, made without labels; default: none")
+    features: AnyFeatures | None = Field(None, description="feature map, fitted without labels; default: none")
 
     def finish(
         self,
@@ -250,14 +300,19 @@ class DataSettings(Settings):
         classes: int | None = None,
         texts: Sequence[str] | None = None,
     ) -> "Dataset":
-        """Apply ``limit``, ``part``, ``scaling`` and ``features``, in this order, to what was read.
+        """Apply ``limit``, ``part``, ``scaling`` and ``features``, in this order, to the examples that were read.
 
         Args:
-            name, train, test: what was read.
-            largest: the largest grey level that images of this kind can have.
-            are_images: whether the inputs are images, whose grey levels ``auto`` brings to [0, 1].
-            classes: how many classes the source declares.
-            texts: what whole-number targets stand for, where the labels are texts.
+            name: of the source.
+            train: examples as they were read.
+            test: examples as they were read, or None.
+            largest: largest grey level of such images.
+            are_images: whether the inputs are images, whose grey levels ``auto`` scales to [0, 1].
+            classes: number of classes that the source declares.
+            texts: labels that whole-number targets are indices of.
+
+        Returns:
+            the data set.
         """
         from bitsback.data._dataset import finished
 
@@ -272,6 +327,7 @@ class DigitsSettings(DataSettings):
     test_fraction: float = Field(0.2, ge=0, lt=1, description="share of examples held out")
 
     def load(self) -> "Dataset":
+        """Read the digits."""
         from bitsback.data._digits import load_digits
 
         return load_digits(self)
@@ -279,16 +335,17 @@ class DigitsSettings(DataSettings):
 
 @registry.register("friedman")
 class FriedmanSettings(DataSettings):
-    """Friedman's regression benchmark, made on the spot."""
+    """Friedman's regression benchmark, generated when it is loaded."""
 
     kind: Literal["friedman"] = "friedman"
-    examples: PositiveInt = Field(1000, description="how many examples to make, test examples included")
-    inputs: int = Field(10, ge=5, description="inputs per example, of which five matter")
+    examples: PositiveInt = Field(1000, description="number of examples, test examples included")
+    inputs: int = Field(10, ge=5, description="inputs per example; the targets depend on five")
     noise_std: NonNegativeFloat = Field(1.0, description="std of the noise on the targets")
     data_seed: int = Field(0, ge=0, description="seed of inputs and noise")
     test_fraction: float = Field(0.2, ge=0, lt=1, description="share of examples held out")
 
     def load(self) -> "Dataset":
+        """Generate the examples."""
         from bitsback.data._friedman import load_friedman
 
         return load_friedman(self)
@@ -300,17 +357,19 @@ class IdxSettings(DataSettings):
 
     kind: Literal["idx"] = "idx"
     root: FilePath = Field(Path("data/mnist"), description="directory of the four files")
-    train_images: str = "train-images-idx3-ubyte"
-    train_labels: str = "train-labels-idx1-ubyte"
-    test_images: str = "t10k-images-idx3-ubyte"
-    test_labels: str = "t10k-labels-idx1-ubyte"
+    train_images: str = Field("train-images-idx3-ubyte", description="file of the training images")
+    train_labels: str = Field("train-labels-idx1-ubyte", description="file of the training labels")
+    test_images: str = Field("t10k-images-idx3-ubyte", description="file of the test images")
+    test_labels: str = Field("t10k-labels-idx1-ubyte", description="file of the test labels")
 
     def load(self) -> "Dataset":
+        """Read the four files."""
         from bitsback.data.idx import load_idx
 
         return load_idx(self, inputs_only=False)
 
     def load_inputs(self) -> "Dataset":
+        """Read the files, with missing labels replaced by zeros."""
         from bitsback.data.idx import load_idx
 
         return load_idx(self, inputs_only=True)
@@ -321,7 +380,7 @@ class NpzSettings(DataSettings):
     """Arrays named ``inputs`` and ``targets`` (and, for a fixed test split, ``test_inputs`` and ``test_targets``).
 
     Targets are texts or whole numbers, which a categorical likelihood takes for labels, or real numbers; a one-column target
-    array is flattened. Inputs of type uint8 are grey levels; ``scaling: none`` leaves whole-number inputs whole, as an
+    array is flattened. Inputs of type uint8 are grey levels; with ``scaling: none`` whole-number inputs remain whole, as an
     Embedding needs them.
     """
 
@@ -334,11 +393,13 @@ class NpzSettings(DataSettings):
     test_fraction: float = Field(0.2, ge=0, lt=1, description="share held out when the file has no test arrays")
 
     def load(self) -> "Dataset":
+        """Read the arrays."""
         from bitsback.data._npz import load_npz
 
         return load_npz(self, inputs_only=False)
 
     def load_inputs(self) -> "Dataset":
+        """Read the arrays, with missing targets replaced by zeros."""
         from bitsback.data._npz import load_npz
 
         return load_npz(self, inputs_only=True)
@@ -352,6 +413,7 @@ class OwnDataSettings(DataSettings):
     arguments: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the function")
 
     def load(self) -> "Dataset":
+        """Call the function."""
         from bitsback.data._dataset import Dataset
 
         made: Dataset = made_by(self.factory, "data.factory", Dataset, "a Dataset", **self.arguments)
@@ -359,13 +421,14 @@ class OwnDataSettings(DataSettings):
 
 
 class GivenDataSettings(DataSettings):
-    """Data that a training in Python was given; whoever opens the run gives them again: load_run(RUN, dataset=...)."""
+    """Data that were passed in from Python; to open the run, pass them again: load_run(RUN, dataset=...)."""
 
     kind: Literal["given"] = "given"
-    name: str = Field("in memory", description="what the data set was called")
-    examples: int = Field(0, ge=0, description="how many training examples there were")
+    name: str = Field("in memory", description="name of the data set")
+    examples: int = Field(0, ge=0, description="number of training examples")
 
     def load(self) -> "Dataset":
+        """Raise DataError: the configuration does not describe the data."""
         raise DataError(
             f"the data '{self.name}' ({self.examples:,} examples) were handed over in Python, and the configuration does not "
             "say where they are; open the run with bitsback.load_run(RUN, network=..., dataset=...)"
@@ -376,4 +439,4 @@ if TYPE_CHECKING:
     AnyDataSettings = DataSettings
 else:
     AnyDataSettings = Annotated[Union[(*registry.members(), OwnDataSettings, GivenDataSettings)], Field(discriminator="kind")]
-"""The settings of any registered data source, told apart by ``kind``."""
+"""Settings of any data source, distinguished by ``kind``."""

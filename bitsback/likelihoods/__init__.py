@@ -1,4 +1,4 @@
-"""p(D given w): what the data cost once the weights are known."""
+"""Likelihoods p(D given w): the code lengths of the targets given the network's outputs."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Real numbers, written on a grid: a Gaussian around the network's output."""
+"""Likelihood of real targets on a grid: a Gaussian around the network's output."""
 
 import copy
 import math
@@ -28,37 +28,40 @@ if TYPE_CHECKING:
 __all__ = ["GaussianLikelihood"]
 
 START = 0.1
-"""Where the noise std starts, in stds of the targets. A wide start is a trap: while the noise explains the targets, the KL
-prunes the network (measured: docs/training.md)."""
+"""Initial noise std, in stds of the targets. It must be small: a wide noise explains the targets by itself, and the KL then
+prunes the network (measured in docs/training.md).
+"""
 
 SHIFT_TOLERANCE = 1 / 8
-"""How far, in stds of the targets, a mean of 16 bits may be off before it is written in 32."""
+"""Largest rounding error of a 16-bit mean, in stds of the targets; beyond it, the mean takes 32 bits."""
 
 OTHER_DATA = 16.0
-"""Stds by which the mean, or times by which the std, of targets may differ from those that a likelihood was fitted to."""
+"""Stds by which the mean, and factor by which the std, of targets may differ from those that a likelihood was fitted to."""
 
 MARGINAL_LOG_STD = UniformGrid(low=-32.0, step=2**-4, levels=1024)
+"""Grid of log stds in the marginal code."""
 
 NARROWEST = 2.0**-16
-"""The finest grid that is looked for, in stds of the targets."""
+"""Finest grid step that is considered, in stds of the targets."""
 
 
 class GaussianLikelihood(Likelihood):
-    """Targets on a grid of width ``target_step``: -log2 N(y; shift + scale * output, std^2) - log2(step).
+    """Gaussian likelihood of targets on a grid: -log2 N(y; shift + scale * output, std^2) - log2(target_step) bits a number.
 
-    The step makes the bits absolute: a real number has no code length, a number on a grid has one. The noise std is never
-    taken below the step, so that the code's mass stays one. What is left out is found by :meth:`fit`, which training calls:
-    then the network sees targets of mean 0 and std 1, ``shift`` and ``scale`` are charged on their grids, and everything that
-    goes in or comes out (targets, predictions, errors, ``std``, ``target_step``) is in the targets' own units.
+    A real number has no finite code length, a number on a grid of width ``target_step`` does: the step makes the bits absolute.
+    The noise std is kept at or above the step, so that the probabilities of the grid points add up to about one. Arguments left
+    out are found by :meth:`fit`, which training calls; the network is then trained on targets of mean 0 and std 1, and
+    ``shift`` and ``scale`` are charged on their grids. Targets, predictions, errors, ``std`` and ``target_step`` are always in
+    the targets' own units.
 
     Args:
-        std: noise std in the targets' units, its start when it is learned; None: a tenth of the targets' std.
-        noise: ``fixed``, ``learned`` (one number, charged), or ``predicted`` (the network gives mean and log std: the last
-            axis of the outputs is twice as long; the std is in tenths of the targets' where those are standardised).
-        target_step: the grid on which the targets are written; None: the coarsest power of ten or two that all of them are
-            multiples of, for 8 more bits.
-        standardise: whether :meth:`fit` looks for shift and scale; default: when anything else is left to it.
-        shift_bits: 16 or 32 bits for the shift; None: as many as it needs.
+        std: noise std in the targets' units, its initial value if it is learned; None: a tenth of the targets' std.
+        noise: ``fixed``, ``learned`` (one number, charged), or ``predicted`` (the network outputs mean and log std: the last
+            axis of the outputs is twice as long; for standardised targets, log std 0 is a tenth of the targets' std).
+        target_step: grid step of the targets; None: the coarsest power of ten or two of which all targets are multiples, for 8
+            bits more.
+        standardise: whether :meth:`fit` finds shift and scale; default: if ``std`` or ``target_step`` is left out.
+        shift_bits: 16 or 32 bits for the shift; None: 16 if they are precise enough.
 
     Raises:
         DataError: for a step or a std that is not positive, and for a std below the step.
@@ -94,7 +97,7 @@ class GaussianLikelihood(Likelihood):
         if noise == "fixed" and std is None:
             raise DataError("likelihood.noise: fixed needs likelihood.std; give the std of the noise in the targets' units")
         if noise == "predicted":
-            std = 1.0  # nobody reads it
+            std = 1.0  # a placeholder: the network outputs the std
         self.noise, self.target_step, self.std = noise, target_step or 0.0, std
         self.found: Resolution | None = None
         self.finds_noise = noise != "fixed"
@@ -115,6 +118,7 @@ class GaussianLikelihood(Likelihood):
             )
 
     def fit(self, targets: Tensor) -> None:
+        """Find step, shift, scale and initial noise from the training targets, (n, ...), unless they are given."""
         y = targets.detach().double().cpu()
         if self._is_fitted:
             self._check_same(y)
@@ -132,12 +136,12 @@ class GaussianLikelihood(Likelihood):
             if self.std is None:
                 std = 1.0 if self.standardises else float(y.std(correction=0).clamp_min(self.target_step))
                 self.log_std.fill_(math.log(START * std))
-            elif self.noise == "learned" and self.standardises:  # one number for all targets, in units of their scales
+            elif self.noise == "learned" and self.standardises:  # one number for all columns, relative to their scales
                 self.log_std.fill_(math.log(self.std) - float(self.scale.double().log().mean()))
         self._is_fitted = True
 
     def _check_same(self, y: Tensor) -> None:
-        """Raise DataError for targets that this likelihood was plainly not fitted to."""
+        """Raise DataError for targets whose mean or std is far from those of the fit."""
         if self.found is None or not self.standardises or y.shape[1:] != self.scale.shape:
             return
         shift, scale = self.shift.double().cpu(), self.scale.double().cpu()
@@ -149,11 +153,12 @@ class GaussianLikelihood(Likelihood):
             )
 
     def get_extra_state(self) -> Tensor:
-        """What a state dict needs beside shift, scale and noise: the step, whether it was found, and the bits of the shift."""
+        """Return, for the state dict: the step, whether it was found, and the bits of the shift."""
         shift_bits = self._grids["shift"].bits_each if self.standardises else 0.0
         return torch.tensor([self.target_step, float(self.found is not None), shift_bits], dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
+        """Restore what :meth:`get_extra_state` returned."""
         step, found, shift_bits = state.tolist()
         self.target_step, self._is_fitted = step, step > 0
         self.found = Resolution(step, "as it was found in training") if found and self.found is None else self.found
@@ -161,7 +166,7 @@ class GaussianLikelihood(Likelihood):
             self._grids["shift"] = FLOAT32 if shift_bits == FLOAT32.bits_each else BFLOAT16
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *more: Any) -> None:
-        """Take shift and scale in the shape they were saved in; states of before this version have neither: 0 and 1."""
+        """Load shift and scale in the shape they were saved in; states of earlier releases lack them: 0 and 1."""
         for name, value in (("shift", 0.0), ("scale", 1.0)):
             saved = state_dict.setdefault(prefix + name, torch.tensor(value))
             setattr(self, name, torch.empty_like(saved, dtype=self.log_std.dtype, device=self.log_std.device))
@@ -169,12 +174,13 @@ class GaussianLikelihood(Likelihood):
         super()._load_from_state_dict(state_dict, prefix, *more)
 
     def charges(self) -> list[Charge]:
+        """Return the cost of noise, shift, scale and a step that was found."""
         found = [Charge("target_step", 1, STEP_BITS)] if self.found is not None else []
         shift_width = [Charge("shift_bits", 1, 1.0)] if self.standardises and self.shift_bits is None else []
         return [*super().charges(), *found, *shift_width]
 
     def _split(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean of the standardised targets, and log std of the targets' own noise, the latter not below their step."""
+        """Return the mean of the standardised targets, and the log noise std in the targets' units, at least the log step."""
         if not self._is_fitted:
             raise DataError(
                 "this Gaussian likelihood has not seen its targets; call likelihood.fit(targets) before the loop, or give std "
@@ -185,7 +191,7 @@ class GaussianLikelihood(Likelihood):
             return outputs, self.log_std.clamp_min(lowest)
         if self.noise == "learned":
             with torch.no_grad():
-                self.log_std.clamp_(min=lowest - float(log_scale.max()))  # learning never runs away below the floor
+                self.log_std.clamp_(min=lowest - float(log_scale.max()))  # else it could drift far below the floor
             log_std = self.log_std + log_scale
             return outputs, _floored(log_std, lowest) if log_scale.ndim else log_std
         if outputs.shape[-1] % 2:
@@ -195,6 +201,15 @@ class GaussianLikelihood(Likelihood):
         return mean, _floored(log_std + start + log_scale, lowest)
 
     def bits(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the bits of each example.
+
+        Args:
+            outputs: (n, ...), means of the standardised targets, and log stds if the noise is predicted.
+            targets: (n, ...), rounded to the grid.
+
+        Returns:
+            (n,).
+        """
         mean, log_std = self._split(outputs)
         if log_std.ndim and self.noise == "predicted":
             log_std = match(log_std, targets)
@@ -207,34 +222,57 @@ class GaussianLikelihood(Likelihood):
         return (targets / self.target_step).round() * self.target_step
 
     def notes(self) -> list[str]:
+        """Return a note on the grid of the targets."""
         found = f", {self.found.said}" if self.found is not None else ""
         return [f"the targets are coded on a grid of {self.target_step:g}, to which they are rounded{found}"]
 
     def values(self) -> dict[str, Tensor]:
+        """Return shift, scale and noise std, those that are learned, in the targets' units."""
         standard = {"shift": self.shift, "scale": self.scale} if self.standardises else {}
         return standard | (
             {"std": (self.log_std.exp() * self.scale).clamp_min(self.target_step)} if self.noise == "learned" else {}
         )
 
     def predict(self, outputs: Tensor) -> Tensor:
+        """Return the mean in the targets' units, float64 if the device has it."""
         mean = self._split(outputs)[0]
         shift, scale = (_wide(part) for part in (self.shift, self.scale))
-        return shift + scale * _wide(mean)  # the std may be far below the last digit of a float32 mean
+        return shift + scale * _wide(mean)  # the std may be far below the resolution of a float32 mean
 
     def variance(self, outputs: Tensor) -> Tensor:
+        """Return the noise variance in the shape of the mean, in squared units of the targets."""
         mean, log_std = self._split(outputs)
         return _wide((2 * log_std).exp()).expand(mean.shape)
 
     def answers(self, predicted: Tensor, std: Tensor | None = None) -> list[Answer]:
+        """Return mean and std of each prediction, rounded to a millionth of the std.
+
+        Args:
+            predicted: (n, ...), predictive means.
+            std: (n, ...), predictive stds, or None.
+
+        Returns:
+            a record ``{"mean": ..., "std": ...}`` for each input.
+        """
         if std is None:
             return listed(mean=predicted)
-        fine = 10.0 ** (std.double().clamp_min(1e-300).log10().floor() - 6)  # what is below a millionth of the std says nothing
+        fine = 10.0 ** (std.double().clamp_min(1e-300).log10().floor() - 6)  # a millionth of the std
         return listed(mean=(predicted.double() / fine).round() * fine, std=(std.double() / fine).round() * fine)
 
     def error(self, predicted: Tensor, targets: Tensor) -> Tensor:
+        """Return the squared error in the targets' units.
+
+        Args:
+            predicted: (n, ...), means.
+            targets: (n, ...).
+
+        Returns:
+            (n,), mean over the numbers of an example.
+        """
         return per_example((match(predicted, targets) - targets).square()) / numbers_per_example(targets)
 
     def uniform_bits(self, targets: Tensor) -> float:
+        """Return the bits under the uniform code over the grid points between smallest and largest target, for each column."""
         if not self._is_fitted:
             return self._fitted(targets).uniform_bits(targets)
         step = self.target_step
@@ -243,10 +281,16 @@ class GaussianLikelihood(Likelihood):
         return len(targets) * float(levels.log2().sum())
 
     def marginal_bits(self, targets: Tensor) -> float:
-        """A Gaussian of the targets, its parameters charged.
+        """Return the bits under one Gaussian for each column of the targets, with its parameters charged.
 
-        The std, never below the step, is one of 1,024 levels of 2^-4 in its logarithm (10 bits); the mean is a multiple of an
-        eighth of it, its whole number in Elias' gamma code; 8 bits more say the step, where that was found.
+        The std, at least the step, is one of 1,024 levels of 2^-4 in its logarithm (10 bits). The mean is a multiple of an
+        eighth of the std, coded as a whole number in Elias' gamma code. A step that was found costs 8 bits more.
+
+        Args:
+            targets: (n, ...).
+
+        Returns:
+            bits of all targets and parameters.
         """
         if not self._is_fitted:
             return self._fitted(targets).marginal_bits(targets)
@@ -261,31 +305,42 @@ class GaussianLikelihood(Likelihood):
         return nats_to_bits(float(nats.sum())) + parameters
 
     def _fitted(self, targets: Tensor) -> "GaussianLikelihood":
-        """A copy that has seen the targets."""
+        """Return a copy that is fitted to the targets."""
         other = copy.deepcopy(self)
         other.fit(targets)
         return other
 
     def check_targets(self, targets: Tensor, where: str) -> None:
+        """Check that targets are finite.
+
+        Args:
+            targets: (n, ...).
+            where: name of the split.
+
+        Raises:
+            DataError: for the first that is not.
+        """
         require(torch.isfinite(targets), targets, where, "targets must be finite")
 
     def outputs(self, targets: Tensor) -> int:
+        """Return the numbers per example, doubled if the noise is predicted."""
         return numbers_per_example(targets) * (2 if self.noise == "predicted" else 1)
 
     def summary(self, mean_error: float) -> float:
+        """Return the root mean squared error."""
         return math.sqrt(mean_error)
 
 
 def _real(tensor: Tensor) -> torch.dtype:
-    """Return the floating-point type in which the targets came; whole numbers are exact in float64."""
+    """Return the dtype of floating-point targets; float64 for whole numbers, which are exact there."""
     return tensor.dtype if tensor.is_floating_point() else torch.float64
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """The tensor in float64, where the device has it."""
+    """Convert to float64 if the device has it."""
     return tensor if tensor.device.type == "mps" else tensor.double()
 
 
 def _floored(log_std: Tensor, lowest: float) -> Tensor:
-    """Take the floor's value where that is higher, the output's own gradient: it can rise again."""
+    """Clamp the value from below but keep the gradient, so that a log std at the floor can rise again."""
     return log_std + (log_std.clamp_min(lowest) - log_std).detach()

@@ -1,4 +1,4 @@
-"""The grid that real targets came on: prices in cents, ages in years, sensor readings in 1/1024."""
+"""The grid on which real targets were recorded: prices in cents, ages in years, sensor readings in 1/1024."""
 
 import math
 from collections.abc import Iterator
@@ -12,20 +12,21 @@ from bitsback.errors import DataError
 __all__ = ["STEP_BITS", "Resolution", "resolution"]
 
 STEP_BITS = 8.0
-"""One bit for the base, ten or two, and seven for the exponent, -64 to 63."""
+"""Bits of a step that was found: one for the base, ten or two, and seven for the exponent, -64 to 63."""
 
 EXPONENTS = range(63, -65, -1)
+"""Exponents of the steps that are considered."""
 SMALLEST_TOLERANCE, LARGEST_TOLERANCE = 1e-9, 0.05
-"""In steps: how far from a whole multiple a rounded decimal fraction may lie."""
+"""Bounds of the distance, in steps, between a rounded decimal fraction and a whole multiple of the step."""
 
 
 @dataclass(frozen=True)
 class Resolution:
-    """A grid step, and why it was taken.
+    """Grid step of targets, and the reason for it.
 
     Attributes:
-        step: the width of the grid, a power of ten or two.
-        said: what a reader of the ledger is told.
+        step: width of the grid, a power of ten or two.
+        said: the reason, for notes of the ledger.
     """
 
     step: float
@@ -37,15 +38,15 @@ def resolution(targets: Tensor, *, narrowest: float, precision: float = 2.0**-52
 
     Args:
         targets: (n, ...), float64, finite.
-        narrowest: the finest step, in stds of the targets (of the column with the smallest); where no coarser one fits, the
-            power of two from there up is taken and the targets are rounded to it.
+        narrowest: finest step, in stds of the targets (of the column with the smallest std); if no coarser step fits, the
+            smallest power of two that is not finer is used, and the targets are rounded to it.
         precision: relative rounding error with which the targets were stored.
 
     Returns:
         The step; 1 for targets that are all zero.
 
     Raises:
-        DataError: when the step would lie outside 2^-64 .. 2^63.
+        DataError: if the step would lie outside 2^-64 .. 2^63, or squares of the targets overflow.
 
     >>> resolution(torch.tensor([0.25, 1.5]).double(), narrowest=2.0**-16).step
     0.25
@@ -59,7 +60,7 @@ def resolution(targets: Tensor, *, narrowest: float, precision: float = 2.0**-52
     stds = targets.double().reshape(len(targets), -1).std(0, correction=0)
     if not bool(torch.isfinite(stds).all()):
         raise DataError(f"the targets reach {largest:.3g}, and their squares overflow; give them in a larger unit")
-    std = float(stds[stds > 0].min()) if bool((stds > 0).any()) else largest  # of the finest column
+    std = float(stds[stds > 0].min()) if bool((stds > 0).any()) else largest  # of the column with the smallest std
     floor = std * narrowest
     for step in _powers(largest, floor):
         multiple = y / step
@@ -78,6 +79,6 @@ def resolution(targets: Tensor, *, narrowest: float, precision: float = 2.0**-52
 
 
 def _powers(largest: float, floor: float) -> Iterator[float]:
-    """Powers of ten and of two between the two numbers, the largest first."""
+    """List powers of ten and of two from twice ``largest`` down to ``floor``."""
     powers = {10.0**k for k in EXPONENTS} | {2.0**k for k in EXPONENTS}
     return iter(sorted((power for power in powers if floor <= power <= 2 * largest), reverse=True))

@@ -1,4 +1,4 @@
-"""What every likelihood offers: bits per example, the uniform code beside it, and an error a person can read."""
+"""Base class of likelihoods, and functions that they share."""
 
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
@@ -23,24 +23,45 @@ __all__ = [
 ]
 
 Answer = dict[str, Any]
-"""What is predicted for one input, by name; nested lists where a target has axes."""
+"""Prediction for one input, by name; nested lists if a target has axes."""
 
 
 class Likelihood(Learned, ABC):
-    """The code of the targets given the network's outputs."""
+    """Base class of likelihoods: codes of the targets given the network's outputs.
+
+    Attributes:
+        kind: name of the likelihood in settings.
+        error_name: name of the reported error, ``error`` or ``rmse``.
+        described: noun for the targets in messages.
+    """
 
     family = "likelihood"
     error_name: ClassVar[str] = "error"
     described: ClassVar[str] = "labels"
     finds_noise: bool = False
-    """Whether training finds the noise of real targets, which wants a KL warm-up."""
+    """Whether training estimates a noise scale, in which case beta is warmed up."""
 
     @abstractmethod
     def bits(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """-log2 p(target given output) for each example: (n, ...) and (n, ...) to (n,); differentiable in ``outputs``."""
+        """Return the bits of each example, -log2 p(target given output); differentiable in ``outputs``.
+
+        Args:
+            outputs: (n, ...), of the network.
+            targets: (n, ...).
+
+        Returns:
+            (n,).
+        """
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean data cost in nats, a scalar: what the optimisers of :mod:`bitsback.optim` take for a loss.
+        """Return the mean data cost in nats, the loss that the optimisers of :mod:`bitsback.optim` expect.
+
+        Args:
+            outputs: (n, ...), of the network.
+            targets: (n, ...).
+
+        Returns:
+            a scalar.
 
         >>> from bitsback.likelihoods import CategoricalLikelihood
         >>> outputs, targets = torch.randn(3, 4), torch.tensor([0, 1, 1])
@@ -52,60 +73,95 @@ class Likelihood(Learned, ABC):
 
     @abstractmethod
     def predict(self, outputs: Tensor) -> Tensor:
-        """The predictive mean (probabilities, a mean, a rate) for each example; average it over weight draws."""
+        """Return predictive means (probabilities, a mean, a rate) from outputs (n, ...), to be averaged over weight draws."""
 
     @abstractmethod
     def error(self, predicted: Tensor, targets: Tensor) -> Tensor:
-        """Error of each example, (n,): 0 or 1 for classes, the squared error otherwise."""
+        """Return the error of each example: 0 or 1 for classes, the squared error otherwise.
+
+        Args:
+            predicted: (n, ...), predictive means.
+            targets: (n, ...).
+
+        Returns:
+            (n,).
+        """
 
     @abstractmethod
     def uniform_bits(self, targets: Tensor) -> float:
-        """What the targets cost without a model."""
+        """Return the bits of the targets under the uniform code, without a model."""
 
     @abstractmethod
     def check_targets(self, targets: Tensor, where: str) -> None:
-        """Raise DataError for targets that this code cannot describe; ``where`` names the split."""
+        """Check that this likelihood can describe the targets.
+
+        Args:
+            targets: (n, ...).
+            where: name of the split, for messages.
+
+        Raises:
+            DataError: if it cannot.
+        """
 
     @abstractmethod
     def outputs(self, targets: Tensor) -> int:
-        """How many outputs the network needs for such targets."""
+        """Return the number of network outputs that such targets need."""
 
     @abstractmethod
     def marginal_bits(self, targets: Tensor) -> float:
-        """What the targets cost under one distribution for all of them, fitted to them, its parameters charged."""
+        """Return the bits of the targets under one distribution fitted to all of them, with its parameters charged."""
 
     @abstractmethod
     def answers(self, predicted: Tensor, std: Tensor | None = None) -> list[Answer]:
-        """What to tell a user of predictive means (n, ...), and of predictive stds where the code has any, for each input."""
+        """Return predictions in a readable form.
+
+        Args:
+            predicted: (n, ...), predictive means.
+            std: (n, ...), predictive stds, or None.
+
+        Returns:
+            a record for each input.
+        """
 
     def fit(self, targets: Tensor) -> None:
-        """Find what the settings leave to the training targets, once; training and ledgers call this first."""
+        """Estimate what the settings leave open from the training targets, once; training and ledgers call it first."""
         return
 
     def variance(self, outputs: Tensor) -> Tensor | None:
-        """Variance of the target given the outputs, in the shape of :meth:`predict`; None where the answer has none."""
+        """Return the variance of the target given the outputs, in the shape of :meth:`predict`; None if it has none."""
         return None
 
     def notes(self) -> list[str]:
-        """What a reader of the ledger should know about this code."""
+        """Return notes on this code for readers of the ledger."""
         return []
 
     def values(self) -> dict[str, Tensor]:
-        """The learned numbers in use, which a receiver needs beside the weights."""
+        """Return the learned numbers by name, as a receiver uses them."""
         return {}
 
     def summary(self, mean_error: float) -> float:
-        """The reported error from the mean of :meth:`error`: itself for classes, its root otherwise."""
+        """Return the reported error from the mean of :meth:`error`: the same for classes, its root otherwise."""
         return mean_error
 
 
 def per_example(bits: Tensor) -> Tensor:
-    """Sum everything but the first axis: (n, ...) to (n,)."""
+    """Sum over all axes but the first: (n, ...) to (n,)."""
     return bits.flatten(1).sum(1) if bits.ndim > 1 else bits
 
 
 def match(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Outputs in the shape of the targets: a trailing axis of one output is dropped."""
+    """Bring outputs to the shape of the targets by dropping a trailing axis of length one.
+
+    Args:
+        outputs: (n, ...) or (n, ..., 1).
+        targets: (n, ...).
+
+    Returns:
+        outputs, in the shape of the targets.
+
+    Raises:
+        DataError: if the shapes still differ.
+    """
     if outputs.ndim == targets.ndim + 1 and outputs.shape[-1] == 1:
         outputs = outputs.squeeze(-1)
     if outputs.shape != targets.shape:
@@ -117,7 +173,13 @@ def match(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def listed(**columns: Tensor | None) -> list[Answer]:
-    """A record for each example out of tensors (n, ...); one trailing column is a plain number.
+    """Convert tensors to one record for each example; a trailing axis of length one is dropped.
+
+    Args:
+        columns: tensors (n, ...) by name; None is left out.
+
+    Returns:
+        n records.
 
     >>> listed(mean=torch.tensor([[1.5], [2.0]]), std=None)
     [{'mean': 1.5}, {'mean': 2.0}]
@@ -128,15 +190,21 @@ def listed(**columns: Tensor | None) -> list[Answer]:
 
 
 def _short(value: Any) -> Any:
-    """Round the numbers in nested lists to what a float64 computation can mean."""
+    """Round the numbers in nested lists to 12 significant digits, so that rounding errors do not show."""
     return [_short(item) for item in value] if isinstance(value, list) else float(f"{value:.12g}")
 
 
 def krichevsky_trofimov_bits(counts: Tensor) -> Tensor:
-    """Bits of n symbols whose counts are (..., classes), coded by adaptive frequencies that start at one half each.
+    """Return the bits of symbols coded by adaptive frequencies that start at one half.
 
-    -log2 of Gamma(C/2) / Gamma(n + C/2) times the product of Gamma(n_c + 1/2) / Gamma(1/2) (Krichevsky & Trofimov 1981): a code
-    of the labels whatever their order, without a parameter to charge. Counts are float64; the last axis is summed.
+    -log2 of Gamma(C/2) / Gamma(n + C/2) times the product of Gamma(n_c + 1/2) / Gamma(1/2), for n symbols of C classes
+    (Krichevsky & Trofimov 1981): a code that does not depend on the order of the labels and has no parameters to charge.
+
+    Args:
+        counts: (..., C), float64, occurrences of each class.
+
+    Returns:
+        (...).
 
     >>> round(krichevsky_trofimov_bits(torch.tensor([1.0, 1.0]).double()).item(), 6)  # 1/2 * (1/2) / 2 = 1/8
     3.0
@@ -149,12 +217,22 @@ def krichevsky_trofimov_bits(counts: Tensor) -> Tensor:
 
 
 def numbers_per_example(targets: Tensor) -> int:
-    """Numbers per example in the targets."""
+    """Return the number of elements of one target."""
     return int(targets[0].numel())
 
 
 def require(condition: Tensor, targets: Tensor, where: str, need: str) -> None:
-    """Raise DataError naming the first target for which ``condition`` is false."""
+    """Raise DataError, with the first target for which ``condition`` is false, if there is one.
+
+    Args:
+        condition: true for valid targets, in their shape.
+        targets: (n, ...).
+        where: name of the split.
+        need: the requirement, for the message.
+
+    Raises:
+        DataError: if a target is not valid.
+    """
     wrong = (~condition).flatten().nonzero()
     if len(wrong):
         value = targets.flatten()[wrong[0]].item()
@@ -163,5 +241,5 @@ def require(condition: Tensor, targets: Tensor, where: str, need: str) -> None:
 
 
 def whole(targets: Tensor) -> Tensor:
-    """True where a target is a whole number."""
+    """Return, for each target, whether it is a whole number."""
     return targets == targets.round() if torch.is_floating_point(targets) else torch.ones_like(targets, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""The settings of every likelihood, without torch."""
+"""Settings of the likelihoods, importable without torch."""
 
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
@@ -32,9 +32,11 @@ __all__ = [
 ]
 
 Noise = Literal["fixed", "learned", "predicted"]
+"""Noise std of real targets: given, one learned number, or an output of the network."""
 
 
 registry: Registry[type["LikelihoodSettings"]] = Registry("likelihood")
+"""Likelihoods by kind."""
 
 
 class LikelihoodSettings(Settings):
@@ -44,10 +46,18 @@ class LikelihoodSettings(Settings):
 
     @abstractmethod
     def build(self, classes: int | None, targets: "Tensor | None" = None) -> "Likelihood":
-        """The likelihood; ``classes`` is how many labels the data have, if labels they are, ``targets`` what to fit."""
+        """Make the likelihood.
+
+        Args:
+            classes: number of distinct labels in the data, or None if they are not labels.
+            targets: (n, ...), training targets to fit to, or None.
+
+        Returns:
+            the likelihood.
+        """
 
     def resolved(self, likelihood: "Likelihood") -> Self:
-        """Return the settings with what :meth:`Likelihood.fit` found written out, so that a file says it."""
+        """Return the settings with the results of :meth:`Likelihood.fit` written out, for files."""
         return self
 
 
@@ -56,12 +66,12 @@ class CategoricalSettings(LikelihoodSettings):
     """One of several classes, from logits."""
 
     kind: Literal["categorical"] = "categorical"
-    classes: int | None = Field(None, ge=2, description="number of classes; default: as many as the data have labels")
-    class_names: tuple[str, ...] | None = Field(None, description="names of the classes, which predictions then carry")
+    classes: int | None = Field(None, ge=2, description="number of classes; default: number of distinct labels in the data")
+    class_names: tuple[str, ...] | None = Field(None, description="names of the classes in predictions")
     labels: LabelValues | None = Field(
         None,
-        description="the labels in the data, whole numbers or texts, in the order of the network's outputs; default: 0, 1, 2, "
-        "... where classes are declared, else the distinct labels of the data, sorted",
+        description="labels in the data, whole numbers or texts, in the order of the network's outputs; default: 0, 1, 2, ... "
+        "if the number of classes is declared, else the distinct labels of the data, sorted",
     )
 
     def check_labels(self) -> None:
@@ -73,6 +83,18 @@ class CategoricalSettings(LikelihoodSettings):
             raise DataError(f"likelihood.labels has {len(self.labels)} labels for {count} classes; give each class its own")
 
     def build(self, classes: int | None, targets: "Tensor | None" = None) -> "CategoricalLikelihood":
+        """Make the likelihood.
+
+        Args:
+            classes: used unless the settings have classes or labels.
+            targets: not used.
+
+        Returns:
+            the likelihood.
+
+        Raises:
+            DataError: for an unknown number of classes, and for labels or names that do not fit it.
+        """
         from bitsback.likelihoods.classes import CategoricalLikelihood
 
         count = self.classes if self.classes is not None else len(self.labels) if self.labels is not None else classes
@@ -86,11 +108,20 @@ class CategoricalSettings(LikelihoodSettings):
 
 @registry.register("bernoulli")
 class BernoulliSettings(LikelihoodSettings):
-    """Independent yes-or-no answers, from logits."""
+    """Independent binary targets, from logits."""
 
     kind: Literal["bernoulli"] = "bernoulli"
 
     def build(self, classes: int | None, targets: "Tensor | None" = None) -> "BernoulliLikelihood":
+        """Make the likelihood.
+
+        Args:
+            classes: not used.
+            targets: not used.
+
+        Returns:
+            the likelihood.
+        """
         from bitsback.likelihoods.classes import BernoulliLikelihood
 
         return BernoulliLikelihood()
@@ -103,6 +134,15 @@ class PoissonSettings(LikelihoodSettings):
     kind: Literal["poisson"] = "poisson"
 
     def build(self, classes: int | None, targets: "Tensor | None" = None) -> "PoissonLikelihood":
+        """Make the likelihood.
+
+        Args:
+            classes: not used.
+            targets: not used.
+
+        Returns:
+            the likelihood.
+        """
         from bitsback.likelihoods._counts import PoissonLikelihood
 
         return PoissonLikelihood()
@@ -114,23 +154,35 @@ class GaussianLikelihoodSettings(LikelihoodSettings):
 
     kind: Literal["gaussian"] = "gaussian"
     std: PositiveFloat | None = Field(
-        None, description="noise std in the targets' units, its start when learned; default: a tenth of the targets' std"
+        None,
+        description="noise std in the targets' units, its initial value if learned; default: a tenth of the targets' std",
     )
-    noise: Noise = Field("learned", description="fixed; learned (one number, charged); predicted (mean and log std)")
+    noise: Noise = Field(
+        "learned", description="fixed; learned (one number, charged); predicted (the network outputs mean and log std)"
+    )
     target_step: PositiveFloat | None = Field(
         None,
-        description="grid on which the targets are written, in their units; makes the bits absolute; default: the coarsest "
-        "power of ten or two that all targets are multiples of, not below 2^-16 of their std",
+        description="grid step of the targets, in their units, which makes the bits absolute; default: the coarsest power of "
+        "ten or two of which all targets are multiples, at least 2^-16 of their std",
     )
     standardise: bool = Field(
-        True, description="the network sees targets of mean 0 and std 1; mean and std are charged, everything shown is in units"
+        True, description="train on targets of mean 0 and std 1, with mean and std charged; results are in the targets' units"
     )
 
     shift_bits: Literal[16, 32] | None = Field(
-        None, description="bits of the targets' mean; default: 16, or 32 where it lies more than about 64 stds from zero"
+        None, description="bits of the targets' mean; default: 16, or 32 if it is more than about 64 stds from zero"
     )
 
     def build(self, classes: int | None, targets: "Tensor | None" = None) -> "GaussianLikelihood":
+        """Make the likelihood.
+
+        Args:
+            classes: not used.
+            targets: (n, ...), training targets to fit to, or None.
+
+        Returns:
+            the likelihood.
+        """
         from bitsback.likelihoods._real import GaussianLikelihood
 
         made = GaussianLikelihood(
@@ -141,6 +193,7 @@ class GaussianLikelihoodSettings(LikelihoodSettings):
         return made
 
     def resolved(self, likelihood: "Likelihood") -> "GaussianLikelihoodSettings":
+        """Return the settings with step and bits of the shift written out."""
         from bitsback.likelihoods._real import GaussianLikelihood
 
         assert isinstance(likelihood, GaussianLikelihood)
@@ -151,13 +204,22 @@ class GaussianLikelihoodSettings(LikelihoodSettings):
 
 
 class OwnLikelihoodSettings(LikelihoodSettings):
-    """A likelihood of your own: a function that is told how many classes the data have, or None, and returns a Likelihood."""
+    """A likelihood of your own: a function that receives the number of classes, or None, and returns a Likelihood."""
 
     kind: Literal["factory"] = "factory"
     factory: FactoryName
     arguments: dict[str, Any] = Field(default_factory=dict, description="further keyword arguments of the function")
 
     def build(self, classes: int | None, targets: "Tensor | None" = None) -> "Likelihood":
+        """Call the function.
+
+        Args:
+            classes: first argument of the function.
+            targets: (n, ...), training targets to fit to, or None.
+
+        Returns:
+            the likelihood.
+        """
         from bitsback.likelihoods.base import Likelihood
 
         found: Likelihood = made_by(self.factory, "likelihood.factory", Likelihood, "a Likelihood", classes, **self.arguments)
@@ -167,12 +229,24 @@ class OwnLikelihoodSettings(LikelihoodSettings):
 
 
 class GivenLikelihoodSettings(LikelihoodSettings):
-    """A likelihood that a training in Python was given, of a class that is none of bitsback's."""
+    """A likelihood that was passed in from Python, of a class outside this package."""
 
     kind: Literal["given"] = "given"
     of: str = Field("Likelihood", description="class of the likelihood")
 
     def build(self, classes: int | None, targets: "Tensor | None" = None) -> "Likelihood":
+        """Refuse: the configuration does not describe the likelihood.
+
+        Args:
+            classes: not used.
+            targets: not used.
+
+        Returns:
+            nothing.
+
+        Raises:
+            ConfigError: always.
+        """
         raise ConfigError(
             f"the likelihood, a {self.of}, was handed over in Python, and the configuration does not say how it is made; name "
             "a function that returns it: likelihood: {kind: factory, factory: package.module:function}"
@@ -185,4 +259,4 @@ else:
     AnyLikelihoodSettings = Annotated[
         Union[(*registry.members(), OwnLikelihoodSettings, GivenLikelihoodSettings)], Field(discriminator="kind")
     ]
-"""The settings of any registered likelihood, told apart by ``kind``."""
+"""Settings of any likelihood, distinguished by ``kind``."""

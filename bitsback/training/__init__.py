@@ -1,4 +1,4 @@
-"""The loop: batch, data bits + weight bits, step, log."""
+"""Training: the loop over batches, its objectives, logs and checkpoints."""
 
 from typing import TYPE_CHECKING
 

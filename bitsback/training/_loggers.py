@@ -1,4 +1,4 @@
-"""Where the numbers of an epoch go: the progress bar, metrics.jsonl, and whatever else takes them."""
+"""Loggers of epoch metrics: the progress bar, metrics.jsonl, and the protocol for others."""
 
 import json
 from pathlib import Path
@@ -12,23 +12,30 @@ from bitsback.ledger import Ledger
 __all__ = ["Bar", "JsonLines", "Logger", "Metrics", "bar_text", "scalars"]
 
 Metrics = dict[str, Any]
+"""One epoch's numbers, under the names of metrics.jsonl."""
 
 
 class Logger(Protocol):
-    """Takes the metrics of every epoch: a class of your own with these two methods goes into ``train(..., loggers=[...])``.
+    """Protocol of loggers: an object of your own with these two methods can be passed to ``train(..., loggers=[...])``.
 
-    What it needs beyond the metrics, such as the model, it is given when it is made.
+    Anything it needs beyond the metrics, such as the model, has to be passed to its constructor.
     """
 
     def log(self, metrics: Metrics) -> None:
-        """One epoch's numbers, under the names of metrics.jsonl; the dictionary is shared, and not to be changed."""
+        """Receive one epoch's numbers; the dictionary is shared and must not be changed."""
 
     def close(self) -> None:
-        """Nothing more will come: the last epoch is done, or the training has failed."""
+        """Finish: the last epoch is done, or the training has failed."""
 
 
 def scalars(metrics: Metrics) -> dict[str, float]:
-    """An epoch's numbers by their place on a dashboard: bits under ``bits/``, everything else under ``training/``.
+    """Name an epoch's numbers for dashboards: bits under ``bits/``, all others under ``training/``.
+
+    Args:
+        metrics: one epoch's numbers.
+
+    Returns:
+        numbers by tag, without the epoch and without texts.
 
     >>> scalars({"epoch": 3, "net_bits": 1210.0, "beta": 1.0, "test_error": None, "error_name": "error"})
     {'bits/net': 1210.0, 'training/beta': 1.0}
@@ -41,7 +48,13 @@ def scalars(metrics: Metrics) -> dict[str, float]:
 
 
 def bar_text(metrics: Metrics) -> str:
-    """The bits of an epoch, all in one unit.
+    """Format an epoch's bits in one unit, kbit or Mbit.
+
+    Args:
+        metrics: one epoch's numbers.
+
+    Returns:
+        text of the progress bar.
 
     >>> bar_text({"net_bits": 1210.0, "gross_bits": 38600.0, "refund_bits": 37900.0, "data_bits": 310.0, "test_error": 0.031,
     ...           "error_name": "error"})
@@ -56,27 +69,46 @@ def bar_text(metrics: Metrics) -> str:
 
 
 class Bar:
-    """A tqdm bar over epochs that speaks in bits."""
+    """Progress bar over epochs (tqdm) that shows bits.
+
+    Args:
+        epochs: total number.
+        start: epochs done before.
+        shown: whether the bar is visible.
+    """
 
     def __init__(self, epochs: int, start: int, *, shown: bool) -> None:
         layout = "{percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}] {desc}"
         self._bar = tqdm(total=epochs, initial=start, unit="epoch", disable=not shown, bar_format=layout, dynamic_ncols=True)
 
     def log(self, metrics: Metrics) -> None:
+        """Show the numbers of an epoch."""
         self._bar.set_description_str(bar_text(metrics), refresh=False)
         self._bar.update(metrics["epoch"] - self._bar.n)
 
     def end(self, ledger: Ledger, test_error: float | None, error_name: str) -> None:
-        """Show what the ledger says in place of the last epoch's estimates."""
+        """Show the ledger in place of the estimates of the last epoch.
+
+        Args:
+            ledger: of the training targets.
+            test_error: shown beside it, or None.
+            error_name: ``error`` or ``rmse``.
+        """
         numbers = {f"{name}_bits": getattr(ledger, f"{name}_bits") for name in ("net", "gross", "refund", "data")}
         self._bar.set_description_str(bar_text({**numbers, "test_error": test_error, "error_name": error_name}))
 
     def close(self) -> None:
+        """Close the bar."""
         self._bar.close()
 
 
 class JsonLines:
-    """One JSON object per line; lines after ``keep_epochs`` are dropped when a run resumes."""
+    """File with one JSON object per line and epoch.
+
+    Args:
+        path: of the file.
+        keep_epochs: epochs whose lines are kept if a run resumes; later lines are dropped.
+    """
 
     def __init__(self, path: Path, keep_epochs: int) -> None:
         kept = []
@@ -85,14 +117,16 @@ class JsonLines:
                 try:
                     if json.loads(line)["epoch"] <= keep_epochs:
                         kept.append(line)
-                except (ValueError, KeyError):  # the line a kill cut short
+                except (ValueError, KeyError):  # a line cut off when the process was killed
                     break
         write_text(path, "".join(line + "\n" for line in kept))
         self._file = path.open("a", encoding="utf-8", newline="\n")
 
     def log(self, metrics: Metrics) -> None:
+        """Append a line."""
         self._file.write(json.dumps(metrics) + "\n")
         self._file.flush()
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()

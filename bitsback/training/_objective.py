@@ -1,13 +1,13 @@
-"""What a step lowers: the description length, or a bound on the risk.
+"""Objectives of training: the description length, or a bound on the risk.
 
-The bounds are those of Perez-Ortiz, Rivasplata, Shawe-Taylor & Szepesvari 2021, "Tighter risk certificates for neural networks"
-(JMLR 22), with R the mean of cut-off, scaled cross-entropies and c = (KL + ln(2 sqrt(n) / delta)) / n in nats:
+The bounds are those of Perez-Ortiz, Rivasplata, Shawe-Taylor & Szepesvari 2021, "Tighter risk certificates for neural
+networks" (JMLR 22), with R the mean of truncated, rescaled cross-entropies and c = (KL + ln(2 sqrt(n) / delta)) / n in nats:
 
 - ``quad`` (equation 8): (sqrt(R + c/2) + sqrt(c/2))^2,
 - ``lambda`` (equation 9): R / (1 - lambda/2) + c / (lambda (1 - lambda/2)), for a learned lambda in (0, 1),
 - ``classic`` (equation 10): R + sqrt(c/2).
 
-They are for training only: a certificate is taken afterwards, of the 0-1 loss (:mod:`bitsback.certificates`).
+They are used in training only: a certificate is computed afterwards, for the 0-1 loss (:mod:`bitsback.certificates`).
 """
 
 import math
@@ -28,37 +28,54 @@ __all__ = ["DescriptionLength", "Objective", "RiskBound", "make_objective"]
 
 
 class Objective(nn.Module, ABC):
-    """From the mean cost of a batch and the bits of the weights to the loss of a step; what it learns is a parameter."""
+    """Base class of objectives: a loss of the mean cost of a batch and the bits of the weights. Its parameters are trained too.
+
+    Attributes:
+        examples: number of training examples, N.
+    """
 
     examples: int
 
     def cost(self, bits: Tensor) -> Tensor:
-        """Return what each example counts for, (k,), from its data bits, (k,)."""
+        """Return the cost of each example, (k,), from its data bits, (k,)."""
         return bits
 
     @abstractmethod
     def forward(self, mean_cost: Tensor, weight_bits: Tensor) -> Tensor:
-        """Return the loss, a scalar, from the mean of :meth:`cost` and beta times KL(q || p)."""
-
-    def weigh(self, mean_cost: float, weight_bits: float, gradients: Callable[[], list[Tensor]]) -> float:
-        """Turn gradients of the mean cost into those of the loss, in place; returns the loss's gradient for N x bits of KL.
+        """Return the loss.
 
         Args:
-            mean_cost, weight_bits: of this step.
-            gradients: all that the mean cost has left.
+            mean_cost: mean of :meth:`cost` over a batch, a scalar.
+            weight_bits: beta times KL(q || p), in bits, a scalar.
+
+        Returns:
+            a scalar.
+        """
+
+    def weigh(self, mean_cost: float, weight_bits: float, gradients: Callable[[], list[Tensor]]) -> float:
+        """Rescale gradients of the mean cost to gradients of the loss, in place.
+
+        Args:
+            mean_cost: of this step.
+            weight_bits: beta times KL(q || p) of this step, in bits.
+            gradients: returns all gradients of the mean cost.
+
+        Returns:
+            derivative of the loss with respect to the weight bits, times N: the factor of the KL's gradient.
         """
         data, weights = (torch.tensor(cost, dtype=torch.float64, requires_grad=True) for cost in (mean_cost, weight_bits))
         with torch.enable_grad():
             self(data, weights).backward()
         assert data.grad is not None
         assert weights.grad is not None
+        # backward() has set the gradients of the objective's own parameters; they must not be rescaled
         own = {id(p.grad) for p in self.parameters()}
         torch._foreach_mul_([g for g in gradients() if id(g) not in own], float(data.grad))
         return float(weights.grad) * self.examples
 
 
 class DescriptionLength(Objective):
-    """Net bits per example.
+    """Net bits per example: the mean data bits plus KL / N.
 
     >>> DescriptionLength(examples=10)(torch.tensor(2.0), torch.tensor(5.0)).item()
     2.5
@@ -69,19 +86,38 @@ class DescriptionLength(Objective):
         self.examples = examples
 
     def forward(self, mean_cost: Tensor, weight_bits: Tensor) -> Tensor:
+        """Return bits per example.
+
+        Args:
+            mean_cost: mean data bits of a batch.
+            weight_bits: beta times KL(q || p), in bits.
+
+        Returns:
+            a scalar.
+        """
         return mean_cost + weight_bits / self.examples
 
     def weigh(self, mean_cost: float, weight_bits: float, gradients: Callable[[], list[Tensor]]) -> float:
-        return 1.0  # they are the loss's already
+        """Return 1 and leave the gradients unchanged: they are those of the loss.
+
+        Args:
+            mean_cost: not used.
+            weight_bits: not used.
+            gradients: not used.
+
+        Returns:
+            1.0.
+        """
+        return 1.0  # the mean cost enters the loss with weight 1
 
 
 class RiskBound(Objective):
-    """A bound on the risk.
+    """PAC-Bayes bound on the risk.
 
     Args:
-        settings: which bound, and its delta.
+        settings: kind of the bound, and its delta.
         examples: n.
-        other_bits: what the ledger charges besides the KL, the same at every step.
+        other_bits: bits that the ledger charges besides the KL, constant during training.
 
     >>> from bitsback.training.settings import BoundSettings
     >>> bound = RiskBound(BoundSettings(kind="classic", p_min=0.25), examples=1000, other_bits=0.0)
@@ -98,9 +134,19 @@ class RiskBound(Objective):
             self.logit_lambda = nn.Parameter(torch.zeros(()))
 
     def cost(self, bits: Tensor) -> Tensor:
+        """Return the data bits, truncated at log2(1 / p_min) and rescaled to [0, 1]."""
         return bits.clamp_max(self.most_bits) / self.most_bits
 
     def forward(self, mean_cost: Tensor, weight_bits: Tensor) -> Tensor:
+        """Return the bound.
+
+        Args:
+            mean_cost: R, mean of :meth:`cost` over a batch.
+            weight_bits: beta times KL(q || p), in bits.
+
+        Returns:
+            a scalar.
+        """
         risk, c = mean_cost, bits_to_nats(weight_bits) / self.examples + self.fixed
         if self.settings.kind == "quad":
             return ((risk + c / 2).sqrt() + (c / 2).sqrt()).square()
@@ -111,7 +157,16 @@ class RiskBound(Objective):
 
 
 def make_objective(settings: AnyObjectiveSettings, likelihood: Likelihood, examples: int, other_bits: float) -> Objective:
-    """The objective of a training on so many examples; ``other_bits`` are charged besides the KL and do not change.
+    """Make the objective of a training.
+
+    Args:
+        settings: kind of the objective.
+        likelihood: of the targets.
+        examples: number of training examples.
+        other_bits: bits that the ledger charges besides the KL, constant during training.
+
+    Returns:
+        the objective.
 
     Raises:
         ConfigError: for a bound without labels.

@@ -1,4 +1,4 @@
-"""Optimisers and schedules by their torch names."""
+"""Make optimisers and learning-rate schedules by their torch names."""
 
 import inspect
 import math
@@ -19,26 +19,29 @@ from bitsback.units import bits_to_nats
 __all__ = ["make_optimizer", "make_schedule"]
 
 REFUSALS = (TypeError, ValueError, RuntimeError, LookupError, ArithmeticError, AttributeError)
-"""What torch raises for arguments that it does not want."""
+"""Exceptions that torch raises for unsuitable arguments."""
 
 HOW = ("fused", "foreach")
-"""Arguments of torch's Adam that say how it computes the same step; ours has one way."""
+"""Arguments of torch's Adam that choose an implementation of the same step; they have no effect here."""
 
 
 def make_optimizer(
     model: BayesianModel, also: list[nn.Module], settings: OptimizerSettings, examples: int, **options: Any
 ) -> PosteriorOptimizer:
-    """Return the optimiser over all trainable parameters, log stds in a group of their own; its loss is in bits.
+    """Make the optimiser over all trainable parameters, with log stds in a group of their own; its loss is in bits.
 
     Args:
         model: whose posteriors are trained.
         also: other modules whose parameters are trained.
-        settings: which optimiser.
-        examples: how many there are to train on.
+        settings: name, learning rates and arguments.
+        examples: number of training examples.
         options: as :class:`bitsback.optim.PosteriorOptimizer` takes them.
 
+    Returns:
+        the optimiser.
+
     Raises:
-        ConfigError: for an unknown name or arguments that the optimiser refuses.
+        ConfigError: for an unknown name, or arguments that the optimiser refuses.
     """
     known = {name for name, kind in vars(torch.optim).items() if inspect.isclass(kind) and issubclass(kind, Optimizer)}
     known = known - {"Optimizer", "LBFGS", "SparseAdam"} | {IVON.__name__}
@@ -48,7 +51,7 @@ def make_optimizer(
     others = [p for module in also for p in module.parameters() if p.requires_grad]
     arguments = {"log_std_lr": settings.log_std_lr or settings.lr, "examples": examples, "also": others, **options}
     own = dict(settings.arguments)
-    for name in sorted(own.keys() & OPTIONS):  # the loop's own, not torch's
+    for name in sorted(own.keys() & OPTIONS):  # set by the loop, and not arguments of torch
         raise ConfigError(f"training.optimizer: {settings.name} refuses its arguments: it has no '{name}'")
     optimizer: PosteriorOptimizer
     try:
@@ -68,10 +71,19 @@ def make_optimizer(
 
 
 def make_schedule(optimizer: Optimizer, settings: ScheduleSettings, epochs: int, steps_per_epoch: int) -> LRScheduler | None:
-    """The learning-rate schedule, stepped once per batch, after a linear warm-up.
+    """Make the learning-rate schedule, stepped once per batch, after a linear warm-up.
+
+    Args:
+        optimizer: whose learning rates are scheduled.
+        settings: name, arguments and warm-up.
+        epochs: length of the training.
+        steps_per_epoch: batches per epoch.
+
+    Returns:
+        the schedule; None for constant rates.
 
     Raises:
-        ConfigError: for an unknown name or arguments that the schedule refuses.
+        ConfigError: for an unknown name, or arguments that the schedule refuses.
     """
     import torch.optim.lr_scheduler as library
 
@@ -103,7 +115,7 @@ def make_schedule(optimizer: Optimizer, settings: ScheduleSettings, epochs: int,
 
 
 def _try_out(kind: type[LRScheduler], arguments: dict[str, Any], groups: int) -> None:
-    """Step the schedule once on a throw-away optimiser, so that bad arguments show before training."""
+    """Step the schedule once on a temporary optimiser, so that invalid arguments fail before training."""
     trial = torch.optim.SGD([{"params": [torch.zeros(1, requires_grad=True)]} for _ in range(groups)], lr=1.0, momentum=0.9)
     schedule = kind(trial, **arguments)
     trial.step()

@@ -1,4 +1,4 @@
-"""Where a training step goes: milliseconds by phase, multiply-adds by layer, operators, and a trace to look at."""
+"""Profile of a training step: milliseconds by phase, multiply-adds by layer, operators, and a trace."""
 
 from collections import defaultdict
 from itertools import cycle, islice
@@ -17,10 +17,10 @@ __all__ = ["PHASES", "STEPS", "profile"]
 
 WARM_UP, TRACED = 5, 20
 STEPS = WARM_UP + TRACED + 1
-"""Steps that a profile takes."""
+"""Number of steps that a profile runs."""
 
 OPERATORS = 12
-"""How many operators the table shows."""
+"""Number of operators in the table."""
 
 PHASES = {
     "bitsback: forward": "forward",
@@ -28,19 +28,21 @@ PHASES = {
     "bitsback: cost": "count the KL, priors follow",
     "bitsback: move and draw": "gradients, move, next draw",
 }
-"""What a step consists of, under the names that a profiler's trace shows."""
+"""Phases of a step: their names in the trace, and in the table."""
 
 STEP = "bitsback: step"
 LOOP = "loop"
-"""What is left."""
+"""Name of the rest of a step in the table."""
 
 
 def profile(fit: Fit, directory: Path) -> str:
-    """Take some steps, and write ``directory``/trace.json (for Perfetto or chrome://tracing) and ``directory``/steps.txt.
+    """Run some training steps, and write a trace and tables of their cost.
+
+    The files are ``directory``/trace.json (for Perfetto or chrome://tracing) and ``directory``/steps.txt.
 
     Args:
-        fit: a training that is about to begin; it is trained by these steps, so give one that is thrown away.
-        directory: made when missing.
+        fit: a training that has not begun. The steps change it: pass a copy.
+        directory: created if missing.
 
     Returns:
         the text of steps.txt: tables of phases, layers and operators.
@@ -71,7 +73,7 @@ def profile(fit: Fit, directory: Path) -> str:
 
 
 def _phases(trace: Any) -> tuple[dict[str, float], float]:
-    """Median seconds of each phase, of what is left, and of a step, from the trace's own ranges."""
+    """Return median seconds of each phase, of the rest and of a whole step, from ranges in the trace."""
     ranges = [event for event in trace.events() if event.name in PHASES]
     found: dict[str, list[float]] = defaultdict(list)
     for step in (event for event in trace.events() if event.name == STEP):
@@ -91,7 +93,7 @@ def _phase_table(medians: dict[str, float], whole: float) -> str:
 
 
 def _layer_table(counter: FlopCounterMode, whole: float) -> str:
-    """Multiply-adds of one step by layer, forward and backward: what the products alone would cost."""
+    """Tabulate multiply-adds of one step by layer, forward and backward."""
     counts = {name: sum(by_kind.values()) // 2 for name, by_kind in counter.get_flop_counts().items()}
     total = max(1, counts.get("Global", 1))
     layers = [name for name in counts if not any(other.startswith(f"{name}.") for other in counts) and name != "Global"]

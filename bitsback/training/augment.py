@@ -1,4 +1,4 @@
-"""Random changes of images while training: shifts, rotations, zooms. The ledger is always taken on the images as they are."""
+"""Random augmentation of images in training: shifts, rotations, zooms. The ledger is taken on unchanged images."""
 
 import math
 
@@ -13,7 +13,14 @@ __all__ = ["augmented"]
 
 
 def augmented(images: Tensor, settings: AugmentSettings) -> Tensor:
-    """Every image under an affine map of its own, bilinear, zeros from outside; the same shape.
+    """Apply a random affine map to each image, with bilinear interpolation and zeros beyond the border.
+
+    Args:
+        images: (n, channels, height, width).
+        settings: ranges of the maps.
+
+    Returns:
+        images of the same shape.
 
     Raises:
         TrainingError: for inputs that are not images.

@@ -1,4 +1,4 @@
-"""Beta, the weight of the KL in the loss: 1, or on its way to 1, or steering towards a budget."""
+"""Beta, the weight of the KL in the loss: constant 1, rising to 1, or controlled to meet a budget."""
 
 import math
 from dataclasses import dataclass
@@ -8,8 +8,9 @@ from bitsback.training.settings import BudgetSettings, TrainingSettings
 __all__ = ["Beta"]
 
 GAIN, MEMORY = 2.0, 0.05
+"""Proportional and integral gain of the controller."""
 LOWEST, HIGHEST = math.log(1e-5), math.log(30.0)
-"""Log beta stays between these: a higher one would kill a network before it has learned anything."""
+"""Bounds of log beta; a larger beta would prune the whole network early in training."""
 
 FIRST = math.log(0.01)
 """Log beta at the first step of a training with a budget."""
@@ -19,8 +20,15 @@ FIRST = math.log(0.01)
 class Beta:
     """Beta at the current step.
 
-    With a budget, log beta follows the excess e = ln(net weight bits / budget), cut to -1 .. 1, as GAIN e + the sum of
-    MEMORY e over all steps so far: while the weights cost too much, beta grows.
+    With a budget, log beta is controlled by the excess e = ln(net weight bits / budget), clamped to -1 .. 1, as GAIN e plus the
+    sum of MEMORY e over all steps so far (a PI controller): while the weights cost too much, beta grows.
+
+    Attributes:
+        settings: of the training.
+        steps_per_epoch: batches per epoch.
+        memory: integral term, in log beta.
+        value: beta.
+        excess: e before clamping.
     """
 
     settings: TrainingSettings
@@ -30,7 +38,15 @@ class Beta:
     excess: float = 0.0
 
     def before_step(self, step: int, net_weight_bits: float) -> float:
-        """Beta for this step, given what the weights cost now."""
+        """Update beta.
+
+        Args:
+            step: number of steps done.
+            net_weight_bits: current bits of the weights.
+
+        Returns:
+            beta for this step.
+        """
         budget = self._budget(step)
         if budget is not None:
             self.excess = math.log(max(net_weight_bits, 1e-9) / budget)
@@ -45,14 +61,14 @@ class Beta:
         return self.value
 
     def notes(self, net_weight_bits: float) -> list[str]:
-        """What the ledger should say about the budget."""
+        """Return a note for the ledger if the budget was missed by more than 1 %."""
         budget = self._budget(10**12)
         if budget is None or abs(net_weight_bits / budget - 1) <= 0.01:
             return []
         return [f"the budget of {budget:g} bits was missed: train longer, or set one that this prior can reach"]
 
     def settled(self, epoch: int) -> bool:
-        """True when beta has arrived at one, or at a budget that is met within 1 %."""
+        """Return whether, after this epoch, beta is at 1, or the budget is met within 1 %."""
         budget = self.settings.budget_bits
         if budget is None:
             _, warmup_epochs = self.settings.beta.numbers

@@ -1,7 +1,7 @@
-"""Checkpoints: everything needed to resume bit for bit, in one safetensors file, without pickle.
+"""Checkpoints: the state needed to resume bit for bit, in one safetensors file, without pickle.
 
-The newest is ``state.safetensors``; if it is damaged, a training goes on from the one before, ``previous.safetensors``. It ends
-at the same bits, since all randomness of an epoch follows from the seed and its number.
+The newest is ``state.safetensors``; if it is damaged, training resumes from the one before, ``previous.safetensors``, to the
+same result, since the randomness of an epoch depends on the seed and the epoch's number only.
 """
 
 import json
@@ -24,22 +24,25 @@ from bitsback.training.loop import Fit
 __all__ = ["FORMAT", "PREVIOUS", "as_of_now", "load_checkpoint", "load_weights", "read_checkpoint", "save_checkpoint"]
 
 BETA_STATE = ("memory", "value", "excess")
+"""Attributes of Beta that are saved."""
 PREVIOUS = "previous.safetensors"
+"""File name of the checkpoint before the newest."""
 FORMAT = "bitsback checkpoint 3"
+"""Format of the checkpoints that are written."""
 DRAW = "_extra_state"
-"""What a model's state calls seed and number of the draw; those of earlier releases have none."""
+"""Key of seed and draw number in a model's state; states of earlier releases lack it."""
 READ = {"bitsback checkpoint 1": False, "bitsback checkpoint 2": True, FORMAT: True}
-"""Formats that are read, and whether they have a checksum; a training goes on from the last alone."""
+"""Formats that can be read, and whether they have a checksum; training can be resumed from the last one only."""
 
 
 def save_checkpoint(path: Path, fit: Fit, extra: dict[str, Any], *, is_first: bool = False) -> None:
-    """Write the fit's state, atomically, and keep the checkpoint before.
+    """Write the fit's state atomically, and keep the previous checkpoint.
 
     Args:
         path: of the checkpoint.
         fit: the training.
-        extra: JSON that comes back from :func:`load_checkpoint`.
-        is_first: a training begins; checkpoints that lie there are of another one, and are not kept.
+        extra: JSON values that :func:`load_checkpoint` returns.
+        is_first: the first checkpoint of a training: existing ones belong to another training and are not kept.
     """
     tensors: dict[str, Tensor] = {}
     facts = {
@@ -61,10 +64,16 @@ def save_checkpoint(path: Path, fit: Fit, extra: dict[str, Any], *, is_first: bo
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and facts of a checkpoint, whose checksum fits.
+    """Read tensors and facts of a checkpoint, and verify its checksum.
+
+    Args:
+        path: of the checkpoint.
+
+    Returns:
+        tensors by name, and the JSON facts.
 
     Raises:
-        DamagedFileError: when it is missing, damaged, or no checkpoint.
+        DamagedFileError: if it is missing, damaged, or not a checkpoint.
     """
     tensors, metadata = read_tensors(path)
     try:
@@ -77,12 +86,19 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def load_checkpoint(path: Path, fit: Fit) -> dict[str, Any]:
-    """Put a checkpoint's state into a fit of the same configuration; returns the ``extra`` it was saved with.
+    """Load a checkpoint into a fit of the same configuration.
 
-    If it is damaged, the one before is taken, which then stands in its place; stderr says so.
+    A damaged checkpoint is replaced by the one before, with a message on stderr.
+
+    Args:
+        path: of the checkpoint.
+        fit: the training, changed in place.
+
+    Returns:
+        the ``extra`` values it was saved with.
 
     Raises:
-        RunError: when both are missing or damaged, or when it is of another network.
+        RunError: if both checkpoints are missing or damaged, or it belongs to another network.
     """
     try:
         tensors, facts = read_checkpoint(path)
@@ -104,14 +120,14 @@ def _load_previous(path: Path, fit: Fit, error: DamagedFileError) -> dict[str, A
         ) from other
     extra = _put(previous, tensors, facts, fit)
     with suppress(OSError):
-        os.replace(previous, path)  # the next checkpoint must not put the damaged one in the place of the good one
+        os.replace(previous, path)  # else the next checkpoint would keep the damaged one as previous
     what = "is missing" if isinstance(error.__cause__, FileNotFoundError) else "is damaged"
     print(f"bitsback: {path} {what}; going on from the checkpoint before, of epoch {fit.epoch:,}", file=sys.stderr)
     return extra
 
 
 def _put(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any], fit: Fit) -> dict[str, Any]:
-    """Put what a checkpoint says into a fit; returns its ``extra``."""
+    """Load the content of a checkpoint into a fit; returns its ``extra``."""
     if facts["format"] != FORMAT:
         raise RunError(
             f"{path} was written by an earlier release, whose training took other steps: its results can be read, but it "
@@ -132,18 +148,31 @@ def _put(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any], fit: Fit
 
 
 def _own_state(optimizer: PosteriorOptimizer) -> dict[str, Any]:
-    """The optimiser's state without the posterior, which the model saves."""
+    """Return the optimiser's state without the posterior, which is saved with the model."""
     return {name: value for name, value in optimizer.state_dict().items() if name != POSTERIOR}
 
 
 def load_weights(tensors: dict[str, Tensor], model: BayesianModel, likelihood: torch.nn.Module) -> None:
-    """Put a checkpoint's weights into a model and its likelihood."""
+    """Load a checkpoint's weights into a model and its likelihood.
+
+    Args:
+        tensors: of the checkpoint.
+        model: changed in place.
+        likelihood: changed in place.
+    """
     model.load_state_dict(as_of_now(_of("model", tensors), model))
     likelihood.load_state_dict(_of("likelihood", tensors))
 
 
 def as_of_now(tensors: dict[str, Tensor], model: BayesianModel) -> dict[str, Tensor]:
-    """Return a model's state under today's names; earlier releases kept posteriors inside of layers, and no draws.
+    """Rename a model's state to current names; earlier releases stored posteriors inside layers, and no draw number.
+
+    Args:
+        tensors: state of a model.
+        model: of the same network.
+
+    Returns:
+        state for ``model.load_state_dict``.
 
     >>> from bitsback.model import bayesianize
     >>> old = {"network.posteriors.weight.mean": torch.ones(1, 2)}
@@ -154,7 +183,7 @@ def as_of_now(tensors: dict[str, Tensor], model: BayesianModel) -> dict[str, Ten
         return tensors
     found = {**tensors, DRAW: model.get_extra_state()}
     for weight in model.weights:
-        for ref in weight.refs:  # tied weights were saved at each
+        for ref in weight.refs:  # tied weights were saved under each name
             path, _, local = ref.name.rpartition(".")
             for part, _ in weight.posterior.named_parameters():
                 value = found.pop(".".join(filter(None, ["network", path, "posteriors", local, part])), None)
@@ -166,12 +195,12 @@ def as_of_now(tensors: dict[str, Tensor], model: BayesianModel) -> dict[str, Ten
 
 
 def _of(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A module's own tensors, without the prefix."""
+    """Return the tensors under a prefix, with the prefix removed."""
     return {name.removeprefix(f"{prefix}/"): tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}/")}
 
 
 def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """JSON for nested state, with its tensors moved to ``tensors`` and named by their place."""
+    """Convert nested state to JSON; tensors are moved to ``tensors`` under the path of their place."""
     if isinstance(value, Tensor):
         tensors[path] = value
         return {"tensor": path}
@@ -181,7 +210,7 @@ def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
         return {"list": [_pack(item, f"{path}/{index}", tensors) for index, item in enumerate(value)]}
     if value is None or isinstance(value, bool | int | float | str):
         return {"value": value}
-    if callable(getattr(value, "state_dict", None)):  # a schedule made of schedules
+    if callable(getattr(value, "state_dict", None)):  # nested schedules
         return _pack(value.state_dict(), path, tensors)
     raise RunError(f"cannot write {path} of type {type(value).__name__} to a checkpoint; choose another optimiser or schedule")
 

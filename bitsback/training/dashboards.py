@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases: scalars under ``bits/``, histograms of the weights, what the run was set to."""
+"""TensorBoard and Weights & Biases: scalars, histograms of the weights, and the run's settings."""
 
 import secrets
 from collections.abc import Mapping
@@ -21,23 +21,27 @@ from bitsback.training.settings import LoggingSettings, WandbSettings
 __all__ = ["Subject", "TensorBoard", "Wandb", "check_dashboards", "final_numbers", "open_dashboards", "subject_of"]
 
 COMPARED = ("bits/net", "bits/gross", "bits/refund", "bits/data", "training/test_error")
+"""Scalars of epochs that the HPARAMS tab compares."""
 LEDGER = ("ledger/net", "ledger/gross", "ledger/refund", "ledger/data", "ledger/test_error")
+"""Scalars of the final ledger."""
 TOLD_APART_BY = ("network.kind", "posterior.", "prior.", "prior_overrides.", "seed")
-"""What the HPARAMS tab has for columns; it opens with the first five in alphabetical order, the prior's kind among them."""
+"""Beginnings of the settings that are columns of the HPARAMS tab, which first shows five of them in alphabetical order."""
 
 TRAINED_WITH = ("batch_size", "beta.", "budget_bits", "draws", "epochs", "objective.kind", "optimizer.")
+"""Beginnings of the ``training`` settings that are columns as well."""
 BINS = 64
+"""Bins of a histogram at W&B."""
 
 
 @dataclass
 class Subject:
-    """What a dashboard knows of a training beyond its metrics.
+    """Facts about a training that dashboards show beside the metrics.
 
     Attributes:
-        model: whose weights are drawn.
-        settings: what the run was set to, under dotted names.
+        model: whose weights are drawn in histograms.
+        settings: the run's settings, under dotted names.
         every: epochs between histograms; 0 for none.
-        final: the numbers of the ledger, empty until it has been taken.
+        final: numbers of the ledger, empty until it has been taken.
     """
 
     model: BayesianModel
@@ -49,7 +53,18 @@ class Subject:
 def subject_of(
     model: BayesianModel, logging: LoggingSettings, sections: Mapping[str, Settings], seed: int, config_text: str | None
 ) -> Subject:
-    """A training's subject, with the configuration for settings, or without one what the objects say of themselves."""
+    """Collect the facts that dashboards show.
+
+    Args:
+        model: the trained model.
+        logging: which dashboards there are.
+        sections: settings by section, used if there is no configuration.
+        seed: of the training.
+        config_text: configuration as YAML, or None.
+
+    Returns:
+        the subject; its settings are empty if no dashboard is on.
+    """
     if not (logging.tensorboard or logging.wandb):
         return Subject(model)
     if config_text is not None:
@@ -63,7 +78,14 @@ def subject_of(
 
 
 def final_numbers(ledger: Ledger, test_error: float | None) -> dict[str, float]:
-    """The ledger's totals by their place on a dashboard.
+    """Return the ledger's totals by tag.
+
+    Args:
+        ledger: of the training targets.
+        test_error: or None.
+
+    Returns:
+        numbers under ``ledger/``.
 
     >>> final_numbers(Ledger(entries=(), model_weights=0, data_bits=30.0, uniform_bits=100.0, examples=10), 0.1)["ledger/net"]
     30.0
@@ -73,7 +95,16 @@ def final_numbers(ledger: Ledger, test_error: float | None) -> dict[str, float]:
 
 
 def check_dashboards(logging: LoggingSettings, directory: Path | None) -> None:
-    """Raise RunError, before anything is written, when a dashboard is not installed or has nowhere to write."""
+    """Check, before files are written, that the dashboards can be used.
+
+    Args:
+        logging: which dashboards are wanted.
+        directory: of the run, or None.
+
+    Raises:
+        RunError: if there is no directory.
+        MissingExtraError: if a dashboard is not installed.
+    """
     for name, wanted in (("tensorboard", logging.tensorboard), ("wandb", logging.wandb)):
         if wanted is False:
             continue
@@ -85,7 +116,18 @@ def check_dashboards(logging: LoggingSettings, directory: Path | None) -> None:
 def open_dashboards(
     logging: LoggingSettings, directory: Path | None, subject: Subject, *, keep_epochs: int, resume: bool
 ) -> list[Logger]:
-    """The dashboards that the settings ask for; a resumed training goes on after ``keep_epochs``."""
+    """Open the dashboards that are wanted.
+
+    Args:
+        logging: which dashboards.
+        directory: of the run; None opens none.
+        subject: facts to show.
+        keep_epochs: epochs that a resumed training keeps.
+        resume: whether the training is resumed.
+
+    Returns:
+        the open dashboards.
+    """
     opened: list[Logger] = []
     if directory is None:
         return opened
@@ -98,12 +140,13 @@ def open_dashboards(
 
 
 class _Dashboard:
-    """Scalars at every epoch, histograms at some and at the end."""
+    """Base class of dashboards: scalars at every epoch, histograms at some epochs and at the end."""
 
     def __init__(self, subject: Subject, keep_epochs: int) -> None:
         self.subject, self.epoch, self._drawn_at = subject, keep_epochs, 0
 
     def log(self, metrics: Metrics) -> None:
+        """Write the scalars of an epoch, and histograms if they are due."""
         self.epoch, every = int(metrics["epoch"]), self.subject.every
         self._add_scalars(scalars(metrics))
         if every and self.epoch % every == 0:
@@ -114,6 +157,7 @@ class _Dashboard:
         self._add_histograms(histograms(self.subject.model))
 
     def close(self) -> None:
+        """Write the ledger's numbers if there are any, and close."""
         if self.subject.final:
             if self.subject.every and self._drawn_at != self.epoch:
                 self._draw()
@@ -136,7 +180,12 @@ class _Dashboard:
 class TensorBoard(_Dashboard):
     """Events in one folder: scalars under ``bits/``, ``training/`` and at the end ``ledger/``, histograms under ``weights/``.
 
-    The HPARAMS tab has the run from its first epoch on, with the settings by which runs are told apart.
+    The HPARAMS tab lists the run from its first epoch on, with the settings that distinguish runs.
+
+    Args:
+        directory: for the events.
+        subject: facts to show.
+        keep_epochs: epochs that a resumed training keeps.
     """
 
     def __init__(self, directory: Path, subject: Subject, keep_epochs: int) -> None:
@@ -147,7 +196,7 @@ class TensorBoard(_Dashboard):
         self._writer = SummaryWriter(str(directory), purge_step=keep_epochs + 1)
         told = {name: value for name, value in subject.settings.items() if _tells_runs_apart(name)}
         experiment, begun, self._ended = hparams(told, dict.fromkeys([*LEDGER, *COMPARED], 0.0))
-        for summary in (experiment, begun):  # add_hparams of the writer would begin a run of its own
+        for summary in (experiment, begun):  # SummaryWriter.add_hparams would start a separate run
             self._writer._get_file_writer().add_summary(summary, 0)
 
     def _add_scalars(self, numbers: dict[str, float]) -> None:
@@ -167,15 +216,22 @@ class TensorBoard(_Dashboard):
 
 
 def _tells_runs_apart(name: str) -> bool:
-    """True for the settings that the HPARAMS tab shows as columns; W&B has all."""
+    """Return whether the HPARAMS tab shows a setting as a column; W&B shows all."""
     return name.startswith(TOLD_APART_BY) or name.removeprefix("training.").startswith(TRAINED_WITH)
 
 
 class Wandb(_Dashboard):
-    """A run at Weights & Biases, of which the epoch is the step; a resumed training goes on with the same run.
+    """Run at Weights & Biases, with epochs for steps; a resumed training continues the same run.
+
+    Args:
+        directory: of the training's run.
+        subject: facts to show.
+        settings: project, name, group and tags.
+        keep_epochs: epochs that a resumed training keeps.
+        resume: continue the run whose id is stored in the directory.
 
     Raises:
-        RunError: when W&B refuses to begin, with its reason.
+        RunError: with the reason, if W&B fails to start.
     """
 
     def __init__(self, directory: Path, subject: Subject, settings: WandbSettings, *, keep_epochs: int, resume: bool) -> None:

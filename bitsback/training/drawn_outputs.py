@@ -1,4 +1,4 @@
-"""Training steps that draw outputs in place of weights, in the layers where that is the same objective."""
+"""Local reparameterisation in training: outputs are drawn in place of weights, if that leaves the objective unchanged."""
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,12 +21,12 @@ __all__ = ["DrawnOutputs", "called_modules", "safe_modules"]
 
 
 class DrawnOutputs:
-    """The layers of a model whose outputs are drawn while it trains; their weights hold means meanwhile.
+    """Local reparameterisation of some layers in training; their weights hold the means meanwhile.
 
     Args:
-        model: whose :attr:`BayesianModel.output_layers` are looked at.
-        batches: inputs to try out: what ``auto`` says is proven on each of them, in the modes that the modules are in.
-        reuse: of the noise, see :class:`bitsback.model.noise.PooledNoise`.
+        model: whose :attr:`BayesianModel.output_layers` are candidates.
+        batches: example inputs, on each of which candidates with estimator ``auto`` are tested in the current modes.
+        reuse: reuse of the noise, see :class:`bitsback.model.noise.PooledNoise`.
     """
 
     def __init__(self, model: BayesianModel, batches: Sequence[Tensor], reuse: int) -> None:
@@ -35,7 +35,7 @@ class DrawnOutputs:
         self.try_out(batches)
 
     def try_out(self, batches: Sequence[Tensor]) -> None:
-        """Decide which layers take part."""
+        """Select the layers whose outputs are drawn, by trial forwards on example inputs."""
         wanted = self.model.output_layers
         open_questions = [layer.module for layer in wanted if not layer.asked]
         found = safe_modules(self.model, open_questions, batches) if open_questions else set()
@@ -49,14 +49,21 @@ class DrawnOutputs:
         self.model.hold(self.model.state)
 
     def release(self) -> None:
-        """Let all weights hold draws again."""
+        """Make all weights hold draws again."""
         for weight in self.model.weights:
             weight.noise_on_outputs = False
         self.model.hold(self.model.state)
 
     @contextmanager
     def step(self, inputs: Tensor) -> Iterator[None]:
-        """Inside, forward and backward of a step: the gradients of log stds are left with those parameters."""
+        """Context of forward and backward of a step; on exit, gradients of log stds are accumulated in their parameters.
+
+        Args:
+            inputs: (n, ...), of the step; a new shape repeats the selection of layers.
+
+        Yields:
+            nothing.
+        """
         if inputs.shape[1:] != self._shape:
             self.try_out([inputs])
         if not self.layers:
@@ -72,10 +79,11 @@ class DrawnOutputs:
                 own[weight.local] = (2 * q.log_std).exp_().requires_grad_()
                 variances.append((q, own[weight.local]))
             layers.append((layer.module, own))
-        if self.model.state.sign > 0:  # a mirrored draw has the number of the one before: its outputs go on from there
+        if self.model.state.sign > 0:  # a mirrored draw has the same number as the one before, and continues its noise
             self._noise.begin(self.model.seed, self.model.draw_number)
         with noise_on_outputs(layers, self._noise):
             yield
+        # chain rule: d/dlog s = d/dvariance * 2 s^2
         for q, variance in variances:
             if variance.grad is None:
                 continue
@@ -85,11 +93,20 @@ class DrawnOutputs:
 
 @torch.no_grad()
 def safe_modules(model: BayesianModel, modules: Sequence[nn.Module], batches: Sequence[Tensor]) -> set[nn.Module]:
-    """Return the modules whose outputs can be drawn afresh for each row without another objective.
+    """Find the modules whose outputs can be drawn independently for each row without a change of the objective.
 
-    Shown on each batch: the module is called once in a forward, with one row for each example, and row i of the network's
-    output depends on row i alone of its input, and of the module's output: the rows of a layer inside a network of one's own
-    may be anything, such as the nodes of a graph that the inputs are numbers of. Buffers and random generators are left alone.
+    It is tested on each batch that a module is called once in a forward, with one row for each example, and that row i of the
+    network's output depends only on row i of its input and of the module's output. Without the test, the rows of a layer inside
+    a user's network could be anything, such as nodes of a graph that the inputs are indices of. Buffers and random generators
+    are not changed.
+
+    Args:
+        model: the model.
+        modules: candidates.
+        batches: example inputs.
+
+    Returns:
+        the modules that pass on every batch.
     """
     found = set(modules)
     for inputs in batches:
@@ -108,7 +125,16 @@ def safe_modules(model: BayesianModel, modules: Sequence[nn.Module], batches: Se
 
 @torch.no_grad()
 def called_modules(model: BayesianModel, modules: Sequence[nn.Module], batches: Sequence[Tensor]) -> set[nn.Module]:
-    """Return the modules that are called; the weights of others, such as attention's ``out_proj``, are read by their owner."""
+    """Find the modules that are called; weights of others, such as attention's ``out_proj``, are read by their parent module.
+
+    Args:
+        model: the model.
+        modules: candidates.
+        batches: example inputs, of which the first is used.
+
+    Returns:
+        the modules whose forward runs.
+    """
     found: set[nn.Module] = set()
     handles = [module.register_forward_hook(lambda module, *_: found.add(module)) for module in modules]
     try:
@@ -122,9 +148,9 @@ def called_modules(model: BayesianModel, modules: Sequence[nn.Module], batches: 
 
 
 def _rows_stand_alone(model: BayesianModel, inputs: Tensor, modules: Collection[nn.Module]) -> bool:
-    """Return whether outputs of some rows stay when the inputs of the others are exchanged, and the others' rows in modules.
+    """Return whether output rows are unchanged if inputs, and outputs of ``modules``, of the other rows change.
 
-    The rows are parted by each binary digit of their number, so that any two are parted once.
+    Rows are split by each binary digit of their index, so that any two rows are separated at least once.
     """
     rows = len(inputs)
     if rows < 2:
@@ -144,7 +170,7 @@ def _rows_stand_alone(model: BayesianModel, inputs: Tensor, modules: Collection[
 
 
 def _moved(model: BayesianModel, inputs: Tensor, modules: Collection[nn.Module], rows: Tensor) -> list[Any] | None:
-    """The network's outputs when some rows of the modules' outputs are moved; None where it cannot be run on such inputs."""
+    """Return the network's outputs with some rows of the modules' outputs changed; None if it fails on such inputs."""
 
     def move(module: nn.Module, args: Any, output: Tensor) -> Tensor:
         moved = output.clone()
@@ -154,7 +180,7 @@ def _moved(model: BayesianModel, inputs: Tensor, modules: Collection[nn.Module],
     handles = [module.register_forward_hook(move) for module in modules]
     try:
         return _outputs(model, inputs)
-    except (RuntimeError, ValueError, LookupError, ArithmeticError):  # what was changed may be numbers of something
+    except (RuntimeError, ValueError, LookupError, ArithmeticError):  # changed inputs may be invalid, such as indices
         return None
     finally:
         for handle in handles:
@@ -162,7 +188,7 @@ def _moved(model: BayesianModel, inputs: Tensor, modules: Collection[nn.Module],
 
 
 def _stay(before: Sequence[Tensor], after: Sequence[Any] | None, kept: Tensor) -> bool:
-    """Return whether the rows of outputs that are kept are what they were."""
+    """Return whether the kept rows of the outputs are unchanged, to within 1e-4 of their largest value."""
     if after is None or len(before) != len(after):
         return False
     for a, b in zip(before, after, strict=True):
@@ -173,23 +199,23 @@ def _stay(before: Sequence[Tensor], after: Sequence[Any] | None, kept: Tensor) -
 
 
 def _changed(inputs: Tensor) -> Tensor:
-    """Other rows of the same kind: real numbers turned round and moved, whole ones each row the one before."""
+    """Return different rows of the same type: real numbers reversed and shifted, whole numbers moved by one row."""
     if not inputs.is_floating_point():
         return inputs.roll(1, 0)
     return -1.5 * inputs.flip(0) + 0.25 * inputs.std(correction=0)
 
 
 def _outputs(model: BayesianModel, inputs: Tensor) -> list[Any]:
-    with seeded(0, inputs.device), _held_statistics(model.network):  # dropout drops the same each time
+    with seeded(0, inputs.device), _held_statistics(model.network):  # seeded: dropout uses the same mask in each call
         return pytree.tree_leaves(model.network(inputs))
 
 
 @contextmanager
 def _held_statistics(network: nn.Module) -> Iterator[None]:
-    """Inside, batch normalisation takes its running statistics, as it does where bits are counted.
+    """Context in which batch normalisation uses its running statistics, as when bits are counted.
 
-    In train mode it mixes the rows of a batch, but no row shares a draw for that: with weights drawn instead, a batch would be
-    normalised under a draw that the running statistics never see.
+    In train mode it mixes the rows of a batch. This does not rule out drawing outputs: rows still share no draw. If weights
+    were drawn instead, a batch would be normalised under a draw that the running statistics never see.
     """
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     held = [norm for norm in norms if norm.training]

@@ -1,4 +1,4 @@
-"""What the posteriors look like, tensor by tensor: numbers for histograms."""
+"""Histogram data of the posteriors, for each weight tensor."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,17 +17,25 @@ from bitsback.units import nats_to_bits
 __all__ = ["MOST_WEIGHTS", "Plain", "flat", "histograms"]
 
 MOST_WEIGHTS = 4096
-"""Weights of a tensor that are looked at, always the same ones; of a larger tensor, a sample."""
+"""Most weights of a tensor in a histogram; larger tensors are represented by a fixed random sample."""
 
 Plain = bool | int | float | str
+"""Values that dashboards accept for settings."""
 
 
 @torch.no_grad()
 def histograms(model: BayesianModel, most: int = MOST_WEIGHTS) -> dict[str, Tensor]:
-    """What to draw for every weight tensor, on the CPU: at most ``most`` finite numbers under each name.
+    """Collect the numbers to plot for every weight tensor.
 
-    ``weights/NAME/mean``, and for a Gaussian posterior ``log2_std``, ``signal_to_noise`` (|mean| / std) and, where the prior
-    codes weights one by one, ``net_bits``. The model, and all random generators, are left as they were.
+    ``weights/NAME/mean``, and for a Gaussian posterior ``log2_std``, ``signal_to_noise`` (mean over std, absolute) and, if the
+    prior treats weights as independent, ``net_bits``. Model and random generators are not changed.
+
+    Args:
+        model: the model.
+        most: most numbers under one name.
+
+    Returns:
+        finite numbers by name, on the CPU.
 
     >>> from bitsback.model import bayesianize
     >>> drawn = histograms(bayesianize(torch.nn.Linear(300, 100), prior="laplace"))
@@ -48,7 +56,7 @@ def histograms(model: BayesianModel, most: int = MOST_WEIGHTS) -> dict[str, Tens
 
 
 def _sample(count: int, most: int) -> Tensor:
-    """Places of at most ``most`` among ``count`` weights."""
+    """Return at most ``most`` indices of ``count`` weights."""
     return torch.arange(count) if count <= most else torch.randint(count, (most,)).sort().values
 
 
@@ -61,20 +69,27 @@ def _numbers(weight: Weight, seen: Tensor) -> dict[str, Tensor]:
     numbers = {"mean": mean, "log2_std": std.log2(), "signal_to_noise": mean.abs() / std}
     try:
         return {**numbers, "net_bits": nats_to_bits(_nats(weight, posterior, seen))}
-    except (BitsbackError, NotImplementedError):  # a prior over whole groups of weights
+    except (BitsbackError, NotImplementedError):  # a joint prior over groups of weights has no KL of a single weight
         return numbers
 
 
 def _nats(weight: Weight, posterior: GaussianPosterior, seen: Tensor) -> Tensor:
-    """KL(q||p) of the weights that are looked at."""
-    if weight.prior().batch_shape.numel() > 1:  # a prior of each weight's own: all of them, in closed form
+    """Return KL(q||p) of each sampled weight, in nats."""
+    if weight.prior().batch_shape.numel() > 1:  # a prior per weight: compute all of them in closed form, then sample
         return kl_each(posterior, weight.prior).flatten()[seen]
     mean, log_std = posterior.mean.detach().flatten()[seen], posterior.log_std.detach().flatten()[seen]
     return kl_each(GaussianPosterior(mean, log_std.exp()), weight.prior, panels=Panels.fast())
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Plain]:
-    """Nested settings under dotted names, as they are overridden on the command line; empty ones are left out.
+    """Flatten nested settings to dotted names, as in overrides on the command line; None is left out.
+
+    Args:
+        settings: nested mappings.
+        prefix: put before each name.
+
+    Returns:
+        values by dotted name.
 
     >>> flat({"prior": {"kind": "laplace", "scale": None}, "seed": 0, "tags": ["a", "b"]})
     {'prior.kind': 'laplace', 'seed': 0, 'tags': "['a', 'b']"}

@@ -1,4 +1,4 @@
-"""The loop on one page: batch, data bits, gradients; the optimiser adds the weight bits, moves, and draws anew."""
+"""The training loop: gradients of a batch's data bits; the optimiser adds the KL, updates, and writes the next draw."""
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -24,24 +24,53 @@ from bitsback.training.drawn_outputs import DrawnOutputs
 from bitsback.training.settings import TrainingSettings
 from bitsback.units import nats_to_bits
 
+# One step, on a batch of B of the N training examples. With the description length for objective it goes down
+#
+#   L = (1/B) sum_i -log2 p(y_i | x_i, w) + (beta / N) KL(q || p) / ln 2     bits per example, w drawn from q = N(m, s^2)
+#
+#   +--> draw w = m + s e  -->  outputs  -->  bits of each example  -->  mean cost      objective.cost: the bits, or for
+#   |                                                                       |           a bound, bits cut off and scaled
+#   |                                                                    backward
+#   |                                                                       |
+#   |                                          gradient of the mean cost in w.grad      objective.weigh: to that of the loss
+#   |                                                                       |
+#   +--  next draw  <--  priors follow  <--  m, log s move  <--  + (beta / N) dKL       all in optimizer.step()
+#
+# With training.draws = k the batch is cut into k groups, each under a draw of its own; their gradients add up.
+
 __all__ = ["PRIOR_RATE", "Fit", "Watch"]
 
 FAR = 80.0
-"""Numbers within are finite, and so is a std of such a logarithm; beyond, each is looked at."""
+"""Norm above which parameters are checked one by one for NaN/inf; below it, exp of a log std is finite too."""
 
 PRIOR_RATE = 0.03
-"""How fast closed-form priors follow at first; at once, they would shrink with weights that have learned nothing yet."""
+"""Initial rate at which priors learned in closed form follow the weights. At full rate they would shrink at once, with weights
+that have not been trained.
+"""
 
 Watch = Callable[[int, BayesianModel], None]
-"""Told after each step how many there have been."""
+"""Callback after each step, with the number of steps done and the model."""
 
 
 @dataclass
 class Fit:
-    """A training under way: everything that a step reads or changes.
+    """Training in progress: the state that a step reads or changes.
 
-    Every module trains in the mode that it is in when this is made: what is in eval mode stays in eval mode. ``watch`` is
-    called after every optimiser step, with the number of steps done; what it raises ends the training.
+    Every module is trained in the mode it has when this object is made: a module in eval mode stays in eval mode.
+
+    Attributes:
+        model: the model, trained in place.
+        likelihood: of the targets; its parameters are trained too.
+        train: training examples.
+        settings: of the training, with all ``auto`` resolved.
+        seed: of batches and weight draws.
+        optimizer: over posteriors, likelihood and objective.
+        schedule: of the learning rates, or None.
+        beta: weight of the KL.
+        objective: loss from mean cost and KL; default: the description length.
+        outputs: layers whose outputs are drawn, or None.
+        epoch: number of epochs done.
+        watch: called after every optimiser step; an exception it raises ends the training.
     """
 
     model: BayesianModel
@@ -52,30 +81,36 @@ class Fit:
     optimizer: PosteriorOptimizer
     schedule: LRScheduler | None
     beta: Beta
-    objective: Objective = None  # type: ignore[assignment]  # the description length
+    objective: Objective = None  # type: ignore[assignment]  # default: the description length
     outputs: DrawnOutputs | None = None
     epoch: int = 0
     watch: Watch | None = None
     holds_priors: bool = False
-    """Whether priors stay what they are."""
+    """Whether priors are kept fixed."""
     mode: bool = True
-    """Of the model itself, to be put back at the end; while it trains, weights hold draws."""
+    """``training`` flag of the model itself, restored at the end; during training it is set, so that weights hold draws."""
 
     def __post_init__(self) -> None:
         self.objective = self.objective or DescriptionLength(len(self.train))
         self.modes = Modes(self.model)
-        self._deterministic_bits = self.model.deterministic_bits()  # the same at every step
+        self._deterministic_bits = self.model.deterministic_bits()  # constant: counted once
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches in one pass over the training split."""
+        """Return the batches in one pass over the training split."""
         return -(-len(self.train) // self.settings.batch_size)
 
     def run_epoch(self) -> tuple[float, float]:
-        """One pass over the training split; returns its data bits and the net weight bits at its end.
+        """Run one pass over the training split.
 
-        All randomness of an epoch follows from the seed, the epoch's number and that of the draw, so that a resumed run repeats
-        it exactly.
+        The randomness of an epoch depends only on the seed, the epoch's number and the draw's number, so that a resumed run
+        repeats it exactly.
+
+        Returns:
+            data bits of the epoch, and net weight bits at its end.
+
+        Raises:
+            TrainingError: if a loss, a parameter or a std is not finite.
         """
         set_seed(self.seed * 1_000_003 + self.epoch, self.train.inputs.device)
         self.modes.restore()
@@ -91,7 +126,7 @@ class Fit:
         return data_bits, self.weight_bits()
 
     def end(self) -> None:
-        """The last step is taken: weights are laid out and drawn, and modules in their modes, as before the training."""
+        """Finish training: restore the weights' memory layout and draws, and the modes of modules."""
         self.modes.restore()
         if self.outputs is not None:
             self.outputs.release()
@@ -100,7 +135,7 @@ class Fit:
         self.model.training = self.mode
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs and targets of an epoch's steps, in a random order."""
+        """Yield inputs and targets of an epoch's steps, in random order."""
         order = torch.randperm(len(self.train)).to(self.train.inputs.device)
         for batch in order.tensor_split(self.steps_per_epoch):
             inputs = self.train.inputs[batch]
@@ -109,15 +144,28 @@ class Fit:
             yield inputs, self.train.targets[batch]
 
     def weight_bits(self) -> float:
-        """KL(q||p) of the weights as they are now, in bits."""
+        """Return KL(q||p) of the current weights, in bits."""
         return nats_to_bits(self.optimizer.kl_nats())
 
     def step(self, step: int, inputs: Tensor, targets: Tensor) -> float:
-        """Take one step on the objective; returns the batch's data bits."""
+        """Take one optimiser step on the objective.
+
+        Args:
+            step: number of steps done before, over all epochs.
+            inputs: (n, ...).
+            targets: (n, ...).
+
+        Returns:
+            data bits of the batch.
+
+        Raises:
+            TrainingError: if the forward or backward pass fails, or the loss is not finite.
+        """
         if not self.model.training or self.model.holds == "mean":
-            self.model.training = True  # modules keep their modes; the weights hold draws
+            self.model.training = True  # of the model alone: modules keep their modes
         done = step / (self.settings.passes * self.steps_per_epoch)
         self.optimizer.prior_rate = 0.0 if self.holds_priors else PRIOR_RATE + (1 - PRIOR_RATE) * done**2
+        # the KL itself is computed only if needed; otherwise its gradient suffices
         is_steered = self.settings.budget_bits is not None
         needs_bits = is_steered or not isinstance(self.objective, DescriptionLength)
         weight_bits = self.weight_bits() if needs_bits else 0.0
@@ -138,16 +186,16 @@ class Fit:
         return data_bits
 
     def _gradients(self) -> list[Tensor]:
-        """All gradients of the data cost."""
+        """Return all gradients of the data cost."""
         return [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
 
     def _backward_by_groups(self, step: int, inputs: Tensor, targets: Tensor) -> tuple[float, float]:
-        """Leave the gradient of the mean cost, each of the ``draws`` groups of a batch under a weight draw of its own."""
+        """Accumulate the gradient of the mean cost over ``draws`` groups of a batch, each under its own weight draw."""
         groups = min(self.settings.draws, len(inputs))
         half = self.settings.precision == "bfloat16"
         data_bits = cost = 0.0
         for number, (x, y) in enumerate(zip(inputs.tensor_split(groups), targets.tensor_split(groups), strict=True)):
-            if number:
+            if number:  # the first group uses the draw that the last optimiser step wrote
                 self.model.mirror() if self.settings.antithetic and number % 2 else self.model.draw()
             with self.outputs.step(x) if self.outputs is not None else nullcontext():
                 with stage("bitsback: forward"):
@@ -169,13 +217,13 @@ class Fit:
 
     @torch.no_grad()
     def _fault_in_numbers(self) -> str:
-        """The first learned number that is not finite, or a std that is not positive; nothing when all is well."""
+        """Describe the first parameter that is not finite, or std that is not positive; return '' if there is none."""
         named: list[tuple[str, Tensor]] = [*self.model.deterministic(), *self.likelihood.named_parameters()]
         named += [*self.model.priors.named_parameters("priors"), *self.model.priors.named_buffers("priors")]
         named += self.model.statistics()
         learned = [tensor for _, tensor in named if tensor.is_floating_point() and tensor.numel()]
         learned += [p for q in self.model.posteriors() for p in q.parameters()]
-        if bool(torch.stack(torch._foreach_norm(learned, inf)).max() < FAR):  # false for nan
+        if bool(torch.stack(torch._foreach_norm(learned, inf)).max() < FAR):  # False for NaN
             return ""
         for weight in self.model.weights:
             std = weight.posterior.std()
@@ -187,7 +235,7 @@ class Fit:
 
     @torch.no_grad()
     def _blame(self, inputs: Tensor) -> str:
-        """Name the first place where a number is not finite."""
+        """Describe the first parameter, or layer output, that is not finite."""
         error = self._fault_in_numbers()
         if error:
             return error

@@ -1,4 +1,4 @@
-"""The epochs of one training: what is logged, when it is saved, when it stops."""
+"""The epochs of one training: logging, checkpoints and early stopping."""
 
 import time
 from collections.abc import Sequence
@@ -19,13 +19,16 @@ __all__ = ["Session", "close"]
 
 
 class Session:
-    """The epochs of one training: logs, checkpoints, early stop. A context, at whose end the dashboards are closed.
+    """Epochs of one training, with logs, checkpoints and early stopping; a context manager that closes the dashboards on exit.
 
     Args:
-        fit, test, directory, logging: the training, what only measures, where files go, and which.
-        subject: what the dashboards show beside the metrics; its ``final`` numbers are theirs when the context ends.
-        loggers: the caller's own, closed after the last epoch.
-        progress: show the bar.
+        fit: the training.
+        test: examples for the test error, or None.
+        directory: of the run; None writes nothing.
+        logging: settings.
+        subject: facts for the dashboards; its ``final`` numbers are written on exit.
+        loggers: loggers of the caller, closed after the last epoch.
+        progress: show a progress bar.
         resume: continue from the checkpoint.
     """
 
@@ -67,17 +70,18 @@ class Session:
 
     @property
     def checkpoint(self) -> Path:
+        """Return the path of the newest checkpoint."""
         assert self.directory is not None
         return self.directory / "checkpoint" / "state.safetensors"
 
     @property
     def course(self) -> Course:
-        """What the training says of itself, for the ledger; augmented images cost other bits than the ledger's."""
+        """Return steps and data bits of the last epochs; no bits if images are augmented, as the ledger's images are not."""
         comparable = self.fit.settings.augment is None
         return Course(self.fit.epoch * self.fit.steps_per_epoch, tuple(self._data_bits) if comparable else ())
 
     def run(self) -> None:
-        """Epochs until the last, or until the net bits no longer fall."""
+        """Run the remaining epochs, and stop early if the net bits no longer fall."""
         began, saved = time.perf_counter() - self.seconds, time.perf_counter()
         try:
             while self.fit.epoch < self.fit.settings.passes and not self.finished:
@@ -120,10 +124,11 @@ class Session:
         }
 
     def _watch(self, net_bits: float) -> None:
+        """Apply the rule of early stopping."""
         rule = self.fit.settings.early_stop
         if rule is None:
             return
-        if not self.fit.beta.settled(self.fit.epoch):  # net bits of a loss that is still changing say nothing
+        if not self.fit.beta.settled(self.fit.epoch):  # while beta changes, net bits of epochs are not comparable
             self.history.clear()
             return
         self.history = [*self.history, net_bits][-2 * rule.patience_epochs :]
@@ -132,14 +137,19 @@ class Session:
             self.finished = fmean(lately) > fmean(before) - rule.min_improvement_bits
 
     def save(self, *, finished: bool = False, is_first: bool = False) -> None:
-        """Write the checkpoint, and keep the one before unless it is of another training."""
+        """Write a checkpoint.
+
+        Args:
+            finished: whether training is over.
+            is_first: whether existing checkpoints belong to another training, and are not kept.
+        """
         state = {"seconds": self.seconds, "history": self.history, "finished": finished or self.finished}
         state |= {"test_error": self._test_error, "data_bits": self._data_bits}
         save_checkpoint(self.checkpoint, self.fit, state, is_first=is_first)
 
 
 def close(loggers: Sequence[Logger]) -> None:
-    """Close every logger, the others too when one fails."""
+    """Close every logger, even if one fails."""
     with ExitStack() as stack:
         for logger in reversed(loggers):
             stack.callback(logger.close)

@@ -1,4 +1,4 @@
-"""How a network is trained, how its ledger is taken, and what is logged."""
+"""Settings of training, of the final ledger, and of logging."""
 
 import math
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -29,22 +29,31 @@ __all__ = [
 ]
 
 Threads = Annotated[int, Field(ge=1, le=256)]
+"""Number of CPU threads."""
 
 
 AUTO_STEPS, AUTO_EPOCHS = 4000, 30
-"""A table of a hundred rows is one batch: a hundred passes would be a hundred steps, and leave the prior where it started."""
+"""Least numbers of optimiser steps and epochs of an automatic training. Small data sets have few batches per epoch; a fixed
+number of epochs would be too few steps for them.
+"""
 
 WARMUP_SHARE, WARMUP_START = 0.3, 1e-3
-"""KL warm-up of likelihoods that learn their noise: while it is wide, the KL prunes the network (docs/training.md)."""
+"""Length (share of the epochs) and initial beta of the warm-up for likelihoods that learn their noise: while the noise is wide,
+the KL prunes the network (docs/training.md).
+"""
 
 
 class OptimizerSettings(Settings):
-    """Any optimiser of torch.optim by name, or IVON: natural gradients, see :class:`bitsback.optim.IVON`."""
+    """An optimiser of torch.optim by name, or IVON (natural gradients, see :class:`bitsback.optim.IVON`)."""
 
     name: str = Field("Adam", description="a class of torch.optim, or IVON")
-    lr: PositiveFloat = Field(0.01, description="learning rate of the means and of everything else; default of IVON: 0.3")
-    log_std_lr: PositiveFloat | None = Field(None, description="learning rate of log std; default: as lr; of IVON: 0.03")
-    arguments: dict[str, Any] = Field(default_factory=dict, description="further arguments, for example {betas: [0.9, 0.99]}")
+    lr: PositiveFloat = Field(
+        0.01, description="learning rate of means and of parameters without posterior; default for IVON: 0.3"
+    )
+    log_std_lr: PositiveFloat | None = Field(None, description="learning rate of log stds; default: lr; for IVON: 0.03")
+    arguments: dict[str, Any] = Field(
+        default_factory=dict, description="further arguments of the optimiser, for example {betas: [0.9, 0.99]}"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -55,25 +64,26 @@ class OptimizerSettings(Settings):
 
 
 class ScheduleSettings(Settings):
-    """Any learning-rate schedule of torch.optim.lr_scheduler by name, stepped once per batch."""
+    """A learning-rate schedule of torch.optim.lr_scheduler by name, stepped once per batch."""
 
-    name: str | None = Field("CosineAnnealingLR", description="a class of torch.optim.lr_scheduler, or null: constant")
+    name: str | None = Field("CosineAnnealingLR", description="a class of torch.optim.lr_scheduler; null: constant")
     arguments: dict[str, Any] = Field(
-        default_factory=dict, description="its arguments, in steps; T_max, total_steps and total_iters default to all steps"
+        default_factory=dict,
+        description="arguments of the schedule, in steps; T_max, total_steps and total_iters default to all steps",
     )
-    warmup_epochs: NonNegativeFloat = Field(0.0, description="epochs over which the rate rises linearly from 1 % of itself")
+    warmup_epochs: NonNegativeFloat = Field(0.0, description="epochs over which the rate rises linearly from 1 % of its value")
 
 
 class BetaSettings(Settings):
-    """Weight of the KL in the loss: rises linearly from ``start`` to 1. The ledger is always taken at 1."""
+    """Weight of the KL in the loss, which rises linearly from ``start`` to 1. The ledger is always taken at 1."""
 
     start: NonNegativeFloat | Literal["auto"] = Field(
         "auto", description="beta at the first step; auto: 0.001 with a warm-up, else 1"
     )
     warmup_epochs: NonNegativeFloat | Literal["auto"] = Field(
         "auto",
-        description="epochs until beta is 1; auto: 3 of 10 where the noise of real targets is found in training, or where "
-        "start is given; else 0",
+        description="epochs until beta is 1; auto: 30 % of the epochs if the noise of real targets is estimated in training, "
+        "or if start is below 1; else 0",
     )
 
     @field_validator("start")
@@ -85,13 +95,14 @@ class BetaSettings(Settings):
 
     @property
     def numbers(self) -> tuple[float, float]:
-        """Start and warm-up epochs; :meth:`TrainingSettings.settled` makes numbers of ``auto``."""
+        """Return start and warm-up epochs; ``auto`` must have been resolved by :meth:`TrainingSettings.settled`."""
         assert self.start != "auto", "settings have to be settled first"
         assert self.warmup_epochs != "auto", "settings have to be settled first"
         return self.start, self.warmup_epochs
 
 
 CONSTANT_BETA = BetaSettings(start=1.0, warmup_epochs=0.0)
+"""Beta 1 from the first step on."""
 
 
 class BudgetSettings(Settings):
@@ -99,86 +110,96 @@ class BudgetSettings(Settings):
 
     start_bits: PositiveFloat = Field(description="net weight bits at the first step")
     end_bits: PositiveFloat = Field(description="net weight bits at the end")
-    epochs: PositiveFloat = Field(description="epochs until the budget is at its end")
+    epochs: PositiveFloat = Field(description="epochs until the budget reaches end_bits")
 
 
 class ElboSettings(Settings):
-    """The description length: data bits and weight bits (Hinton & van Camp 1993)."""
+    """The description length: data bits plus weight bits (Hinton & van Camp 1993)."""
 
     kind: Literal["elbo"] = "elbo"
 
 
 class BoundSettings(Settings):
-    """A PAC-Bayes bound on the risk, with cross-entropy cut off and scaled to [0, 1] in place of the 0-1 loss.
+    """A PAC-Bayes bound on the risk, with truncated cross-entropy, rescaled to [0, 1], in place of the 0-1 loss.
 
     Perez-Ortiz, Rivasplata, Shawe-Taylor & Szepesvari 2021, "Tighter risk certificates for neural networks", equations 8 to 10.
     """
 
-    kind: Literal["quad", "lambda", "classic"] = Field(description="which bound")
+    kind: Literal["quad", "lambda", "classic"] = Field(
+        description="equation of the bound: quad (8), lambda (9) or classic (10)"
+    )
     delta: float = Field(0.025, gt=0, lt=1, description="probability that the bound fails")
-    p_min: float = Field(1e-5, gt=0, lt=0.5, description="no label costs more than log2(1 / p_min); this cost is a loss of 1")
+    p_min: float = Field(
+        1e-5, gt=0, lt=0.5, description="data bits of a label are truncated at log2(1 / p_min), which is a loss of 1"
+    )
 
 
 AnyObjectiveSettings = Annotated[ElboSettings | BoundSettings, Field(discriminator="kind")]
 
 
 class AugmentSettings(Settings):
-    """How far images (n, channels, height, width) are changed at random, each in its own way."""
+    """Ranges of random affine maps of images (n, channels, height, width); each image gets its own."""
 
-    shift_pixels: NonNegativeFloat = Field(0.0, description="largest shift along either axis")
-    rotate_degrees: NonNegativeFloat = Field(0.0, description="largest rotation")
-    zoom: float = Field(0.0, ge=0, lt=1, description="largest relative change of size, each axis by itself")
+    shift_pixels: NonNegativeFloat = Field(0.0, description="largest shift along either axis, in pixels")
+    rotate_degrees: NonNegativeFloat = Field(0.0, description="largest rotation, in degrees")
+    zoom: float = Field(0.0, ge=0, lt=1, description="largest relative change of size, drawn for each axis")
     shear: NonNegativeFloat = Field(0.0, description="largest shear")
 
 
 class EarlyStopSettings(Settings):
-    """Stop when the net bits of the training epochs no longer fall: their mean over the last epochs against as many before.
+    """Early stopping by the net bits of the training epochs: their mean over the last epochs against as many before.
 
-    Test data are never looked at. Nothing is watched before beta has arrived at 1 (or the budget is met).
+    Test data are never used. The rule applies only once beta is at 1 (or the budget is met).
     """
 
-    patience_epochs: PositiveInt = Field(20, description="how many epochs are averaged, and compared with as many before")
-    min_improvement_bits: NonNegativeFloat = Field(1.0, description="by how much the mean has to fall")
+    patience_epochs: PositiveInt = Field(20, description="number of epochs that are averaged, and compared with as many before")
+    min_improvement_bits: NonNegativeFloat = Field(1.0, description="decrease of the mean, in bits, below which training stops")
 
 
 class TrainingSettings(Settings):
-    """The total description length is the loss, unless ``objective`` says otherwise; the rest says how it is lowered."""
+    """Settings of training. The loss is the total description length, unless ``objective`` is a bound."""
 
     epochs: PositiveInt | Literal["auto"] = Field(
         "auto", description=f"passes over the training split; auto: enough for {AUTO_STEPS:,} steps, and at least {AUTO_EPOCHS}"
     )
-    batch_size: PositiveInt = Field(128, description="examples per step; the epoch is cut into equal batches of at most this")
-    draws: PositiveInt = Field(1, description="weight draws per batch: the batch is cut into as many groups")
-    antithetic: bool = Field(False, description="every second draw of a batch is the mirror image of the one before")
+    batch_size: PositiveInt = Field(
+        128, description="largest number of examples per step; an epoch is split into batches of equal size"
+    )
+    draws: PositiveInt = Field(1, description="weight draws per batch, which is split into as many groups")
+    antithetic: bool = Field(
+        False, description="antithetic sampling: every second draw of a batch is the one before, mirrored at the means"
+    )
     fused: bool = Field(
         True,
-        description="take each weight through gradient, step and next draw in one pass, and lay filters out with channels "
-        "last; false: one thing after the other, filters as torch has them",
+        description="fuse gradient, update and next draw of each weight in one pass, and store filters with channels last; "
+        "false: separate passes, and torch's default layout",
     )
     noise_reuse: PositiveInt = Field(
-        8, description="draws that share a random number, each for another weight; 1, and in float64 always: all are new"
+        8, description="number of draws that reuse a random number, each for another weight; 1, and always in float64: no reuse"
     )
-    objective: AnyObjectiveSettings = Field(ElboSettings(), description="what is lowered; the ledger is always the same")
+    objective: AnyObjectiveSettings = Field(ElboSettings(), description="loss in training; the ledger does not depend on it")
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     beta: BetaSettings = BetaSettings()
     budget_bits: PositiveFloat | BudgetSettings | None = Field(
-        None, description="net weight bits to end at (within 1 %), fixed or moving; beta is adjusted to get there"
+        None, description="target of the net weight bits (within 1 %), fixed or moving; beta is controlled to reach it"
     )
     augment: AugmentSettings | None = Field(
-        None, description="random changes of the images in every batch; the ledger is taken on the images as they are"
+        None, description="augmentation of the images in every batch; the ledger is taken on unchanged images"
     )
     gradient_clip: PositiveFloat | None = Field(
-        None, description="largest norm of the gradient, the KL's part included, in bits per example"
+        None, description="largest norm of the gradient of the loss, KL included, in bits per example"
     )
-    early_stop: EarlyStopSettings | None = None
-    checkpoint_seconds: NonNegativeFloat = Field(30.0, description="least time between checkpoints; 0: after every epoch")
-    threads: Threads | Literal["auto"] = Field("auto", description="CPU threads; auto: one for under a million weights")
-    device: str = Field("cpu", description="cpu, cuda, cuda:1, mps, or auto: an accelerator where there is one")
+    early_stop: EarlyStopSettings | None = Field(None, description="early stopping by the net bits; default: none")
+    checkpoint_seconds: NonNegativeFloat = Field(
+        30.0, description="shortest time between checkpoints, in seconds; 0: after every epoch"
+    )
+    threads: Threads | Literal["auto"] = Field("auto", description="CPU threads; auto: one for less than a million weights")
+    device: str = Field("cpu", description="cpu, cuda, cuda:1, mps, or auto: an accelerator if available")
     precision: Literal["float32", "float64", "bfloat16"] = Field(
         "float32",
-        description="bfloat16: autocast of the forward pass; parameters, KL and ledger stay in float32. Messages and the "
-        "prequential code are always trained in float64, which a receiver repeats",
+        description="bfloat16: autocast of the forward pass; parameters, KL and ledger remain in float32. Messages and the "
+        "prequential code are always trained in float64, so that a receiver can repeat it",
     )
 
     @model_validator(mode="after")
@@ -204,12 +225,19 @@ class TrainingSettings(Settings):
 
     @property
     def passes(self) -> int:
-        """Epochs as a number; :meth:`settled` makes one of ``auto``."""
+        """Return the number of epochs; ``auto`` must have been resolved by :meth:`settled`."""
         assert self.epochs != "auto", "settings have to be settled first"
         return self.epochs
 
     def settled(self, examples: int, likelihood: "Likelihood") -> Self:
-        """The settings with a number in place of every ``auto`` that depends on the data or the likelihood.
+        """Resolve every ``auto`` that depends on the data or the likelihood.
+
+        Args:
+            examples: number of training examples.
+            likelihood: of the targets.
+
+        Returns:
+            settings with numbers for epochs and beta.
 
         >>> from bitsback.likelihoods import CategoricalLikelihood
         >>> TrainingSettings().settled(150, CategoricalLikelihood(3)).epochs
@@ -230,33 +258,33 @@ class TrainingSettings(Settings):
 
 
 class LedgerSettings(Settings):
-    """How the final ledger is taken."""
+    """Settings of the final ledger."""
 
-    samples: PositiveInt = Field(50, description="whole-network draws behind the data bits and their standard error")
+    samples: PositiveInt = Field(50, description="whole-network weight draws for the data bits and their standard error")
     grid_step: PositiveFloat | None = Field(
-        None, description="grid of the weights in gross bits and refund; default: a power of two below the smallest std"
+        None, description="grid step of the weights in gross bits and refund; default: a power of two below the smallest std"
     )
 
 
 class WandbSettings(Settings):
-    """A run at Weights & Biases; ``WANDB_MODE=offline`` and its other variables work as they do everywhere."""
+    """A run at Weights & Biases; ``WANDB_MODE=offline`` and its other environment variables have their usual effect."""
 
-    project: str = Field("bitsback", min_length=1, description="project that the run is filed under")
-    entity: str | None = Field(None, description="user or team; default: your own")
-    name: str | None = Field(None, description="name of the run; default: the run directory's")
-    group: str | None = Field(None, description="runs of one group are shown together")
-    tags: tuple[str, ...] = Field((), description="labels of the run")
+    project: str = Field("bitsback", min_length=1, description="project of the run")
+    entity: str | None = Field(None, description="user or team; default: your own account")
+    name: str | None = Field(None, description="name of the run; default: name of the run directory")
+    group: str | None = Field(None, description="group of runs that are shown together")
+    tags: tuple[str, ...] = Field((), description="tags of the run")
 
 
 class LoggingSettings(Settings):
-    """What is written while training."""
+    """Logs and report of a training."""
 
     tensorboard: bool = Field(False, description="write TensorBoard events under RUN/tensorboard (extra: tensorboard)")
     wandb: bool | WandbSettings = Field(
         False, description="log to Weights & Biases (extra: wandb): true, or a mapping such as {project: digits}"
     )
     histograms_every: NonNegativeInt = Field(
-        10, description="epochs between histograms of the weights, for TensorBoard and W&B; one more at the end; 0: none"
+        10, description="epochs between histograms of the weights, for TensorBoard and W&B, also written at the end; 0: none"
     )
-    test_every: PositiveInt = Field(5, description="epochs between looks at the test error, which is only shown")
-    report: bool = Field(True, description="write RUN/report.html when the training has finished")
+    test_every: PositiveInt = Field(5, description="epochs between evaluations of the test error, which is only reported")
+    report: bool = Field(True, description="write RUN/report.html at the end of training")

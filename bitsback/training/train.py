@@ -36,11 +36,22 @@ from bitsback.training.settings import LedgerSettings, LoggingSettings, Training
 __all__ = ["Outcome", "start", "threads_for", "train"]
 
 SMALL_MODEL_WEIGHTS = 1_000_000
+"""Models with fewer weights are trained on one thread."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a training ends with."""
+    """Result of a training.
+
+    Attributes:
+        ledger: of the training targets.
+        test_error: of the predictive mean, or None without a test split.
+        error_name: ``error`` or ``rmse``.
+        training_seconds: wall-clock seconds of all epochs, those before a resumption included.
+        epochs: number of epochs.
+        threads: CPU threads.
+        stopped_early: whether early stopping ended the training.
+    """
 
     ledger: Ledger
     test_error: float | None
@@ -55,7 +66,7 @@ P = ParamSpec("P")
 
 
 def _alone(call: Callable[P, Outcome]) -> Callable[P, Outcome]:
-    """The training, with its directory locked, and free of what killed ones left there."""
+    """Run a training with its directory locked, and remove temporary files that killed processes left there."""
 
     @functools.wraps(call)
     def locked(*arguments: P.args, **settings: P.kwargs) -> Outcome:
@@ -88,30 +99,38 @@ def train(
     loggers: Sequence[Logger] = (),
     watch: Watch | None = None,
 ) -> Outcome:
-    """Lower the total description length of the training targets, then take the ledger.
+    """Minimise the total description length of the training targets, then take the ledger.
 
-    Every module is trained in the mode that it is in, and is left in it: in eval mode, normalisation keeps its statistics and
-    dropout drops nothing. Parameters without ``requires_grad`` do not move.
+    Every module is trained in its current mode, and is left in it: in eval mode, normalisation keeps its statistics and dropout
+    is off. Parameters without ``requires_grad`` are not changed.
 
     Args:
-        model, likelihood, dataset: what is trained, in place, and on what; test examples only measure.
-        directory: where the run's files go (see the README); None writes nothing.
-        config_text: written to ``directory/config.yaml`` once everything is known to be usable.
-        training, ledger, logging: settings; defaults where left out.
-        seed: of batches and draws. Equal seed, threads and machine give equal bits.
-        resume: continue from ``directory``'s checkpoint, to the same end, bit for bit, as without the interruption.
-        progress: show the bar.
-        profile_to: where :func:`bitsback.training._profile.profile` writes what the first steps cost; the training is the same
-            with and without.
-        loggers: objects of yours with the methods ``log(metrics)``, called after every epoch with the numbers of metrics.jsonl,
-            and ``close()``, called when the epochs are over or have failed.
-        watch: called after every optimiser step with the number of steps done and the model, which it must leave as it is;
-            what it raises ends the training.
+        model: trained in place.
+        likelihood: of the targets, fitted and trained in place.
+        dataset: training examples, and test examples that only measure.
+        directory: of the run's files (see the README); None writes nothing.
+        config_text: written to ``directory/config.yaml`` after all checks.
+        training: settings; default: all defaults.
+        ledger: settings; default: all defaults.
+        logging: settings; default: all defaults.
+        seed: of batches and weight draws. Equal seed, threads and machine give equal bits.
+        resume: continue from ``directory``'s checkpoint; the result is the same, bit for bit, as without the interruption.
+        progress: show a progress bar.
+        profile_to: directory for a profile of the first steps, made on a copy by :func:`bitsback.training._profile.profile`.
+        loggers: objects with the methods ``log(metrics)``, called after every epoch with the numbers of metrics.jsonl, and
+            ``close()``, called after the last epoch or a failure.
+        watch: called after every optimiser step with the number of steps done and the model, which it must not change; an
+            exception it raises ends the training.
+
+    Returns:
+        ledger, test error and facts of the training.
 
     Raises:
-        TrainingError: when the loss is not finite; the last good checkpoint stays.
-        InUseError: when another process is writing to the directory.
-        ConfigError, RunError, DataError: with the fix.
+        TrainingError: if the loss is not finite; the last good checkpoint stays.
+        InUseError: if another process is writing to the directory.
+        ConfigError: for unsuitable settings.
+        RunError: for a directory, checkpoint or dashboard that cannot be used.
+        DataError: for targets that the likelihood cannot describe.
 
     >>> from bitsback.data.settings import DigitsSettings
     >>> from bitsback.likelihoods import CategoricalLikelihood
@@ -140,7 +159,8 @@ def train(
         if profile_to is not None:
             from bitsback.training._profile import STEPS, profile
 
-            longer = training.model_copy(update={"epochs": training.passes + STEPS})  # schedules end, and may not go on
+            # a schedule may raise beyond its last step
+            longer = training.model_copy(update={"epochs": training.passes + STEPS})
             with seeded(seed, device):
                 profile(start(copy.deepcopy(model), copy.deepcopy(likelihood), data, longer, seed), profile_to)
         fit = start(model, likelihood, data, training, seed, watch=watch)
@@ -148,7 +168,7 @@ def train(
         with Session(fit, test, directory, logging, subject, loggers, progress=progress, resume=resume) as session:
             if directory is not None and not resume:
                 session.save(is_first=True)
-                if config_text is not None:  # written last: a run with a configuration can be resumed
+                if config_text is not None:  # written last: a directory with a configuration can be resumed
                     write_text(directory / "config.yaml", config_text)
             session.run()
             fit.end()
@@ -185,10 +205,24 @@ def start(
     *,
     watch: Watch | None = None,
 ) -> Fit:
-    """Return a training that is about to begin, for loops of your own.
+    """Prepare a training without running it, for training loops of your own.
 
-    Call ``fit.step(number, inputs, targets)``, or ``fit.run_epoch()``. :func:`train` does this, with devices, logs,
-    checkpoints and the ledger.
+    Call ``fit.step(number, inputs, targets)``, or ``fit.run_epoch()``. :func:`train` adds devices, logs, checkpoints and the
+    ledger.
+
+    Args:
+        model: trained in place.
+        likelihood: of the targets, fitted and trained in place.
+        data: training examples, on the model's device.
+        settings: of the training.
+        seed: of batches and weight draws.
+        watch: called after every optimiser step with the number of steps done and the model.
+
+    Returns:
+        the training, before its first step.
+
+    Raises:
+        ConfigError: for unsuitable settings.
 
     >>> from bitsback.likelihoods import CategoricalLikelihood
     >>> from bitsback.model import bayesianize
@@ -201,7 +235,7 @@ def start(
     mode, model.training = model.training, True
     trials = _to_try_out(data, settings, seed)
     is_repeatable = settings.precision == "float64"
-    model.lay_out(channels_last=settings.fused and not is_repeatable, example=trials[0])  # float64 gains nothing by it
+    model.lay_out(channels_last=settings.fused and not is_repeatable, example=trials[0])  # no gain in float64
     other_bits = model.deterministic_bits() + sum(charge.bits for charge in [*model.charges(), *likelihood.charges()])
     objective = make_objective(settings.objective, likelihood, len(data), other_bits)
     objective.to(data.inputs.device)
@@ -222,7 +256,7 @@ def start(
 
 
 def _to_try_out(data: Examples, settings: TrainingSettings, seed: int) -> list[Tensor]:
-    """The first batch and a random one, on which the estimators of layers are decided."""
+    """Return the first batch and a random one, on which layers are tested for local reparameterisation."""
     size = min(settings.batch_size, len(data))
     some = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:size]
     return [data.inputs[:size], data.inputs[some.to(data.inputs.device)]]
@@ -258,7 +292,15 @@ def _device(name: str) -> torch.device:
 
 
 def threads_for(settings: TrainingSettings, model: BayesianModel) -> int:
-    """The threads that the settings ask for."""
+    """Return the number of CPU threads.
+
+    Args:
+        settings: a number, or ``auto``.
+        model: ``auto`` is one thread below a million weights, else torch's current number.
+
+    Returns:
+        number of threads.
+    """
     if settings.threads != "auto":
         return settings.threads
     small = sum(p.numel() for p in model.network.parameters()) < SMALL_MODEL_WEIGHTS
