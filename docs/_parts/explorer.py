@@ -1,4 +1,4 @@
-"""The report of a run of the default configuration, trained when the site is built: the front page shows it, sliders and all."""
+"""The report of a run of the default configuration, trained when the site is built, for the front page: sliders and all."""
 
 import tempfile
 from pathlib import Path
