@@ -15,7 +15,7 @@ WRITTEN = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted((ROOT / "scripts").glob("*.py")),
-    *sorted((ROOT / "notebooks").glob("*")),
+    *sorted((ROOT / "notebooks").glob("[!.]*.*")),
 ]
 """What names modules to people."""
 TOWER = [
