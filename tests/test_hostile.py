@@ -389,11 +389,11 @@ def test_a_codec_is_imported_only_when_its_name_is_given(whole, codecs):
 
 
 @pytest.mark.parametrize(
-    "verb", [["receive", "-o", "out"], ["unpack", "-o", "out"], ["inspect"], ["predict", "--data", "inputs.npy"]]
+    "command", [["receive", "-o", "out"], ["unpack", "-o", "out"], ["inspect"], ["predict", "--data", "inputs.npy"]]
 )
-def test_no_command_imports_the_codec_that_a_file_names(refused, whole, codecs, verb):
+def test_no_command_imports_the_codec_that_a_file_names(refused, whole, codecs, command):
     (codecs / "file").write_bytes(make.with_settings(whole["factory"], codec={"factory": "maker_of_codecs:codec"}))
-    refused(verb[0], "file", *verb[1:])
-    refused(verb[0], "file", *verb[1:], "--codec.factory=golden.own_codec:codec")
+    refused(command[0], "file", *command[1:])
+    refused(command[0], "file", *command[1:], "--codec.factory=golden.own_codec:codec")
     assert {path.name for path in codecs.iterdir()} == {"file", "inputs.npy", "maker_of_codecs.py"}
     assert "maker_of_codecs" not in sys.modules

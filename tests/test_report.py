@@ -16,11 +16,11 @@ from bitsback.kl import Panels, kl
 from bitsback.likelihoods import CategoricalLikelihood
 from bitsback.model import bayesianize, evaluate, take_ledger, widened, width_curve
 from bitsback.report import figure, observe, write_comparison, write_report
-from bitsback.report._budget import affordable, operations
+from bitsback.report._budget import operations, subsample_to_budget
 from bitsback.report._example_costs import judged
 from bitsback.report._explorers import chosen, explorers
 from bitsback.report._html import render
-from bitsback.report._observation import DEAREST
+from bitsback.report._observation import MOST_EXPENSIVE
 from bitsback.report._recoded import recoded
 from bitsback.report._sampled import exact, sampled
 from bitsback.report.widths import widths
@@ -167,7 +167,7 @@ def test_examples_cost_what_the_evaluation_says(seen):
     many = judged(e.model, e.likelihood, e.dataset.train, draws=40, numbers=looked.numbers)
     book = evaluate(e.model, e.likelihood, e.dataset.train, samples=40)
     assert float(many.bits.sum()) == pytest.approx(book.data_bits, abs=6 * book.data_bits_stderr)
-    assert looked.dearest(5).tolist() == sorted(range(len(looked)), key=lambda i: -float(looked.bits[i]))[:5]
+    assert looked.most_expensive(5).tolist() == sorted(range(len(looked)), key=lambda i: -float(looked.bits[i]))[:5]
 
 
 def test_mislabelled_digits_rise_to_the_top(tmp_path):
@@ -181,15 +181,15 @@ def test_mislabelled_digits_rise_to_the_top(tmp_path):
     data = f"data={{kind: npz, path: {tmp_path / 'spoilt.npz'}, test_fraction: 0}}"
     directory = trained("digits_linear.yaml", tmp_path / "run", data, "training.epochs=60")
     look = observe(directory)
-    dearest = look.train.numbers[look.train.dearest(DEAREST)].tolist()
-    assert len(set(wrong.tolist()) & set(dearest)) >= 9
-    assert look.pictures.shape == (DEAREST, 8, 8)
+    most_expensive = look.train.numbers[look.train.most_expensive(MOST_EXPENSIVE)].tolist()
+    assert len(set(wrong.tolist()) & set(most_expensive)) >= 9
+    assert look.pictures.shape == (MOST_EXPENSIVE, 8, 8)
 
 
 def test_budgets_leave_out_draws_first_then_examples(seen):
     few = Examples(torch.arange(1000.0).unsqueeze(1), torch.zeros(1000))
-    assert [affordable(few, 50, budget, 1.0)[1] for budget in (1e9, 10_000, 100)] == [50, 10, 2]
-    kept, draws = affordable(few, 50, 100, 1.0)
+    assert [subsample_to_budget(few, 50, budget, 1.0)[1] for budget in (1e9, 10_000, 100)] == [50, 10, 2]
+    kept, draws = subsample_to_budget(few, 50, 100, 1.0)
     assert (len(kept), draws, kept.inputs[-1].item()) == (50, 2, 999)
     assert operations(seen.experiment.model, seen.experiment.dataset.train) > 20_000
 

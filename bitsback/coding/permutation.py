@@ -288,7 +288,7 @@ def canonicalise(
         order = np.arange(group.units)
         if group.fits(specs):
             order = _Order.of(group, found).sorting
-            _move(found, group, (*group.outputs, group.following), order)
+            _reorder(found, group, (*group.outputs, group.following), order)
         orders.append(order)
     return found, orders
 
@@ -335,7 +335,7 @@ def push_network(stack: Stack, tensors: Mapping[str, QuantisedTensor], groups: S
             if is_taken:
                 kinds = arrangement(order.counts).pop(stack)
                 # the rank of each place by its kind is the number of the canonical unit that goes there
-                _move(found, group, group.outputs, np.argsort(np.argsort(kinds, kind="stable"), kind="stable"))
+                _reorder(found, group, group.outputs, np.argsort(np.argsort(kinds, kind="stable"), kind="stable"))
             refunds.append(Refund(group, before - stack.bits, is_taken))
             stack.push_raw(np.array([int(is_taken)]), FLAG)
         tensor = found.pop(name)
@@ -360,7 +360,7 @@ def pop_network(stack: Stack, specs: Specs, groups: Sequence[UnitGroup]) -> dict
         if name in last and int(stack.pop_raw(FLAG)[0]):
             order = _Order.of(last[name], found)
             arrangement(order.counts).push(stack, order.kinds)
-            _move(found, last[name], last[name].outputs, order.sorting)
+            _reorder(found, last[name], last[name].outputs, order.sorting)
     return found
 
 
@@ -374,7 +374,7 @@ def _last_tensors(specs: Specs, groups: Sequence[UnitGroup]) -> dict[str, UnitGr
     return {[name for name in specs if name in group.outputs][-1]: group for group in groups if group.fits(specs)}
 
 
-def _move(tensors: dict[str, QuantisedTensor], group: UnitGroup, names: Sequence[str], order: Integers) -> None:
+def _reorder(tensors: dict[str, QuantisedTensor], group: UnitGroup, names: Sequence[str], order: Integers) -> None:
     """Replace the named tensors in the dictionary by tensors with the units of a group rearranged."""
     if not bool((np.diff(order) == 1).all()):
         for name in names:

@@ -118,7 +118,7 @@ def _cause(ledger: Ledger, model: BayesianModel, likelihood: Likelihood, example
         lambda: _few_steps(course),
         lambda: _unrelated(likelihood, inputs, targets),
     )
-    return next((said for look in looks if (said := look())), _too_dear(ledger))
+    return next((said for look in looks if (said := look())), _why_expensive(ledger))
 
 
 def _all_alike(likelihood: Likelihood, targets: Tensor) -> str:
@@ -219,7 +219,7 @@ def _unrelated(likelihood: Likelihood, inputs: Tensor, targets: Tensor) -> str:
     )
 
 
-def _too_dear(ledger: Ledger) -> str:
+def _why_expensive(ledger: Ledger) -> str:
     """Return the cause if no other was found: too few examples, too many weights, or poor predictions."""
     if ledger.examples < ledger.weights:
         return (

@@ -7,7 +7,7 @@ from bitsback.data import Examples
 from bitsback.model import BayesianModel
 from bitsback.model.modes import evaluating
 
-__all__ = ["affordable", "operations"]
+__all__ = ["operations", "subsample_to_budget"]
 
 OPERATIONS_PER_CALL = 20_000
 """Overhead of an example beside its floating-point operations, in the same unit; about 0.02 ns each on one core."""
@@ -29,7 +29,9 @@ def operations(model: BayesianModel, examples: Examples) -> float:
     return OPERATIONS_PER_CALL + float(counter.get_total_flops())
 
 
-def affordable(examples: Examples, samples: int, budget: float, each: float, *, least: int = 2) -> tuple[Examples, int]:
+def subsample_to_budget(
+    examples: Examples, samples: int, budget: float, each: float, *, least: int = 2
+) -> tuple[Examples, int]:
     """Choose the draws, then the evenly spread examples, that ``budget`` operations allow.
 
     Args:
@@ -42,7 +44,7 @@ def affordable(examples: Examples, samples: int, budget: float, each: float, *, 
     Returns:
         The chosen examples and the number of draws.
 
-    >>> few, draws = affordable(Examples(torch.zeros(1000, 2), torch.zeros(1000)), samples=50, budget=4e7, each=1e4)
+    >>> few, draws = subsample_to_budget(Examples(torch.zeros(1000, 2), torch.zeros(1000)), samples=50, budget=4e7, each=1e4)
     >>> len(few), draws
     (1000, 4)
     """

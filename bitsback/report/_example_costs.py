@@ -32,7 +32,7 @@ class Judged:
     def __len__(self) -> int:
         return len(self.bits)
 
-    def dearest(self, count: int) -> Tensor:
+    def most_expensive(self, count: int) -> Tensor:
         """Return indices (count,) of the most expensive examples, in order of decreasing bits."""
         return self.bits.argsort(descending=True, stable=True)[:count]
 

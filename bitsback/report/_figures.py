@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from bitsback.errors import RunError, near_miss
 from bitsback.likelihoods import BernoulliLikelihood
 from bitsback.report import plots
-from bitsback.report._observation import DEAREST, Observation
+from bitsback.report._observation import MOST_EXPENSIVE, Observation
 
 __all__ = ["FIGURES", "Figure", "drawn", "figure"]
 
@@ -74,7 +74,7 @@ def _calibration(seen: Observation) -> Axes | None:
 def _examples(seen: Observation) -> Axes | None:
     if not seen.has_classes or seen.pictures is None:
         return None
-    order = seen.train.dearest(DEAREST)
+    order = seen.train.most_expensive(MOST_EXPENSIVE)
     said = seen.train.predicted[order].argmax(-1).numpy()
     bits, labels = seen.train.bits[order].numpy(), seen.train.targets[order].numpy()
     return plots.examples(seen.pictures.numpy(), bits, labels, predicted=said)

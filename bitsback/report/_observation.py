@@ -20,16 +20,16 @@ from bitsback.model import Weight
 from bitsback.posteriors import GaussianPosterior
 from bitsback.priors import registry as priors
 from bitsback.report import _example_costs as judging
-from bitsback.report._budget import affordable, operations
+from bitsback.report._budget import operations, subsample_to_budget
 from bitsback.report._example_costs import Judged, judged
 from bitsback.report._recoded import recoded
 from bitsback.report._sampled import exact
 from bitsback.report.widths import Widths, widths
 from bitsback.units import nats_to_bits
 
-__all__ = ["DEAREST", "FirstLayer", "Metrics", "Observation", "observe", "read_metrics"]
+__all__ = ["MOST_EXPENSIVE", "FirstLayer", "Metrics", "Observation", "observe", "read_metrics"]
 
-DEAREST = 32
+MOST_EXPENSIVE = 32
 """Number of the most expensive examples that are shown."""
 SHOWN_CELLS = 1024
 """Maximum size of each axis of the first layer's picture."""
@@ -124,8 +124,8 @@ class Observation:
 
     @cached_property
     def pictures(self) -> Tensor | None:
-        """Most expensive training examples as pictures (DEAREST, h, w); None if the inputs are not pictures."""
-        return _pictures(self.run, self.experiment.dataset.train, self.train.numbers[self.train.dearest(DEAREST)])
+        """Most expensive training examples as pictures (MOST_EXPENSIVE, h, w); None if the inputs are not pictures."""
+        return _pictures(self.run, self.experiment.dataset.train, self.train.numbers[self.train.most_expensive(MOST_EXPENSIVE)])
 
     @cached_property
     def first(self) -> FirstLayer | None:
@@ -134,7 +134,7 @@ class Observation:
 
     def _look(self, split: Examples) -> Judged:
         e = self.experiment
-        few, draws = affordable(split, judging.MOST_DRAWS, judging.OPERATIONS, operations(e.model, split))
+        few, draws = subsample_to_budget(split, judging.MOST_DRAWS, judging.OPERATIONS, operations(e.model, split))
         numbers = torch.linspace(0, len(split) - 1, len(few), dtype=torch.float64).round().long()
         seed = self.run.config.seed
         return judged(e.model, e.likelihood, few, draws=draws, numbers=numbers, seed=seed, progress=self.progress)

@@ -120,7 +120,7 @@ def example_rows(seen: Observation, most: int) -> Rows:
     """
     train, head = seen.train, ["training example", seen.experiment.likelihood.described[:-1], "said", "bits"]
     rows = [head]
-    for index in train.dearest(most).tolist():
+    for index in train.most_expensive(most).tolist():
         said, target = train.predicted[index], train.targets[index]
         if seen.has_classes:
             texts = [seen.class_name(int(target)), seen.class_name(int(said.argmax()))]

@@ -12,7 +12,7 @@ from bitsback.likelihoods import Likelihood
 from bitsback.model import BayesianModel, evaluate, widened
 from bitsback.model.accounting import SHOWN_AFTER_SECONDS
 from bitsback.posteriors import GaussianPosterior
-from bitsback.report._budget import affordable, operations
+from bitsback.report._budget import operations, subsample_to_budget
 from bitsback.report._sampled import exact, sampled
 
 __all__ = ["FACTORS", "Widths", "widths"]
@@ -69,7 +69,7 @@ def widths(
     Raises:
         LedgerError: the model is a point estimate.
     """
-    few, draws = affordable(examples, book.samples, OPERATIONS, operations(model, examples), least=LEAST_DRAWS)
+    few, draws = subsample_to_budget(examples, book.samples, OPERATIONS, operations(model, examples), least=LEAST_DRAWS)
     scale = len(examples) / len(few)
     wide = [(weight, exact(weight.prior)) for weight in model.weights if isinstance(weight.posterior, GaussianPosterior)]
     moments = {weight.name: (sampled(weight, prior), prior) for weight, prior in wide}

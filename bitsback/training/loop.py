@@ -117,7 +117,7 @@ class Fit:
         data_bits = 0.0
         for number, (inputs, targets) in enumerate(self.batches()):
             data_bits += self.step(self.epoch * self.steps_per_epoch + number, inputs, targets)
-        error = self._fault_in_numbers()
+        error = self._check_finite()
         if error:
             raise TrainingError(
                 f"after epoch {self.epoch + 1} {error}; lower training.optimizer.lr or set training.gradient_clip"
@@ -206,9 +206,8 @@ class Fit:
                     part = self.objective.cost(bits).sum() / len(inputs)
                 paid = float(part.detach())
                 if not abs(paid) < inf:
-                    raise TrainingError(
-                        f"the loss is not finite at step {step}: {self._blame(inputs)}; lower training.optimizer.lr"
-                    )
+                    cause = self._find_nonfinite_layer(inputs)
+                    raise TrainingError(f"the loss is not finite at step {step}: {cause}; lower training.optimizer.lr")
                 with stage("bitsback: backward"):
                     part.backward()
             cost += paid
@@ -216,7 +215,7 @@ class Fit:
         return data_bits, cost
 
     @torch.no_grad()
-    def _fault_in_numbers(self) -> str:
+    def _check_finite(self) -> str:
         """Describe the first parameter that is not finite, or std that is not positive; return '' if there is none."""
         named: list[tuple[str, Tensor]] = [*self.model.deterministic(), *self.likelihood.named_parameters()]
         named += [*self.model.priors.named_parameters("priors"), *self.model.priors.named_buffers("priors")]
@@ -234,9 +233,9 @@ class Fit:
         return next((f"'{name}' is not finite" for name, p in named if not torch.isfinite(p).all()), "")
 
     @torch.no_grad()
-    def _blame(self, inputs: Tensor) -> str:
+    def _find_nonfinite_layer(self, inputs: Tensor) -> str:
         """Describe the first parameter, or layer output, that is not finite."""
-        error = self._fault_in_numbers()
+        error = self._check_finite()
         if error:
             return error
         found: list[str] = []
