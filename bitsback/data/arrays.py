@@ -93,7 +93,19 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path, 
 
 
 def read_npy(path: Path) -> np.ndarray:
-    """Read the array in an NPY file; raises as :func:`read_npz`."""
+    """Read the array in an NPY file.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        the array.
+
+    Raises:
+        DataError: if the array exceeds the memory limit or has too many dimensions.
+        ValueError: if the file is no NPY file or is damaged, or the array holds Python objects.
+        OSError, EOFError, ...: another of :data:`REASONS`.
+    """
     with path.open("rb") as stream:
         if stream.read(len(npy.MAGIC_PREFIX)) != npy.MAGIC_PREFIX:
             raise ValueError("it does not begin like an NPY file")

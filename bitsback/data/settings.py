@@ -55,7 +55,14 @@ class FeatureSettings(Settings):
 
     @abstractmethod
     def fit(self, inputs: "Tensor") -> "Map":
-        """Fit the map from inputs (n, ...) to features (n, k) to the training inputs."""
+        """Fit the feature map to training inputs.
+
+        Args:
+            inputs: training inputs, (n, ...).
+
+        Returns:
+            Function from any such inputs, (m, ...), to their features, (m, ...).
+        """
 
 
 class PerInputSettings(FeatureSettings):
@@ -413,7 +420,7 @@ class OwnDataSettings(DataSettings):
     arguments: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the function")
 
     def load(self) -> "Dataset":
-        """Call the function."""
+        """Call the function, and apply ``limit``, ``part``, ``scaling`` and ``features`` to the data set it returns."""
         from bitsback.data._dataset import Dataset
 
         made: Dataset = made_by(self.factory, "data.factory", Dataset, "a Dataset", **self.arguments)

@@ -381,7 +381,8 @@ def receive(message: str | Path, out: str | Path, locations: Sequence[str] = (),
         the directory, the counts and the payload.
 
     Raises:
-        FileError: if the file is not a message or is damaged, or the inputs differ from the sender's.
+        FileError: if the file is not a message or is damaged, or the inputs differ from the sender's; or if this machine's
+            arithmetic does in the prequential code, then labels decoded so far are in labels_so_far.npy, -1 for the others.
         RefundLostError: if only the payload cannot be recovered; labels and network have been written.
         RunError: if the directory is not new.
     """

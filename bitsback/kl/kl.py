@@ -69,7 +69,7 @@ def kl(posterior: Posterior, prior: Prior, *, method: Method = "auto", panels: P
         The divergence in nats with its standard error and method.
 
     Raises:
-        BitsbackError: when the method asked for does not exist for this pair.
+        BitsbackError: when the method does not exist for this pair, or the posterior is neither Gaussian nor a point.
 
     >>> from bitsback.priors import GaussianPrior
     >>> same = kl(GaussianPosterior(torch.zeros(4), std=0.3), GaussianPrior(scale=0.3))

@@ -40,7 +40,11 @@ FLOAT32_BITS = 32.0
 
 
 class LayerPosteriors(dict[str, Posterior]):
-    """Posteriors of a layer's own weights by local name: ``layer.posterior["weight"].std()``."""
+    """Posteriors of a layer's own weights by local name: ``layer.posterior["weight"].std()``.
+
+    Attributes:
+        model: weak reference to the Bayesian model whose posteriors these are; None if there is none.
+    """
 
     model: "weakref.ref[BayesianModel] | None" = None
 
@@ -76,7 +80,7 @@ class OutputLayer(NamedTuple):
 
 
 class BayesianModel(Resident):
-    """Network with a posterior and a prior for each of its weights; made by :func:`bayesianize`.
+    """Network with a posterior and a prior for each weight that is not left deterministic; made by :func:`bayesianize`.
 
     The network keeps its class and parameters; its parameters hold the current draw. Calling the model calls the network.
     ``model.draw()`` puts the next draw into all weights; an optimiser of :mod:`bitsback.optim` does so at every step.
@@ -88,7 +92,7 @@ class BayesianModel(Resident):
         posterior: the posteriors, in modules of the same dotted names as the weights.
         priors: every prior once.
         weights: name, posterior and prior of every weight tensor, in the order of the network.
-        output_layers: modules that may use local reparameterisation in training.
+        output_layers: an :class:`OutputLayer` for each module that may use local reparameterisation in training.
         chosen_grid_step: overrides :meth:`grid_step`; None by default.
     """
 

@@ -211,11 +211,14 @@ def difference(weight: Weight, after: Tensor, before: Tensor) -> Tensor:
 
 
 def carry(weight: Weight, change: Tensor) -> None:
-    """Subtract gradient times change from ``log_std.grad``, so that it stays correct after the weight has changed.
+    """Subtract gradient times change from ``log_std.grad`` where a weight changes while its gradient is pending.
+
+    The optimiser later adds gradient times (weight - mean), with the weight's last value. A gradient that was taken at an
+    earlier value is thereby multiplied by the wrong difference, and this correction makes up for it.
 
     Args:
-        weight: Gaussian weight with a pending gradient.
-        change: new value minus old value.
+        weight: Gaussian weight whose parameter has a gradient.
+        change: new value minus old value, in the dtype of the mean.
     """
     q, gradient = weight.posterior, weight.parameter.grad
     assert isinstance(q, GaussianPosterior)

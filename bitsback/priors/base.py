@@ -227,7 +227,7 @@ class ScalePrior(Prior):
         return self.log_scale.exp()
 
     def values(self) -> dict[str, Any]:
-        """Return ``scale`` and ``mean``."""
+        """Return the current scale and the mean as floats, under ``scale`` and ``mean``."""
         return {"scale": math.exp(float(self.log_scale.detach())), "mean": float(self.mean)}
 
     def _learn_from_slope(self, slope: Tensor, distance: Tensor, rate: float) -> None:

@@ -88,7 +88,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def load_checkpoint(path: Path, fit: Fit) -> dict[str, Any]:
     """Load a checkpoint into a fit of the same configuration.
 
-    A damaged checkpoint is replaced by the one before, with a message on stderr.
+    A missing or damaged checkpoint is replaced by the one before, also on disk, with a message on stderr.
 
     Args:
         path: of the checkpoint.
@@ -98,7 +98,7 @@ def load_checkpoint(path: Path, fit: Fit) -> dict[str, Any]:
         the ``extra`` values it was saved with.
 
     Raises:
-        RunError: if both checkpoints are missing or damaged, or it belongs to another network.
+        RunError: if both checkpoints are missing or damaged, or it belongs to another network or an earlier release.
     """
     try:
         tensors, facts = read_checkpoint(path)

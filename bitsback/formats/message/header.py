@@ -69,7 +69,7 @@ class Header:
 
         Args:
             reader: positioned at the header.
-            version: version of the message's format; messages of version 1 have no states.
+            version: version of the message's format; messages of version 1 have no :attr:`states`, the digests of training.
 
         Returns:
             the header.
