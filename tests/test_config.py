@@ -1,6 +1,7 @@
 """YAML to settings and networks: numbers, keys, kinds, extends, overrides, the way back to YAML, layers by name."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -301,3 +302,14 @@ def test_a_factory_builds_the_network_with_its_arguments(config, tmp_path, monke
     monkeypatch.syspath_prepend(tmp_path)
     chosen = load_config(config("network: {kind: factory, factory: 'my_networks:wide', arguments: {width: 9}}"))
     assert chosen.network.build(torch.rand(2, 4), 5).out_features == 9
+
+
+def test_a_shipped_configuration_is_found_by_name_and_a_file_of_that_name_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_config("digits_conv") == load_config(Path(__file__).parent.parent / "configs" / "digits_conv.yaml")
+    (tmp_path / "digits_conv").write_text("seed: 7\n")
+    assert load_config("digits_conv").seed == 7
+    with pytest.raises(ConfigError, match=r"no file digit_conv and no shipped configuration.*did you mean 'digits_conv'"):
+        load_config("digit_conv")
+    with pytest.raises(ConfigError, match=r"cannot read missing\.yaml"):
+        load_config("missing.yaml")

@@ -125,7 +125,9 @@ def _read(path: Path, origins: Origins, chain: tuple[Path, ...]) -> dict[str, An
         tree = load_yaml(read_text(path), str(path), "rt")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise ConfigError(f"cannot read {path}: {reason}; give a YAML file such as configs/digits.yaml") from error
+        raise ConfigError(
+            f"cannot read {path}: {reason}; give a YAML file, or the name of a shipped one such as digits"
+        ) from error
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
