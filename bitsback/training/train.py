@@ -108,7 +108,7 @@ def train(
         model: trained in place.
         likelihood: of the targets, fitted and trained in place.
         dataset: training examples, and test examples that only measure.
-        directory: of the run's files (see the README); None writes nothing.
+        directory: of the run's files (docs/run.md names them); None writes nothing.
         config_text: written to ``directory/config.yaml`` after all checks.
         training: settings; default: all defaults.
         ledger: settings; default: all defaults.
