@@ -31,7 +31,7 @@ def is_function_name(text: str) -> bool:
     >>> [is_function_name(text) for text in ("mine:codec", "my.own:codec", ".mine:codec", "my..own:codec", "my.own.codec")]
     [True, True, False, False, False]
     """
-    return re.fullmatch(NAME_PATTERN.strip("^$"), text) is not None
+    return re.fullmatch(NAME_PATTERN, text) is not None
 
 
 def _named(factory: str) -> str:

@@ -17,9 +17,10 @@ from bitsback.likelihoods import CategoricalLikelihood
 
 ROOT = Path(__file__).parent.parent
 TEXTS = {name: (ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md")}
-READ_IN_ORDER = ("quickstart", "priors", "formats", "codes", "certificates", "cost", "training", "index")
+READ_IN_ORDER = (
+    "quickstart", "priors", "formats", "codes", "certificates", "cost", "training", "index", "records", "run", "vocabulary",
+)  # fmt: skip
 PAGES = [(ROOT / "docs" / f"{name}.md").read_text() for name in READ_IN_ORDER]
-PAGES += [(ROOT / "docs" / f"{name}.md").read_text() for name in ("records", "run", "vocabulary")]
 TOY = ["training.epochs=2", "ledger.samples=2"]
 BLOCKS_TOY = [
     "prequential.blocks.first=400",

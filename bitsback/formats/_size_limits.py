@@ -16,13 +16,22 @@ from bitsback.errors import FileError
 from bitsback.formats._exact_outputs import BATCH
 from bitsback.formats.repeatable import steps_of
 
-__all__ = ["check_data", "check_size", "check_steps"]
+__all__ = ["check_data", "check_size", "check_steps", "is_shape"]
 
 ROOMY = 1 << 26
 """Numbers of one layer's outputs that a batch of predictions may always have."""
 
 NUMBERS_PER_INPUT = 16
 """Numbers that a file may ask for, for each number in the inputs that the receiver has."""
+
+
+def is_shape(value: Any) -> bool:
+    """Return whether a value that a file states is a list of sizes of axes; a bool is no size.
+
+    >>> [is_shape(value) for value in ([1, 28], [], [0], [True], "28")]
+    [True, True, False, False, False]
+    """
+    return isinstance(value, list) and all(type(size) is int and size > 0 for size in value)
 
 
 def check_size(

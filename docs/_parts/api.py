@@ -8,6 +8,7 @@ from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
 from made import Made
 from pydantic import BaseModel
+from settings import anchor
 from sphinx.pycode import ModuleAnalyzer
 from text import code, table, toctree, unmarked
 
@@ -249,6 +250,12 @@ def is_plain(found: object) -> bool:
     return not (inspect.isclass(found) or inspect.isroutine(found) or hasattr(found, "__wrapped__"))
 
 
+@cache
+def settings_with_section() -> set[str]:
+    """The classes that have a section of their own on the page of settings."""
+    return {*json_schema()["$defs"]}
+
+
 def entry(full: str) -> list[str]:
     """What autodoc is told of one name."""
     found = thing(full)
@@ -258,9 +265,9 @@ def entry(full: str) -> list[str]:
     if not inspect.isclass(found):
         return [f".. autofunction:: {full}", ""]
     if issubclass(found, BaseModel):
-        own = "" if found.__name__ in json_schema()["$defs"] else ", ".join(methods(found))
-        target = f"setting-{found.__name__.lower()}" if found.__name__ in json_schema()["$defs"] else ""
-        where = f":ref:`Its settings <{target}>`." if target else "See :doc:`every setting <settings>`."
+        has_section = found.__name__ in settings_with_section()
+        own = "" if has_section else ", ".join(methods(found))
+        where = f":ref:`Its settings <{anchor(found.__name__)}>`." if has_section else "See :doc:`every setting <settings>`."
         options = f"   :members: {own}" if own else "   :no-members:"
         return [f".. autoclass:: {full}", options, "", f"   {where}", ""]
     kind = "autoexception" if issubclass(found, BaseException) else "autoclass"

@@ -3,7 +3,6 @@
 import tempfile
 from pathlib import Path
 
-import torch
 from made import Made
 
 import bitsback
@@ -11,12 +10,8 @@ import bitsback
 
 def make(made: Made) -> None:
     """Train the digits, in a few seconds, and keep the page of the run beside the site's pages."""
-    threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as directory:
-        try:
-            trained = bitsback.train("digits", out=Path(directory) / "digits", progress=False)
-        finally:
-            torch.set_num_threads(threads)
+        trained = bitsback.train("digits", out=Path(directory) / "digits", progress=False)
         if trained.report is None:
             raise RuntimeError("the report of the front page was not written; its error stands above")
         made.write("explorer/digits.html", trained.report.read_bytes())

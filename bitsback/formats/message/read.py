@@ -19,7 +19,7 @@ from bitsback.coding.philox import whiten
 from bitsback.config import Experiment
 from bitsback.config.labels import as_labels
 from bitsback.errors import BitsbackError, FileError
-from bitsback.formats._size_limits import check_data, check_size, check_steps
+from bitsback.formats._size_limits import check_data, check_size, check_steps, is_shape
 from bitsback.formats._training_digest import digest_steps
 from bitsback.formats.config_tree import from_tree
 from bitsback.formats.container import BitReader, read_file, unseal
@@ -209,8 +209,7 @@ def receive_file(path: Path, directory: Path, locations: Sequence[str] = (), *, 
 
 def _target_shape(settings: dict[str, Any]) -> tuple[int, ...]:
     shape = settings.get("target_shape", [])
-    whole = isinstance(shape, list) and all(type(size) is int and size > 0 for size in shape)
-    if not whole:
+    if not is_shape(shape):
         raise FileError("the message does not say what its targets look like; it is damaged")
     limits.TARGETS.check(math.prod(shape), "the message", FileError)
     return tuple(shape)

@@ -15,7 +15,7 @@ from bitsback.config.experiment import build_model
 from bitsback.data import Preprocessing
 from bitsback.errors import FileError
 from bitsback.formats._exact_outputs import BATCH
-from bitsback.formats._size_limits import check_size
+from bitsback.formats._size_limits import check_size, is_shape
 from bitsback.formats.config_text import bases, put_settings
 from bitsback.formats.config_tree import MODEL_SECTIONS, from_tree, to_tree, without_codec
 from bitsback.formats.container import DIGEST_BITS as GUARD_BITS
@@ -157,7 +157,7 @@ def _check_scaling(scale: float, fits: bool) -> None:
 
 
 def _sizes(value: Any) -> tuple[int, ...]:
-    if not isinstance(value, list) or not all(type(size) is int and size > 0 for size in value):
+    if not is_shape(value):
         raise ValueError("not the sizes of a tensor")
     return tuple(value)
 
