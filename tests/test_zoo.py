@@ -49,7 +49,14 @@ def test_a_network_trains_is_counted_saved_loaded_and_predicts(name, tmp_path, m
     model = bitsback.bayesianize(network)
     settings = {"epochs": 2, "batch_size": len(examples) if name == "graph" else 8}
     trained = bitsback.train(
-        model, likelihood, examples, training=settings, ledger={"samples": 2}, progress=False, out=tmp_path / "run", report=False
+        model,
+        likelihood,
+        examples,
+        training=settings,
+        ledger={"samples": 2},
+        progress=False,
+        out=tmp_path / "run",
+        report=False,
     )
     assert trained.ledger.data_bits > 0
     covered(network, model, trained.ledger)
@@ -65,7 +72,8 @@ def test_a_network_trains_is_counted_saved_loaded_and_predicts(name, tmp_path, m
     torch.testing.assert_close(loaded.outputs(few), wanted, rtol=1e-4, atol=1e-4)
     assert len(packed.content) == path.stat().st_size
     prediction = model.predict(few, samples=2, likelihood=likelihood)
-    assert torch.isfinite(prediction.mean).all() and len(prediction.mean) == len(wanted)
+    assert torch.isfinite(prediction.mean).all()
+    assert len(prediction.mean) == len(wanted)
 
 
 def covered(network, model, ledger):

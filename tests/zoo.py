@@ -38,9 +38,7 @@ class Tagger(nn.Module):
         self.head = nn.Linear(2 * width, tags)
 
     def forward(self, words: Tensor, lengths: Tensor) -> dict[str, Tensor]:
-        packed = nn.utils.rnn.pack_padded_sequence(
-            self.embedding(words), lengths.cpu(), batch_first=True, enforce_sorted=False
-        )
+        packed = nn.utils.rnn.pack_padded_sequence(self.embedding(words), lengths.cpu(), batch_first=True, enforce_sorted=False)
         found, _ = nn.utils.rnn.pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=words.shape[1])
         return {"scores": self.head(found), "logits": self.head(found)}
 
