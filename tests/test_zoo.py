@@ -82,7 +82,8 @@ def covered(network, model, ledger):
     assert sum(entry.weights for entry in entries.values()) == sum(p.numel() for p in network.parameters() if p.requires_grad)
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
-            assert entries[name].weights == parameter.numel() and entries[name].net_bits >= 0, name
+            assert entries[name].weights == parameter.numel(), name
+            assert entries[name].net_bits >= 0, name
         else:
             assert any(line.startswith(f"{name} (") for line in ledger.not_charged), name
     held = [name for name, tensor in model.changed_buffers() + model.learned_statistics() if tensor.numel()]

@@ -5,6 +5,12 @@ from torch import Tensor, nn
 
 from bitsback.likelihoods import CategoricalLikelihood, TokensLikelihood
 
+LIBRARY = torch.library.Library("torchvision", "FRAGMENT")
+"""Operators that torchvision expects of its compiled part, which a build for another torch lacks: timm needs none of them."""
+for operator in ("nms", "qnms"):
+    if not hasattr(torch.ops.torchvision, operator):
+        LIBRARY.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
 EXAMPLES, WORDS, LENGTH, CLASSES = 16, 40, 12, 3
 IGNORED = -100
 
@@ -155,22 +161,10 @@ def lora() -> nn.Module:
 
 def vision(architecture: str = "resnet18", **arguments: object) -> nn.Module:
     """A network of timm with ``CLASSES`` outputs."""
-    _without_torchvision_kernels()
     import timm
 
     _seeded()
     return timm.create_model(architecture, num_classes=CLASSES, **arguments)
-
-
-def _without_torchvision_kernels() -> None:
-    """Declare the operators that torchvision expects of its compiled part, which a build for another torch lacks."""
-    if hasattr(_without_torchvision_kernels, "library"):
-        return
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for name in ("nms", "qnms"):
-        if not hasattr(torch.ops.torchvision, name):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _without_torchvision_kernels.library = library  # type: ignore[attr-defined]
 
 
 def words(drawn: torch.Generator, length: int = LENGTH) -> Tensor:
