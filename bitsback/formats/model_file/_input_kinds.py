@@ -1,5 +1,6 @@
 """Description of a network's inputs in the settings of a model file: one tensor, or several in order or by name."""
 
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -8,9 +9,12 @@ from torch import Tensor
 
 from bitsback.errors import FileError
 from bitsback.formats._size_limits import is_shape
-from bitsback.inputs import Inputs, described, each, leaves, like, structure
+from bitsback.inputs import Inputs, described, leaves
 
 __all__ = ["InputKinds"]
+
+ONE = ""
+"""Name of a single tensor."""
 
 DTYPES = {"real": torch.float32, "whole": torch.int64, "yes_no": torch.bool}
 """Types of inputs, by their name in files."""
@@ -29,23 +33,13 @@ class InputKinds:
     """
 
     def __init__(self, tree: Any, *, whole: bool = False) -> None:
-        several = tree if isinstance(tree, dict) else dict(enumerate(tree)) if tree and isinstance(tree[0], dict) else None
-        if several is None:
-            if not is_shape(tree):
-                raise ValueError("not the sizes of a tensor")
-            parts: dict[Any, tuple[list[int], str]] = {None: (tree, "whole" if whole else "real")}
-        else:
-            parts = {name: (part["shape"], part["kind"]) for name, part in several.items()}
-        if not parts or any(not is_shape(shape) or kind not in DTYPES for shape, kind in parts.values()):
+        named = tree if isinstance(tree, dict) else _numbered(tree) if _lists_objects(tree) else None
+        one = {"shape": tree, "kind": "whole" if whole else "real"}
+        self._parts = {name: (part["shape"], part["kind"]) for name, part in (named or {ONE: one}).items()}
+        if any(not is_shape(shape) or kind not in DTYPES for shape, kind in self._parts.values()):
             raise ValueError("not the shapes and kinds of inputs")
-        tensors = [torch.empty(0, dtype=DTYPES[kind]).expand(0, *shape) for shape, kind in parts.values()]
-        self._like: Inputs = (
-            tensors[0]
-            if several is None
-            else dict(zip(parts, tensors, strict=True))
-            if isinstance(tree, dict)
-            else tuple(tensors)
-        )
+        self._has_names = isinstance(tree, dict)
+        self.is_one_tensor = named is None
 
     @classmethod
     def tree_of(cls, inputs: Inputs) -> Any:
@@ -58,31 +52,24 @@ class InputKinds:
     @property
     def axes(self) -> int | None:
         """Return the axes of a batch, the batch's own included; None for several tensors."""
-        return self._like.ndim if isinstance(self._like, Tensor) else None
-
-    @property
-    def numbers(self) -> int:
-        """Return the numbers of one example."""
-        return sum(prod(leaf.shape[1:]) for leaf in leaves(self._like))
+        return 1 + len(self.sizes) if self.is_one_tensor else None
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """Return the shape of one input; of several tensors, the number of their numbers."""
-        return tuple(self._like.shape[1:]) if isinstance(self._like, Tensor) else (self.numbers,)
-
-    @property
-    def is_one_tensor(self) -> bool:
-        """Return whether the network takes one tensor."""
-        return isinstance(self._like, Tensor)
+        if self.is_one_tensor:
+            return tuple(self._parts[ONE][0])
+        return (sum(prod(shape) for shape, _ in self._parts.values()),)
 
     @property
     def is_whole(self) -> bool:
         """Return whether the network takes one tensor of whole numbers."""
-        return isinstance(self._like, Tensor) and not self._like.is_floating_point()
+        return self.is_one_tensor and self._parts[ONE][1] == "whole"
 
     def blank(self, count: int) -> Inputs:
         """Return inputs of ``count`` examples that are zero."""
-        return each(self._like, lambda leaf: torch.zeros(count, *leaf.shape[1:], dtype=leaf.dtype))
+        zeros = {name: torch.zeros(count, *shape, dtype=DTYPES[kind]) for name, (shape, kind) in self._parts.items()}
+        return zeros[ONE] if self.is_one_tensor else zeros if self._has_names else tuple(zeros.values())
 
     def fitted(self, inputs: Inputs) -> Inputs:
         """Return inputs of several tensors in the types that the network takes.
@@ -96,13 +83,20 @@ class InputKinds:
         Raises:
             FileError: for inputs of another structure.
         """
-        wanted, given = structure(self._like), inputs if isinstance(inputs, Tensor | dict) else tuple(inputs)
-        alike = isinstance(given, type(self._like)) and (not isinstance(given, dict) or set(given) == set(wanted))
-        if not alike or len(leaves(given)) != len(leaves(self._like)):
-            raise FileError(f"the model takes inputs of {described(self._like)}, got {described(given)}; give such inputs")
-        ordered = {name: given[name] for name in wanted} if isinstance(given, dict) else given
-        pairs = zip(leaves(ordered), leaves(self._like), strict=True)
-        return like(self._like, [tensor.to(leaf.dtype) for tensor, leaf in pairs])
+        tensors = _numbered(inputs) if isinstance(inputs, tuple | list) else inputs
+        if self.is_one_tensor or not isinstance(tensors, dict) or set(tensors) != set(self._parts):
+            named = ", ".join(f"{name} {tuple(shape)}" for name, (shape, _) in self._parts.items()).strip()
+            raise FileError(f"the model takes inputs {named}, and these have {described(inputs)}; give such inputs")
+        fitted = {name: tensors[name].to(DTYPES[kind]) for name, (_, kind) in self._parts.items()}
+        return fitted if self._has_names else tuple(fitted.values())
+
+
+def _numbered(parts: Sequence[Any]) -> dict[str, Any]:
+    return {str(number): part for number, part in enumerate(parts)}
+
+
+def _lists_objects(tree: Any) -> bool:
+    return isinstance(tree, list) and bool(tree) and all(isinstance(part, dict) for part in tree)
 
 
 def _kind(tensor: Tensor) -> str:
