@@ -30,6 +30,9 @@ __all__ = ["MOST_COUNT_BITS", "MOST_LOG_MEAN", "count_bits", "counts"]
 MOST_LOG_MEAN = 56_783
 """Largest log mean, in units of 2^-12 nats: that of 2^20, rounded up."""
 
+MOST_LOG_DISPERSION = 16 << FRACTION_BITS
+"""Largest distance of the log dispersion from zero, in units of 2^-12 nats."""
+
 MOST_COUNT_BITS = 48
 """Counts are below 2^48."""
 LENGTH_BITS = 6
@@ -60,7 +63,7 @@ def counts(log_mean: Integers, log_dispersion: int | None = None) -> Codec:
         Codec of an int64 array (n,).
 
     Raises:
-        FileError: for a mean above 2^20.
+        FileError: for a mean above 2^20, and for a dispersion beyond e^-16 to e^16.
 
     >>> stack, codec = Stack.empty(), counts(np.array([0, 40960, 0]))
     >>> codec.push(stack, np.array([1, 22026, 10**6]))
@@ -150,7 +153,9 @@ class _Buckets:
 
     @classmethod
     def of(cls, log_mean: Integers, log_dispersion: int | None) -> "_Buckets":
-        """Return the buckets of any log means; raises FileError for a mean above 2^20."""
+        """Return the buckets of any log means; raises FileError for a mean above 2^20 and an odd dispersion."""
+        if log_dispersion is not None and abs(log_dispersion) > MOST_LOG_DISPERSION:
+            raise FileError("the code of counts has dispersions from e^-16 to e^16; choose likelihood.dispersion between them")
         if bool((log_mean > MOST_LOG_MEAN).any()):
             raise FileError(
                 "the network gives a mean above 2^20 for a count, more than the code of counts has; lower its outputs"

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bitsback import limits
 from bitsback.coding.relative_entropy import STANDARD_STEP
 from bitsback.coding.tables import PriorTable
 from bitsback.config import Config, Experiment
@@ -15,6 +16,7 @@ from bitsback.config.experiment import build_model
 from bitsback.data import Preprocessing
 from bitsback.errors import FileError
 from bitsback.formats._exact_outputs import BATCH
+from bitsback.formats._label_code import has_exact_bits
 from bitsback.formats._size_limits import check_size, is_shape
 from bitsback.formats.config_text import bases, put_settings
 from bitsback.formats.config_tree import MODEL_SECTIONS, from_tree, to_tree, without_codec
@@ -122,7 +124,8 @@ class EmptyModel:
             classes, outputs = tree["likelihood"].get("classes"), int(tree.get("outputs") or 0)
             targets = _sizes(tree.get("targets", []))
             whole, scale = bool(tree.get("whole_inputs")), float(tree.get("scale", 1.0))
-            fits = math.prod(spread) <= max(1, file_bytes) and math.prod(targets) <= max(1, outputs)
+            several = limits.TARGETS.value if "classes" in tree["likelihood"] else outputs
+            fits = math.prod(spread) <= max(1, file_bytes) and math.prod(targets) <= max(1, several)
             _check_scaling(scale, fits)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise FileError("the file does not say what its inputs look like; it is damaged") from error
@@ -131,7 +134,8 @@ class EmptyModel:
         # the frozen configurations are known to be small: no need to build them twice to measure them
         rows = BATCH
         if tree not in bases():
-            rows = check_size(config, shape, count, whole=whole, file_bytes=file_bytes)
+            symbols = math.prod(targets) if count != outputs else 1
+            rows = check_size(config, shape, count, whole=whole, file_bytes=file_bytes, symbols=symbols)
         scaling = Preprocessing(torch.zeros(spread), torch.full(spread, scale))
         example = torch.zeros(2, *shape, dtype=torch.int64 if whole else torch.float32)
         return cls(tree, config, build_model(config, example, count), likelihood, scaling, rows, codec_factory)
@@ -172,7 +176,10 @@ def model_tree(experiment: Experiment) -> Tree:
         tree["likelihood"]["classes"] = experiment.likelihood.outputs(targets)
     else:
         tree["outputs"] = experiment.likelihood.outputs(targets)
-    if tree["likelihood"].get("standardise") and targets.ndim > 1:
+    # left out where it says nothing: real targets that are not standardised, and answers, of which outputs are as many
+    likelihood = experiment.likelihood
+    needed = tree["likelihood"].get("standardise") or has_exact_bits(likelihood) or likelihood.ignore is not None
+    if targets.ndim > 1 and needed:
         tree["targets"] = list(targets.shape[1:])
     if experiment.dataset.in_memory:
         del tree["data"]
