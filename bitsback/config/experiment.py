@@ -15,7 +15,8 @@ from bitsback.config.labels import check_declared, with_classes
 from bitsback.config.load import load_config, to_yaml
 from bitsback.config.schema import Config
 from bitsback.data import Dataset
-from bitsback.errors import ConfigError, RunError
+from bitsback.data.mask import MASK_NOTE, NOT_CODED
+from bitsback.errors import ConfigError, DataError, RunError
 from bitsback.inputs import Inputs, Output, call, chosen, described, each
 from bitsback.ledger import Ledger, Results, open_results
 from bitsback.likelihoods import Likelihood
@@ -145,6 +146,7 @@ class Experiment:
         if not inputs_only:
             config, dataset = with_classes(config, dataset)
         likelihood = config.likelihood.build(dataset.classes, dataset.train.targets)
+        _check_mask(likelihood, dataset)
         config = config.model_copy(update={"training": config.training.settled(len(dataset.train), likelihood)})
         for examples in (dataset.train, dataset.test):
             if examples is not None:
@@ -202,6 +204,15 @@ class Experiment:
             profile_to=directory / "profile" if profile and directory is not None else None,
             loggers=loggers,
             watch=watch,
+        )
+
+
+def _check_mask(likelihood: Likelihood, dataset: Dataset) -> None:
+    """Raise DataError if the data hold a mask, and the likelihood would code what it leaves out."""
+    if MASK_NOTE in dataset.train.assumed and likelihood.ignore != NOT_CODED:
+        raise DataError(
+            f"{dataset.name} holds a mask, which makes targets that are not coded {NOT_CODED}; set "
+            f"likelihood.ignore={NOT_CODED}, or name another array by data.mask"
         )
 
 

@@ -39,11 +39,18 @@ they are left out when they have these values. The table never changes except fo
 has to be what files without the setting meant.
 """
 
-SINCE: dict[str, dict[str, Any]] = {"likelihood": {"ignore": None, "class_axis": None}}
-"""Settings added since that table was frozen, by section, with what files without them meant; they are left out at these."""
-
-LATER = {**DEFAULTS["later"], **{name: DEFAULTS["later"].get(name, {}) | added for name, added in SINCE.items()}}
-"""All settings that are left out at a default."""
+ADDED: dict[str, dict[str, dict[str, Any]]] = {
+    "data": {"npz": {"mask": "mask", "test_mask": "test_mask"}},
+    "network": {"sequential": {"output": "auto"}, "factory": {"output": "auto"}},
+    "likelihood": {
+        "bernoulli": {"ignore": None},
+        "categorical": {"ignore": None, "class_axis": None},
+        "poisson": {"ignore": None},
+    },
+}
+"""Settings that kinds got after the table was frozen, with the values at which files leave them out. These are also what YAML
+and Python take them to be.
+"""
 
 LOCATED = ("data", "network", "prior", "prior_overrides")
 """Sections with paths and factory functions, which each machine has in other places."""
@@ -69,8 +76,13 @@ def to_tree(config: Config, sections: Sequence[str]) -> dict[str, Any]:
         the tree; settings added to the format later are left out at their default.
     """
     tree = {name: _plain(getattr(config, name)) for name in sections}
-    for section, later in LATER.items():
-        part: Any = (tree["data"].get("features") or {}) if section == "features" else tree.get(section, {})
+    for section, kinds in ADDED.items():
+        part: Any = tree.get(section, {})
+        for name, value in kinds.get(part.get("kind"), {}).items():
+            if part.get(name) == value:
+                part.pop(name, None)
+    for section, later in DEFAULTS["later"].items():
+        part = (tree["data"].get("features") or {}) if section == "features" else tree.get(section, {})
         for name, value in later.items():
             if name in part and part[name] == value:
                 del part[name]

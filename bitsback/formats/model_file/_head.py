@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bitsback import limits
 from bitsback.coding.relative_entropy import STANDARD_STEP
 from bitsback.coding.tables import PriorTable
 from bitsback.config import Config, Experiment
@@ -17,6 +18,7 @@ from bitsback.config.network import FactorySettings
 from bitsback.data import Preprocessing
 from bitsback.errors import FileError
 from bitsback.formats._exact_outputs import BATCH
+from bitsback.formats._label_code import has_exact_bits
 from bitsback.formats._size_limits import check_size, is_shape
 from bitsback.formats.config_text import bases, put_settings
 from bitsback.formats.config_tree import MODEL_SECTIONS, from_tree, to_tree, without_codec
@@ -132,7 +134,8 @@ class EmptyModel:
             classes, outputs = tree["likelihood"].get("classes"), int(tree.get("outputs") or 0)
             targets = _sizes(tree.get("targets", []))
             scale, at_once = float(tree.get("scale", 1.0)), tree.get("rows")
-            fits = math.prod(spread) <= max(1, file_bytes) and math.prod(targets) <= max(1, outputs)
+            several = limits.TARGETS.value if "classes" in tree["likelihood"] else outputs
+            fits = math.prod(spread) <= max(1, file_bytes) and math.prod(targets) <= max(1, several)
             _check_scaling(scale, fits and (at_once is None or (type(at_once) is int and at_once > 0)))
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise FileError("the file does not say what its inputs look like; it is damaged") from error
@@ -141,7 +144,8 @@ class EmptyModel:
         # the frozen configurations are known to be small: no need to build them twice to measure them
         rows = BATCH
         if tree not in bases():
-            rows = check_size(config, inputs.sizes, count, whole=inputs.is_whole, file_bytes=file_bytes)
+            symbols, whole = math.prod(targets) if count != outputs else 1, inputs.is_whole
+            rows = check_size(config, inputs.sizes, count, whole=whole, file_bytes=file_bytes, symbols=symbols)
         scaling = Preprocessing(torch.zeros(spread), torch.full(spread, scale))
         model = build_model(config, inputs.blank(2), count, is_tried_out=at_once is None)
         return cls(tree, config, model, likelihood, scaling, inputs, at_once or rows, codec_factory)
@@ -182,7 +186,10 @@ def model_tree(experiment: Experiment) -> Tree:
         tree["likelihood"]["classes"] = experiment.likelihood.outputs(targets)
     else:
         tree["outputs"] = experiment.likelihood.outputs(targets)
-    if tree["likelihood"].get("standardise") and targets.ndim > 1:
+    # left out where it says nothing: real targets that are not standardised, and answers, of which outputs are as many
+    likelihood = experiment.likelihood
+    needed = tree["likelihood"].get("standardise") or has_exact_bits(likelihood) or likelihood.ignore is not None
+    if targets.ndim > 1 and needed:
         tree["targets"] = list(targets.shape[1:])
     if experiment.dataset.in_memory:
         del tree["data"]
