@@ -41,16 +41,14 @@ has to be what files without the setting meant.
 
 ADDED: dict[str, dict[str, dict[str, Any]]] = {
     "data": {"npz": {"mask": "mask", "test_mask": "test_mask"}},
-    "network": {"sequential": {"output": "auto"}, "factory": {"output": "auto"}},
+    "network": {kind: {"output": "auto"} for kind in ("sequential", "factory", "given")},
     "likelihood": {
         "bernoulli": {"ignore": None},
         "categorical": {"ignore": None, "class_axis": None},
         "poisson": {"ignore": None},
     },
 }
-"""Settings that kinds got after the table was frozen, with the values at which files leave them out. These are also what YAML
-and Python take them to be.
-"""
+"""Settings that kinds got after the table was frozen, with what files without them mean; they are left out at these values."""
 
 LOCATED = ("data", "network", "prior", "prior_overrides")
 """Sections with paths and factory functions, which each machine has in other places."""
@@ -158,14 +156,7 @@ def with_first_defaults(tree: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-LATER_BY_KIND = {
-    "bernoulli": ("ignore",),
-    "categorical": ("labels", "ignore", "class_axis"),
-    "gaussian": ("standardise", "shift_bits"),
-    "negative_binomial": ("ignore",),
-    "poisson": ("ignore",),
-    "tokens": ("labels", "ignore"),
-}
+LATER_BY_KIND = {"gaussian": ("standardise", "shift_bits"), "categorical": ("labels",)}
 """Settings under ``later`` that each kind of likelihood has."""
 
 
@@ -174,9 +165,9 @@ def _defaults_of(section: str, kinds: dict[str, Any], part: dict[str, Any]) -> d
     kind = part.get("kind", "")
     if not isinstance(kind, str):
         return {}
-    later = LATER.get(section, {})
+    later = DEFAULTS["later"].get(section, {})
     known = LATER_BY_KIND.get(kind, ()) if section == "likelihood" else later
-    return {**kinds.get(kind, {}), **{name: later[name] for name in known}}
+    return {**kinds.get(kind, {}), **{name: later[name] for name in known}, **ADDED.get(section, {}).get(kind, {})}
 
 
 def _filled(defaults: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
