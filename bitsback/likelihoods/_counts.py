@@ -41,7 +41,7 @@ EXACT = 50.0
 
 
 class _CountLikelihood(SymbolLikelihood):
-    """What likelihoods of counts share; the outputs are log means, in the shape of the targets."""
+    """Base class of likelihoods of counts; the outputs are log means, in the shape of the targets."""
 
     error_name = "rmse"
     described = "counts"
