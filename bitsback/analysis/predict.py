@@ -18,8 +18,9 @@ from bitsback.errors import DataError, brief, near_miss
 from bitsback.formats.model_file.read import load
 from bitsback.likelihoods import Likelihood
 from bitsback.likelihoods.base import Answer
-from bitsback.model.accounting import SHOWN_AFTER_SECONDS, seeded
+from bitsback.model.draws import SHOWN_AFTER_SECONDS
 from bitsback.result import TableResult
+from bitsback.torch_state import seeded
 
 __all__ = ["Prediction", "predict", "predict_file", "predict_run", "read_inputs"]
 

@@ -7,6 +7,7 @@ from bitsback.lazy import attach
 if TYPE_CHECKING:
     from bitsback.likelihoods._counts import PoissonLikelihood as PoissonLikelihood
     from bitsback.likelihoods._real import GaussianLikelihood as GaussianLikelihood
+    from bitsback.likelihoods._uncertainty import Mixture as Mixture
     from bitsback.likelihoods.base import Likelihood as Likelihood
     from bitsback.likelihoods.classes import BernoulliLikelihood as BernoulliLikelihood
     from bitsback.likelihoods.classes import CategoricalLikelihood as CategoricalLikelihood
@@ -21,6 +22,7 @@ __getattr__, __dir__, __all__ = attach(
         "classes": ["BernoulliLikelihood", "CategoricalLikelihood"],
         "_counts": ["PoissonLikelihood"],
         "_real": ["GaussianLikelihood"],
+        "_uncertainty": ["Mixture"],
         "settings": ["AnyLikelihoodSettings", "LikelihoodSettings", "registry"],
     },
 )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bitsback.learned import LOG_SCALE
+from bitsback.likelihoods._uncertainty import CountMixture
 from bitsback.likelihoods.base import (
     Answer,
     Likelihood,
@@ -49,6 +50,14 @@ class PoissonLikelihood(Likelihood):
     def predict(self, outputs: Tensor) -> Tensor:
         """Return the rates."""
         return outputs.exp()
+
+    def variance(self, outputs: Tensor) -> Tensor:
+        """Return the variance of the counts, which is the rate."""
+        return outputs.exp()
+
+    def mixture(self) -> CountMixture:
+        """Return an empty mixture of Poisson distributions."""
+        return CountMixture()
 
     def answers(self, predicted: Tensor, std: Tensor | None = None) -> list[Answer]:
         """Return the rates, rounded to six digits.

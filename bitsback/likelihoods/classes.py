@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from bitsback.errors import DataError
+from bitsback.likelihoods._uncertainty import LabelMixture
 from bitsback.likelihoods.base import (
     Answer,
     Likelihood,
@@ -86,6 +87,10 @@ class CategoricalLikelihood(Likelihood):
     def predict(self, outputs: Tensor) -> Tensor:
         """Return class probabilities."""
         return outputs.softmax(-1)
+
+    def mixture(self) -> LabelMixture:
+        """Return an empty mixture of distributions of classes."""
+        return LabelMixture(has_classes=True)
 
     def answers(self, predicted: Tensor, std: Tensor | None = None) -> list[Answer]:
         """Return the most probable class of each input.
@@ -186,6 +191,10 @@ class BernoulliLikelihood(Likelihood):
     def predict(self, outputs: Tensor) -> Tensor:
         """Return the probabilities of 1."""
         return outputs.sigmoid()
+
+    def mixture(self) -> LabelMixture:
+        """Return an empty mixture of distributions of 0 and 1."""
+        return LabelMixture(has_classes=False)
 
     def answers(self, predicted: Tensor, std: Tensor | None = None) -> list[Answer]:
         """Return the more probable value and the probability of 1.

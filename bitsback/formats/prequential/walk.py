@@ -33,9 +33,8 @@ from bitsback.formats.repeatable import check_alone, repeatable
 from bitsback.likelihoods.classes import CategoricalLikelihood
 from bitsback.likelihoods.settings import CategoricalSettings
 from bitsback.model import BayesianModel
-from bitsback.model.accounting import seeded
 from bitsback.posteriors import PointPosteriorSettings
-from bitsback.torch_state import using_threads
+from bitsback.torch_state import seeded, using_threads
 from bitsback.training import TrainingSettings, start
 from bitsback.training.settings import ElboSettings
 from bitsback.units import nats_to_bits
