@@ -20,7 +20,7 @@ WRITTEN = [
 """What names modules to people."""
 TOWER = [
     {"errors", "lazy"},
-    {"units", "limits", "locks", "profiling", "torch_state", "result", "factories", "extras"},
+    {"units", "limits", "locks", "profiling", "torch_state", "result", "factories", "extras", "inputs"},
     {"registry", "yaml", "atomic_io"},
     {"ledger", "coding"},
     {"learned", "data"},

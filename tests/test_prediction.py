@@ -339,6 +339,24 @@ def test_the_likelihood_of_the_training_is_known_and_no_part_of_the_state():
     assert set(model.state_dict()) == names
 
 
+def test_networks_of_several_inputs_and_outputs_and_grey_levels_predict():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, a, b):
+            return {"hidden": b, "logits": self.layer(a + b)}
+
+    model, whole = bayesianize(Two(), seed=1), torch.randint(256, (600, 4), dtype=torch.uint8)
+    found = model.predict({"a": whole, "b": torch.zeros(600, 4)}, 3, likelihood=CategoricalLikelihood(3))
+    plain = bayesianize(nn.Sequential(nn.Linear(4, 3)), seed=1)
+    plain.network[0].load_state_dict(model.network.layer.state_dict())
+    plain.load_state_dict({name.replace("layer.", "0."): value for name, value in model.state_dict().items()}, strict=False)
+    other = plain.predict(whole.float() / 255, 3, likelihood=CategoricalLikelihood(3))
+    assert torch.allclose(found.mean, other.mean, atol=1e-6)
+
+
 @pytest.mark.parametrize(("inputs", "samples"), [(torch.zeros(0, 4), 3), (torch.zeros(2, 4), 0)])
 def test_a_prediction_needs_inputs_and_draws(inputs, samples):
     with pytest.raises(DataError, match="a prediction needs one input and one draw at least"):

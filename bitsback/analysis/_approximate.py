@@ -10,6 +10,7 @@ from torch.func import jacrev, vmap
 
 from bitsback.data import Examples
 from bitsback.errors import LedgerError
+from bitsback.inputs import Inputs, each
 from bitsback.kl import kl
 from bitsback.likelihoods.classes import CategoricalLikelihood
 from bitsback.model import BayesianModel
@@ -94,8 +95,7 @@ def laplace_model_bits(
             matrix += (rows.T @ rows).double()
         log_det = float(torch.linalg.slogdet(matrix).logabsdet)
     else:
-        kept = torch.linspace(0, len(examples) - 1, min(DIAGONAL_EXAMPLES, len(examples))).round().long()
-        some = Examples(examples.inputs[kept], examples.targets[kept])
+        some = examples.spread(DIAGONAL_EXAMPLES)
         curvature = torch.zeros_like(flatness)
         for rows in _half_hessians(model, some):
             curvature += rows.double().square().sum(0)
@@ -121,15 +121,15 @@ def _half_hessians(model: BayesianModel, examples: Examples) -> Iterator[Tensor]
     """Yield rows R (examples * classes, weights) with R^T R the Gauss-Newton matrix: sqrt(p_c) (J_c - sum_k p_k J_k)."""
     means = {weight.name: weight.posterior.mean.detach() for weight in model.weights}
 
-    def outputs(means: dict[str, Tensor], one: Tensor) -> Tensor:
-        found: Tensor = outputs_under(model, means, one[None])[0]
-        return found
+    def outputs(means: dict[str, Tensor], one: Inputs) -> Tensor:
+        return outputs_under(model, means, each(one, lambda tensor: tensor[None]))[0]
 
     jacobian = vmap(jacrev(lambda means, one: (outputs(means, one),) * 2, has_aux=True), in_dims=(None, 0))
     weights = sum(mean.numel() for mean in means.values())
     with evaluating(model.network):
-        classes = len(outputs(means, examples.inputs[0]))
-        for inputs in examples.inputs.split(max(1, NUMBERS_AT_ONCE // (weights * classes))):
+        classes = len(outputs_under(model, means, examples.inputs[:1])[0])
+        size = max(1, NUMBERS_AT_ONCE // (weights * classes))
+        for inputs, _ in examples.batches(slice(start, start + size) for start in range(0, len(examples), size)):
             parts, logits = jacobian(means, inputs)
             slopes = torch.cat([parts[name].flatten(2) for name in means], dim=2)
             p = logits.softmax(-1)[..., None]

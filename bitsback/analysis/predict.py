@@ -170,7 +170,10 @@ def predict_run(
         DataError: the inputs have another shape than the network's, or the targets do not fit.
     """
     e = experiment_of(run)
-    shape, is_real = e.dataset.train.inputs.shape[1:], e.dataset.train.inputs.is_floating_point()
+    example = e.dataset.train.inputs[:1]
+    if not isinstance(example, Tensor):
+        raise DataError("the run's network takes several tensors; call load_run(RUN).experiment().model.predict(inputs)")
+    shape, is_real = example.shape[1:], example.is_floating_point()
     prepared = e.dataset.preprocessing(inputs if is_real else inputs.long())
     if prepared.shape[1:] != shape:
         if prepared.shape[1:].numel() != shape.numel() or not prepared.ndim:

@@ -191,7 +191,7 @@ def certify_posterior(
             "(bitsback pack RUN) and certify the file, whose length is finite"
         )
     # only the weights' bits are used: one example keeps the ledger's data bits cheap
-    few = Examples(examples.inputs[:1], examples.targets[:1], assumed=examples.assumed)
+    few = examples.spread(1)
     book = take_ledger(model, likelihood, few, samples=1, seed=seed, priors_are_held=True)
     for entry in book.entries:
         if entry.method not in EXACT_METHODS:

@@ -1,13 +1,12 @@
 """Measurement of the posterior's risk, with a weight draw of its own for every example."""
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from bitsback.data import Examples
 from bitsback.errors import CertificateError
+from bitsback.inputs import Inputs, each
 from bitsback.likelihoods import Likelihood
 from bitsback.model import BayesianModel, Weight
 from bitsback.model.draws import SHOWN_AFTER_SECONDS, outputs_under
@@ -52,16 +51,16 @@ def mean_loss_of_draws(
     examples = examples.to(device, model.dtype)
     size = max(1, min(MOST_AT_ONCE, NUMBERS_AT_ONCE // max(1, sum(q.numel for q in model.posteriors()))))
 
-    def judge(weights: dict[str, Tensor], inputs: Tensor) -> Tensor:
-        found: Tensor = outputs_under(model, weights, inputs[None])[0]
-        return found
+    def judge(weights: dict[str, Tensor], inputs: Inputs) -> Tensor:
+        return outputs_under(model, weights, each(inputs, lambda tensor: tensor[None]))[0]
 
     total = 0.0
     shown = tqdm(total=passes * len(examples), desc="draws", disable=not progress, leave=False, delay=SHOWN_AFTER_SECONDS)
     with evaluating(model.network), seeded(seed, device), shown as bar:
         for _ in range(passes):
-            for inputs, targets in _parts(examples, size):
-                weights = {weight.name: _draw(weight, len(inputs)) for weight in model.weights}
+            parts = (slice(start, min(start + size, len(examples))) for start in range(0, len(examples), size))
+            for inputs, targets in examples.batches(parts):
+                weights = {weight.name: _draw(weight, len(targets)) for weight in model.weights}
                 try:
                     outputs = torch.vmap(judge)(weights, inputs)
                 except (RuntimeError, ValueError, NotImplementedError) as error:
@@ -71,7 +70,7 @@ def mean_loss_of_draws(
                         "torch.vmap knows, or pack the run and certify the file"
                     ) from error
                 total += float(likelihood.error(likelihood.predict(outputs), targets).double().sum())
-                bar.update(len(inputs))
+                bar.update(len(targets))
     return total / (passes * len(examples))
 
 
@@ -84,9 +83,3 @@ def _draw(weight: Weight, count: int) -> Tensor:
     if weight.constant_row is not None:
         drawn[:, weight.constant_row] = q.mean[weight.constant_row]
     return drawn
-
-
-def _parts(examples: Examples, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield inputs and targets of at most ``size`` examples at a time, in order."""
-    for start in range(0, len(examples), size):
-        yield examples.inputs[start : start + size], examples.targets[start : start + size]

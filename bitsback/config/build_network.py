@@ -13,6 +13,7 @@ from bitsback.atomic_io import read_tensors
 from bitsback.config.layer_spec import LayerSpec, split_spec
 from bitsback.errors import ConfigError, brief, near_miss
 from bitsback.factories import made_by
+from bitsback.inputs import Inputs, call, chosen, described
 from bitsback.layers import SmoothConv2d
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def check_layers(layers: Sequence[LayerSpec]) -> None:
 
 
 @torch.no_grad()
-def build_sequential(settings: "SequentialSettings", inputs: Tensor, outputs: int) -> nn.Module:
+def build_sequential(settings: "SequentialSettings", inputs: Inputs, outputs: int) -> nn.Module:
     """Build a network of named layers, with input sizes inferred by running each layer on two examples.
 
     Args:
@@ -89,6 +90,11 @@ def build_sequential(settings: "SequentialSettings", inputs: Tensor, outputs: in
         ConfigError: naming the layer that cannot be built or applied.
     """
     check_layers(settings.layers)
+    if not isinstance(inputs, Tensor):
+        raise ConfigError(
+            f"network.layers takes one tensor of inputs, and the data give {described(inputs)}; name a factory that returns a "
+            "network which takes them: network: {kind: factory, factory: package.module:function}"
+        )
     counts: dict[str, int] = {}
     network, value = Network(), inputs[:2]
     for index, spec in enumerate(settings.layers):
@@ -124,7 +130,7 @@ def build_factory(settings: "FactorySettings") -> nn.Module:
     return _started(network, settings.pretrained)
 
 
-def outputs_for_one_target(settings: "NetworkSettings", inputs: Tensor) -> int | None:
+def outputs_for_one_target(settings: "NetworkSettings", inputs: Inputs) -> int | None:
     """Count the outputs of a network that is built for a single target.
 
     Args:
@@ -136,10 +142,10 @@ def outputs_for_one_target(settings: "NetworkSettings", inputs: Tensor) -> int |
     """
     try:
         with torch.no_grad():
-            output = settings.build(inputs, 1).eval()(inputs[:2])
+            output = chosen(call(settings.build(inputs, 1).eval(), inputs), settings.output)
     except Exception:  # any error of the user's network; it is reported when the network is built
         return None
-    return int(output.shape[1]) if isinstance(output, Tensor) and output.ndim == 2 else None
+    return int(output.shape[1]) if output.ndim == 2 else None
 
 
 def _started(network: nn.Module, pretrained: Path | None) -> nn.Module:

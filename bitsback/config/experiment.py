@@ -16,6 +16,7 @@ from bitsback.config.load import load_config, to_yaml
 from bitsback.config.schema import Config
 from bitsback.data import Dataset
 from bitsback.errors import ConfigError, RunError
+from bitsback.inputs import Inputs, Output, call, chosen, described, each
 from bitsback.ledger import Ledger, Results, open_results
 from bitsback.likelihoods import Likelihood
 from bitsback.likelihoods.settings import GaussianLikelihoodSettings
@@ -31,7 +32,7 @@ __all__ = ["Experiment", "Run", "build_model", "load_run", "open_source", "try_o
 
 def build_model(
     config: Config,
-    inputs: Tensor,
+    inputs: Any,
     outputs: int,
     check: Callable[[Tensor], object] = lambda output: None,
     network: nn.Module | None = None,
@@ -42,7 +43,7 @@ def build_model(
 
     Args:
         config: network, posterior, priors, and the seed of the initial weights.
-        inputs: (n, ...), examples of the inputs; the network is run on the first two.
+        inputs: (n, ...), examples of the inputs, a tensor or rows; the network is run on the first two.
         outputs: number of outputs that the likelihood needs.
         check: called with the network's outputs for the first two inputs; raises if they do not suit the likelihood.
         network: used in place of the configuration's network.
@@ -56,12 +57,12 @@ def build_model(
         PriorError: if a prior does not suit the weights.
     """
     double = config.training.precision == "float64"
-    example = inputs[:2].double() if double and inputs.is_floating_point() else inputs[:2]
+    example = each(inputs[:2], lambda tensor: tensor.double() if double and tensor.is_floating_point() else tensor)
     with using_dtype(torch.float64 if double else torch.get_default_dtype()):
         torch.manual_seed(config.seed)
         network = config.network.build(example, outputs) if network is None else network
         with torch.no_grad(), evaluating(network):  # puts modules back: a factory may want parts in eval mode
-            check(try_out(network, example, getattr(config.network, "factory", config.network.kind)))
+            check(try_out(network, example, getattr(config.network, "factory", config.network.kind), config.network.output))
         return bayesianize(
             network,
             config.prior,
@@ -70,31 +71,32 @@ def build_model(
             include=config.bayesian.include,
             exclude=config.bayesian.exclude,
             estimator=config.bayesian.estimator,
+            output=config.network.output,
         )
 
 
-def try_out(network: nn.Module, example: Tensor, name: str) -> Tensor:
+def try_out(network: nn.Module, example: Inputs, name: str, output: Output = "auto") -> Tensor:
     """Run the network on an example batch.
 
     Args:
         network: the plain network.
         example: (k, ...), a few inputs.
         name: of the network, for the message.
+        output: which of its outputs the likelihood reads.
 
     Returns:
-        its output.
+        that output.
 
     Raises:
         ConfigError: with the reason, if the network fails.
     """
     try:
-        output: Tensor = network(example)
+        found = call(network, example)
     except Exception as error:  # whatever the user's network raises
         reason = str(error).splitlines()[0]
         indices = "; for whole-number inputs that are indices, set data.scaling=none" if "Long" in reason else ""
-        shape = tuple(example.shape[1:])
-        raise ConfigError(f"network: {name} fails on inputs of shape {shape}: {reason}{indices}") from error
-    return output
+        raise ConfigError(f"network: {name} fails on inputs of {described(example)}: {reason}{indices}") from error
+    return chosen(found, output)
 
 
 @dataclass(frozen=True)

@@ -57,18 +57,19 @@ def given_experiment(
     settings, some = _settings(sections), dataset.train.to(model.device, model.dtype)
     count = settings.training.batch_size  # a network may accept whole batches only
     with torch.no_grad(), evaluating(model.network), model.mean():
-        output = try_out(model, some.inputs[:count], type(model.network).__name__)
+        inputs, targets = some.batch(slice(0, min(count, len(some))))
+        output = try_out(model, inputs, type(model.network).__name__, model.output)
     if likelihood is None:
         likelihood = CategoricalLikelihood(output.shape[-1])
     for examples in (dataset.train, dataset.test):
         if examples is not None:
             likelihood.check_targets(examples.targets, examples.name)
     likelihood.fit(dataset.train.targets)
-    likelihood.to(model.device, model.dtype).bits(output, some.targets[:count])  # the likelihood raises if shapes do not fit
+    likelihood.to(model.device, model.dtype).bits(output, targets)  # the likelihood raises if shapes do not fit
     config = settings.model_copy(
         update={
             "data": GivenDataSettings(name=dataset.name, examples=len(dataset.train)),
-            "network": GivenNetworkSettings(of=type(model.network).__name__),
+            "network": GivenNetworkSettings(of=type(model.network).__name__, output=model.output),
             "posterior": _posterior_settings(model),
             "prior": model.prior_settings,
             "prior_overrides": model.override_settings,

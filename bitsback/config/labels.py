@@ -70,7 +70,7 @@ def with_classes(config: Config, dataset: Dataset) -> tuple[Config, Dataset]:
             "labels must be whole numbers or texts; or use likelihood.kind=gaussian",
         )
     likelihood.check_labels()
-    declared = likelihood.classes or config.network.declared_outputs(dataset.train.inputs)
+    declared = likelihood.classes or config.network.declared_outputs(dataset.train.inputs[:2])
     wanted = likelihood.labels
     if wanted is None and declared is not None and not texts:
         return config, replace(dataset, classes=declared)  # checked by the likelihood, example by example

@@ -11,7 +11,9 @@ from bitsback.factories import FactoryName
 from bitsback.registry import FilePath, Settings
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
+
+    from bitsback.inputs import Inputs
 
 __all__ = [
     "AnyNetworkSettings",
@@ -30,8 +32,14 @@ class NetworkSettings(Settings):
         None, description="initial weights: a safetensors file of a state_dict, or an earlier run, whose means are used"
     )
 
+    output: int | str = Field(
+        "auto",
+        description="output of the network that the likelihood reads: a name, an index, or auto: a tensor as it is, the "
+        "logits of a mapping, the first of a tuple",
+    )
+
     @abstractmethod
-    def build(self, inputs: "Tensor", outputs: int) -> "nn.Module":
+    def build(self, inputs: "Inputs", outputs: int) -> "nn.Module":
         """Build the network.
 
         Args:
@@ -42,7 +50,7 @@ class NetworkSettings(Settings):
             the network.
         """
 
-    def declared_outputs(self, inputs: "Tensor") -> int | None:
+    def declared_outputs(self, inputs: "Inputs") -> int | None:
         """Return the number of outputs that the network sets itself; None if it takes as many as are needed, or fails."""
         from bitsback.config.build_network import outputs_for_one_target
 
@@ -72,14 +80,14 @@ class SequentialSettings(NetworkSettings):
 
         check_layers(self.layers)
 
-    def declared_outputs(self, inputs: "Tensor") -> int | None:
+    def declared_outputs(self, inputs: "Inputs") -> int | None:
         """Return ``out_features`` of a last Linear; of other networks, the outputs found by a trial."""
         kind, arguments = split_spec(self.layers[-1])
         if kind == "Linear":
             return arguments.get("out_features")
         return super().declared_outputs(inputs)
 
-    def build(self, inputs: "Tensor", outputs: int) -> "nn.Module":
+    def build(self, inputs: "Inputs", outputs: int) -> "nn.Module":
         """Build the network with inferred sizes.
 
         Args:
@@ -104,7 +112,7 @@ class FactorySettings(NetworkSettings):
     factory: FactoryName
     arguments: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the function")
 
-    def build(self, inputs: "Tensor", outputs: int) -> "nn.Module":
+    def build(self, inputs: "Inputs", outputs: int) -> "nn.Module":
         """Call the factory.
 
         Args:
@@ -128,7 +136,7 @@ class GivenNetworkSettings(NetworkSettings):
     kind: Literal["given"] = "given"
     of: str = Field("Module", description="class of the network")
 
-    def build(self, inputs: "Tensor", outputs: int) -> "nn.Module":
+    def build(self, inputs: "Inputs", outputs: int) -> "nn.Module":
         """Refuse: the configuration does not describe the network.
 
         Args:

@@ -1,15 +1,17 @@
 """Data sets: training examples, whose targets are coded, and test examples, which only measure."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bitsback.data._feature_map import Map
+from bitsback.data._rows import Rows, View, as_rows, numbers
 from bitsback.errors import DataError, brief
+from bitsback.inputs import Inputs, leaves, structure
 from bitsback.torch_state import using_threads
 
 if TYPE_CHECKING:
@@ -20,7 +22,13 @@ __all__ = ["Dataset", "Examples", "Preprocessing", "finished", "split"]
 
 @dataclass(frozen=True)
 class Examples:
-    """Inputs (n, ...) and targets (n, ...) of one split.
+    """Inputs and targets of one split.
+
+    Inputs are a tensor, a tuple or a dict of tensors, which the network is called with as ``network(x)``, ``network(*x)`` or
+    ``network(**x)``; or rows that are read a batch at a time, as :func:`bitsback.data.source` returns them. ``inputs[index]``
+    reads some of them in every case.
+
+    8-bit inputs (``uint8``) are grey levels: they stay 8-bit, and every batch is divided by 255 on its device.
 
     Attributes:
         inputs: (n, ...), finite.
@@ -33,32 +41,116 @@ class Examples:
 
     >>> len(Examples(torch.zeros(5, 2), torch.zeros(5)))
     5
+    >>> Examples({"ids": torch.zeros(5, 7).long()}, torch.zeros(5)).inputs[:2]["ids"].shape
+    torch.Size([2, 7])
     """
 
-    inputs: Tensor
+    inputs: Any
     targets: Tensor
     name: str = "training"
     assumed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if len(self.inputs) != len(self.targets):
-            raise DataError(f"the {self.name} split has {len(self.inputs)} inputs but {len(self.targets)} targets")
-        if len(self.inputs) == 0:
+        given = self.inputs
+        self._check_types()
+        if isinstance(given, View):
+            inputs: Tensor | View = given  # its numbers were checked when it was made
+        else:
+            inputs = as_rows(given)
+            if isinstance(inputs, View):
+                inputs = inputs.then(grey)
+            self._check_finite("input", inputs)
+        object.__setattr__(self, "inputs", inputs)
+        if len(inputs) != len(self.targets):
+            raise DataError(f"the {self.name} split has {len(inputs)} inputs but {len(self.targets)} targets")
+        if len(inputs) == 0:
             raise DataError(f"the {self.name} split is empty; give at least one example")
-        for what, tensor in (("input", self.inputs), ("target", self.targets)):
-            finite = torch.isfinite(tensor).flatten(1).all(1) if tensor.ndim > 1 else torch.isfinite(tensor)
-            if not bool(finite.all()):
-                first = int((~finite).nonzero()[0])
-                raise DataError(f"{what} of {self.name} example {first} is NaN or infinite; clean the data first")
+        self._check_finite("target", self.targets)
+
+    def _check_types(self) -> None:
+        """Raise DataError for anything but tensors and rows, with the call that takes it."""
+        for what, given in (("inputs", self.inputs), ("targets", self.targets)):
+            if isinstance(given, Tensor) or (what == "inputs" and isinstance(given, Rows)):
+                continue
+            parts = given.values() if isinstance(given, dict) else given if isinstance(given, tuple) else [given]
+            if what == "targets" or not all(isinstance(part, Tensor) for part in parts):
+                raise DataError(
+                    f"Examples takes tensors, and the {what} are {type(given).__name__}; bitsback.data.source(inputs, "
+                    "targets) takes arrays, lists, tables, data sets and loaders"
+                )
+
+    def _check_finite(self, what: str, numbers: Tensor | View) -> None:
+        count, start = len(numbers), 0
+        for part in [numbers] if isinstance(numbers, Tensor) else numbers.split(numbers.at_once() if count else 1):
+            for tensor in leaves(part):
+                if not tensor.is_floating_point():
+                    continue
+                finite = torch.isfinite(tensor).flatten(1).all(1) if tensor.ndim > 1 else torch.isfinite(tensor)
+                if not bool(finite.all()):
+                    first = start + int((~finite).nonzero()[0])
+                    raise DataError(f"{what} of {self.name} example {first} is NaN or infinite; clean the data first")
+            start += len(leaves(part)[0])
 
     def __len__(self) -> int:
-        return len(self.inputs)
+        return len(self.targets)
 
     def __repr__(self) -> str:
-        return f"Examples(inputs {tuple(self.inputs.shape)}, targets {tuple(self.targets.shape)}, {self.name})"
+        inputs = structure(self.inputs[:1])
+        return f"Examples({len(self)} inputs {inputs}, targets {tuple(self.targets.shape[1:])}, {self.name})"
+
+    @property
+    def has_random_access(self) -> bool:
+        """Return whether examples can be read in any order."""
+        return isinstance(self.inputs, Tensor) or self.inputs.has_random_access
+
+    def batch(self, index: slice | Tensor) -> tuple[Inputs, Tensor]:
+        """Return inputs and targets of some examples.
+
+        Args:
+            index: a range, or numbers of examples (k,).
+
+        Returns:
+            inputs (k, ...) and targets (k, ...).
+        """
+        return next(self.batches([index]))
+
+    def batches(self, indices: Iterable[slice | Tensor]) -> Iterator[tuple[Inputs, Tensor]]:
+        """Yield inputs and targets of some examples for each index; a loader with workers reads ahead.
+
+        Args:
+            indices: ranges, or numbers of examples (k,).
+
+        Yields:
+            inputs (k, ...) and targets (k, ...).
+        """
+        if isinstance(self.inputs, Tensor):
+            for index in indices:
+                yield self.inputs[index], self.targets[index]
+            return
+        every = [numbers(index, len(self)) for index in indices]
+        for index, (inputs, shape) in zip(every, self.inputs.read_many(every), strict=True):
+            targets = self.targets[index.to(self.targets.device)]
+            yield inputs, targets if shape is None else targets[(slice(None), *map(slice, shape))]
+
+    def subset(self, index: Tensor) -> "Examples":
+        """Return some of the examples, in the order of their numbers (k,)."""
+        kept = self.inputs[index] if isinstance(self.inputs, Tensor) else self.inputs.selected(index.cpu())
+        return replace(self, inputs=kept, targets=self.targets[index.to(self.targets.device)])
+
+    def spread(self, count: int) -> "Examples":
+        """Return at most ``count`` examples, evenly spaced; of an iterable source, the first ones."""
+        if count >= len(self):
+            return self
+        if not self.has_random_access:
+            return replace(self, inputs=self.inputs[:count], targets=self.targets[:count])
+        return self.subset(torch.linspace(0, len(self) - 1, count, dtype=torch.float64).round().long())
+
+    def in_memory(self) -> "Examples":
+        """Return examples whose inputs were read as a whole."""
+        return self if isinstance(self.inputs, Tensor) else replace(self, inputs=self.inputs.whole())
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Examples":
-        """Move both tensors to a device.
+        """Move to a device what lies in memory; everything else moves there a batch at a time.
 
         Args:
             device: where to.
@@ -67,12 +159,19 @@ class Examples:
         Returns:
             the examples there; ``self`` if nothing changes.
         """
+        coarse = device.type == "mps" and self.targets.dtype == torch.float64  # mps has no float64
+        targets = self.targets.to(device, torch.float32 if coarse else self.targets.dtype)
+        if not isinstance(self.inputs, Tensor):
+            return replace(self, inputs=self.inputs.moved(device).cast(dtype), targets=targets)
         wanted = dtype if self.inputs.is_floating_point() else self.inputs.dtype
         if self.inputs.device == device and self.inputs.dtype == wanted and self.targets.device == device:
             return self
-        coarse = device.type == "mps" and self.targets.dtype == torch.float64  # mps has no float64
-        targets = self.targets.to(device, torch.float32 if coarse else self.targets.dtype)
-        return Examples(self.inputs.to(device, wanted), targets, self.name, self.assumed)
+        return replace(self, inputs=self.inputs.to(device, wanted), targets=targets)
+
+
+def grey(tensor: Tensor) -> Tensor:
+    """Return 8-bit grey levels as real numbers from 0 to 1; other tensors are unchanged."""
+    return tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor
 
 
 PART_STREAM = 1

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bitsback.coding.categorical import FRACTION_BITS
 from bitsback.errors import FileError
+from bitsback.inputs import each
 from bitsback.model import BayesianModel
 from bitsback.model.modes import evaluating
 
@@ -117,20 +118,24 @@ WEIGHT_BITS = 20
 
 
 @torch.no_grad()
-def exact_outputs(model: BayesianModel, weights: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+def exact_outputs(model: BayesianModel, weights: Mapping[str, Tensor], inputs: Any) -> Tensor:
     """Return the outputs of the network with given weights, computed exactly.
 
     Args:
         model: in float64; its statistics and deterministic weights are used as they are.
         weights: weight tensors by name.
-        inputs: (n, ...).
+        inputs: (n, ...), a tensor or rows.
 
     Returns:
         outputs (n, ...) in units of 2^-12, int64.
     """
     values = {weight.name: on_lattice(weights[weight.name], WEIGHT_BITS) for weight in model.weights}
+
+    def rounded(tensor: Tensor) -> Tensor:
+        return on_lattice(tensor) if tensor.is_floating_point() else tensor
+
     parts = []
     with evaluating(model.network), model.holding(values), _rounded(model.network):
         for part in inputs.split(BATCH):
-            parts.append(model(on_lattice(part) if part.is_floating_point() else part))
+            parts.append(model.outputs(each(part, rounded)))
     return torch.ldexp(torch.cat(parts), torch.tensor(FRACTION_BITS)).round().long()

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from bitsback.errors import LayerError
+from bitsback.inputs import Output
 from bitsback.layers import Choice, Estimators, choose, fan_in
 from bitsback.model.choices import PosteriorChoice, PriorChoice, posterior_settings_of
 from bitsback.model.model import BayesianModel, LayerPosteriors
@@ -24,6 +25,7 @@ def bayesianize(
     exclude: Sequence[str] = (),
     estimator: Estimators = "auto",
     seed: int | None = None,
+    output: Output = "auto",
 ) -> BayesianModel:
     """Return a model with a posterior and a prior for each weight of any ``nn.Module``.
 
@@ -47,6 +49,8 @@ def bayesianize(
             their weights), for all layers or by kind, ``{"Conv2d": "weight"}``; ``auto`` uses ``output`` for dense layers if
             trial forward passes show that each row is one example.
         seed: seed of the draws; default: from torch's generator.
+        output: which of the network's outputs the likelihood reads: ``auto`` (a tensor as it is, the ``logits`` of a mapping
+            such as a ModelOutput of transformers, the first of a tuple), a name, or an index.
 
     Returns:
         The model, whose weights hold the first draw.
@@ -63,7 +67,7 @@ def bayesianize(
         raise LayerError("the network holds a BayesianModel already; give bayesianize the plain network")
     settings = posterior_settings_of(posterior)
     posteriors = [(choice, _posterior(choice, settings)) for choice in choose(network, include, exclude)]
-    model = BayesianModel(network, posteriors, prior, overrides, estimator, seed)
+    model = BayesianModel(network, posteriors, prior, overrides, estimator, seed, output)
     with torch.no_grad():
         for weight in model.weights:
             start = weight.prior.start()

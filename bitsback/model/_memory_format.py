@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from bitsback.inputs import Inputs, call, leaves
 from bitsback.model.buffers import unmoved
 
 __all__ = ["interleaved", "runs", "straight"]
@@ -33,7 +34,7 @@ def straight(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def runs(network: nn.Module, inputs: Tensor) -> bool:
+def runs(network: nn.Module, inputs: Inputs) -> bool:
     """Return True if a forward pass on these inputs succeeds: a ``view`` in it may fail on channels-last inputs.
 
     Buffers and random generators are restored.
@@ -51,10 +52,10 @@ def runs(network: nn.Module, inputs: Tensor) -> bool:
     >>> runs(Viewed(2, 3, 2), torch.zeros(1, 2, 4, 4)), runs(Viewed(2, 3, 2), interleaved(torch.zeros(1, 2, 4, 4)))
     (True, False)
     """
-    cuda = [inputs.device] if inputs.device.type == "cuda" else []
+    cuda = [tensor.device for tensor in leaves(inputs)[:1] if tensor.device.type == "cuda"]
     with unmoved(network), torch.random.fork_rng(devices=cuda):
         try:
-            network(inputs)
+            call(network, inputs)
         except RuntimeError:
             return False
     return True

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from bitsback.data import Examples
 from bitsback.errors import LedgerError
+from bitsback.inputs import Inputs, each, rows
 from bitsback.kl import kl
 from bitsback.ledger import Entry, Ledger
 from bitsback.ledger.entry import Charge
@@ -39,6 +40,9 @@ FAR_FROM_FITTED = 0.2
 
 MOST_WIDTHS = 16
 """Largest grid step of a point estimate, in units of the prior's scale."""
+
+PREDICTED_NUMBERS = 1 << 26
+"""Predictions held at once while they are averaged over draws; more are averaged a group of batches at a time."""
 
 
 @dataclass(frozen=True)
@@ -101,37 +105,43 @@ def evaluate(
     _check_arguments(model, examples)
     likelihood.check_targets(examples.targets, examples.name)
     examples = examples.to(model.device, model.dtype)
-    batches = [slice(start, start + batch_size) for start in range(0, len(examples), batch_size)]
-    predicted = [torch.zeros(())] * len(batches)
-    draws_bits: list[float] = []
+    batches = [slice(start, min(start + batch_size, len(examples))) for start in range(0, len(examples), batch_size)]
+    draws = max(1, samples)
+    draws_bits, error_sum = [0.0] * draws, 0.0
     at_once = draws_at_once(model)
     with (
         evaluating(model.network),
         model.keeping(),
         seeded(seed, model.device),  # for networks that are random themselves
-        tqdm(total=samples, desc="draws", leave=False, disable=not progress, delay=SHOWN_AFTER_SECONDS) as bar,
+        tqdm(
+            total=draws * len(batches), desc="draws", unit="batch", leave=False, disable=not progress, delay=SHOWN_AFTER_SECONDS
+        ) as bar,
     ):
-        interleaves = _takes_interleaved(model, examples.inputs[:2])
-        while len(draws_bits) < max(1, samples):
-            count = min(at_once, samples - len(draws_bits))
-            numbers = range(-1 - len(draws_bits), -1 - len(draws_bits) - max(0, count), -1)
-            with drawing(model, seed, numbers) as network:
-                totals = [0.0] * max(1, count)
-                for index, part in enumerate(batches):
-                    inputs = examples.inputs[part]
-                    for draw, outputs in enumerate(network(interleaved(inputs) if interleaves else inputs)):
-                        totals[draw] += float(likelihood.bits(outputs, examples.targets[part]).cpu().double().sum())
-                        prediction = likelihood.predict(outputs)
-                        predicted[index] = prediction if not draws_bits and not draw else predicted[index] + prediction
-            draws_bits += totals
-            bar.update(count)
-    average = torch.cat(predicted) / len(draws_bits)
-    error = likelihood.summary(float(likelihood.error(average, examples.targets).cpu().double().mean()))
-    return Evaluation(tuple(draws_bits), error, len(examples))
+        few = examples.inputs[:2]
+        interleaves = _takes_interleaved(model, few)
+        each_numbers = model.outputs(few).numel() / rows(few)
+        together = max(1, int(PREDICTED_NUMBERS / max(1.0, each_numbers * batch_size)))
+        for group in (batches[first : first + together] for first in range(0, len(batches), together)):
+            predicted, wanted = [torch.zeros(())] * len(group), [examples.targets] * len(group)
+            for first in range(0, draws, at_once):
+                numbers = range(-1 - first, -1 - min(samples, first + at_once), -1)
+                with drawing(model, seed, numbers) as network:
+                    for index, (inputs, targets) in enumerate(examples.batches(group)):
+                        wanted[index] = targets
+                        for draw, outputs in enumerate(network(each(inputs, interleaved) if interleaves else inputs), first):
+                            draws_bits[draw] += float(likelihood.bits(outputs, targets).cpu().double().sum())
+                            prediction = likelihood.predict(outputs)
+                            predicted[index] = prediction if not draw else predicted[index] + prediction
+                        bar.update(min(at_once, draws - first))
+            for total, targets in zip(predicted, wanted, strict=True):
+                error_sum += float(likelihood.error(total / draws, targets).cpu().double().sum())
+    return Evaluation(tuple(draws_bits), likelihood.summary(error_sum / len(examples)), len(examples))
 
 
-def _takes_interleaved(model: BayesianModel, inputs: torch.Tensor) -> bool:
+def _takes_interleaved(model: BayesianModel, inputs: Inputs) -> bool:
     """Return True if inputs are images, the network has filters, and it runs on channels-last inputs, which are faster."""
+    if not isinstance(inputs, torch.Tensor):
+        return False
     has_filters = inputs.ndim == 4 and any(p.ndim == 4 for p in model.network.parameters())
     return has_filters and runs(model.network, interleaved(inputs))
 

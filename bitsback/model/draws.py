@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from bitsback.inputs import Inputs, call, chosen
 from bitsback.model.weight import State
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ BATCHED: tuple[type[nn.Module], ...] = (
 )  # fmt: skip
 """Layers for which draws are batched; convolutions take twice as long under vmap, and other layers may not support it."""
 
-Draws = Callable[[Tensor], list[Tensor]]
+Draws = Callable[[Inputs], list[Tensor]]
 """Function from inputs to a list of outputs, one for each draw."""
 
 
@@ -66,12 +67,12 @@ def drawing(model: "BayesianModel", seed: int, numbers: Sequence[int]) -> Iterat
     states = [State("draw", seed, number) for number in numbers] or [model.state_of_means()]
     if len(states) == 1:
         model.hold(states[0])
-        yield lambda inputs: [model.network(inputs)]
+        yield lambda inputs: [chosen(call(model.network, inputs), model.output)]
         return
     several = [draw_of(model, state) for state in states]
     stacked = {name: torch.stack([draw[name] for draw in several]) for name in several[0]}
-    call = vmap(partial(functional_call, model.network), in_dims=(0, None))
-    yield lambda inputs: list(call(stacked, (inputs,)))
+    batched = vmap(partial(functional_call, model.network), in_dims=(0, None))
+    yield lambda inputs: list(batched(stacked, (inputs,)))
 
 
 def draw_of(model: "BayesianModel", state: State) -> dict[str, Tensor]:
@@ -91,15 +92,19 @@ def draw_of(model: "BayesianModel", state: State) -> dict[str, Tensor]:
     return found
 
 
-def outputs_under(model: "BayesianModel", weights: dict[str, Tensor], *args: Any) -> Any:
-    """Return the network's output under given weights; differentiable in them.
+def outputs_under(model: "BayesianModel", weights: dict[str, Tensor], inputs: Inputs) -> Tensor:
+    """Return the outputs that a likelihood reads under given weights; differentiable in them.
 
     Args:
         model: Bayesian model.
         weights: tensors by weight name.
-        args: inputs of the network.
+        inputs: (n, ...), a tensor, or a tuple or dict of tensors.
 
     Returns:
-        The network's output.
+        (n, ...).
     """
-    return functional_call(model.network, weights, args)
+
+    def network(*args: Any, **kwargs: Any) -> Any:
+        return functional_call(model.network, weights, args, kwargs)
+
+    return chosen(call(network, inputs), model.output)

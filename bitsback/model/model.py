@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from bitsback.errors import LayerError, PriorError
+from bitsback.inputs import Inputs, Output, call, chosen
 from bitsback.kl import Panels, has_closed_form, kl
 from bitsback.layers import Choice, Estimators
 from bitsback.layers.outputs import check_kinds, estimator_of
@@ -98,6 +99,7 @@ class BayesianModel(Resident):
         chosen_grid_step: overrides :meth:`grid_step`; None by default.
         likelihood: of the targets, for :meth:`predict`; set by training, ledgers and loading. It is no part of the model's
             state or parameters. None by default.
+        output: which of the network's outputs the likelihood reads: ``auto``, a name, or an index.
     """
 
     likelihood: Likelihood | None
@@ -110,9 +112,11 @@ class BayesianModel(Resident):
         overrides: Mapping[str, PriorChoice] | None = None,
         estimator: Estimators = "auto",
         seed: int | None = None,
+        output: Output = "auto",
     ) -> None:
         super().__init__(fresh_seed() if seed is None else seed)
         self.network = network
+        self.output = output
         self.posterior = nn.Module()
         self.priors = nn.ModuleList()
         self.prior_settings = settings_of(prior)
@@ -185,6 +189,18 @@ class BayesianModel(Resident):
                 found.append(OutputLayer(module, tuple(weights), asked=estimator == "output"))
         return found
 
+    def outputs(self, inputs: Inputs) -> Tensor:
+        """Return the outputs that a likelihood reads, under the current values of the weights.
+
+        Args:
+            inputs: (n, ...), a tensor, or a tuple or dict of tensors, which are the network's arguments.
+
+        Returns:
+            (n, ...): the network's output if it is a tensor, else what :attr:`output` names; by default the ``logits`` of a
+            mapping, and the first of a tuple.
+        """
+        return chosen(call(self, inputs), self.output)
+
     def kl_bits(self, among: Sequence[Weight] | None = None, *, exact: bool = False) -> Tensor:
         """Return net weight bits, KL(q||p) / ln 2, summed over weights.
 
@@ -251,7 +267,7 @@ class BayesianModel(Resident):
 
     def predict(
         self,
-        inputs: Tensor,
+        inputs: Any,
         samples: int = 20,
         *,
         likelihood: Likelihood | None = None,
@@ -265,7 +281,7 @@ class BayesianModel(Resident):
         restored. Point estimates have a single draw.
 
         Args:
-            inputs: (n, ...), as the network takes them.
+            inputs: (n, ...), as :class:`bitsback.Examples` takes them: a tensor, a tuple or dict of tensors, or rows.
             samples: number of weight draws, at least 1.
             likelihood: of the targets; default: the one that the model was trained with.
             targets: (n, ...), as the likelihood takes them; their bits are then in ``prediction.bits``.
@@ -347,7 +363,7 @@ class BayesianModel(Resident):
             if prior.learns_in_closed_form and id(prior) in wanted:
                 prior.update([(weight.posterior.mean, weight.posterior.std()) for weight in weights], rate)
 
-    def lay_out(self, *, channels_last: bool, example: Tensor | None = None) -> None:
+    def lay_out(self, *, channels_last: bool, example: Inputs | None = None) -> None:
         """Set the memory layout of filters (4-dimensional parameters) and of their posteriors.
 
         Args:

@@ -14,7 +14,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bitsback.atomic_io import write_array, write_arrays, write_text
+from bitsback.data import Examples
 from bitsback.errors import DataError, FileError
+from bitsback.inputs import leaves
 from bitsback.likelihoods import Likelihood, Mixture
 from bitsback.likelihoods.base import Answer, listed
 from bitsback.model.draws import EVALUATION_BATCH, SHOWN_AFTER_SECONDS, drawing, draws_at_once
@@ -272,7 +274,7 @@ def check_suffix(path: Path) -> None:
 def predicted(
     model: "BayesianModel",
     likelihood: Likelihood,
-    inputs: Tensor,
+    inputs: Any,
     samples: int,
     *,
     targets: Tensor | None,
@@ -284,7 +286,7 @@ def predicted(
     Args:
         model: Bayesian model.
         likelihood: of the targets.
-        inputs: (n, ...), as the network takes them.
+        inputs: (n, ...), as :class:`Examples` takes them.
         samples: number of weight draws.
         targets: (n, ...), or None.
         seed: seed of the draws.
@@ -296,23 +298,25 @@ def predicted(
     Raises:
         DataError: without inputs or draws, or for targets that do not fit.
     """
-    if samples < 1 or len(inputs) == 0:
-        raise DataError(f"a prediction needs one input and one draw at least, got {len(inputs):,} and samples={samples}")
-    inputs = inputs.to(model.device, model.dtype if inputs.is_floating_point() else inputs.dtype)
+    count = len(leaves(inputs)[0]) if isinstance(inputs, Tensor | tuple | dict) else len(inputs)
+    if samples < 1 or count == 0:
+        raise DataError(f"a prediction needs one input and one draw at least, got {count:,} and samples={samples}")
+    examples = Examples(inputs, torch.zeros(count), "given").to(model.device, model.dtype)
     with evaluating(model.network), model.keeping(), seeded(seed, model.device):
-        return Prediction.of(likelihood, _draws(model, inputs, samples, seed, progress), targets)
+        return Prediction.of(likelihood, _draws(model, examples, samples, seed, progress), targets)
 
 
-def _draws(model: "BayesianModel", inputs: Tensor, samples: int, seed: int, progress: bool) -> Iterator[Tensor]:
+def _draws(model: "BayesianModel", examples: Examples, samples: int, seed: int, progress: bool) -> Iterator[Tensor]:
     """Yield the outputs for all inputs under one draw after another, those that :func:`bitsback.evaluate` takes."""
     is_point = model.smallest_std() is None
     numbers = [] if is_point else [-1 - number for number in range(samples)]
     at_once = draws_at_once(model)
+    batches = [slice(start, start + EVALUATION_BATCH) for start in range(0, len(examples), EVALUATION_BATCH)]
     groups = [numbers[start : start + at_once] for start in range(0, len(numbers), at_once)] or [[]]
     with tqdm(total=len(numbers) or 1, desc="draws", leave=False, disable=not progress, delay=SHOWN_AFTER_SECONDS) as bar:
         for group in groups:
             with drawing(model, seed, group) as network:
-                parts = [network(part) for part in inputs.split(EVALUATION_BATCH)]
+                parts = [network(inputs) for inputs, _ in examples.batches(batches)]
             for outputs in zip(*parts, strict=True):
                 yield torch.cat(outputs)
                 bar.update()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bitsback.data import Examples
+from bitsback.inputs import Inputs
 from bitsback.ledger import Ledger
 from bitsback.likelihoods import BernoulliLikelihood, CategoricalLikelihood, GaussianLikelihood, Likelihood
 from bitsback.model.model import BayesianModel
@@ -104,11 +105,9 @@ def _trained_on_other_bits(ledger: Ledger, model: BayesianModel, course: Course)
 @torch.no_grad()
 def _cause(ledger: Ledger, model: BayesianModel, likelihood: Likelihood, examples: Examples, course: Course | None) -> str:
     """Return the first cause that is found, in order of likelihood."""
-    kept = torch.linspace(0, len(examples) - 1, min(LOOKED_AT, len(examples))).round().long()
-    some = Examples(examples.inputs[kept], examples.targets[kept]).to(model.device, model.dtype)
-    inputs, targets = some.inputs, some.targets
+    inputs, targets = examples.spread(LOOKED_AT).to(model.device, model.dtype).batch(slice(None))
     with evaluating(model.network), model.mean():
-        outputs = model(inputs)
+        outputs = model.outputs(inputs)
     looks: tuple[Callable[[], str], ...] = (
         lambda: _all_alike(likelihood, examples.targets),
         lambda: _probabilities(likelihood, outputs, model.network),
@@ -157,9 +156,9 @@ def _unused_classes(likelihood: Likelihood, targets: Tensor) -> str:
     )
 
 
-def _unscaled(inputs: Tensor) -> str:
+def _unscaled(inputs: Inputs) -> str:
     """Return a cause if the largest feature is far from unit scale."""
-    if not inputs.is_floating_point():
+    if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
         return ""
     flat = inputs.reshape(len(inputs), -1).double()
     rms = flat.square().mean(0).sqrt()
@@ -191,9 +190,9 @@ def _few_steps(course: Course | None) -> str:
     return f"{course.steps:,} steps are too few for weights and priors to settle; set training.epochs=auto"
 
 
-def _unrelated(likelihood: Likelihood, inputs: Tensor, targets: Tensor) -> str:
+def _unrelated(likelihood: Likelihood, inputs: Inputs, targets: Tensor) -> str:
     """Return a cause if nearest neighbours share their targets no more often than by chance: shuffled or shifted rows."""
-    if not inputs.is_floating_point() or len(inputs) < 10:
+    if not isinstance(inputs, Tensor) or not inputs.is_floating_point() or len(inputs) < 10:
         return ""
     flat = inputs.reshape(len(inputs), -1).double()
     apart = torch.cdist(flat, flat)

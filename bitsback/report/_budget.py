@@ -23,9 +23,9 @@ def operations(model: BayesianModel, examples: Examples) -> float:
     Returns:
         Operations.
     """
-    first = Examples(examples.inputs[:1], examples.targets[:1]).to(next(model.parameters()).device, model.dtype)
+    first = examples.spread(1).to(model.device, model.dtype)
     with evaluating(model.network), FlopCounterMode(display=False) as counter, torch.no_grad(), model.mean():
-        model(first.inputs)
+        model.outputs(first.inputs[:1])
     return OPERATIONS_PER_CALL + float(counter.get_total_flops())
 
 
@@ -50,7 +50,4 @@ def subsample_to_budget(
     """
     draws = max(min(samples, least), min(samples, int(budget / (each * len(examples)))))
     count = min(len(examples), max(1, int(budget / (each * draws))))
-    if count == len(examples):
-        return examples, draws
-    kept = torch.linspace(0, len(examples) - 1, count, dtype=torch.float64).round().long()
-    return Examples(examples.inputs[kept], examples.targets[kept], examples.name, examples.assumed), draws
+    return examples.spread(count), draws

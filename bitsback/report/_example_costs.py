@@ -64,7 +64,7 @@ def judged(
     with evaluating(model.network), model.keeping(), seeded(seed, device):
         for number in tqdm(range(draws), desc="examples", leave=False, disable=not progress, delay=SHOWN_AFTER_SECONDS):
             model.hold(State("draw", seed, -1 - number))
-            outputs = torch.cat([model(part) for part in given.inputs.split(EVALUATION_BATCH)])
+            outputs = torch.cat([model.outputs(part) for part in given.inputs.split(EVALUATION_BATCH)])
             bits += likelihood.bits(outputs, given.targets).cpu().double()
             predicted = predicted + likelihood.predict(outputs).cpu()
     return Judged(bits / draws, predicted / draws, examples.targets.cpu(), numbers, draws)

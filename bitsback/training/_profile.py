@@ -48,7 +48,7 @@ def profile(fit: Fit, directory: Path) -> str:
         the text of steps.txt: tables of phases, layers and operators.
     """
     supply = enumerate(cycle(list(islice(fit.batches(), 8))))
-    device = fit.train.inputs.device
+    device = fit.train.targets.device
 
     def take(count: int) -> None:
         for number, (inputs, targets) in islice(supply, count):

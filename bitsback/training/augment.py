@@ -7,12 +7,13 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
 from bitsback.errors import TrainingError
+from bitsback.inputs import Inputs, described
 from bitsback.training.settings import AugmentSettings
 
 __all__ = ["augmented"]
 
 
-def augmented(images: Tensor, settings: AugmentSettings) -> Tensor:
+def augmented(images: Inputs, settings: AugmentSettings) -> Tensor:
     """Apply a random affine map to each image, with bilinear interpolation and zeros beyond the border.
 
     Args:
@@ -29,8 +30,9 @@ def augmented(images: Tensor, settings: AugmentSettings) -> Tensor:
     >>> augmented(images, AugmentSettings(shift_pixels=1.0)).shape
     torch.Size([2, 1, 8, 8])
     """
-    if images.ndim != 4:
-        raise TrainingError(f"augmentation needs images (n, channels, height, width), got {tuple(images.shape)}; leave it out")
+    if not isinstance(images, Tensor) or images.ndim != 4:
+        got = described(images)
+        raise TrainingError(f"augmentation needs images (n, channels, height, width), got inputs of {got}; leave it out")
     count, _, height, width = images.shape
 
     def uniform(*shape: int) -> Tensor:

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from bitsback.inputs import Inputs, call, chosen, leaves, like, rows, structure
 from bitsback.layers.outputs import called_once_per_row, noise_on_outputs
 from bitsback.model import BayesianModel
 from bitsback.model.buffers import unmoved
@@ -29,19 +29,19 @@ class DrawnOutputs:
         reuse: reuse of the noise, see :class:`bitsback.model.noise.PooledNoise`.
     """
 
-    def __init__(self, model: BayesianModel, batches: Sequence[Tensor], reuse: int) -> None:
+    def __init__(self, model: BayesianModel, batches: Sequence[Inputs], reuse: int) -> None:
         self.model, self.reuse = model, reuse
         self.layers: list[OutputLayer] = []
         self.try_out(batches)
 
-    def try_out(self, batches: Sequence[Tensor]) -> None:
+    def try_out(self, batches: Sequence[Inputs]) -> None:
         """Select the layers whose outputs are drawn, by trial forwards on example inputs."""
         wanted = self.model.output_layers
         open_questions = [layer.module for layer in wanted if not layer.asked]
         found = safe_modules(self.model, open_questions, batches) if open_questions else set()
         found |= called_modules(self.model, [layer.module for layer in wanted if layer.asked], batches)
         self.layers = [layer for layer in wanted if layer.module in found]
-        self._shape = batches[0].shape[1:] if batches else None
+        self._shape = structure(batches[0]) if batches else None
         inside = {weight.index for layer in self.layers for weight in layer.weights}
         for weight in self.model.weights:
             weight.noise_on_outputs = weight.index in inside
@@ -55,7 +55,7 @@ class DrawnOutputs:
         self.model.hold(self.model.state)
 
     @contextmanager
-    def step(self, inputs: Tensor) -> Iterator[None]:
+    def step(self, inputs: Inputs) -> Iterator[None]:
         """Context of forward and backward of a step; on exit, gradients of log stds are accumulated in their parameters.
 
         Args:
@@ -64,7 +64,7 @@ class DrawnOutputs:
         Yields:
             nothing.
         """
-        if inputs.shape[1:] != self._shape:
+        if self.model.output_layers and structure(inputs) != self._shape:
             self.try_out([inputs])
         if not self.layers:
             yield
@@ -92,7 +92,7 @@ class DrawnOutputs:
 
 
 @torch.no_grad()
-def safe_modules(model: BayesianModel, modules: Sequence[nn.Module], batches: Sequence[Tensor]) -> set[nn.Module]:
+def safe_modules(model: BayesianModel, modules: Sequence[nn.Module], batches: Sequence[Inputs]) -> set[nn.Module]:
     """Find the modules whose outputs can be drawn independently for each row without a change of the objective.
 
     It is tested on each batch that a module is called once in a forward, with one row for each example, and that row i of the
@@ -111,7 +111,7 @@ def safe_modules(model: BayesianModel, modules: Sequence[nn.Module], batches: Se
     found = set(modules)
     for inputs in batches:
         with unmoved(model.network):
-            calls = called_once_per_row(partial(_outputs, model, inputs), modules, len(inputs))
+            calls = called_once_per_row(partial(_outputs, model, inputs), modules, rows(inputs))
             found &= {module for module, once in calls.items() if once}
             if found and not _rows_stand_alone(model, inputs, found):
                 if _rows_stand_alone(model, inputs, ()):
@@ -124,7 +124,7 @@ def safe_modules(model: BayesianModel, modules: Sequence[nn.Module], batches: Se
 
 
 @torch.no_grad()
-def called_modules(model: BayesianModel, modules: Sequence[nn.Module], batches: Sequence[Tensor]) -> set[nn.Module]:
+def called_modules(model: BayesianModel, modules: Sequence[nn.Module], batches: Sequence[Inputs]) -> set[nn.Module]:
     """Find the modules that are called; weights of others, such as attention's ``out_proj``, are read by their parent module.
 
     Args:
@@ -147,29 +147,32 @@ def called_modules(model: BayesianModel, modules: Sequence[nn.Module], batches: 
     return found
 
 
-def _rows_stand_alone(model: BayesianModel, inputs: Tensor, modules: Collection[nn.Module]) -> bool:
+def _rows_stand_alone(model: BayesianModel, inputs: Inputs, modules: Collection[nn.Module]) -> bool:
     """Return whether output rows are unchanged if inputs, and outputs of ``modules``, of the other rows change.
 
     Rows are split by each binary digit of their index, so that any two rows are separated at least once.
     """
-    rows = len(inputs)
-    if rows < 2:
+    parts, count = leaves(inputs), rows(inputs)
+    if count < 2 or any(not part.ndim or len(part) != count for part in parts):
         return False
     before = _outputs(model, inputs)
-    if not before or any(not isinstance(leaf, Tensor) or not leaf.ndim or len(leaf) != rows for leaf in before):
+    if not before or any(not isinstance(leaf, Tensor) or not leaf.ndim or len(leaf) != count for leaf in before):
         return False
-    changed, numbers = _changed(inputs), torch.arange(rows, device=inputs.device)
-    for digit in range((rows - 1).bit_length()):
+    changed, numbers = [_changed(part) for part in parts], torch.arange(count, device=parts[0].device)
+    for digit in range((count - 1).bit_length()):
         ones = (numbers >> digit) % 2 == 1
         for kept in (ones, ~ones):
-            others = inputs.clone()
-            others[~kept] = changed[~kept]
-            if torch.equal(others, inputs) or not _stay(before, _moved(model, others, modules, ~kept), kept):
+            others = [
+                torch.where(kept.view(-1, *[1] * (part.ndim - 1)), part, moved)
+                for part, moved in zip(parts, changed, strict=True)
+            ]
+            same = all(map(torch.equal, others, parts))
+            if same or not _stay(before, _moved(model, like(inputs, others), modules, ~kept), kept):
                 return False
     return True
 
 
-def _moved(model: BayesianModel, inputs: Tensor, modules: Collection[nn.Module], rows: Tensor) -> list[Any] | None:
+def _moved(model: BayesianModel, inputs: Inputs, modules: Collection[nn.Module], rows: Tensor) -> list[Any] | None:
     """Return the network's outputs with some rows of the modules' outputs changed; None if it fails on such inputs."""
 
     def move(module: nn.Module, args: Any, output: Tensor) -> Tensor:
@@ -205,9 +208,12 @@ def _changed(inputs: Tensor) -> Tensor:
     return -1.5 * inputs.flip(0) + 0.25 * inputs.std(correction=0)
 
 
-def _outputs(model: BayesianModel, inputs: Tensor) -> list[Any]:
-    with seeded(0, inputs.device), _held_statistics(model.network):  # seeded: dropout uses the same mask in each call
-        return pytree.tree_leaves(model.network(inputs))
+def _outputs(model: BayesianModel, inputs: Inputs) -> list[Any]:
+    with (
+        seeded(0, leaves(inputs)[0].device),
+        _held_statistics(model.network),
+    ):  # seeded: dropout uses the same mask in each call
+        return [chosen(call(model.network, inputs), model.output)]
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from bitsback.data import Examples
 from bitsback.errors import TrainingError
+from bitsback.inputs import Inputs, call, leaves, like
 from bitsback.likelihoods import Likelihood
 from bitsback.model import BayesianModel
 from bitsback.model.modes import Modes
@@ -112,7 +113,7 @@ class Fit:
         Raises:
             TrainingError: if a loss, a parameter or a std is not finite.
         """
-        set_seed(self.seed * 1_000_003 + self.epoch, self.train.inputs.device)
+        set_seed(self.seed * 1_000_003 + self.epoch, self.train.targets.device)
         self.modes.restore()
         data_bits = 0.0
         for number, (inputs, targets) in enumerate(self.batches()):
@@ -134,25 +135,26 @@ class Fit:
         self.model.lay_out(channels_last=False)
         self.model.training = self.mode
 
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield inputs and targets of an epoch's steps, in random order."""
-        order = torch.randperm(len(self.train)).to(self.train.inputs.device)
-        for batch in order.tensor_split(self.steps_per_epoch):
-            inputs = self.train.inputs[batch]
-            if self.settings.augment is not None:
-                inputs = augmented(inputs, self.settings.augment)
-            yield inputs, self.train.targets[batch]
+    def batches(self) -> Iterator[tuple[Inputs, Tensor]]:
+        """Yield inputs and targets of an epoch's steps, in random order; of an iterable source, in its order."""
+        order = torch.randperm(len(self.train))
+        if not self.train.has_random_access:
+            order = torch.arange(len(self.train))
+        elif isinstance(self.train.inputs, Tensor):
+            order = order.to(self.train.inputs.device)
+        for inputs, targets in self.train.batches(order.tensor_split(self.steps_per_epoch)):
+            yield inputs if self.settings.augment is None else augmented(inputs, self.settings.augment), targets
 
     def weight_bits(self) -> float:
         """Return KL(q||p) of the current weights, in bits."""
         return nats_to_bits(self.optimizer.kl_nats())
 
-    def step(self, step: int, inputs: Tensor, targets: Tensor) -> float:
+    def step(self, step: int, inputs: Inputs, targets: Tensor) -> float:
         """Take one optimiser step on the objective.
 
         Args:
             step: number of steps done before, over all epochs.
-            inputs: (n, ...).
+            inputs: (n, ...), a tensor, or a tuple or dict of tensors.
             targets: (n, ...).
 
         Returns:
@@ -175,7 +177,7 @@ class Fit:
             data_bits, mean_cost = self._backward_by_groups(step, inputs, targets)
         except (RuntimeError, ValueError) as error:
             hint = " (the batch is cut into training.draws groups)" if self.settings.draws > 1 else ""
-            raise TrainingError(f"step {step} on {len(inputs)} examples{hint} fails: {str(error).splitlines()[0]}") from error
+            raise TrainingError(f"step {step} on {len(targets)} examples{hint} fails: {str(error).splitlines()[0]}") from error
         self.optimizer.beta = beta * self.objective.weigh(mean_cost, beta * weight_bits, self._gradients)
         with stage("bitsback: optimiser"):
             self.optimizer.step()
@@ -189,21 +191,21 @@ class Fit:
         """Return all gradients of the data cost."""
         return [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
 
-    def _backward_by_groups(self, step: int, inputs: Tensor, targets: Tensor) -> tuple[float, float]:
+    def _backward_by_groups(self, step: int, inputs: Inputs, targets: Tensor) -> tuple[float, float]:
         """Accumulate the gradient of the mean cost over ``draws`` groups of a batch, each under its own weight draw."""
-        groups = min(self.settings.draws, len(inputs))
+        groups = min(self.settings.draws, len(targets))
         half = self.settings.precision == "bfloat16"
         data_bits = cost = 0.0
-        for number, (x, y) in enumerate(zip(inputs.tensor_split(groups), targets.tensor_split(groups), strict=True)):
+        for number, (x, y) in enumerate(zip(_groups(inputs, groups), targets.tensor_split(groups), strict=True)):
             if number:  # the first group uses the draw that the last optimiser step wrote
                 self.model.mirror() if self.settings.antithetic and number % 2 else self.model.draw()
             with self.outputs.step(x) if self.outputs is not None else nullcontext():
                 with stage("bitsback: forward"):
-                    with torch.autocast(x.device.type, torch.bfloat16) if half else nullcontext():
-                        outputs = self.model(x)
+                    with torch.autocast(y.device.type, torch.bfloat16) if half else nullcontext():
+                        outputs = self.model.outputs(x)
                     outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
                     bits = self.likelihood.bits(outputs, y)
-                    part = self.objective.cost(bits).sum() / len(inputs)
+                    part = self.objective.cost(bits).sum() / len(targets)
                 paid = float(part.detach())
                 if not abs(paid) < inf:
                     cause = self._find_nonfinite_layer(inputs)
@@ -233,7 +235,7 @@ class Fit:
         return next((f"'{name}' is not finite" for name, p in named if not torch.isfinite(p).all()), "")
 
     @torch.no_grad()
-    def _find_nonfinite_layer(self, inputs: Tensor) -> str:
+    def _find_nonfinite_layer(self, inputs: Inputs) -> str:
         """Describe the first parameter, or layer output, that is not finite."""
         error = self._check_finite()
         if error:
@@ -248,8 +250,15 @@ class Fit:
         named = [(name, module) for name, module in self.model.network.named_modules() if name]
         hooks = [m.register_forward_hook(lambda _m, _i, out, name=name: look(name, out)) for name, m in named]
         try:
-            self.model.network(inputs)
+            call(self.model.network, inputs)
         finally:
             for hook in hooks:
                 hook.remove()
         return f"the output of layer '{found[0]}' is not finite" if found else "the data bits overflow"
+
+
+def _groups(inputs: Inputs, count: int) -> list[Inputs]:
+    """Cut a batch into groups of examples."""
+    if count == 1:
+        return [inputs]
+    return [like(inputs, parts) for parts in zip(*(leaf.tensor_split(count) for leaf in leaves(inputs)), strict=True)]

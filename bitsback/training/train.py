@@ -11,11 +11,11 @@ from typing import Any, ParamSpec
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from bitsback.atomic_io import write_tensors, write_text
 from bitsback.data import Dataset, Examples
 from bitsback.errors import ConfigError
+from bitsback.inputs import Inputs
 from bitsback.ledger import Ledger
 from bitsback.likelihoods import Likelihood
 from bitsback.locks import LOCK, exclusive, remove_left_over_files
@@ -238,7 +238,7 @@ def start(
     model.lay_out(channels_last=settings.fused and not is_repeatable, example=trials[0])  # no gain in float64
     other_bits = model.deterministic_bits() + sum(charge.bits for charge in [*model.charges(), *likelihood.charges()])
     objective = make_objective(settings.objective, likelihood, len(data), other_bits)
-    objective.to(data.inputs.device)
+    objective.to(data.targets.device)
     options: dict[str, Any] = {"max_grad_norm": settings.gradient_clip, "by_pieces": settings.fused}
     optimizer = make_optimizer(model, [likelihood, objective], settings.optimizer, len(data), **options)
     steps = -(-len(data) // settings.batch_size)
@@ -255,9 +255,11 @@ def start(
     )  # fmt: skip
 
 
-def _to_try_out(data: Examples, settings: TrainingSettings, seed: int) -> list[Tensor]:
+def _to_try_out(data: Examples, settings: TrainingSettings, seed: int) -> list[Inputs]:
     """Return the first batch and a random one, on which layers are tested for local reparameterisation."""
     size = min(settings.batch_size, len(data))
+    if not data.has_random_access:
+        return [data.inputs[:size]]
     some = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:size]
     return [data.inputs[:size], data.inputs[some.to(data.inputs.device)]]
 

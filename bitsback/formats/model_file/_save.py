@@ -81,7 +81,7 @@ def _experiment(
         raise LayerError("give examples: save(model, path, Examples(inputs, targets)); they say what the inputs look like")
     if likelihood is None:
         with torch.no_grad(), evaluating(model.network), model.mean():
-            likelihood = CategoricalLikelihood(model(examples.inputs[:2]).shape[-1])
+            likelihood = CategoricalLikelihood(model.outputs(examples.inputs[:2]).shape[-1])
         likelihood.check_targets(examples.targets, examples.name)
     network: SequentialSettings | FactorySettings
     if factory is None:

@@ -19,6 +19,7 @@ from bitsback.coding.relative_entropy import BlockCode
 from bitsback.config.coding_settings import TuningSettings
 from bitsback.data import Examples
 from bitsback.errors import TrainingError
+from bitsback.inputs import Inputs
 from bitsback.kl import Panels, kl_each
 from bitsback.likelihoods import Likelihood
 from bitsback.model import BayesianModel, Weight
@@ -134,11 +135,9 @@ class Tuner:
         falling = low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, self._steps))))
         return min(1.0, (step + 1) / 50) * falling
 
-    def _endless_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        inputs, targets = self.examples.inputs, self.examples.targets
+    def _endless_batches(self) -> Iterator[tuple[Inputs, Tensor]]:
         while True:
-            for batch in torch.randperm(len(inputs)).split(self.settings.batch_size):
-                yield inputs[batch], targets[batch]
+            yield from self.examples.batches(torch.randperm(len(self.examples)).split(self.settings.batch_size))
 
     def _train(self, steps: int, bar: Any) -> None:
         self._fit.modes.restore()
@@ -219,7 +218,7 @@ class Tuner:
         # training averaged them under random draws; the file holds one weight vector
         with self.model.mean():
             for inputs in self.examples.inputs.split(512):
-                self.model(inputs)
+                self.model.outputs(inputs)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
 

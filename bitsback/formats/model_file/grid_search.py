@@ -3,13 +3,11 @@
 import math
 from collections.abc import Callable, Mapping
 
-import torch
 from tqdm import tqdm
 
 from bitsback.coding.grid import STEP_LEVELS
 from bitsback.config import Experiment
 from bitsback.config.coding_settings import PackSettings
-from bitsback.data import Examples
 from bitsback.errors import FileError
 from bitsback.formats.config_tree import locations_of
 from bitsback.formats.container import BitWriter, seal
@@ -149,9 +147,8 @@ class _Search:
         self._experiment, self._settings = experiment, settings
         self._state = {name: tensor.clone() for name, tensor in experiment.model.state_dict().items()}
         train = experiment.dataset.train
-        kept = torch.linspace(0, len(train) - 1, min(SEARCH_EXAMPLES, len(train))).round().long()
-        self._examples = Examples(train.inputs[kept], train.targets[kept])
-        self._share = len(kept) / len(train)
+        self._examples = train.spread(SEARCH_EXAMPLES)
+        self._share = len(self._examples) / len(train)
         self._locations = locations_of(experiment.config)
         self.most = math.inf if settings.budget_bytes is None else settings.budget_bytes
         self._least = math.inf

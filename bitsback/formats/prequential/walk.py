@@ -147,7 +147,7 @@ class Walk:
                 bar.set_postfix_str(f"labels {start:,} to {end:,} of {ends[-1]:,}")
                 asked = [inputs[start:end]]
                 if start and test is not None and end == ends[-1]:
-                    asked.append(test.inputs)
+                    asked.append(test.in_memory().inputs)
                 if start:
                     raw, *more = self._predict(number, Examples(inputs[:start], known), asked, bar)
                 else:

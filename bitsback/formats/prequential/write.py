@@ -160,7 +160,7 @@ def prequential(config: Config, *, progress: bool = True) -> Prequential:
     dataset = repeatable(config).data.load()
     check_declared(config, dataset)
     experiment = Experiment.build(config, dataset=dataset)
-    config, train = experiment.config, dataset.train
+    config, train = experiment.config, dataset.train.in_memory()
     training = config.training.model_copy(update={"threads": threads_for(config.training, experiment.model), "fused": False})
     config = config.model_copy(update={"training": training})
     walk = Walk(config, train.inputs, experiment.likelihood.outputs(train.targets))
