@@ -87,25 +87,25 @@ def _as_targets(values: np.ndarray, likelihood: Likelihood) -> Tensor:
     Raises:
         DataError: for texts where numbers are needed, and for unknown labels.
     """
-    labels = getattr(likelihood, "labels", None)
+    labels, ignore = getattr(likelihood, "labels", None), getattr(likelihood, "ignore", None)
     if values.dtype.kind == "S":
         values = np.char.decode(values, "utf-8")
     if labels is None:
         if values.dtype.kind not in "biuf":
             raise DataError(f"the targets are of type {values.dtype}, and a '{likelihood.kind}' likelihood takes numbers")
         return torch.from_numpy(values.astype(np.float64 if values.dtype.kind == "f" else np.int64))
-    known = np.array(labels)
-    order = known.argsort()
-    numbers = order[np.searchsorted(known[order], values).clip(max=len(known) - 1)] if _alike(known, values) else None
-    if numbers is None or not bool((known[numbers] == values).all()):
-        wrong = values.flat[0] if numbers is None else values[known[numbers] != values].flat[0]
+    known, are_texts = np.array(labels), values.dtype.kind == "U"
+    hidden = np.zeros(values.shape, dtype=bool) if ignore is None else values == ("" if are_texts else ignore)
+    if are_texts == (known.dtype.kind == "U"):
+        order = known.argsort()
+        numbers = order[np.searchsorted(known[order], values).clip(max=len(known) - 1)]
+        wrong = values[(known[numbers] != values) & ~hidden]
+    else:
+        numbers, wrong = np.zeros(values.shape, dtype=np.int64), values[~hidden]
+    if wrong.size:
         shown = ", ".join(map(repr, labels[:5])) + (", ..." if len(labels) > 5 else "")
-        raise DataError(f"a target is {wrong.item()!r}, which is none of the labels ({shown}); leave the targets out")
-    return torch.from_numpy(numbers)
-
-
-def _alike(one: np.ndarray, other: np.ndarray) -> bool:
-    return (one.dtype.kind == "U") == (other.dtype.kind == "U")
+        raise DataError(f"a target is {wrong[0].item()!r}, which is none of the labels ({shown}); leave the targets out")
+    return torch.from_numpy(np.where(hidden, 0 if ignore is None else ignore, numbers))
 
 
 def predict(
