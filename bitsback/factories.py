@@ -78,7 +78,7 @@ def imported_function(name: str, setting: str) -> Any:
         raise ConfigError(f"{setting}: cannot import '{name}': {brief(error)}") from error
 
 
-def made_by(name: str, setting: str, kind: type[Any], what: str, *given: Any, **arguments: Any) -> Any:
+def made_by(name: str, setting: str, kind: type[Any], what: str, /, *given: Any, **arguments: Any) -> Any:
     """Call a user function and check the class of its result.
 
     Args:

@@ -72,6 +72,13 @@ def test_what_differs_from_the_first_meaning_is_written():
     assert from_tree(tree).likelihood.standardise
 
 
+@pytest.mark.parametrize("ignore", [None, -1, -100])
+def test_a_file_says_which_tokens_are_not_coded(ignore):
+    """A missing value means none, though the default of YAML is -100."""
+    config = Config.model_validate({"likelihood": {"kind": "tokens", "classes": 5, "ignore": ignore}})
+    assert from_tree(to_tree(config, MODEL_SECTIONS)).likelihood == config.likelihood
+
+
 @pytest.mark.parametrize("training", [{"epochs": "auto"}, {"beta": {"start": "auto"}}, {"beta": {"warmup_epochs": "auto"}}])
 def test_a_file_says_how_long_to_train(training):
     with pytest.raises(FileError, match="does not say how long its sender trained"):

@@ -10,17 +10,34 @@ from bitsback.likelihoods import (
     BernoulliLikelihood,
     CategoricalLikelihood,
     GaussianLikelihood,
+    NegativeBinomialLikelihood,
     PoissonLikelihood,
+    TokensLikelihood,
     registry,
 )
 from bitsback.testing import check_likelihood
 
 torch.manual_seed(0)
+pairs = torch.cartesian_prod(torch.arange(3), torch.arange(3))  # all values of targets of two labels
+answers = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]).double()
+several = torch.tensor([0.0, 3.0, 1.0, 7.0]).double()
 wide = torch.arange(-6000, 6000).double() * 0.01
 CASES = [
     (CategoricalLikelihood(3), torch.randn(5, 3).double(), torch.tensor([0, 1, 2, 0, 1]), torch.arange(3)),
     (BernoulliLikelihood(), torch.randn(4, 1).double(), torch.tensor([0.0, 1.0, 1.0, 0.0]).double(), torch.tensor([0.0, 1.0])),
     (PoissonLikelihood(), torch.randn(4, 1).double(), torch.tensor([0.0, 3.0, 1.0, 7.0]).double(), torch.arange(200).double()),
+    (CategoricalLikelihood(3, ignore=-100), torch.randn(5, 3, 2).double(), pairs[3:8], pairs),
+    (CategoricalLikelihood(3, ignore=-1, class_axis=-1), torch.randn(5, 2, 3).double(), pairs[3:8], pairs),
+    (
+        TokensLikelihood(3),
+        torch.randn(4, 3, 3).double(),
+        torch.tensor([[0, 1, 2], [2, 2, 0], [1, 0, 0], [1, 1, 2]]),
+        torch.cat([torch.zeros(9, 1).long(), pairs], 1),
+    ),
+    (BernoulliLikelihood(ignore=-100), torch.randn(4, 2).double(), answers, answers),
+    (PoissonLikelihood(ignore=-100), torch.randn(4).double(), several, torch.arange(200).double()),
+    (NegativeBinomialLikelihood(), torch.randn(4, 1).double(), several, torch.arange(200).double()),
+    (NegativeBinomialLikelihood(2.5, learn="none", ignore=-1), torch.randn(4).double(), several, torch.arange(900).double()),
     (GaussianLikelihood(0.5, noise="fixed", target_step=0.01), torch.randn(4, 1).double(), torch.randn(4).double(), wide),
     (GaussianLikelihood(0.5, noise="learned", target_step=0.01), torch.randn(4, 1).double(), torch.randn(4).double(), wide),
     (GaussianLikelihood(noise="predicted", target_step=0.01), torch.randn(4, 2).double(), torch.randn(4).double(), wide),
@@ -86,7 +103,9 @@ def test_errors():
         (CategoricalLikelihood(3), torch.tensor([0, 3]), "example 1 is 3; labels must be whole numbers from 0 to 2"),
         (CategoricalLikelihood(3), torch.tensor([0, -1]), "is -1"),
         (CategoricalLikelihood(3), torch.tensor([0.0, 0.5]), "is 0.5"),
-        (CategoricalLikelihood(3), torch.zeros(2, 3), "one whole number per example"),
+        (TokensLikelihood(3), torch.zeros(2), "needs token ids"),
+        (TokensLikelihood(3), torch.zeros(2, 1), "a row of two or more"),
+        (NegativeBinomialLikelihood(), torch.tensor([1.0, 0.5]), "whole numbers from 0 up"),
         (BernoulliLikelihood(), torch.tensor([0.0, 2.0]), "must be 0 or 1"),
         (PoissonLikelihood(), torch.tensor([1.0, -2.0]), "whole numbers from 0 up"),
         (GaussianLikelihood(), torch.tensor([0.0, math.nan]), "must be finite"),

@@ -87,7 +87,7 @@ def _as_targets(values: np.ndarray, likelihood: Likelihood) -> Tensor:
     Raises:
         DataError: for texts where numbers are needed, and for unknown labels.
     """
-    labels, ignore = getattr(likelihood, "labels", None), getattr(likelihood, "ignore", None)
+    labels, ignore = getattr(likelihood, "labels", None), likelihood.ignore
     if values.dtype.kind == "S":
         values = np.char.decode(values, "utf-8")
     if labels is None:

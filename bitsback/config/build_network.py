@@ -15,6 +15,7 @@ from bitsback.errors import ConfigError, brief, near_miss
 from bitsback.factories import made_by
 from bitsback.inputs import Inputs, call, chosen, described
 from bitsback.layers import SmoothConv2d
+from bitsback.likelihoods.classes import class_count
 
 if TYPE_CHECKING:
     from bitsback.config.network import FactorySettings, NetworkSettings, SequentialSettings
@@ -130,22 +131,24 @@ def build_factory(settings: "FactorySettings") -> nn.Module:
     return _started(network, settings.pretrained)
 
 
-def outputs_for_one_target(settings: "NetworkSettings", inputs: Inputs) -> int | None:
-    """Count the outputs of a network that is built for a single target.
+def outputs_for_one_target(settings: "NetworkSettings", inputs: Inputs, target: Sequence[int] = ()) -> int | None:
+    """Count the classes of the outputs of a network that is built for a single output.
 
     Args:
         settings: the network's.
         inputs: (n, ...), examples of the inputs.
+        target: shape of one target.
 
     Returns:
-        size of the second axis of the output; None if the network fails or its output is not (n, k).
+        length of the only axis of the output without which it has the shape of the targets; None if the network fails or there
+        is no such axis.
     """
     try:
         with torch.no_grad():
             output = chosen(call(settings.build(inputs, 1).eval(), inputs), settings.output)
     except Exception:  # any error of the user's network; it is reported when the network is built
         return None
-    return int(output.shape[1]) if output.ndim == 2 else None
+    return class_count(output, target)
 
 
 def _started(network: nn.Module, pretrained: Path | None) -> nn.Module:

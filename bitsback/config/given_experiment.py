@@ -14,7 +14,14 @@ from bitsback.config.schema import BayesianSettings, Config
 from bitsback.data import Dataset, Examples
 from bitsback.data.settings import GivenDataSettings
 from bitsback.errors import ConfigError, DataError
-from bitsback.likelihoods import CategoricalLikelihood, GaussianLikelihood, Likelihood, LikelihoodSettings
+from bitsback.likelihoods import (
+    CategoricalLikelihood,
+    GaussianLikelihood,
+    Likelihood,
+    LikelihoodSettings,
+    NegativeBinomialLikelihood,
+)
+from bitsback.likelihoods.classes import class_count
 from bitsback.likelihoods.settings import GivenLikelihoodSettings
 from bitsback.likelihoods.settings import registry as likelihoods
 from bitsback.model import BayesianModel
@@ -60,7 +67,7 @@ def given_experiment(
         inputs, targets = some.batch(slice(0, min(count, len(some))))
         output = try_out(model, inputs, type(model.network).__name__, model.output)
     if likelihood is None:
-        likelihood = CategoricalLikelihood(output.shape[-1])
+        likelihood = CategoricalLikelihood(class_count(output, some.targets.shape[1:]) or output.shape[-1])
     for examples in (dataset.train, dataset.test):
         if examples is not None:
             likelihood.check_targets(examples.targets, examples.name)
@@ -108,4 +115,11 @@ def likelihood_settings(likelihood: Likelihood) -> dict[str, Any]:
         std = float(likelihood.log_std.detach().exp())
         said = {"std": std, "noise": likelihood.noise, "target_step": likelihood.target_step}
         return {**said, "standardise": likelihood.standardises}
-    return {"classes": likelihood.classes} if isinstance(likelihood, CategoricalLikelihood) else {}
+    found: dict[str, Any] = {"ignore": likelihood.ignore}
+    if isinstance(likelihood, CategoricalLikelihood):
+        found["classes"] = likelihood.classes
+    if likelihood.kind == "categorical":
+        found["class_axis"] = likelihood.class_axis
+    if isinstance(likelihood, NegativeBinomialLikelihood):
+        found |= {"dispersion": float(likelihood.log_dispersion.detach().exp()), "learn": likelihood.learn}
+    return found

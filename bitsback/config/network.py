@@ -1,6 +1,7 @@
 """Networks in YAML: a list of torch.nn layers by name, or a factory in a Python module."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator
@@ -50,11 +51,19 @@ class NetworkSettings(Settings):
             the network.
         """
 
-    def declared_outputs(self, inputs: "Inputs") -> int | None:
-        """Return the number of outputs that the network sets itself; None if it takes as many as are needed, or fails."""
+    def declared_outputs(self, inputs: "Inputs", target: Sequence[int] = ()) -> int | None:
+        """Return the number of classes for which the network sets outputs itself.
+
+        Args:
+            inputs: (n, ...), examples of the inputs.
+            target: shape of one target.
+
+        Returns:
+            the number; None if the network has as many outputs as are needed, fails, or its outputs do not tell.
+        """
         from bitsback.config.build_network import outputs_for_one_target
 
-        return outputs_for_one_target(self, inputs)
+        return outputs_for_one_target(self, inputs, target)
 
     def check_layers(self) -> None:
         """Raise ConfigError if a named layer, or one of its arguments, does not exist in torch.nn."""
@@ -80,12 +89,20 @@ class SequentialSettings(NetworkSettings):
 
         check_layers(self.layers)
 
-    def declared_outputs(self, inputs: "Inputs") -> int | None:
-        """Return ``out_features`` of a last Linear; of other networks, the outputs found by a trial."""
+    def declared_outputs(self, inputs: "Inputs", target: Sequence[int] = ()) -> int | None:
+        """Return ``out_features`` of a last Linear; of other networks, the classes found by a trial.
+
+        Args:
+            inputs: (n, ...), examples of the inputs.
+            target: shape of one target.
+
+        Returns:
+            the number, or None.
+        """
         kind, arguments = split_spec(self.layers[-1])
         if kind == "Linear":
             return arguments.get("out_features")
-        return super().declared_outputs(inputs)
+        return super().declared_outputs(inputs, target)
 
     def build(self, inputs: "Inputs", outputs: int) -> "nn.Module":
         """Build the network with inferred sizes.

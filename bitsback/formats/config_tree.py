@@ -39,6 +39,12 @@ they are left out when they have these values. The table never changes except fo
 has to be what files without the setting meant.
 """
 
+SINCE: dict[str, dict[str, Any]] = {"likelihood": {"ignore": None, "class_axis": None}}
+"""Settings added since that table was frozen, by section, with what files without them meant; they are left out at these."""
+
+LATER = {**DEFAULTS["later"], **{name: DEFAULTS["later"].get(name, {}) | added for name, added in SINCE.items()}}
+"""All settings that are left out at a default."""
+
 LOCATED = ("data", "network", "prior", "prior_overrides")
 """Sections with paths and factory functions, which each machine has in other places."""
 
@@ -63,7 +69,7 @@ def to_tree(config: Config, sections: Sequence[str]) -> dict[str, Any]:
         the tree; settings added to the format later are left out at their default.
     """
     tree = {name: _plain(getattr(config, name)) for name in sections}
-    for section, later in DEFAULTS["later"].items():
+    for section, later in LATER.items():
         part: Any = (tree["data"].get("features") or {}) if section == "features" else tree.get(section, {})
         for name, value in later.items():
             if name in part and part[name] == value:
@@ -140,7 +146,14 @@ def with_first_defaults(tree: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-LATER_BY_KIND = {"gaussian": ("standardise", "shift_bits"), "categorical": ("labels",)}
+LATER_BY_KIND = {
+    "bernoulli": ("ignore",),
+    "categorical": ("labels", "ignore", "class_axis"),
+    "gaussian": ("standardise", "shift_bits"),
+    "negative_binomial": ("ignore",),
+    "poisson": ("ignore",),
+    "tokens": ("labels", "ignore"),
+}
 """Settings under ``later`` that each kind of likelihood has."""
 
 
@@ -149,7 +162,7 @@ def _defaults_of(section: str, kinds: dict[str, Any], part: dict[str, Any]) -> d
     kind = part.get("kind", "")
     if not isinstance(kind, str):
         return {}
-    later = DEFAULTS["later"].get(section, {})
+    later = LATER.get(section, {})
     known = LATER_BY_KIND.get(kind, ()) if section == "likelihood" else later
     return {**kinds.get(kind, {}), **{name: later[name] for name in known}}
 

@@ -36,6 +36,7 @@ class Ledger(Result):
         given: what the description is conditional on, or empty.
         marginal_bits: bits of the targets under one distribution for all examples, its parameters charged; None if unknown.
         warnings: where the model costs more bits than it saves, and why.
+        symbols: number of coded numbers (labels, tokens, counts) in all targets; None: one for each example.
 
     Raises:
         LedgerError: when the entries do not cover the weights, or a number of bits is not finite.
@@ -66,8 +67,13 @@ class Ledger(Result):
     given: str = ""
     marginal_bits: float | None = None
     warnings: tuple[str, ...] = ()
+    symbols: int | None = None
 
     def __post_init__(self) -> None:
+        if self.symbols == self.examples:
+            object.__setattr__(self, "symbols", None)
+        if self.symbols is not None and self.symbols < 1:
+            raise LedgerError(f"a ledger describes one symbol or more, got {self.symbols}")
         if self.weights != self.model_weights:
             raise LedgerError(
                 f"the ledger covers {self.weights:,} weights but the model has {self.model_weights:,}; "
@@ -121,6 +127,11 @@ class Ledger(Result):
         return self.net_bits / self.examples
 
     @property
+    def bits_per_symbol(self) -> float:
+        """Return the net bits per coded number of the training targets; those per example if each has one."""
+        return self.net_bits / (self.examples if self.symbols is None else self.symbols)
+
+    @property
     def bits_per_weight(self) -> float:
         """Return the net weight bits per weight; 0 for a model without weights."""
         return self.net_weight_bits / self.weights if self.weights else 0.0
@@ -144,12 +155,13 @@ class Ledger(Result):
         return render(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return totals, entries and charges as plain values for JSON."""
+        """Return totals, entries and charges as plain values for JSON; per symbol too, if an example has several."""
         totals = ("net_bits", "gross_bits", "data_bits", "data_bits_stderr", "net_weight_bits", "gross_weight_bits")
         more = ("refund_bits", "hyperparameter_bits", "uniform_bits", "marginal_bits", "bits_per_example", "bits_per_weight")
         counts = ("grid_step", "weights", "examples", "samples")
+        several = () if self.symbols is None else ("symbols", "bits_per_symbol")
         return {
-            **{name: getattr(self, name) for name in totals + more + counts},
+            **{name: getattr(self, name) for name in totals + more + counts + several},
             "not_charged": list(self.not_charged),
             "notes": list(self.notes),
             "warnings": list(self.warnings),
@@ -184,8 +196,9 @@ class Ledger(Result):
                 notes=tuple(values["notes"]),
                 described=values["described"],
                 given=values["given"],
-                marginal_bits=values.get("marginal_bits"),  # ledgers of earlier runs lack these two
+                marginal_bits=values.get("marginal_bits"),  # ledgers of earlier runs lack these three
                 warnings=tuple(values.get("warnings", ())),
+                symbols=values.get("symbols"),
                 model_weights=values["weights"],
                 **{key: values[key] for key in ("data_bits", "data_bits_stderr", "uniform_bits")},
                 **{key: values[key] for key in ("examples", "grid_step", "samples")},

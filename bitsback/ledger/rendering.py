@@ -65,16 +65,19 @@ def render(ledger: "Ledger") -> str:
     data = f"{ledger.samples} draw{'s' if ledger.samples != 1 else ''}, +- {ledger.data_bits_stderr:.1f}"
     hyper_count = sum(charge.numbers for charge in ledger.charges)
     hyper = ", ".join(f"{count} x {kind}" for kind, count in _kinds(ledger).items())
+    rates = f"{ledger.bits_per_example:.3f} bits per example"
+    rates += "" if ledger.symbols is None else f", {ledger.bits_per_symbol:.3f} per symbol"
+    examples = f"{ledger.examples:,} examples" + ("" if ledger.symbols is None else f", {ledger.symbols:,} symbols")
     foot = [
         _row("all weights", f"{ledger.weights:,}", ledger.net_weight_bits, ledger.refund_bits,
              f"{ledger.bits_per_weight:.3f}", f"grid step {ledger.grid_step:g}"),
         _row("hyper-parameters", f"{hyper_count:,}", ledger.hyperparameter_bits, 0.0, "", hyper),
         _row(f"data ({ledger.described})", "", ledger.data_bits, 0.0, "", data),
-        _row("total", "", ledger.net_bits, ledger.refund_bits, "", f"{ledger.bits_per_example:.3f} bits per example"),
-        _row("uniform code", "", ledger.uniform_bits, 0.0, "", f"{ledger.examples:,} examples, no model"),
+        _row("total", "", ledger.net_bits, ledger.refund_bits, "", rates),
+        _row("uniform code", "", ledger.uniform_bits, 0.0, "", f"{examples}, no model"),
     ]  # fmt: skip
     if ledger.marginal_bits is not None:
-        foot.append(_row("marginal code", "", ledger.marginal_bits, 0.0, "", f"{ledger.examples:,} examples, no inputs"))
+        foot.append(_row("marginal code", "", ledger.marginal_bits, 0.0, "", f"{examples}, no inputs"))
     widths = [max(len(row[column]) for row in [head, *body, *foot]) for column in range(7)]
 
     def line(row: Row) -> str:

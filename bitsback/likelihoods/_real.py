@@ -14,7 +14,7 @@ from bitsback.likelihoods._resolution import STEP_BITS, Resolution, resolution
 from bitsback.likelihoods._uncertainty import NormalMixture
 from bitsback.likelihoods.base import (
     Answer,
-    Likelihood,
+    SymbolLikelihood,
     listed,
     match,
     numbers_per_example,
@@ -46,7 +46,7 @@ NARROWEST = 2.0**-16
 """Finest grid step that is considered, in stds of the targets."""
 
 
-class GaussianLikelihood(Likelihood):
+class GaussianLikelihood(SymbolLikelihood):
     """Gaussian likelihood of targets on a grid: -log2 N(y; shift + scale * output, std^2) - log2(target_step) bits a number.
 
     A real number has no finite code length, a number on a grid of width ``target_step`` does: the step makes the bits absolute.
@@ -201,23 +201,22 @@ class GaussianLikelihood(Likelihood):
         start = math.log(START) if self.standardises else 0.0
         return mean, _floored(log_std + start + log_scale, lowest)
 
-    def bits(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the bits of each example.
+    def _nats(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return -ln of the mass of each target's grid point.
 
         Args:
             outputs: (n, ...), means of the standardised targets, and log stds if the noise is predicted.
             targets: (n, ...), rounded to the grid.
 
         Returns:
-            (n,).
+            in the shape of the targets.
         """
         mean, log_std = self._split(outputs)
         if log_std.ndim and self.noise == "predicted":
             log_std = match(log_std, targets)
         mean = match(mean, targets)
         away = (self._on_grid(targets) - self.shift).to(mean.dtype) - self.scale * mean
-        nats = 0.5 * (away * (-log_std).exp()).square() + log_std + 0.5 * math.log(2 * math.pi) - math.log(self.target_step)
-        return nats_to_bits(per_example(nats))
+        return 0.5 * (away * (-log_std).exp()).square() + log_std + 0.5 * math.log(2 * math.pi) - math.log(self.target_step)
 
     def _on_grid(self, targets: Tensor) -> Tensor:
         return (targets / self.target_step).round() * self.target_step
@@ -315,17 +314,8 @@ class GaussianLikelihood(Likelihood):
         other.fit(targets)
         return other
 
-    def check_targets(self, targets: Tensor, where: str) -> None:
-        """Check that targets are finite.
-
-        Args:
-            targets: (n, ...).
-            where: name of the split.
-
-        Raises:
-            DataError: for the first that is not.
-        """
-        require(torch.isfinite(targets), targets, where, "targets must be finite")
+    def _check_values(self, targets: Tensor, where: str) -> None:
+        require(torch.isfinite, targets, where, "targets must be finite")
 
     def outputs(self, targets: Tensor) -> int:
         """Return the numbers per example, doubled if the noise is predicted."""

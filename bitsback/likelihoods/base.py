@@ -1,6 +1,8 @@
 """Base class of likelihoods, and functions that they share."""
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -14,19 +16,32 @@ if TYPE_CHECKING:
     from bitsback.likelihoods._uncertainty import Mixture
 
 __all__ = [
+    "USUAL_IGNORE",
     "Answer",
     "Likelihood",
+    "SymbolLikelihood",
+    "by_column",
+    "chunks",
+    "equal",
     "krichevsky_trofimov_bits",
     "listed",
     "match",
+    "mean_per_example",
     "numbers_per_example",
     "per_example",
     "require",
     "whole",
+    "with_hidden",
 ]
 
 Answer = dict[str, Any]
 """Prediction for one input, by name; nested lists if a target has axes."""
+
+CHUNK = 1 << 22
+"""Most numbers that are looked at together, so that targets larger than the memory can be counted and checked."""
+
+USUAL_IGNORE = -100
+"""Value by which targets commonly mark positions that are not coded."""
 
 
 class Likelihood(Learned, ABC):
@@ -36,6 +51,7 @@ class Likelihood(Learned, ABC):
         kind: name of the likelihood in settings.
         error_name: name of the reported error, ``error`` or ``rmse``.
         described: noun for the targets in messages.
+        ignore: value of targets that are not coded; None: all are.
     """
 
     family = "likelihood"
@@ -43,6 +59,7 @@ class Likelihood(Learned, ABC):
     described: ClassVar[str] = "labels"
     finds_noise: bool = False
     """Whether training estimates a noise scale, in which case beta is warmed up."""
+    ignore: int | None = None
 
     @abstractmethod
     def bits(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -55,6 +72,43 @@ class Likelihood(Learned, ABC):
         Returns:
             (n,).
         """
+
+    def symbol_bits(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the bits of each number of a target, of which :meth:`bits` is the sum; 0 where a target is not coded.
+
+        Args:
+            outputs: (n, ...), of the network.
+            targets: (n, ...).
+
+        Returns:
+            in the shape of the targets.
+
+        Raises:
+            DataError: if a target has several numbers and the likelihood does not say how its bits are split over them.
+        """
+        if targets.ndim == 1:
+            return self.bits(outputs, targets)
+        raise DataError(
+            f"the likelihood '{self.kind}' gives the bits of whole examples; override symbol_bits to split them over the "
+            "numbers of a target"
+        )
+
+    def coded(self, targets: Tensor) -> Tensor | None:
+        """Return, for each number of the targets, whether it is coded, in their shape; None if all are."""
+        return None if self.ignore is None else ~equal(targets, self.ignore)
+
+    def symbols(self, targets: Tensor) -> int:
+        """Return the number of coded numbers in all targets.
+
+        >>> from bitsback.likelihoods import CategoricalLikelihood
+        >>> CategoricalLikelihood(3, ignore=-100).symbols(torch.tensor([[0, 2, -100], [1, -100, -100]]))
+        3
+        """
+        count = 0
+        for part in chunks(targets):
+            mask = self.coded(part)
+            count += part.numel() if mask is None else int(mask.sum())
+        return count
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean data cost in nats, the loss that the optimisers of :mod:`bitsback.optim` expect.
@@ -108,7 +162,7 @@ class Likelihood(Learned, ABC):
 
     @abstractmethod
     def outputs(self, targets: Tensor) -> int:
-        """Return the number of network outputs that such targets need."""
+        """Return the number of network outputs that such targets need, those of a last Linear layer."""
 
     @abstractmethod
     def marginal_bits(self, targets: Tensor) -> float:
@@ -140,7 +194,9 @@ class Likelihood(Learned, ABC):
 
     def notes(self) -> list[str]:
         """Return notes on this code for readers of the ledger."""
-        return []
+        if self.ignore is None:
+            return []
+        return [f"targets of {self.ignore} are not coded; the receiver is assumed to know where they are"]
 
     def values(self) -> dict[str, Tensor]:
         """Return the learned numbers by name, as a receiver uses them."""
@@ -149,6 +205,58 @@ class Likelihood(Learned, ABC):
     def summary(self, mean_error: float) -> float:
         """Return the reported error from the mean of :meth:`error`: the same for classes, its root otherwise."""
         return mean_error
+
+
+class SymbolLikelihood(Likelihood):
+    """Base class of likelihoods whose bits are a sum over the numbers of a target, of which some may not be coded."""
+
+    @abstractmethod
+    def _nats(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return -ln p of each number in the shape of the targets, 0 where it is not coded; checks both."""
+
+    @abstractmethod
+    def _check_values(self, targets: Tensor, where: str) -> None:
+        """Raise DataError for the first target that is neither valid nor left out."""
+
+    def bits(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the bits of each example, the sum over its coded numbers; differentiable in ``outputs``.
+
+        Args:
+            outputs: (n, ...), of the network.
+            targets: (n, ...).
+
+        Returns:
+            (n,).
+        """
+        return nats_to_bits(per_example(self._nats(outputs, targets)))
+
+    def symbol_bits(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the bits of each number of a target, 0 where it is not coded.
+
+        Args:
+            outputs: (n, ...), of the network.
+            targets: (n, ...).
+
+        Returns:
+            in the shape of the targets.
+        """
+        return nats_to_bits(self._nats(outputs, targets))
+
+    def check_targets(self, targets: Tensor, where: str) -> None:
+        """Check that this likelihood can describe the targets, apart from those that are not coded.
+
+        Args:
+            targets: (n, ...).
+            where: name of the split, for messages.
+
+        Raises:
+            DataError: for the first that it cannot describe, and if none is coded.
+        """
+        self._check_values(targets, where)
+        if self.ignore is not None and not self.symbols(targets):
+            raise DataError(
+                f"no {where} target is coded: likelihood.ignore={self.ignore} hides all of them; check the mask of the targets"
+            )
 
 
 def per_example(bits: Tensor) -> Tensor:
@@ -225,26 +333,98 @@ def krichevsky_trofimov_bits(counts: Tensor) -> Tensor:
 
 def numbers_per_example(targets: Tensor) -> int:
     """Return the number of elements of one target."""
-    return int(targets[0].numel())
+    return math.prod(targets.shape[1:])
 
 
-def require(condition: Tensor, targets: Tensor, where: str, need: str) -> None:
-    """Raise DataError, with the first target for which ``condition`` is false, if there is one.
+def by_column(targets: Tensor) -> Tensor:
+    """Return targets as a matrix in float64, a column for each number of an example."""
+    return targets.detach().double().cpu().reshape(len(targets), -1)
+
+
+def mean_per_example(values: Tensor, coded: Tensor | None) -> Tensor:
+    """Return the mean over the coded numbers of each example, 0 for an example without one.
 
     Args:
-        condition: true for valid targets, in their shape.
+        values: (n, ...).
+        coded: which of them are coded, in the same shape; None: all are.
+
+    Returns:
+        (n,).
+    """
+    if coded is None:
+        return per_example(values) / numbers_per_example(values)
+    return per_example(with_hidden(values, coded)) / per_example(coded.to(values.dtype)).clamp_min(1)
+
+
+def with_hidden(values: Tensor, coded: Tensor | None, fill: float = 0) -> Tensor:
+    """Replace the values of positions that are not coded.
+
+    Args:
+        values: of any shape.
+        coded: which of them are coded, in the same shape; None: all are.
+        fill: put in place of the others.
+
+    Returns:
+        in the shape of ``values``.
+    """
+    return values if coded is None else values.masked_fill(~coded, fill)
+
+
+def equal(targets: Tensor, value: int) -> Tensor:
+    """Return which targets have a value; none, if their dtype cannot hold it (torch would wrap the value around).
+
+    Args:
+        targets: of any shape.
+        value: compared with each.
+
+    Returns:
+        bool, in the shape of the targets.
+
+    >>> equal(torch.tensor([156], dtype=torch.uint8), -100).tolist()
+    [False]
+    """
+    if not targets.is_floating_point() and targets.dtype != torch.bool:
+        held = torch.iinfo(targets.dtype)
+        if not held.min <= value <= held.max:
+            return torch.zeros_like(targets, dtype=torch.bool)
+    return targets == value
+
+
+def chunks(targets: Tensor) -> Iterator[Tensor]:
+    """Yield rows of the targets together, in order, at most :data:`CHUNK` numbers at a time where a row is not longer.
+
+    >>> [len(part) for part in chunks(torch.zeros(3, 1 << 21))]
+    [2, 1]
+    """
+    rows = max(1, CHUNK // max(1, numbers_per_example(targets)))
+    for start in range(0, len(targets), rows):
+        yield targets[start : start + rows]
+
+
+def require(valid: Callable[[Tensor], Tensor], targets: Tensor, where: str, need: str, *, ignore: int | None = None) -> None:
+    """Raise DataError, with the first target that is not valid, if there is one.
+
+    Args:
+        valid: says for each target whether it is valid, in their shape.
         targets: (n, ...).
         where: name of the split.
         need: the requirement, for the message.
+        ignore: value that is valid besides.
 
     Raises:
         DataError: if a target is not valid.
     """
-    wrong = (~condition).flatten().nonzero()
-    if len(wrong):
-        value = targets.flatten()[wrong[0]].item()
-        example = int(wrong[0]) // numbers_per_example(targets)
-        raise DataError(f"{where} target of example {example} is {value:g}; {need}")
+    begin = 0
+    for part in chunks(targets):
+        fine = valid(part) if ignore is None else valid(part) | equal(part, ignore)
+        wrong = (~fine).flatten().nonzero()
+        if len(wrong):
+            value = part.flatten()[wrong[0]].item()
+            example = begin + int(wrong[0]) // numbers_per_example(targets)
+            if value == USUAL_IGNORE and ignore is None:
+                need += f"; likelihood.ignore={USUAL_IGNORE} leaves such positions out, if they are not to be coded"
+            raise DataError(f"{where} target of example {example} is {value:g}; {need}")
+        begin += len(part)
 
 
 def whole(targets: Tensor) -> Tensor:

@@ -230,6 +230,7 @@ def take_ledger(
         given=model.given(),
         described=likelihood.described,
         marginal_bits=likelihood.marginal_bits(examples.targets),
+        symbols=likelihood.symbols(examples.targets),
     )
     return book if priors_are_held else replace(book, warnings=warnings_of(book, model, likelihood, examples, course))
 

@@ -1,0 +1,90 @@
+"""Networks of the kinds that people bring: each trains, is counted whole, is saved, comes back and predicts."""
+
+import importlib.util
+
+import pytest
+import torch
+import zoo
+from torch import nn
+
+import bitsback
+from bitsback import Examples
+from bitsback.config.coding_settings import PackSettings
+
+PLAIN = ["unet", "tagger", "graph"]
+OF_TRANSFORMERS = ["gpt2", "llama", "bert", "t5"]
+OF_TIMM = {
+    "resnet18": {"architecture": "resnet18"},
+    "vit": {"architecture": "vit_tiny_patch16_224", "img_size": 32, "depth": 2},
+    "efficientnet": {"architecture": "efficientnet_b0"},
+}
+
+
+def needing(package: str, names: list[str]) -> list[object]:
+    missing = importlib.util.find_spec(package) is None
+    return [pytest.param(name, marks=pytest.mark.skipif(missing, reason=f"{package} is not installed")) for name in names]
+
+
+ALL = [
+    *PLAIN,
+    *needing("transformers", OF_TRANSFORMERS),
+    *needing("peft", ["lora"]),
+    *needing("timm", list(OF_TIMM)),
+]
+
+
+def network_of(name: str) -> tuple[nn.Module, str, dict[str, object]]:
+    arguments = OF_TIMM.get(name, {})
+    factory = "vision" if arguments else name
+    return getattr(zoo, factory)(**arguments), f"zoo:{factory}", arguments
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALL)
+def test_a_network_trains_is_counted_saved_loaded_and_predicts(name, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend("tests")
+    network, factory, arguments = network_of(name)
+    inputs, targets, likelihood = zoo.data_of(name)
+    examples = Examples(inputs, targets)
+    model = bitsback.bayesianize(network)
+    settings = {"epochs": 2, "batch_size": len(examples) if name == "graph" else 8}
+    trained = bitsback.train(
+        model,
+        likelihood,
+        examples,
+        training=settings,
+        ledger={"samples": 2},
+        progress=False,
+        out=tmp_path / "run",
+        report=False,
+    )
+    assert trained.ledger.data_bits > 0
+    covered(network, model, trained.ledger)
+    path = tmp_path / "model.bb"
+    packed = bitsback.save(
+        model, path, examples, likelihood=likelihood, factory=factory, arguments=arguments, progress=False,
+        settings=PackSettings(codec="quantised"),
+    )  # fmt: skip
+    loaded = bitsback.load(path, [f"network.factory={factory}"])
+    few = examples.inputs[:] if name == "graph" else examples.inputs[:3]
+    with torch.no_grad(), model.mean():
+        wanted = model.eval().outputs(few)
+    torch.testing.assert_close(loaded.outputs(few), wanted, rtol=1e-4, atol=1e-4)
+    assert len(packed.content) == path.stat().st_size
+    prediction = model.predict(few, samples=2, likelihood=likelihood)
+    assert torch.isfinite(prediction.mean).all()
+    assert len(prediction.mean) == len(wanted)
+
+
+def covered(network, model, ledger):
+    """Every parameter is in the ledger, trainable ones with their bits, frozen ones as known to the receiver."""
+    entries = {entry.name: entry for entry in ledger.entries}
+    assert sum(entry.weights for entry in entries.values()) == sum(p.numel() for p in network.parameters() if p.requires_grad)
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            assert entries[name].weights == parameter.numel(), name
+            assert entries[name].net_bits >= 0, name
+        else:
+            assert any(line.startswith(f"{name} (") for line in ledger.not_charged), name
+    held = [name for name, tensor in model.changed_buffers() + model.learned_statistics() if tensor.numel()]
+    assert len(ledger.charges) >= len(held)
