@@ -21,7 +21,9 @@ from bitsback.likelihoods import (
     CategoricalLikelihood,
     GaussianLikelihood,
     Likelihood,
+    NegativeBinomialLikelihood,
     PoissonLikelihood,
+    TokensLikelihood,
 )
 from bitsback.likelihoods._uncertainty import COUNTS_AT_ONCE, CountMixture, NormalMixture
 from bitsback.model import Prediction, bayesianize, evaluate
@@ -72,6 +74,24 @@ def test_positions_have_an_entropy_each(shape):
     position = Prediction.of(BernoulliLikelihood(), outputs.flatten(2)[..., -1])
     assert np.allclose(found.entropy_bits.flatten(1)[:, -1], position.entropy_bits)
     assert np.shape(found.records()[0]["entropy_bits"]) == shape
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "axis", "shape"),
+    [(CategoricalLikelihood(4), 1, (2, 3)), (CategoricalLikelihood(4), 2, (6,)), (TokensLikelihood(4), 2, (6,))],
+)
+def test_every_position_has_its_distribution_of_classes(likelihood, axis, shape):
+    """Wherever the outputs have the axis of the classes: as the likelihood of one label for each position says."""
+    logits = torch.randn(3, 5, *shape, 4)
+    found = Prediction.of(likelihood, logits.movedim(-1, axis + 1))
+    flat = Prediction.of(CategoricalLikelihood(4), logits.reshape(3, -1, 4))
+    assert found.mean.shape == (5, *shape, 4)
+    assert found.entropy_bits.shape == found.mutual_information_bits.shape == (5, *shape)
+    assert torch.allclose(found.mean.flatten(0, -2), flat.mean)
+    assert torch.allclose(found.entropy_bits.flatten(), flat.entropy_bits)
+    assert torch.allclose(found.mutual_information_bits.flatten(), flat.mutual_information_bits)
+    record = found.records()[0]
+    assert np.shape(record["class"]) == np.shape(record["entropy_bits"]) == shape
 
 
 def test_draws_that_agree_tell_nothing_and_rounding_does_not_make_it_negative():
@@ -213,6 +233,19 @@ def test_negative_binomial_mixtures_by_summation(dispersion, means):
         assert mixture.quantile(level).item() == np.searchsorted(np.cumsum(pmf.mean(0)), level)
 
 
+def test_a_negative_binomial_likelihood_predicts_with_its_dispersion():
+    likelihood, means = NegativeBinomialLikelihood(2.5), torch.tensor([4.0, 9.0]).double()
+    found = Prediction.of(likelihood, means.log().reshape(2, 1))
+    pmf = np.stack([stats.nbinom.pmf(np.arange(2000), 2.5, 2.5 / (2.5 + mean)) for mean in means.tolist()])
+    assert found.mean.item() == pytest.approx(6.5)
+    assert found.std.item() == pytest.approx(math.sqrt(pmf.mean(0) @ np.arange(2000.0) ** 2 - 6.5**2), rel=1e-6)
+    assert found.entropy_bits.item() == pytest.approx(entropy_of(pmf.mean(0)), abs=1e-5)
+    assert found.mutual_information_bits.item() == pytest.approx(entropy_of(pmf.mean(0)) - entropy_of(pmf).mean(), abs=1e-5)
+    low, high = found.interval(0.8)
+    cumulated = np.cumsum(pmf.mean(0))
+    assert (low.item(), high.item()) == (np.searchsorted(cumulated, 0.1), np.searchsorted(cumulated, 0.9))
+
+
 def test_counts_beside_each_other_may_differ_much():
     """One number needs a single block of counts, the other many, from another start."""
     rates = torch.tensor([[0.1, 5000.0], [2000.0, 1.0]]).double()
@@ -250,11 +283,18 @@ def test_rates_beyond_all_sums_are_refused(rate):
         (BernoulliLikelihood(), torch.randn(5, 8, 3), torch.randint(2, (8, 3)).float()),
         (GaussianLikelihood(0.5, noise="fixed", target_step=0.01), torch.randn(5, 8, 1), torch.randn(8, 1)),
         (PoissonLikelihood(), torch.randn(5, 8), torch.randint(5, (8,))),
+        (NegativeBinomialLikelihood(2.0), torch.randn(5, 8, 2), torch.randint(5, (8, 2))),
+        (
+            CategoricalLikelihood(4, ignore=-100),
+            torch.randn(5, 8, 4, 6),
+            torch.randint(4, (8, 6)).where(torch.rand(8, 6) < 0.5, -100),
+        ),
+        (TokensLikelihood(5), torch.randn(5, 8, 3, 5), torch.randint(5, (8, 3))),
     ],
 )
 def test_bits_of_targets_are_those_of_the_mean_probability(likelihood, outputs, targets):
     found = Prediction.of(likelihood, outputs, targets)
-    probability = np.mean([2.0 ** -likelihood.bits(each, targets).double().numpy() for each in outputs], 0)
+    probability = np.mean([2.0 ** -likelihood.bits(each, targets).detach().double().numpy() for each in outputs], 0)
     assert found.bits.shape == (8,)
     assert np.allclose(found.bits, -np.log2(probability), rtol=1e-6)
 
@@ -461,6 +501,19 @@ def test_texts_are_classes_and_unknown_ones_are_refused(run, tmp_path):
     np.savez(tmp_path / "texts.npz", inputs=inputs, targets=targets)
     with pytest.raises(DataError, match="the targets are of type <U7, and a 'poisson' likelihood takes numbers"):
         bitsback.predict(run / "poisson", tmp_path / "texts.npz")
+
+
+def test_labels_that_are_not_coded_are_left_out(tmp_path):
+    """A label at each of three positions, some hidden: by number, or by an empty text."""
+    from bitsback.analysis.predict import _as_targets
+
+    numbers = np.array([[7, 3, -100], [-100, 5, 7]])
+    found = _as_targets(numbers, CategoricalLikelihood(3, [3, 5, 7], ignore=-100))
+    assert found.tolist() == [[2, 0, -100], [-100, 1, 2]]
+    texts = np.array([["b", ""], ["a", "b"]])
+    assert _as_targets(texts, CategoricalLikelihood(2, ["b", "a"], ignore=-1)).tolist() == [[0, -1], [1, 0]]
+    with pytest.raises(DataError, match="a target is -100, which is none of the labels"):
+        _as_targets(numbers, CategoricalLikelihood(3, [3, 5, 7]))
 
 
 def test_a_file_answers_with_one_draw_and_knows_bits(run, tmp_path):
