@@ -118,6 +118,9 @@ class Experiment:
     model: BayesianModel
     likelihood: Likelihood
 
+    def __post_init__(self) -> None:
+        self.model.likelihood = self.likelihood
+
     @classmethod
     def build(
         cls,

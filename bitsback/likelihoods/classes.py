@@ -10,6 +10,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 
 from bitsback.errors import DataError
 from bitsback.likelihoods._class_weights import NO_WEIGHTS
+from bitsback.likelihoods._uncertainty import LabelMixture
 from bitsback.likelihoods.base import (
     USUAL_IGNORE,
     Answer,
@@ -157,6 +158,10 @@ class CategoricalLikelihood(SymbolLikelihood):
         """Return class probabilities, (n, ..., C): the axis of the classes is the last, wherever the outputs have it."""
         axis = -1 if outputs.ndim == 2 else self._only(self._class_axes(outputs), outputs)
         return outputs.movedim(axis, -1).softmax(-1)
+
+    def mixture(self) -> LabelMixture:
+        """Return an empty mixture of distributions of classes."""
+        return LabelMixture(has_classes=True)
 
     def answers(self, predicted: Tensor, std: Tensor | None = None) -> list[Answer]:
         """Return the most probable class of each input, or at each of its positions.
@@ -337,6 +342,10 @@ class BernoulliLikelihood(SymbolLikelihood):
     def predict(self, outputs: Tensor) -> Tensor:
         """Return the probabilities of 1."""
         return outputs.sigmoid()
+
+    def mixture(self) -> LabelMixture:
+        """Return an empty mixture of distributions of 0 and 1."""
+        return LabelMixture(has_classes=False)
 
     def answers(self, predicted: Tensor, std: Tensor | None = None) -> list[Answer]:
         """Return the more probable value and the probability of 1.

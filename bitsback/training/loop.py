@@ -14,10 +14,11 @@ from bitsback.errors import TrainingError
 from bitsback.inputs import Inputs, call, leaves, like
 from bitsback.likelihoods import Likelihood
 from bitsback.model import BayesianModel
-from bitsback.model.accounting import EVALUATION_BATCH, set_seed
+from bitsback.model.draws import EVALUATION_BATCH
 from bitsback.model.modes import Modes
 from bitsback.optim import PosteriorOptimizer
 from bitsback.profiling import stage
+from bitsback.torch_state import set_seed
 from bitsback.training._objective import DescriptionLength, Objective
 from bitsback.training.augment import augmented
 from bitsback.training.beta import Beta

@@ -31,9 +31,9 @@ from bitsback.learned import FLOAT32
 from bitsback.likelihoods import Likelihood
 from bitsback.likelihoods.classes import CategoricalLikelihood
 from bitsback.model import BayesianModel
-from bitsback.model.accounting import seeded
 from bitsback.model.buffers import unmoved
 from bitsback.model.modes import evaluating
+from bitsback.torch_state import seeded
 
 __all__ = ["EmptyModel", "Tree", "model_tree", "put_experiment_head", "put_head", "take_side"]
 

@@ -53,6 +53,7 @@ class LoadedModel(nn.Module):
         super().__init__()
         self.config, self.tree, self.codec = config, tree, codec
         self.model, self.likelihood, self._scaling = model.eval(), likelihood, scaling
+        self.model.likelihood = likelihood
         self._parts: Callable[[], list[FilePart]] = list
         self.rows = BATCH
 
