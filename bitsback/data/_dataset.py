@@ -18,7 +18,7 @@ from bitsback.torch_state import using_threads
 if TYPE_CHECKING:
     from bitsback.data.settings import DataSettings, LabelValues
 
-__all__ = ["Dataset", "Examples", "Preprocessing", "finished", "split"]
+__all__ = ["Dataset", "Examples", "Preprocessing", "finished", "grey", "split"]
 
 
 @dataclass(frozen=True)
@@ -128,11 +128,11 @@ class Examples:
         """
         if isinstance(self.inputs, Tensor):
             for index in indices:
-                yield self.inputs[index], self.targets[index]
+                yield self.inputs[index], _long(self.targets[index])
             return
         every = [numbers(index, len(self)) for index in indices]
         for index, (inputs, shape) in zip(every, self.inputs.read_many(every), strict=True):
-            targets = self.targets[index.to(self.targets.device)]
+            targets = _long(self.targets[index.to(self.targets.device)])
             yield inputs, targets if shape is None else targets[(slice(None), *map(slice, shape))]
 
     def subset(self, index: Tensor) -> "Examples":
@@ -170,6 +170,11 @@ class Examples:
         if self.inputs.device == device and self.inputs.dtype == wanted and self.targets.device == device:
             return self
         return replace(self, inputs=self.inputs.to(device, wanted), targets=targets)
+
+
+def _long(targets: Tensor) -> Tensor:
+    """Return whole numbers that were kept as int32 as int64."""
+    return targets.long() if targets.dtype == torch.int32 else targets
 
 
 def grey(tensor: Tensor) -> Tensor:
