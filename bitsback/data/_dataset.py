@@ -12,7 +12,7 @@ from bitsback import limits
 from bitsback.data._feature_map import Map
 from bitsback.data._rows import Rows, View, as_rows, numbers
 from bitsback.errors import DataError, brief
-from bitsback.inputs import Inputs, leaves, structure
+from bitsback.inputs import Inputs, described, leaves, structure
 from bitsback.torch_state import using_threads
 
 if TYPE_CHECKING:
@@ -347,11 +347,16 @@ def _in_memory(examples: Examples) -> Examples:
 
 
 def _check_alike(train: Examples, test: Examples | None) -> None:
-    """Raise DataError if inputs of the two splits differ in shape."""
-    if test is not None and test.inputs.shape[1:] != train.inputs.shape[1:]:
+    """Raise DataError if inputs of the two splits differ in shape, or their labels do."""
+    if test is None:
+        return
+    one, other = (part.inputs[:1] if isinstance(part.inputs, Tensor) else part.inputs.first for part in (train, test))
+    varies = any(not isinstance(part.inputs, Tensor) and part.inputs.pads for part in (train, test))
+    if not varies and structure(other) != structure(one):
+        raise DataError(f"a test input has {described(other)} but a training input {described(one)}; both splits must be alike")
+    if test.labels is not None and test.labels != train.labels:
         raise DataError(
-            f"a test input has shape {tuple(test.inputs.shape[1:])} but a training input {tuple(train.inputs.shape[1:])}; "
-            "both splits must be alike"
+            "the test split numbers its text labels otherwise than the training split; make it with labels=train.labels"
         )
 
 

@@ -209,6 +209,11 @@ class _Collected(Rows):
     def __len__(self) -> int:
         return len(self.targets)
 
+    @property
+    def pads(self) -> bool:
+        """Return whether a collate function makes the batches."""
+        return self._reader.collate is not None
+
     def _collect(self, passes: Iterable[Raw], total: int | None) -> None:
         """Take the targets of a pass over all examples, and check that the inputs are finite and of one shape."""
         pieces: list[Tensor] = []

@@ -75,6 +75,11 @@ class Rows(ABC):
         """Return whether examples can be read in any order."""
         return True
 
+    @property
+    def pads(self) -> bool:
+        """Return whether a batch may have a shape of its own, to which a collate function padded it."""
+        return False
+
     def needs_random_access(self, what: str) -> None:
         """Check that examples can be read in any order.
 
@@ -191,7 +196,7 @@ def tensor_of(array: np.ndarray) -> Tensor:
 
 
 class MappedFile:
-    """Array in a file, of which only the rows that are asked for are read.
+    """Array in a file, of which only the rows that are asked for are read, float64 as float32.
 
     Args:
         array: memory-mapped, (n, ...).
@@ -221,7 +226,7 @@ class MappedFile:
         if self._held_bytes > HELD_BYTES:
             self._held_bytes = 0
             self.drop()
-        return found
+        return found.float() if found.dtype == torch.float64 else found
 
     def drop(self) -> None:
         """Let the system take back the pages that were read; they stay in its file cache, and count for nobody."""
@@ -244,9 +249,7 @@ class Columns(Rows):
 
     def __init__(self, columns: Any) -> None:
         self.columns = columns
-        several = (
-            list(columns.values()) if isinstance(columns, dict) else list(columns) if isinstance(columns, tuple) else [columns]
-        )
+        several = list(columns.values()) if isinstance(columns, dict) else columns if isinstance(columns, tuple) else [columns]
         if not several:
             raise DataError("the inputs are empty; give a tensor, or a tuple or dict with one or more")
         lengths = [len(column) for column in several]
@@ -269,11 +272,17 @@ class Columns(Rows):
         Returns:
             inputs (k, ...), and None.
         """
-        return each(self.columns, lambda column: column[index.to(column.device) if isinstance(column, Tensor) else index]), None
+        return self._each(lambda column: column[index.to(column.device) if isinstance(column, Tensor) else index]), None
+
+    def _each(self, function: Callable[[Any], Any]) -> Any:
+        """Return what a function makes of every column, in the structure of the columns."""
+        if isinstance(self.columns, dict):
+            return {name: function(column) for name, column in self.columns.items()}
+        return tuple(map(function, self.columns)) if isinstance(self.columns, tuple) else function(self.columns)
 
     def moved(self, device: torch.device) -> "Rows":
         """Return columns with those in memory on a device."""
-        return Columns(each(self.columns, lambda column: column.to(device) if isinstance(column, Tensor) else column))
+        return Columns(self._each(lambda column: column.to(device) if isinstance(column, Tensor) else column))
 
 
 class View(Rows):
@@ -344,6 +353,11 @@ class View(Rows):
     def has_random_access(self) -> bool:
         """Return whether examples can be read in any order."""
         return self.base.has_random_access
+
+    @property
+    def pads(self) -> bool:
+        """Return whether a batch may have a shape of its own."""
+        return self.base.pads
 
     def cast(self, dtype: torch.dtype) -> "View":
         """Return a view whose real numbers have a dtype."""

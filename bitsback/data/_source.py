@@ -42,7 +42,7 @@ TAKEN = (
 
 @dataclass(frozen=True)
 class _Found:
-    """What a source holds.
+    """Inputs and targets as a source holds them.
 
     Attributes:
         inputs: a tensor, a tuple or dict of columns, or rows.
@@ -118,7 +118,8 @@ def source(
         numbers, names = as_targets(found.targets, found.labels if labels is None else labels)
         if names is not None and not numbers.is_floating_point():
             _check_labels(numbers, names)
-        made = Examples(found.inputs, numbers, name, found.assumed, names)
+        inputs = found.inputs if isinstance(found.inputs, Tensor | Rows) else Columns(found.inputs)
+        made = Examples(inputs, numbers, name, found.assumed, names)
     return made if mask is None else replace(made, targets=hidden(made.targets, mask))
 
 
@@ -128,7 +129,8 @@ def _check_labels(numbers: Tensor, names: Sequence[str]) -> None:
     if len(odd):
         place = int(odd[0])
         raise DataError(
-            f"target {int(numbers.flatten()[place])} (number {place}) is none of the {len(names)} labels; class numbers count from 0"
+            f"target {int(numbers.flatten()[place])} (number {place}) is none of the {len(names)} labels; class numbers count "
+            "from 0"
         )
 
 
@@ -336,7 +338,7 @@ def _of_file(path: Path, targets: Any) -> _Found:
         raise DataError(f"{path} holds inputs alone; give source(inputs, targets), such as the path of the file of targets")
     array, is_idx = _array(path, start)
     array = array[:, None] if is_idx and array.ndim == 3 else array  # images have a channel axis
-    return _Found(Columns(_stored(array, path)) if len(array) else _column(array, str(path)), _read(targets))
+    return _Found(_stored(array, path), _read(targets))
 
 
 def _stored(array: np.ndarray, path: Path) -> Tensor | MappedFile:
@@ -357,4 +359,4 @@ def _of_archive(path: Path, targets: Any) -> _Found:
         targets = target_name([key for key in arrays if key in TARGET_NAMES] or arrays, None)
     if isinstance(targets, str) and targets in arrays:
         targets = arrays[targets]
-    return _Found(Columns(_stored(arrays["inputs"], path)), _read(targets))
+    return _Found(_stored(arrays["inputs"], path), _read(targets))
