@@ -435,7 +435,7 @@ def test_text_labels_are_numbered_alike_in_both_splits():
     test = source(X[:4], ["cat", "cat", "bee", "bee"], labels=train.labels, name="test")
     assert test.targets.tolist() == [2, 2, 1, 1]
     bitsback.Dataset("both", train, test)
-    with pytest.raises(DataError, match="the test split numbers its text labels otherwise.*labels=train.labels"):
+    with pytest.raises(DataError, match=r"the test split numbers its text labels otherwise.*labels=train.labels"):
         bitsback.Dataset("both", train, source(X[:4], ["cat", "cat", "bee", "bee"]))
     with pytest.raises(DataError, match="the label of example 1, 'dog', is none of the labels of the training examples"):
         source(X[:2], ["cat", "dog"], labels=train.labels)
@@ -664,7 +664,7 @@ def test_features_of_a_large_file_are_fitted_in_memory(tmp_path, monkeypatch):
     assert torch.allclose(settings.load().train.inputs, small.train.inputs, rtol=1e-5, atol=1e-6)
     monkeypatch.setenv("BITSBACK_LIMIT_MEMORY", "1000")
     with pytest.raises(
-        DataError, match="data.features, which the training inputs are held in memory for, asks for .* set data.limit"
+        DataError, match=r"data.features, which the training inputs are held in memory for, asks for .* set data.limit"
     ):
         settings.load()
 

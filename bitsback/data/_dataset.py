@@ -51,7 +51,7 @@ class Examples:
     targets: Tensor
     name: str = "training"
     assumed: tuple[str, ...] = ()
-    labels: "LabelValues | None" = None
+    labels: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         self._check_types()

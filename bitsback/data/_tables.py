@@ -60,8 +60,8 @@ def _numbers(name: str, column: Any, first: int) -> np.ndarray:
     if getattr(column.dtype, "kind", "O") not in "biuf":
         row = next(iter(column), None)
         raise DataError(
-            f"column '{name}' holds {column.dtype}, such as {brief(repr(row), 40)} in row {first}, and inputs are numbers; encode "
-            "it (pandas.get_dummies for categories, numbers for dates), or drop it"
+            f"column '{name}' holds {column.dtype}, such as {brief(repr(row), 40)} in row {first}, and inputs are numbers; "
+            "encode it (pandas.get_dummies for categories, numbers for dates), or drop it"
         )
     values = column.to_numpy(dtype=np.float32)
     odd = np.flatnonzero(~np.isfinite(values))
@@ -80,8 +80,8 @@ def _target(name: str, column: Any, first: int) -> Any:
     odd = next((row for row, value in enumerate(values) if not isinstance(value, str)), None)
     if odd is not None:
         raise DataError(
-            f"the target in column '{name}', row {first + odd}, is {brief(repr(values[odd]), 40)}, neither a number nor a text; "
-            "convert the column with astype(str) or astype(float)"
+            f"the target in column '{name}', row {first + odd}, is {brief(repr(values[odd]), 40)}, neither a number nor a "
+            "text; convert the column with astype(str) or astype(float)"
         )
     return values
 
