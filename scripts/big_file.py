@@ -2,13 +2,13 @@
 
 python scripts/big_file.py [--bytes 2e9] [--folder DIR]
 
-Writes 8-bit pictures with labels as NPY and as IDX files of that many bytes, trains a small network for one epoch on each through
-`bitsback.data.source`, and on the IDX files through a configuration, and prints a line for each:
+Writes 8-bit pictures with labels as NPY and as IDX files of that many bytes, trains a small network for one epoch on each
+through `bitsback.data.source`, and on the IDX files through a configuration, and prints a line for each:
 
     memory NPY 180 MB anonymous, 310 MB resident, 41 s
 
-What is counted is the peak above the memory of a process that has trained such a model before, on a few examples. Anonymous is
-what the process holds; resident contains the pages of the file that are mapped at that moment. The files are deleted at the end.
+Counted is the peak above the memory of the process once it has trained such a model on a few examples. Anonymous is what the
+process holds; resident contains the pages of the file that are mapped at that moment. The files are deleted at the end.
 """
 
 import argparse
@@ -31,10 +31,12 @@ LARGEST_BATCH = 16384
 
 
 class Memory:
-    """The peak of this process's memory while it is open, in MB above what it was at first."""
+    """The peak of this process's memory while it is open, in MB above ``start``."""
+
+    def __init__(self, start):
+        self.start, self.peak, self.is_over = start, [0, 0], threading.Event()
 
     def __enter__(self):
-        self.start, self.peak, self.is_over = self.now(), [0, 0], threading.Event()
         self.watcher = threading.Thread(target=self.watch, daemon=True)
         self.watcher.start()
         return self
@@ -88,7 +90,7 @@ def on_source(examples, batch):
 def on_configuration(folder, batch):
     values = {
         "data": {"kind": "idx", "root": str(folder)},
-        "network": {"kind": "mlp", "hidden": []},
+        "network": {"kind": "sequential", "layers": ["Flatten", "Linear"]},
         "training": {"epochs": 1, "batch_size": batch, "threads": 1},
         "ledger": {"samples": 1},
         "logging": {"report": False},
@@ -113,10 +115,11 @@ def main():
             "IDX": lambda: on_source(source(*idx), batch),
             "configuration": lambda: on_configuration(folder, batch),
         }
+        start = Memory.now()
         print(f"{count:,} pictures, {options.bytes:,.0f} bytes in each file, batches of {batch:,}")
         for way, call in ways.items():
             began = time.perf_counter()
-            with Memory() as memory:
+            with Memory(start) as memory:
                 call()
             anonymous, resident = memory.peak
             print(f"memory {way} {anonymous} MB anonymous, {resident} MB resident, {time.perf_counter() - began:.0f} s")

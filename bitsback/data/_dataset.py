@@ -130,9 +130,10 @@ class Examples:
             for index in indices:
                 yield self.inputs[index], _long(self.targets[index])
             return
-        every = [numbers(index, len(self)) for index in indices]
-        for index, (inputs, shape) in zip(every, self.inputs.read_many(every), strict=True):
-            targets = _long(self.targets[index.to(self.targets.device)])
+        wanted = list(indices)
+        every = [numbers(index, len(self)) for index in wanted]
+        for index, (inputs, shape) in zip(wanted, self.inputs.read_many(every), strict=True):
+            targets = _long(self.targets[index if isinstance(index, slice) else index.to(self.targets.device)])
             yield inputs, targets if shape is None else targets[(slice(None), *map(slice, shape))]
 
     def subset(self, index: Tensor) -> "Examples":
