@@ -16,6 +16,7 @@ from bitsback.config.coding_settings import PackSettings, TuningSettings
 from bitsback.config.experiment import open_source
 from bitsback.errors import ConfigError, MissingExtraError
 from bitsback.formats.prequential.walk import check as check_prequential
+from bitsback.formats.prequential.walk import check_whole
 from bitsback.formats.prequential.write import prequential
 from bitsback.formats.two_part import send_two_part
 from bitsback.ledger import Ledger, shown_error
@@ -235,6 +236,7 @@ class Codelengths:
         if "prequential" in names:  # refused now, rather than after the other networks have been trained
             try:
                 check_prequential(self.config)
+                check_whole(self._train, self._likelihood)
                 self.config.prequential.ends(len(self._train))
             except ConfigError as error:
                 raise ConfigError(f"{error} (or leave this code out: --codes uniform,variational,...)") from error
@@ -348,6 +350,7 @@ class Codelengths:
     def _rival(self, name: str, code: Callable[..., Rival]) -> Row:
         """Return the row of a code without a network; without bits if the configuration lacks what it needs."""
         try:
+            check_whole(self._train, self._likelihood)
             found = code(self.config, self._experiment.dataset, self._likelihood.classes, progress=self._progress)
         except (ConfigError, MissingExtraError) as error:
             return Row(name, None, None, None, None, None, 0.0, decodable=False, how=str(error))

@@ -12,7 +12,7 @@ import numpy as np
 
 from bitsback.coding.ans import Integers, Stack
 
-__all__ = ["Codec", "bits_back", "categorical", "dependent", "metered", "raw_bits", "sequence", "substack"]
+__all__ = ["Codec", "bits_back", "categorical", "dependent", "in_pieces", "metered", "raw_bits", "sequence", "substack"]
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,43 @@ def dependent(first: Codec, second: Callable[[Any], Codec]) -> Codec:
     def pop(stack: Stack) -> tuple[Any, Any]:
         one = first.pop(stack)
         return one, second(one).pop(stack)
+
+    return Codec(push, pop)
+
+
+def in_pieces(count: int, size: int, codec: Callable[[slice], Codec]) -> Codec:
+    """Return the codec of an array (count,) whose tables are made for a piece at a time, so that memory stays bounded.
+
+    A piece fills the lanes of the stack as often as ``size`` allows, at least once: the message is that of one vector.
+
+    Args:
+        count: number of symbols.
+        size: largest number of symbols in a piece that has more than one row of lanes.
+        codec: maps the places of a piece to the codec of its symbols, one vector.
+
+    Returns:
+        Codec of an int64 array (count,).
+
+    >>> stack, edges = Stack.empty(), np.array([0, 1, 4])
+    >>> codec = in_pieces(3, 2, lambda part: categorical(edges, 2, count=part.stop - part.start))
+    >>> codec.push(stack, np.array([1, 0, 1]))
+    >>> codec.pop(stack).tolist()
+    [1, 0, 1]
+    """
+
+    def pieces(stack: Stack) -> list[slice]:
+        step = stack.lanes * max(1, size // stack.lanes)
+        return [slice(start, min(start + step, count)) for start in range(0, count, step)]
+
+    def push(stack: Stack, symbols: Integers) -> None:
+        for part in pieces(stack):
+            codec(part).push(stack, symbols[part])
+
+    def pop(stack: Stack) -> Integers:
+        symbols = np.empty(count, dtype=np.int64)
+        for part in reversed(pieces(stack)):
+            symbols[part] = codec(part).pop(stack)
+        return symbols
 
     return Codec(push, pop)
 

@@ -1,5 +1,6 @@
 """NPZ data: named numpy arrays in one file."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from bitsback.data._dataset import Dataset, Examples, split
 from bitsback.data.arrays import REASONS, describe, read_npz
+from bitsback.data.mask import MASK_NOTE, masked
 from bitsback.errors import DataError, brief, near_miss
 
 if TYPE_CHECKING:
@@ -22,16 +24,19 @@ def load_npz(settings: "NpzSettings", *, inputs_only: bool) -> Dataset:
 
     Args:
         settings: path and names of the arrays.
-        inputs_only: replace missing targets by zeros.
+        inputs_only: replace missing targets, and all those beside a mask, by zeros.
 
     Returns:
         the data set, split and preprocessed.
     """
     arrays = _arrays(settings)
-    if inputs_only:
-        for answers, given in ((settings.targets, settings.inputs), (settings.test_targets, settings.test_inputs)):
-            if given in arrays and answers not in arrays:
-                arrays[answers] = np.zeros(len(arrays[given]), dtype=np.int64)
+    splits = (
+        (settings.targets, settings.inputs, settings.mask),
+        (settings.test_targets, settings.test_inputs, settings.test_mask),
+    )
+    for answers, given, mask in splits if inputs_only else ():
+        if given in arrays and (answers not in arrays or mask in arrays):
+            arrays[answers] = np.zeros(np.shape(arrays.get(mask, np.zeros(len(arrays[given])))), dtype=np.int64)
     texts = _name_texts(settings, arrays)
     inputs, targets = _tensor(settings, arrays, settings.inputs), _tensor(settings, arrays, settings.targets)
     _check_lengths(inputs, targets, settings.path)
@@ -44,9 +49,12 @@ def load_npz(settings: "NpzSettings", *, inputs_only: bool) -> Dataset:
     else:
         train, test = split(inputs, targets, settings.test_fraction, settings.split_seed)
     grey = arrays[settings.inputs].dtype == np.uint8
-    return settings.finish(
+    dataset = settings.finish(
         settings.path.stem, train, test, largest=255.0 if grey else 1.0, are_images=grey and inputs.ndim > 2, texts=texts
     )
+    if settings.mask not in arrays:
+        return dataset
+    return replace(dataset, train=replace(dataset.train, assumed=(*dataset.train.assumed, MASK_NOTE)))
 
 
 def _name_texts(settings: "NpzSettings", arrays: dict[str, np.ndarray]) -> list[str] | None:
@@ -98,6 +106,8 @@ def _tensor(settings: "NpzSettings", arrays: dict[str, np.ndarray], name: str) -
     real = np.float64 if is_target and is_double else np.float32
     tensor = torch.from_numpy(array.astype(np.int64 if array.dtype.kind in "biu" else real))
     if is_target:
+        mask = settings.mask if name == settings.targets else settings.test_mask
+        tensor = masked(tensor, arrays[mask], f"array '{mask}' in {settings.path}") if mask in arrays else tensor
         return tensor.flatten() if tensor.ndim == 2 and tensor.shape[1] == 1 else tensor
     tensor = tensor[:, None] if tensor.ndim == 1 else tensor  # one number per example
     return tensor.float() if array.dtype in (np.uint8, np.bool_) else tensor

@@ -389,14 +389,22 @@ class NpzSettings(DataSettings):
     Targets are texts or whole numbers, which a categorical likelihood takes for labels, or real numbers; a one-column target
     array is flattened. Inputs of type uint8 are grey levels; with ``scaling: none`` whole-number inputs remain whole, as an
     Embedding needs them.
+
+    An array ``mask`` (and ``test_mask``), of the shape of the targets, says which of them are coded: 1 or true, and 0 or false
+    for those that are not. They become -100, so that ``likelihood.ignore`` has to be -100. A receiver holds the mask as it
+    holds the inputs.
     """
 
     kind: Literal["npz"] = "npz"
     path: FilePath = Field(description="the .npz file")
     inputs: str = Field("inputs", description="name of the array of inputs, (n, ...)")
-    targets: str = Field("targets", description="name of the array of targets, (n,) or (n, d)")
+    targets: str = Field("targets", description="name of the array of targets, (n,) or (n, ...)")
     test_inputs: str = Field("test_inputs", description="name of the array of test inputs")
     test_targets: str = Field("test_targets", description="name of the array of test targets")
+    mask: str = Field(
+        "mask", description="name of the array, if there is one, that is 1 where a target is coded and 0 where it is not"
+    )
+    test_mask: str = Field("test_mask", description="name of that array for the test targets")
     test_fraction: float = Field(0.2, ge=0, lt=1, description="share held out when the file has no test arrays")
 
     def load(self) -> "Dataset":
@@ -406,7 +414,7 @@ class NpzSettings(DataSettings):
         return load_npz(self, inputs_only=False)
 
     def load_inputs(self) -> "Dataset":
-        """Read the arrays, with missing targets replaced by zeros."""
+        """Read the arrays, with missing targets, and all those beside a mask, replaced by zeros; -100 where not coded."""
         from bitsback.data._npz import load_npz
 
         return load_npz(self, inputs_only=True)

@@ -43,6 +43,7 @@ def check_size(
     file_bytes: int = 0,
     examples: int = 2,
     data_numbers: int = 0,
+    symbols: int = 1,
 ) -> int:
     """Check that a file does not ask for a far larger model than it could describe; networks from a factory are not checked.
 
@@ -54,6 +55,7 @@ def check_size(
         file_bytes: size of the file in bytes.
         examples: number of examples in the forward pass, at most :data:`BATCH` at once; all their outputs are kept.
         data_numbers: number of numbers in the inputs that the receiver has.
+        symbols: number of targets of an example, each of which has as many outputs.
 
     Returns:
         largest number of examples in one forward pass.
@@ -66,7 +68,7 @@ def check_size(
     network = config.network
     if isinstance(network, SequentialSettings):
         limits.LAYERS.check(_layers(network), "the file's network", FileError)
-        _check_numbers(2 * widest + outputs * max(2, examples), most, file_bytes)
+        _check_numbers(2 * widest + symbols * outputs * max(2, examples), most, file_bytes)
 
         def look(module: nn.Module, given: Any, output: Any) -> None:
             nonlocal widest, products
@@ -84,11 +86,11 @@ def check_size(
         finally:
             hook.remove()
         weights = sum(tensor.numel() for tensor in [*built.parameters(), *built.buffers()])
-        numbers = weights + widest * min(max(2, examples), BATCH) + outputs * examples
+        numbers = weights + widest * min(max(2, examples), BATCH) + symbols * outputs * examples
         _check_numbers(numbers, most, file_bytes)
         limits.USES.check(products // most, "put through the file's network, each of its numbers", FileError, "it is damaged")
     else:
-        _check_numbers(2 * widest + outputs * max(2, examples), most, file_bytes)
+        _check_numbers(2 * widest + symbols * outputs * max(2, examples), most, file_bytes)
     return max(2, min(BATCH, max(most, ROOMY) // max(1, widest)))
 
 

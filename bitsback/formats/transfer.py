@@ -15,6 +15,7 @@ from bitsback.coding.philox import whiten
 from bitsback.config import Config, Experiment, Run, load_run
 from bitsback.config.experiment import open_source
 from bitsback.errors import FileError
+from bitsback.formats._label_code import check_targets
 from bitsback.formats.container import read_file, unseal
 from bitsback.formats.message.read import receive_file
 from bitsback.formats.message.write import Sender, Sent, check_exponent
@@ -24,7 +25,7 @@ from bitsback.formats.model_file.write import Packed, pack_experiment, with_sett
 from bitsback.formats.prequential.preamble import FIRST_PREQUENTIAL, PREQUENTIAL
 from bitsback.formats.prequential.read import receive_prequential
 from bitsback.formats.prequential.write import Prequential, prequential
-from bitsback.formats.two_part import TWO_PART, TwoPart, check_targets, receive_two_part, send_two_part
+from bitsback.formats.two_part import TWO_PART, TwoPart, receive_two_part, send_two_part
 from bitsback.result import Result, TableResult, text_table
 
 __all__ = [

@@ -1,11 +1,13 @@
 """Two-part code as one file: a model file, followed by the labels coded under it."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from bitsback.atomic_io import check_new_directory, whole_directory, write_array, write_tensors
 from bitsback.coding.ans import Integers, Stack
@@ -13,10 +15,9 @@ from bitsback.coding.combinators import Codec
 from bitsback.config import Experiment
 from bitsback.config.coding_settings import PackSettings
 from bitsback.config.labels import as_labels
-from bitsback.data import Examples
 from bitsback.errors import FileError
 from bitsback.formats._exact_outputs import exact_outputs
-from bitsback.formats._label_code import check_likelihood, targets
+from bitsback.formats._label_code import blank, blank_targets, check_targets, targets
 from bitsback.formats._size_limits import check_data, check_size
 from bitsback.formats.container import BitReader, BitWriter, digest, read_file, seal, unseal
 from bitsback.formats.kinds import FileKind, kind_numbered, register_kind
@@ -31,7 +32,6 @@ __all__ = [
     "TWO_PART",
     "ReceivedLabels",
     "TwoPart",
-    "check_targets",
     "decode_two_part",
     "model_inside",
     "receive_two_part",
@@ -106,7 +106,8 @@ def send_two_part(experiment: Experiment, settings: PackSettings | None = None, 
         the file and its sizes in bits.
 
     Raises:
-        FileError: if the targets are not labels, or activations are too large for exact arithmetic; otherwise as
+        FileError: if the targets are neither labels nor counts, the receiver cannot know which of them are coded, or
+            activations are too large for exact arithmetic; otherwise as
             :func:`bitsback.formats.model_file.write.pack_experiment`.
     """
     check_targets(experiment)
@@ -117,7 +118,7 @@ def send_two_part(experiment: Experiment, settings: PackSettings | None = None, 
     train = experiment.dataset.train
     values = train.targets.cpu().numpy().astype(np.int64).ravel()
     stack = Stack.empty(1)
-    _label_code(packed.loaded, train).push(stack, values)
+    _label_code(packed.loaded, train.inputs, blank(train.targets)).push(stack, values)
     stream = stack.to_bytes()
     writer = BitWriter()
     writer.put(kind.number, KIND_BITS)
@@ -127,18 +128,14 @@ def send_two_part(experiment: Experiment, settings: PackSettings | None = None, 
     return TwoPart(content, packed, 8 * len(stream))
 
 
-def check_targets(experiment: Experiment) -> None:
-    """Raise FileError if the targets are not labels."""
-    check_likelihood(experiment.likelihood, experiment.likelihood.outputs(experiment.dataset.train.targets))
-
-
 @dataclass(frozen=True)
 class ReceivedLabels:
     """Contents of a two-part file.
 
     Attributes:
         loaded: the network.
-        labels: labels of the receiver's inputs, (n,).
+        labels: labels of the receiver's inputs, (n, ...), -100 where they are not coded; several yes-or-no answers for each
+            input are flattened.
     """
 
     loaded: LoadedModel
@@ -170,7 +167,7 @@ def decode_two_part(content: bytes, what: str, locations: Sequence[str] = ()) ->
     if tuple(data.train.inputs.shape[1:]) != tuple(loaded.tree["inputs"]):
         raise FileError(f"the inputs here have another shape than the sender's; give the same ones ({what})")
     inputs, classes = data.train.inputs, getattr(loaded.likelihood, "classes", 1)
-    whole = not inputs.is_floating_point()
+    whole, shape = not inputs.is_floating_point(), loaded.tree.get("targets", [])
     check_size(
         loaded.config,
         inputs.shape[1:],
@@ -179,8 +176,11 @@ def decode_two_part(content: bytes, what: str, locations: Sequence[str] = ()) ->
         file_bytes=len(content),
         examples=len(inputs),
         data_numbers=inputs.numel(),
+        symbols=math.prod(shape),
     )
-    labels = _labels(loaded, data.train, stream)
+    # a file does not say how many yes-or-no answers an input has: there are as many as outputs
+    known = None if loaded.likelihood.kind == "bernoulli" and not shape else blank_targets(data.train, shape)
+    labels = _labels(loaded, inputs, known, stream)
     if labels is None or _check(labels) != check:
         raise FileError("the labels do not come back: these inputs are not the sender's, or this machine computes otherwise; "
                         "say where the sender's are (--data.root=..., --data.path=...)")  # fmt: skip
@@ -241,21 +241,21 @@ def _split(content: bytes, what: str) -> tuple[bytes, int, bytes]:
     return seal(inside, body[:length]), check, body[length:]
 
 
-def _labels(loaded: LoadedModel, examples: Examples, stream: bytes) -> Integers | None:
+def _labels(loaded: LoadedModel, inputs: Any, blank: Tensor | None, stream: bytes) -> Integers | None:
     """Return the labels in a stream; None if the stream does not end with the last label."""
-    code, stack = _label_code(loaded, examples), Stack.from_bytes(stream, 1)
+    code, stack = _label_code(loaded, inputs, blank), Stack.from_bytes(stream, 1)
     try:
         labels: Integers = code.pop(stack)
     except FileError:  # the stream is too short
         return None
-    return None if stack.bits else labels
+    return None if stack.bits else labels if blank is None else labels.reshape(blank.shape)
 
 
-def _label_code(loaded: LoadedModel, examples: Examples) -> Codec:
+def _label_code(loaded: LoadedModel, inputs: Any, blank: Tensor | None) -> Codec:
     weights = {weight.name: weight.posterior.mean.detach() for weight in loaded.model.weights}
-    outputs = exact_outputs(loaded.model.double(), weights, examples.inputs.cpu())
+    outputs = exact_outputs(loaded.model.double(), weights, inputs.cpu())
     loaded.model.float()
-    return targets(loaded.likelihood, outputs.numpy())
+    return targets(loaded.likelihood, outputs, blank)
 
 
 def _check(labels: Integers) -> int:

@@ -289,9 +289,18 @@ class TokensLikelihood(CategoricalLikelihood):
         """Return a note on the first token, and those of :class:`CategoricalLikelihood`."""
         return ["the first token of every example is not coded: the receiver holds it as an input", *super().notes()]
 
-    def _check_values(self, targets: Tensor, where: str) -> None:
+    def check_targets(self, targets: Tensor, where: str) -> None:
+        """Check that targets are token ids, apart from those that are not coded.
+
+        Args:
+            targets: (n, t).
+            where: name of the split.
+
+        Raises:
+            DataError: for another shape, for the first that is none, and if none is coded.
+        """
         self._check_shape(targets, where)
-        super()._check_values(targets, where)
+        super().check_targets(targets, where)
 
     def _check_shape(self, targets: Tensor, where: str) -> None:
         if targets.ndim != 2 or targets.shape[1] < 2:

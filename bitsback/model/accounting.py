@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from bitsback.data import Examples
 from bitsback.errors import LedgerError
-from bitsback.inputs import Inputs, each, rows
+from bitsback.inputs import Inputs, each
 from bitsback.kl import kl
 from bitsback.ledger import Entry, Ledger
 from bitsback.ledger.entry import Charge
@@ -117,10 +117,9 @@ def evaluate(
             total=draws * len(batches), desc="draws", unit="batch", leave=False, disable=not progress, delay=SHOWN_AFTER_SECONDS
         ) as bar,
     ):
-        few = examples.inputs[:2]
-        interleaves = _takes_interleaved(model, few)
-        each_numbers = model.outputs(few).numel() / rows(few)
-        together = max(1, int(PREDICTED_NUMBERS / max(1.0, each_numbers * batch_size)))
+        interleaves, together = _takes_interleaved(model, examples.inputs[:2]), 1
+        if len(batches) > 1:
+            together = max(1, PREDICTED_NUMBERS // max(1, model.outputs(examples.inputs[batches[0]]).numel()))
         for group in (batches[first : first + together] for first in range(0, len(batches), together)):
             predicted, wanted = [torch.zeros(())] * len(group), [examples.targets] * len(group)
             for first in range(0, draws, at_once):

@@ -19,6 +19,7 @@ from bitsback.coding.philox import whiten
 from bitsback.config import Experiment
 from bitsback.config.labels import as_labels
 from bitsback.errors import BitsbackError, FileError
+from bitsback.formats._label_code import blank_targets
 from bitsback.formats._size_limits import check_data, check_size, check_steps, is_shape
 from bitsback.formats._training_digest import digest_steps
 from bitsback.formats.config_tree import from_tree
@@ -37,7 +38,7 @@ class Received:
     """Contents of a message.
 
     Attributes:
-        labels: (n,).
+        labels: (n, ...), flattened; -100 where a target is not coded.
         weights: weight tensors by name.
         side: learned numbers by name.
         payload: recovered payload; None as long as the posterior has not been repeated.
@@ -151,7 +152,7 @@ def receive_file(path: Path, directory: Path, locations: Sequence[str] = (), *, 
         raise FileError(f"{path} is a model file ({kind}), not a message; use `bitsback unpack`")
     reader = BitReader(contents)
     header = Header.take(reader, version=kind.version)
-    settings = {key: value for key, value in header.settings.items() if key != "target_shape"}
+    settings = {key: value for key, value in header.settings.items() if key not in ("target_shape", "coded")}
     config, shape = from_tree(settings, locations), _target_shape(header.settings)
     config = config.model_copy(update={"ledger": LedgerSettings(samples=1)})  # the receiver's ledger is never read
     if kind == FIRST_MESSAGE:  # version 1 trained in float32
@@ -164,7 +165,7 @@ def receive_file(path: Path, directory: Path, locations: Sequence[str] = (), *, 
         raise FileError(f"the message has digests of {len(header.states)} states of {steps:,} steps; it is damaged")
     if len(data.train) * math.prod(shape) > limits.numbers_for(len(content)) + data.train.inputs.numel():
         raise FileError("the message does not say what its targets look like; it is damaged")
-    blank = torch.zeros(len(data.train), *shape, dtype=data.train.targets.dtype)
+    blank = blank_targets(data.train, shape)
     likelihood = config.likelihood.build(data.classes)
     classes = getattr(likelihood, "classes", None)
     data = replace(data, train=replace(data.train, targets=blank), test=None, classes=classes)
@@ -177,10 +178,13 @@ def receive_file(path: Path, directory: Path, locations: Sequence[str] = (), *, 
         file_bytes=len(content),
         examples=len(inputs),
         data_numbers=inputs.numel(),
+        symbols=1 if classes is None else math.prod(shape),
     )
     experiment = Experiment.build(config, dataset=data).double()
-    shared = SharedContext(experiment.model, experiment.likelihood, experiment.dataset.train.inputs)
+    shared = SharedContext(experiment.model, experiment.likelihood, experiment.dataset.train.inputs, blank)
     shared.check()
+    if shared.coded_digest() != header.settings.get("coded"):
+        raise FileError("the mask of the targets here is not the sender's; say where the sender's data are (--data.path=...)")
 
     def retrain(labels: Integers) -> RoundedPosterior:
         if kind == FIRST_MESSAGE:

@@ -11,7 +11,7 @@ from bitsback.coding.combinators import Codec
 from bitsback.coding.lattice import PriorCode, RoundedPosterior
 from bitsback.errors import LayerError
 from bitsback.formats._exact_outputs import exact_outputs, is_exact, on_lattice
-from bitsback.formats._label_code import targets
+from bitsback.formats._label_code import coded_digest_bytes, targets
 from bitsback.formats.container import DIGEST_BITS, digest
 from bitsback.formats.side_information import densities_of
 from bitsback.likelihoods import Likelihood
@@ -29,11 +29,13 @@ class SharedContext:
         model: model in float64, untrained or trained.
         likelihood: its likelihood.
         inputs: inputs of the training examples, (n, ...).
+        blank: their targets, 0 where they are coded and -100 elsewhere, (n, ...); where labels are coded.
     """
 
     model: BayesianModel
     likelihood: Likelihood
     inputs: Tensor
+    blank: Tensor | None = None
 
     def check(self) -> None:
         """Raise LayerError if a weight has a point estimate, or training changed a buffer that a message does not hold."""
@@ -79,9 +81,15 @@ class SharedContext:
             exponent: m of the grid step 2^-m.
 
         Returns:
-            codec of (n,) labels.
+            codec of the labels, flattened.
         """
-        return targets(self.likelihood, exact_outputs(self.model, self.tensors(point, exponent), self.inputs).numpy())
+        return targets(self.likelihood, exact_outputs(self.model, self.tensors(point, exponent), self.inputs), self.blank)
+
+    def coded_digest(self) -> int | None:
+        """Return a 32-bit digest of which positions are coded; None if all are."""
+        if self.blank is None or not bool((self.blank != 0).any()):
+            return None
+        return digest(coded_digest_bytes(self.blank))
 
     def inputs_digest(self) -> int:
         """Return 32 bits of SHA-256 over the inputs' shape and their multiples of 2^-12, as little-endian 64-bit integers."""

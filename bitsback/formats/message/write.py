@@ -31,7 +31,7 @@ from bitsback.coding.lattice import RoundedPosterior, under_posterior, under_pri
 from bitsback.coding.philox import whiten
 from bitsback.config import Config, Experiment, Run
 from bitsback.errors import FileError
-from bitsback.formats._label_code import check_likelihood
+from bitsback.formats._label_code import blank, check_targets
 from bitsback.formats._training_digest import StateDigest
 from bitsback.formats.config_tree import MESSAGE_SECTIONS, to_tree
 from bitsback.formats.container import BitWriter, seal
@@ -201,7 +201,7 @@ def send(
         PayloadTooShortError: if the payload is too short; it states the number of missing bits.
         LayerError: if a weight has a point estimate or a std that is not positive.
         PriorError: if the prior is not a proper distribution.
-        FileError: if the targets are not labels, or the grid step is out of range.
+        FileError: if the targets are neither labels nor counts, or the grid step is out of range.
     """
     shared.check()
     q = shared.posterior()
@@ -298,14 +298,13 @@ def check_sendable(experiment: Experiment) -> None:
 
     Raises:
         LayerError: if a weight has a point posterior.
-        FileError: if the targets are not labels.
+        FileError: if the targets are neither labels nor counts, or the receiver cannot know which of them are coded.
         PriorError: if a prior does not code weights one by one.
         ConfigError: if several processes train together.
     """
     check_alone()
-    likelihood = experiment.likelihood
-    check_likelihood(likelihood, likelihood.outputs(experiment.dataset.train.targets))
-    SharedContext(experiment.model, likelihood, experiment.dataset.train.inputs).check()
+    check_targets(experiment)
+    SharedContext(experiment.model, experiment.likelihood, experiment.dataset.train.inputs).check()
     densities_of(experiment.model)
 
 
@@ -360,7 +359,8 @@ class Sender:
         """Return a sender of a trained experiment, with its learned numbers rounded to their grids."""
         experiment = experiment.double()
         SideInformation.of(experiment.model, experiment.likelihood).round()
-        return cls(experiment, SharedContext(experiment.model, experiment.likelihood, experiment.dataset.train.inputs))
+        train = experiment.dataset.train
+        return cls(experiment, SharedContext(experiment.model, experiment.likelihood, train.inputs, blank(train.targets)))
 
     def send(self, payload: bytes, *, exponent: int | None = None, pad: bool = False) -> Sent:
         """Encode the message that carries a payload; see :func:`bitsback.formats.message.write.send`.
@@ -401,4 +401,5 @@ class Sender:
         if "classes" in tree["likelihood"]:
             tree["likelihood"]["classes"] = self.experiment.likelihood.outputs(self.experiment.dataset.train.targets)
         shape = list(self.experiment.dataset.train.targets.shape[1:])
-        return {**tree, "target_shape": shape} if shape else tree  # scalar targets are the default
+        stated = {"target_shape": shape, "coded": self.shared.coded_digest()}
+        return {**tree, **{name: value for name, value in stated.items() if value}}  # scalar targets, all coded: the default

@@ -5,17 +5,17 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from bitsback.coding.categorical import code_bits
 from bitsback.config import Experiment
 from bitsback.config.coding_settings import PackSettings
 from bitsback.config.load import parse_value
+from bitsback.data import Examples
 from bitsback.errors import ConfigError, FileError, LayerError
-from bitsback.formats._exact_outputs import exact_outputs
+from bitsback.formats._exact_outputs import BATCH, exact_outputs
+from bitsback.formats._label_code import has_exact_bits, target_bits
 from bitsback.formats.config_tree import CODEC_FACTORY, locations_of
 from bitsback.formats.model_file._codec import ModelCodec, codec_named
 from bitsback.formats.model_file._network_description import described
@@ -24,7 +24,6 @@ from bitsback.formats.model_file.block_codec import RELATIVE_ENTROPY
 from bitsback.formats.model_file.grid_codec import QUANTISED
 from bitsback.formats.model_file.read import LoadedModel, decode
 from bitsback.ledger import shown_error
-from bitsback.likelihoods.classes import CategoricalLikelihood
 from bitsback.model import BayesianModel, evaluate
 from bitsback.posteriors import GaussianPosterior, PointPosterior
 from bitsback.result import Result
@@ -304,14 +303,28 @@ def measure(experiment: Experiment, settings: PackSettings, content: bytes, why:
     own = [] if settings.factory is None else [f"{CODEC_FACTORY}={settings.factory}"]
     loaded = decode(content, "the packed file", [*locations_of(experiment.config), *own])
     data, likelihood = experiment.dataset, loaded.likelihood
-    train = evaluate(loaded.model, likelihood, data.train, samples=0)
-    test = evaluate(loaded.model, likelihood, data.test, samples=0).error if data.test is not None else None
+    train = evaluate(loaded.model, likelihood, data.train, samples=0, batch_size=loaded.rows)
+    test = (
+        evaluate(loaded.model, likelihood, data.test, samples=0, batch_size=loaded.rows).error
+        if data.test is not None
+        else None
+    )
     label_bits = None
-    if isinstance(likelihood, CategoricalLikelihood):
-        weights = {w.name: w.posterior.mean.detach() for w in loaded.model.weights}
+    if has_exact_bits(likelihood):
         with suppress(FileError):  # activations too large to be exact: then the real-valued bits have to do
-            outputs = exact_outputs(loaded.model.double(), weights, data.train.inputs)
-            label_bits = code_bits(outputs.numpy(), data.train.targets.numpy().astype(np.int64))
+            label_bits = _label_bits(loaded, data.train)
         loaded.model.float()
     errors = train.error, test, likelihood.error_name
     return Packed(content, loaded.codec, why, loaded, train.data_bits, label_bits, *errors, net_bits)
+
+
+def _label_bits(loaded: LoadedModel, train: Examples) -> float:
+    """Return the bits of the training targets in exact arithmetic; the model is in float64 afterwards."""
+    weights = {w.name: w.posterior.mean.detach() for w in loaded.model.weights}
+    model, likelihood, count = loaded.model.double(), loaded.likelihood, len(train)
+    if train.targets.ndim == 1:
+        return target_bits(likelihood, exact_outputs(model, weights, train.inputs), train.targets)
+    total = 0.0  # in batches, which may be as long as their longest example
+    for inputs, targets in train.batches(slice(start, start + BATCH) for start in range(0, count, BATCH)):
+        total += target_bits(likelihood, exact_outputs(model, weights, Examples(inputs, targets).inputs), targets)
+    return total

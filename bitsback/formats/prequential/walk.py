@@ -30,6 +30,7 @@ from bitsback.errors import ConfigError, TrainingError
 from bitsback.formats._exact_outputs import BATCH
 from bitsback.formats.prequential._calibration import Block, Calibration
 from bitsback.formats.repeatable import check_alone, repeatable
+from bitsback.likelihoods import Likelihood
 from bitsback.likelihoods.classes import CategoricalLikelihood
 from bitsback.likelihoods.settings import CategoricalSettings
 from bitsback.model import BayesianModel
@@ -42,7 +43,7 @@ from bitsback.units import nats_to_bits
 if TYPE_CHECKING:
     Bar = tqdm[Any]
 
-__all__ = ["Answer", "Walk", "check", "epochs_for", "rounded", "train"]
+__all__ = ["Answer", "Walk", "check", "check_whole", "epochs_for", "rounded", "train"]
 
 Answer = Callable[[int, Integers], Integers]
 """Function from the number of a block and its predictions, log-probabilities (n, classes) in units of 2^-12 nats, to its
@@ -86,6 +87,24 @@ def check(config: Config) -> None:
         )
     if prequential.predict == "samples" and isinstance(config.posterior, PointPosteriorSettings):
         raise ConfigError("a point has no samples to average; set posterior.kind=gaussian, or prequential.predict=ensemble")
+
+
+def check_whole(examples: Examples, likelihood: Likelihood) -> None:
+    """Check that the prequential code can describe targets: one label for each example, all of them coded.
+
+    Args:
+        examples: the training examples.
+        likelihood: their likelihood.
+
+    Raises:
+        ConfigError: for targets with axes, and for targets that are not coded.
+    """
+    targets = examples.targets
+    if targets.ndim > 1 or likelihood.symbols(targets) < len(targets):
+        raise ConfigError(
+            "the prequential code is of one label for each example, and all of them; the targets here have axes or are partly "
+            "left out: use the code bits_back or two_part"
+        )
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from bitsback.formats.container import BitWriter, seal
 from bitsback.formats.message.shared import SharedContext
 from bitsback.formats.prequential._calibration import Block
 from bitsback.formats.prequential.preamble import PREQUENTIAL, Head, labels_digest, tables_digest
-from bitsback.formats.prequential.walk import Walk, check
+from bitsback.formats.prequential.walk import Walk, check, check_whole
 from bitsback.formats.repeatable import repeatable
 from bitsback.result import Result, text_table
 from bitsback.training.train import threads_for
@@ -146,7 +146,7 @@ def prequential(config: Config, *, progress: bool = True) -> Prequential:
         the file, and the cost of each block.
 
     Raises:
-        ConfigError: if the block schedule does not cover the data, or a setting does not suit the prequential code.
+        ConfigError: if the block schedule does not cover the data, or a setting or targets do not suit the prequential code.
 
     >>> from bitsback.config import Config
     >>> config = Config.model_validate({"data": {"kind": "digits", "limit": 64}, "prequential": {"least_steps": 20},
@@ -160,6 +160,7 @@ def prequential(config: Config, *, progress: bool = True) -> Prequential:
     dataset = repeatable(config).data.load()
     check_declared(config, dataset)
     experiment = Experiment.build(config, dataset=dataset)
+    check_whole(experiment.dataset.train, experiment.likelihood)
     config, train = experiment.config, dataset.train.in_memory()
     training = config.training.model_copy(update={"threads": threads_for(config.training, experiment.model), "fused": False})
     config = config.model_copy(update={"training": training})
