@@ -110,6 +110,13 @@ MESSAGE = {
     "prior": {"kind": "laplace", "scale": 0.2},
 }
 
+COUNTS = MESSAGE | {
+    "network": ["Flatten", "Linear"],
+    "likelihood": {"kind": "negative_binomial"},
+    "pack": {"codec": "quantised"},
+}
+"""The digits, as counts."""
+
 PREQUENTIAL = {
     "data": DIGITS,
     "network": [
@@ -276,6 +283,17 @@ def write_two_part(directory: Path) -> None:
     assert facts(directory / "two_part.bb")["labels"] == labels_digest(experiment.dataset.train.targets.numpy())
 
 
+def write_counts(directory: Path) -> None:
+    """Train, and write the network with counts behind it."""
+    experiment = Experiment.build(configured(COUNTS))
+    experiment.train(None, progress=False)
+    path = directory / "two_part_counts.bb"
+    path.write_bytes(send_two_part(experiment, progress=False).content)
+    found = facts(path)
+    assert found["labels"] == labels_digest(experiment.dataset.train.targets.numpy())
+    write_json(path.with_suffix(".json"), {**found, "file": digest(path.read_bytes())})
+
+
 def write_prequential(directory: Path) -> None:
     """Write labels coded block by block, and the manifest."""
     config = configured(PREQUENTIAL)
@@ -308,6 +326,7 @@ def main() -> None:
         write_model(name, parts, arguments.directory)
     write_message(arguments.directory)
     write_two_part(arguments.directory)
+    write_counts(arguments.directory)
     write_prequential(arguments.directory)
     write_json(arguments.directory / "tables.json", table_facts())
 

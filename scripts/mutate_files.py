@@ -339,9 +339,9 @@ class Stage:
         self.held = [contents, header, setting, found[0]]
         return found
 
-    def _two_part(self, loaded: Any, examples: Any, stream: bytes) -> Any:
-        found = self._labels(loaded, examples, stream)
-        self.held = [loaded, examples, stream, found]
+    def _two_part(self, loaded: Any, inputs: Any, blank: Any, stream: bytes) -> Any:
+        found = self._labels(loaded, inputs, blank, stream)
+        self.held = [loaded, inputs, stream, found]
         return found
 
     def read(self, kind: str, content: bytes) -> str:
@@ -412,16 +412,16 @@ class Stage:
             two_part_module.decode_two_part(content, "the file")
         finally:
             if self.held and self.held[-1] is not None:
-                loaded, examples, stream, found = self.held
+                loaded, inputs, stream, found = self.held
                 inside = two_part_module.model_inside(content, "the file")
                 self._compare_weights(plain_decoder.model_weights(inside, loaded), loaded.tensors())
                 weights = {
                     weight.name: weight.posterior.mean.detach().double().flatten().tolist() for weight in loaded.model.weights
                 }
                 with suppress(plain_decoder.NoReferenceError):
-                    logits = plain_decoder.forward(loaded.model, weights, examples.inputs)
+                    logits = plain_decoder.forward(loaded.model, weights, inputs)
                     stack = reference.Stack.from_bytes(stream, 1)
-                    if plain_decoder.labels(stack, logits, loaded.likelihood.kind) != found.tolist():
+                    if plain_decoder.labels(stack, logits, loaded.likelihood.kind) != found.ravel().tolist():
                         raise DiffersError("labels")
         return "weights and labels"
 

@@ -194,10 +194,9 @@ def message(contents: bytes, header: Header, shared: SharedContext, version: int
         part = points[first : first + weight.posterior.numel]
         weights[weight.name], first = [float(np.ldexp(float(point), -m)) for point in part], first + len(part)
     try:
-        logits = forward(shared.model, weights, shared.inputs)
+        return weights, labels(stack, forward(shared.model, weights, shared.inputs), shared.likelihood.kind)
     except NoReferenceError:
         return weights, None
-    return weights, labels(stack, logits, shared.likelihood.kind)
 
 
 def _half_even(value: int, bits: int) -> int:
@@ -232,6 +231,8 @@ def forward(model: BayesianModel, weights: dict[str, Flat], inputs: torch.Tensor
 
 def labels(stack: reference.Stack, logits: list[list[int]], kind: str) -> list[int]:
     """Labels under whole-number logits, one for each row, or yes or no for each number."""
+    if kind not in ("categorical", "bernoulli"):
+        raise NoReferenceError
     rows = logits if kind == "categorical" else [[0, value] for row in logits for value in row]
     table, edges = _exponentials(), []
     for row in rows:

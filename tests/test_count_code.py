@@ -1,11 +1,16 @@
 """The exact code of counts: as long as the probabilities of scipy say, and back to the same counts."""
 
+import hashlib
+import math
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from bitsback.coding import elementary
 from bitsback.coding.ans import Stack
 from bitsback.coding.combinators import raw_bits
 from bitsback.coding.counts import MOST_LOG_MEAN, count_bits, counts
@@ -125,3 +130,92 @@ def test_a_stream_that_no_sender_writes_is_refused(digits, below, reason):
     stack.push(np.array([0]), np.array([1]), 24)  # symbol 0
     with pytest.raises(FileError, match=reason):
         counts(log_mean).pop(stack)
+
+
+# the specification's section 21, followed to the letter, one number after the other
+
+
+def plain_exp(x):
+    return float(elementary.exp(np.array(x)))
+
+
+def plain_log(x):
+    return float(elementary.log(np.array(x)))
+
+
+def plain_log1p(x):
+    if abs(x) > 0.25:
+        return plain_log(1 + x)
+    w, t = x / (2 + x), 0.0
+    for k in range(19, 0, -2):
+        t = t * (w * w) + 1 / k
+    return 2 * w * t
+
+
+def plain_stirling(x):
+    q = 1 / (x * x)
+    return (1 / 12 - q * (1 / 360 - q * (1 / 1260 - q / 1680))) / x
+
+
+def plain_log_probability(x, y, r, m):
+    b = x + 1 + 8
+    if r is None:
+        product = 1.0
+        for i in range(1, 9):
+            product = product * (x + i)
+        return x * (y / 4096) - ((b - 0.5) * plain_log(b) - b + plain_stirling(b) - plain_log(product))
+    a, ratio = x + r + 8, 1.0
+    for i in range(8):
+        ratio = ratio * ((x + 1 + i) / (x + r + i))
+    rising = (b - 0.5) * plain_log1p((r - 1) / b) + (r - 1) * (plain_log(a) - 1) + plain_stirling(a) - plain_stirling(b)
+    return rising + plain_log(ratio) - x * plain_log1p(r / m)
+
+
+def plain_frequencies(y, d=None):
+    """Frequencies, starts and exponents of the symbols, by the words of FORMAT.md."""
+    y = max(y, -98304)
+    m, r = plain_exp(y / 4096), None if d is None else plain_exp(d / 4096)
+    if r is None or r >= 8:
+        v = m if r is None else m + (m * m) / r
+        e = max(math.frexp(math.sqrt(v))[1] - 4, 0)
+        buckets = [(max(math.floor(m) - 2 ** (7 + e), 0) + b * 2**e, e) for b in range(256)]
+    else:
+        count = 128 + 64 * max(math.frexp(m / r)[1] - 2, 0)
+        widths = [max((b >> 6) - 1, 0) for b in range(count)]
+        buckets = [((b - 64 * e) << e, e) for b, e in enumerate(widths)]
+    logs = [plain_log_probability(s + 0.5 * (2**e - 1), y, r, m) + e * plain_log(2.0) for s, e in buckets]
+    logits = [-98304, *(round(max((one - max(logs)) * 4096, -98304)) for one in logs)]
+    share = [math.floor(plain_exp(logit / 4096) * 2**32 + 0.5) for logit in logits]
+    total = [1 + one * (2**24 - len(logits)) // sum(share) for one in share]
+    total[logits.index(0)] += 2**24 - sum(total)
+    return total, buckets
+
+
+@pytest.mark.parametrize("d", [None, 16 * UNIT - 128, 9000, 8000, 0, -UNIT, -9 * UNIT, -16 * UNIT])
+@pytest.mark.parametrize("y", [-(10**6), -20_000, -1, 0, 4096, 22_713, 40_000, MOST_LOG_MEAN])
+def test_frequencies_are_those_of_the_specification(y, d):
+    total, buckets = plain_frequencies(y, d)
+    assert sum(total) == 2**24
+    places = [b for b in (*range(0, len(buckets), 37), len(buckets) - 1) if buckets[b][0] < 2**48]
+    count = np.array([buckets[b][0] for b in places], dtype=np.int64)
+    wanted = [24 - math.log2(total[b + 1]) + buckets[b][1] for b in places]
+    assert np.abs(count_bits(np.full(len(places), y), count, d) - wanted).max() < 1e-9
+    beyond = np.array([min(buckets[-1][0] + 2 ** buckets[-1][1], 2**48 - 1)])
+    if beyond[0] == 2**48 - 1:
+        return
+    bits = 24 - math.log2(total[0]) + 6 + int(beyond[0]).bit_length() - 1
+    assert abs(float(count_bits(np.array([y]), beyond, d)[0]) - bits) < 1e-9
+
+
+DIGESTS = {
+    None: "5343dbe750a96461566d237d7fbe0bed15bcbc0a95495f7a06c4362ba2f0eb21",
+    -UNIT: "38cda27512b558a39ebf3e1bc51da97848252381c73cb525cbcf52f58e0ba695",
+}
+
+
+@pytest.mark.parametrize("d", DIGESTS)
+def test_the_tables_never_change(d):
+    rows = [np.array(plain_frequencies(UNIT * n, d)[0], dtype="<i8") for n in range(-6, 7)]
+    assert hashlib.sha256(np.concatenate(rows).tobytes()).hexdigest() == DIGESTS[d]
+    text = (Path(__file__).parent.parent / "bitsback" / "formats" / "FORMAT.md").read_text()
+    assert DIGESTS[d] in text

@@ -1,20 +1,16 @@
 """Model files, two-part files and messages of targets with axes, with a mask, and of counts: what comes back, and at what cost."""
 
 import itertools
-import json
-import shutil
 
 import numpy as np
 import pytest
 import torch
+from hostile import make
 
 import bitsback as bb
 from bitsback.config import Config, Experiment
 from bitsback.data.mask import MASK_NOTE, NOT_CODED
 from bitsback.errors import BitsbackError, ConfigError, DataError, FileError
-from bitsback.formats.config_text import put_settings, take_settings
-from bitsback.formats.container import BitReader, BitWriter, seal, unseal
-from bitsback.formats.message.header import MESSAGE, Header
 from bitsback.formats.message.write import Sender
 from bitsback.formats.two_part import decode_two_part, send_two_part
 from bitsback.likelihoods.base import USUAL_IGNORE
@@ -37,7 +33,7 @@ def arrays_of(task):
     if task == "answers":
         return {"inputs": inputs, "targets": (inputs[:, :2] > 0).astype(np.int64), "mask": rng.random((N, 2)) < 0.7}
     rate = np.exp(1.5 + 0.5 * inputs)
-    counts = rng.poisson(rate) if task == "poisson" else rng.negative_binomial(2, 2 / (2 + rate))
+    counts = rng.poisson(rate) if task == "poisson" else rng.negative_binomial(2, 2 / (2 + rate[:, 0]))
     return {"inputs": inputs, "targets": counts}
 
 
@@ -291,70 +287,44 @@ def test_the_prequential_code_codes_every_label(tmp_path):
             call()
 
 
-def with_settings(content, change):
-    """A two-part file or a message whose settings say something else."""
-    kind, contents = unseal(content, "whole")
-    if kind == MESSAGE:
-        reader = BitReader(contents)
-        header = Header.take(reader)
-        writer = BitWriter()
-        Header(**{**vars(header), "settings": change(header.settings)}).put(writer)
-        return seal(kind, writer.to_bytes() + reader.rest())
-    reader = BitReader(contents)
-    number, length, check, body = reader.take(4), reader.take_count(), reader.take(16), reader.rest()
-    model = BitReader(body[:length])
-    settings = change(take_settings(model))
-    writer = BitWriter()
-    put_settings(writer, settings)
-    while model.bits_left >= 1:
-        writer.put(model.take(1), 1)
-    model_bytes = writer.to_bytes()
-    writer = BitWriter()
-    writer.put(number, 4)
-    writer.put_count(len(model_bytes))
-    writer.put(check, 16)
-    return seal(kind, writer.to_bytes() + model_bytes + body[length:])
-
-
+CLASSES = {"kind": "categorical", "classes": 3}
+BINOMIAL = {"kind": "negative_binomial", "learn": "none"}
 LIES = [
-    {"targets": [6, 50]},
-    {"targets": [60_000, 60_000]},
-    {"targets": [0]},
-    {"targets": "6"},
-    {"targets": []},
-    {"target_shape": [5, 6]},
-    {"target_shape": [60_000, 60_000]},
-    {"target_shape": [-1]},
-    {"coded": 3},
-    {"coded": "all"},
-    {"likelihood": {"kind": "categorical", "classes": 3, "ignore": 10**400}},
-    {"likelihood": {"kind": "categorical", "classes": 3, "class_axis": 0}},
-    {"likelihood": {"kind": "categorical", "classes": 3, "class_axis": 2}},
-    {"likelihood": {"kind": "tokens", "classes": 3}},
-    {"likelihood": {"kind": "poisson"}},
-    {"likelihood": {"kind": "negative_binomial", "dispersion": 1e-300, "learn": "none"}},
-    {"likelihood": {"kind": "negative_binomial", "dispersion": float("1e308"), "learn": "none"}},
+    ("masks", "two_part", {"targets": [5, 6]}, "outputs of shape"),
+    ("masks", "two_part", {"targets": [6, 50]}, "outputs of shape|too large"),
+    ("masks", "two_part", {"targets": [60_000, 60_000]}, "what its inputs look like"),
+    ("masks", "two_part", {"targets": [0]}, "what its inputs look like"),
+    ("masks", "two_part", {"targets": "6"}, "what its inputs look like"),
+    ("masks", "two_part", {"targets": []}, "outputs of shape"),
+    ("masks", "two_part", {"likelihood": {**CLASSES, "class_axis": 2}}, "outputs of shape"),
+    ("masks", "two_part", {"likelihood": {"kind": "tokens", "classes": 3}}, "the inputs are the labels"),
+    ("masks", "message", {"target_shape": [5, 6]}, "outputs of shape"),
+    ("masks", "message", {"target_shape": [60_000, 60_000]}, "answers for each example|look like"),
+    ("masks", "message", {"target_shape": [-1]}, "what its targets look like"),
+    ("masks", "message", {"target_shape": []}, "outputs of shape"),
+    ("masks", "message", {"coded": 3}, "mask of the targets here"),
+    ("masks", "message", {"coded": "all"}, "mask of the targets here"),
+    ("masks", "message", {"likelihood": {**CLASSES, "class_axis": 0}}, "does not suit this bitsback"),
+    ("masks", "message", {"likelihood": {"kind": "poisson"}}, "outputs of shape"),
+    ("poisson", "two_part", {"targets": [6]}, "what its inputs look like"),
+    ("poisson", "two_part", {"outputs": 6, "targets": [6]}, "come back"),
+    ("poisson", "two_part", {"likelihood": CLASSES | {"classes": 2}}, "outputs of shape"),
+    ("poisson", "two_part", {"likelihood": {**BINOMIAL, "dispersion": 1e-300}}, "dispersions from|positive, finite"),
+    ("poisson", "message", {"target_shape": [2]}, "the payload was not"),
+    ("poisson", "message", {"likelihood": {**BINOMIAL, "dispersion": 1e-300}}, "dispersions from|positive, finite"),
+    ("poisson", "message", {"likelihood": {**BINOMIAL, "dispersion": 1e300}}, "dispersions from|positive, finite"),
+    ("poisson", "message", {"likelihood": {"kind": "gaussian", "std": 1.0}}, "codes labels and counts"),
 ]
 
 
-@pytest.mark.parametrize("lie", LIES, ids=lambda lie: json.dumps(lie)[:60])
-@pytest.mark.parametrize("task", ["masks", "poisson"])
-def test_files_that_lie_are_refused_in_one_sentence(tasks, task, lie, tmp_path, fresh):
+@pytest.mark.parametrize(("task", "kind", "lie", "reason"), LIES)
+def test_files_that_lie_are_refused_in_one_sentence(tasks, task, kind, lie, reason, tmp_path, fresh):
     folder, _, sender = tasks[task]
-    for content in (sender.send(bytes(600)).content, send_two_part(copied(sender), progress=False).content):
-        settings = []
-        lying = with_settings(content, lambda tree, settings=settings: settings.append(tree) or {**tree, **lie})
-        if all(settings[0].get(name) == value for name, value in lie.items()) or (
-            "targets" in lie and unseal(content, "")[0] == MESSAGE
-        ):
-            continue
-        if "likelihood" not in lie and not set(lie) & {"targets"} and unseal(content, "")[0] != MESSAGE:
-            continue
-        (tmp_path / "f.bb").write_bytes(lying)
-        with pytest.raises(BitsbackError) as error:
-            bb.receive(tmp_path / "f.bb", fresh(), [f"data.path={folder / 'receiver.npz'}"], progress=False)
-        assert "\n" not in str(error.value)
-        (tmp_path / "f.bb").unlink()
+    whole = sender.send(bytes(600)).content if kind == "message" else send_two_part(copied(sender), progress=False).content
+    (tmp_path / "f.bb").write_bytes(make.with_settings(whole, **lie))
+    with pytest.raises(BitsbackError, match=reason) as error:
+        bb.receive(tmp_path / "f.bb", fresh(), [f"data.path={folder / 'receiver.npz'}"], progress=False)
+    assert "\n" not in str(error.value)
 
 
 def test_a_mean_beyond_the_code_is_refused(tmp_path):
@@ -367,4 +337,3 @@ def test_a_mean_beyond_the_code_is_refused(tmp_path):
     experiment.model.honour_edits(everywhere=True)
     with pytest.raises(FileError, match="mean above 2"):
         send_two_part(experiment, progress=False)
-    shutil.rmtree(tmp_path)

@@ -24,6 +24,7 @@ FROZEN = {
     "tests/golden/quantised_mixture.bb": "daea1f18280cbc1b4b3a044a0519e2d3",
     "tests/golden/quantised_permuted.bb": "f58aceed2ba16d031344b5e05fae05c2",
     "tests/golden/two_part.bb": "37b6ad5bc7c035387a380c6db82d8f4b",
+    "tests/golden/two_part_counts.bb": "a38ec63968e4f0356f9a80b333361fb0",
     "tests/golden/tables.json": "66453537a9565e47f57efb9590c365bf",
 }
 """The first half of SHA-256 of every file that belongs to the format."""
@@ -64,6 +65,8 @@ SECTIONS = {
     "18. Body `two_part`": "f254d5a6316337b7a023fb1953679645",
     "19. Training that is repeated": "26016cabd2d259b133a0c30d46d4fe21",
     "20. Body `factory`": "84b1c933c9736ebf16477711a4ed205d",
+    "21. Counts": "ed0b3ebc909ca97efe62cc3fa75357ff",
+    "22. Targets with axes, and masks": "46c3b448f37184a954992d5beee762f4",
 }
 """The first half of SHA-256 of every section of FORMAT.md by heading; what stands before the first only says what there is."""
 

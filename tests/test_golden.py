@@ -46,7 +46,15 @@ def test_every_file_decodes_to_its_numbers(path):
 def test_there_is_a_file_of_every_kind():
     first = {"message_1", "prequential_1"}
     assert {manifest(path)["kind"] for path in FILES} == {*all_kinds(), *first}
-    assert {path.stem for path in FILES} == {*SCRIPT["MODELS"], "message", "decimal", "two_part", "prequential", *first}
+    assert {path.stem for path in FILES} == {
+        *SCRIPT["MODELS"],
+        "message",
+        "decimal",
+        "two_part",
+        "two_part_counts",
+        "prequential",
+        *first,
+    }
     assert manifest(GOLDEN / "quantised_permuted.bb")["refund_bits"] > 10
 
 

@@ -17,7 +17,7 @@ from bitsback.config.schema import Config
 from bitsback.data import Dataset
 from bitsback.data.mask import MASK_NOTE, NOT_CODED
 from bitsback.errors import ConfigError, DataError, RunError
-from bitsback.inputs import Inputs, Output, call, chosen, described, each
+from bitsback.inputs import Inputs, Output, call, chosen, described, each, leaves
 from bitsback.ledger import Ledger, Results, open_results
 from bitsback.likelihoods import Likelihood
 from bitsback.likelihoods.settings import GaussianLikelihoodSettings
@@ -99,8 +99,11 @@ def try_out(network: nn.Module, example: Inputs, name: str, output: Output = "au
         found = call(network, example)
     except Exception as error:  # whatever the user's network raises
         reason = str(error).splitlines()[0]
-        indices = "; for whole-number inputs that are indices, set data.scaling=none" if "Long" in reason else ""
-        raise ConfigError(f"network: {name} fails on inputs of {described(example)}: {reason}{indices}") from error
+        fix = "; for whole-number inputs that are indices, set data.scaling=none" if "Long" in reason else ""
+        whole = next((str(leaf.dtype) for leaf in leaves(example) if not leaf.is_floating_point()), None)
+        if whole and ("dtype" in reason or "should be the same" in reason):
+            fix = f"; the inputs are whole numbers ({whole}): convert them with .float(), or set data.scaling, for such a layer"
+        raise ConfigError(f"network: {name} fails on inputs of {described(example)}: {reason}{fix}") from error
     return chosen(found, output)
 
 

@@ -150,7 +150,7 @@ def _code(likelihood: Likelihood, given: Integers) -> Codec:
 def _log_dispersion(likelihood: Likelihood) -> int | None:
     """Return the log dispersion of counts in units of 2^-12 nats, of which a learned one is a multiple; None for Poisson."""
     held = getattr(likelihood, "log_dispersion", None)
-    return None if held is None else round(float(held) * 2**FRACTION_BITS)
+    return None if held is None else round(float(held.detach()) * 2**FRACTION_BITS)
 
 
 def _at(coded: NDArray[np.bool_], code: Codec) -> Codec:

@@ -39,16 +39,15 @@ they are left out when they have these values. The table never changes except fo
 has to be what files without the setting meant.
 """
 
-ADDED: dict[str, dict[str, dict[str, Any]]] = {
-    "data": {"npz": {"mask": "mask", "test_mask": "test_mask"}},
-    "network": {kind: {"output": "auto"} for kind in ("sequential", "factory", "given")},
-    "likelihood": {
-        "bernoulli": {"ignore": None},
-        "categorical": {"ignore": None, "class_axis": None},
-        "poisson": {"ignore": None},
-    },
+SINCE: dict[str, dict[str, Any]] = {
+    "data": {"mask": "mask", "test_mask": "test_mask"},
+    "network": {"output": "auto"},
+    "likelihood": {"ignore": None, "class_axis": None},
 }
-"""Settings that kinds got after the table was frozen, with what files without them mean; they are left out at these values."""
+"""Settings added since that table was frozen, by section, with what files without them meant; they are left out at these."""
+
+LATER = {**DEFAULTS["later"], **{name: DEFAULTS["later"].get(name, {}) | added for name, added in SINCE.items()}}
+"""All settings that are left out at a default."""
 
 LOCATED = ("data", "network", "prior", "prior_overrides")
 """Sections with paths and factory functions, which each machine has in other places."""
@@ -74,13 +73,8 @@ def to_tree(config: Config, sections: Sequence[str]) -> dict[str, Any]:
         the tree; settings added to the format later are left out at their default.
     """
     tree = {name: _plain(getattr(config, name)) for name in sections}
-    for section, kinds in ADDED.items():
-        part: Any = tree.get(section, {})
-        for name, value in kinds.get(part.get("kind"), {}).items():
-            if part.get(name) == value:
-                part.pop(name, None)
-    for section, later in DEFAULTS["later"].items():
-        part = (tree["data"].get("features") or {}) if section == "features" else tree.get(section, {})
+    for section, later in LATER.items():
+        part: Any = (tree["data"].get("features") or {}) if section == "features" else tree.get(section, {})
         for name, value in later.items():
             if name in part and part[name] == value:
                 del part[name]
@@ -156,8 +150,18 @@ def with_first_defaults(tree: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-LATER_BY_KIND = {"gaussian": ("standardise", "shift_bits"), "categorical": ("labels",)}
+LATER_BY_KIND = {
+    "bernoulli": ("ignore",),
+    "categorical": ("labels", "ignore", "class_axis"),
+    "gaussian": ("standardise", "shift_bits"),
+    "negative_binomial": ("ignore",),
+    "poisson": ("ignore",),
+    "tokens": ("labels", "ignore"),
+}
 """Settings under ``later`` that each kind of likelihood has."""
+
+MASKS = tuple(SINCE["data"])
+"""Settings under ``later`` that only NPZ data have."""
 
 
 def _defaults_of(section: str, kinds: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
@@ -165,9 +169,12 @@ def _defaults_of(section: str, kinds: dict[str, Any], part: dict[str, Any]) -> d
     kind = part.get("kind", "")
     if not isinstance(kind, str):
         return {}
-    later = DEFAULTS["later"].get(section, {})
-    known = LATER_BY_KIND.get(kind, ()) if section == "likelihood" else later
-    return {**kinds.get(kind, {}), **{name: later[name] for name in known}, **ADDED.get(section, {}).get(kind, {})}
+    later = LATER.get(section, {})
+    has_mask = section != "data" or kind == "npz"
+    known = (
+        LATER_BY_KIND.get(kind, ()) if section == "likelihood" else [name for name in later if has_mask or name not in MASKS]
+    )
+    return {**kinds.get(kind, {}), **{name: later[name] for name in known}}
 
 
 def _filled(defaults: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:

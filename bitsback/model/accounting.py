@@ -122,6 +122,7 @@ def evaluate(
             together = max(1, PREDICTED_NUMBERS // max(1, model.outputs(examples.inputs[batches[0]]).numel()))
         for group in (batches[first : first + together] for first in range(0, len(batches), together)):
             predicted, wanted = [torch.zeros(())] * len(group), [examples.targets] * len(group)
+            kept = _Block(group[-1].stop - group[0].start)
             for first in range(0, draws, at_once):
                 numbers = range(-1 - first, -1 - min(samples, first + at_once), -1)
                 with drawing(model, seed, numbers) as network:
@@ -130,11 +131,34 @@ def evaluate(
                         for draw, outputs in enumerate(network(each(inputs, interleaved) if interleaves else inputs), first):
                             draws_bits[draw] += float(likelihood.bits(outputs, targets).cpu().double().sum())
                             prediction = likelihood.predict(outputs)
-                            predicted[index] = prediction if not draw else predicted[index] + prediction
+                            if draw:
+                                predicted[index] += prediction
+                            else:
+                                predicted[index] = kept.put(prediction)
                         bar.update(min(at_once, draws - first))
             for total, targets in zip(predicted, wanted, strict=True):
                 error_sum += float(likelihood.error(total / draws, targets).cpu().double().sum())
     return Evaluation(tuple(draws_bits), likelihood.summary(error_sum / len(examples)), len(examples))
+
+
+class _Block:
+    """Predictions of a group of batches in one block of memory: small ones, kept one by one, would scatter it.
+
+    An allocator cannot give room for inputs back that lies between them.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count, self.start = count, 0
+        self.block: torch.Tensor | None = None
+
+    def put(self, prediction: torch.Tensor) -> torch.Tensor:
+        """Return a copy in the block; one of another shape than the first remains by itself."""
+        if self.block is None:
+            self.block = prediction.new_empty(self.count, *prediction.shape[1:])
+        if prediction.shape[1:] != self.block.shape[1:] or prediction.dtype != self.block.dtype:
+            return prediction.clone()
+        self.start += len(prediction)
+        return self.block[self.start - len(prediction) : self.start].copy_(prediction)
 
 
 def _takes_interleaved(model: BayesianModel, inputs: Inputs) -> bool:
