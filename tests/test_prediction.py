@@ -397,6 +397,14 @@ def test_networks_of_several_inputs_and_outputs_and_grey_levels_predict():
     assert torch.allclose(found.mean, other.mean, atol=1e-6)
 
 
+def test_the_inputs_of_examples_predict_as_tensors_do():
+    x, likelihood = torch.randn(700, 4), CategoricalLikelihood(3)
+    model, rows = model_of(), Examples({"input": x}, torch.zeros(700)).inputs
+    assert not isinstance(rows, dict | torch.Tensor)
+    whole = model.predict(x, 3, likelihood=likelihood)
+    assert torch.allclose(model.predict(rows, 3, likelihood=likelihood).mean, whole.mean, atol=1e-6)
+
+
 @pytest.mark.parametrize(("inputs", "samples"), [(torch.zeros(0, 4), 3), (torch.zeros(2, 4), 0)])
 def test_a_prediction_needs_inputs_and_draws(inputs, samples):
     with pytest.raises(DataError, match="a prediction needs one input and one draw at least"):

@@ -239,16 +239,16 @@ class Prediction(TableResult):
         has_std = False
         for outputs in draws:
             count += 1
-            predicted, variance = likelihood.predict(outputs).double().cpu(), likelihood.variance(outputs)
+            predicted, variance = likelihood.predict(outputs).cpu().double(), likelihood.variance(outputs)
             away = predicted - mean
             mean = mean + away / count  # Welford's recurrence: squares of means far from zero would lose the spread
             if variance is not None:
-                has_std, variance = True, variance.double().cpu()
+                has_std, variance = True, variance.cpu().double()
                 squares, noise = squares + away * (predicted - mean), noise + variance
             if mixture is not None:
                 mixture.add(predicted, variance)
             if targets is not None:
-                log_p = -bits_to_nats(likelihood.bits(outputs, _beside(targets, outputs)).double().cpu())
+                log_p = -bits_to_nats(likelihood.bits(outputs, _beside(targets, outputs)).cpu().double())
                 log_sum = torch.logaddexp(log_sum, log_p) if count > 1 else log_p
         std = ((noise + squares) / count).sqrt() if has_std else None
         bits = nats_to_bits(torch.tensor(count).double().log() - log_sum) if targets is not None else None
@@ -311,7 +311,8 @@ def _draws(model: "BayesianModel", examples: Examples, samples: int, seed: int, 
     is_point = model.smallest_std() is None
     numbers = [] if is_point else [-1 - number for number in range(samples)]
     at_once = draws_at_once(model)
-    batches = [slice(start, start + EVALUATION_BATCH) for start in range(0, len(examples), EVALUATION_BATCH)]
+    size, batch = len(examples), EVALUATION_BATCH
+    batches = [slice(start, min(start + batch, size)) for start in range(0, size, batch)]
     groups = [numbers[start : start + at_once] for start in range(0, len(numbers), at_once)] or [[]]
     with tqdm(total=len(numbers) or 1, desc="draws", leave=False, disable=not progress, delay=SHOWN_AFTER_SECONDS) as bar:
         for group in groups:
