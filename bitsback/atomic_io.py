@@ -36,6 +36,7 @@ __all__ = [
     "read_tensors",
     "whole_directory",
     "write_array",
+    "write_arrays",
     "write_bytes",
     "write_tensors",
     "write_text",
@@ -236,6 +237,22 @@ def write_array(path: Path, array: Any) -> None:
 
     stream = io.BytesIO()
     np.save(stream, array, allow_pickle=False)
+    write_bytes(path, stream.getvalue())
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Write NumPy arrays in the npz format, atomically.
+
+    Args:
+        path: file to write.
+        arrays: by name; any shapes, no objects.
+    """
+    import io
+
+    import numpy as np
+
+    stream = io.BytesIO()
+    np.savez(stream, **arrays)
     write_bytes(path, stream.getvalue())
 
 

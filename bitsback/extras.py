@@ -12,6 +12,7 @@ EXTRAS = {
     "watch": ("plotext", "rich"),
     "graph": ("scipy",),
     "rivals": ("sklearn",),
+    "tables": ("pandas", "pyarrow"),
     "tensorboard": ("tensorboard",),
     "wandb": ("wandb",),
 }

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from bitsback.analysis.predict import Prediction
 from bitsback.likelihoods import BernoulliLikelihood, CategoricalLikelihood, GaussianLikelihood, PoissonLikelihood
+from bitsback.model import Prediction
 
 torch.set_num_threads(1)
 
@@ -96,9 +96,15 @@ def test_runs_and_files_answer_alike(tmp_path, run_command, targets, likelihood,
         said = run_command("predict", source, "--data", tmp_path / "t.npz", "--json", "-o", tmp_path / "means.npy")
         answers = json.loads(said.out)
         assert len(answers) == 40
-        assert all(set(answer) == keys for answer in answers)
+        more = {"entropy_bits", "mutual_information_bits", "bits"}
+        more |= {"low", "high"} if keys in ({"mean", "std"}, {"rate"}) else set()
+        assert all(set(answer) == keys | more for answer in answers)
         several = targets.shape[1:] and "kind: categorical" not in likelihood
-        assert all(np.shape(value) == ((3,) if several else ()) for answer in answers for value in answer.values())
+        assert all(
+            np.shape(value) == ((3,) if several and name != "bits" else ())
+            for answer in answers
+            for name, value in answer.items()
+        )
         lines = run_command("predict", source, "--data", tmp_path / "t.npz").out.splitlines()
         assert len(lines) == 40
         assert all(len(line.split("\t")) == len(keys) for line in lines)

@@ -68,7 +68,7 @@ def test_questions_of_a_run_from_python(trained, tmp_path):
     assert 0 < bitsback.certify(trained, draws=600).bound <= 1
     assert bitsback.prune(trained, 0.5, curve=False, samples=2).asked.kept < trained.ledger.weights
     predicted = bitsback.predict(trained, examples("test", 30).inputs, draws=3)
-    assert predicted.means.shape == (30, 3)
+    assert predicted.mean.shape == (30, 3)
     assert len(predicted.records()) == 30
 
 

@@ -1,15 +1,11 @@
 """Predictions of a model file or a run for inputs in their stored form."""
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from bitsback.analysis.sources import RunSource, experiment_of
 from bitsback.data.arrays import REASONS, describe, read_npy, read_npz
@@ -17,14 +13,13 @@ from bitsback.data.idx import read_idx
 from bitsback.errors import DataError, brief, near_miss
 from bitsback.formats.model_file.read import load
 from bitsback.likelihoods import Likelihood
-from bitsback.likelihoods.base import Answer
-from bitsback.model.accounting import SHOWN_AFTER_SECONDS, seeded
-from bitsback.result import TableResult
+from bitsback.model import Prediction
 
-__all__ = ["Prediction", "predict", "predict_file", "predict_run", "read_inputs"]
+__all__ = ["predict", "predict_file", "predict_run", "read_inputs"]
 
 DRAWS = 20
-ARRAYS = ("inputs", "test_inputs", "images")
+ARRAYS = {"inputs": "targets", "test_inputs": "test_targets", "images": "targets"}
+"""Arrays of inputs in an NPZ file, and those of their targets."""
 OTHER_SUFFIXES = (".csv", ".tsv", ".txt", ".parquet", ".h5", ".hdf5", ".pkl", ".pickle", ".pt")
 
 
@@ -37,12 +32,17 @@ def read_inputs(path: Path) -> Tensor:
     Raises:
         DataError: the file cannot be read, or holds no finite numbers.
     """
-    path = path.expanduser()
+    return _read(path)[0]
+
+
+def _read(path: Path) -> tuple[Tensor, np.ndarray | None]:
+    """Return inputs, and the targets that stand beside them in an ``.npz`` file."""
+    path, targets = path.expanduser(), None
     if path.suffix in (".npy", ".npz"):
         try:
             with path.open("rb") as file:
                 start = file.read(2)
-            array = _choose(read_npz(path), path) if start == b"PK" else read_npy(path)
+            array, targets = _choose(read_npz(path), path) if start == b"PK" else (read_npy(path), None)
         except REASONS as error:
             raise DataError(f"cannot read {path}: {brief(error)}; give an .npy, .npz or IDX file of inputs") from error
     elif path.suffix in OTHER_SUFFIXES:
@@ -55,7 +55,7 @@ def read_inputs(path: Path) -> Tensor:
     tensor = torch.from_numpy(array.astype(np.float32))
     if not bool(torch.isfinite(tensor).all()):
         raise DataError(f"an input in {path} is NaN or infinite; clean the data first")
-    return tensor
+    return tensor, targets
 
 
 def _describe(path: Path) -> str:
@@ -66,74 +66,54 @@ def _describe(path: Path) -> str:
         return error.strerror or str(error)
 
 
-def _choose(arrays: dict[str, np.ndarray], path: Path) -> np.ndarray:
+def _choose(arrays: dict[str, np.ndarray], path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     name = next((name for name in ARRAYS if name in arrays), None)
     if name is None:
         hint = near_miss("inputs", arrays)
         raise DataError(f"{path} has no array 'inputs'{hint}; arrays there: {brief(', '.join(sorted(arrays))) or 'none'}")
-    return arrays[name]
+    return arrays[name], arrays.get(ARRAYS[name])
 
 
-@dataclass(frozen=True)
-class Prediction(TableResult):
-    """Predictions for n inputs.
+def _as_targets(values: np.ndarray, likelihood: Likelihood) -> Tensor:
+    """Return targets as the likelihood takes them, class numbers for labels.
 
-    Attributes:
-        means: predictive means (n, ...): probabilities of classes or of yes, or rates of counts.
-        answers: a record for each input, whose names depend on the likelihood.
+    Args:
+        values: (n, ...), targets as they are stored.
+        likelihood: with its labels, if it has any.
+
+    Returns:
+        (n, ...).
+
+    Raises:
+        DataError: for texts where numbers are needed, and for unknown labels.
     """
-
-    means: Tensor
-    answers: list[Answer]
-
-    def records(self) -> list[Answer]:
-        """Return the answers."""
-        return self.answers
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the answers, under one name."""
-        return {"answers": self.answers}
-
-    def to_json(self, indent: int | None = None) -> str:
-        """Return the answers as JSON, on one line."""
-        return super().to_json(indent)
-
-    def __str__(self) -> str:
-        rows = (map(_cell, answer.values()) for answer in self.answers)
-        return "\n".join("\t".join(row) for row in rows)
-
-    @classmethod
-    def of(cls, likelihood: Likelihood, draws: Iterable[Tensor]) -> "Prediction":
-        """Average the predictions of several weight draws.
-
-        The predictive variance is the mean of the noise variances plus the variance of the means.
-
-        Args:
-            likelihood: of the targets.
-            draws: network outputs (n, ...), one tensor for each weight draw.
-
-        Returns:
-            The averaged predictions.
-        """
-        means: list[Tensor] = []
-        noises: list[Tensor] = []
-        for outputs in draws:
-            means.append(likelihood.predict(outputs).double().cpu())
-            variance = likelihood.variance(outputs)
-            noises += [] if variance is None else [variance.double().cpu()]
-        each = torch.stack(means)
-        std = (torch.stack(noises).mean(0) + each.var(0, correction=0)).sqrt() if noises else None
-        return cls(each.mean(0), likelihood.answers(each.mean(0), std))
-
-
-def _cell(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, list) else str(value)
+    labels, ignore = getattr(likelihood, "labels", None), likelihood.ignore
+    if values.dtype.kind == "S":
+        values = np.char.decode(values, "utf-8")
+    if labels is None:
+        if values.dtype.kind not in "biuf":
+            raise DataError(f"the targets are of type {values.dtype}, and a '{likelihood.kind}' likelihood takes numbers")
+        return torch.from_numpy(values.astype(np.float64 if values.dtype.kind == "f" else np.int64))
+    known, are_texts = np.array(labels), values.dtype.kind == "U"
+    hidden = np.zeros(values.shape, dtype=bool) if ignore is None else values == ("" if are_texts else ignore)
+    if are_texts == (known.dtype.kind == "U"):
+        order = known.argsort()
+        numbers = order[np.searchsorted(known[order], values).clip(max=len(known) - 1)]
+        wrong = values[(known[numbers] != values) & ~hidden]
+    else:
+        numbers, wrong = np.zeros(values.shape, dtype=np.int64), values[~hidden]
+    if wrong.size:
+        shown = ", ".join(map(repr, labels[:5])) + (", ..." if len(labels) > 5 else "")
+        raise DataError(f"a target is {wrong[0].item()!r}, which is none of the labels ({shown}); leave the targets out")
+    return torch.from_numpy(np.where(hidden, 0 if ignore is None else ignore, numbers))
 
 
 def predict(
     source: RunSource | str | Path, inputs: Tensor | str | Path, locations: Sequence[str] = (), *, draws: int = DRAWS
 ) -> Prediction:
     """Predict for inputs in their stored form, with a model file or a run averaged over draws of its posterior.
+
+    Targets that stand beside the inputs in an .npz file (array ``targets`` or ``test_targets``) have their bits in the result.
 
     Args:
         source: a run directory, an opened run, a trained experiment, or a model file.
@@ -149,58 +129,56 @@ def predict(
         FileError: the model file cannot be read.
         RunError: the run cannot be read.
     """
-    given = inputs if isinstance(inputs, Tensor) else read_inputs(Path(inputs))
+    given, targets = (inputs, None) if isinstance(inputs, Tensor) else _read(Path(inputs))
     if isinstance(source, str | Path) and not Path(source).is_dir():
-        return predict_file(Path(source), given, tuple(locations))
-    return predict_run(source, given, draws)
+        return predict_file(Path(source), given, tuple(locations), targets)
+    return predict_run(source, given, draws, targets)
 
 
-@torch.no_grad()
-def predict_file(path: Path, inputs: Tensor, locations: tuple[str, ...] = ()) -> Prediction:
+def predict_file(path: Path, inputs: Tensor, locations: tuple[str, ...] = (), targets: np.ndarray | None = None) -> Prediction:
     """Predict with a model file.
 
     Args:
         path: model file.
         inputs: (n, ...).
         locations: as in :func:`predict`.
+        targets: (n, ...), as they are stored, or None.
 
     Returns:
         The predictions.
     """
     loaded = load(path, locations)
-    return Prediction.of(loaded.likelihood, [loaded.outputs(inputs)])
+    given = None if targets is None else _as_targets(targets, loaded.likelihood)
+    return Prediction.of(loaded.likelihood, [loaded.outputs(inputs)], given)
 
 
-@torch.no_grad()
-def predict_run(run: RunSource | str | Path, inputs: Tensor, draws: int = DRAWS) -> Prediction:
+def predict_run(
+    run: RunSource | str | Path, inputs: Tensor, draws: int = DRAWS, targets: np.ndarray | None = None
+) -> Prediction:
     """Predict with a run, averaged over whole-network draws of its posterior.
 
     Args:
         run: a run directory, an opened run, or a trained experiment.
         inputs: (n, ...).
         draws: number of weight draws; one for a point estimate.
+        targets: (n, ...), as they are stored, or None.
 
     Returns:
         The predictions.
 
     Raises:
-        DataError: the inputs have another shape than the network's.
+        DataError: the inputs have another shape than the network's, or the targets do not fit.
     """
     e = experiment_of(run)
-    e.model.eval()
-    shape, is_real = e.dataset.train.inputs.shape[1:], e.dataset.train.inputs.is_floating_point()
+    example = e.dataset.train.inputs[:1]
+    if not isinstance(example, Tensor):
+        raise DataError("the run's network takes several tensors; call load_run(RUN).experiment().model.predict(inputs)")
+    shape, is_real = example.shape[1:], example.is_floating_point()
     prepared = e.dataset.preprocessing(inputs if is_real else inputs.long())
     if prepared.shape[1:] != shape:
         if prepared.shape[1:].numel() != shape.numel() or not prepared.ndim:
             raise DataError(f"the run takes inputs of shape {tuple(shape)}, got {tuple(prepared.shape[1:])}; give such inputs")
         prepared = prepared.reshape(len(prepared), *shape)
-    prepared = prepared.to(e.model.dtype) if is_real else prepared.long()
-    count = draws if e.model.smallest_std() is not None else 1
-
-    def outputs() -> Iterator[Tensor]:
-        for _ in tqdm(range(count), desc="draws", leave=False, delay=SHOWN_AFTER_SECONDS):
-            with e.model.sample():
-                yield torch.cat([e.model(part) for part in prepared.split(512)])
-
-    with seeded(e.config.seed, torch.device("cpu")):
-        return Prediction.of(e.likelihood, outputs())
+    given = None if targets is None else _as_targets(targets, e.likelihood)
+    prepared = prepared if is_real else prepared.long()
+    return e.model.predict(prepared, draws, likelihood=e.likelihood, targets=given, seed=e.config.seed, progress=True)

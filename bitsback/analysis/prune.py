@@ -26,7 +26,7 @@ from bitsback.formats.model_file.write import Packed, pack_experiment
 from bitsback.kl import kl_each
 from bitsback.ledger import shown_error
 from bitsback.model import BayesianModel, evaluate
-from bitsback.model.accounting import SHOWN_AFTER_SECONDS
+from bitsback.model.draws import SHOWN_AFTER_SECONDS
 from bitsback.posteriors import GaussianPosterior
 from bitsback.result import Result, text_table
 from bitsback.units import nats_to_bits

@@ -9,9 +9,9 @@ from bitsback.errors import CertificateError
 from bitsback.inputs import Inputs, each
 from bitsback.likelihoods import Likelihood
 from bitsback.model import BayesianModel, Weight
-from bitsback.model.accounting import SHOWN_AFTER_SECONDS, seeded
-from bitsback.model.draws import outputs_under
+from bitsback.model.draws import SHOWN_AFTER_SECONDS, outputs_under
 from bitsback.model.modes import evaluating
+from bitsback.torch_state import seeded
 
 __all__ = ["mean_loss_of_draws"]
 

@@ -17,7 +17,7 @@ from bitsback.config.schema import Config
 from bitsback.data import Dataset
 from bitsback.data.mask import MASK_NOTE, NOT_CODED
 from bitsback.errors import ConfigError, DataError, RunError
-from bitsback.inputs import Inputs, Output, call, chosen, described, each
+from bitsback.inputs import Inputs, Output, call, chosen, described, each, leaves
 from bitsback.ledger import Ledger, Results, open_results
 from bitsback.likelihoods import Likelihood
 from bitsback.likelihoods.settings import GaussianLikelihoodSettings
@@ -33,10 +33,12 @@ __all__ = ["Experiment", "Run", "build_model", "load_run", "open_source", "try_o
 
 def build_model(
     config: Config,
-    inputs: Any,
+    inputs: Inputs,
     outputs: int,
     check: Callable[[Tensor], object] = lambda output: None,
     network: nn.Module | None = None,
+    *,
+    is_tried_out: bool = True,
 ) -> BayesianModel:
     """Build the untrained model of a configuration, with seeded initial weights.
 
@@ -44,10 +46,11 @@ def build_model(
 
     Args:
         config: network, posterior, priors, and the seed of the initial weights.
-        inputs: (n, ...), examples of the inputs, a tensor or rows; the network is run on the first two.
+        inputs: (k, ...), a few inputs, on which the network is run.
         outputs: number of outputs that the likelihood needs.
-        check: called with the network's outputs for the first two inputs; raises if they do not suit the likelihood.
+        check: called with the network's outputs for these inputs; raises if they do not suit the likelihood.
         network: used in place of the configuration's network.
+        is_tried_out: whether the network is run on the inputs and its outputs checked.
 
     Returns:
         the model, in the network's own mode.
@@ -58,12 +61,13 @@ def build_model(
         PriorError: if a prior does not suit the weights.
     """
     double = config.training.precision == "float64"
-    example = each(inputs[:2], lambda tensor: tensor.double() if double and tensor.is_floating_point() else tensor)
+    example = each(inputs, lambda tensor: tensor.double() if double and tensor.is_floating_point() else tensor)
     with using_dtype(torch.float64 if double else torch.get_default_dtype()):
         torch.manual_seed(config.seed)
         network = config.network.build(example, outputs) if network is None else network
-        with torch.no_grad(), evaluating(network):  # puts modules back: a factory may want parts in eval mode
-            check(try_out(network, example, getattr(config.network, "factory", config.network.kind), config.network.output))
+        if is_tried_out:
+            with torch.no_grad(), evaluating(network):  # puts modules back: a factory may want parts in eval mode
+                check(try_out(network, example, getattr(config.network, "factory", config.network.kind), config.network.output))
         return bayesianize(
             network,
             config.prior,
@@ -95,8 +99,11 @@ def try_out(network: nn.Module, example: Inputs, name: str, output: Output = "au
         found = call(network, example)
     except Exception as error:  # whatever the user's network raises
         reason = str(error).splitlines()[0]
-        indices = "; for whole-number inputs that are indices, set data.scaling=none" if "Long" in reason else ""
-        raise ConfigError(f"network: {name} fails on inputs of {described(example)}: {reason}{indices}") from error
+        fix = "; for whole-number inputs that are indices, set data.scaling=none" if "Long" in reason else ""
+        whole = next((str(leaf.dtype) for leaf in leaves(example) if not leaf.is_floating_point()), None)
+        if whole and ("dtype" in reason or "should be the same" in reason):
+            fix = f"; the inputs are whole numbers ({whole}): convert them with .float(), or set data.scaling, for such a layer"
+        raise ConfigError(f"network: {name} fails on inputs of {described(example)}: {reason}{fix}") from error
     return chosen(found, output)
 
 
@@ -113,6 +120,9 @@ class Experiment:
     dataset: Dataset
     model: BayesianModel
     likelihood: Likelihood
+
+    def __post_init__(self) -> None:
+        self.model.likelihood = self.likelihood
 
     @classmethod
     def build(
@@ -147,11 +157,11 @@ class Experiment:
         for examples in (dataset.train, dataset.test):
             if examples is not None:
                 likelihood.check_targets(examples.targets, examples.name)
-        first = dataset.train.targets[:2]  # the likelihood raises if shapes do not fit
+        # a network of the user's may accept whole batches only
+        count = 2 if config.network.kind == "sequential" else min(config.training.batch_size, len(dataset.train))
+        inputs, targets = dataset.train.batch(slice(0, count))  # the likelihood raises if shapes do not fit
         outputs = likelihood.outputs(dataset.train.targets)
-        model = build_model(
-            config, dataset.train.inputs, outputs, check=lambda output: likelihood.bits(output, first), network=network
-        )
+        model = build_model(config, inputs, outputs, check=lambda output: likelihood.bits(output, targets), network=network)
         model.chosen_grid_step = config.ledger.grid_step
         return cls(config, dataset, model, likelihood)
 

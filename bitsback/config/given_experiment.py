@@ -58,7 +58,8 @@ def given_experiment(
         dataset = Dataset("in memory", dataset, None)
     if not isinstance(dataset, Dataset):
         raise DataError(
-            f"data are a bitsback.Dataset or bitsback.Examples(inputs, targets), got {type(dataset).__name__}; wrap the tensors"
+            f"data are a bitsback.Dataset or bitsback.Examples, got {type(dataset).__name__}; bitsback.data.source(data) makes "
+            "examples of tensors, arrays, tables, data sets, loaders and files"
         )
     dataset = replace(dataset, in_memory=True)
     settings, some = _settings(sections), dataset.train.to(model.device, model.dtype)
@@ -67,7 +68,9 @@ def given_experiment(
         inputs, targets = some.batch(slice(0, min(count, len(some))))
         output = try_out(model, inputs, type(model.network).__name__, model.output)
     if likelihood is None:
-        likelihood = CategoricalLikelihood(class_count(output, some.targets.shape[1:]) or output.shape[-1])
+        classes = class_count(output, some.targets.shape[1:]) or output.shape[-1]
+        texts = dataset.train.labels
+        likelihood = CategoricalLikelihood(classes, names=texts if texts and len(texts) == classes else None)
     for examples in (dataset.train, dataset.test):
         if examples is not None:
             likelihood.check_targets(examples.targets, examples.name)

@@ -1,4 +1,4 @@
-"""Data sources: the digits in the package, IDX files (MNIST), NPZ files, Friedman's regression."""
+"""Data: `source` of whatever holds examples; the digits in the package, IDX files (MNIST), NPZ files, Friedman's regression."""
 
 from typing import TYPE_CHECKING
 
@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from bitsback.data._dataset import Dataset as Dataset
     from bitsback.data._dataset import Examples as Examples
     from bitsback.data._dataset import Preprocessing as Preprocessing
+    from bitsback.data._source import source as source
     from bitsback.data.settings import AnyDataSettings as AnyDataSettings
     from bitsback.data.settings import DataSettings as DataSettings
     from bitsback.data.settings import DigitsSettings as DigitsSettings
@@ -20,6 +21,7 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         "_dataset": ["Dataset", "Examples", "Preprocessing"],
+        "_source": ["source"],
         "settings": [
             "AnyDataSettings",
             "DataSettings",

@@ -8,16 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bitsback import limits
 from bitsback.data._feature_map import Map
 from bitsback.data._rows import Rows, View, as_rows, numbers
 from bitsback.errors import DataError, brief
-from bitsback.inputs import Inputs, leaves, structure
+from bitsback.inputs import Inputs, described, leaves, structure
 from bitsback.torch_state import using_threads
 
 if TYPE_CHECKING:
     from bitsback.data.settings import DataSettings, LabelValues
 
-__all__ = ["Dataset", "Examples", "Preprocessing", "finished", "split"]
+__all__ = ["Dataset", "Examples", "Preprocessing", "finished", "grey", "split"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Examples:
         targets: (n, ...), finite.
         name: of the split, for messages.
         assumed: what the receiver has to know beforehand to compute the inputs, as notes of the ledger.
+        labels: texts that whole-number targets are indices of, or None.
 
     Raises:
         DataError: if the split is empty, the lengths differ, or a number is not finite.
@@ -49,17 +51,18 @@ class Examples:
     targets: Tensor
     name: str = "training"
     assumed: tuple[str, ...] = ()
+    labels: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        given = self.inputs
         self._check_types()
-        if isinstance(given, View):
-            inputs: Tensor | View = given  # its numbers were checked when it was made
-        else:
-            inputs = as_rows(given)
-            if isinstance(inputs, View):
-                inputs = inputs.then(grey)
+        inputs = as_rows(self.inputs)
+        if isinstance(inputs, View) and not isinstance(self.inputs, View):
+            inputs = inputs.then(grey)
+        if isinstance(inputs, Tensor):
             self._check_finite("input", inputs)
+        elif not inputs.is_finite:
+            self._check_finite("input", inputs)
+            inputs.is_finite = True  # and so is every part of them
         object.__setattr__(self, "inputs", inputs)
         if len(inputs) != len(self.targets):
             raise DataError(f"the {self.name} split has {len(inputs)} inputs but {len(self.targets)} targets")
@@ -125,11 +128,12 @@ class Examples:
         """
         if isinstance(self.inputs, Tensor):
             for index in indices:
-                yield self.inputs[index], self.targets[index]
+                yield self.inputs[index], _long(self.targets[index])
             return
-        every = [numbers(index, len(self)) for index in indices]
-        for index, (inputs, shape) in zip(every, self.inputs.read_many(every), strict=True):
-            targets = self.targets[index.to(self.targets.device)]
+        wanted = list(indices)
+        every = [numbers(index, len(self)) for index in wanted]
+        for index, (inputs, shape) in zip(wanted, self.inputs.read_many(every), strict=True):
+            targets = _long(self.targets[index if isinstance(index, slice) else index.to(self.targets.device)])
             yield inputs, targets if shape is None else targets[(slice(None), *map(slice, shape))]
 
     def subset(self, index: Tensor) -> "Examples":
@@ -169,6 +173,11 @@ class Examples:
         return replace(self, inputs=self.inputs.to(device, wanted), targets=targets)
 
 
+def _long(targets: Tensor) -> Tensor:
+    """Return whole numbers that were kept as int32 as int64."""
+    return targets.long() if targets.dtype == torch.int32 else targets
+
+
 def grey(tensor: Tensor) -> Tensor:
     """Return 8-bit grey levels as real numbers from 0 to 1; other tensors are unchanged."""
     return tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor
@@ -205,7 +214,7 @@ class Preprocessing:
             return inputs
         shape = tuple(inputs.shape[1:])
         try:
-            inputs = (inputs - self.shift) / self.scale
+            inputs = (inputs - self.shift.to(inputs.device)) / self.scale.to(inputs.device)
             if self.features is not None:
                 with using_threads(1):  # sums in the same order, so equal features, whatever the number of threads
                     inputs = self.features(inputs)
@@ -226,7 +235,8 @@ class Preprocessing:
         Returns:
             new examples with the same targets.
         """
-        return Examples(self(examples.inputs), examples.targets, examples.name, assumed)
+        inputs = self(examples.inputs) if isinstance(examples.inputs, Tensor) else examples.inputs.then(self)
+        return replace(examples, inputs=inputs, assumed=assumed)
 
 
 @dataclass(frozen=True)
@@ -290,13 +300,14 @@ def finished(
         kept = (
             torch.from_numpy(np.random.default_rng(settings.split_seed).permutation(len(train))[: settings.limit]).sort().values
         )
-        train = Examples(train.inputs[kept], train.targets[kept])
+        train = train.subset(kept)
     train = _part_of(train, settings)
     train, test = _as_numbers(train, settings), test and _as_numbers(test, settings)
     scaling = settings.scaling if settings.scaling != "auto" else "unit" if are_images else "standard"
     preprocessing = _scaled(train.inputs, scaling, largest)
     note: tuple[str, ...] = ()
     if settings.features is not None:
+        train, test = _in_memory(train), test and _in_memory(test)
         if settings.features.is_fitted:
             note = (f"{settings.features.kind} of the training inputs, which the receiver holds",)
         with using_threads(1):  # as in Preprocessing.__call__
@@ -308,9 +319,10 @@ def finished(
 
 def _as_numbers(examples: Examples, settings: "DataSettings") -> Examples:
     """Convert whole-number inputs to real numbers for scaling; under ``unit`` and ``none`` they remain indices."""
-    if examples.inputs.is_floating_point() or settings.scaling in ("unit", "none"):
+    inputs = examples.inputs
+    if inputs.is_floating_point() or settings.scaling in ("unit", "none"):
         return examples
-    return replace(examples, inputs=examples.inputs.float())
+    return replace(examples, inputs=inputs.float() if isinstance(inputs, Tensor) else inputs.then(Tensor.float))
 
 
 def _part_of(train: Examples, settings: "DataSettings") -> Examples:
@@ -324,28 +336,58 @@ def _part_of(train: Examples, settings: "DataSettings") -> Examples:
         raise DataError(
             f"data.prior_fraction {settings.prior_fraction:g} of {len(train)} examples leaves one part empty; choose another"
         )
-    return Examples(train.inputs[kept], train.targets[kept])
+    return train.subset(kept)
+
+
+def _in_memory(examples: Examples) -> Examples:
+    """Read inputs as a whole; raises DataError if they exceed the memory limit."""
+    if not isinstance(examples.inputs, Tensor):
+        said = f"data.features, which the {examples.name} inputs are held in memory for,"
+        limits.MEMORY.check(limits.data_bytes(examples.inputs.numel(), 4), said, DataError, "set data.limit")
+    return examples.in_memory()
 
 
 def _check_alike(train: Examples, test: Examples | None) -> None:
-    """Raise DataError if inputs of the two splits differ in shape."""
-    if test is not None and test.inputs.shape[1:] != train.inputs.shape[1:]:
+    """Raise DataError if inputs of the two splits differ in shape, or their labels do."""
+    if test is None:
+        return
+    one, other = (part.inputs[:1] if isinstance(part.inputs, Tensor) else part.inputs.first for part in (train, test))
+    varies = any(not isinstance(part.inputs, Tensor) and part.inputs.pads for part in (train, test))
+    if not varies and structure(other) != structure(one):
+        raise DataError(f"a test input has {described(other)} but a training input {described(one)}; both splits must be alike")
+    if test.labels is not None and test.labels != train.labels:
         raise DataError(
-            f"a test input has shape {tuple(test.inputs.shape[1:])} but a training input {tuple(train.inputs.shape[1:])}; "
-            "both splits must be alike"
+            "the test split numbers its text labels otherwise than the training split; make it with labels=train.labels"
         )
 
 
-def _scaled(inputs: Tensor, scaling: str, largest: float) -> Preprocessing:
+def _scaled(inputs: Tensor | View, scaling: str, largest: float) -> Preprocessing:
     """Return the preprocessing that scales inputs; whole-number inputs are indices and are not scaled."""
     if not inputs.is_floating_point() or scaling == "none":
         return Preprocessing()
     if scaling == "unit":
         return Preprocessing(scale=torch.tensor(largest))
-    if scaling == "centred":
+    if not isinstance(inputs, Tensor):
+        mean, std = _moments(inputs)
+        if scaling == "centred":
+            return Preprocessing(mean.float(), torch.tensor(largest))
+    elif scaling == "centred":
         return Preprocessing(inputs.mean(0), torch.tensor(largest))
-    std, mean = torch.std_mean(inputs.double(), 0, correction=0)  # squares of large numbers overflow in float32
+    else:
+        std, mean = torch.std_mean(inputs.double(), 0, correction=0)  # squares of large numbers overflow in float32
     return Preprocessing(mean.float(), torch.where(std > 0, std, torch.ones_like(std)).float())
+
+
+def _moments(inputs: View) -> tuple[Tensor, Tensor]:
+    """Return mean and std of each feature, in float64 and in one pass (Chan, Golub & LeVeque 1983)."""
+    count, mean, squares = 0, torch.zeros(()), torch.zeros(())
+    for part in inputs.split(inputs.at_once()):
+        (some,) = (leaf.double() for leaf in leaves(part))
+        own = some.mean(0)
+        squares = squares + (some - own).square().sum(0) + (own - mean).square() * (count * len(some) / (count + len(some)))
+        count += len(some)
+        mean = mean + (own - mean) * (len(some) / count)
+    return mean, (squares / count).sqrt()
 
 
 def _distinct(train: Examples, test: Examples | None) -> "LabelValues | None":
@@ -356,7 +398,7 @@ def _distinct(train: Examples, test: Examples | None) -> "LabelValues | None":
     return tuple(torch.cat(targets).unique().tolist())
 
 
-def split(inputs: Tensor, targets: Tensor, test_fraction: float, seed: int) -> tuple[Examples, Examples | None]:
+def split(inputs: Tensor | View, targets: Tensor, test_fraction: float, seed: int) -> tuple[Examples, Examples | None]:
     """Hold out examples at random.
 
     Args:
@@ -377,4 +419,5 @@ def split(inputs: Tensor, targets: Tensor, test_fraction: float, seed: int) -> t
         return Examples(inputs, targets), None
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(inputs)))
     test, train = order[:held_out].sort().values, order[held_out:].sort().values
-    return Examples(inputs[train], targets[train]), Examples(inputs[test], targets[test], "test")
+    every = Examples(inputs, targets)
+    return every.subset(train), replace(every.subset(test), name="test")

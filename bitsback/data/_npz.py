@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bitsback.data._dataset import Dataset, Examples, split
+from bitsback.data._rows import View, stored
 from bitsback.data.arrays import REASONS, describe, read_npz
 from bitsback.data.mask import MASK_NOTE, masked
 from bitsback.errors import DataError, brief, near_miss
@@ -38,14 +39,13 @@ def load_npz(settings: "NpzSettings", *, inputs_only: bool) -> Dataset:
         if given in arrays and (answers not in arrays or mask in arrays):
             arrays[answers] = np.zeros(np.shape(arrays.get(mask, np.zeros(len(arrays[given])))), dtype=np.int64)
     texts = _name_texts(settings, arrays)
-    inputs, targets = _tensor(settings, arrays, settings.inputs), _tensor(settings, arrays, settings.targets)
+    inputs, targets = _inputs(settings, arrays, settings.inputs), _targets(settings, arrays, settings.targets)
     _check_lengths(inputs, targets, settings.path)
     test: Examples | None
     if settings.test_inputs in arrays or settings.test_targets in arrays:
         train = Examples(inputs, targets)
-        test = Examples(
-            _tensor(settings, arrays, settings.test_inputs), _tensor(settings, arrays, settings.test_targets), "test"
-        )
+        others = _targets(settings, arrays, settings.test_targets)
+        test = Examples(_inputs(settings, arrays, settings.test_inputs), others, "test")
     else:
         train, test = split(inputs, targets, settings.test_fraction, settings.split_seed)
     grey = arrays[settings.inputs].dtype == np.uint8
@@ -84,14 +84,14 @@ def _arrays(settings: "NpzSettings") -> dict[str, np.ndarray]:
         if not start.startswith(b"PK"):
             fix = "write it with numpy.savez('data.npz', inputs=x, targets=y)"
             raise DataError(f"cannot read {settings.path} as NPZ: {describe(start)}; {fix}")
-        return read_npz(settings.path)
+        return read_npz(settings.path, lean=True)
     except REASONS as error:
         raise DataError(
             f"cannot read {settings.path} as NPZ: {brief(error)}; write it with numpy.savez, without objects"
         ) from error
 
 
-def _tensor(settings: "NpzSettings", arrays: dict[str, np.ndarray], name: str) -> Tensor:
+def _array(settings: "NpzSettings", arrays: dict[str, np.ndarray], name: str) -> np.ndarray:
     if name not in arrays:
         known = brief(", ".join(sorted(arrays))) or "none"
         raise DataError(f"{settings.path} has no array '{name}'{near_miss(name, arrays)}; arrays there: {known}")
@@ -100,19 +100,25 @@ def _tensor(settings: "NpzSettings", arrays: dict[str, np.ndarray], name: str) -
         raise DataError(f"array '{name}' in {settings.path} has type {array.dtype}; numbers are needed")
     if array.ndim == 0 or len(array) == 0:
         raise DataError(f"array '{name}' in {settings.path} is empty; give at least one example")
-    is_target = name in (settings.targets, settings.test_targets)
+    return array
+
+
+def _inputs(settings: "NpzSettings", arrays: dict[str, np.ndarray], name: str) -> Tensor | View:
+    array = _array(settings, arrays, name)
+    array = array[:, None] if array.ndim == 1 else array  # one number per example
+    return stored(array, settings.path, keeps_whole=array.dtype not in (np.uint8, np.bool_))
+
+
+def _targets(settings: "NpzSettings", arrays: dict[str, np.ndarray], name: str) -> Tensor:
+    array = _array(settings, arrays, name)
     is_double = array.dtype.kind == "f" and array.dtype.itemsize == 8
-    # targets keep their digits, from which their resolution is found
-    real = np.float64 if is_target and is_double else np.float32
-    tensor = torch.from_numpy(array.astype(np.int64 if array.dtype.kind in "biu" else real))
-    if is_target:
-        mask = settings.mask if name == settings.targets else settings.test_mask
-        tensor = masked(tensor, arrays[mask], f"array '{mask}' in {settings.path}") if mask in arrays else tensor
-        return tensor.flatten() if tensor.ndim == 2 and tensor.shape[1] == 1 else tensor
-    tensor = tensor[:, None] if tensor.ndim == 1 else tensor  # one number per example
-    return tensor.float() if array.dtype in (np.uint8, np.bool_) else tensor
+    real = np.float64 if is_double else np.float32  # they keep their digits, from which their resolution is found
+    targets = torch.from_numpy(array.astype(np.int64 if array.dtype.kind in "biu" else real))
+    mask = settings.mask if name == settings.targets else settings.test_mask
+    targets = masked(targets, arrays[mask], f"array '{mask}' in {settings.path}") if mask in arrays else targets
+    return targets.flatten() if targets.ndim == 2 and targets.shape[1] == 1 else targets
 
 
-def _check_lengths(inputs: Tensor, targets: Tensor, path: Path) -> None:
+def _check_lengths(inputs: Tensor | View, targets: Tensor, path: Path) -> None:
     if len(inputs) != len(targets):
         raise DataError(f"{path} has {len(inputs)} inputs but {len(targets)} targets; give as many of each")

@@ -1,18 +1,23 @@
 """Inputs that stay where they are, in memory, in a file or behind a data set, and are read a batch at a time."""
 
+import math
+import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from bitsback.data.arrays import is_large
 from bitsback.errors import DataError
 from bitsback.inputs import Inputs, each, joined, leaves, structure
 
-__all__ = ["Batch", "Columns", "Index", "MappedFile", "Rows", "View", "as_rows", "numbers"]
+__all__ = ["Batch", "Columns", "Index", "MappedFile", "Rows", "View", "as_rows", "numbers", "stored", "tensor_of"]
 
 Index = slice | Tensor
 """Which examples: a range, or their numbers (k,)."""
@@ -20,19 +25,35 @@ Index = slice | Tensor
 Batch = tuple[Inputs, tuple[int, ...] | None]
 """Inputs of some examples, and the shape of one target if the source pads every batch to its own longest example."""
 
-DROPPED_AFTER_BYTES = 1 << 27
-"""Bytes read from a mapped file after which its pages are released."""
+HELD_BYTES = 1 << 27
+"""Bytes of a mapped file's pages after which they are released."""
+
+MAPPED_AROUND_BYTES = 1 << 16
+"""Bytes that the system maps around one that is read, if they are in its cache."""
+
+WIDER: dict[str, np.dtype[Any]] = {
+    "u2": np.dtype(np.int32),
+    "u4": np.dtype(np.int64),
+    "u8": np.dtype(np.int64),
+    "f16": np.dtype(np.float64),
+}
+"""Types for those that torch does not calculate with, by kind and bytes."""
 
 BYTES_AT_ONCE = 1 << 26
 """Bytes of stored examples that a pass over all of them reads at once."""
-
 
 INDICES = (torch.int64, torch.int32, torch.bool)
 """Types of whole numbers that networks take; narrower ones are stored, and widened when they are read."""
 
 
 class Rows(ABC):
-    """Inputs of n examples. ``rows[index]`` reads some of them: a tensor, a tuple or a dict of tensors."""
+    """Inputs of n examples. ``rows[index]`` reads some of them: a tensor, a tuple or a dict of tensors.
+
+    Attributes:
+        is_finite: whether every number was found to be finite, or is whole.
+    """
+
+    is_finite = False
 
     @abstractmethod
     def __len__(self) -> int:
@@ -53,6 +74,11 @@ class Rows(ABC):
     def has_random_access(self) -> bool:
         """Return whether examples can be read in any order."""
         return True
+
+    @property
+    def pads(self) -> bool:
+        """Return whether a batch may have a shape of its own, to which a collate function padded it."""
+        return False
 
     def needs_random_access(self, what: str) -> None:
         """Check that examples can be read in any order.
@@ -152,41 +178,63 @@ def numbers(index: Index, count: int) -> Tensor:
     return torch.arange(count)[index] if isinstance(index, slice) else index.cpu()
 
 
+def tensor_of(array: np.ndarray) -> Tensor:
+    """Return an array of numbers as a tensor, of the same type where torch calculates with it.
+
+    Args:
+        array: of whole or real numbers, or of truth values, in any byte order.
+
+    Returns:
+        a tensor, which shares the array's memory where it can.
+
+    >>> tensor_of(np.arange(3, dtype=">u2"))
+    tensor([0, 1, 2], dtype=torch.int32)
+    """
+    wanted: np.dtype[Any] = WIDER.get(f"{array.dtype.kind}{array.dtype.itemsize}", array.dtype.newbyteorder("="))
+    array = np.ascontiguousarray(array.astype(wanted, copy=False)).reshape(array.shape)
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
 class MappedFile:
-    """Array in a file, of which only the rows that are asked for are read.
+    """Array in a file, of which only the rows that are asked for are read, float64 as float32.
 
     Args:
         array: memory-mapped, (n, ...).
+        path: of the file, whose length is compared before every read: reading behind the end of a file would end the process.
 
     Attributes:
         array: the array.
     """
 
-    def __init__(self, array: np.memmap) -> None:
-        self.array = array
-        self._bytes = 0
+    def __init__(self, array: np.memmap, path: Path) -> None:
+        self.array, self.path = array, path
+        self._file_bytes, self._held_bytes = path.stat().st_size, 0
+        self._row_bytes = math.prod(array.shape[1:]) * array.itemsize
 
     def __len__(self) -> int:
         return len(self.array)
 
     def __getitem__(self, index: Tensor) -> Tensor:
-        rows = np.ascontiguousarray(self.array[index.numpy()])
-        self._bytes += rows.nbytes
-        if self._bytes > DROPPED_AFTER_BYTES:
+        if not self.path.exists() or self.path.stat().st_size != self._file_bytes:
+            raise DataError(f"{self.path} was changed while it was in use; leave the file as it is until the run has ended")
+        numbers = index.numpy()
+        start = int(numbers[0]) if len(numbers) else 0
+        is_range = bool((numbers == np.arange(start, start + len(numbers))).all())
+        rows = self.array[start : start + len(numbers)] if is_range else self.array[numbers]
+        found = tensor_of(rows.copy() if is_range else rows)
+        self._held_bytes += len(numbers) * (self._row_bytes + (0 if is_range else MAPPED_AROUND_BYTES))
+        if self._held_bytes > HELD_BYTES:
+            self._held_bytes = 0
             self.drop()
-        return torch.from_numpy(rows)
+        return found.float() if found.dtype == torch.float64 else found
 
     def drop(self) -> None:
         """Let the system take back the pages that were read; they stay in its file cache, and count for nobody."""
-        self._bytes = 0
         held: Any = self.array
-        found = None
-        while held is not None and found is None:  # views hold the array that holds the map
-            found, held = getattr(held, "_mmap", None), getattr(held, "base", None)
-        if found is not None and hasattr(found, "madvise"):
-            import mmap
-
-            found.madvise(mmap.MADV_DONTNEED)
+        while held is not None and getattr(held, "_mmap", None) is None:
+            held = getattr(held, "base", None)  # a view holds the array that holds the map
+        if held is not None and hasattr(held._mmap, "madvise"):
+            held._mmap.madvise(mmap.MADV_DONTNEED)
 
 
 class Columns(Rows):
@@ -201,9 +249,7 @@ class Columns(Rows):
 
     def __init__(self, columns: Any) -> None:
         self.columns = columns
-        several = (
-            list(columns.values()) if isinstance(columns, dict) else list(columns) if isinstance(columns, tuple) else [columns]
-        )
+        several = list(columns.values()) if isinstance(columns, dict) else columns if isinstance(columns, tuple) else [columns]
         if not several:
             raise DataError("the inputs are empty; give a tensor, or a tuple or dict with one or more")
         lengths = [len(column) for column in several]
@@ -212,6 +258,7 @@ class Columns(Rows):
             said = ", ".join(f"{name}: {length}" for name, length in zip(names, lengths, strict=True))
             raise DataError(f"the inputs have different numbers of examples ({said}); give as many rows of each")
         self._length = lengths[0]
+        self.is_finite = self._length > 0 and not any(leaf.is_floating_point() for leaf in leaves(self[:1]))
 
     def __len__(self) -> int:
         return self._length
@@ -225,11 +272,17 @@ class Columns(Rows):
         Returns:
             inputs (k, ...), and None.
         """
-        return each(self.columns, lambda column: column[index.to(column.device) if isinstance(column, Tensor) else index]), None
+        return self._each(lambda column: column[index.to(column.device) if isinstance(column, Tensor) else index]), None
+
+    def _each(self, function: Callable[[Any], Any]) -> Any:
+        """Return what a function makes of every column, in the structure of the columns."""
+        if isinstance(self.columns, dict):
+            return {name: function(column) for name, column in self.columns.items()}
+        return tuple(map(function, self.columns)) if isinstance(self.columns, tuple) else function(self.columns)
 
     def moved(self, device: torch.device) -> "Rows":
         """Return columns with those in memory on a device."""
-        return Columns(each(self.columns, lambda column: column.to(device) if isinstance(column, Tensor) else column))
+        return Columns(self._each(lambda column: column.to(device) if isinstance(column, Tensor) else column))
 
 
 class View(Rows):
@@ -252,6 +305,14 @@ class View(Rows):
         dtype: torch.dtype | None = None,
     ) -> None:
         self.base, self.index, self.steps, self.device_wanted, self.dtype_wanted = base, index, steps, device, dtype
+        self.is_finite = base.is_finite
+
+    def _but(self, **changes: Any) -> "View":
+        """Return a view that differs in some attributes."""
+        other = copy(self)
+        other.__dict__.pop("first", None)
+        other.__dict__.update(changes)
+        return other
 
     def __len__(self) -> int:
         return len(self.base) if self.index is None else len(self.index)
@@ -286,26 +347,30 @@ class View(Rows):
 
     def moved(self, device: torch.device) -> Rows:
         """Return a view whose batches are on a device."""
-        return View(self.base.moved(device), self.index, self.steps, device, self.dtype_wanted)
+        return self._but(base=self.base.moved(device), device_wanted=device)
 
     @property
     def has_random_access(self) -> bool:
         """Return whether examples can be read in any order."""
         return self.base.has_random_access
 
+    @property
+    def pads(self) -> bool:
+        """Return whether a batch may have a shape of its own."""
+        return self.base.pads
+
     def cast(self, dtype: torch.dtype) -> "View":
         """Return a view whose real numbers have a dtype."""
-        return View(self.base, self.index, self.steps, self.device_wanted, dtype)
+        return self._but(dtype_wanted=dtype)
 
     def selected(self, index: Tensor) -> "View":
         """Return a view of some of these rows; iterable sources raise DataError."""
         self.needs_random_access("a part of the examples")
-        kept = index if self.index is None else self.index[index]
-        return View(self.base, kept, self.steps, self.device_wanted, self.dtype_wanted)
+        return self._but(index=index if self.index is None else self.index[index])
 
     def then(self, step: Callable[[Tensor], Tensor]) -> "View":
         """Return a view that applies one more function."""
-        return View(self.base, self.index, (*self.steps, step), self.device_wanted, self.dtype_wanted)
+        return self._but(steps=(*self.steps, step))
 
 
 def as_rows(inputs: Any) -> Tensor | View:
@@ -322,3 +387,21 @@ def as_rows(inputs: Any) -> Tensor | View:
     if isinstance(inputs, View):
         return inputs
     return View(inputs if isinstance(inputs, Rows) else Columns(inputs))
+
+
+def stored(array: np.ndarray, path: Path, *, keeps_whole: bool = False) -> Tensor | View:
+    """Return the inputs in an array of a file as real numbers: small ones at once, large ones when they are read.
+
+    Args:
+        array: (n, ...), in memory or mapped.
+        path: of the file.
+        keeps_whole: leave whole numbers whole, as indices.
+
+    Returns:
+        float32, or int64 if they are kept whole.
+    """
+    is_index = keeps_whole and array.dtype.kind in "biu"
+    if not is_large(array.shape):
+        return torch.from_numpy(array.astype(np.int64 if is_index else np.float32))
+    column = MappedFile(array, path) if isinstance(array, np.memmap) else tensor_of(array)
+    return View(Columns(column), steps=() if is_index else (Tensor.float,))

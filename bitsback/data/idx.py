@@ -11,7 +11,8 @@ import torch
 
 from bitsback import limits
 from bitsback.data._dataset import Dataset, Examples
-from bitsback.data.arrays import PIECE_BYTES, check_expansion, take
+from bitsback.data._rows import stored
+from bitsback.data.arrays import PIECE_BYTES, check_expansion, is_large, map_array, take
 from bitsback.errors import DataError, brief
 
 if TYPE_CHECKING:
@@ -23,11 +24,12 @@ TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: 
 """Numpy types by the type code in the header."""
 
 
-def read_idx(path: Path) -> np.ndarray:
+def read_idx(path: Path, *, lean: bool = False) -> np.ndarray:
     """Read the array in an IDX file, plain or gzipped.
 
     Args:
         path: of the file.
+        lean: map a large array of a plain file, which then keeps its byte order.
 
     Returns:
         the array, in native byte order.
@@ -40,14 +42,16 @@ def read_idx(path: Path) -> np.ndarray:
             is_packed, size = file.read(2) == b"\x1f\x8b" or path.suffix == ".gz", path.stat().st_size
             file.seek(0)
             if not is_packed:
-                return _read_array(file, path, size, None)
+                return _read_array(file, path, size, None, lean)
             with gzip.open(file, "rb") as stream:
-                return _read_array(stream, path, None, size)
+                return _read_array(stream, path, None, size, lean)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot read {path}: {brief(error)}; fetch the file again") from error
 
 
-def _read_array(stream: IO[bytes] | gzip.GzipFile, path: Path, file_bytes: int | None, packed_bytes: int | None) -> np.ndarray:
+def _read_array(
+    stream: IO[bytes] | gzip.GzipFile, path: Path, file_bytes: int | None, packed_bytes: int | None, lean: bool
+) -> np.ndarray:
     """Read the array in a stream of known length: ``file_bytes`` if it is plain, ``packed_bytes`` if it is gzipped."""
     start = stream.read(4)
     if len(start) < 4 or start[:2] != b"\0\0" or start[2] not in TYPES:
@@ -60,7 +64,11 @@ def _read_array(stream: IO[bytes] | gzip.GzipFile, path: Path, file_bytes: int |
     content_bytes = math.prod(shape) * kind.itemsize if shape else 0
     if not shape or (file_bytes is not None and header + content_bytes != file_bytes):
         raise _length_error(path, header if file_bytes is None else file_bytes, shape)
-    limits.MEMORY.check(limits.data_bytes(math.prod(shape), kind.itemsize), str(path), DataError, "use fewer")
+    is_lean = lean and is_large(shape)
+    if is_lean and file_bytes is not None:
+        return map_array(path, header, kind, shape)
+    needed = 2 * content_bytes if is_lean else limits.data_bytes(math.prod(shape), kind.itemsize)
+    limits.MEMORY.check(needed, str(path), DataError, "use fewer")
     if packed_bytes is not None:
         try:
             check_expansion(content_bytes, packed_bytes, str(path))
@@ -126,12 +134,12 @@ def _find(settings: "IdxSettings", name: str) -> Path:
 
 
 def _read(settings: "IdxSettings", images: str, labels: str, name: str, inputs_only: bool) -> tuple[Examples, float]:
-    pictures = read_idx(_find(settings, images))
+    place = _find(settings, images)
+    pictures = read_idx(place, lean=True)
     missing = inputs_only and not _places(settings, labels)
     answers = np.zeros(len(pictures), dtype=np.int64) if missing else read_idx(_find(settings, labels))
     peak = float(np.iinfo(pictures.dtype).max) if pictures.dtype.kind in "iu" else 1.0
     if not np.array_equal(answers, np.nan_to_num(answers).astype(np.int64)):
         raise DataError(f"the {name} labels in {labels} are not whole numbers; labels must be whole numbers")
-    inputs = torch.from_numpy(pictures.astype(np.float32))
-    inputs = inputs.unsqueeze(1) if inputs.ndim == 3 else inputs  # (n, channel, height, width)
-    return Examples(inputs, torch.from_numpy(answers.astype(np.int64)), name), peak
+    pictures = pictures[:, None] if pictures.ndim == 3 else pictures  # (n, channel, height, width)
+    return Examples(stored(pictures, place), torch.from_numpy(answers.astype(np.int64)), name), peak

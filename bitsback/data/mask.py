@@ -12,7 +12,7 @@ NOT_CODED = -100
 """Target at a position that a mask leaves out: torch's usual value of ``ignore_index``."""
 
 MASK_NOTE = "which positions are coded (the mask)"
-"""Note of the ledger where the data hold a mask, which the receiver holds too."""
+"""Note of a ledger: the receiver has to know the mask beforehand, as it knows the inputs."""
 
 
 def masked(targets: Tensor, mask: np.ndarray, what: str) -> Tensor:

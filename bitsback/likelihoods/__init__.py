@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from bitsback.likelihoods._counts import NegativeBinomialLikelihood as NegativeBinomialLikelihood
     from bitsback.likelihoods._counts import PoissonLikelihood as PoissonLikelihood
     from bitsback.likelihoods._real import GaussianLikelihood as GaussianLikelihood
+    from bitsback.likelihoods._uncertainty import Mixture as Mixture
     from bitsback.likelihoods.base import Likelihood as Likelihood
     from bitsback.likelihoods.classes import BernoulliLikelihood as BernoulliLikelihood
     from bitsback.likelihoods.classes import CategoricalLikelihood as CategoricalLikelihood
@@ -23,6 +24,7 @@ __getattr__, __dir__, __all__ = attach(
         "classes": ["BernoulliLikelihood", "CategoricalLikelihood", "TokensLikelihood"],
         "_counts": ["NegativeBinomialLikelihood", "PoissonLikelihood"],
         "_real": ["GaussianLikelihood"],
+        "_uncertainty": ["Mixture"],
         "settings": ["AnyLikelihoodSettings", "LikelihoodSettings", "registry"],
     },
 )

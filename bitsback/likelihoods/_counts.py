@@ -10,6 +10,7 @@ from torch.nn.functional import softplus
 
 from bitsback.errors import DataError
 from bitsback.learned import LOG_SCALE
+from bitsback.likelihoods._uncertainty import CountMixture
 from bitsback.likelihoods.base import (
     Answer,
     SymbolLikelihood,
@@ -128,6 +129,14 @@ class PoissonLikelihood(_CountLikelihood):
     def _count_nats(self, log_mean: Tensor, count: Tensor) -> Tensor:
         return log_mean.exp() - count * log_mean + torch.lgamma(count + 1)
 
+    def variance(self, outputs: Tensor) -> Tensor:
+        """Return the variance of the counts, which is the rate."""
+        return outputs.exp()
+
+    def mixture(self) -> CountMixture:
+        """Return an empty mixture of Poisson distributions."""
+        return CountMixture()
+
     def answers(self, predicted: Tensor, std: Tensor | None = None) -> list[Answer]:
         """Return the rates, rounded to six digits.
 
@@ -188,6 +197,10 @@ class NegativeBinomialLikelihood(_CountLikelihood):
         """Return m + m^2 / r in the shape of the outputs."""
         mean = outputs.exp()
         return mean + mean.square() / self.log_dispersion.exp()
+
+    def mixture(self) -> CountMixture:
+        """Return an empty mixture of negative binomial distributions with this dispersion."""
+        return CountMixture(math.exp(float(self.log_dispersion)))
 
     def values(self) -> dict[str, Tensor]:
         """Return the dispersion, if it is learned."""

@@ -11,6 +11,7 @@ from bitsback.errors import DataError
 from bitsback.learned import BFLOAT16, FLOAT32, UniformGrid
 from bitsback.ledger.entry import Charge
 from bitsback.likelihoods._resolution import STEP_BITS, Resolution, resolution
+from bitsback.likelihoods._uncertainty import NormalMixture
 from bitsback.likelihoods.base import (
     Answer,
     SymbolLikelihood,
@@ -242,6 +243,10 @@ class GaussianLikelihood(SymbolLikelihood):
         """Return the noise variance in the shape of the mean, in squared units of the targets."""
         mean, log_std = self._split(outputs)
         return _wide((2 * log_std).exp()).expand(mean.shape)
+
+    def mixture(self) -> NormalMixture:
+        """Return an empty mixture of normals on the targets' grid."""
+        return NormalMixture(self.target_step)
 
     def answers(self, predicted: Tensor, std: Tensor | None = None) -> list[Answer]:
         """Return mean and std of each prediction, rounded to a millionth of the std.

@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -11,6 +11,9 @@ from torch import Tensor
 from bitsback.errors import DataError
 from bitsback.learned import Learned
 from bitsback.units import bits_to_nats, nats_to_bits
+
+if TYPE_CHECKING:
+    from bitsback.likelihoods._uncertainty import Mixture
 
 __all__ = [
     "USUAL_IGNORE",
@@ -183,6 +186,10 @@ class Likelihood(Learned, ABC):
 
     def variance(self, outputs: Tensor) -> Tensor | None:
         """Return the variance of the target given the outputs, in the shape of :meth:`predict`; None if it has none."""
+        return None
+
+    def mixture(self) -> "Mixture | None":
+        """Return an empty mixture over weight draws, for entropies and intervals; None if there is none."""
         return None
 
     def notes(self) -> list[str]:

@@ -10,6 +10,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 
 from bitsback.errors import DataError
 from bitsback.likelihoods._class_weights import NO_WEIGHTS
+from bitsback.likelihoods._uncertainty import LabelMixture
 from bitsback.likelihoods.base import (
     USUAL_IGNORE,
     Answer,
@@ -158,6 +159,10 @@ class CategoricalLikelihood(SymbolLikelihood):
         axis = -1 if outputs.ndim == 2 else self._only(self._class_axes(outputs), outputs)
         return outputs.movedim(axis, -1).softmax(-1)
 
+    def mixture(self) -> LabelMixture:
+        """Return an empty mixture of distributions of classes."""
+        return LabelMixture(has_classes=True)
+
     def answers(self, predicted: Tensor, std: Tensor | None = None) -> list[Answer]:
         """Return the most probable class of each input, or at each of its positions.
 
@@ -284,9 +289,18 @@ class TokensLikelihood(CategoricalLikelihood):
         """Return a note on the first token, and those of :class:`CategoricalLikelihood`."""
         return ["the first token of every example is not coded: the receiver holds it as an input", *super().notes()]
 
-    def _check_values(self, targets: Tensor, where: str) -> None:
+    def check_targets(self, targets: Tensor, where: str) -> None:
+        """Check that targets are token ids, apart from those that are not coded.
+
+        Args:
+            targets: (n, t).
+            where: name of the split.
+
+        Raises:
+            DataError: for another shape, for the first that is none, and if none is coded.
+        """
         self._check_shape(targets, where)
-        super()._check_values(targets, where)
+        super().check_targets(targets, where)
 
     def _check_shape(self, targets: Tensor, where: str) -> None:
         if targets.ndim != 2 or targets.shape[1] < 2:
@@ -328,6 +342,10 @@ class BernoulliLikelihood(SymbolLikelihood):
     def predict(self, outputs: Tensor) -> Tensor:
         """Return the probabilities of 1."""
         return outputs.sigmoid()
+
+    def mixture(self) -> LabelMixture:
+        """Return an empty mixture of distributions of 0 and 1."""
+        return LabelMixture(has_classes=False)
 
     def answers(self, predicted: Tensor, std: Tensor | None = None) -> list[Answer]:
         """Return the more probable value and the probability of 1.

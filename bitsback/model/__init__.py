@@ -5,6 +5,7 @@ from bitsback.model._posterior_file import posterior_tensors
 from bitsback.model._width import WIDTH_FACTORS, widened, width_curve
 from bitsback.model.accounting import Evaluation, evaluate, take_ledger
 from bitsback.model.model import BayesianModel, LayerPosteriors
+from bitsback.model.prediction import Prediction
 from bitsback.model.weight import State, Weight
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "BayesianModel",
     "Evaluation",
     "LayerPosteriors",
+    "Prediction",
     "State",
     "Weight",
     "bayesianize",

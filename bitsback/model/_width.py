@@ -11,7 +11,8 @@ from bitsback.data import Examples
 from bitsback.errors import LedgerError
 from bitsback.ledger import Ledger
 from bitsback.likelihoods import Likelihood
-from bitsback.model.accounting import SHOWN_AFTER_SECONDS, take_ledger
+from bitsback.model.accounting import take_ledger
+from bitsback.model.draws import SHOWN_AFTER_SECONDS
 from bitsback.model.model import BayesianModel
 from bitsback.posteriors import GaussianPosterior
 

@@ -3,17 +3,25 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from bitsback.inputs import Inputs, call, chosen
-from bitsback.model.model import BayesianModel
 from bitsback.model.weight import State
 
-__all__ = ["Draws", "draw_of", "drawing", "draws_at_once", "outputs_under"]
+if TYPE_CHECKING:
+    from bitsback.model.model import BayesianModel
+
+__all__ = ["EVALUATION_BATCH", "SHOWN_AFTER_SECONDS", "Draws", "draw_of", "drawing", "draws_at_once", "outputs_under"]
+
+EVALUATION_BATCH = 512
+"""Examples a batch; activations stay in the cache: on MNIST 2.4 times as fast as 4096."""
+
+SHOWN_AFTER_SECONDS = 2.0
+"""Time after which a progress bar appears."""
 
 TOGETHER = 10
 """Draws computed at once: 50 to 75 % of the time of single draws for a dense network, at ten times the memory for outputs."""
@@ -28,7 +36,7 @@ Draws = Callable[[Inputs], list[Tensor]]
 """Function from inputs to a list of outputs, one for each draw."""
 
 
-def draws_at_once(model: BayesianModel) -> int:
+def draws_at_once(model: "BayesianModel") -> int:
     """Return the number of draws to compute at once: 10 for dense networks without hooks, else 1.
 
     >>> from bitsback.model import bayesianize
@@ -43,7 +51,7 @@ def draws_at_once(model: BayesianModel) -> int:
 
 
 @contextmanager
-def drawing(model: BayesianModel, seed: int, numbers: Sequence[int]) -> Iterator[Draws]:
+def drawing(model: "BayesianModel", seed: int, numbers: Sequence[int]) -> Iterator[Draws]:
     """Provide a function that returns the outputs under the same draws at every call.
 
     Must be used inside ``model.keeping()``, because a single draw is written into the weights.
@@ -67,7 +75,7 @@ def drawing(model: BayesianModel, seed: int, numbers: Sequence[int]) -> Iterator
     yield lambda inputs: list(batched(stacked, (inputs,)))
 
 
-def draw_of(model: BayesianModel, state: State) -> dict[str, Tensor]:
+def draw_of(model: "BayesianModel", state: State) -> dict[str, Tensor]:
     """Return the values of all weights in a state, without changing the network.
 
     Args:
@@ -84,7 +92,7 @@ def draw_of(model: BayesianModel, state: State) -> dict[str, Tensor]:
     return found
 
 
-def outputs_under(model: BayesianModel, weights: dict[str, Tensor], inputs: Inputs) -> Tensor:
+def outputs_under(model: "BayesianModel", weights: dict[str, Tensor], inputs: Inputs) -> Tensor:
     """Return the outputs that a likelihood reads under given weights; differentiable in them.
 
     Args:

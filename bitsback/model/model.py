@@ -17,11 +17,13 @@ from bitsback.layers import Choice, Estimators
 from bitsback.layers.outputs import check_kinds, estimator_of
 from bitsback.learned import BFLOAT16
 from bitsback.ledger.entry import Charge
+from bitsback.likelihoods import Likelihood
 from bitsback.model._memory_format import interleaved, runs, straight
 from bitsback.model._resident import Resident
 from bitsback.model.buffers import COUNTER, Buffer, buffers_of
 from bitsback.model.choices import PriorChoice, charges_of, priors_of, settings_of
 from bitsback.model.noise import fresh_seed
+from bitsback.model.prediction import Prediction, predicted
 from bitsback.model.weight import Weight
 from bitsback.posteriors import GaussianPosterior, PointPosterior, Posterior
 from bitsback.priors import Prior, PriorSettings
@@ -95,8 +97,12 @@ class BayesianModel(Resident):
         weights: name, posterior and prior of every weight tensor, in the order of the network.
         output_layers: an :class:`OutputLayer` for each module that may use local reparameterisation in training.
         chosen_grid_step: overrides :meth:`grid_step`; None by default.
+        likelihood: of the targets, for :meth:`predict`; set by training, ledgers and loading. It is no part of the model's
+            state or parameters. None by default.
         output: which of the network's outputs the likelihood reads: ``auto``, a name, or an index.
     """
+
+    likelihood: Likelihood | None
 
     def __init__(
         self,
@@ -116,6 +122,7 @@ class BayesianModel(Resident):
         self.prior_settings = settings_of(prior)
         self.override_settings = {pattern: settings_of(choice) for pattern, choice in (overrides or {}).items()}
         self.chosen_grid_step: float | None = None
+        self.likelihood = None
         self._assign(posteriors, self.prior_settings, self.override_settings)
         check_kinds(network, estimator)
         self.output_layers = self._output_layers(estimator)
@@ -251,6 +258,57 @@ class BayesianModel(Resident):
         for weight in self.weights:
             sharing.setdefault(id(weight.prior), []).append(weight)
         return [(prior, sharing[id(prior)]) for prior in self._priors()]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "likelihood":  # a module, which torch would otherwise make a part of this one
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
+    def predict(
+        self,
+        inputs: Any,
+        samples: int = 20,
+        *,
+        likelihood: Likelihood | None = None,
+        targets: Tensor | None = None,
+        seed: int = 0,
+        progress: bool = False,
+    ) -> Prediction:
+        """Return predictive distributions, averaged over whole-network draws.
+
+        The draws are those of :func:`bitsback.evaluate`. Modules are in eval mode; their modes and the random generators are
+        restored. Point estimates have a single draw.
+
+        Args:
+            inputs: (n, ...), as :class:`bitsback.Examples` takes them: a tensor, a tuple or dict of tensors, or rows.
+            samples: number of weight draws, at least 1.
+            likelihood: of the targets; default: the one that the model was trained with.
+            targets: (n, ...), as the likelihood takes them; their bits are then in ``prediction.bits``.
+            seed: seed of the draws.
+            progress: show a progress bar.
+
+        Returns:
+            Means, stds, intervals, entropies, mutual information, and bits of the targets.
+
+        Raises:
+            DataError: without inputs or draws, or for targets that do not fit.
+            LayerError: if the model knows no likelihood.
+
+        >>> from bitsback.likelihoods import CategoricalLikelihood
+        >>> from bitsback.model import bayesianize
+        >>> model = bayesianize(nn.Linear(4, 3))
+        >>> found = model.predict(torch.randn(5, 4), likelihood=CategoricalLikelihood(3))
+        >>> found.mean.shape, found.entropy_bits.shape
+        (torch.Size([5, 3]), torch.Size([5]))
+        """
+        likelihood = self.likelihood if likelihood is None else likelihood
+        if likelihood is None:
+            raise LayerError(
+                "the model was not trained here and knows no likelihood; give one: "
+                "model.predict(inputs, likelihood=CategoricalLikelihood(classes))"
+            )
+        return predicted(self, likelihood, inputs, samples, targets=targets, seed=seed, progress=progress)
 
     @property
     def dtype(self) -> torch.dtype:

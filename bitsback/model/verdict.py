@@ -147,6 +147,8 @@ def _unused_classes(likelihood: Likelihood, targets: Tensor) -> str:
     """Return a cause if at least half of the declared classes never occur."""
     if not isinstance(likelihood, CategoricalLikelihood):
         return ""
+    coded = likelihood.coded(targets)
+    targets = targets if coded is None else targets[coded]
     seen = len(targets.unique())
     if likelihood.classes < 2 * seen:
         return ""

@@ -9,8 +9,9 @@ from tqdm import tqdm
 from bitsback.data import Examples
 from bitsback.likelihoods import Likelihood
 from bitsback.model import BayesianModel, State
-from bitsback.model.accounting import EVALUATION_BATCH, SHOWN_AFTER_SECONDS, seeded
+from bitsback.model.draws import EVALUATION_BATCH, SHOWN_AFTER_SECONDS
 from bitsback.model.modes import evaluating
+from bitsback.torch_state import seeded
 
 __all__ = ["MOST_DRAWS", "OPERATIONS", "Judged", "judged"]
 

@@ -11,8 +11,8 @@ from bitsback.kl import Panels, kl
 from bitsback.ledger import Entry, Ledger
 from bitsback.ledger.entry import Charge
 from bitsback.model import BayesianModel, Weight
-from bitsback.model.accounting import SHOWN_AFTER_SECONDS
 from bitsback.model.choices import charges_of, priors_of, settings_of
+from bitsback.model.draws import SHOWN_AFTER_SECONDS
 from bitsback.posteriors import GaussianPosterior
 from bitsback.priors import Prior
 from bitsback.priors import registry as prior_registry

@@ -10,7 +10,7 @@ from bitsback.data import Examples
 from bitsback.ledger import Entry, Ledger
 from bitsback.likelihoods import Likelihood
 from bitsback.model import BayesianModel, evaluate, widened
-from bitsback.model.accounting import SHOWN_AFTER_SECONDS
+from bitsback.model.draws import SHOWN_AFTER_SECONDS
 from bitsback.posteriors import GaussianPosterior
 from bitsback.report._budget import operations, subsample_to_budget
 from bitsback.report._sampled import exact, sampled

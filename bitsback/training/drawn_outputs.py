@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from bitsback.inputs import Inputs, call, chosen, leaves, like, rows, structure
 from bitsback.layers.outputs import called_once_per_row, noise_on_outputs
 from bitsback.model import BayesianModel
-from bitsback.model.accounting import seeded
 from bitsback.model.buffers import unmoved
 from bitsback.model.model import OutputLayer
 from bitsback.model.noise import OutputNoise
 from bitsback.posteriors import GaussianPosterior
+from bitsback.torch_state import seeded
 
 __all__ = ["DrawnOutputs", "called_modules", "safe_modules"]
 

@@ -10,8 +10,8 @@ from bitsback.errors import BitsbackError
 from bitsback.kl import Panels
 from bitsback.kl.kl import kl_each
 from bitsback.model import BayesianModel, Weight
-from bitsback.model.accounting import seeded
 from bitsback.posteriors import GaussianPosterior
+from bitsback.torch_state import seeded
 from bitsback.units import nats_to_bits
 
 __all__ = ["MOST_WEIGHTS", "Plain", "flat", "histograms"]

@@ -14,10 +14,11 @@ from bitsback.errors import TrainingError
 from bitsback.inputs import Inputs, call, leaves, like
 from bitsback.likelihoods import Likelihood
 from bitsback.model import BayesianModel
-from bitsback.model.accounting import set_seed
+from bitsback.model.draws import EVALUATION_BATCH
 from bitsback.model.modes import Modes
 from bitsback.optim import PosteriorOptimizer
 from bitsback.profiling import stage
+from bitsback.torch_state import set_seed
 from bitsback.training._objective import DescriptionLength, Objective
 from bitsback.training.augment import augmented
 from bitsback.training.beta import Beta
@@ -100,6 +101,11 @@ class Fit:
     def steps_per_epoch(self) -> int:
         """Return the batches in one pass over the training split."""
         return -(-len(self.train) // self.settings.batch_size)
+
+    @property
+    def evaluation_batch(self) -> int:
+        """Return the examples of a forward pass without gradients: at least as many as a training step has."""
+        return max(EVALUATION_BATCH, self.settings.batch_size)
 
     def run_epoch(self) -> tuple[float, float]:
         """Run one pass over the training split.

@@ -20,9 +20,9 @@ from bitsback.ledger import Ledger
 from bitsback.likelihoods import Likelihood
 from bitsback.locks import LOCK, exclusive, remove_left_over_files
 from bitsback.model import BayesianModel, evaluate, posterior_tensors, take_ledger
-from bitsback.model.accounting import check_point_grids, seeded
+from bitsback.model.accounting import check_point_grids
 from bitsback.model.noise import ExactNoise
-from bitsback.torch_state import using_threads
+from bitsback.torch_state import seeded, using_threads
 from bitsback.training._loggers import Logger
 from bitsback.training._objective import make_objective
 from bitsback.training._optimise import make_optimizer, make_schedule
@@ -148,7 +148,7 @@ def train(
     for examples in (dataset.train, dataset.test):
         if examples is not None:
             likelihood.check_targets(examples.targets, examples.name)
-    model.chosen_grid_step = ledger.grid_step
+    model.chosen_grid_step, model.likelihood = ledger.grid_step, likelihood
     check_point_grids(model, model.grid_step(), "ledger.grid_step" if ledger.grid_step else "posterior.grid_step")
     device, dtype = _device(training.device), torch.float64 if training.precision == "float64" else torch.float32
     model.to(device, dtype)
@@ -180,12 +180,17 @@ def train(
                 samples=ledger.samples,
                 grid_step=ledger.grid_step,
                 seed=seed,
+                batch_size=fit.evaluation_batch,
                 progress=progress,
                 course=session.course,
             )
             book = replace(book, notes=(*book.notes, *fit.beta.notes(book.net_weight_bits)))
             draws = ledger.samples if model.smallest_std() is not None else 0
-            error = evaluate(model, likelihood, test, samples=draws, seed=seed + 1).error if test else None
+            error = (
+                evaluate(model, likelihood, test, samples=draws, seed=seed + 1, batch_size=fit.evaluation_batch).error
+                if test
+                else None
+            )
             subject.final = final_numbers(book, error)
             session.bar.end(book, error, likelihood.error_name)
         threads, stopped_early = torch.get_num_threads(), fit.epoch < training.passes

@@ -32,7 +32,7 @@ PLAIN = {
 MEMBERS = {
     "bitsback.BayesianModel": "kl_bits refund_bits weights_by_prior posteriors smallest_std grid_step update_priors dtype "
     "device deterministic charges round_to_grid not_charged lay_out draw draw_number mirror holds sample mean holding "
-    "set_noise seed",
+    "set_noise seed predict",
     "bitsback.model.Weight": "owner parameter is_gaussian is_trained",
 }
 """What a user needs of classes whose other members are for the package."""
@@ -82,7 +82,7 @@ TASKS = (
             "bitsback.analysis.widen.WidthCurve",
             *names("bitsback.analysis.codelengths", "CodeTable Row"),
             *names("bitsback.analysis.prune", "Pruning PrunedCost"),
-            "bitsback.analysis.predict.Prediction",
+            "bitsback.model.Prediction",
             *names("bitsback.result", "Result TableResult"),
         ),
     ),

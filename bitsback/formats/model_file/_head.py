@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from bitsback import limits
 from bitsback.coding.relative_entropy import STANDARD_STEP
 from bitsback.coding.tables import PriorTable
 from bitsback.config import Config, Experiment
 from bitsback.config.experiment import build_model
+from bitsback.config.network import FactorySettings
 from bitsback.data import Preprocessing
 from bitsback.errors import FileError
 from bitsback.formats._exact_outputs import BATCH
@@ -22,11 +24,16 @@ from bitsback.formats.config_text import bases, put_settings
 from bitsback.formats.config_tree import MODEL_SECTIONS, from_tree, to_tree, without_codec
 from bitsback.formats.container import DIGEST_BITS as GUARD_BITS
 from bitsback.formats.container import BitReader, BitWriter, digest
+from bitsback.formats.model_file._input_kinds import InputKinds
 from bitsback.formats.side_information import SideInformation, Slot, densities_of
+from bitsback.inputs import each
 from bitsback.learned import FLOAT32
 from bitsback.likelihoods import Likelihood
 from bitsback.likelihoods.classes import CategoricalLikelihood
 from bitsback.model import BayesianModel
+from bitsback.model.buffers import unmoved
+from bitsback.model.modes import evaluating
+from bitsback.torch_state import seeded
 
 __all__ = ["EmptyModel", "Tree", "model_tree", "put_experiment_head", "put_head", "take_side"]
 
@@ -89,6 +96,7 @@ class EmptyModel:
         model: untrained model.
         likelihood: its likelihood.
         scaling: scaling of the inputs.
+        inputs: shapes and types of the inputs.
         rows: largest number of examples in one forward pass.
         codec_factory: ``package.module:function`` of a user's codec, if the locations name one.
     """
@@ -98,6 +106,7 @@ class EmptyModel:
     model: BayesianModel
     likelihood: Likelihood
     scaling: Preprocessing
+    inputs: InputKinds
     rows: int = BATCH
     codec_factory: str | None = None
 
@@ -120,13 +129,14 @@ class EmptyModel:
         elsewhere, codec_factory = without_codec(locations) if "codec" in tree else (locations, None)
         config = from_tree(values, elsewhere, data_is_needed=False)
         try:
-            shape, spread = _sizes(tree["inputs"]), _sizes(tree.get("statistics", []))
+            inputs = InputKinds(tree["inputs"], whole=bool(tree.get("whole_inputs")))
+            spread = _sizes(tree.get("statistics", []))
             classes, outputs = tree["likelihood"].get("classes"), int(tree.get("outputs") or 0)
             targets = _sizes(tree.get("targets", []))
-            whole, scale = bool(tree.get("whole_inputs")), float(tree.get("scale", 1.0))
+            scale, at_once = float(tree.get("scale", 1.0)), tree.get("rows")
             several = limits.TARGETS.value if "classes" in tree["likelihood"] else outputs
             fits = math.prod(spread) <= max(1, file_bytes) and math.prod(targets) <= max(1, several)
-            _check_scaling(scale, fits)
+            _check_scaling(scale, fits and (at_once is None or (type(at_once) is int and at_once > 0)))
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise FileError("the file does not say what its inputs look like; it is damaged") from error
         likelihood = config.likelihood.build(classes, torch.zeros(1, *targets))
@@ -134,11 +144,11 @@ class EmptyModel:
         # the frozen configurations are known to be small: no need to build them twice to measure them
         rows = BATCH
         if tree not in bases():
-            symbols = math.prod(targets) if count != outputs else 1
-            rows = check_size(config, shape, count, whole=whole, file_bytes=file_bytes, symbols=symbols)
+            symbols, whole = math.prod(targets) if count != outputs else 1, inputs.is_whole
+            rows = check_size(config, inputs.sizes, count, whole=whole, file_bytes=file_bytes, symbols=symbols)
         scaling = Preprocessing(torch.zeros(spread), torch.full(spread, scale))
-        example = torch.zeros(2, *shape, dtype=torch.int64 if whole else torch.float32)
-        return cls(tree, config, build_model(config, example, count), likelihood, scaling, rows, codec_factory)
+        model = build_model(config, inputs.blank(2), count, is_tried_out=at_once is None)
+        return cls(tree, config, model, likelihood, scaling, inputs, at_once or rows, codec_factory)
 
     @staticmethod
     def statistics_of(scaling: Preprocessing) -> tuple[Slot, ...]:
@@ -170,8 +180,8 @@ def model_tree(experiment: Experiment) -> Tree:
     """Return the settings of a model file as JSON values."""
     settled = experiment.config.likelihood.resolved(experiment.likelihood)
     tree = to_tree(experiment.config.model_copy(update={"likelihood": settled}), MODEL_SECTIONS)
-    inputs, preprocessing = experiment.dataset.train.inputs, experiment.dataset.preprocessing
-    targets = experiment.dataset.train.targets
+    inputs, targets = experiment.dataset.train.batch(slice(0, 2))
+    preprocessing = experiment.dataset.preprocessing
     if "classes" in tree["likelihood"]:
         tree["likelihood"]["classes"] = experiment.likelihood.outputs(targets)
     else:
@@ -183,14 +193,32 @@ def model_tree(experiment: Experiment) -> Tree:
         tree["targets"] = list(targets.shape[1:])
     if experiment.dataset.in_memory:
         del tree["data"]
-    tree["inputs"] = list(inputs.shape[1:])
-    if not inputs.is_floating_point():
+    tree["inputs"] = InputKinds.tree_of(inputs)
+    if isinstance(inputs, Tensor) and not inputs.is_floating_point():
         tree["whole_inputs"] = True
+    if isinstance(experiment.config.network, FactorySettings) and not _runs_on_zeros(experiment.model, tree["inputs"]):
+        tree["rows"] = len(experiment.dataset.train)
     if preprocessing.shift.ndim or preprocessing.scale.ndim:
         tree["statistics"] = list(torch.broadcast_shapes(preprocessing.shift.shape, preprocessing.scale.shape))
     else:
         tree["scale"] = float(preprocessing.scale)
     return tree
+
+
+@torch.no_grad()
+def _runs_on_zeros(model: BayesianModel, inputs: Any) -> bool:
+    """Return whether a receiver can try the network on two examples of zeros; one that takes whole batches fails."""
+
+    def placed(leaf: Tensor) -> Tensor:
+        return leaf.to(model.device, model.dtype if leaf.is_floating_point() else leaf.dtype)
+
+    blank = each(InputKinds(inputs).blank(2), placed)
+    with evaluating(model.network), unmoved(model.network), seeded(0, model.device):
+        try:
+            model.outputs(blank)
+        except Exception:  # whatever the user's network raises on too few examples
+            return False
+    return True
 
 
 def put_experiment_head(writer: BitWriter, experiment: Experiment, tree: Tree) -> None:

@@ -20,8 +20,7 @@ from bitsback.formats.model_file._head import EmptyModel, model_tree, put_experi
 from bitsback.formats.model_file._tuning import Tuner
 from bitsback.formats.side_information import densities_of
 from bitsback.model import BayesianModel
-from bitsback.model.accounting import seeded
-from bitsback.torch_state import using_threads
+from bitsback.torch_state import seeded, using_threads
 from bitsback.training.train import threads_for
 from bitsback.units import bits_to_bytes
 

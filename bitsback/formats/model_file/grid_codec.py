@@ -80,7 +80,7 @@ class QuantisedNetwork:
 
     @classmethod
     def of(
-        cls, model: BayesianModel, input_axes: int, levels: Mapping[str, int], trade_off: float, *, permute: bool
+        cls, model: BayesianModel, input_axes: int | None, levels: Mapping[str, int], trade_off: float, *, permute: bool
     ) -> "QuantisedNetwork":
         """Quantise a model; its statistics and weights without posterior are permuted along, in place.
 
@@ -103,7 +103,7 @@ class QuantisedNetwork:
         return cls._ordered(model, input_axes, tensors, permute)
 
     @classmethod
-    def decimal(cls, model: BayesianModel, input_axes: int, digits: int, *, permute: bool) -> "QuantisedNetwork":
+    def decimal(cls, model: BayesianModel, input_axes: int | None, digits: int, *, permute: bool) -> "QuantisedNetwork":
         """Round the means to decimal digits; statistics are permuted along, in place.
 
         Args:
@@ -123,7 +123,7 @@ class QuantisedNetwork:
 
     @classmethod
     def _ordered(
-        cls, model: BayesianModel, input_axes: int, tensors: dict[str, QuantisedTensor], permute: bool
+        cls, model: BayesianModel, input_axes: int | None, tensors: dict[str, QuantisedTensor], permute: bool
     ) -> "QuantisedNetwork":
         groups = tuple(exchangeable_groups(model.network, input_axes)) if permute else None
         if groups:
@@ -210,7 +210,7 @@ def read_decimal(reader: BitReader, empty: EmptyModel) -> DecodedGrids:
 
 
 def _read(reader: BitReader, empty: EmptyModel, digits: int | None) -> DecodedGrids:
-    model, input_axes = empty.model, 1 + len(empty.tree["inputs"])
+    model, input_axes = empty.model, empty.inputs.axes
     lanes_log2, permute = reader.take(LANES_BITS), bool(reader.take(1))
     if lanes_log2 > MOST_LANES_LOG2:
         raise FileError(f"the file claims 2^{lanes_log2} lanes, at most 2^{MOST_LANES_LOG2} are allowed; it is damaged")

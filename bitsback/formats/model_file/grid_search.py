@@ -13,6 +13,7 @@ from bitsback.formats.config_tree import locations_of
 from bitsback.formats.container import BitWriter, seal
 from bitsback.formats.model_file._codec import ModelCodec, register_codec
 from bitsback.formats.model_file._head import model_tree, put_experiment_head
+from bitsback.formats.model_file._input_kinds import InputKinds
 from bitsback.formats.model_file.grid_codec import (
     DECIMAL,
     DIGITS_BITS,
@@ -93,7 +94,7 @@ def decimal_content(experiment: Experiment, digits: int, *, permute: bool = True
     if not 0 <= digits <= MOST_DIGITS:
         raise FileError(f"a file holds weights of 0 to {MOST_DIGITS} decimal digits, not {digits}; ask for fewer")
     experiment.model.honour_edits(everywhere=True)
-    axes = experiment.dataset.train.inputs.ndim
+    axes = InputKinds(InputKinds.tree_of(experiment.dataset.train.inputs[:1])).axes
     return _sealed(experiment, QuantisedNetwork.decimal(experiment.model, axes, digits, permute=permute), digits)
 
 
@@ -109,7 +110,7 @@ def content_of(experiment: Experiment, levels: Levels, trade_off: float, *, perm
     Returns:
         the bytes of the file.
     """
-    axes = experiment.dataset.train.inputs.ndim
+    axes = InputKinds(InputKinds.tree_of(experiment.dataset.train.inputs[:1])).axes
     return _sealed(experiment, QuantisedNetwork.of(experiment.model, axes, levels, trade_off, permute=permute))
 
 

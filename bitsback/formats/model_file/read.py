@@ -23,7 +23,9 @@ from bitsback.formats.container import BitReader, read_file, unseal
 from bitsback.formats.message.header import MESSAGE
 from bitsback.formats.model_file._codec import Decoded, FilePart, ModelCodec, codec_of
 from bitsback.formats.model_file._head import EmptyModel, Tree, take_side
+from bitsback.formats.model_file._input_kinds import InputKinds
 from bitsback.formats.model_file._tuning import FIXED_LOG_STD
+from bitsback.inputs import Inputs, rows, split
 from bitsback.likelihoods import Likelihood
 from bitsback.model import BayesianModel
 from bitsback.posteriors import GaussianPosterior
@@ -51,6 +53,7 @@ class LoadedModel(nn.Module):
         super().__init__()
         self.config, self.tree, self.codec = config, tree, codec
         self.model, self.likelihood, self._scaling = model.eval(), likelihood, scaling
+        self.model.likelihood = likelihood
         self._parts: Callable[[], list[FilePart]] = list
         self.rows = BATCH
 
@@ -59,11 +62,10 @@ class LoadedModel(nn.Module):
         """Return the parts of the file with their bits; they sum to the size of the file."""
         return self._parts()
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Inputs) -> Tensor:
         """Return the network's outputs (n, ...) for preprocessed inputs (n, ...)."""
         with self.model.mean():
-            outputs: Tensor = self.model(inputs)
-        return outputs
+            return self.model.outputs(inputs)
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -93,12 +95,16 @@ class LoadedModel(nn.Module):
         return self.config.data.load_inputs().preprocessing
 
     @torch.no_grad()
-    def outputs(self, inputs: Tensor) -> Tensor:
+    def outputs(self, inputs: Inputs) -> Tensor:
         """Return the network's outputs (n, ...) for inputs as they are stored, (n, ...).
 
         Raises:
             FileError: if the inputs have a shape that the network does not take.
         """
+        kinds = InputKinds(self.tree["inputs"])
+        if not kinds.is_one_tensor or not isinstance(inputs, Tensor):
+            fitted = kinds.fitted(inputs)
+            return self(fitted) if rows(fitted) <= self.rows else torch.cat([self(part) for part in split(fitted, self.rows)])
         if self.tree.get("whole_inputs"):
             prepared = inputs.long()
         else:
@@ -111,7 +117,7 @@ class LoadedModel(nn.Module):
         return torch.cat([self(part) for part in prepared.split(self.rows)])
 
     @torch.no_grad()
-    def predict(self, inputs: Tensor) -> Tensor:
+    def predict(self, inputs: Inputs) -> Tensor:
         """Return predictive means (n, ...), probabilities for classes, for inputs as they are stored, (n, ...)."""
         return self.likelihood.predict(self.outputs(inputs))
 

@@ -34,9 +34,8 @@ from bitsback.likelihoods import Likelihood
 from bitsback.likelihoods.classes import CategoricalLikelihood
 from bitsback.likelihoods.settings import CategoricalSettings
 from bitsback.model import BayesianModel
-from bitsback.model.accounting import seeded
 from bitsback.posteriors import PointPosteriorSettings
-from bitsback.torch_state import using_threads
+from bitsback.torch_state import seeded, using_threads
 from bitsback.training import TrainingSettings, start
 from bitsback.training.settings import ElboSettings
 from bitsback.units import nats_to_bits
