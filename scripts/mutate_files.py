@@ -199,7 +199,9 @@ WISHES: tuple[Any, ...] = (
     {"kind": "pyro", "distribution": "Cauchy", "arguments": {"loc": 0, "scale": 1}}, {"kind": "deskew"},
     {"kind": "principal_components", "features": 3}, {"Linear": {"out_features": 10**10}}, "LSTM", "ReLU", "Flatten",
     {"Conv2d": {"out_channels": 3, "kernel_size": 3}}, {"Upsample": {"scale_factor": 1000}}, {"first": 1, "growth": 1.01},
-    "ensemble", "os:getcwd", "golden.own_codec:other", {"factory": "os:getcwd"}, {"factory": 3},
+    "ensemble", "os:getcwd", "golden.own_codec:other", {"factory": "os:getcwd"}, {"factory": 3}, [6, 5],
+    {"kind": "tokens", "classes": 9}, {"kind": "negative_binomial"}, {"kind": "negative_binomial", "dispersion": 1e-300},
+    {"kind": "categorical", "classes": 10, "ignore": -100, "class_axis": 1},
 )  # fmt: skip
 
 

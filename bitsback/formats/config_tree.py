@@ -170,10 +170,8 @@ def _defaults_of(section: str, kinds: dict[str, Any], part: dict[str, Any]) -> d
     if not isinstance(kind, str):
         return {}
     later = LATER.get(section, {})
-    has_mask = section != "data" or kind == "npz"
-    known = (
-        LATER_BY_KIND.get(kind, ()) if section == "likelihood" else [name for name in later if has_mask or name not in MASKS]
-    )
+    known = tuple(name for name in later if section != "data" or kind == "npz" or name not in MASKS)
+    known = LATER_BY_KIND.get(kind, ()) if section == "likelihood" else known
     return {**kinds.get(kind, {}), **{name: later[name] for name in known}}
 
 

@@ -115,7 +115,7 @@ def send_two_part(experiment: Experiment, settings: PackSettings | None = None, 
     kind, model = unseal(packed.content, "the model file")
     if kind not in MODELS:
         raise FileError(f"labels stand behind networks of the codecs quantised and relative_entropy only, not behind {kind}")
-    train = experiment.dataset.train
+    train = experiment.dataset.train.in_memory()
     values = train.targets.cpu().numpy().astype(np.int64).ravel()
     stack = Stack.empty(1)
     _label_code(packed.loaded, train.inputs, blank(train.targets)).push(stack, values)
@@ -180,7 +180,7 @@ def decode_two_part(content: bytes, what: str, locations: Sequence[str] = ()) ->
     )
     # a file does not say how many yes-or-no answers an input has: there are as many as outputs
     known = None if loaded.likelihood.kind == "bernoulli" and not shape else blank_targets(data.train, shape)
-    labels = _labels(loaded, inputs, known, stream)
+    labels = _labels(loaded, data.train.in_memory().inputs, known, stream)
     if labels is None or _check(labels) != check:
         raise FileError("the labels do not come back: these inputs are not the sender's, or this machine computes otherwise; "
                         "say where the sender's are (--data.root=..., --data.path=...)")  # fmt: skip

@@ -181,7 +181,7 @@ def receive_file(path: Path, directory: Path, locations: Sequence[str] = (), *, 
         symbols=1 if classes is None else math.prod(shape),
     )
     experiment = Experiment.build(config, dataset=data).double()
-    shared = SharedContext(experiment.model, experiment.likelihood, experiment.dataset.train.inputs, blank)
+    shared = SharedContext(experiment.model, experiment.likelihood, experiment.dataset.train.in_memory().inputs, blank)
     shared.check()
     if shared.coded_digest() != header.settings.get("coded"):
         raise FileError("the mask of the targets here is not the sender's; say where the sender's data are (--data.path=...)")

@@ -359,7 +359,7 @@ class Sender:
         """Return a sender of a trained experiment, with its learned numbers rounded to their grids."""
         experiment = experiment.double()
         SideInformation.of(experiment.model, experiment.likelihood).round()
-        train = experiment.dataset.train
+        train = experiment.dataset.train.in_memory()
         return cls(experiment, SharedContext(experiment.model, experiment.likelihood, train.inputs, blank(train.targets)))
 
     def send(self, payload: bytes, *, exponent: int | None = None, pad: bool = False) -> Sent:
