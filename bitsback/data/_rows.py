@@ -103,6 +103,10 @@ class Rows(ABC):
         """Return the rows with everything that lies in memory on a device."""
         return self
 
+    def cpu(self) -> "Rows":
+        """Return the rows with everything that lies in memory on the CPU, as ``Tensor.cpu``."""
+        return self.moved(torch.device("cpu"))
+
     def __getitem__(self, index: Index) -> Inputs:
         return self.read(numbers(index, len(self)))[0]
 
