@@ -104,7 +104,7 @@ def main():
     parser.add_argument("--folder", type=Path, help="where the files are written; default: the system's temporary folder")
     options = parser.parse_args()
     count = int(options.bytes) // SIZE**2
-    batch = min(LARGEST_BATCH, max(256, count // 20))
+    batch = min(LARGEST_BATCH, max(256, count // 50))
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         write(folder, count)

@@ -57,8 +57,8 @@ def label_spreading(config: Config, dataset: Dataset, classes: int, *, progress:
     began = time.perf_counter()
     data = config.data.model_copy(update={"features": before, "fraction_bits": None}).load()
     with using_threads(1):  # sums in the order that gave the graph of the features
-        spreading = LabelSpreading(walk.graph(data.train.inputs), classes)
-    test = None if data.test is None else data.test.inputs
+        spreading = LabelSpreading(walk.graph(data.train.in_memory().inputs), classes)
+    test = None if data.test is None else data.test.in_memory().inputs
     bits, error = _code("label_spreading", spreading, config, dataset, classes, test, progress)
     how = "no command writes it; a .9, b 2: found on digits, MNIST"
     return Rival(0.0, bits, error, time.perf_counter() - began, how)
@@ -94,11 +94,11 @@ def logistic(
         ConfigError: the inputs are not real numbers.
         MissingExtraError: scikit-learn is not installed.
     """
-    inputs = dataset.train.inputs
+    inputs = dataset.train.in_memory().inputs
     if not inputs.is_floating_point():
         raise ConfigError("needs inputs that are real numbers")
     began = time.perf_counter()
-    test = None if dataset.test is None else dataset.test.inputs
+    test = None if dataset.test is None else dataset.test.in_memory().inputs
     tried = []
     for strength in strengths:
         regression = LogisticRegression(inputs, classes, strength)

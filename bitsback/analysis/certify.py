@@ -119,9 +119,9 @@ def _certify_file(path: Path, locations: Sequence[str], delta: float, alternativ
     loss = loaded.likelihood.error
     test_risk = None
     if stored.test is not None:
-        test_risk = float(loss(loaded.predict(stored.test.inputs), stored.test.targets).double().mean())
+        test_risk = float(loss(loaded.predict(stored.test.in_memory().inputs), stored.test.targets).double().mean())
     return certify_file(
-        loaded.predict(stored.train.inputs),
+        loaded.predict(stored.train.in_memory().inputs),
         stored.train.targets,
         loaded.likelihood,
         path.stat().st_size,

@@ -103,6 +103,10 @@ class Rows(ABC):
         """Return the rows with everything that lies in memory on a device."""
         return self
 
+    def cpu(self) -> "Rows":
+        """Return the rows with everything that lies in memory on the CPU, as ``Tensor.cpu``."""
+        return self.moved(torch.device("cpu"))
+
     def __getitem__(self, index: Index) -> Inputs:
         return self.read(numbers(index, len(self)))[0]
 
@@ -174,8 +178,11 @@ def numbers(index: Index, count: int) -> Tensor:
 
     Returns:
         (k,).
+
+    >>> numbers(slice(2, None), 5)
+    tensor([2, 3, 4])
     """
-    return torch.arange(count)[index] if isinstance(index, slice) else index.cpu()
+    return torch.arange(*index.indices(count)) if isinstance(index, slice) else index.cpu()
 
 
 def tensor_of(array: np.ndarray) -> Tensor:
@@ -218,18 +225,22 @@ class MappedFile:
         if not self.path.exists() or self.path.stat().st_size != self._file_bytes:
             raise DataError(f"{self.path} was changed while it was in use; leave the file as it is until the run has ended")
         numbers = index.numpy()
-        start = int(numbers[0]) if len(numbers) else 0
-        is_range = bool((numbers == np.arange(start, start + len(numbers))).all())
-        rows = self.array[start : start + len(numbers)] if is_range else self.array[numbers]
-        found = tensor_of(rows.copy() if is_range else rows)
-        self._held_bytes += len(numbers) * (self._row_bytes + (0 if is_range else MAPPED_AROUND_BYTES))
-        if self._held_bytes > HELD_BYTES:
-            self._held_bytes = 0
-            self.drop()
+        start, count = int(numbers[0]) if len(numbers) else 0, len(numbers)
+        is_range = bool((numbers == np.arange(start, start + count)).all())
+        each_bytes = self._row_bytes + (0 if is_range else MAPPED_AROUND_BYTES)
+        rows, size = np.empty((count, *self.array.shape[1:]), self.array.dtype), max(1, HELD_BYTES // max(1, each_bytes))
+        for first in range(0, count, size):
+            end = min(count, first + size)
+            rows[first:end] = self.array[start + first : start + end] if is_range else self.array[numbers[first:end]]
+            self._held_bytes += (end - first) * each_bytes
+            if self._held_bytes > HELD_BYTES:
+                self.drop()
+        found = tensor_of(rows)
         return found.float() if found.dtype == torch.float64 else found
 
     def drop(self) -> None:
         """Let the system take back the pages that were read; they stay in its file cache, and count for nobody."""
+        self._held_bytes = 0
         held: Any = self.array
         while held is not None and getattr(held, "_mmap", None) is None:
             held = getattr(held, "base", None)  # a view holds the array that holds the map

@@ -93,7 +93,7 @@ class SharedContext:
 
     def inputs_digest(self) -> int:
         """Return 32 bits of SHA-256 over the inputs' shape and their multiples of 2^-12, as little-endian 64-bit integers."""
-        inputs = self.inputs.cpu()
+        inputs = (self.inputs if isinstance(self.inputs, Tensor) else self.inputs.whole()).cpu()
         whole = torch.ldexp(on_lattice(inputs), torch.tensor(12)).long() if inputs.is_floating_point() else inputs.long()
         shape = np.array(inputs.shape, dtype="<i8").tobytes()
         return digest(shape + np.ascontiguousarray(whole.numpy().astype("<i8")).tobytes())
