@@ -5,9 +5,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 BASE := $(VENV)/.base
 READY := $(VENV)/.ready
+ZOO := $(VENV)/.zoo
 JOBS ?= 2
 
-.PHONY: run test coverage test-fast lint format docs docs-check install wheel-check clean
+.PHONY: run test coverage test-fast zoo lint format docs docs-check install wheel-check clean
 run: $(BASE)
 	@echo "bitsback train configs/digits.yaml"
 	@$(BIN)/bitsback train configs/digits.yaml
@@ -21,6 +22,9 @@ coverage: test
 
 test-fast: $(READY)
 	$(BIN)/python -m pytest -n $(JOBS) -m "not slow" tests
+
+zoo: $(ZOO)
+	$(BIN)/python -m pytest -n $(JOBS) tests/test_zoo.py tests/test_source.py
 
 docs-check: $(READY)
 	$(BIN)/python -m pytest tests/test_readme.py tests/test_configs.py bitsback --doctest-modules
@@ -55,6 +59,13 @@ $(READY): $(BASE)
 	@echo "installing what tests, documentation and lint need, about 0.7 GB more"
 	@$(PIP) --editable '.[dev]'
 	@touch $(READY)
+
+# torchvision brings a torch of its own, and timm needs it only to be importable
+$(ZOO): $(READY)
+	@echo "installing transformers, peft, datasets and timm, about 0.4 GB more"
+	@$(PIP) transformers peft datasets
+	@$(PIP) --no-deps timm torchvision
+	@touch $(ZOO)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage docs/_build docs/reference docs/notebooks docs/figures docs/explorer

@@ -8,7 +8,21 @@ from torch import Tensor
 
 from bitsback.errors import ConfigError, LayerError, near_miss
 
-__all__ = ["Inputs", "Output", "call", "chosen", "described", "each", "joined", "leaves", "like", "rows", "split", "structure"]
+__all__ = [
+    "Inputs",
+    "Output",
+    "call",
+    "chosen",
+    "described",
+    "each",
+    "grey",
+    "joined",
+    "leaves",
+    "like",
+    "rows",
+    "split",
+    "structure",
+]
 
 Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 """Inputs of some examples; the first axis of every tensor usually counts them."""
@@ -80,6 +94,11 @@ def split(inputs: Inputs, size: int) -> Iterator[Inputs]:
     """
     for start in range(0, rows(inputs), size):
         yield each(inputs, lambda tensor, start=start: tensor[start : start + size])  # type: ignore[misc]
+
+
+def grey(tensor: Tensor) -> Tensor:
+    """Return 8-bit grey levels as real numbers from 0 to 1; other tensors are unchanged."""
+    return tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor
 
 
 def structure(inputs: Inputs) -> Any:

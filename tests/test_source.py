@@ -717,3 +717,14 @@ def test_memory_stays_small_beside_a_large_file(tmp_path, monkeypatch, capsys):
     assert [words[1] for words in lines] == ["NPY", "IDX", "configuration"]
     assert max(int(words[2]) for words in lines) < 150
     assert not list(tmp_path.iterdir())
+
+
+def test_a_network_of_8_bit_images_is_saved_with_their_scale(tmp_path):
+    images = torch.randint(256, (12, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+    model = bitsback.bayesianize(torch.nn.Sequential(torch.nn.Linear(6, 3)))
+    bitsback.save(model, tmp_path / "model.bb", (images, torch.arange(12) % 3), progress=False)
+    loaded = bitsback.load(tmp_path / "model.bb")
+    wanted = loaded(images / 255)
+    torch.testing.assert_close(loaded.outputs(images), wanted)
+    predicted = model.predict(images, samples=2, likelihood=bitsback.likelihoods.CategoricalLikelihood(3))
+    torch.testing.assert_close(predicted.mean, wanted.softmax(-1).double(), rtol=1e-4, atol=1e-4)

@@ -2,8 +2,10 @@
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-from bitsback.likelihoods import CategoricalLikelihood, TokensLikelihood
+from bitsback.data import Examples, source
+from bitsback.likelihoods import CategoricalLikelihood, Likelihood, TokensLikelihood
 
 LIBRARY = torch.library.Library("torchvision", "FRAGMENT")
 """Operators that torchvision expects of its compiled part, which a build for another torch lacks: timm needs none of them."""
@@ -171,30 +173,32 @@ def words(drawn: torch.Generator, length: int = LENGTH) -> Tensor:
     return torch.randint(1, WORDS, (EXAMPLES, length), generator=drawn)
 
 
-def data_of(name: str) -> tuple[object, Tensor, object]:
-    """Return inputs, targets and likelihood for a network by name."""
+def data_of(name: str) -> tuple[Examples, Likelihood]:
+    """Return examples and likelihood for a network by name."""
     drawn = _seeded(1)
     labels = torch.arange(EXAMPLES) % CLASSES
     if name == "unet":
         masks = torch.randint(CLASSES, (EXAMPLES, 8, 8), generator=drawn)
         masks[:, 0] = IGNORED
-        return torch.randn(EXAMPLES, 1, 8, 8, generator=drawn), masks, CategoricalLikelihood(CLASSES, ignore=IGNORED)
+        return Examples(torch.randn(EXAMPLES, 1, 8, 8, generator=drawn), masks), CategoricalLikelihood(CLASSES, ignore=IGNORED)
     if name == "tagger":
         lengths = 3 + torch.arange(EXAMPLES) % (LENGTH - 2)
         padding = torch.arange(LENGTH) >= lengths[:, None]
         tags = torch.randint(CLASSES, (EXAMPLES, LENGTH), generator=drawn).masked_fill(padding, IGNORED)
         inputs = {"words": words(drawn).masked_fill(padding, 0), "lengths": lengths}
-        return inputs, tags, CategoricalLikelihood(CLASSES, ignore=IGNORED)
+        return Examples(inputs, tags), CategoricalLikelihood(CLASSES, ignore=IGNORED)
+    if name == "graph_batches":
+        return source(DataLoader(Graphs(), collate_fn=joined_graphs)), CategoricalLikelihood(CLASSES)
     if name == "graph":
-        return torch.randn(EXAMPLES, 5, generator=drawn), labels, CategoricalLikelihood(CLASSES)
+        return Examples(torch.randn(EXAMPLES, 5, generator=drawn), labels), CategoricalLikelihood(CLASSES)
     ids = words(drawn)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if name == "bert":
-        return inputs, labels, CategoricalLikelihood(CLASSES)
+        return Examples(inputs, labels), CategoricalLikelihood(CLASSES)
     if name == "t5":
         told = words(drawn, 6)
         shifted = torch.cat([torch.zeros(EXAMPLES, 1, dtype=torch.long), told[:, :-1]], 1)
-        return {**inputs, "decoder_input_ids": shifted}, told, CategoricalLikelihood(WORDS, class_axis=-1)
+        return Examples({**inputs, "decoder_input_ids": shifted}, told), CategoricalLikelihood(WORDS, class_axis=-1)
     if name in ("gpt2", "llama", "lora"):
-        return inputs, ids, TokensLikelihood(WORDS)
-    return torch.randn(EXAMPLES, 3, 32, 32, generator=drawn), labels, CategoricalLikelihood(CLASSES)
+        return Examples(inputs, ids), TokensLikelihood(WORDS)
+    return Examples(torch.randn(EXAMPLES, 3, 32, 32, generator=drawn), labels), CategoricalLikelihood(CLASSES)

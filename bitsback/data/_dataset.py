@@ -12,13 +12,13 @@ from bitsback import limits
 from bitsback.data._feature_map import Map
 from bitsback.data._rows import Rows, View, as_rows, numbers
 from bitsback.errors import DataError, brief
-from bitsback.inputs import Inputs, described, leaves, structure
+from bitsback.inputs import Inputs, described, grey, leaves, structure
 from bitsback.torch_state import using_threads
 
 if TYPE_CHECKING:
     from bitsback.data.settings import DataSettings, LabelValues
 
-__all__ = ["Dataset", "Examples", "Preprocessing", "finished", "grey", "split"]
+__all__ = ["Dataset", "Examples", "Preprocessing", "finished", "split"]
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,15 @@ class Examples:
         """Return whether examples can be read in any order."""
         return isinstance(self.inputs, Tensor) or self.inputs.has_random_access
 
+    @property
+    def preprocessing(self) -> "Preprocessing":
+        """Return the map from the inputs as they are stored to those of a batch: 8-bit grey levels are divided by 255."""
+        if isinstance(self.inputs, View) and grey in self.inputs.steps:
+            stored = self.inputs.base.first
+            if isinstance(stored, Tensor) and stored.dtype == torch.uint8:
+                return Preprocessing(scale=torch.tensor(255.0))
+        return Preprocessing()
+
     def batch(self, index: slice | Tensor) -> tuple[Inputs, Tensor]:
         """Return inputs and targets of some examples.
 
@@ -178,11 +187,6 @@ class Examples:
 def _long(targets: Tensor) -> Tensor:
     """Return whole numbers that were kept as int32 as int64."""
     return targets.long() if targets.dtype == torch.int32 else targets
-
-
-def grey(tensor: Tensor) -> Tensor:
-    """Return 8-bit grey levels as real numbers from 0 to 1; other tensors are unchanged."""
-    return tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor
 
 
 PART_STREAM = 1
@@ -261,7 +265,7 @@ class Dataset:
     train: Examples
     test: Examples | None
     classes: int | None = None
-    preprocessing: Preprocessing = Preprocessing()
+    preprocessing: Preprocessing = None  # type: ignore[assignment]  # default: that of the training examples
     in_memory: bool = False
     labels: "LabelValues | None" = None
     scaling: str | None = None
@@ -273,6 +277,7 @@ class Dataset:
                     f"Dataset takes Examples, and {split} is a {type(examples).__name__}: put it into bitsback.data.source(...)"
                 )
         _check_alike(self.train, self.test)
+        object.__setattr__(self, "preprocessing", self.preprocessing or self.train.preprocessing)
 
 
 def finished(

@@ -20,7 +20,7 @@ from torch.utils.data import (
     default_collate,
 )
 
-from bitsback.data._dataset import Examples, grey
+from bitsback.data._dataset import Examples
 from bitsback.data._items import Collate, Items, Reader, Stream
 from bitsback.data._rows import Columns, MappedFile, Rows, View, as_rows, tensor_of
 from bitsback.data._tables import is_frame, parquet_frames, table
@@ -28,6 +28,7 @@ from bitsback.data._target_columns import TARGET_NAMES, as_targets, hidden, targ
 from bitsback.data.arrays import REASONS, describe, read_npy, read_npz
 from bitsback.data.idx import read_idx
 from bitsback.errors import DataError, brief, near_miss
+from bitsback.inputs import grey
 
 __all__ = ["source"]
 

@@ -103,8 +103,7 @@ class LoadedModel(nn.Module):
         """
         kinds = InputKinds(self.tree["inputs"])
         if not kinds.is_one_tensor or not isinstance(inputs, Tensor):
-            fitted = kinds.fitted(inputs)
-            return self(fitted) if rows(fitted) <= self.rows else torch.cat([self(part) for part in split(fitted, self.rows)])
+            return self._in_batches(kinds.fitted(inputs))
         if self.tree.get("whole_inputs"):
             prepared = inputs.long()
         else:
@@ -114,7 +113,13 @@ class LoadedModel(nn.Module):
             if prepared.shape[1:].numel() != torch.Size(wanted).numel() or not prepared.ndim:
                 raise FileError(f"the model takes inputs of shape {wanted}, got {tuple(prepared.shape[1:])}; give such inputs")
             prepared = prepared.reshape(len(prepared), *wanted)
-        return torch.cat([self(part) for part in prepared.split(self.rows)])
+        return self._in_batches(prepared)
+
+    def _in_batches(self, prepared: Inputs) -> Tensor:
+        """Return the outputs for prepared inputs; a network that takes whole batches gets them as one."""
+        if "rows" in self.tree or rows(prepared) <= self.rows:
+            return self(prepared)
+        return torch.cat([self(part) for part in split(prepared, self.rows)])
 
     @torch.no_grad()
     def predict(self, inputs: Inputs) -> Tensor:
