@@ -185,9 +185,12 @@ def test_targets_that_are_not_coded_need_a_mask(tasks, tmp_path):
     _, arrays, _ = tasks["tagger"]
     np.savez(tmp_path / "d.npz", inputs=arrays["inputs"], targets=wanted(arrays))
     config = config_of("tagger", tmp_path / "d.npz", epochs=1)
+    reason = "receiver cannot know which; put an array 'mask'"
     for code, more in (("bits_back", {"payload": b"x" * 999}), ("two_part", {})):
-        with pytest.raises(FileError, match="receiver cannot know which; put an array 'mask'"):
+        with pytest.raises(FileError, match=reason):
             bb.send(config, code=code, progress=False, **more)
+    with pytest.raises(FileError, match=reason):  # as of a run, which was trained before
+        Sender.of(Experiment.build(config))
 
 
 @pytest.mark.parametrize("ignore", [None, 255])

@@ -356,7 +356,12 @@ class Sender:
 
     @classmethod
     def of(cls, experiment: Experiment) -> "Sender":
-        """Return a sender of a trained experiment, with its learned numbers rounded to their grids."""
+        """Return a sender of a trained experiment, with its learned numbers rounded to their grids.
+
+        Raises:
+            FileError: if the targets are neither labels nor counts, or the receiver cannot know which of them are coded.
+        """
+        check_targets(experiment)
         experiment = experiment.double()
         SideInformation.of(experiment.model, experiment.likelihood).round()
         train = experiment.dataset.train.in_memory()
