@@ -715,7 +715,7 @@ def test_memory_stays_small_beside_a_large_file(tmp_path, monkeypatch, capsys):
     runpy.run_path(str(Path(__file__).parent.parent / "scripts" / "big_file.py"), run_name="__main__")
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("memory ")]
     assert [words[1] for words in lines] == ["NPY", "IDX", "configuration"]
-    assert max(int(words[2]) for words in lines) < 150
+    assert max(int(words[2]) for words in lines) < 100
     assert not list(tmp_path.iterdir())
 
 

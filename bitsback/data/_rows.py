@@ -28,8 +28,8 @@ Batch = tuple[Inputs, tuple[int, ...] | None]
 HELD_BYTES = 1 << 27
 """Bytes of a mapped file's pages after which they are released."""
 
-MAPPED_AROUND_BYTES = 1 << 16
-"""Bytes that the system maps around one that is read, if they are in its cache."""
+MAPPED_AROUND_BYTES = 1 << 21
+"""Most bytes that the system maps around one that is read: a large page of its file cache."""
 
 WIDER: dict[str, np.dtype[Any]] = {
     "u2": np.dtype(np.int32),
