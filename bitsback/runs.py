@@ -11,12 +11,13 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from bitsback.analysis.sources import TrainedRun
 from bitsback.atomic_io import file_name, new_directory
 from bitsback.config import Config, Experiment, load_config, load_run
 from bitsback.config.given_experiment import given_experiment
 from bitsback.config.load import config_to_train
-from bitsback.data import Dataset, Examples
 from bitsback.errors import ConfigError, DataError, RunError
 from bitsback.ledger import shown_bits, shown_error
 from bitsback.likelihoods import Likelihood
@@ -39,7 +40,7 @@ def _trained(experiment: Experiment, directory: Path | None, *, report: bool, **
 def train(
     model: BayesianModel | Config | Experiment | str | Path,
     likelihood: Likelihood | None = None,
-    dataset: Dataset | Examples | None = None,
+    dataset: Any = None,
     *,
     overrides: Sequence[str] = (),
     out: str | Path | None = None,
@@ -64,7 +65,8 @@ def train(
         model: result of :func:`bitsback.bayesianize`; or a configuration, an experiment, a YAML file, or, with ``resume``, a
             run directory.
         likelihood: only for a Python model; default: categorical, with as many classes as the network has outputs.
-        dataset: only for a Python model; ``Examples`` have no test split.
+        dataset: only for a Python model: a :class:`bitsback.Dataset` with training and test examples, or training examples in
+            anything that :func:`bitsback.data.source` takes (tensors, arrays, tables, data sets, loaders, files).
         overrides: only for a YAML file, such as ``prior.kind=laplace``.
         out: run directory; None writes nothing.
         training: only for a Python model; settings, or a mapping as in YAML.
@@ -99,6 +101,7 @@ def train(
     settings |= {"loggers": loggers, "watch": watch}
     sections = {"training": training, "ledger": ledger, "logging": logging}
     directory = None if out is None else Path(out)
+    _check_model(model)
     if not isinstance(model, BayesianModel):
         for name, value in {"likelihood": likelihood, "dataset": dataset, **sections, "seed": seed or None}.items():
             if value is not None:
@@ -114,10 +117,24 @@ def train(
     if overrides:
         raise ConfigError("overrides change a YAML file; give a model's settings as training=..., ledger=..., logging=...")
     if dataset is None:
-        raise DataError("a model is trained on data: give dataset=bitsback.Dataset(...) or bitsback.Examples(inputs, targets)")
+        raise DataError(
+            "a model is trained on data, which come third: bitsback.train(model, likelihood, (inputs, targets)), or another "
+            "source; the likelihood may be None for labels"
+        )
     experiment = given_experiment(model, likelihood, dataset, sections, seed)
     with _held(directory, resume):
         return _trained(experiment, directory, **settings)
+
+
+def _check_model(model: Any) -> None:
+    """Raise ConfigError for a network without posteriors, and for a model inside a wrapper."""
+    if not isinstance(model, nn.Module) or isinstance(model, BayesianModel):
+        return
+    kind = type(model).__name__
+    for name in ("module", "_orig_mod"):
+        if isinstance(getattr(model, name, None), BayesianModel):
+            raise ConfigError(f"{kind} wraps the Bayesian model, which trains by itself; give what is inside: model.{name}")
+    raise ConfigError(f"{kind} has no posteriors yet; make a model of it first: model = bitsback.bayesianize(network)")
 
 
 def _held(directory: Path | None, resume: bool) -> AbstractContextManager[None]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bitsback.certificates._posterior_risk import mean_loss_of_draws
 from bitsback.certificates.bounds import check_delta, complexity, draws_bound, file_length_bits, pac_bayes_bound
-from bitsback.data import Examples
+from bitsback.data import source
 from bitsback.errors import CertificateError
 from bitsback.ledger import shown_error
 from bitsback.likelihoods import Likelihood
@@ -137,9 +137,9 @@ class Certificate(Result):
 def certify_posterior(
     model: BayesianModel,
     likelihood: Likelihood,
-    examples: Examples,
+    examples: Any,
     *,
-    test: Examples | None = None,
+    test: Any = None,
     delta: float = 0.025,
     delta_draws: float = 0.01,
     draws: int = 150_000,
@@ -155,7 +155,8 @@ def certify_posterior(
     Args:
         model: the model, with Gaussian posteriors.
         likelihood: likelihood of labels, whose loss is 0 or 1.
-        examples: the examples that the posterior was fitted to: all of them, and no others.
+        examples: the examples that the posterior was fitted to: all of them, and no others; in anything that
+            :func:`bitsback.data.source` takes.
         test: examples whose mean loss is reported for information.
         delta: probability that the bound fails.
         delta_draws: probability that the measurement of the risk from draws fails.
@@ -179,6 +180,7 @@ def certify_posterior(
     >>> found.n, found.draws, found.risk < found.bound <= 1
     (1437, 1437, True)
     """
+    examples, test = source(examples), None if test is None else source(test, name="test")
     if draws < 1:
         raise CertificateError(f"a risk is measured from one draw or more, got {draws}; raise --draws")
     passes = -(-draws // len(examples))

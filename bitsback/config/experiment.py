@@ -31,6 +31,10 @@ from bitsback.training.checkpoint import FORMAT, PREVIOUS, load_weights, read_ch
 __all__ = ["Experiment", "Run", "build_model", "load_run", "open_source", "try_out"]
 
 
+CHANNELS = (1, 3, 4)
+"""Numbers of channels of usual images."""
+
+
 def build_model(
     config: Config,
     inputs: Inputs,
@@ -103,6 +107,9 @@ def try_out(network: nn.Module, example: Inputs, name: str, output: Output = "au
         whole = next((str(leaf.dtype) for leaf in leaves(example) if not leaf.is_floating_point()), None)
         if whole and ("dtype" in reason or "should be the same" in reason):
             fix = f"; the inputs are whole numbers ({whole}): convert them with .float(), or set data.scaling, for such a layer"
+        shape = example.shape[1:] if isinstance(example, Tensor) else ()
+        if len(shape) == 3 and shape[-1] in CHANNELS and shape[0] not in CHANNELS:
+            fix = "; these look like images with channels last, and torch has them first: inputs.permute(0, 3, 1, 2)"
         raise ConfigError(f"network: {name} fails on inputs of {described(example)}: {reason}{fix}") from error
     return chosen(found, output)
 

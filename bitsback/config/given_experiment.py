@@ -11,15 +11,16 @@ from bitsback.config._explain import describe_all
 from bitsback.config.experiment import Experiment, try_out
 from bitsback.config.network import GivenNetworkSettings
 from bitsback.config.schema import BayesianSettings, Config
-from bitsback.data import Dataset, Examples
+from bitsback.data import Dataset, source
 from bitsback.data.settings import GivenDataSettings
-from bitsback.errors import ConfigError, DataError
+from bitsback.errors import ConfigError
 from bitsback.likelihoods import (
     CategoricalLikelihood,
     GaussianLikelihood,
     Likelihood,
     LikelihoodSettings,
     NegativeBinomialLikelihood,
+    checked_likelihood,
 )
 from bitsback.likelihoods.classes import class_count
 from bitsback.likelihoods.settings import GivenLikelihoodSettings
@@ -34,7 +35,7 @@ __all__ = ["given_experiment", "likelihood_settings"]
 def given_experiment(
     model: BayesianModel,
     likelihood: Likelihood | None,
-    dataset: Dataset | Examples,
+    dataset: Any,
     sections: Mapping[str, Any],
     seed: int = 0,
 ) -> Experiment:
@@ -43,7 +44,7 @@ def given_experiment(
     Args:
         model: trained in place.
         likelihood: default: categorical, with as many classes as the network has outputs.
-        dataset: a data set, or training examples without a test split.
+        dataset: a data set, or training examples without a test split, in anything that :func:`bitsback.data.source` takes.
         sections: ``training``, ``ledger`` and ``logging``: settings, mappings as in YAML, or None.
         seed: of batches and weight draws.
 
@@ -54,15 +55,11 @@ def given_experiment(
         ConfigError: for invalid settings, and for a network that fails on the inputs.
         DataError: for targets that the likelihood cannot describe, or that do not fit the outputs.
     """
-    if isinstance(dataset, Examples):
-        dataset = Dataset("in memory", dataset, None)
-    if not isinstance(dataset, Dataset):
-        raise DataError(
-            f"data are a bitsback.Dataset or bitsback.Examples, got {type(dataset).__name__}; bitsback.data.source(data) makes "
-            "examples of tensors, arrays, tables, data sets, loaders and files"
-        )
-    dataset = replace(dataset, in_memory=True)
-    settings, some = _settings(sections), dataset.train.to(model.device, model.dtype)
+    settings = _settings(sections)
+    likelihood = None if likelihood is None else checked_likelihood(likelihood)
+    given = dataset if isinstance(dataset, Dataset) else Dataset("in memory", source(dataset), None)
+    dataset = replace(given, in_memory=True)
+    some = dataset.train.to(model.device, model.dtype)
     count = settings.training.batch_size  # a network may accept whole batches only
     with torch.no_grad(), evaluating(model.network), model.mean():
         inputs, targets = some.batch(slice(0, min(count, len(some))))

@@ -65,7 +65,9 @@ class Examples:
             inputs.is_finite = True  # and so is every part of them
         object.__setattr__(self, "inputs", inputs)
         if len(inputs) != len(self.targets):
-            raise DataError(f"the {self.name} split has {len(inputs)} inputs but {len(self.targets)} targets")
+            raise DataError(
+                f"the {self.name} split has {len(inputs)} inputs but {len(self.targets)} targets; give as many of each"
+            )
         if len(inputs) == 0:
             raise DataError(f"the {self.name} split is empty; give at least one example")
         self._check_finite("target", self.targets)
@@ -265,6 +267,11 @@ class Dataset:
     scaling: str | None = None
 
     def __post_init__(self) -> None:
+        for split, examples in (("train", self.train), ("test", self.test)):
+            if not isinstance(examples, Examples) and (examples is not None or split == "train"):
+                raise DataError(
+                    f"Dataset takes Examples, and {split} is a {type(examples).__name__}: put it into bitsback.data.source(...)"
+                )
         _check_alike(self.train, self.test)
 
 

@@ -4,17 +4,18 @@ import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from bitsback.data import Examples
+from bitsback.data import Examples, source
 from bitsback.errors import LedgerError
 from bitsback.inputs import Inputs, each
 from bitsback.kl import kl
 from bitsback.ledger import Entry, Ledger
 from bitsback.ledger.entry import Charge
-from bitsback.likelihoods import Likelihood
+from bitsback.likelihoods import Likelihood, checked_likelihood
 from bitsback.model._memory_format import interleaved, runs
 from bitsback.model.buffers import frozen_norms
 from bitsback.model.draws import EVALUATION_BATCH, SHOWN_AFTER_SECONDS, drawing, draws_at_once
@@ -78,7 +79,7 @@ class Evaluation:
 def evaluate(
     model: BayesianModel,
     likelihood: Likelihood,
-    examples: Examples,
+    examples: Any,
     *,
     samples: int = 10,
     seed: int = 0,
@@ -93,7 +94,7 @@ def evaluate(
     Args:
         model: Bayesian model.
         likelihood: its likelihood.
-        examples: inputs and targets.
+        examples: inputs and targets, in anything that :func:`bitsback.data.source` takes.
         samples: number of draws; 0 evaluates the posterior means.
         seed: seed of the draws.
         batch_size: examples in a forward pass.
@@ -102,7 +103,7 @@ def evaluate(
     Returns:
         Data bits of each draw, and the error of the prediction averaged over draws.
     """
-    _check_arguments(model, examples)
+    examples = _checked(model, likelihood, examples)
     likelihood.check_targets(examples.targets, examples.name)
     examples = examples.to(model.device, model.dtype)
     batches = [slice(start, min(start + batch_size, len(examples))) for start in range(0, len(examples), batch_size)]
@@ -172,7 +173,7 @@ def _takes_interleaved(model: BayesianModel, inputs: Inputs) -> bool:
 def take_ledger(
     model: BayesianModel,
     likelihood: Likelihood,
-    examples: Examples,
+    examples: Any,
     *,
     samples: int = 20,
     grid_step: float | None = None,
@@ -191,7 +192,7 @@ def take_ledger(
     Args:
         model: Bayesian model.
         likelihood: its likelihood.
-        examples: the training examples.
+        examples: the training examples, as for :func:`evaluate`.
         samples: whole-network draws for ``data_bits`` and its standard error, at least 1.
         grid_step: grid step of the weights in gross and refund bits; default: :meth:`BayesianModel.grid_step`. The net bits of
             Gaussian posteriors do not depend on it.
@@ -211,7 +212,7 @@ def take_ledger(
     """
     if samples < 1 or (grid_step is not None and not grid_step > 0):
         raise LedgerError(f"a ledger needs samples >= 1 and a grid_step above zero, got {samples} and {grid_step}")
-    _check_arguments(model, examples)
+    examples = _checked(model, likelihood, examples)
     model.honour_edits(everywhere=True)
     likelihood.fit(examples.targets)
     model.likelihood = likelihood
@@ -258,11 +259,12 @@ def take_ledger(
     return book if priors_are_held else replace(book, warnings=warnings_of(book, model, likelihood, examples, course))
 
 
-def _check_arguments(model: BayesianModel, examples: Examples) -> None:
+def _checked(model: BayesianModel, likelihood: Likelihood, examples: Any) -> Examples:
+    """Return examples, after a check of what is given as model and likelihood."""
     if not isinstance(model, BayesianModel):
         raise LedgerError(f"give a BayesianModel, as bitsback.bayesianize makes it; got {type(model).__name__}")
-    if not isinstance(examples, Examples):
-        raise LedgerError(f"give Examples, such as dataset.train or Examples(inputs, targets); got {type(examples).__name__}")
+    checked_likelihood(likelihood)
+    return source(examples)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from bitsback.layers import Choice, Estimators
 from bitsback.layers.outputs import check_kinds, estimator_of
 from bitsback.learned import BFLOAT16
 from bitsback.ledger.entry import Charge
-from bitsback.likelihoods import Likelihood
+from bitsback.likelihoods import Likelihood, checked_likelihood
 from bitsback.model._memory_format import interleaved, runs, straight
 from bitsback.model._resident import Resident
 from bitsback.model.buffers import COUNTER, Buffer, buffers_of
@@ -302,7 +302,7 @@ class BayesianModel(Resident):
         >>> found.mean.shape, found.entropy_bits.shape
         (torch.Size([5, 3]), torch.Size([5]))
         """
-        likelihood = self.likelihood if likelihood is None else likelihood
+        likelihood = self.likelihood if likelihood is None else checked_likelihood(likelihood)
         if likelihood is None:
             raise LayerError(
                 "the model was not trained here and knows no likelihood; give one: "

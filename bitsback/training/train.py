@@ -70,9 +70,9 @@ def _alone(call: Callable[P, Outcome]) -> Callable[P, Outcome]:
 
     @functools.wraps(call)
     def locked(*arguments: P.args, **settings: P.kwargs) -> Outcome:
-        directory = settings.get("directory")
-        if not isinstance(directory, Path):
+        if settings.get("directory") is None:
             return call(*arguments, **settings)
+        directory = settings["directory"] = Path(str(settings["directory"])).expanduser()
         with exclusive(directory / LOCK, directory):
             for folder in (directory, directory / "checkpoint", directory / "profile"):
                 remove_left_over_files(folder)
@@ -87,7 +87,7 @@ def train(
     likelihood: Likelihood,
     dataset: Dataset,
     *,
-    directory: Path | None = None,
+    directory: str | Path | None = None,
     config_text: str | None = None,
     training: TrainingSettings | None = None,
     ledger: LedgerSettings | None = None,
@@ -141,6 +141,7 @@ def train(
     >>> outcome.ledger.net_bits < outcome.ledger.uniform_bits
     True
     """
+    directory = None if directory is None else Path(directory)
     training, ledger = training or TrainingSettings(), ledger or LedgerSettings()
     logging = logging or LoggingSettings()
     likelihood.fit(dataset.train.targets)

@@ -11,7 +11,7 @@ from bitsback.config.coding_settings import PackSettings
 from bitsback.config.given_experiment import likelihood_settings
 from bitsback.config.network import FactorySettings, SequentialSettings
 from bitsback.config.schema import BayesianSettings
-from bitsback.data import Dataset, Examples
+from bitsback.data import Dataset, Examples, source
 from bitsback.errors import LayerError
 from bitsback.formats.model_file._network_description import described_network
 from bitsback.formats.model_file.write import Packed, pack_experiment
@@ -26,7 +26,7 @@ __all__ = ["save"]
 def save(
     model: BayesianModel | Experiment,
     path: str | Path,
-    examples: Examples | None = None,
+    examples: Any = None,
     *,
     likelihood: Likelihood | None = None,
     factory: str | None = None,
@@ -39,8 +39,8 @@ def save(
     Args:
         model: a model from :func:`bitsback.bayesianize`, or an experiment.
         path: path of the new file.
-        examples: training examples, already preprocessed: they give the shape of the inputs, and tuning trains on them. Not
-            needed with an experiment.
+        examples: training examples, already preprocessed, in anything that :func:`bitsback.data.source` takes: they give the
+            shape of the inputs, and tuning trains on them. Not needed with an experiment.
         likelihood: default: categorical, with as many classes as the network has outputs.
         factory: ``package.module:function`` that makes the network; not needed for an ``nn.Sequential`` of torch's layers,
             which the file describes itself (its layers are then named as in YAML: linear1, conv2d1, ...).
@@ -64,7 +64,11 @@ def save(
     torch.Size([50, 3])
     """
     check_new_file(Path(path))
-    experiment = model if isinstance(model, Experiment) else _experiment(model, examples, likelihood, factory, arguments or {})
+    experiment = (
+        model
+        if isinstance(model, Experiment)
+        else _experiment(model, None if examples is None else source(examples), likelihood, factory, arguments or {})
+    )
     packed = pack_experiment(experiment, settings, progress=progress)
     write_bytes(Path(path), packed.content)
     return packed
