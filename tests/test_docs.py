@@ -91,7 +91,16 @@ def test_numbers_of_prose_are_those_of_the_tables():
     """Pages that tell invent nothing: a figure with a comma or a point stands where it was measured, or in a command's output."""
     outputs = "".join(text for page in PAGES.values() for text in re.findall(r"^```.*?^```", page, re.S | re.M))
     known = outputs + "".join(PAGES[name] for name in ("benchmarks.md", "records.md", "priors.md", "codes.md"))
-    for name in ("index.md", "idea.md", "formats.md", "certificates.md", "cost.md", "quickstart.md"):
+    for name in (
+        "index.md",
+        "idea.md",
+        "formats.md",
+        "certificates.md",
+        "cost.md",
+        "quickstart.md",
+        "your_data.md",
+        "your_network.md",
+    ):
         prose = re.sub(r"^```.*?^```|`[^`]*`|\$[^$]*\$", "", PAGES[name], flags=re.S | re.M)
         for number in re.findall(r"(?<![\w.])\d[\d,]*\.\d+|\d{1,3}(?:,\d{3})+", prose):
             assert number in known, f"{name}: where does {number} come from?"

@@ -18,7 +18,8 @@ from bitsback.likelihoods import CategoricalLikelihood
 ROOT = Path(__file__).parent.parent
 TEXTS = {name: (ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md")}
 READ_IN_ORDER = (
-    "quickstart", "priors", "formats", "codes", "certificates", "cost", "training", "index", "records", "run", "vocabulary",
+    "quickstart", "your_data", "your_network", "priors", "formats", "codes", "certificates", "cost", "training", "index",
+    "records", "run", "vocabulary",
 )  # fmt: skip
 PAGES = [(ROOT / "docs" / f"{name}.md").read_text() for name in READ_IN_ORDER]
 TOY = ["training.epochs=2", "ledger.samples=2"]
