@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from torch import nn
+
 from bitsback.config import Config, Experiment
+from bitsback.data import Dataset
 from bitsback.errors import DataError
 from bitsback.likelihoods.classes import CategoricalLikelihood
 from bitsback.model import evaluate
@@ -40,17 +43,21 @@ class PointNetwork:
         return sum(q.numel for q in model.posteriors()) + sum(tensor.numel() for _, tensor in others)
 
     @classmethod
-    def train(cls, config: Config, *, progress: bool = True) -> "PointNetwork":
+    def train(
+        cls, config: Config, *, dataset: Dataset | None = None, network: nn.Module | None = None, progress: bool = True
+    ) -> "PointNetwork":
         """Train a point estimate.
 
         Args:
             config: with posterior.kind=point.
+            dataset: used in place of the configuration's data.
+            network: used in place of the configuration's network.
             progress: show progress bars.
 
         Returns:
             The trained network.
         """
-        experiment = Experiment.build(config)
+        experiment = Experiment.build(config, dataset=dataset, network=network)
         outcome = experiment.train(None, progress=progress)
         data = experiment.dataset
         paid = evaluate(experiment.model, experiment.likelihood, data.train, samples=0).data_bits

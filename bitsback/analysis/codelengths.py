@@ -1,5 +1,6 @@
 """Code lengths of the labels under several codes, for one data set and one network."""
 
+import copy
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -11,10 +12,11 @@ from typing import Any
 from bitsback.analysis._approximate import bic_model_bits, laplace_model_bits
 from bitsback.analysis._point_estimates import PointNetwork, check_labels, point_config
 from bitsback.analysis._rivals import Rival, label_spreading, logistic
+from bitsback.analysis.sources import TrainedRun, experiment_of
 from bitsback.config import Config, Experiment, Run, load_config
 from bitsback.config.coding_settings import PackSettings, TuningSettings
 from bitsback.config.experiment import open_source
-from bitsback.errors import ConfigError, MissingExtraError
+from bitsback.errors import ConfigError, DataError, FileError, LayerError, MissingExtraError, brief
 from bitsback.formats.prequential.walk import check as check_prequential
 from bitsback.formats.prequential.walk import check_whole
 from bitsback.formats.prequential.write import prequential
@@ -43,6 +45,9 @@ PROBED = ("uniform", "variational", "prequential")
 
 PROBE = Path(__file__).with_name("probe.yaml")
 
+
+SHOWN_CHARACTERS = 100
+"""Longest reason for a code without bits."""
 
 SHOWN = ("code", "model bits", "data bits", "total bits", "ratio", "test error", "seconds", "decodable here", "")
 
@@ -126,8 +131,10 @@ def probe_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     return load_config(PROBE, [f"data.path={path}", *overrides])
 
 
-def _opened(source: Config | Run | str | Path, overrides: Sequence[str] = ()) -> Config | Run:
+def _opened(source: Config | Run | TrainedRun | str | Path, overrides: Sequence[str] = ()) -> Config | Run | TrainedRun:
     """Open a configuration or a run; an NPZ file gives the configuration of its probe."""
+    if isinstance(source, TrainedRun):
+        return source
     if isinstance(source, str | Path) and Path(source).suffix == ".npz" and not Path(source).is_dir():
         return probe_config(Path(source), overrides)
     return open_source(source, overrides)
@@ -144,11 +151,11 @@ def configuration_of(source: Config | Run | str | Path, overrides: Sequence[str]
         The configuration.
     """
     given = _opened(source, overrides)
-    return given.config if isinstance(given, Run) else given
+    return given if isinstance(given, Config) else given.config
 
 
 def codelengths(
-    source: Config | Run | str | Path,
+    source: Config | Run | TrainedRun | str | Path,
     overrides: Sequence[str] = (),
     *,
     codes: Sequence[str] | None = None,
@@ -157,9 +164,11 @@ def codelengths(
     """Compute the bits of the labels under several codes, for one data set and one network.
 
     Args:
-        source: a configuration or a run; or a YAML file, a run directory, an NPZ file of an encoder's features.
+        source: a configuration, a run or the result of :func:`bitsback.train`; or a YAML file, a run directory, an NPZ file of
+            an encoder's features.
         overrides: for a YAML or NPZ file, such as ``training.epochs=50``.
-        codes: some of :data:`NAMES`; default: all.
+        codes: some of :data:`NAMES`; default: all, and a code that these data or this network do not allow has a row that
+            says why.
         progress: print the name of each code on stderr and show progress bars.
 
     Returns:
@@ -178,7 +187,7 @@ def codelengths(
     given = _opened(source, overrides)
     names = NAMES if codes is None else tuple(dict.fromkeys(codes))
     check_names(names)
-    table, rows = Codelengths(given, names, progress=progress), []
+    table, rows = Codelengths(given, names, must_all=codes is not None, progress=progress), []
     for name in names:
         if progress:
             print(name, file=sys.stderr)
@@ -222,18 +231,20 @@ class Codelengths:
     (1.0, 'needs data.features: random_walk_modes')
     """
 
-    def __init__(self, source: Config | Run, names: Sequence[str] = NAMES, *, progress: bool = True) -> None:
+    def __init__(
+        self, source: Config | Run | TrainedRun, names: Sequence[str] = NAMES, *, must_all: bool = True, progress: bool = True
+    ) -> None:
         check_names(names)
-        self._run = source if isinstance(source, Run) else None
-        self.config = source.config if isinstance(source, Run) else source
+        self._source, self._must_all = source, must_all
+        self.config = source if isinstance(source, Config) else source.config
         self._progress = progress
         if isinstance(self.config.posterior, PointPosteriorSettings):
             raise ConfigError("a point estimate has no variational code; give a configuration with posterior.kind=gaussian, "
                               "whose point estimate is trained here as well")  # fmt: skip
-        self._experiment = source.experiment() if isinstance(source, Run) else Experiment.build(source)
+        self._experiment = Experiment.build(source) if isinstance(source, Config) else experiment_of(source)
         self._likelihood = check_labels(self._experiment)
         self._train = self._experiment.dataset.train
-        if "prequential" in names:  # refused now, rather than after the other networks have been trained
+        if "prequential" in names and must_all:  # refused now, rather than after the other networks have been trained
             try:
                 check_prequential(self.config)
                 check_whole(self._train, self._likelihood)
@@ -249,11 +260,19 @@ class Codelengths:
             Its row of the table.
 
         Raises:
-            ConfigError: the name is unknown.
+            ConfigError: the name is unknown, or, where every code is needed, the data or the network do not allow it.
+            DataError: as ConfigError.
+            FileError: as ConfigError.
+            LayerError: as ConfigError.
         """
         check_names([name])
         codes: dict[str, Callable[[], Row]] = {each: getattr(self, f"_{each}") for each in NAMES}
-        return codes[name]()
+        try:
+            return codes[name]()
+        except (ConfigError, DataError, FileError, LayerError) as error:
+            if self._must_all:
+                raise
+            return Row(name, None, None, None, None, None, 0.0, decodable=False, how=brief(error, SHOWN_CHARACTERS))
 
     def _row(
         self,
@@ -271,20 +290,28 @@ class Codelengths:
 
     @cached_property
     def _point(self) -> PointNetwork:
-        return PointNetwork.train(point_config(self.config), progress=self._progress)
+        given = self._source if isinstance(self._source, Run) else None
+        network = copy.deepcopy(given.network) if given is not None else None
+        dataset = self._experiment.dataset if self._experiment.dataset.in_memory else None
+        return PointNetwork.train(point_config(self.config), dataset=dataset, network=network, progress=self._progress)
 
     @cached_property
     def _trained(self) -> tuple[Ledger, float | None, float]:
         """Ledger, test error and training seconds of the variational posterior."""
-        if self._run is None:
-            outcome = self._experiment.train(None, progress=self._progress)
-            return outcome.ledger, outcome.test_error, outcome.training_seconds
-        ledger, summary = self._run.ledger(), self._run.summary()
-        return ledger, summary["test_error"], summary["training_seconds"]
+        if isinstance(self._source, Run):
+            ledger, summary = self._source.ledger(), self._source.summary()
+            return ledger, summary["test_error"], summary["training_seconds"]
+        done = self._source if isinstance(self._source, TrainedRun) else None
+        outcome = done or self._experiment.train(None, progress=self._progress)
+        return outcome.ledger, outcome.test_error, outcome.training_seconds
 
     def _uniform(self) -> Row:
-        how = "send --code prequential with one block"
-        return self._row("uniform", 0.0, self.uniform_bits, self._chance(), 0.0, how=how)
+        how, decodable = "send --code prequential with one block", True
+        try:
+            check_whole(self._train, self._likelihood)
+        except ConfigError:
+            how, decodable = "no command writes the uniform code of such targets", False
+        return self._row("uniform", 0.0, self.uniform_bits, self._chance(), 0.0, how=how, decodable=decodable)
 
     def _chance(self) -> float | None:
         return 1 - 1 / self._likelihood.classes if self._experiment.dataset.test is not None else None
@@ -338,6 +365,8 @@ class Codelengths:
         return self._row("variational", model_bits, ledger.data_bits, test_error, seconds, how="send, given a payload")
 
     def _prequential(self) -> Row:
+        check_prequential(self.config)
+        check_whole(self._train, self._likelihood)
         found = prequential(self.config, progress=self._progress)
         return self._row("prequential", 0.0, found.bits, found.test_error, found.seconds, how="send --code prequential")
 
@@ -353,6 +382,6 @@ class Codelengths:
             check_whole(self._train, self._likelihood)
             found = code(self.config, self._experiment.dataset, self._likelihood.classes, progress=self._progress)
         except (ConfigError, MissingExtraError) as error:
-            return Row(name, None, None, None, None, None, 0.0, decodable=False, how=str(error))
+            return Row(name, None, None, None, None, None, 0.0, decodable=False, how=brief(error, SHOWN_CHARACTERS))
         return self._row(name, found.choice_bits, found.label_bits, found.test_error, found.seconds,
                          how=found.how, decodable=False)  # fmt: skip

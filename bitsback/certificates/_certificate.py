@@ -9,7 +9,7 @@ from torch import Tensor
 from bitsback.certificates._posterior_risk import mean_loss_of_draws
 from bitsback.certificates.bounds import check_delta, complexity, draws_bound, file_length_bits, pac_bayes_bound
 from bitsback.data import source
-from bitsback.errors import CertificateError
+from bitsback.errors import CertificateError, brief
 from bitsback.ledger import shown_error
 from bitsback.likelihoods import Likelihood
 from bitsback.model import BayesianModel, take_ledger
@@ -194,7 +194,13 @@ def certify_posterior(
         )
     # only the weights' bits are used: one example keeps the ledger's data bits cheap
     few = examples.spread(1)
-    book = take_ledger(model, likelihood, few, samples=1, seed=seed, priors_are_held=True)
+    try:
+        book = take_ledger(model, likelihood, few, samples=1, seed=seed, priors_are_held=True)
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise CertificateError(
+            f"this network cannot be run on one example by itself ({brief(error)}), and the bound draws weights for each; pack "
+            "the run and certify the file"
+        ) from error
     for entry in book.entries:
         if entry.method not in EXACT_METHODS:
             raise CertificateError(

@@ -130,6 +130,7 @@ class Experiment:
 
     def __post_init__(self) -> None:
         self.model.likelihood = self.likelihood
+        self.model.evaluation_batch = max(self.model.evaluation_batch, self.config.training.batch_size)
 
     @classmethod
     def build(

@@ -95,11 +95,10 @@ class Reader:
         form, parts = _flat(given)
         inputs = _formed(form, [_tensor(part, "inputs", numbers) for part in parts])
         targets = list(wanted) if _are_texts(wanted) else _tensor(wanted, "targets", numbers, are_targets=True)
-        lengths = {len(part) if not isinstance(part, Tensor) or part.ndim else 0 for part in (*leaves(inputs), targets)}
-        if lengths != {len(items)}:
+        made = len(targets) if not isinstance(targets, Tensor) or targets.ndim else 0
+        if made != len(items):  # inputs may have other rows: nodes of graphs that the function joins
             raise DataError(
-                f"the collate function makes tensors of length {', '.join(map(str, sorted(lengths)))} of {len(items)} "
-                "examples; the first axis of each counts the examples"
+                f"the collate function makes {made} targets of {len(items)} examples; the first axis of targets counts examples"
             )
         return inputs, targets
 
@@ -244,6 +243,8 @@ class _Collected(Rows):
 
     def _check_finite(self, inputs: Inputs, first: int) -> None:
         for leaf in leaves(inputs):
+            if not leaf.ndim:
+                leaf = leaf[None]
             odd = ~torch.isfinite(leaf.reshape(len(leaf), -1)).all(1)
             if bool(odd.any()):
                 raise DataError(f"input of example {first + int(odd.nonzero()[0])} is NaN or infinite; clean the data first")

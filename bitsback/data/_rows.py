@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bitsback.data.arrays import is_large
 from bitsback.errors import DataError
-from bitsback.inputs import Inputs, each, joined, leaves, structure
+from bitsback.inputs import Inputs, each, joined, leaves, rows, structure
 
 __all__ = ["Batch", "Columns", "Index", "MappedFile", "Rows", "View", "as_rows", "numbers", "stored", "tensor_of"]
 
@@ -116,8 +116,15 @@ class Rows(ABC):
         return (inputs for inputs, _ in self.read_many(every.split(size)))
 
     def whole(self) -> Inputs:
-        """Read all examples into memory."""
-        return joined(list(self.split(self.at_once())))
+        """Read all examples into memory; raises DataError for batches that cannot be joined."""
+        parts = list(self.split(self.at_once()))
+        aligned = all(len({len(leaf) for leaf in leaves(part)}) == 1 for part in parts)
+        if not aligned or sum(map(rows, parts)) != len(self):
+            raise DataError(
+                "this needs the inputs of all examples in one piece, and the collate function joins those of a batch in its "
+                "own way; it works on inputs with a row for each example"
+            )
+        return joined(parts)
 
     @cached_property
     def first(self) -> Inputs:

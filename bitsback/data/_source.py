@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
@@ -30,7 +31,7 @@ from bitsback.data.idx import read_idx
 from bitsback.errors import DataError, brief, near_miss
 from bitsback.inputs import grey
 
-__all__ = ["source"]
+__all__ = ["inputs_of", "source"]
 
 AUGMENTED = "the random numbers of the data set's transforms"
 """Note of the ledger on inputs that differ from one reading to the next."""
@@ -122,6 +123,39 @@ def source(
         inputs = found.inputs if isinstance(found.inputs, Tensor | Rows) else Columns(found.inputs)
         made = Examples(inputs, numbers, name, found.assumed, names)
     return made if mask is None else replace(made, targets=hidden(made.targets, mask))
+
+
+def inputs_of(data: Any) -> Examples:
+    """Return examples of inputs without targets, which are set to zero.
+
+    Args:
+        data: (n, ...): a tensor, an array, a list of numbers, or a tuple or dict of several; :class:`Examples` or their
+            rows; or anything that :func:`source` takes with its targets, which are not used.
+
+    Returns:
+        the examples.
+
+    Raises:
+        DataError: if the data cannot be read as inputs.
+
+    >>> len(inputs_of(np.zeros((5, 2)))), len(inputs_of({"ids": np.zeros((5, 7)), "mask": np.ones((5, 7))}))
+    (5, 5)
+    """
+    if isinstance(data, Examples):
+        return data
+    if isinstance(data, Rows):
+        return Examples(data, torch.zeros(len(data)), "given")
+    parts = list(data.values()) if isinstance(data, dict) else list(data) if isinstance(data, tuple) else [data]
+    arrays = all(isinstance(part, Tensor | np.ndarray) and part.ndim for part in parts)
+    if parts and (arrays or (isinstance(data, list) and _are_numbers(data))):
+        return source(data, torch.zeros(len(parts[0])), name="given")
+    return source(data, name="given")
+
+
+def _are_numbers(data: Any) -> bool:
+    while isinstance(data, list) and data:
+        data = data[0]
+    return isinstance(data, int | float)
 
 
 def _check_labels(numbers: Tensor, names: Sequence[str]) -> None:

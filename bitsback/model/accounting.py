@@ -18,7 +18,7 @@ from bitsback.ledger.entry import Charge
 from bitsback.likelihoods import Likelihood, checked_likelihood
 from bitsback.model._memory_format import interleaved, runs
 from bitsback.model.buffers import frozen_norms
-from bitsback.model.draws import EVALUATION_BATCH, SHOWN_AFTER_SECONDS, drawing, draws_at_once
+from bitsback.model.draws import SHOWN_AFTER_SECONDS, drawing, draws_at_once
 from bitsback.model.model import FLOAT32_BITS, BayesianModel
 from bitsback.model.modes import evaluating
 from bitsback.model.verdict import Course, warnings_of
@@ -83,7 +83,7 @@ def evaluate(
     *,
     samples: int = 10,
     seed: int = 0,
-    batch_size: int = EVALUATION_BATCH,
+    batch_size: int | None = None,
     progress: bool = False,
 ) -> Evaluation:
     """Evaluate data bits and prediction error under whole-network draws.
@@ -97,7 +97,7 @@ def evaluate(
         examples: inputs and targets, in anything that :func:`bitsback.data.source` takes.
         samples: number of draws; 0 evaluates the posterior means.
         seed: seed of the draws.
-        batch_size: examples in a forward pass.
+        batch_size: examples in a forward pass; default: the model's ``evaluation_batch``.
         progress: show a progress bar.
 
     Returns:
@@ -106,6 +106,7 @@ def evaluate(
     examples = _checked(model, likelihood, examples)
     likelihood.check_targets(examples.targets, examples.name)
     examples = examples.to(model.device, model.dtype)
+    batch_size = batch_size or model.evaluation_batch
     batches = [slice(start, min(start + batch_size, len(examples))) for start in range(0, len(examples), batch_size)]
     draws = max(1, samples)
     draws_bits, error_sum = [0.0] * draws, 0.0
@@ -178,7 +179,7 @@ def take_ledger(
     samples: int = 20,
     grid_step: float | None = None,
     seed: int = 0,
-    batch_size: int = EVALUATION_BATCH,
+    batch_size: int | None = None,
     progress: bool = False,
     priors_are_held: bool = False,
     course: Course | None = None,
@@ -197,7 +198,7 @@ def take_ledger(
         grid_step: grid step of the weights in gross and refund bits; default: :meth:`BayesianModel.grid_step`. The net bits of
             Gaussian posteriors do not depend on it.
         seed: seed of the draws.
-        batch_size: examples in a forward pass.
+        batch_size: examples in a forward pass; default: the model's ``evaluation_batch``.
         progress: show a progress bar.
         priors_are_held: the model was changed after training (as in a width curve): do not warn about priors that differ from
             their closed-form optimum, nor about a model that is not worth its bits.

@@ -30,7 +30,10 @@ from bitsback.priors import Prior, PriorSettings
 from bitsback.priors.point_code import point_bits
 from bitsback.units import bits_to_nats, nats_to_bits
 
-__all__ = ["FLOAT32_BITS", "BayesianModel", "LayerPosteriors", "OutputLayer"]
+__all__ = ["EVALUATION_BATCH", "FLOAT32_BITS", "BayesianModel", "LayerPosteriors", "OutputLayer"]
+
+EVALUATION_BATCH = 512
+"""Examples a batch; activations stay in the cache: on MNIST 2.4 times as fast as 4096."""
 
 FEW_WEIGHTS = 32768
 """Largest tensor whose KL is computed by quadrature for the training log; larger ones use Monte Carlo."""
@@ -100,6 +103,8 @@ class BayesianModel(Resident):
         likelihood: of the targets, for :meth:`predict`; set by training, ledgers and loading. It is no part of the model's
             state or parameters. None by default.
         output: which of the network's outputs the likelihood reads: ``auto``, a name, or an index.
+        evaluation_batch: examples of a forward pass in evaluations and predictions; training makes it at least its own batch,
+            for networks that take whole batches only.
     """
 
     likelihood: Likelihood | None
@@ -117,6 +122,7 @@ class BayesianModel(Resident):
         super().__init__(fresh_seed() if seed is None else seed)
         self.network = network
         self.output = output
+        self.evaluation_batch = EVALUATION_BATCH
         self.posterior = nn.Module()
         self.priors = nn.ModuleList()
         self.prior_settings = settings_of(prior)

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,12 +14,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bitsback.atomic_io import write_array, write_arrays, write_text
-from bitsback.data import Examples
+from bitsback.data import inputs_of
 from bitsback.errors import DataError, FileError
-from bitsback.inputs import leaves
+from bitsback.inputs import Inputs, each
 from bitsback.likelihoods import Likelihood, Mixture
 from bitsback.likelihoods.base import Answer, listed
-from bitsback.model.draws import EVALUATION_BATCH, SHOWN_AFTER_SECONDS, drawing, draws_at_once
+from bitsback.model.draws import SHOWN_AFTER_SECONDS, drawing, draws_at_once
 from bitsback.model.modes import evaluating
 from bitsback.result import TableResult
 from bitsback.torch_state import seeded
@@ -286,7 +286,8 @@ def predicted(
     Args:
         model: Bayesian model.
         likelihood: of the targets.
-        inputs: (n, ...), as :class:`Examples` takes them.
+        inputs: (n, ...), a tensor, an array, or a tuple or dict of several; :class:`Examples` or their rows; or anything that
+            :func:`bitsback.data.source` takes with its targets, which are not used.
         samples: number of weight draws.
         targets: (n, ...), or None.
         seed: seed of the draws.
@@ -298,26 +299,38 @@ def predicted(
     Raises:
         DataError: without inputs or draws, or for targets that do not fit.
     """
-    count = len(leaves(inputs)[0]) if isinstance(inputs, Tensor | tuple | dict) else len(inputs)
-    if samples < 1 or count == 0:
-        raise DataError(f"a prediction needs one input and one draw at least, got {count:,} and samples={samples}")
-    examples = Examples(inputs, torch.zeros(count), "given").to(model.device, model.dtype)
+    if samples < 1:
+        raise DataError(f"a prediction needs one draw at least, got samples={samples}")
+    batches = _batches(model, inputs)
     with evaluating(model.network), model.keeping(), seeded(seed, model.device):
-        return Prediction.of(likelihood, _draws(model, examples, samples, seed, progress), targets)
+        return Prediction.of(likelihood, _draws(model, batches, samples, seed, progress), targets)
 
 
-def _draws(model: "BayesianModel", examples: Examples, samples: int, seed: int, progress: bool) -> Iterator[Tensor]:
+def _batches(model: "BayesianModel", inputs: Any) -> Callable[[], Iterable[Inputs]]:
+    """Return a function that reads the inputs anew, in batches on the model's device."""
+    several = list(inputs.values()) if isinstance(inputs, dict) else list(inputs) if isinstance(inputs, tuple) else []
+    if several and all(isinstance(leaf, Tensor) for leaf in several) and len({leaf.shape[:1] for leaf in several}) > 1:
+        # rows that are no examples, such as nodes and edges of graphs, belong together
+        placed = each(inputs, lambda leaf: leaf.to(model.device, model.dtype if leaf.is_floating_point() else leaf.dtype))
+        return lambda: [placed]
+    examples = inputs_of(inputs).to(model.device, model.dtype)
+    size, batch = len(examples), model.evaluation_batch
+    ranges = [slice(start, min(start + batch, size)) for start in range(0, size, batch)]
+    return lambda: (part for part, _ in examples.batches(ranges))
+
+
+def _draws(
+    model: "BayesianModel", batches: Callable[[], Iterable[Inputs]], samples: int, seed: int, progress: bool
+) -> Iterator[Tensor]:
     """Yield the outputs for all inputs under one draw after another, those that :func:`bitsback.evaluate` takes."""
     is_point = model.smallest_std() is None
     numbers = [] if is_point else [-1 - number for number in range(samples)]
     at_once = draws_at_once(model)
-    size, batch = len(examples), EVALUATION_BATCH
-    batches = [slice(start, min(start + batch, size)) for start in range(0, size, batch)]
     groups = [numbers[start : start + at_once] for start in range(0, len(numbers), at_once)] or [[]]
     with tqdm(total=len(numbers) or 1, desc="draws", leave=False, disable=not progress, delay=SHOWN_AFTER_SECONDS) as bar:
         for group in groups:
             with drawing(model, seed, group) as network:
-                parts = [network(inputs) for inputs, _ in examples.batches(batches)]
+                parts = [network(inputs) for inputs in batches()]
             for outputs in zip(*parts, strict=True):
                 yield torch.cat(outputs)
                 bar.update()

@@ -23,10 +23,17 @@ def operations(model: BayesianModel, examples: Examples) -> float:
     Returns:
         Operations.
     """
-    first = examples.spread(1).to(model.device, model.dtype)
-    with evaluating(model.network), FlopCounterMode(display=False) as counter, torch.no_grad(), model.mean():
-        model.outputs(first.inputs[:1])
-    return OPERATIONS_PER_CALL + float(counter.get_total_flops())
+    given = examples.to(model.device, model.dtype)
+
+    def counted(count: int) -> float:
+        with evaluating(model.network), FlopCounterMode(display=False) as counter, torch.no_grad(), model.mean():
+            model.outputs(given.inputs[:count])
+        return float(counter.get_total_flops()) / count
+
+    try:
+        return OPERATIONS_PER_CALL + counted(1)
+    except (RuntimeError, ValueError, IndexError):  # a network that takes whole batches only
+        return OPERATIONS_PER_CALL + counted(min(len(examples), model.evaluation_batch))
 
 
 def subsample_to_budget(

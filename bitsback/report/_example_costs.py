@@ -9,7 +9,7 @@ from tqdm import tqdm
 from bitsback.data import Examples
 from bitsback.likelihoods import Likelihood
 from bitsback.model import BayesianModel, State
-from bitsback.model.draws import EVALUATION_BATCH, SHOWN_AFTER_SECONDS
+from bitsback.model.draws import SHOWN_AFTER_SECONDS
 from bitsback.model.modes import evaluating
 from bitsback.torch_state import seeded
 
@@ -60,11 +60,18 @@ def judged(
     device = next(model.parameters()).device
     given = examples.to(device, model.dtype)
     draws = draws if model.smallest_std() is not None else 1
+    size = model.evaluation_batch
+    ranges = [slice(first, min(first + size, len(given))) for first in range(0, len(given), size)]
     bits, predicted = torch.zeros(len(given), dtype=torch.float64), torch.zeros(())
     with evaluating(model.network), model.keeping(), seeded(seed, device):
         for number in tqdm(range(draws), desc="examples", leave=False, disable=not progress, delay=SHOWN_AFTER_SECONDS):
             model.hold(State("draw", seed, -1 - number))
-            outputs = torch.cat([model.outputs(part) for part in given.inputs.split(EVALUATION_BATCH)])
-            bits += likelihood.bits(outputs, given.targets).cpu().double()
-            predicted = predicted + likelihood.predict(outputs).cpu()
+            start, parts = 0, []
+            for inputs, targets in given.batches(ranges):
+                outputs, stop = model.outputs(inputs), start + len(targets)
+                bits[start:stop] += likelihood.bits(outputs, targets).cpu().double()
+                parts.append(likelihood.predict(outputs).cpu())
+                start = stop
+            alike = len({part.shape[1:] for part in parts}) == 1  # not if a collate function pads every batch by itself
+            predicted = predicted + torch.cat(parts) if alike else torch.zeros(len(given), 0)
     return Judged(bits / draws, predicted / draws, examples.targets.cpu(), numbers, draws)

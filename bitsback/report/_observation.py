@@ -77,8 +77,9 @@ class Observation:
 
     @property
     def has_classes(self) -> bool:
-        """Whether the targets are labels with a categorical likelihood."""
-        return isinstance(self.experiment.likelihood, CategoricalLikelihood)
+        """Whether every example has one label, with a categorical likelihood."""
+        e = self.experiment
+        return isinstance(e.likelihood, CategoricalLikelihood) and e.dataset.train.targets.ndim == 1
 
     def class_name(self, label: int) -> str:
         """Return the name of a class."""
@@ -130,12 +131,15 @@ class Observation:
     @cached_property
     def first(self) -> FirstLayer | None:
         """Weights of the first layer as pictures; None if no layer has a weight matrix."""
-        return _first_layer(self.experiment.model.weights, self.experiment.dataset.train.inputs.shape[1:])
+        one = self.experiment.dataset.train.inputs[:1]
+        return _first_layer(self.experiment.model.weights, one.shape[1:] if isinstance(one, Tensor) else torch.Size())
 
     def _look(self, split: Examples) -> Judged:
         e = self.experiment
         few, draws = subsample_to_budget(split, judging.MOST_DRAWS, judging.OPERATIONS, operations(e.model, split))
-        numbers = torch.linspace(0, len(split) - 1, len(few), dtype=torch.float64).round().long()
+        numbers = torch.arange(len(few))
+        if split.has_random_access:  # spread evenly
+            numbers = torch.linspace(0, len(split) - 1, len(few), dtype=torch.float64).round().long()
         seed = self.run.config.seed
         return judged(e.model, e.likelihood, few, draws=draws, numbers=numbers, seed=seed, progress=self.progress)
 
@@ -175,7 +179,9 @@ def _pictures(run: Run, train: Examples, numbers: Tensor) -> Tensor | None:
     inputs = train.inputs
     if run.config.data.features is not None:  # show the inputs before the features
         inputs = run.config.data.model_copy(update={"features": None, "fraction_bits": None}).load().train.inputs
-    chosen = inputs[numbers].double()
+    if not train.has_random_access or not isinstance(chosen := inputs[numbers], Tensor):
+        return None
+    chosen = chosen.double()
     if chosen.ndim == 4:
         chosen = chosen.mean(1)
     if chosen.ndim != 3 or min(chosen.shape[1:]) < 4:

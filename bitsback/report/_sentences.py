@@ -5,6 +5,7 @@ import math
 from bitsback import __version__
 from bitsback.ledger import Ledger
 from bitsback.ledger.rendering import shown_bits, shown_error
+from bitsback.likelihoods import CategoricalLikelihood
 from bitsback.report._html import MINUS, shown
 from bitsback.report._observation import Observation
 from bitsback.report.plots.style import octave
@@ -125,6 +126,7 @@ def example_rows(seen: Observation, most: int) -> Rows:
         if seen.has_classes:
             texts = [seen.class_name(int(target)), seen.class_name(int(said.argmax()))]
         else:
+            said = said.argmax(-1) if isinstance(seen.experiment.likelihood, CategoricalLikelihood) and said.numel() else said
             texts = [", ".join(f"{number:.4g}" for number in tensor.flatten().tolist()[:8]) for tensor in (target, said)]
         rows.append([f"{int(train.numbers[index]):,}", *texts, shown(float(train.bits[index]))])
     return rows

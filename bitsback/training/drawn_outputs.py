@@ -64,7 +64,7 @@ class DrawnOutputs:
         Yields:
             nothing.
         """
-        if self.model.output_layers and structure(inputs) != self._shape:
+        if self.layers and structure(inputs) != self._shape:
             self.try_out([inputs])
         if not self.layers:
             yield

@@ -14,7 +14,6 @@ from bitsback.errors import TrainingError
 from bitsback.inputs import Inputs, call, leaves, like
 from bitsback.likelihoods import Likelihood
 from bitsback.model import BayesianModel
-from bitsback.model.draws import EVALUATION_BATCH
 from bitsback.model.modes import Modes
 from bitsback.optim import PosteriorOptimizer
 from bitsback.profiling import stage
@@ -95,17 +94,13 @@ class Fit:
     def __post_init__(self) -> None:
         self.objective = self.objective or DescriptionLength(len(self.train))
         self.modes = Modes(self.model)
+        self.model.evaluation_batch = max(self.model.evaluation_batch, self.settings.batch_size)
         self._deterministic_bits = self.model.deterministic_bits()  # constant: counted once
 
     @property
     def steps_per_epoch(self) -> int:
         """Return the batches in one pass over the training split."""
         return -(-len(self.train) // self.settings.batch_size)
-
-    @property
-    def evaluation_batch(self) -> int:
-        """Return the examples of a forward pass without gradients: at least as many as a training step has."""
-        return max(EVALUATION_BATCH, self.settings.batch_size)
 
     def run_epoch(self) -> tuple[float, float]:
         """Run one pass over the training split.

@@ -181,17 +181,12 @@ def train(
                 samples=ledger.samples,
                 grid_step=ledger.grid_step,
                 seed=seed,
-                batch_size=fit.evaluation_batch,
                 progress=progress,
                 course=session.course,
             )
             book = replace(book, notes=(*book.notes, *fit.beta.notes(book.net_weight_bits)))
             draws = ledger.samples if model.smallest_std() is not None else 0
-            error = (
-                evaluate(model, likelihood, test, samples=draws, seed=seed + 1, batch_size=fit.evaluation_batch).error
-                if test
-                else None
-            )
+            error = evaluate(model, likelihood, test, samples=draws, seed=seed + 1).error if test else None
             subject.final = final_numbers(book, error)
             session.bar.end(book, error, likelihood.error_name)
         threads, stopped_early = torch.get_num_threads(), fit.epoch < training.passes

@@ -176,7 +176,7 @@ def decode(content: bytes, what: str, locations: Sequence[str] = ()) -> LoadedMo
     learned = [FilePart(name, tensor.numel() * grid.bits_each) for name, tensor, grid in side.slots]
     frame_bits = 8 * (len(content) - len(contents))
     loaded._parts = _Parts(8 * len(content), frame_bits, settings_bits, learned, head_bits, codec, decoded)
-    loaded.rows = empty.rows
+    loaded.rows = empty.model.evaluation_batch = empty.rows
     return loaded
 
 

@@ -303,12 +303,8 @@ def measure(experiment: Experiment, settings: PackSettings, content: bytes, why:
     own = [] if settings.factory is None else [f"{CODEC_FACTORY}={settings.factory}"]
     loaded = decode(content, "the packed file", [*locations_of(experiment.config), *own])
     data, likelihood = experiment.dataset, loaded.likelihood
-    train = evaluate(loaded.model, likelihood, data.train, samples=0, batch_size=loaded.rows)
-    test = (
-        evaluate(loaded.model, likelihood, data.test, samples=0, batch_size=loaded.rows).error
-        if data.test is not None
-        else None
-    )
+    train = evaluate(loaded.model, likelihood, data.train, samples=0)
+    test = evaluate(loaded.model, likelihood, data.test, samples=0).error if data.test is not None else None
     label_bits = None
     if has_exact_bits(likelihood):
         with suppress(FileError):  # activations too large to be exact: then the real-valued bits have to do
