@@ -126,7 +126,7 @@ REFUSED = {
     "no data": (lambda: trained(linear(), three, None), "come third"),
     "data second": (lambda: bitsback.train(linear(), (x, y)), "come third"),
     "no targets": (lambda: trained(linear(), three, x), "source(inputs, targets)"),
-    "unequal lengths": (lambda: trained(linear(), three, (x, y[:10])), "give one each"),
+    "unequal lengths": (lambda: trained(linear(), three, (x, y[:10])), "as many of each"),
     "nothing": (lambda: trained(linear(), three, (x[:0], y[:0])), "at least one example"),
     "not a number": (lambda: trained(linear(), three, (x / 0 * 0, y)), "clean the data"),
     "texts as inputs": (lambda: trained(linear(), three, ([["a"] * 4] * 20, y)), "give numbers"),

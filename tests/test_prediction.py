@@ -405,9 +405,12 @@ def test_the_inputs_of_examples_predict_as_tensors_do():
     assert torch.allclose(model.predict(rows, 3, likelihood=likelihood).mean, whole.mean, atol=1e-6)
 
 
-@pytest.mark.parametrize(("inputs", "samples"), [(torch.zeros(0, 4), 3), (torch.zeros(2, 4), 0)])
-def test_a_prediction_needs_inputs_and_draws(inputs, samples):
-    with pytest.raises(DataError, match="a prediction needs one input and one draw at least"):
+@pytest.mark.parametrize(
+    ("inputs", "samples", "said"),
+    [(torch.zeros(0, 4), 3, "give at least one example"), (torch.zeros(2, 4), 0, "needs one draw at least")],
+)
+def test_a_prediction_needs_inputs_and_draws(inputs, samples, said):
+    with pytest.raises(DataError, match=said):
         model_of().predict(inputs, samples, likelihood=CategoricalLikelihood(3))
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bitsback.coding.categorical import FRACTION_BITS
-from bitsback.errors import FileError
+from bitsback.errors import FileError, brief
 from bitsback.inputs import each
 from bitsback.model import BayesianModel
 from bitsback.model.modes import evaluating
@@ -128,6 +128,9 @@ def exact_outputs(model: BayesianModel, weights: Mapping[str, Tensor], inputs: A
 
     Returns:
         outputs (n, ...) in units of 2^-12, int64.
+
+    Raises:
+        FileError: if activations are too large to be exact, or the network does not run in float64.
     """
     values = {weight.name: on_lattice(weights[weight.name], WEIGHT_BITS) for weight in model.weights}
 
@@ -137,5 +140,11 @@ def exact_outputs(model: BayesianModel, weights: Mapping[str, Tensor], inputs: A
     parts = []
     with evaluating(model.network), model.holding(values), _rounded(model.network):
         for part in inputs.split(BATCH):
-            parts.append(model.outputs(each(part, rounded)))
+            try:
+                parts.append(model.outputs(each(part, rounded)))
+            except RuntimeError as error:
+                raise FileError(
+                    f"the network does not run in float64, which exact outputs need ({brief(error)}); let it make new tensors in "
+                    "the type of its inputs, as x.new_zeros(...) does"
+                ) from error
     return torch.ldexp(torch.cat(parts), torch.tensor(FRACTION_BITS)).round().long()
