@@ -538,7 +538,7 @@ REFUSED = {
     "workers for a plain iterable": (lambda: source(type("A", (), {"__iter__": lambda s: iter(pairs())})(), workers=2), "each repeat"),
     "an item that fails": (lambda: source(Things(pair, COUNT + 1)), r"example 30 of the data set cannot be read \(IndexError: .*Subset"),
     "a collate that fails": (lambda: source(Things(pair), collate=lambda items: 1 / 0), r"fails on example 0 \(ZeroDivisionError"),
-    "a collate that sums": (lambda: source(Things(pair), collate=lambda items: (X[:3], Y[:3])), "tensors of length 3 of 1 examples"),
+    "a collate that sums": (lambda: source(Things(pair), collate=lambda items: (X[:3], Y[:3])), "makes 3 targets of 1 examples"),
     "padding of reals": (lambda: source([(0.0, i * [0.5]) for i in (1, 2)] * 600, collate=lambda items: (torch.zeros(len(items)), torch.zeros(len(items), len(items)))), "the targets of different batches have shapes"),
     "a generator": (lambda: source(pair(i) for i in range(3)), r"a generator can be read only once, .*; give list\(data\)"),
     "an iterable that fails": (lambda: source(Flow(lambda p: (1 / 0 for _ in range(3)))), r"fails while it is read \(ZeroDivisionError"),

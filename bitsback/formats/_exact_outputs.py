@@ -144,7 +144,7 @@ def exact_outputs(model: BayesianModel, weights: Mapping[str, Tensor], inputs: A
                 parts.append(model.outputs(each(part, rounded)))
             except RuntimeError as error:
                 raise FileError(
-                    f"the network does not run in float64, which exact outputs need ({brief(error)}); let it make new tensors in "
+                    f"the network does not run in float64, which exact outputs need ({brief(error)}); let it make tensors in "
                     "the type of its inputs, as x.new_zeros(...) does"
                 ) from error
     return torch.ldexp(torch.cat(parts), torch.tensor(FRACTION_BITS)).round().long()
