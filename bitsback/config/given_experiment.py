@@ -20,9 +20,9 @@ from bitsback.likelihoods import (
     Likelihood,
     LikelihoodSettings,
     NegativeBinomialLikelihood,
-    checked_likelihood,
 )
 from bitsback.likelihoods.classes import class_count
+from bitsback.likelihoods.given import checked_likelihood
 from bitsback.likelihoods.settings import GivenLikelihoodSettings
 from bitsback.likelihoods.settings import registry as likelihoods
 from bitsback.model import BayesianModel

@@ -7,7 +7,6 @@ from bitsback.lazy import attach
 if TYPE_CHECKING:
     from bitsback.likelihoods._counts import NegativeBinomialLikelihood as NegativeBinomialLikelihood
     from bitsback.likelihoods._counts import PoissonLikelihood as PoissonLikelihood
-    from bitsback.likelihoods._given import checked_likelihood as checked_likelihood
     from bitsback.likelihoods._real import GaussianLikelihood as GaussianLikelihood
     from bitsback.likelihoods._uncertainty import Mixture as Mixture
     from bitsback.likelihoods.base import Likelihood as Likelihood
@@ -24,7 +23,6 @@ __getattr__, __dir__, __all__ = attach(
         "base": ["Likelihood"],
         "classes": ["BernoulliLikelihood", "CategoricalLikelihood", "TokensLikelihood"],
         "_counts": ["NegativeBinomialLikelihood", "PoissonLikelihood"],
-        "_given": ["checked_likelihood"],
         "_real": ["GaussianLikelihood"],
         "_uncertainty": ["Mixture"],
         "settings": ["AnyLikelihoodSettings", "LikelihoodSettings", "registry"],

@@ -15,7 +15,8 @@ from bitsback.inputs import Inputs, each
 from bitsback.kl import kl
 from bitsback.ledger import Entry, Ledger
 from bitsback.ledger.entry import Charge
-from bitsback.likelihoods import Likelihood, checked_likelihood
+from bitsback.likelihoods import Likelihood
+from bitsback.likelihoods.given import checked_likelihood
 from bitsback.model._memory_format import interleaved, runs
 from bitsback.model.buffers import frozen_norms
 from bitsback.model.draws import SHOWN_AFTER_SECONDS, drawing, draws_at_once

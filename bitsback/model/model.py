@@ -17,7 +17,8 @@ from bitsback.layers import Choice, Estimators
 from bitsback.layers.outputs import check_kinds, estimator_of
 from bitsback.learned import BFLOAT16
 from bitsback.ledger.entry import Charge
-from bitsback.likelihoods import Likelihood, checked_likelihood
+from bitsback.likelihoods import Likelihood
+from bitsback.likelihoods.given import checked_likelihood
 from bitsback.model._memory_format import interleaved, runs, straight
 from bitsback.model._resident import Resident
 from bitsback.model.buffers import COUNTER, Buffer, buffers_of
