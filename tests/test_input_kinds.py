@@ -1,0 +1,90 @@
+"""Inputs of several tensors in model files: what is written comes back, and what makes no sense is refused."""
+
+import pytest
+import torch
+from torch import nn
+
+import bitsback
+from bitsback.errors import FileError
+from bitsback.formats.config_text import take_settings
+from bitsback.formats.container import BitReader, unseal
+from bitsback.formats.model_file._head import EmptyModel
+from bitsback.formats.model_file._input_kinds import InputKinds
+
+ONE = torch.zeros(2, 3)
+WHOLE = torch.zeros(2, 4, dtype=torch.long)
+YES_NO = torch.zeros(2, 4, dtype=torch.bool)
+
+
+@pytest.mark.parametrize("inputs", [ONE, (ONE, WHOLE), {"ids": WHOLE, "seen": YES_NO}, (YES_NO,), torch.zeros(2)])
+def test_inputs_come_back(inputs):
+    kinds = InputKinds(InputKinds.tree_of(inputs))
+    found, given = kinds.blank(2), inputs
+    assert type(found) is type(given)
+    for one, other in zip(bitsback.inputs.leaves(found), bitsback.inputs.leaves(given), strict=True):
+        assert one.shape == other.shape
+        assert one.dtype == other.dtype
+    assert kinds.is_one_tensor == isinstance(inputs, torch.Tensor)
+
+
+WRONG = [
+    None, 3, "x", [0], [-1], [True], [1.5], [[3]], {}, {"a": [3]}, {"a": {"shape": [3]}}, {"a": {"kind": "real"}},
+    {"a": {"shape": [3], "kind": "complex"}}, {"a": {"shape": [3], "kind": ["real"]}}, {"a": {"shape": [0], "kind": "real"}},
+    [{"shape": [3], "kind": "real"}, 3], [{"shape": "3", "kind": "real"}],
+]  # fmt: skip
+
+
+class Adding(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.last = nn.Embedding(9, 4), nn.Linear(4, 3)
+
+    def forward(self, ids, seen):
+        return self.last((self.embedding(ids) * seen[..., None]).sum(1))
+
+
+def adding():
+    return Adding()
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A file of a network of two inputs, and its settings."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("kinds") / "model.bb"
+    ids, seen = torch.randint(9, (12, 5)), torch.rand(12, 5) > 0.3
+    model = bitsback.bayesianize(adding())
+    data = ({"ids": ids, "seen": seen}, torch.arange(12) % 3)
+    bitsback.save(model, path, data, factory="test_input_kinds:adding", progress=False)
+    _, contents = unseal(path.read_bytes(), "the file")
+    return path, take_settings(BitReader(contents)), ids, seen
+
+
+def test_the_file_says_its_inputs(written):
+    path, tree, ids, seen = written
+    assert tree["inputs"] == {"ids": {"shape": [5], "kind": "whole"}, "seen": {"shape": [5], "kind": "yes_no"}}
+    assert "rows" not in tree
+    loaded = bitsback.load(path, ["network.factory=test_input_kinds:adding"])
+    assert loaded.outputs({"seen": seen.float(), "ids": ids.int()}).shape == (12, 3)
+    with pytest.raises(FileError, match="the model takes inputs ids"):
+        loaded.outputs({"ids": ids})
+    with pytest.raises(FileError, match="the model takes inputs ids"):
+        loaded.outputs(ids)
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=str)
+def test_inputs_that_make_no_sense_are_refused(wrong, written):
+    with pytest.raises(FileError, match="what its inputs look like"):
+        EmptyModel.of({**written[1], "inputs": wrong}, ["network.factory=test_input_kinds:adding"], 1000)
+
+
+@pytest.mark.parametrize("rows", [0, -1, True, 2.0, "2", [2]])
+def test_rows_that_make_no_sense_are_refused(rows, written):
+    with pytest.raises(FileError, match="what its inputs look like"):
+        EmptyModel.of({**written[1], "rows": rows}, ["network.factory=test_input_kinds:adding"], 1000)
+
+
+def test_inputs_that_are_too_large_are_refused_before_they_are_made(written):
+    large = {"ids": {"shape": [1 << 50], "kind": "whole"}, "seen": {"shape": [5], "kind": "yes_no"}}
+    with pytest.raises(FileError, match="too large"):
+        EmptyModel.of({**written[1], "inputs": large}, ["network.factory=test_input_kinds:adding"], 1000)
