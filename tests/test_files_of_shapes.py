@@ -285,7 +285,10 @@ def test_the_prequential_code_codes_every_label(tmp_path):
     np.savez(tmp_path / "d.npz", inputs=inputs, targets=(inputs[:, 0] > 0).astype(int), mask=mask)
     config = config_of("tagger", tmp_path / "d.npz")
     config = config.model_copy(update={"network": config_of("poisson", tmp_path / "d.npz").network})
-    for call in (lambda: bb.send(config, code="prequential", progress=False), lambda: bb.codelengths(config, progress=False)):
+    for call in (
+        lambda: bb.send(config, code="prequential", progress=False),
+        lambda: bb.codelengths(config, codes=["prequential"], progress=False),
+    ):
         with pytest.raises(ConfigError, match="prequential code is of one label for each example, and all of them"):
             call()
 

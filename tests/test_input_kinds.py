@@ -88,3 +88,71 @@ def test_inputs_that_are_too_large_are_refused_before_they_are_made(written):
     large = {"ids": {"shape": [1 << 50], "kind": "whole"}, "seen": {"shape": [5], "kind": "yes_no"}}
     with pytest.raises(FileError, match="too large"):
         EmptyModel.of({**written[1], "inputs": large}, ["network.factory=test_input_kinds:adding"], 1000)
+
+
+class TwoOutputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.first(x), self.second(x)
+
+
+def two_outputs():
+    return TwoOutputs()
+
+
+def test_the_chosen_output_is_saved(tmp_path):
+    torch.manual_seed(0)
+    x, y = torch.randn(12, 4), torch.arange(12) % 3
+    model = bitsback.bayesianize(two_outputs(), output=1)
+    place = {"factory": "test_input_kinds:two_outputs"}
+    bitsback.save(model, tmp_path / "model.bb", (x, y), progress=False, **place)
+    loaded = bitsback.load(tmp_path / "model.bb", ["network.factory=test_input_kinds:two_outputs"])
+    with model.mean():
+        torch.testing.assert_close(loaded(x), model.network(x)[1])
+
+
+class Looking(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(6, 3)
+
+    def forward(self, image, shift):
+        return self.last(image) + shift
+
+
+def looking():
+    return Looking()
+
+
+def test_8_bit_inputs_among_several_are_grey_levels_in_files_too(tmp_path):
+    torch.manual_seed(0)
+    inputs = {"image": torch.randint(256, (12, 6), dtype=torch.uint8), "shift": torch.randn(12, 3)}
+    model = bitsback.bayesianize(looking())
+    bitsback.save(model, tmp_path / "m.bb", (inputs, torch.arange(12) % 3), factory="test_input_kinds:looking", progress=False)
+    loaded = bitsback.load(tmp_path / "m.bb", ["network.factory=test_input_kinds:looking"])
+    wanted = loaded({**inputs, "image": inputs["image"] / 255})
+    torch.testing.assert_close(loaded.outputs(inputs), wanted)
+
+
+def test_a_padded_input_is_saved_without_its_length(tmp_path):
+    words = [(torch.randint(1, 9, (3 + k % 4,)), k % 3) for k in range(12)]
+
+    def pad(items):
+        return nn.utils.rnn.pad_sequence([word for word, _ in items], batch_first=True), torch.tensor([y for _, y in items])
+
+    model = bitsback.bayesianize(nn.Sequential(nn.EmbeddingBag(9, 4), nn.Linear(4, 3)))
+    bitsback.save(model, tmp_path / "m.bb", bitsback.data.source(words, collate=pad), progress=False)
+    loaded = bitsback.load(tmp_path / "m.bb")
+    assert loaded.outputs(torch.ones(2, 11).long()).shape == (2, 3)
+
+
+def test_a_model_is_saved_with_the_likelihood_of_its_training(tmp_path):
+    x, y = torch.randn(20, 4), torch.arange(20) % 4
+    model = bitsback.bayesianize(nn.Sequential(nn.Linear(4, 1)))
+    counts = bitsback.likelihoods.PoissonLikelihood()
+    bitsback.train(model, counts, (x, y), training={"epochs": 1}, progress=False)
+    bitsback.save(model, tmp_path / "m.bb", (x, y), progress=False)
+    assert bitsback.load(tmp_path / "m.bb").likelihood.kind == "poisson"

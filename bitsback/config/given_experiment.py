@@ -1,11 +1,12 @@
 """Experiments on a model, likelihood and data made in Python; the configuration marks what it cannot describe as "given"."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 
 from bitsback.config._explain import describe_all
 from bitsback.config.experiment import Experiment, try_out
@@ -29,7 +30,7 @@ from bitsback.model import BayesianModel
 from bitsback.model.modes import evaluating
 from bitsback.posteriors import GaussianPosteriorSettings, PointPosterior, PointPosteriorSettings
 
-__all__ = ["given_experiment", "likelihood_settings"]
+__all__ = ["default_likelihood", "given_experiment", "likelihood_settings"]
 
 
 def given_experiment(
@@ -65,9 +66,7 @@ def given_experiment(
         inputs, targets = some.batch(slice(0, min(count, len(some))))
         output = try_out(model, inputs, type(model.network).__name__, model.output)
     if likelihood is None:
-        classes = class_count(output, some.targets.shape[1:]) or output.shape[-1]
-        texts = dataset.train.labels
-        likelihood = CategoricalLikelihood(classes, names=texts if texts and len(texts) == classes else None)
+        likelihood = default_likelihood(output, targets, dataset.train.labels)
     for examples in (dataset.train, dataset.test):
         if examples is not None:
             likelihood.check_targets(examples.targets, examples.name)
@@ -87,6 +86,21 @@ def given_experiment(
     )
     training = config.training.settled(len(dataset.train), likelihood)
     return Experiment(config.model_copy(update={"training": training}), dataset, model, likelihood)
+
+
+def default_likelihood(output: Tensor, targets: Tensor, texts: Sequence[str] | None) -> CategoricalLikelihood:
+    """Return a categorical likelihood with as many classes as a network has outputs.
+
+    Args:
+        output: (n, ...), the network's outputs for some examples.
+        targets: (n, ...), their targets.
+        texts: labels of the data, which name the classes if there are as many.
+
+    Returns:
+        the likelihood.
+    """
+    classes = class_count(output, targets.shape[1:]) or output.shape[-1]
+    return CategoricalLikelihood(classes, names=texts if texts and len(texts) == classes else None)
 
 
 def _settings(sections: Mapping[str, Any]) -> Config:

@@ -109,6 +109,11 @@ class Examples:
         return isinstance(self.inputs, Tensor) or self.inputs.has_random_access
 
     @property
+    def pads(self) -> bool:
+        """Return whether a batch may have a shape of its own, to which a collate function padded it."""
+        return isinstance(self.inputs, View) and self.inputs.pads
+
+    @property
     def preprocessing(self) -> "Preprocessing":
         """Return the map from the inputs as they are stored to those of a batch: 8-bit grey levels are divided by 255."""
         if isinstance(self.inputs, View) and grey in self.inputs.steps:

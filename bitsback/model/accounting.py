@@ -18,7 +18,7 @@ from bitsback.ledger.entry import Charge
 from bitsback.likelihoods import Likelihood
 from bitsback.likelihoods.given import checked_likelihood
 from bitsback.model._memory_format import interleaved, runs
-from bitsback.model.buffers import frozen_norms
+from bitsback.model.buffers import frozen_norms, unmoved
 from bitsback.model.draws import SHOWN_AFTER_SECONDS, drawing, draws_at_once
 from bitsback.model.model import FLOAT32_BITS, BayesianModel
 from bitsback.model.modes import evaluating
@@ -122,7 +122,8 @@ def evaluate(
     ):
         interleaves, together = _takes_interleaved(model, examples.inputs[:2]), 1
         if len(batches) > 1:
-            together = max(1, PREDICTED_NUMBERS // max(1, model.outputs(examples.inputs[batches[0]]).numel()))
+            with unmoved(model.network), seeded(seed, model.device):  # a trial leaves no trace
+                together = max(1, PREDICTED_NUMBERS // max(1, model.outputs(examples.inputs[batches[0]]).numel()))
         for group in (batches[first : first + together] for first in range(0, len(batches), together)):
             predicted, wanted = [torch.zeros(())] * len(group), [examples.targets] * len(group)
             kept = _Block(group[-1].stop - group[0].start)

@@ -32,16 +32,20 @@ class DrawnOutputs:
     def __init__(self, model: BayesianModel, batches: Sequence[Inputs], reuse: int) -> None:
         self.model, self.reuse = model, reuse
         self.layers: list[OutputLayer] = []
+        self._tried: dict[str, set[nn.Module]] = {}
         self.try_out(batches)
 
     def try_out(self, batches: Sequence[Inputs]) -> None:
         """Select the layers whose outputs are drawn, by trial forwards on example inputs."""
         wanted = self.model.output_layers
-        open_questions = [layer.module for layer in wanted if not layer.asked]
-        found = safe_modules(self.model, open_questions, batches) if open_questions else set()
-        found |= called_modules(self.model, [layer.module for layer in wanted if layer.asked], batches)
-        self.layers = [layer for layer in wanted if layer.module in found]
         self._shape = structure(batches[0]) if batches else None
+        found = self._tried.get(repr(self._shape))
+        if found is None:
+            open_questions = [layer.module for layer in wanted if not layer.asked]
+            found = safe_modules(self.model, open_questions, batches) if open_questions else set()
+            found |= called_modules(self.model, [layer.module for layer in wanted if layer.asked], batches)
+            self._tried[repr(self._shape)] = found
+        self.layers = [layer for layer in wanted if layer.module in found]
         inside = {weight.index for layer in self.layers for weight in layer.weights}
         for weight in self.model.weights:
             weight.noise_on_outputs = weight.index in inside

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from bitsback.data import Examples
-from bitsback.errors import TrainingError
+from bitsback.errors import ConfigError, TrainingError
 from bitsback.inputs import Inputs, call, leaves, like
 from bitsback.likelihoods import Likelihood
 from bitsback.model import BayesianModel
@@ -262,4 +262,6 @@ def _groups(inputs: Inputs, count: int) -> list[Inputs]:
     """Cut a batch into groups of examples."""
     if count == 1:
         return [inputs]
+    if len({len(leaf) for leaf in leaves(inputs)}) > 1:
+        raise ConfigError("training.draws cuts a batch by its rows, and here rows of inputs are no examples; set draws to 1")
     return [like(inputs, parts) for parts in zip(*(leaf.tensor_split(count) for leaf in leaves(inputs)), strict=True)]

@@ -281,10 +281,10 @@ def _sample_ledger(shared: SharedContext, q: RoundedPosterior, point: Integers, 
     nats = torch.distributions.Normal(mean, std).log_prob(w).sum()
     for weight in shared.model.weights:
         nats = nats - weight.prior().log_prob(values[weight.name]).sum()
-    data = 0.0
+    data, size = 0.0, shared.model.evaluation_batch
     with evaluating(shared.model.network), shared.model.holding(values):
-        for x, y in zip(shared.inputs.split(512), labels.split(512), strict=True):
-            data += float(shared.likelihood.bits(shared.model(x), y).sum())
+        for x, y in zip(shared.inputs.split(size), labels.split(size), strict=True):
+            data += float(shared.likelihood.bits(shared.model.outputs(x), y).sum())
     return float(nats_to_bits(nats)), data
 
 

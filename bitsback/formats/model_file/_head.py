@@ -194,6 +194,8 @@ def model_tree(experiment: Experiment) -> Tree:
     if experiment.dataset.in_memory:
         del tree["data"]
     tree["inputs"] = InputKinds.tree_of(inputs)
+    if experiment.dataset.train.pads:
+        tree["padded"] = True
     if isinstance(inputs, Tensor) and not inputs.is_floating_point():
         tree["whole_inputs"] = True
     if isinstance(experiment.config.network, FactorySettings) and not _runs_on_zeros(experiment.model, tree["inputs"]):

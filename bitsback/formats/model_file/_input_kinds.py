@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bitsback.errors import FileError
 from bitsback.formats._size_limits import is_shape
-from bitsback.inputs import Inputs, described, leaves
+from bitsback.inputs import Inputs, described, grey, leaves
 
 __all__ = ["InputKinds"]
 
@@ -87,7 +87,8 @@ class InputKinds:
         if self.is_one_tensor or not isinstance(tensors, dict) or set(tensors) != set(self._parts):
             named = ", ".join(f"{name} {tuple(shape)}" for name, (shape, _) in self._parts.items()).strip()
             raise FileError(f"the model takes inputs {named}, and these have {described(inputs)}; give such inputs")
-        fitted = {name: tensors[name].to(DTYPES[kind]) for name, (_, kind) in self._parts.items()}
+        levels = {name: grey(tensors[name]) if kind == "real" else tensors[name] for name, (_, kind) in self._parts.items()}
+        fitted = {name: levels[name].to(DTYPES[kind]) for name, (_, kind) in self._parts.items()}
         return fitted if self._has_names else tuple(fitted.values())
 
 

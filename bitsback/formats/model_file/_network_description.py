@@ -38,7 +38,7 @@ def described_network(model: BayesianModel) -> tuple[SequentialSettings, tuple[s
     Raises:
         LayerError: if the network is not a sequence of torch's layers, or priors are overridden by name.
     """
-    network = SequentialSettings(layers=tuple(describe(model.network)))
+    network = SequentialSettings(layers=tuple(describe(model.network)), output=model.output)
     if model.override_settings:
         raise LayerError("prior overrides go by the network's own names; give factory='package.module:function' to keep them")
     yaml_name = _names_in_yaml(model.network)

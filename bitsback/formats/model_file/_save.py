@@ -8,7 +8,7 @@ import torch
 from bitsback.atomic_io import check_new_file, write_bytes
 from bitsback.config import Config, Experiment
 from bitsback.config.coding_settings import PackSettings
-from bitsback.config.given_experiment import likelihood_settings
+from bitsback.config.given_experiment import default_likelihood, likelihood_settings
 from bitsback.config.network import FactorySettings, SequentialSettings
 from bitsback.config.schema import BayesianSettings
 from bitsback.data import Dataset, Examples, source
@@ -17,6 +17,7 @@ from bitsback.formats.model_file._network_description import described_network
 from bitsback.formats.model_file.write import Packed, pack_experiment
 from bitsback.likelihoods import CategoricalLikelihood, Likelihood
 from bitsback.likelihoods import registry as likelihoods
+from bitsback.likelihoods.given import checked_likelihood
 from bitsback.model import BayesianModel
 from bitsback.model.modes import evaluating
 
@@ -41,7 +42,7 @@ def save(
         path: path of the new file.
         examples: training examples, already preprocessed, in anything that :func:`bitsback.data.source` takes: they give the
             shape of the inputs, and tuning trains on them. Not needed with an experiment.
-        likelihood: default: categorical, with as many classes as the network has outputs.
+        likelihood: default: that of the training; without one categorical, with as many classes as the network has outputs.
         factory: ``package.module:function`` that makes the network; not needed for an ``nn.Sequential`` of torch's layers,
             which the file describes itself (its layers are then named as in YAML: linear1, conv2d1, ...).
         arguments: keyword arguments of the factory.
@@ -83,15 +84,17 @@ def _experiment(
 ) -> Experiment:
     if examples is None:
         raise LayerError("give examples: save(model, path, Examples(inputs, targets)); they say what the inputs look like")
+    likelihood = model.likelihood if likelihood is None else checked_likelihood(likelihood)
     if likelihood is None:
+        inputs, targets = examples.batch(slice(0, min(model.evaluation_batch, len(examples))))
         with torch.no_grad(), evaluating(model.network), model.mean():
-            likelihood = CategoricalLikelihood(model.outputs(examples.inputs[:2]).shape[-1])
+            likelihood = default_likelihood(model.outputs(inputs), targets, examples.labels)
         likelihood.check_targets(examples.targets, examples.name)
     network: SequentialSettings | FactorySettings
     if factory is None:
         network, exclude = described_network(model)
     else:
-        network = FactorySettings(factory=factory, arguments=arguments)
+        network = FactorySettings(factory=factory, arguments=arguments, output=model.output)
         exclude = tuple(name for name, _ in model.deterministic())
     config = Config(
         network=network,

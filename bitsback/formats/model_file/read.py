@@ -109,7 +109,7 @@ class LoadedModel(nn.Module):
         else:
             prepared = self.preprocessing(inputs if inputs.is_floating_point() else inputs.float())
         wanted = tuple(self.tree["inputs"])
-        if tuple(prepared.shape[1:]) != wanted:
+        if tuple(prepared.shape[1:]) != wanted and not self.tree.get("padded"):
             if prepared.shape[1:].numel() != torch.Size(wanted).numel() or not prepared.ndim:
                 raise FileError(f"the model takes inputs of shape {wanted}, got {tuple(prepared.shape[1:])}; give such inputs")
             prepared = prepared.reshape(len(prepared), *wanted)

@@ -221,7 +221,7 @@ class Walk:
                     with model.sample() if settings.predict == "samples" else model.mean():
                         for inputs, found in zip(asked, parts, strict=True):
                             ready = inputs.double() if inputs.is_floating_point() else inputs
-                            found.append(torch.cat([model(batch) for batch in ready.split(BATCH)]).log_softmax(1))
+                            found.append(torch.cat([model.outputs(batch) for batch in ready.split(BATCH)]).log_softmax(1))
         averaged = [torch.logsumexp(torch.stack(found), 0) - math.log(len(found)) for found in parts]
         if not torch.isfinite(averaged[0]).all():
             raise TrainingError(f"the predictions of block {number + 1} are not finite; lower training.optimizer.lr")
