@@ -39,15 +39,16 @@ they are left out when they have these values. The table never changes except fo
 has to be what files without the setting meant.
 """
 
-SINCE: dict[str, dict[str, Any]] = {
-    "data": {"mask": "mask", "test_mask": "test_mask"},
-    "network": {"output": "auto"},
-    "likelihood": {"ignore": None, "class_axis": None},
+IGNORE = {"ignore": None}
+SINCE: dict[str, dict[str, dict[str, Any]]] = {
+    "data": {"npz": {"mask": "mask", "test_mask": "test_mask"}},
+    "network": {kind: {"output": "auto"} for kind in ("sequential", "factory", "given")},
+    "likelihood": {
+        **dict.fromkeys(("bernoulli", "negative_binomial", "poisson", "tokens"), IGNORE),
+        "categorical": {**IGNORE, "class_axis": None},
+    },
 }
-"""Settings added since that table was frozen, by section, with what files without them meant; they are left out at these."""
-
-LATER = {**DEFAULTS["later"], **{name: DEFAULTS["later"].get(name, {}) | added for name, added in SINCE.items()}}
-"""All settings that are left out at a default."""
+"""Settings added since that table was frozen, by section and kind, with what files without them mean."""
 
 LOCATED = ("data", "network", "prior", "prior_overrides")
 """Sections with paths and factory functions, which each machine has in other places."""
@@ -73,8 +74,9 @@ def to_tree(config: Config, sections: Sequence[str]) -> dict[str, Any]:
         the tree; settings added to the format later are left out at their default.
     """
     tree = {name: _plain(getattr(config, name)) for name in sections}
-    for section, later in LATER.items():
+    for section in (*DEFAULTS["later"], *SINCE):
         part: Any = (tree["data"].get("features") or {}) if section == "features" else tree.get(section, {})
+        later = DEFAULTS["later"].get(section, {}) | SINCE.get(section, {}).get(part.get("kind"), {})
         for name, value in later.items():
             if name in part and part[name] == value:
                 del part[name]
@@ -150,18 +152,8 @@ def with_first_defaults(tree: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-LATER_BY_KIND = {
-    "bernoulli": ("ignore",),
-    "categorical": ("labels", "ignore", "class_axis"),
-    "gaussian": ("standardise", "shift_bits"),
-    "negative_binomial": ("ignore",),
-    "poisson": ("ignore",),
-    "tokens": ("labels", "ignore"),
-}
+LATER_BY_KIND = {"gaussian": ("standardise", "shift_bits"), "categorical": ("labels",), "tokens": ("labels",)}
 """Settings under ``later`` that each kind of likelihood has."""
-
-MASKS = tuple(SINCE["data"])
-"""Settings under ``later`` that only NPZ data have."""
 
 
 def _defaults_of(section: str, kinds: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
@@ -169,10 +161,9 @@ def _defaults_of(section: str, kinds: dict[str, Any], part: dict[str, Any]) -> d
     kind = part.get("kind", "")
     if not isinstance(kind, str):
         return {}
-    later = LATER.get(section, {})
-    known = tuple(name for name in later if section != "data" or kind == "npz" or name not in MASKS)
-    known = LATER_BY_KIND.get(kind, ()) if section == "likelihood" else known
-    return {**kinds.get(kind, {}), **{name: later[name] for name in known}}
+    later = DEFAULTS["later"].get(section, {})
+    known = LATER_BY_KIND.get(kind, ()) if section == "likelihood" else later
+    return {**kinds.get(kind, {}), **{name: later[name] for name in known}, **SINCE.get(section, {}).get(kind, {})}
 
 
 def _filled(defaults: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
