@@ -174,7 +174,6 @@ def test_a_coarse_grid_is_a_coarse_code_and_one_that_leaves_nothing_is_refused(e
     [
         (lambda m, e: take_ledger(m, CategoricalLikelihood(C), e, samples=0), "samples >= 1"),
         (lambda m, e: take_ledger(m, CategoricalLikelihood(C), e, grid_step=0.0), "above zero"),
-        (lambda m, e: take_ledger(m, CategoricalLikelihood(C), (e.inputs, e.targets)), "give Examples"),
         (lambda m, e: take_ledger(m.network, CategoricalLikelihood(C), e), "give a BayesianModel"),
     ],
 )

@@ -244,10 +244,11 @@ class Codelengths:
         self._experiment = Experiment.build(source) if isinstance(source, Config) else experiment_of(source)
         self._likelihood = check_labels(self._experiment)
         self._train = self._experiment.dataset.train
-        if "prequential" in names and must_all:  # refused now, rather than after the other networks have been trained
-            try:
+        if "prequential" in names and (must_all or not self._experiment.dataset.in_memory):
+            try:  # refused now, rather than after the other networks have been trained
                 check_prequential(self.config)
-                check_whole(self._train, self._likelihood)
+                if must_all:
+                    check_whole(self._train, self._likelihood)
                 self.config.prequential.ends(len(self._train))
             except ConfigError as error:
                 raise ConfigError(f"{error} (or leave this code out: --codes uniform,variational,...)") from error

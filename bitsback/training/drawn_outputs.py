@@ -68,7 +68,7 @@ class DrawnOutputs:
         Yields:
             nothing.
         """
-        if self.layers and structure(inputs) != self._shape:
+        if self.model.output_layers and structure(inputs) != self._shape:
             self.try_out([inputs])
         if not self.layers:
             yield
