@@ -148,7 +148,7 @@ def train(
     training = training.settled(len(dataset.train), likelihood)
     for examples in (dataset.train, dataset.test):
         if examples is not None:
-            likelihood.check_targets(examples.targets, examples.name)
+            likelihood.check_split(examples.targets, examples.name)
     model.chosen_grid_step, model.likelihood = ledger.grid_step, likelihood
     check_point_grids(model, model.grid_step(), "ledger.grid_step" if ledger.grid_step else "posterior.grid_step")
     device, dtype = _device(training.device), torch.float64 if training.precision == "float64" else torch.float32

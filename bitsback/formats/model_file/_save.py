@@ -86,7 +86,7 @@ def _experiment(
     if likelihood is None:
         with torch.no_grad(), evaluating(model.network), model.mean():
             likelihood = CategoricalLikelihood(model.outputs(examples.inputs[:2]).shape[-1])
-        likelihood.check_targets(examples.targets, examples.name)
+        likelihood.check_split(examples.targets, examples.name)
     network: SequentialSettings | FactorySettings
     if factory is None:
         network, exclude = described_network(model)
