@@ -43,6 +43,9 @@ NAMES = ("uniform", "float32", "quantised", "bic", "laplace", "variational", "re
 PROBED = ("uniform", "variational", "prequential")
 """Codes of MDL probing: the uniform code, and the two of Voita & Titov."""
 
+APPROXIMATE = {"bic": "BIC", "laplace": "Laplace's approximation"}
+"""Codes that are formulas for one label of each example, by name, with their names in messages."""
+
 PROBE = Path(__file__).with_name("probe.yaml")
 
 
@@ -244,14 +247,25 @@ class Codelengths:
         self._experiment = Experiment.build(source) if isinstance(source, Config) else experiment_of(source)
         self._likelihood = check_labels(self._experiment)
         self._train = self._experiment.dataset.train
-        if "prequential" in names and must_all:  # refused now, rather than after the other networks have been trained
+        if must_all:  # refused now, rather than after the other networks have been trained
+            self._refuse(names)
+        self.uniform_bits = self._likelihood.uniform_bits(self._train.targets)
+
+    def _refuse(self, names: Sequence[str]) -> None:
+        """Raise ConfigError for the first of some codes that these data or settings do not allow."""
+        for name in names:
             try:
-                check_prequential(self.config)
-                check_whole(self._train, self._likelihood)
-                self.config.prequential.ends(len(self._train))
+                if name == "prequential":
+                    check_prequential(self.config)
+                    self._check_whole("the prequential code")
+                    self.config.prequential.ends(len(self._train))
+                elif name in APPROXIMATE:
+                    self._check_whole(APPROXIMATE[name])
             except ConfigError as error:
                 raise ConfigError(f"{error} (or leave this code out: --codes uniform,variational,...)") from error
-        self.uniform_bits = self._likelihood.uniform_bits(self._train.targets)
+
+    def _check_whole(self, code: str) -> None:
+        check_whole(self._train, self._likelihood, code)
 
     def row(self, name: str) -> Row:
         """Compute one of the codes.
@@ -308,7 +322,7 @@ class Codelengths:
     def _uniform(self) -> Row:
         how, decodable = "send --code prequential with one block", True
         try:
-            check_whole(self._train, self._likelihood)
+            self._check_whole("the uniform code")
         except ConfigError:
             how, decodable = "no command writes the uniform code of such targets", False
         return self._row("uniform", 0.0, self.uniform_bits, self._chance(), 0.0, how=how, decodable=decodable)
@@ -323,12 +337,14 @@ class Codelengths:
                          how=how, decodable=False)  # fmt: skip
 
     def _bic(self) -> Row:
+        self._check_whole(APPROXIMATE["bic"])
         point = self._point
         bits = bic_model_bits(point.weights, len(self._train))
         return self._row("bic", bits, point.data_bits, point.test_error, point.seconds,
                          how="an asymptotic formula", decodable=False)  # fmt: skip
 
     def _laplace(self) -> Row:
+        self._check_whole(APPROXIMATE["laplace"])
         point, began = self._point, time.perf_counter()
         found = laplace_model_bits(point.experiment.model, self._likelihood, point.experiment.dataset.train)
         seconds = point.seconds + time.perf_counter() - began
@@ -366,7 +382,7 @@ class Codelengths:
 
     def _prequential(self) -> Row:
         check_prequential(self.config)
-        check_whole(self._train, self._likelihood)
+        self._check_whole("the prequential code")
         found = prequential(self.config, progress=self._progress)
         return self._row("prequential", 0.0, found.bits, found.test_error, found.seconds, how="send --code prequential")
 
@@ -379,7 +395,7 @@ class Codelengths:
     def _rival(self, name: str, code: Callable[..., Rival]) -> Row:
         """Return the row of a code without a network; without bits if the configuration lacks what it needs."""
         try:
-            check_whole(self._train, self._likelihood)
+            self._check_whole(f"the code {name}")
             found = code(self.config, self._experiment.dataset, self._likelihood.classes, progress=self._progress)
         except (ConfigError, MissingExtraError) as error:
             return Row(name, None, None, None, None, None, 0.0, decodable=False, how=brief(error, SHOWN_CHARACTERS))
