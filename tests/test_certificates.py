@@ -498,6 +498,17 @@ def _stop_after(experiment, place, epochs):
         experiment.train(place, progress=False)
 
 
+@pytest.mark.parametrize("kind", ["quad", "lambda", "classic"])
+def test_a_bound_needs_one_label_for_each_example(kind):
+    model, steps = bayesianize(nn.Conv1d(2, 3, 1)), []
+    data = Examples(torch.randn(8, 2, 4), torch.randint(3, (8, 4)))
+    with pytest.raises(ConfigError, match=r"one wrong label, and targets of shape \(4,\) .* use kind: elbo"):
+        bitsback.train(
+            model, None, data, training={"objective": {"kind": kind}}, watch=lambda step, _: steps.append(step), progress=False
+        )
+    assert not steps
+
+
 def test_a_bound_needs_labels_and_no_budget():
     regression = {"data": {"kind": "friedman", "limit": None}, "likelihood": {"kind": "gaussian"},
                   "network": {"kind": "sequential", "layers": ["Linear"]}}  # fmt: skip

@@ -238,7 +238,7 @@ def start(
     is_repeatable = settings.precision == "float64"
     model.lay_out(channels_last=settings.fused and not is_repeatable, example=trials[0])  # no gain in float64
     other_bits = model.deterministic_bits() + sum(charge.bits for charge in [*model.charges(), *likelihood.charges()])
-    objective = make_objective(settings.objective, likelihood, len(data), other_bits)
+    objective = make_objective(settings.objective, likelihood, data.targets, other_bits)
     objective.to(data.targets.device)
     options: dict[str, Any] = {"max_grad_norm": settings.gradient_clip, "by_pieces": settings.fused}
     optimizer = make_optimizer(model, [likelihood, objective], settings.optimizer, len(data), **options)
