@@ -329,6 +329,8 @@ LIES = [
     ("masks", "message", {"likelihood": {"kind": "poisson"}}, "outputs of shape"),
     ("poisson", "two_part", {"targets": [6]}, "what its inputs look like"),
     ("poisson", "two_part", {"outputs": 6, "targets": [6]}, "come back"),
+    ("poisson", "two_part", {"outputs": 10**13, "targets": [10**13]}, "what its inputs look like"),
+    ("poisson", "two_part", {"outputs": 2**16 + 1, "targets": [2**16 + 1]}, "what its inputs look like"),
     ("poisson", "two_part", {"likelihood": CLASSES | {"classes": 2}}, "outputs of shape"),
     ("poisson", "two_part", {"likelihood": {**BINOMIAL, "dispersion": 1e-300}}, "dispersions from|positive, finite"),
     ("poisson", "message", {"target_shape": [2]}, "the payload was not"),
