@@ -27,7 +27,7 @@ from bitsback.certificates._posterior_risk import mean_loss_of_draws
 from bitsback.config import Experiment, load_run
 from bitsback.config.schema import Config
 from bitsback.data import Examples
-from bitsback.errors import BitsbackError, CertificateError, ConfigError
+from bitsback.errors import BitsbackError, CertificateError, ConfigError, DataError
 from bitsback.formats.config_tree import MESSAGE_SECTIONS, to_tree
 from bitsback.formats.model_file.write import pack_experiment
 from bitsback.likelihoods import CategoricalLikelihood
@@ -183,6 +183,48 @@ def test_images_and_norms_have_draws_of_their_own_too():
     data = Examples(torch.randn(90, 1, 8, 8), torch.arange(90) % 3)
     loss = mean_loss_of_draws(model, CategoricalLikelihood(3), data)
     assert loss == pytest.approx(evaluate(model, CategoricalLikelihood(3), data, samples=0).error, abs=0.012)
+
+
+def test_a_posterior_certificate_needs_no_coded_first_example():
+    model, data = small_model(), examples(20)
+    data = Examples(data.inputs, torch.cat([torch.tensor([-100]), data.targets[1:]]))
+    found = certify_posterior(model, CategoricalLikelihood(2, ignore=-100), data, draws=1)
+    assert found.weight_bits == certify_posterior(model, CategoricalLikelihood(2), examples(20), draws=1).weight_bits
+
+
+def beside_hidden(data, count):
+    """Return the examples, and the same beside ``count`` whose targets are -100."""
+    targets = torch.cat([torch.full((count,), -100), data.targets])
+    return Examples(torch.cat([torch.randn(count, 6), data.inputs]), targets)
+
+
+def test_hidden_examples_are_no_examples_of_a_certificate():
+    model, data, likelihood = small_model(), examples(10), CategoricalLikelihood(2, ignore=-100)
+    model.double()
+    padded = beside_hidden(data, 90)
+    found = certify_posterior(model, likelihood, padded, test=padded, draws=5_000)
+    alone = certify_posterior(model, likelihood, data, test=data, draws=5_000)
+    assert (found.n, found.draws) == (alone.n, alone.draws) == (10, 5_000)
+    assert found.risk == pytest.approx(alone.risk, abs=0.05)
+    assert found.complexity == alone.complexity
+    predicted = likelihood.predict(model.outputs(padded.inputs.double()))
+    of_file = certify_file(predicted, padded.targets, likelihood, 100)
+    assert of_file == certify_file(predicted[90:], data.targets, likelihood, 100)
+    assert of_file.n == 10
+    with pytest.raises(CertificateError, match="no target is coded"):
+        certify_file(predicted[:90], padded.targets[:90], likelihood, 100)
+    with pytest.raises(DataError, match="no test target is coded"):
+        certify_posterior(model, likelihood, data, test=Examples(padded.inputs[:90], padded.targets[:90], name="test"), draws=1)
+
+
+def test_the_error_of_a_network_is_that_of_its_coded_examples():
+    model, data, likelihood = small_model(), examples(10), CategoricalLikelihood(2, ignore=-100)
+    alone = evaluate(model, likelihood, data, samples=0)
+    assert 0 < alone.error < 1
+    for batch_size in (None, 7):
+        assert evaluate(model, likelihood, beside_hidden(data, 90), samples=0, batch_size=batch_size).error == alone.error
+    nothing = evaluate(model, likelihood, Examples(data.inputs, torch.full((10,), -100)), samples=0)
+    assert (nothing.data_bits, math.isnan(nothing.error)) == (0.0, True)
 
 
 def test_a_posterior_certificate_is_the_ledger_and_the_formula():
@@ -454,6 +496,17 @@ def _stop_after(experiment, place, epochs):
 
     with mock.patch.object(Fit, "run_epoch", interrupted), pytest.raises(KeyboardInterrupt):
         experiment.train(place, progress=False)
+
+
+@pytest.mark.parametrize("kind", ["quad", "lambda", "classic"])
+def test_a_bound_needs_one_label_for_each_example(kind):
+    model, steps = bayesianize(nn.Conv1d(2, 3, 1)), []
+    data = Examples(torch.randn(8, 2, 4), torch.randint(3, (8, 4)))
+    with pytest.raises(ConfigError, match=r"one wrong label, and targets of shape \(4,\) .* use kind: elbo"):
+        bitsback.train(
+            model, None, data, training={"objective": {"kind": kind}}, watch=lambda step, _: steps.append(step), progress=False
+        )
+    assert not steps
 
 
 def test_a_bound_needs_labels_and_no_budget():

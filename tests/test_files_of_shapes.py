@@ -285,12 +285,27 @@ def test_the_prequential_code_codes_every_label(tmp_path):
     np.savez(tmp_path / "d.npz", inputs=inputs, targets=(inputs[:, 0] > 0).astype(int), mask=mask)
     config = config_of("tagger", tmp_path / "d.npz")
     config = config.model_copy(update={"network": config_of("poisson", tmp_path / "d.npz").network})
-    for call in (
-        lambda: bb.send(config, code="prequential", progress=False),
-        lambda: bb.codelengths(config, codes=["prequential"], progress=False),
-    ):
-        with pytest.raises(ConfigError, match="prequential code is of one label for each example, and all of them"):
-            call()
+    calls = {
+        "the prequential code": [
+            lambda: bb.send(config, code="prequential", progress=False),
+            lambda: bb.codelengths(config, codes=["uniform", "prequential"], progress=False),
+        ],
+        "BIC": [lambda: bb.codelengths(config, codes=["bic"], progress=False)],
+        "Laplace's approximation": [lambda: bb.codelengths(config, codes=["laplace"], progress=False)],
+    }
+    for code, each in calls.items():
+        for call in each:
+            with pytest.raises(ConfigError, match=f"{code} is of one label for each example, and all of them"):
+                call()
+
+
+def test_approximations_of_targets_with_axes_have_a_row_that_says_why(tasks):
+    config = config_of("tagger", tasks["tagger"][0] / "sender.npz", epochs=1)
+    rows = bb.codelengths(config, progress=False).to_dict()
+    assert rows["variational"]["total_bits"] > 0
+    for name in ("bic", "laplace", "prequential", "label_spreading", "logistic"):
+        assert rows[name]["total_bits"] is None
+        assert "one label for each example" in rows[name]["how"]
 
 
 CLASSES = {"kind": "categorical", "classes": 3}
@@ -314,6 +329,8 @@ LIES = [
     ("masks", "message", {"likelihood": {"kind": "poisson"}}, "outputs of shape"),
     ("poisson", "two_part", {"targets": [6]}, "what its inputs look like"),
     ("poisson", "two_part", {"outputs": 6, "targets": [6]}, "come back"),
+    ("poisson", "two_part", {"outputs": 10**13, "targets": [10**13]}, "what its inputs look like"),
+    ("poisson", "two_part", {"outputs": 2**16 + 1, "targets": [2**16 + 1]}, "what its inputs look like"),
     ("poisson", "two_part", {"likelihood": CLASSES | {"classes": 2}}, "outputs of shape"),
     ("poisson", "two_part", {"likelihood": {**BINOMIAL, "dispersion": 1e-300}}, "dispersions from|positive, finite"),
     ("poisson", "message", {"target_shape": [2]}, "the payload was not"),

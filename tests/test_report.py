@@ -276,6 +276,24 @@ def test_yes_and_no_are_calibrated_as_two_classes(tmp_path):
     assert (said * counts).sum() == pytest.approx(float(sure.sum()), rel=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["categorical", "bernoulli"])
+def test_hidden_answers_are_not_calibrated(tmp_path, kind):
+    draw = np.random.default_rng(0)
+    inputs, targets = draw.normal(size=(60, 3)).astype(np.float32), draw.integers(0, 2, 60)
+    np.savez(tmp_path / "answers.npz", inputs=inputs, targets=targets, mask=np.arange(60) % 2)
+    data = f"data={{kind: npz, path: {tmp_path / 'answers.npz'}, test_fraction: 0}}"
+    directory = trained("digits_linear.yaml", tmp_path / "run", data, f"likelihood={{kind: {kind}, ignore: -100}}")
+    seen = observe(directory)
+    axes = figure(seen, "calibration")
+    counts = np.array([int(text.get_text()) for text in axes.texts[:-1]])
+    assert counts.sum() == 30
+    yes = seen.train.predicted[..., 1] if kind == "categorical" else seen.train.predicted.flatten()
+    coded = seen.train.targets != -100
+    right = ((yes > 0.5) == seen.train.targets)[coded]
+    assert (axes.collections[0].get_offsets()[:, 1] * counts).sum() == pytest.approx(float(right.sum()))
+    assert "30 training examples" in write_report(directory).read_text()
+
+
 def test_targets_that_are_numbers_have_a_page(tmp_path):
     directory = trained("regression.yaml", tmp_path / "run")
     text = write_report(directory).read_text()

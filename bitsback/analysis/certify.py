@@ -116,10 +116,10 @@ def _certify_file(path: Path, locations: Sequence[str], delta: float, alternativ
     check_priors(loaded.config)
     stored = data.model_copy(update={"scaling": "none", "features": None, "fraction_bits": None}).load()
     _, stored = with_classes(loaded.config, stored)
-    loss = loaded.likelihood.error
     test_risk = None
     if stored.test is not None:
-        test_risk = float(loss(loaded.predict(stored.test.in_memory().inputs), stored.test.targets).double().mean())
+        loaded.likelihood.check_split(stored.test.targets, stored.test.name)
+        test_risk = loaded.likelihood.mean_error(loaded.predict(stored.test.in_memory().inputs), stored.test.targets)
     return certify_file(
         loaded.predict(stored.train.in_memory().inputs),
         stored.train.targets,

@@ -43,6 +43,9 @@ NAMES = ("uniform", "float32", "quantised", "bic", "laplace", "variational", "re
 PROBED = ("uniform", "variational", "prequential")
 """Codes of MDL probing: the uniform code, and the two of Voita & Titov."""
 
+WHOLE = {"bic": "BIC", "laplace": "Laplace's approximation", "prequential": "the prequential code"}
+"""Codes of one label for each example, by name, with their names in messages."""
+
 PROBE = Path(__file__).with_name("probe.yaml")
 
 
@@ -244,15 +247,23 @@ class Codelengths:
         self._experiment = Experiment.build(source) if isinstance(source, Config) else experiment_of(source)
         self._likelihood = check_labels(self._experiment)
         self._train = self._experiment.dataset.train
-        if "prequential" in names and (must_all or not self._experiment.dataset.in_memory):
-            try:  # refused now, rather than after the other networks have been trained
-                check_prequential(self.config)
-                if must_all:
-                    check_whole(self._train, self._likelihood)
-                self.config.prequential.ends(len(self._train))
+        self._refuse(names)  # now, rather than after the other networks have been trained
+        self.uniform_bits = self._likelihood.uniform_bits(self._train.targets)
+
+    def _refuse(self, names: Sequence[str]) -> None:
+        """Raise ConfigError for the first of some codes that these data or settings do not allow."""
+        for name in names:
+            try:
+                if name == "prequential" and (self._must_all or not self._experiment.dataset.in_memory):
+                    check_prequential(self.config)
+                    self.config.prequential.ends(len(self._train))
+                if name in WHOLE and self._must_all:
+                    self._check_whole(WHOLE[name])
             except ConfigError as error:
                 raise ConfigError(f"{error} (or leave this code out: --codes uniform,variational,...)") from error
-        self.uniform_bits = self._likelihood.uniform_bits(self._train.targets)
+
+    def _check_whole(self, code: str) -> None:
+        check_whole(self._train, self._likelihood, code)
 
     def row(self, name: str) -> Row:
         """Compute one of the codes.
@@ -309,7 +320,7 @@ class Codelengths:
     def _uniform(self) -> Row:
         how, decodable = "send --code prequential with one block", True
         try:
-            check_whole(self._train, self._likelihood)
+            self._check_whole("the uniform code")
         except ConfigError:
             how, decodable = "no command writes the uniform code of such targets", False
         return self._row("uniform", 0.0, self.uniform_bits, self._chance(), 0.0, how=how, decodable=decodable)
@@ -324,12 +335,14 @@ class Codelengths:
                          how=how, decodable=False)  # fmt: skip
 
     def _bic(self) -> Row:
+        self._check_whole(WHOLE["bic"])
         point = self._point
         bits = bic_model_bits(point.weights, len(self._train))
         return self._row("bic", bits, point.data_bits, point.test_error, point.seconds,
                          how="an asymptotic formula", decodable=False)  # fmt: skip
 
     def _laplace(self) -> Row:
+        self._check_whole(WHOLE["laplace"])
         point, began = self._point, time.perf_counter()
         found = laplace_model_bits(point.experiment.model, self._likelihood, point.experiment.dataset.train)
         seconds = point.seconds + time.perf_counter() - began
@@ -367,7 +380,7 @@ class Codelengths:
 
     def _prequential(self) -> Row:
         check_prequential(self.config)
-        check_whole(self._train, self._likelihood)
+        self._check_whole(WHOLE["prequential"])
         found = prequential(self.config, progress=self._progress)
         return self._row("prequential", 0.0, found.bits, found.test_error, found.seconds, how="send --code prequential")
 
@@ -380,7 +393,7 @@ class Codelengths:
     def _rival(self, name: str, code: Callable[..., Rival]) -> Row:
         """Return the row of a code without a network; without bits if the configuration lacks what it needs."""
         try:
-            check_whole(self._train, self._likelihood)
+            self._check_whole(f"the code {name}")
             found = code(self.config, self._experiment.dataset, self._likelihood.classes, progress=self._progress)
         except (ConfigError, MissingExtraError) as error:
             return Row(name, None, None, None, None, None, 0.0, decodable=False, how=brief(error, SHOWN_CHARACTERS))

@@ -1,14 +1,15 @@
 """Certificates: upper bounds on the probability of error, with all their ingredients."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from bitsback.certificates._posterior_risk import mean_loss_of_draws
 from bitsback.certificates.bounds import check_delta, complexity, draws_bound, file_length_bits, pac_bayes_bound
-from bitsback.data import source
+from bitsback.data import Examples, source
 from bitsback.errors import CertificateError, brief
 from bitsback.ledger import shown_error
 from bitsback.likelihoods import Likelihood
@@ -33,7 +34,7 @@ class Certificate(Result):
     Attributes:
         of: ``posterior`` or ``file``.
         risk: mean loss on the n examples, from 0 to 1, measured from draws; exact for a file.
-        n: number of examples that the risk is measured on.
+        n: number of examples that the risk is measured on, those of which something is coded.
         weight_bits: KL(q || p) of the weights in bits, or the length of the file in a prefix-free code, in bits.
         delta: probability that the bound fails.
         hyperparameter_bits: bits of the learned numbers that are not weights, each on its grid.
@@ -183,17 +184,22 @@ def certify_posterior(
     examples, test = source(examples), None if test is None else source(test, name="test")
     if draws < 1:
         raise CertificateError(f"a risk is measured from one draw or more, got {draws}; raise --draws")
-    passes = -(-draws // len(examples))
-    # checks the arguments before the long measurement
-    plan = Certificate("posterior", 0.0, len(examples), 0.0, delta, 0.0, alternatives, delta_draws, passes * len(examples))
     _check_losses(likelihood)
+    for split in (examples, test):
+        if split is not None:
+            likelihood.check_split(split.targets, split.name)
+    judged = likelihood.judged(examples.targets)
+    n = int(judged.sum())  # an example of which nothing is coded is none of the risk's
+    passes = -(-draws // n)
+    # checks the arguments before the long measurement
+    plan = Certificate("posterior", 0.0, n, 0.0, delta, 0.0, alternatives, delta_draws, passes * n)
     if any(isinstance(posterior, PointPosterior) for posterior in model.posteriors()):
         raise CertificateError(
             "a point estimate has infinite KL under a prior with a density, so no bound holds; pack the run "
             "(bitsback pack RUN) and certify the file, whose length is finite"
         )
     # only the weights' bits are used: one example keeps the ledger's data bits cheap
-    few = examples.spread(1)
+    few = _first(examples, int(judged.int().argmax()))
     try:
         book = take_ledger(model, likelihood, few, samples=1, seed=seed, priors_are_held=True)
     except (RuntimeError, ValueError, IndexError) as error:
@@ -252,12 +258,22 @@ def certify_file(
         The certificate, with ``of`` equal to ``file``.
 
     Raises:
-        CertificateError: for targets that are not labels.
+        CertificateError: for targets that are not labels, and if none of them is coded.
     """
     _check_losses(likelihood)
-    risk = float(likelihood.error(predicted, targets).double().mean())
+    n = int(likelihood.judged(targets).sum())
+    if not n:
+        raise CertificateError("no target is coded, so there is no risk to bound; check the mask of the targets")
+    risk = likelihood.mean_error(predicted, targets)
     bits = float(file_length_bits(length))
-    return Certificate("file", risk, len(targets), bits, delta, alternatives=alternatives, test_risk=test_risk, assumed=assumed)
+    return Certificate("file", risk, n, bits, delta, alternatives=alternatives, test_risk=test_risk, assumed=assumed)
+
+
+def _first(examples: Examples, place: int) -> Examples:
+    """Return the example at a place; of an iterable source, all up to it."""
+    if examples.has_random_access:
+        return examples.subset(torch.tensor([place]))
+    return replace(examples, inputs=examples.inputs[: place + 1], targets=examples.targets[: place + 1])
 
 
 def _check_losses(likelihood: Likelihood) -> None:

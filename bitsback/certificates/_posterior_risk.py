@@ -8,6 +8,7 @@ from bitsback.data import Examples
 from bitsback.errors import CertificateError
 from bitsback.inputs import Inputs, each
 from bitsback.likelihoods import Likelihood
+from bitsback.likelihoods.base import mean_of_judged
 from bitsback.model import BayesianModel, Weight
 from bitsback.model.draws import SHOWN_AFTER_SECONDS, outputs_under
 from bitsback.model.modes import evaluating
@@ -35,7 +36,7 @@ def mean_loss_of_draws(
     Args:
         model: the model.
         likelihood: likelihood whose loss lies between 0 and 1.
-        examples: the n examples.
+        examples: the n examples; those of which nothing is coded are not counted.
         passes: number of passes over the examples, at least 1.
         seed: seed of the draws.
         progress: whether to show a progress bar.
@@ -71,7 +72,7 @@ def mean_loss_of_draws(
                     ) from error
                 total += float(likelihood.error(likelihood.predict(outputs), targets).double().sum())
                 bar.update(len(targets))
-    return total / (passes * len(examples))
+    return mean_of_judged(total, passes * int(likelihood.judged(examples.targets).sum()))
 
 
 def _draw(weight: Weight, count: int) -> Tensor:

@@ -164,7 +164,7 @@ class Experiment:
         config = config.model_copy(update={"training": config.training.settled(len(dataset.train), likelihood)})
         for examples in (dataset.train, dataset.test):
             if examples is not None:
-                likelihood.check_targets(examples.targets, examples.name)
+                likelihood.check_split(examples.targets, examples.name)
         # a network of the user's may accept whole batches only
         count = 2 if config.network.kind == "sequential" else min(config.training.batch_size, len(dataset.train))
         inputs, targets = dataset.train.batch(slice(0, count))  # the likelihood raises if shapes do not fit

@@ -69,7 +69,7 @@ def given_experiment(
         likelihood = default_likelihood(output, targets, dataset.train.labels)
     for examples in (dataset.train, dataset.test):
         if examples is not None:
-            likelihood.check_targets(examples.targets, examples.name)
+            likelihood.check_split(examples.targets, examples.name)
     likelihood.fit(dataset.train.targets)
     likelihood.to(model.device, model.dtype).bits(output, targets)  # the likelihood raises if shapes do not fit
     config = settings.model_copy(

@@ -26,6 +26,7 @@ __all__ = [
     "krichevsky_trofimov_bits",
     "listed",
     "match",
+    "mean_of_judged",
     "mean_per_example",
     "numbers_per_example",
     "per_example",
@@ -110,6 +111,22 @@ class Likelihood(Learned, ABC):
             count += part.numel() if mask is None else int(mask.sum())
         return count
 
+    def judged(self, targets: Tensor) -> Tensor:
+        """Return whether each example has a coded number, (n,): errors are averaged over those that have, the others have none.
+
+        >>> from bitsback.likelihoods import CategoricalLikelihood
+        >>> CategoricalLikelihood(3, ignore=-100).judged(torch.tensor([[0, -100], [-100, -100]])).tolist()
+        [True, False]
+        """
+        judged = torch.ones(len(targets), dtype=torch.bool, device=targets.device)
+        start = 0
+        for part in chunks(targets):
+            mask = self.coded(part)
+            if mask is not None:
+                judged[start : start + len(part)] = mask.reshape(len(part), -1).any(1)
+            start += len(part)
+        return judged
+
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean data cost in nats, the loss that the optimisers of :mod:`bitsback.optim` expect.
 
@@ -134,7 +151,7 @@ class Likelihood(Learned, ABC):
 
     @abstractmethod
     def error(self, predicted: Tensor, targets: Tensor) -> Tensor:
-        """Return the error of each example: 0 or 1 for classes, the squared error otherwise.
+        """Return the error of each example: 0 or 1 for classes, the squared error otherwise; 0 if nothing of it is coded.
 
         Args:
             predicted: (n, ...), predictive means.
@@ -143,6 +160,23 @@ class Likelihood(Learned, ABC):
         Returns:
             (n,).
         """
+
+    def mean_error(self, predicted: Tensor, targets: Tensor) -> float:
+        """Return the mean of :meth:`error` over the examples of which something is coded (:meth:`judged`).
+
+        Args:
+            predicted: (n, ...), predictive means.
+            targets: (n, ...).
+
+        Returns:
+            the mean; NaN if nothing is coded.
+
+        >>> from bitsback.likelihoods import CategoricalLikelihood
+        >>> sure = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
+        >>> CategoricalLikelihood(2, ignore=-100).mean_error(sure, torch.tensor([0, 1, -100]))
+        0.5
+        """
+        return mean_of_judged(float(self.error(predicted, targets).cpu().double().sum()), int(self.judged(targets).sum()))
 
     @abstractmethod
     def uniform_bits(self, targets: Tensor) -> float:
@@ -159,6 +193,22 @@ class Likelihood(Learned, ABC):
         Raises:
             DataError: if it cannot.
         """
+
+    def check_split(self, targets: Tensor, where: str) -> None:
+        """Check the targets of a whole split: each of them, and that not all are left out. A part may have none that is coded.
+
+        Args:
+            targets: (n, ...).
+            where: name of the split, for messages.
+
+        Raises:
+            DataError: if this likelihood cannot describe them, or none is coded.
+        """
+        self.check_targets(targets, where)
+        if self.ignore is not None and not self.symbols(targets):
+            raise DataError(
+                f"no {where} target is coded: likelihood.ignore={self.ignore} hides all of them; check the mask of the targets"
+            )
 
     @abstractmethod
     def outputs(self, targets: Tensor) -> int:
@@ -250,18 +300,27 @@ class SymbolLikelihood(Likelihood):
             where: name of the split, for messages.
 
         Raises:
-            DataError: for the first that it cannot describe, and if none is coded.
+            DataError: for the first that it cannot describe.
         """
         self._check_values(targets, where)
-        if self.ignore is not None and not self.symbols(targets):
-            raise DataError(
-                f"no {where} target is coded: likelihood.ignore={self.ignore} hides all of them; check the mask of the targets"
-            )
 
 
 def per_example(bits: Tensor) -> Tensor:
     """Sum over all axes but the first: (n, ...) to (n,)."""
     return bits.flatten(1).sum(1) if bits.ndim > 1 else bits
+
+
+def mean_of_judged(error_sum: float, judged: int) -> float:
+    """Return the mean error of examples.
+
+    Args:
+        error_sum: sum of their errors.
+        judged: number of those of which something is coded.
+
+    Returns:
+        the mean; NaN if there are none.
+    """
+    return error_sum / judged if judged else math.nan
 
 
 def match(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -297,7 +297,7 @@ class TokensLikelihood(CategoricalLikelihood):
             where: name of the split.
 
         Raises:
-            DataError: for another shape, for the first that is none, and if none is coded.
+            DataError: for another shape, and for the first that is none.
         """
         self._check_shape(targets, where)
         super().check_targets(targets, where)

@@ -16,6 +16,7 @@ from bitsback.kl import kl
 from bitsback.ledger import Entry, Ledger
 from bitsback.ledger.entry import Charge
 from bitsback.likelihoods import Likelihood
+from bitsback.likelihoods.base import mean_of_judged
 from bitsback.likelihoods.given import checked_likelihood
 from bitsback.model._memory_format import interleaved, runs
 from bitsback.model.buffers import frozen_norms, unmoved
@@ -53,7 +54,8 @@ class Evaluation:
 
     Attributes:
         draws_bits: data bits of each draw.
-        error: error of the averaged prediction, as the likelihood summarises it (such as the share of wrong labels).
+        error: error of the averaged prediction, as the likelihood summarises it (such as the share of wrong labels), over the
+            examples of which something is coded; NaN if there are none.
         examples: number of examples.
     """
 
@@ -142,7 +144,8 @@ def evaluate(
                         bar.update(min(at_once, draws - first))
             for total, targets in zip(predicted, wanted, strict=True):
                 error_sum += float(likelihood.error(total / draws, targets).cpu().double().sum())
-    return Evaluation(tuple(draws_bits), likelihood.summary(error_sum / len(examples)), len(examples))
+    error = mean_of_judged(error_sum, int(likelihood.judged(examples.targets).sum()))
+    return Evaluation(tuple(draws_bits), likelihood.summary(error), len(examples))
 
 
 class _Block:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-import numpy as np
+import torch
 from matplotlib.axes import Axes
 
 from bitsback.errors import RunError, near_miss
@@ -63,12 +63,16 @@ def _first(part: str, title: str) -> Figure:
 
 def _calibration(seen: Observation) -> Axes | None:
     looked = seen.test or seen.train
-    predicted, targets = looked.predicted.numpy(), looked.targets.numpy()
-    if isinstance(seen.experiment.likelihood, BernoulliLikelihood):  # each answer has two classes: no and yes
-        predicted, targets = np.stack([1 - predicted, predicted], -1).reshape(-1, 2), targets.flatten()
+    likelihood, predicted, targets = seen.experiment.likelihood, looked.predicted, looked.targets
+    if (
+        isinstance(likelihood, BernoulliLikelihood) and predicted.numel() == targets.numel()
+    ):  # each answer has two classes: no and yes
+        predicted = torch.stack([1 - predicted, predicted], -1).reshape(*targets.shape, 2)
     elif not seen.has_classes:
         return None
-    return plots.calibration(predicted, targets)
+    coded = likelihood.coded(targets)
+    coded = torch.ones_like(targets, dtype=torch.bool) if coded is None else coded
+    return plots.calibration(predicted[coded].numpy(), targets[coded].numpy()) if coded.any() else None
 
 
 def _examples(seen: Observation) -> Axes | None:
@@ -86,7 +90,7 @@ OF_EACH = ("bits_per_weight", "bits_and_prior")
 WHY_NOT = {
     "bits_per_weight": f"it is a point estimate, or {ALONE}",
     "bits_and_prior": f"it is a point estimate, or {ALONE}",
-    "calibration": "its targets are no labels",
+    "calibration": "its targets are no labels, or none that was looked at is coded",
     "means": "none of its weights is coded under a prior; name some with bayesian.include",
     "examples": "its inputs are no pictures, or its targets no labels",
     "first_bits": f"it is a point estimate, {ALONE}, or no layer has a matrix of weights",

@@ -103,8 +103,9 @@ def calibration_said(seen: Observation) -> str:
     """Return the caption of the calibration curve."""
     looked = seen.test or seen.train
     which = "test" if seen.test else "training"
+    count = int(seen.experiment.likelihood.judged(looked.targets).sum())
     return (
-        f"How often the network is right when it is so sure: {len(looked):,} {which} examples, probabilities averaged over "
+        f"How often the network is right when it is so sure: {count:,} {which} examples, probabilities averaged over "
         f"{looked.draws} draw{'s' * (looked.draws != 1)} of the weights. The number at a point counts its examples."
     )
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from bitsback.certificates.bounds import complexity
 from bitsback.errors import ConfigError
 from bitsback.likelihoods import Likelihood
+from bitsback.likelihoods.base import numbers_per_example
 from bitsback.likelihoods.classes import CategoricalLikelihood
 from bitsback.training.settings import AnyObjectiveSettings, BoundSettings
 from bitsback.units import bits_to_nats
@@ -156,26 +157,31 @@ class RiskBound(Objective):
         return risk / (1 - weight / 2) + c / (weight * (1 - weight / 2))
 
 
-def make_objective(settings: AnyObjectiveSettings, likelihood: Likelihood, examples: int, other_bits: float) -> Objective:
+def make_objective(settings: AnyObjectiveSettings, likelihood: Likelihood, targets: Tensor, other_bits: float) -> Objective:
     """Make the objective of a training.
 
     Args:
         settings: kind of the objective.
         likelihood: of the targets.
-        examples: number of training examples.
+        targets: of the training examples, (n, ...).
         other_bits: bits that the ledger charges besides the KL, constant during training.
 
     Returns:
         the objective.
 
     Raises:
-        ConfigError: for a bound without labels.
+        ConfigError: for a bound without labels, or with several for an example.
     """
     if not isinstance(settings, BoundSettings):
-        return DescriptionLength(examples)
+        return DescriptionLength(len(targets))
     if not isinstance(likelihood, CategoricalLikelihood):
         raise ConfigError(
             f"training.objective: {settings.kind} bounds the probability of a wrong label, and a '{likelihood.kind}' "
             "likelihood has none; use kind: elbo"
         )
-    return RiskBound(settings, examples, other_bits)
+    if numbers_per_example(targets) > 1:
+        raise ConfigError(
+            f"training.objective: {settings.kind} bounds the probability of one wrong label, and targets of shape "
+            f"{tuple(targets.shape[1:])} have several for each example; use kind: elbo"
+        )
+    return RiskBound(settings, len(targets), other_bits)

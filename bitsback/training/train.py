@@ -148,7 +148,7 @@ def train(
     training = training.settled(len(dataset.train), likelihood)
     for examples in (dataset.train, dataset.test):
         if examples is not None:
-            likelihood.check_targets(examples.targets, examples.name)
+            likelihood.check_split(examples.targets, examples.name)
     model.chosen_grid_step, model.likelihood = ledger.grid_step, likelihood
     check_point_grids(model, model.grid_step(), "ledger.grid_step" if ledger.grid_step else "posterior.grid_step")
     device, dtype = _device(training.device), torch.float64 if training.precision == "float64" else torch.float32
@@ -238,7 +238,7 @@ def start(
     is_repeatable = settings.precision == "float64"
     model.lay_out(channels_last=settings.fused and not is_repeatable, example=trials[0])  # no gain in float64
     other_bits = model.deterministic_bits() + sum(charge.bits for charge in [*model.charges(), *likelihood.charges()])
-    objective = make_objective(settings.objective, likelihood, len(data), other_bits)
+    objective = make_objective(settings.objective, likelihood, data.targets, other_bits)
     objective.to(data.targets.device)
     options: dict[str, Any] = {"max_grad_norm": settings.gradient_clip, "by_pieces": settings.fused}
     optimizer = make_optimizer(model, [likelihood, objective], settings.optimizer, len(data), **options)

@@ -134,7 +134,7 @@ class EmptyModel:
             classes, outputs = tree["likelihood"].get("classes"), int(tree.get("outputs") or 0)
             targets = _sizes(tree.get("targets", []))
             scale, at_once = float(tree.get("scale", 1.0)), tree.get("rows")
-            several = limits.TARGETS.value if "classes" in tree["likelihood"] else outputs
+            several = limits.TARGETS.value if "classes" in tree["likelihood"] else min(outputs, limits.TARGETS.value)
             fits = math.prod(spread) <= max(1, file_bytes) and math.prod(targets) <= max(1, several)
             _check_scaling(scale, fits and (at_once is None or (type(at_once) is int and at_once > 0)))
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:

@@ -89,7 +89,7 @@ def _experiment(
         inputs, targets = examples.batch(slice(0, min(model.evaluation_batch, len(examples))))
         with torch.no_grad(), evaluating(model.network), model.mean():
             likelihood = default_likelihood(model.outputs(inputs), targets, examples.labels)
-        likelihood.check_targets(examples.targets, examples.name)
+        likelihood.check_split(examples.targets, examples.name)
     network: SequentialSettings | FactorySettings
     if factory is None:
         network, exclude = described_network(model)

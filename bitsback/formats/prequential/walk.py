@@ -89,12 +89,13 @@ def check(config: Config) -> None:
         raise ConfigError("a point has no samples to average; set posterior.kind=gaussian, or prequential.predict=ensemble")
 
 
-def check_whole(examples: Examples, likelihood: Likelihood) -> None:
-    """Check that the prequential code can describe targets: one label for each example, all of them coded.
+def check_whole(examples: Examples, likelihood: Likelihood, code: str = "the prequential code") -> None:
+    """Check that a code, such as the prequential one, can describe targets: one label for each example, all of them coded.
 
     Args:
         examples: the training examples.
         likelihood: their likelihood.
+        code: name of the code, for the message.
 
     Raises:
         ConfigError: for targets with axes, and for targets that are not coded.
@@ -102,7 +103,7 @@ def check_whole(examples: Examples, likelihood: Likelihood) -> None:
     targets = examples.targets
     if targets.ndim > 1 or likelihood.symbols(targets) < len(targets):
         raise ConfigError(
-            "the prequential code is of one label for each example, and all of them; the targets here have axes or are partly "
+            f"{code} is of one label for each example, and all of them; the targets here have axes or are partly "
             "left out: use the code bits_back or two_part"
         )
 
