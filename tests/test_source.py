@@ -459,13 +459,19 @@ def test_a_mask_hides_targets():
         found = source(X[:3], targets, mask=given).targets
         assert found.tolist() == [[0, 1, 2, 3], [4, 5, -100, -100], [8, 9, 10, 11]]
     assert source(bitsback.Examples(X[:3], targets), mask=mask).targets.tolist() == found.tolist()
+    assert source(X[:3], targets.float(), mask=mask.float()).targets.tolist() == found.tolist()
 
 
 MASKS = {
-    "reals": (lambda: source(X, X[:, 0], mask=torch.ones(COUNT)), "a mask hides whole-number targets, and these are real"),
+    "reals": (
+        lambda: source(X, X[:, 0], mask=torch.ones(COUNT)),
+        "the mask leaves out whole-number targets, and these are real",
+    ),
     "shape": (lambda: source(X, Y, mask=torch.ones(COUNT, 2)), r"the mask has shape \(30, 2\) and the targets \(30,\)"),
-    "values": (lambda: source(X, Y, mask=torch.arange(COUNT)), "the mask holds values other than 0 and 1"),
-    "texts": (lambda: source(X, Y, mask=["a"] * COUNT), "the mask is not an array of 0 and 1|values other than"),
+    "values": (lambda: source(X, Y, mask=torch.arange(COUNT)), "the mask holds other values than 0 and 1"),
+    "texts": (lambda: source(X, Y, mask=["a"] * COUNT), "the mask holds other values than 0 and 1"),
+    "ragged": (lambda: source(X[:2], Y[:2], mask=[[1], [1, 0]]), "the mask is not an array of 0 and 1"),
+    "-100": (lambda: source(X, Y.masked_fill(Y == 1, -100), mask=torch.ones(COUNT)), "the mask is 1 where a target is -100"),
     "all": (
         lambda: source(X, Y, mask=torch.zeros(COUNT)),
         "hides every target, so nothing is left to describe; is it inverted",

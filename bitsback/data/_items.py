@@ -13,7 +13,8 @@ from torch.utils.data import Dataset as TorchDataset
 from tqdm import tqdm
 
 from bitsback.data._rows import Batch, Rows, tensor_of
-from bitsback.data._target_columns import HIDDEN, as_targets, class_numbers, parted
+from bitsback.data._target_columns import as_targets, class_numbers, parted
+from bitsback.data.mask import NOT_CODED
 from bitsback.errors import DataError, brief
 from bitsback.inputs import Inputs, leaves, structure
 
@@ -187,7 +188,7 @@ def _stack(values: list[Any], what: str, numbers: Sequence[int], *, are_targets:
 def _ragged(what: str, first: int, one: Any, second: int, other: Any) -> DataError:
     return DataError(
         f"the {what} of examples {first} and {second} have shapes {one} and {other}; give them one shape, or a DataLoader "
-        f"whose collate_fn pads every batch (its whole-number targets at the end, with {HIDDEN})"
+        f"whose collate_fn pads every batch (its whole-number targets at the end, with {NOT_CODED})"
     )
 
 
@@ -259,14 +260,14 @@ class _Collected(Rows):
             kept = stored[(slice(None), *map(slice, shape))]
             differ = (kept != numbers).flatten(1).any(1) if shape else kept != numbers
             if is_padded:  # nothing but padding may lie outside
-                differ |= (stored != HIDDEN).flatten(1).sum(1) != (kept != HIDDEN).flatten(1).sum(1)
+                differ |= (stored != NOT_CODED).flatten(1).sum(1) != (kept != NOT_CODED).flatten(1).sum(1)
         else:
             differ = torch.ones(len(index), dtype=torch.bool)
         if bool(differ.any()):
             number = int(index[int(differ.nonzero()[0])])
             raise DataError(
                 f"the targets of example {number} are not those of the first reading: {self._changes} leave the targets as "
-                f"they are, in the same order, and pad them at the end, with {HIDDEN}"
+                f"they are, in the same order, and pad them at the end, with {NOT_CODED}"
             )
         return inputs, shape if is_padded else None
 
@@ -290,7 +291,7 @@ def _joined(pieces: list[Tensor]) -> Tensor:
     widths = [
         [x for size, wanted in zip(piece.shape[:0:-1], most[::-1], strict=True) for x in (0, wanted - size)] for piece in pieces
     ]
-    return torch.cat([pad(piece, width, value=HIDDEN) for piece, width in zip(pieces, widths, strict=True)])
+    return torch.cat([pad(piece, width, value=NOT_CODED) for piece, width in zip(pieces, widths, strict=True)])
 
 
 class Items(_Collected):

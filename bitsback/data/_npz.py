@@ -115,7 +115,11 @@ def _targets(settings: "NpzSettings", arrays: dict[str, np.ndarray], name: str) 
     real = np.float64 if is_double else np.float32  # they keep their digits, from which their resolution is found
     targets = torch.from_numpy(array.astype(np.int64 if array.dtype.kind in "biu" else real))
     mask = settings.mask if name == settings.targets else settings.test_mask
-    targets = masked(targets, arrays[mask], f"array '{mask}' in {settings.path}") if mask in arrays else targets
+    targets = (
+        masked(targets, arrays[mask], f"array '{mask}' in {settings.path}, the mask of the targets,")
+        if mask in arrays
+        else targets
+    )
     return targets.flatten() if targets.ndim == 2 and targets.shape[1] == 1 else targets
 
 

@@ -25,9 +25,10 @@ from bitsback.data._dataset import Examples
 from bitsback.data._items import Collate, Items, Reader, Stream
 from bitsback.data._rows import Columns, MappedFile, Rows, View, as_rows, tensor_of
 from bitsback.data._tables import is_frame, parquet_frames, table
-from bitsback.data._target_columns import TARGET_NAMES, as_targets, hidden, target_name
+from bitsback.data._target_columns import TARGET_NAMES, as_targets, target_name
 from bitsback.data.arrays import REASONS, describe, read_npy, read_npz
 from bitsback.data.idx import read_idx
+from bitsback.data.mask import NOT_CODED, masked
 from bitsback.errors import DataError, brief, near_miss
 from bitsback.inputs import grey
 
@@ -122,7 +123,7 @@ def source(
             _check_labels(numbers, names)
         inputs = found.inputs if isinstance(found.inputs, Tensor | Rows) else Columns(found.inputs)
         made = Examples(inputs, numbers, name, found.assumed, names)
-    return made if mask is None else replace(made, targets=hidden(made.targets, mask))
+    return made if mask is None else replace(made, targets=masked(made.targets, mask))
 
 
 def inputs_of(data: Any) -> Examples:
@@ -160,7 +161,7 @@ def _are_numbers(data: Any) -> bool:
 
 def _check_labels(numbers: Tensor, names: Sequence[str]) -> None:
     """Raise DataError for class numbers that no label belongs to."""
-    odd = ((numbers >= len(names)) | ((numbers < 0) & (numbers != -100))).flatten().nonzero()
+    odd = ((numbers >= len(names)) | ((numbers < 0) & (numbers != NOT_CODED))).flatten().nonzero()
     if len(odd):
         place = int(odd[0])
         raise DataError(
