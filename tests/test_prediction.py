@@ -12,6 +12,7 @@ import pytest
 import torch
 from scipy import integrate, optimize, stats
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import bitsback
 from bitsback.data import Examples
@@ -403,6 +404,69 @@ def test_the_inputs_of_examples_predict_as_tensors_do():
     assert not isinstance(rows, dict | torch.Tensor)
     whole = model.predict(x, 3, likelihood=likelihood)
     assert torch.allclose(model.predict(rows, 3, likelihood=likelihood).mean, whole.mean, atol=1e-6)
+
+
+class Two(nn.Module):
+    """Two inputs, the second of which counts double; anything else is refused by Python."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x, also):
+        return self.layer(x) + 2 * self.layer(also)
+
+
+def test_a_tuple_is_several_inputs_and_a_dict_leaves_its_targets_out():
+    x, likelihood = torch.randn(6, 4), CategoricalLikelihood(3)
+    model = bitsback.bayesianize(Two())
+    wanted = model.predict((x, x.flip(0)), 3, likelihood=likelihood).mean
+    for given in (
+        (x.numpy(), x.flip(0).numpy()),
+        (x, x.flip(0).tolist()),
+        {"x": x, "also": x.flip(0).numpy(), "labels": torch.zeros(6).long()},
+        {"x": x, "also": x.flip(0), "y": torch.zeros(5)},
+        TensorDataset(x, x.flip(0), torch.zeros(6)),
+    ):
+        assert torch.allclose(model.predict(given, 3, likelihood=likelihood).mean, wanted, atol=1e-6)
+    for given in ({"labels": x}, ()):
+        with pytest.raises(DataError, match="the inputs are empty"):
+            model.predict(given, 3, likelihood=likelihood)
+    with pytest.raises(DataError, match="an input is a single number"):
+        model.predict((1.0, 2.0), 3, likelihood=likelihood)
+
+
+def test_targets_are_a_tensor_an_array_or_a_list():
+    x, y, likelihood = torch.randn(6, 4), torch.arange(6) % 3, CategoricalLikelihood(3)
+    model = model_of()
+    wanted = model.predict(x, 3, likelihood=likelihood, targets=y).bits
+    for given in (y.numpy(), y.tolist(), y.numpy().astype(np.uint8)):
+        assert torch.allclose(model.predict(x, 3, likelihood=likelihood, targets=given).bits, wanted)
+    with pytest.raises(DataError, match="the targets are texts, and their bits are those of numbers"):
+        model.predict(x, 3, likelihood=likelihood, targets=["a"] * 6)
+
+
+def test_outputs_of_batches_that_are_padded_differently_cannot_be_joined():
+    lengths = [2 + (number >= 512) for number in range(600)]
+    items = [(torch.zeros(length, 4), torch.zeros(length).long()) for length in lengths]
+
+    def padding(items):
+        pad = nn.utils.rnn.pad_sequence
+        return pad([x for x, _ in items], batch_first=True), pad([y for _, y in items], batch_first=True, padding_value=-100)
+
+    loader = DataLoader(items, batch_size=4, collate_fn=padding)
+    with pytest.raises(DataError, match="every batch is padded to its own longest example; predict batch by batch, or pad"):
+        bitsback.bayesianize(nn.Linear(4, 3)).predict(loader, 2, likelihood=CategoricalLikelihood(3, ignore=-100))
+
+
+def test_text_labels_are_saved_with_the_network(tmp_path):
+    x = torch.randn(12, 4)
+    model = bitsback.bayesianize(nn.Sequential(nn.Linear(4, 2)))
+    data = bitsback.data.source(x, ["cat", "dog"] * 6)
+    bitsback.train(model, None, data, training={"epochs": 1}, progress=False)
+    assert {answer["class"] for answer in model.predict(x, 2).answers} <= {"cat", "dog"}
+    bitsback.save(model, tmp_path / "m.bb", data, progress=False)
+    assert bitsback.load(tmp_path / "m.bb").class_names == ("cat", "dog")
 
 
 @pytest.mark.parametrize(

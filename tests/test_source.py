@@ -3,6 +3,7 @@
 import gzip
 import runpy
 import sys
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +18,17 @@ from torch.utils.data import (
     IterableDataset,
     RandomSampler,
     Sampler,
+    SequentialSampler,
     Subset,
     SubsetRandomSampler,
     TensorDataset,
     WeightedRandomSampler,
+    get_worker_info,
 )
 
 import bitsback
 from bitsback.data import IdxSettings, NpzSettings, source
+from bitsback.data import _items as items_module
 from bitsback.data import _rows as rows_module
 from bitsback.data import arrays as arrays_module
 from bitsback.data._rows import Columns, MappedFile, View
@@ -225,6 +229,63 @@ def test_an_iterable_trains_in_its_own_order(make):
     assert 0 < ledger.net_bits < 1000
     with pytest.raises(DataError, match=r"takes examples in any order, and an iterable data set gives them in one; .* list\("):
         examples.subset(torch.tensor([3, 1]))
+
+
+class Shared(IterableDataset):
+    """An iterable whose examples its workers share."""
+
+    def __iter__(self):
+        info = get_worker_info()
+        return iter(pairs() if info is None else pairs()[info.id :: info.num_workers])
+
+
+def test_workers_share_an_iterable_or_are_refused():
+    with pytest.raises(DataError, match=r"has 30 items, and 2 workers give 60: share them .*get_worker_info, or set workers=0"):
+        source(DataLoader(Flow(pairs), num_workers=2))
+    examples = source(DataLoader(Shared(), num_workers=2))
+    assert len(examples) == COUNT
+    assert sorted(examples.targets.tolist()) == sorted(Y.tolist())
+
+
+def test_the_first_pass_over_an_iterable_reads_few_large_examples_at_once(monkeypatch):
+    monkeypatch.setattr(items_module, "FIRST_PASS_BYTES", 10 * WIDTH * 4)
+    seen = []
+
+    def counting(items):
+        seen.append(len(items))
+        return stacking(items)
+
+    assert torch.equal(source(Flow(pairs), collate=counting).targets, Y)
+    assert seen == [1, 10, 10, 9]
+
+
+def test_two_passes_at_once_do_not_disturb_each_other():
+    examples = source(Things(pair), workers=1)
+    one, two = (examples.batches(torch.arange(COUNT).split(size)) for size in (4, 7))
+    first, second = [], []
+    for found, other in zip_longest(one, two):
+        first.append(found[0])
+        second += [] if other is None else [other[0]]
+    assert torch.equal(torch.cat(first), X)
+    assert torch.equal(torch.cat(second), X)
+
+
+def test_narrow_whole_numbers_are_read_as_int64():
+    ids = torch.arange(6, dtype=torch.int16).reshape(3, 2)
+    assert bitsback.Examples(ids, torch.zeros(3)).inputs.dtype == torch.int64
+    assert bitsback.Examples((ids,), torch.zeros(3)).inputs[:2][0].dtype == torch.int64
+
+
+def test_labels_of_examples():
+    assert source(bitsback.Examples(X, Y), labels=TEXTS).labels == tuple(TEXTS)
+    with pytest.raises(DataError, match="is none of the 2 labels"):
+        source(bitsback.Examples(X, Y), labels=TEXTS[:2])
+
+
+def test_a_source_that_does_not_fit_into_memory(monkeypatch):
+    monkeypatch.setenv("BITSBACK_LIMIT_MEMORY", "1000")
+    with pytest.raises(DataError, match=r"reading the training inputs as a whole .*BITSBACK_LIMIT_MEMORY"):
+        source(Things(pair)).in_memory()
 
 
 CHANGES = {
@@ -459,13 +520,19 @@ def test_a_mask_hides_targets():
         found = source(X[:3], targets, mask=given).targets
         assert found.tolist() == [[0, 1, 2, 3], [4, 5, -100, -100], [8, 9, 10, 11]]
     assert source(bitsback.Examples(X[:3], targets), mask=mask).targets.tolist() == found.tolist()
+    assert source(X[:3], targets.float(), mask=mask.float()).targets.tolist() == found.tolist()
 
 
 MASKS = {
-    "reals": (lambda: source(X, X[:, 0], mask=torch.ones(COUNT)), "a mask hides whole-number targets, and these are real"),
+    "reals": (
+        lambda: source(X, X[:, 0], mask=torch.ones(COUNT)),
+        "the mask leaves out whole-number targets, and these are real",
+    ),
     "shape": (lambda: source(X, Y, mask=torch.ones(COUNT, 2)), r"the mask has shape \(30, 2\) and the targets \(30,\)"),
-    "values": (lambda: source(X, Y, mask=torch.arange(COUNT)), "the mask holds values other than 0 and 1"),
-    "texts": (lambda: source(X, Y, mask=["a"] * COUNT), "the mask is not an array of 0 and 1|values other than"),
+    "values": (lambda: source(X, Y, mask=torch.arange(COUNT)), "the mask holds other values than 0 and 1"),
+    "texts": (lambda: source(X, Y, mask=["a"] * COUNT), "the mask holds other values than 0 and 1"),
+    "ragged": (lambda: source(X[:2], Y[:2], mask=[[1], [1, 0]]), "the mask is not an array of 0 and 1"),
+    "-100": (lambda: source(X, Y.masked_fill(Y == 1, -100), mask=torch.ones(COUNT)), "the mask is 1 where a target is -100"),
     "all": (
         lambda: source(X, Y, mask=torch.zeros(COUNT)),
         "hides every target, so nothing is left to describe; is it inverted",
@@ -546,6 +613,7 @@ REFUSED = {
     "weights": (lambda: loader(sampler=WeightedRandomSampler([1.0] * COUNT, COUNT)), "sampler WeightedRandomSampler draws some examples several"),
     "replacement": (lambda: loader(sampler=RandomSampler(X, replacement=True)), "RandomSampler draws some examples several times or never"),
     "fewer": (lambda: loader(sampler=RandomSampler(X, num_samples=4)), "RandomSampler draws some examples several times or never"),
+    "some in order": (lambda: loader(sampler=SequentialSampler(range(5))), "sampler SequentialSampler may leave out or repeat"),
     "shares": (lambda: loader(sampler=DistributedSampler(TensorDataset(X), 2, 0)), "shows each process a share of the examples"),
     "a sampler of one's own": (lambda: loader(sampler=Own([1, 2])), "sampler Own may leave out or repeat examples"),
     "batches of one's own": (lambda: loader(batch_sampler=Own([[1, 2]])), r"a batch sampler of its own \(Own\)"),
@@ -665,9 +733,7 @@ def test_features_of_a_large_file_are_fitted_in_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(arrays_module, "READY_BYTES", 0)
     assert torch.allclose(settings.load().train.inputs, small.train.inputs, rtol=1e-5, atol=1e-6)
     monkeypatch.setenv("BITSBACK_LIMIT_MEMORY", "1000")
-    with pytest.raises(
-        DataError, match=r"data.features, which the training inputs are held in memory for, asks for .* set data.limit"
-    ):
+    with pytest.raises(DataError, match=r"reading the training inputs as a whole asks for .* set data.limit"):
         settings.load()
 
 

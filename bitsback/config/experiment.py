@@ -103,7 +103,12 @@ def try_out(network: nn.Module, example: Inputs, name: str, output: Output = "au
         found = call(network, example)
     except Exception as error:  # whatever the user's network raises
         reason = str(error).splitlines()[0]
-        fix = "; for whole-number inputs that are indices, set data.scaling=none" if "Long" in reason else ""
+        fix = ""
+        if "Long" in reason:
+            fix = (
+                "; inputs that are indices, such as the numbers of tokens, stay whole with .long() in Python (uint8 are grey "
+                "levels, divided by 255), and with data.scaling=none in settings"
+            )
         whole = next((str(leaf.dtype) for leaf in leaves(example) if not leaf.is_floating_point()), None)
         if whole and ("dtype" in reason or "should be the same" in reason):
             fix = f"; the inputs are whole numbers ({whole}): convert them with .float(), or set data.scaling, for such a layer"

@@ -132,6 +132,8 @@ def likelihood_settings(likelihood: Likelihood) -> dict[str, Any]:
     found: dict[str, Any] = {"ignore": likelihood.ignore}
     if isinstance(likelihood, CategoricalLikelihood):
         found["classes"] = likelihood.classes
+        if likelihood.names is not None and all(isinstance(name, str) for name in likelihood.names):
+            found["class_names"] = likelihood.names
     if likelihood.kind == "categorical":
         found["class_axis"] = likelihood.class_axis
     if isinstance(likelihood, NegativeBinomialLikelihood):

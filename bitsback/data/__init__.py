@@ -8,7 +8,6 @@ if TYPE_CHECKING:
     from bitsback.data._dataset import Dataset as Dataset
     from bitsback.data._dataset import Examples as Examples
     from bitsback.data._dataset import Preprocessing as Preprocessing
-    from bitsback.data._source import inputs_of as inputs_of
     from bitsback.data._source import source as source
     from bitsback.data.settings import AnyDataSettings as AnyDataSettings
     from bitsback.data.settings import DataSettings as DataSettings
@@ -22,7 +21,7 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         "_dataset": ["Dataset", "Examples", "Preprocessing"],
-        "_source": ["inputs_of", "source"],
+        "_source": ["source"],
         "settings": [
             "AnyDataSettings",
             "DataSettings",

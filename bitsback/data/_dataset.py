@@ -166,8 +166,13 @@ class Examples:
         return self.subset(torch.linspace(0, len(self) - 1, count, dtype=torch.float64).round().long())
 
     def in_memory(self) -> "Examples":
-        """Return examples whose inputs were read as a whole."""
-        return self if isinstance(self.inputs, Tensor) else replace(self, inputs=self.inputs.whole())
+        """Return examples whose inputs were read as a whole; raises DataError if they exceed the memory limit."""
+        if isinstance(self.inputs, Tensor):
+            return self
+        count = len(self) * sum(leaf.numel() for leaf in leaves(self.inputs.first))
+        said = f"reading the {self.name} inputs as a whole"
+        limits.MEMORY.check(limits.data_bytes(count, 4), said, DataError, "set data.limit, or give fewer examples")
+        return replace(self, inputs=self.inputs.whole())
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Examples":
         """Move to a device what lies in memory; everything else moves there a batch at a time.
@@ -324,7 +329,7 @@ def finished(
     preprocessing = _scaled(train.inputs, scaling, largest)
     note: tuple[str, ...] = ()
     if settings.features is not None:
-        train, test = _in_memory(train), test and _in_memory(test)
+        train, test = train.in_memory(), test and test.in_memory()
         if settings.features.is_fitted:
             note = (f"{settings.features.kind} of the training inputs, which the receiver holds",)
         with using_threads(1):  # as in Preprocessing.__call__
@@ -354,14 +359,6 @@ def _part_of(train: Examples, settings: "DataSettings") -> Examples:
             f"data.prior_fraction {settings.prior_fraction:g} of {len(train)} examples leaves one part empty; choose another"
         )
     return train.subset(kept)
-
-
-def _in_memory(examples: Examples) -> Examples:
-    """Read inputs as a whole; raises DataError if they exceed the memory limit."""
-    if not isinstance(examples.inputs, Tensor):
-        said = f"data.features, which the {examples.name} inputs are held in memory for,"
-        limits.MEMORY.check(limits.data_bytes(examples.inputs.numel(), 4), said, DataError, "set data.limit")
-    return examples.in_memory()
 
 
 def _check_alike(train: Examples, test: Examples | None) -> None:

@@ -13,7 +13,8 @@ from torch.utils.data import Dataset as TorchDataset
 from tqdm import tqdm
 
 from bitsback.data._rows import Batch, Rows, tensor_of
-from bitsback.data._target_columns import HIDDEN, as_targets, class_numbers, parted
+from bitsback.data._target_columns import as_targets, class_numbers, parted
+from bitsback.data.mask import NOT_CODED
 from bitsback.errors import DataError, brief
 from bitsback.inputs import Inputs, leaves, structure
 
@@ -187,7 +188,7 @@ def _stack(values: list[Any], what: str, numbers: Sequence[int], *, are_targets:
 def _ragged(what: str, first: int, one: Any, second: int, other: Any) -> DataError:
     return DataError(
         f"the {what} of examples {first} and {second} have shapes {one} and {other}; give them one shape, or a DataLoader "
-        f"whose collate_fn pads every batch (its whole-number targets at the end, with {HIDDEN})"
+        f"whose collate_fn pads every batch (its whole-number targets at the end, with {NOT_CODED})"
     )
 
 
@@ -259,20 +260,26 @@ class _Collected(Rows):
             kept = stored[(slice(None), *map(slice, shape))]
             differ = (kept != numbers).flatten(1).any(1) if shape else kept != numbers
             if is_padded:  # nothing but padding may lie outside
-                differ |= (stored != HIDDEN).flatten(1).sum(1) != (kept != HIDDEN).flatten(1).sum(1)
+                differ |= (stored != NOT_CODED).flatten(1).sum(1) != (kept != NOT_CODED).flatten(1).sum(1)
         else:
             differ = torch.ones(len(index), dtype=torch.bool)
         if bool(differ.any()):
             number = int(index[int(differ.nonzero()[0])])
             raise DataError(
                 f"the targets of example {number} are not those of the first reading: {self._changes} leave the targets as "
-                f"they are, in the same order, and pad them at the end, with {HIDDEN}"
+                f"they are, in the same order, and pad them at the end, with {NOT_CODED}"
             )
         return inputs, shape if is_padded else None
 
     @property
     def _changes(self) -> str:
         return "its transforms and collate function must"
+
+
+def _first_pass_size(one: list[Tensor]) -> int:
+    """Return the number of examples that the first pass reads at once, from the inputs of one."""
+    each_bytes = sum(leaf.numel() * leaf.element_size() for leaf in one)
+    return max(1, min(MOST_AT_ONCE, FIRST_PASS_BYTES // max(1, each_bytes)))
 
 
 def _joined(pieces: list[Tensor]) -> Tensor:
@@ -290,7 +297,7 @@ def _joined(pieces: list[Tensor]) -> Tensor:
     widths = [
         [x for size, wanted in zip(piece.shape[:0:-1], most[::-1], strict=True) for x in (0, wanted - size)] for piece in pieces
     ]
-    return torch.cat([pad(piece, width, value=HIDDEN) for piece, width in zip(pieces, widths, strict=True)])
+    return torch.cat([pad(piece, width, value=NOT_CODED) for piece, width in zip(pieces, widths, strict=True)])
 
 
 class Items(_Collected):
@@ -311,31 +318,36 @@ class Items(_Collected):
     ) -> None:
         super().__init__(reader, labels)
         self._order = _Order()
-        self._loader: DataLoader[Any] | None = None
-        if workers:
-            self._loader = DataLoader(
-                _Batches(reader), batch_size=None, sampler=self._order, num_workers=workers, collate_fn=_same,
-                generator=torch.Generator(), persistent_workers=True, **(options or {}),
-            )  # fmt: skip
+        self._workers, self._options = workers, options or {}
+        self._loader: DataLoader[Any] | None = self._load(self._order) if workers else None
+        self._is_passing = False
         count = len(reader.dataset)
         if not count:
             raise DataError("the data set is empty; give at least one example")
         one, again = (leaves(reader.at([0])[0]) for _ in range(2))
         self.is_repeatable = all(x.shape == y.shape and bool((x == y).all()) for x, y in zip(one, again, strict=True))
-        each_bytes = sum(leaf.numel() * leaf.element_size() for leaf in one)
-        size = max(1, min(MOST_AT_ONCE, FIRST_PASS_BYTES // max(1, each_bytes)))
-        self._collect(self._raw(list(torch.arange(count).split(size))), count)
+        self._collect(self._raw(list(torch.arange(count).split(_first_pass_size(one)))), count)
 
     def _raw(self, indices: Sequence[Tensor]) -> Iterator[Raw]:
         lists = [index.tolist() for index in indices]
         if self._loader is None or len(lists) < 2:
             yield from map(self._reader.at, lists)
-            return
-        self._order.lists = lists
-        for found in self._loader:
-            if isinstance(found, DataError):
-                raise found
-            yield found
+        elif self._is_passing:  # a persistent loader goes through one pass at a time
+            order = _Order()
+            order.lists = lists
+            yield from _passed(self._load(order, persistent=False))
+        else:
+            self._order.lists, self._is_passing = lists, True
+            try:
+                yield from _passed(self._loader)
+            finally:
+                self._is_passing = False
+
+    def _load(self, order: "_Order", *, persistent: bool = True) -> "DataLoader[Any]":
+        return DataLoader(
+            _Batches(self._reader), batch_size=None, sampler=order, num_workers=self._workers, collate_fn=_same,
+            generator=torch.Generator(), persistent_workers=persistent, **self._options,
+        )  # fmt: skip
 
     def read(self, index: Tensor) -> Batch:
         """Read some examples.
@@ -352,6 +364,14 @@ class Items(_Collected):
         """Yield a batch for each index, read ahead by the workers."""
         for index, raw in zip(indices, self._raw(indices), strict=True):
             yield self._checked(index, raw)
+
+
+def _passed(loader: "DataLoader[Any]") -> Iterator[Raw]:
+    """Yield the batches of a loader; raises the errors that its workers returned."""
+    for found in loader:
+        if isinstance(found, DataError):
+            raise found
+        yield found
 
 
 class _Order:
@@ -405,7 +425,23 @@ class Stream(_Collected):
             )  # fmt: skip
         self._iterator: Iterator[Any] | None = None
         self._next = 0
+        if workers > 1:
+            self._check_shares(reader.dataset, workers)
         self._collect(self._first_pass(), None)
+
+    def _check_shares(self, dataset: Iterable[Any], workers: int) -> None:
+        """Raise DataError unless all workers together give as many items as one process."""
+        alone, together = (sum(1 for _ in self._items_of(found)) for found in (dataset, self._source))
+        if alone != together:
+            raise DataError(
+                f"the iterable data set has {alone:,} items, and {workers} workers give {together:,}: share them between the "
+                "workers by torch.utils.data.get_worker_info, or set workers=0"
+            )
+
+    def _items_of(self, source: Iterable[Any]) -> Iterator[Any]:
+        iterator = iter(source)
+        while items := self._take(iterator, 1):
+            yield from items
 
     @property
     def has_random_access(self) -> bool:
@@ -422,9 +458,12 @@ class Stream(_Collected):
         return found
 
     def _first_pass(self) -> Iterator[Raw]:
-        iterator, first = self._begin(), 0
-        while items := self._take(iterator, MOST_AT_ONCE):
-            yield self._reader.of(items, range(first, first + len(items)))
+        iterator, first, size = self._begin(), 0, 1
+        while items := self._take(iterator, size):
+            inputs, targets = self._reader.of(items, range(first, first + len(items)))
+            if not first:
+                size = _first_pass_size(leaves(inputs))
+            yield inputs, targets
             first += len(items)
 
     def _take(self, iterator: Iterator[Any], count: int) -> list[Any]:

@@ -17,7 +17,7 @@ from bitsback.errors import DataError, brief, near_miss
 if TYPE_CHECKING:
     from bitsback.data.settings import NpzSettings
 
-__all__ = ["load_npz"]
+__all__ = ["coded_targets", "load_npz"]
 
 
 def load_npz(settings: "NpzSettings", *, inputs_only: bool) -> Dataset:
@@ -115,7 +115,23 @@ def _targets(settings: "NpzSettings", arrays: dict[str, np.ndarray], name: str) 
     real = np.float64 if is_double else np.float32  # they keep their digits, from which their resolution is found
     targets = torch.from_numpy(array.astype(np.int64 if array.dtype.kind in "biu" else real))
     mask = settings.mask if name == settings.targets else settings.test_mask
-    targets = masked(targets, arrays[mask], f"array '{mask}' in {settings.path}") if mask in arrays else targets
+    return coded_targets(targets, arrays, mask, settings.path)
+
+
+def coded_targets(targets: Tensor, arrays: dict[str, np.ndarray], mask: str, path: Path) -> Tensor:
+    """Return targets as training takes them: -100 where a mask leaves them out, and a single column as (n,).
+
+    Args:
+        targets: (n, ...).
+        arrays: of the file, by name.
+        mask: name of the array of the mask, which need not be there.
+        path: of the file, for messages.
+
+    Returns:
+        (n,) or (n, ...).
+    """
+    if mask in arrays:
+        targets = masked(targets, arrays[mask], f"array '{mask}' in {path}, the mask of the targets,")
     return targets.flatten() if targets.ndim == 2 and targets.shape[1] == 1 else targets
 
 

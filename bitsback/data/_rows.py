@@ -386,6 +386,10 @@ class View(Rows):
         self.needs_random_access("a part of the examples")
         return self._but(index=index if self.index is None else self.index[index])
 
+    def without(self, step: Callable[[Tensor], Tensor]) -> "View":
+        """Return a view that leaves out a function."""
+        return self._but(steps=tuple(one for one in self.steps if one is not step))
+
     def then(self, step: Callable[[Tensor], Tensor]) -> "View":
         """Return a view that applies one more function."""
         return self._but(steps=(*self.steps, step))
@@ -398,10 +402,10 @@ def as_rows(inputs: Any) -> Tensor | View:
         inputs: a tensor, a tuple or dict of tensors, a mapped file, or rows.
 
     Returns:
-        a tensor as it is, unless it is 8-bit; everything else as a view.
+        a tensor as it is, or as int64 if its whole numbers are narrow; one that is 8-bit, and everything else, as a view.
     """
     if isinstance(inputs, Tensor) and inputs.dtype != torch.uint8:
-        return inputs
+        return inputs if inputs.is_floating_point() or inputs.is_complex() or inputs.dtype in INDICES else inputs.long()
     if isinstance(inputs, View):
         return inputs
     return View(inputs if isinstance(inputs, Rows) else Columns(inputs))

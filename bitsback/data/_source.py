@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
@@ -23,15 +22,15 @@ from torch.utils.data import (
 
 from bitsback.data._dataset import Examples
 from bitsback.data._items import Collate, Items, Reader, Stream
-from bitsback.data._rows import Columns, MappedFile, Rows, View, as_rows, tensor_of
+from bitsback.data._rows import Columns, MappedFile, Rows, tensor_of
 from bitsback.data._tables import is_frame, parquet_frames, table
-from bitsback.data._target_columns import TARGET_NAMES, as_targets, hidden, target_name
+from bitsback.data._target_columns import TARGET_NAMES, as_targets, target_name
 from bitsback.data.arrays import REASONS, describe, read_npy, read_npz
 from bitsback.data.idx import read_idx
+from bitsback.data.mask import NOT_CODED, masked
 from bitsback.errors import DataError, brief, near_miss
-from bitsback.inputs import grey
 
-__all__ = ["inputs_of", "source"]
+__all__ = ["source"]
 
 AUGMENTED = "the random numbers of the data set's transforms"
 """Note of the ledger on inputs that differ from one reading to the next."""
@@ -87,6 +86,8 @@ def source(
     (uint8) stay 8-bit, and every batch is divided by 255 on its device. Arrays of float64 are read as float32; tensors keep
     their type. Data sets and files are read a batch at a time; their targets are held in memory.
 
+    An ``IterableDataset`` that is read by workers shares its examples between them (``torch.utils.data.get_worker_info``).
+
     Args:
         data: what holds the examples.
         targets: (n, ...), their targets, or the path of an ``.npy`` or IDX file; or the name of the targets in a dict, a table,
@@ -114,53 +115,21 @@ def source(
     if isinstance(data, Examples):
         if targets is not None:
             raise DataError("Examples have their targets; leave targets out")
-        made = data
+        numbers, names = as_targets(data.targets, data.labels if labels is None else labels)
+        made = data if labels is None and mask is None else replace(data, targets=numbers, labels=names)
     else:
         found = _found(data, targets, collate, workers, labels)
         numbers, names = as_targets(found.targets, found.labels if labels is None else labels)
-        if names is not None and not numbers.is_floating_point():
-            _check_labels(numbers, names)
         inputs = found.inputs if isinstance(found.inputs, Tensor | Rows) else Columns(found.inputs)
         made = Examples(inputs, numbers, name, found.assumed, names)
-    return made if mask is None else replace(made, targets=hidden(made.targets, mask))
-
-
-def inputs_of(data: Any) -> Examples:
-    """Return examples of inputs without targets, which are set to zero.
-
-    Args:
-        data: (n, ...): a tensor, an array, a list of numbers, or a tuple or dict of several; :class:`Examples` or their
-            rows; or anything that :func:`source` takes with its targets, which are not used.
-
-    Returns:
-        the examples.
-
-    Raises:
-        DataError: if the data cannot be read as inputs.
-
-    >>> len(inputs_of(np.zeros((5, 2)))), len(inputs_of({"ids": np.zeros((5, 7)), "mask": np.ones((5, 7))}))
-    (5, 5)
-    """
-    if isinstance(data, Examples):
-        return data
-    if isinstance(data, Rows):
-        return Examples(data, torch.zeros(len(data)), "given")
-    parts = list(data.values()) if isinstance(data, dict) else list(data) if isinstance(data, tuple) else [data]
-    arrays = all(isinstance(part, Tensor | np.ndarray) and part.ndim for part in parts)
-    if parts and (arrays or (isinstance(data, list) and _are_numbers(data))):
-        return source(data, torch.zeros(len(parts[0])), name="given")
-    return source(data, name="given")
-
-
-def _are_numbers(data: Any) -> bool:
-    while isinstance(data, list) and data:
-        data = data[0]
-    return isinstance(data, int | float)
+    if names is not None and not numbers.is_floating_point():
+        _check_labels(numbers, names)
+    return made if mask is None else replace(made, targets=masked(made.targets, mask))
 
 
 def _check_labels(numbers: Tensor, names: Sequence[str]) -> None:
     """Raise DataError for class numbers that no label belongs to."""
-    odd = ((numbers >= len(names)) | ((numbers < 0) & (numbers != -100))).flatten().nonzero()
+    odd = ((numbers >= len(names)) | ((numbers < 0) & (numbers != NOT_CODED))).flatten().nonzero()
     if len(odd):
         place = int(odd[0])
         raise DataError(
@@ -244,7 +213,7 @@ def _of_dataset(
         )
     rows: Items | Stream = (Stream if is_iterable else Items)(reader, workers, options, labels)
     assumed = () if isinstance(rows, Stream) or rows.is_repeatable else (AUGMENTED,)
-    return _Found(as_view(rows), rows.targets, rows.labels or _feature_names(dataset, targets), assumed)
+    return _Found(rows, rows.targets, rows.labels or _feature_names(dataset, targets), assumed)
 
 
 def _feature_names(dataset: Any, targets: str | None) -> Sequence[str] | None:
@@ -282,7 +251,7 @@ def _of_loader(loader: "DataLoader[Any]", collate: Collate | None, workers: int 
 
 def _of_sampler(dataset: Any, sampler: Any) -> Any:
     """Return the examples that a sampler goes through, each once; raises DataError for one that does not."""
-    if type(sampler) is SequentialSampler:
+    if type(sampler) is SequentialSampler and len(sampler) == len(dataset):
         return dataset
     if type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == len(dataset):
         return dataset
@@ -297,13 +266,6 @@ def _of_sampler(dataset: Any, sampler: Any) -> Any:
     raise DataError(
         f"the DataLoader's sampler {kind} {reason}; give the data set itself (torch.utils.data.Subset of it for some examples)"
     )
-
-
-def as_view(rows: Rows) -> View:
-    """Return rows whose 8-bit inputs become grey levels from 0 to 1 when they are read."""
-    view = as_rows(rows)
-    assert isinstance(view, View)  # rows are no tensor
-    return view.then(grey)
 
 
 def _of_frames(frames: Any, targets: Any) -> _Found:

@@ -1,4 +1,4 @@
-"""Targets of a source: which part of an item they are, text labels as class numbers, and positions that are not coded."""
+"""Targets of a source: which part of an item they are, and text labels as class numbers."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -8,15 +8,13 @@ import torch
 from torch import Tensor
 
 from bitsback.data._rows import tensor_of
+from bitsback.data.mask import NOT_CODED
 from bitsback.errors import DataError, brief, near_miss
 
-__all__ = ["HIDDEN", "TARGET_NAMES", "as_targets", "class_numbers", "hidden", "parted", "target_name"]
+__all__ = ["TARGET_NAMES", "as_targets", "class_numbers", "parted", "target_name"]
 
 TARGET_NAMES = ("labels", "label", "targets", "target", "y")
 """Names under which targets are looked for in dicts and tables."""
-
-HIDDEN = -100
-"""Whole-number target that is not coded, as in torch's ``ignore_index``."""
 
 MOST_NAMED = 5
 """Most labels that a message lists."""
@@ -135,7 +133,7 @@ def as_targets(given: Any, labels: Sequence[Any] | None) -> tuple[Tensor, tuple[
     try:
         array = np.asarray(given)
     except ValueError as error:  # rows of unequal length
-        raise DataError(f"the targets have unequal lengths ({brief(error)}); pad whole numbers with {HIDDEN}") from error
+        raise DataError(f"the targets have unequal lengths ({brief(error)}); pad whole numbers with {NOT_CODED}") from error
     kind = array.dtype.kind
     if kind == "U" or (kind in "OT" and array.ndim == 1 and all(isinstance(text, str) for text in array.tolist())):
         if array.ndim != 1:
@@ -152,39 +150,3 @@ def _narrowed(targets: Tensor) -> Tensor:
         return targets
     fits = targets.ndim > 1 and targets.numel() > 0 and int(targets.min()) >= -(2**31) and int(targets.max()) < 2**31
     return targets.to(torch.int32 if fits else torch.int64)
-
-
-def hidden(targets: Tensor, mask: Any) -> Tensor:
-    """Hide the targets where a mask is 0.
-
-    Args:
-        targets: (n, ...), whole numbers.
-        mask: truth values, or 0 and 1, in the same shape.
-
-    Returns:
-        the targets, with -100 where they are hidden.
-
-    Raises:
-        DataError: for real-valued targets, another shape or other values, and if everything is hidden.
-
-    >>> hidden(torch.tensor([[3, 4], [5, 6]]), [[1, 0], [1, 1]]).tolist()
-    [[3, -100], [5, 6]]
-    """
-    try:
-        kept = mask.detach().cpu() if isinstance(mask, Tensor) else tensor_of(np.asarray(mask))
-    except (TypeError, ValueError) as error:
-        raise DataError(
-            f"the mask is not an array of 0 and 1 ({brief(error)}); give one in the shape of the targets"
-        ) from error
-    if targets.is_floating_point():
-        raise DataError("a mask hides whole-number targets, and these are real numbers; leave those examples out instead")
-    if kept.shape != targets.shape:
-        raise DataError(
-            f"the mask has shape {tuple(kept.shape)} and the targets {tuple(targets.shape)}; give one value for each"
-        )
-    if not bool(((kept == 0) | (kept == 1)).all()):
-        raise DataError("the mask holds values other than 0 and 1; give 1 where a target is coded, 0 where it is hidden")
-    found = targets.masked_fill(kept.to(targets.device) == 0, HIDDEN)
-    if bool((found == HIDDEN).all()):
-        raise DataError("the mask hides every target, so nothing is left to describe; is it inverted? 1 is coded, 0 is hidden")
-    return found

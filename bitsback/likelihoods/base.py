@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from bitsback.data.mask import NOT_CODED
 from bitsback.errors import DataError
 from bitsback.learned import Learned
 from bitsback.units import bits_to_nats, nats_to_bits
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from bitsback.likelihoods._uncertainty import Mixture
 
 __all__ = [
-    "USUAL_IGNORE",
     "Answer",
     "Likelihood",
     "SymbolLikelihood",
@@ -40,9 +40,6 @@ Answer = dict[str, Any]
 
 CHUNK = 1 << 22
 """Most numbers that are looked at together, so that targets larger than the memory can be counted and checked."""
-
-USUAL_IGNORE = -100
-"""Value by which targets commonly mark positions that are not coded."""
 
 
 class Likelihood(Learned, ABC):
@@ -480,8 +477,8 @@ def require(valid: Callable[[Tensor], Tensor], targets: Tensor, where: str, need
         if len(wrong):
             value = part.flatten()[wrong[0]].item()
             example = begin + int(wrong[0]) // numbers_per_example(targets)
-            if value == USUAL_IGNORE and ignore is None:
-                need += f"; likelihood.ignore={USUAL_IGNORE} leaves such positions out, if they are not to be coded"
+            if value == NOT_CODED and ignore is None:
+                need += f"; likelihood.ignore={NOT_CODED} leaves such positions out, if they are not to be coded"
             raise DataError(f"{where} target of example {example} is {value:g}; {need}")
         begin += len(part)
 

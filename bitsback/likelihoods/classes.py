@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, pad
 
+from bitsback.data.mask import NOT_CODED
 from bitsback.errors import DataError
 from bitsback.likelihoods._class_weights import NO_WEIGHTS
 from bitsback.likelihoods._uncertainty import LabelMixture
 from bitsback.likelihoods.base import (
-    USUAL_IGNORE,
     Answer,
     SymbolLikelihood,
     by_column,
@@ -255,7 +255,7 @@ class TokensLikelihood(CategoricalLikelihood):
         labels: Sequence[int | str] | None = None,
         *,
         names: Sequence[str] | None = None,
-        ignore: int | None = USUAL_IGNORE,
+        ignore: int | None = NOT_CODED,
         weight: object = None,
     ) -> None:
         super().__init__(classes, labels, names=names, ignore=ignore, class_axis=-1, weight=weight)

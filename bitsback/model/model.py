@@ -278,7 +278,7 @@ class BayesianModel(Resident):
         samples: int = 20,
         *,
         likelihood: Likelihood | None = None,
-        targets: Tensor | None = None,
+        targets: Any = None,
         seed: int = 0,
         progress: bool = False,
     ) -> Prediction:
@@ -288,10 +288,12 @@ class BayesianModel(Resident):
         restored. Point estimates have a single draw.
 
         Args:
-            inputs: (n, ...), as :class:`bitsback.Examples` takes them: a tensor, a tuple or dict of tensors, or rows.
+            inputs: (n, ...), a tensor, an array, a list of numbers, :class:`bitsback.Examples` or their rows; a tuple of
+                several (never a pair with targets), or a dict, whose parts named labels, label, targets, target or y are left
+                out; or a data set, a loader or a table, as :func:`bitsback.data.source` takes it with its targets.
             samples: number of weight draws, at least 1.
             likelihood: of the targets; default: the one that the model was trained with.
-            targets: (n, ...), as the likelihood takes them; their bits are then in ``prediction.bits``.
+            targets: (n, ...), numbers as the likelihood takes them; their bits are then in ``prediction.bits``.
             seed: seed of the draws.
             progress: show a progress bar.
 

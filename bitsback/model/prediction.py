@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bitsback.atomic_io import write_array, write_arrays, write_text
-from bitsback.data import inputs_of
+from bitsback.data.given import inputs_of, target_numbers, without_targets
 from bitsback.errors import DataError, FileError
 from bitsback.inputs import Inputs, each
 from bitsback.likelihoods import Likelihood, Mixture
@@ -277,7 +277,7 @@ def predicted(
     inputs: Any,
     samples: int,
     *,
-    targets: Tensor | None,
+    targets: Any,
     seed: int,
     progress: bool,
 ) -> Prediction:
@@ -286,10 +286,9 @@ def predicted(
     Args:
         model: Bayesian model.
         likelihood: of the targets.
-        inputs: (n, ...), a tensor, an array, or a tuple or dict of several; :class:`Examples` or their rows; or anything that
-            :func:`bitsback.data.source` takes with its targets, which are not used.
+        inputs: (n, ...), as :func:`bitsback.data.given.inputs_of` takes them.
         samples: number of weight draws.
-        targets: (n, ...), or None.
+        targets: (n, ...), a tensor, an array or a list of numbers, or None.
         seed: seed of the draws.
         progress: show a progress bar.
 
@@ -301,13 +300,15 @@ def predicted(
     """
     if samples < 1:
         raise DataError(f"a prediction needs one draw at least, got samples={samples}")
+    given = None if targets is None else targets if isinstance(targets, Tensor) else target_numbers(targets)
     batches = _batches(model, inputs)
     with evaluating(model.network), model.keeping(), seeded(seed, model.device):
-        return Prediction.of(likelihood, _draws(model, batches, samples, seed, progress), targets)
+        return Prediction.of(likelihood, _draws(model, batches, samples, seed, progress), given)
 
 
 def _batches(model: "BayesianModel", inputs: Any) -> Callable[[], Iterable[Inputs]]:
     """Return a function that reads the inputs anew, in batches on the model's device."""
+    inputs = without_targets(inputs)
     several = list(inputs.values()) if isinstance(inputs, dict) else list(inputs) if isinstance(inputs, tuple) else []
     if several and all(isinstance(leaf, Tensor) for leaf in several) and len({leaf.shape[:1] for leaf in several}) > 1:
         # rows that are no examples, such as nodes and edges of graphs, belong together
@@ -332,5 +333,11 @@ def _draws(
             with drawing(model, seed, group) as network:
                 parts = [network(inputs) for inputs in batches()]
             for outputs in zip(*parts, strict=True):
+                if len({output.shape[1:] for output in outputs}) > 1:
+                    shapes = " and ".join(map(str, sorted({tuple(output.shape[1:]) for output in outputs})[:2]))
+                    raise DataError(
+                        f"the outputs of different batches have shapes {shapes}, as every batch is padded to its own longest "
+                        "example; predict batch by batch, or pad all examples to one length"
+                    )
                 yield torch.cat(outputs)
                 bar.update()
