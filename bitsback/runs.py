@@ -34,7 +34,8 @@ COLUMNS = ("net_bits", "gross_bits", "refund_bits", "data_bits", "net_weight_bit
 def _trained(experiment: Experiment, directory: Path | None, *, report: bool, **settings: Any) -> TrainedRun:
     outcome = experiment.train(directory, **settings)
     found = TrainedRun(**vars(outcome), experiment=experiment, directory=directory)
-    return replace(found, report=write_page(found)) if report and directory is not None else found
+    shown = settings.get("progress", True)
+    return replace(found, report=write_page(found, progress=shown)) if report and directory is not None else found
 
 
 def train(
@@ -186,10 +187,14 @@ def new_run(name: str) -> Iterator[Path]:
             return
 
 
-def write_page(trained: TrainedRun) -> Path | None:
+def write_page(trained: TrainedRun, *, progress: bool = True) -> Path | None:
     """Write the report of a run that has just finished, unless ``logging.report`` is false.
 
     A report that fails is printed as a warning on stderr, not raised, because the training has succeeded.
+
+    Args:
+        trained: the finished run.
+        progress: show progress bars.
 
     Returns:
         Path of the report; None if none was written.
@@ -201,7 +206,7 @@ def write_page(trained: TrainedRun) -> Path | None:
     try:
         from bitsback.report import write_report
 
-        return write_report(directory, experiment=trained.experiment, progress=True)
+        return write_report(directory, experiment=trained.experiment, progress=progress)
     except Exception as error:  # plotting libraries raise errors of any class
         say_no_page(error, directory)
         return None

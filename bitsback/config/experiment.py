@@ -14,8 +14,9 @@ from bitsback.atomic_io import DamagedFileError
 from bitsback.config.labels import check_declared, with_classes
 from bitsback.config.load import load_config, to_yaml
 from bitsback.config.schema import Config
-from bitsback.data import Dataset
+from bitsback.data import Dataset, source
 from bitsback.data.mask import MASK_NOTE, NOT_CODED
+from bitsback.data.settings import GivenDataSettings
 from bitsback.errors import ConfigError, DataError, RunError
 from bitsback.inputs import Inputs, Output, call, chosen, described, each, leaves
 from bitsback.ledger import Ledger, Results, open_results
@@ -321,19 +322,19 @@ class Run(Results):
         return experiment
 
 
-def load_run(directory: str | Path, *, network: nn.Module | None = None, dataset: Dataset | None = None) -> Run:
+def load_run(directory: str | Path, *, network: nn.Module | None = None, dataset: Any = None) -> Run:
     """Open a run directory.
 
     Args:
         directory: written by ``bitsback train`` or :func:`bitsback.train`.
         network: the plain, untrained network, for a run trained in Python on a given network.
-        dataset: the data, for a run trained in Python on given data.
+        dataset: the data, for a run trained in Python on given data, in the form in which training took them.
 
     Returns:
         the run.
 
     Raises:
-        RunError: if the directory is not that of a run.
+        RunError: if the directory is not that of a run, or the data have another number of examples than the run's.
     """
     path = open_results(directory).directory
     config = load_config(path / "config.yaml")
@@ -341,7 +342,13 @@ def load_run(directory: str | Path, *, network: nn.Module | None = None, dataset
         # written by a release that did not standardise targets
         old = config.likelihood.model_copy(update={"standardise": False})
         config = config.model_copy(update={"likelihood": old})
-    return Run(path, config, network, dataset)
+    if dataset is None:
+        return Run(path, config, network)
+    data = dataset if isinstance(dataset, Dataset) else Dataset("in memory", source(dataset), None)
+    wanted = config.data.examples if isinstance(config.data, GivenDataSettings) else 0
+    if wanted and wanted != len(data.train):
+        raise RunError(f"{path} was trained on {wanted:,} examples, and the data have {len(data.train):,}; give the run's own")
+    return Run(path, config, network, data)
 
 
 def open_source(source: Config | Run | str | Path, overrides: Sequence[str] = ()) -> Config | Run:

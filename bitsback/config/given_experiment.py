@@ -126,7 +126,9 @@ def _likelihood_settings(likelihood: Likelihood) -> LikelihoodSettings:
 def likelihood_settings(likelihood: Likelihood) -> dict[str, Any]:
     """Return the keyword arguments from which the settings of a likelihood's kind rebuild it."""
     if isinstance(likelihood, GaussianLikelihood):
-        std = float(likelihood.log_std.detach().exp())
+        # in the targets' units, as settings have it; the stored number is in those of standardised targets
+        std = float((likelihood.log_std.detach().double() + likelihood.scale.double().log().mean()).exp())
+        std = max(std, likelihood.target_step)
         said = {"std": std, "noise": likelihood.noise, "target_step": likelihood.target_step}
         return {**said, "standardise": likelihood.standardises}
     found: dict[str, Any] = {"ignore": likelihood.ignore}

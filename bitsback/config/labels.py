@@ -62,6 +62,10 @@ def with_classes(config: Config, dataset: Dataset) -> tuple[Config, Dataset]:
     if targets.is_floating_point():
         need = "labels must be whole numbers or texts; or use likelihood.kind=gaussian"
         require(whole, targets, dataset.train.name, need, ignore=likelihood.ignore)
+    if texts and likelihood.ignore is None and int(targets.min()) < 0:
+        raise DataError(
+            f"{dataset.name} has targets that a mask leaves out; set likelihood: {{kind: categorical, ignore: -100}}"
+        )
     likelihood.check_labels()
     declared = likelihood.classes or config.network.declared_outputs(dataset.train.inputs[:2], targets.shape[1:])
     wanted = likelihood.labels

@@ -20,8 +20,9 @@ from torch.utils.data import (
     default_collate,
 )
 
-from bitsback.data._dataset import Examples
+from bitsback.data._dataset import Dataset, Examples
 from bitsback.data._items import Collate, Items, Reader, Stream
+from bitsback.data._npz import coded_targets
 from bitsback.data._rows import Columns, MappedFile, Rows, tensor_of
 from bitsback.data._tables import is_frame, parquet_frames, table
 from bitsback.data._target_columns import TARGET_NAMES, as_targets, target_name
@@ -112,6 +113,8 @@ def source(
     >>> source(loader)
     Examples(5 inputs (2,), targets (), training)
     """
+    if isinstance(data, Dataset):
+        raise DataError("a Dataset holds two splits, and examples of one are needed here; give dataset.train, or dataset.test")
     if isinstance(data, Examples):
         if targets is not None:
             raise DataError("Examples have their targets; leave targets out")
@@ -356,4 +359,8 @@ def _of_archive(path: Path, targets: Any) -> _Found:
         targets = target_name([key for key in arrays if key in TARGET_NAMES] or arrays, None)
     if isinstance(targets, str) and targets in arrays:
         targets = arrays[targets]
-    return _Found(_stored(arrays["inputs"], path), _read(targets))
+    found = _Found(_stored(arrays["inputs"], path), _read(targets))
+    if "mask" not in arrays:
+        return found
+    numbers, labels = as_targets(found.targets, None)
+    return replace(found, targets=coded_targets(numbers, arrays, "mask", path), labels=labels)

@@ -10,6 +10,7 @@ from torch import Tensor
 from bitsback.data._dataset import Examples
 from bitsback.data._rows import Rows
 from bitsback.data._source import source
+from bitsback.data._tables import is_frame
 from bitsback.data._target_columns import TARGET_NAMES, as_targets
 from bitsback.errors import DataError
 
@@ -65,6 +66,8 @@ def inputs_of(data: Any) -> Examples:
         return data
     if isinstance(data, Rows):
         return Examples(data, torch.zeros(len(data)), "given")
+    if is_frame(data) and not any(str(name) in TARGET_NAMES for name in data.columns):
+        return source(data.assign(target=0), "target", name="given")
     data = without_targets(data)
     parts = list(data.values()) if isinstance(data, dict) else list(data) if isinstance(data, tuple) else [data]
     if not parts:

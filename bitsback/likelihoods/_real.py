@@ -46,6 +46,10 @@ NARROWEST = 2.0**-16
 """Finest grid step that is considered, in stds of the targets."""
 
 
+NOISES = ("fixed", "learned", "predicted")
+"""Origins of the noise std, as in settings."""
+
+
 class GaussianLikelihood(SymbolLikelihood):
     """Gaussian likelihood of targets on a grid: -log2 N(y; shift + scale * output, std^2) - log2(target_step) bits a number.
 
@@ -95,6 +99,8 @@ class GaussianLikelihood(SymbolLikelihood):
         super().__init__()
         if target_step is not None and not (math.isfinite(target_step) and target_step > 0):
             raise DataError(f"likelihood.target_step must be above zero, got {target_step}; give the targets' resolution")
+        if noise not in NOISES:
+            raise DataError(f"likelihood.noise is one of {', '.join(NOISES)}, got {noise!r}")
         if noise == "fixed" and std is None:
             raise DataError("likelihood.noise: fixed needs likelihood.std; give the std of the noise in the targets' units")
         if noise == "predicted":

@@ -40,6 +40,4 @@ def checked_likelihood(given: Any) -> Likelihood:
         if name in losses:
             raise ConfigError(f"{name} is a loss, and bits need a likelihood: give bitsback.likelihoods.{likelihood}")
     what = f"the text '{given}'" if isinstance(given, str) else f"the class {name}" if isinstance(given, type) else f"a {name}"
-    raise ConfigError(
-        f"a likelihood is needed, such as bitsback.likelihoods.CategoricalLikelihood(classes), or None for labels; got {what}"
-    )
+    raise ConfigError(f"a likelihood is needed, such as bitsback.likelihoods.CategoricalLikelihood(classes); got {what}")

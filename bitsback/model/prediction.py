@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from bitsback.atomic_io import write_array, write_arrays, write_text
 from bitsback.data.given import inputs_of, target_numbers, without_targets
-from bitsback.errors import DataError, FileError
+from bitsback.errors import DataError, FileError, brief
 from bitsback.inputs import Inputs, each
 from bitsback.likelihoods import Likelihood, Mixture
 from bitsback.likelihoods.base import Answer, listed
@@ -303,7 +303,12 @@ def predicted(
     given = None if targets is None else targets if isinstance(targets, Tensor) else target_numbers(targets)
     batches = _batches(model, inputs)
     with evaluating(model.network), model.keeping(), seeded(seed, model.device):
-        return Prediction.of(likelihood, _draws(model, batches, samples, seed, progress), given)
+        try:
+            return Prediction.of(likelihood, _draws(model, batches, samples, seed, progress), given)
+        except (RuntimeError, IndexError, TypeError) as error:  # the user's network on inputs of another kind
+            raise DataError(
+                f"the network fails on these inputs: {brief(error)}; give inputs like those of training, a row for each"
+            ) from error
 
 
 def _batches(model: "BayesianModel", inputs: Any) -> Callable[[], Iterable[Inputs]]:

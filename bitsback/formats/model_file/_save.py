@@ -90,6 +90,7 @@ def _experiment(
         with torch.no_grad(), evaluating(model.network), model.mean():
             likelihood = default_likelihood(model.outputs(inputs), targets, examples.labels)
         likelihood.check_split(examples.targets, examples.name)
+    likelihood.fit(examples.targets)
     network: SequentialSettings | FactorySettings
     if factory is None:
         network, exclude = described_network(model)

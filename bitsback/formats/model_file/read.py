@@ -217,12 +217,12 @@ def write_unpacked(loaded: LoadedModel, directory: Path) -> None:
         write_text(staging / "config.yaml", to_yaml(loaded.config, sections=written))
 
 
-def load(path: str | Path, locations: Sequence[str] = ()) -> LoadedModel:
+def load(path: str | Path, locations: str | Sequence[str] = ()) -> LoadedModel:
     """Read a model file.
 
     Args:
         path: a file that ``bitsback pack`` or :func:`bitsback.save` wrote.
-        locations: places on this machine, such as ``"data.root=DIR"`` if the preprocessing needs the training inputs, and
+        locations: one or more places on this machine, such as ``"data.root=DIR"`` if the preprocessing needs the training inputs, and
             ``"network.factory=package.module:function"``: code named in a file is never executed without this explicit opt-in.
 
     Returns:
@@ -231,4 +231,5 @@ def load(path: str | Path, locations: Sequence[str] = ()) -> LoadedModel:
     Raises:
         FileError: if the file is empty, foreign, of a later version, truncated, extended or damaged.
     """
-    return decode(read_file(Path(path)), str(path), locations)
+    given = [locations] if isinstance(locations, str) else locations
+    return decode(read_file(Path(path)), str(path), given)
