@@ -9,11 +9,13 @@ import scipy.stats
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
 
+import bitsback
 from bitsback.config import Experiment, load_run
 from bitsback.config.labels import as_labels
 from bitsback.config.schema import Config
-from bitsback.data import Dataset, Examples
+from bitsback.data import Dataset, Examples, source
 from bitsback.errors import DataError, LedgerError
 from bitsback.ledger import Entry, Ledger
 from bitsback.likelihoods import (
@@ -69,6 +71,68 @@ def test_labels_of_any_shape_cost_the_sum_over_their_positions(shape, ignore, ax
     assert torch.allclose(likelihood.predict(outputs), logits.softmax(-1))
 
 
+def test_only_an_axis_without_which_the_shapes_agree_is_that_of_the_classes():
+    logits, targets = example((5, 3, 4), 4)
+    for axis in (1, 2, 3):
+        outputs, likelihood = logits.movedim(-1, axis), CategoricalLikelihood(4, ignore=-100)
+        fitting = [
+            a for a in (1, 2, 3) if outputs.shape[1:a] + outputs.shape[a + 1 :] == targets.shape[1:] and outputs.shape[a] == 4
+        ]
+        assert likelihood.class_axes(outputs, targets) == fitting
+        if len(fitting) == 1:
+            assert torch.equal(likelihood.class_last(outputs, targets), logits)
+            assert torch.allclose(likelihood.symbol_bits(outputs, targets), slow_symbol_bits(logits, targets, -100))
+        else:
+            with pytest.raises(DataError, match="name that of the classes"):
+                likelihood.class_last(outputs, targets)
+        with pytest.raises(DataError, match="name that of the classes"):
+            likelihood.predict(outputs)
+
+
+def padded_texts(lengths):
+    """Data set of texts with a tag for each word, whose batches are padded."""
+    draw = torch.Generator().manual_seed(0)
+    texts = [torch.randint(6, (length,), generator=draw) for length in lengths]
+
+    def collate(items):
+        words, tags = zip(*items, strict=True)
+        return pad_sequence(words, batch_first=True), pad_sequence(tags, batch_first=True, padding_value=-100)
+
+    return source([(text, text % 4) for text in texts], collate=collate)
+
+
+class Tagger(nn.Module):
+    """Four logits for each word, at the end or behind the batch."""
+
+    def __init__(self, axis):
+        super().__init__()
+        self.axis, self.embedding = axis, nn.Embedding(6, 4)
+
+    def forward(self, words):
+        return self.embedding(words).movedim(-1, self.axis)
+
+
+@pytest.mark.parametrize("axis", [1, -1])
+@pytest.mark.parametrize("lengths", [[4, 2, 4, 3, 5, 2, 4, 4], [3, 2, 5, 4, 4, 4, 2, 4]])
+def test_a_padded_batch_may_be_as_long_as_there_are_classes(axis, lengths):
+    likelihood = CategoricalLikelihood(4, ignore=-100)
+    done = bitsback.train(
+        bayesianize(Tagger(axis)), likelihood, padded_texts(lengths), training={"epochs": 4, "batch_size": 2}, progress=False
+    )
+    assert likelihood.class_axis == axis
+    assert done.ledger.data_bits > 0
+
+
+def test_the_axis_has_to_be_named_if_every_batch_is_as_long_as_there_are_classes():
+    steps = []
+    with pytest.raises(DataError, match=r"name that of the classes, such as likelihood\.class_axis: 1 or -1"):
+        bitsback.train(
+            bayesianize(Tagger(1)), CategoricalLikelihood(4, ignore=-100), padded_texts([4] * 6),
+            training={"batch_size": 2}, watch=lambda step, _: steps.append(step), progress=False,
+        )  # fmt: skip
+    assert not steps
+
+
 def test_labels_of_one_position_cost_bit_for_bit_what_they_did():
     outputs, targets = torch.randn(50, 4), torch.randint(4, (50,))
     bits = CategoricalLikelihood(4).bits(outputs, targets)
@@ -90,7 +154,7 @@ def test_an_axis_that_shapes_do_not_tell_is_named():
     for axis in (1, 2, -1, -2):
         logits = outputs.movedim(axis, -1)
         likelihood = CategoricalLikelihood(5, class_axis=axis)
-        assert torch.allclose(likelihood.symbol_bits(outputs, targets), slow_symbol_bits(logits, targets, None))
+        assert torch.allclose(likelihood.symbol_bits(outputs, targets), slow_symbol_bits(logits, targets, -100))
         assert torch.equal(likelihood.predict(outputs), logits.softmax(-1))
 
 

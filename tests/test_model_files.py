@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,10 +17,11 @@ from bitsback.config import Config, Experiment, load_config
 from bitsback.config.coding_settings import PackSettings, QuantisingSettings, TuningSettings
 from bitsback.data import Examples
 from bitsback.errors import BitsbackError, FileError, LayerError, PriorError
+from bitsback.formats._exact_outputs import exact_outputs
 from bitsback.formats.inspect import inspect_file
 from bitsback.formats.model_file.read import load
 from bitsback.formats.model_file.write import pack_experiment
-from bitsback.model import evaluate
+from bitsback.model import bayesianize, evaluate
 
 DATA = {"kind": "digits", "limit": 100}
 MODES = {"kind": "random_walk_modes", "features": 6}
@@ -86,6 +88,36 @@ NETWORKS = {
     "overrides": {"prior_overrides": {"*.bias": {"kind": "laplace", "learn": "none"}}},
     "float64": {"training": {"epochs": 2, "precision": "float64"}},
 }  # fmt: skip
+
+
+def test_missing_exact_label_bits_are_said_with_the_reason():
+    experiment = trained()
+    train = experiment.dataset.train
+    large = replace(experiment.dataset, train=replace(train, inputs=train.inputs * 1e9))
+    result = packed(replace(experiment, dataset=large), codec="quantised")
+    assert result.label_bits is None
+    assert result.why.startswith("asked for; label bits are not exact: the network's activations are too large for exact")
+
+
+class Failing(torch.nn.Linear):
+    """Fails in float64 with a given message, or because it computes in float32."""
+
+    says = None
+
+    def forward(self, inputs):
+        if self.says is not None and inputs.dtype == torch.float64:
+            raise RuntimeError(self.says)
+        return super().forward(inputs.float())
+
+
+def test_only_errors_of_types_are_said_to_be_such():
+    model = bayesianize(Failing(3, 2)).double()
+    weights, inputs = {weight.name: weight.posterior.mean for weight in model.weights}, torch.randn(4, 3).double()
+    with pytest.raises(FileError, match="does not run in float64"):
+        exact_outputs(model, weights, inputs)
+    model.network.says = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 40000000000000 bytes."
+    with pytest.raises(RuntimeError, match="tried to allocate"):
+        exact_outputs(model, weights, inputs)
 
 
 def stored_digits():

@@ -250,6 +250,45 @@ def test_data_bits_of_training_and_ledger_are_compared_with_their_errors(course,
     assert bool(said) == seen
 
 
+# hidden targets, and those with axes
+
+
+def expensive(symbols):
+    """A ledger that is not worth its bits, for any cause."""
+    return replace(ledger(marginal_bits=1.0), symbols=symbols)
+
+
+def cause_of(network, likelihood, x, y):
+    model = bitsback.bayesianize(network)
+    (said,) = warnings_of(expensive(likelihood.symbols(y)), model, likelihood, Examples(x, y), Course(10**4))
+    return said
+
+
+def test_hidden_labels_are_not_taken_for_labels():
+    x, y = clusters(200)
+    hide = CategoricalLikelihood(CLASSES, ignore=-100)
+    alike = torch.where(torch.arange(200) % 2 == 0, 1, -100)
+    assert "labels are alike" in cause_of(nn.Linear(2, 3), hide, x, alike)
+    draw = torch.Generator().manual_seed(0)
+    shuffled = y[torch.randperm(200, generator=draw)]
+    far = x.clone()
+    far[100:] = torch.tensor([50.0, 50.0]) + 0.1 * x[100:]  # neighbours agree in being hidden
+    shuffled[100:] = -100
+    assert "are they shuffled" in cause_of(nn.Linear(2, 3), hide, far / far.std(), shuffled)
+
+
+def test_a_softmax_over_the_axis_of_the_classes_is_found():
+    x, y = torch.randn(50, 2, 4), torch.arange(200).reshape(50, 4) % 3
+    assert "ends with a softmax" in cause_of(nn.Sequential(nn.Conv1d(2, 3, 1), nn.Softmax(1)), CategoricalLikelihood(3), x, y)
+    assert "softmax" not in cause_of(nn.Sequential(nn.Conv1d(2, 3, 1), nn.Softmax(2)), CategoricalLikelihood(3), x, y)
+
+
+def test_no_look_compares_masks_of_neighbours(monkeypatch):
+    monkeypatch.setattr(torch, "cdist", None)
+    x, y = torch.randn(20, 1, 64, 64), torch.randint(3, (20, 64, 64))
+    assert "shuffled" not in cause_of(nn.Conv2d(1, 3, 1), CategoricalLikelihood(3), x, y)
+
+
 # everywhere
 
 

@@ -175,7 +175,12 @@ class Experiment:
         count = 2 if config.network.kind == "sequential" else min(config.training.batch_size, len(dataset.train))
         inputs, targets = dataset.train.batch(slice(0, count))  # the likelihood raises if shapes do not fit
         outputs = likelihood.outputs(dataset.train.targets)
-        model = build_model(config, inputs, outputs, check=lambda output: likelihood.bits(output, targets), network=network)
+
+        def check(output: torch.Tensor) -> None:
+            likelihood.bits(output, targets)
+            likelihood.predict(output)  # it finds the axis of the classes without the targets
+
+        model = build_model(config, inputs, outputs, check=check, network=network)
         model.chosen_grid_step = config.ledger.grid_step
         return cls(config, dataset, model, likelihood)
 

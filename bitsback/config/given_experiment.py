@@ -12,7 +12,7 @@ from bitsback.config._explain import describe_all
 from bitsback.config.experiment import Experiment, try_out
 from bitsback.config.network import GivenNetworkSettings
 from bitsback.config.schema import BayesianSettings, Config
-from bitsback.data import Dataset, source
+from bitsback.data import Dataset, Examples, source
 from bitsback.data.settings import GivenDataSettings
 from bitsback.errors import ConfigError
 from bitsback.likelihoods import (
@@ -31,6 +31,10 @@ from bitsback.model.modes import evaluating
 from bitsback.posteriors import GaussianPosteriorSettings, PointPosterior, PointPosteriorSettings
 
 __all__ = ["default_likelihood", "given_experiment", "likelihood_settings"]
+
+
+MOST_BATCHES = 32
+"""Batches among which one is looked for that shows the axis of the classes."""
 
 
 def given_experiment(
@@ -71,7 +75,10 @@ def given_experiment(
         if examples is not None:
             likelihood.check_split(examples.targets, examples.name)
     likelihood.fit(dataset.train.targets)
+    if isinstance(likelihood, CategoricalLikelihood) and likelihood.class_axis is None and targets.ndim > 1:
+        likelihood.class_axis = _class_axis(likelihood, model, some, count)
     likelihood.to(model.device, model.dtype).bits(output, targets)  # the likelihood raises if shapes do not fit
+    likelihood.predict(output)
     config = settings.model_copy(
         update={
             "data": GivenDataSettings(name=dataset.name, examples=len(dataset.train)),
@@ -101,6 +108,28 @@ def default_likelihood(output: Tensor, targets: Tensor, texts: Sequence[str] | N
     """
     classes = class_count(output, targets.shape[1:]) or output.shape[-1]
     return CategoricalLikelihood(classes, names=texts if texts and len(texts) == classes else None)
+
+
+def _class_axis(likelihood: CategoricalLikelihood, model: BayesianModel, examples: Examples, count: int) -> int | None:
+    """Return the axis of the classes if outputs alone would not always show it, as where batches are padded; None otherwise.
+
+    A padded batch may be as long as there are classes, so that two axes fit; the axis is the one that fits all batches.
+    """
+    parts = [slice(start, start + count) for start in range(0, len(examples), count)]
+    fit: set[int] = set()
+    with torch.no_grad(), evaluating(model.network), model.mean():
+        for number, (inputs, targets) in enumerate(examples.batches(parts[:MOST_BATCHES])):
+            output = model.outputs(inputs)
+            if not examples.pads and len(likelihood.class_axes(output)) < 2:
+                return None
+            axes = set(likelihood.class_axes(output, targets))
+            fit = fit & axes if number else axes
+            if len(fit) < 2 or not examples.pads:
+                break
+    if len(fit) != 1:
+        return None
+    (axis,) = fit
+    return -1 if axis == output.ndim - 1 else axis
 
 
 def _settings(sections: Mapping[str, Any]) -> Config:

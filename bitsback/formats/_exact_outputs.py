@@ -24,6 +24,9 @@ EXACT_LIMIT = 2.0**53
 BATCH = 512
 """Largest number of examples in one forward pass."""
 
+OF_TYPES = ("dtype", "scalar type", "double", "float")
+"""Words in torch's errors about tensors of different types; other errors, such as a lack of memory, have another cause."""
+
 EXACT_LAYERS: tuple[type[nn.Module], ...] = (
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.LeakyReLU,
     nn.Threshold, nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d,
@@ -131,6 +134,7 @@ def exact_outputs(model: BayesianModel, weights: Mapping[str, Tensor], inputs: A
 
     Raises:
         FileError: if activations are too large to be exact, or the network does not run in float64.
+        RuntimeError: if it fails for another reason.
     """
     values = {weight.name: on_lattice(weights[weight.name], WEIGHT_BITS) for weight in model.weights}
 
@@ -143,6 +147,8 @@ def exact_outputs(model: BayesianModel, weights: Mapping[str, Tensor], inputs: A
             try:
                 parts.append(model.outputs(each(part, rounded)))
             except RuntimeError as error:
+                if not any(word in str(error).lower() for word in OF_TYPES):
+                    raise
                 raise FileError(
                     f"the network does not run in float64, which exact outputs need ({brief(error)}); let it make tensors in "
                     "the type of its inputs, as x.new_zeros(...) does"

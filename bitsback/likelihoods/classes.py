@@ -87,13 +87,27 @@ class CategoricalLikelihood(SymbolLikelihood):
         self.names = tuple(names) if names is not None else self.labels
         self.ignore, self.class_axis = ignore, class_axis
 
-    def _class_axes(self, outputs: Tensor) -> list[int]:
-        """List the axes behind the first that may be that of the classes."""
+    def class_axes(self, outputs: Tensor, targets: Tensor | None = None) -> list[int]:
+        """List the axes behind the first that may be that of the classes.
+
+        Args:
+            outputs: (n, ...), logits.
+            targets: (n, ...), whose shape is that of the outputs without the axis; default: not known.
+
+        Returns:
+            the axes, counted from the start.
+
+        >>> CategoricalLikelihood(4).class_axes(torch.zeros(1, 4, 3, 4), torch.zeros(1, 3, 4))
+        [1]
+        """
         axes = range(1, outputs.ndim)
         if self.class_axis is not None:
             named = self.class_axis + outputs.ndim if self.class_axis < 0 else self.class_axis
             axes = range(named, named + 1) if named in axes else range(0)
-        return [axis for axis in axes if outputs.shape[axis] == self.classes]
+        found = [axis for axis in axes if outputs.shape[axis] == self.classes]
+        if targets is None:
+            return found
+        return [axis for axis in found if outputs.shape[1:axis] + outputs.shape[axis + 1 :] == targets.shape[1:]]
 
     def _only(self, axes: list[int], outputs: Tensor) -> int:
         """Return the axis of the classes; raises DataError if there is another number of candidates than one."""
@@ -125,8 +139,8 @@ class CategoricalLikelihood(SymbolLikelihood):
         >>> CategoricalLikelihood(4).class_last(torch.zeros(5, 4, 2, 3), torch.zeros(5, 2, 3)).shape
         torch.Size([5, 2, 3, 4])
         """
-        axes, target = self._class_axes(outputs), targets.shape[1:]
-        if not any(outputs.shape[1:axis] + outputs.shape[axis + 1 :] == target for axis in axes):
+        axes, target = self.class_axes(outputs, targets), targets.shape[1:]
+        if not axes:
             given, wanted = tuple(outputs.shape[1:]), "as many logits"
             if targets.ndim > 1:
                 given = f"{given} for targets of shape {tuple(target)} per example"  # type: ignore[assignment]
@@ -156,7 +170,7 @@ class CategoricalLikelihood(SymbolLikelihood):
 
     def predict(self, outputs: Tensor) -> Tensor:
         """Return class probabilities, (n, ..., C): the axis of the classes is the last, wherever the outputs have it."""
-        axis = -1 if outputs.ndim == 2 else self._only(self._class_axes(outputs), outputs)
+        axis = -1 if outputs.ndim == 2 else self._only(self.class_axes(outputs), outputs)
         return outputs.movedim(axis, -1).softmax(-1)
 
     def mixture(self) -> LabelMixture:

@@ -110,7 +110,7 @@ def _cause(ledger: Ledger, model: BayesianModel, likelihood: Likelihood, example
         outputs = model.outputs(inputs)
     looks: tuple[Callable[[], str], ...] = (
         lambda: _all_alike(likelihood, examples.targets),
-        lambda: _probabilities(likelihood, outputs, model.network),
+        lambda: _probabilities(likelihood, outputs, targets, model.network),
         lambda: _unused_classes(likelihood, examples.targets),
         lambda: _unscaled(inputs),
         lambda: _noise(likelihood, outputs, targets),
@@ -121,20 +121,22 @@ def _cause(ledger: Ledger, model: BayesianModel, likelihood: Likelihood, example
 
 
 def _all_alike(likelihood: Likelihood, targets: Tensor) -> str:
-    """Return a cause if all targets are equal."""
+    """Return a cause if all coded targets are equal; targets with axes are not looked at."""
+    if targets.ndim > 1:
+        return ""
+    targets = targets[likelihood.judged(targets)]
     if bool((targets == targets[:1]).all()):
         return f"all {likelihood.described} are alike, and there is nothing to describe"
     return ""
 
 
-def _probabilities(likelihood: Likelihood, outputs: Tensor, network: nn.Module) -> str:
+def _probabilities(likelihood: Likelihood, outputs: Tensor, targets: Tensor, network: nn.Module) -> str:
     """Return a cause if the network returns probabilities where the likelihood expects logits."""
     inside = bool(((outputs >= 0) & (outputs <= 1)).all())
-    if (
-        isinstance(likelihood, CategoricalLikelihood)
-        and inside
-        and torch.allclose(outputs.sum(-1), outputs.new_ones(()), atol=1e-3)
-    ):
+    if isinstance(likelihood, CategoricalLikelihood):
+        sums = likelihood.class_last(outputs, targets).sum(-1)
+        if not inside or not torch.allclose(sums, sums.new_ones(()), atol=1e-3):
+            return ""
         return "the network ends with a softmax, and the likelihood wants logits; take the last layer away"
     *_, last = network.modules()
     squeezed = isinstance(last, nn.Sigmoid) or float(outputs.std()) > VARIED  # logits of a pruned network are all alike
@@ -193,25 +195,30 @@ def _few_steps(course: Course | None) -> str:
 
 
 def _unrelated(likelihood: Likelihood, inputs: Inputs, targets: Tensor) -> str:
-    """Return a cause if nearest neighbours share their targets no more often than by chance: shuffled or shifted rows."""
-    if not isinstance(inputs, Tensor) or not inputs.is_floating_point() or len(inputs) < 10:
+    """Return a cause if nearest neighbours share their targets no more often than by chance: shuffled or shifted rows.
+
+    Only coded targets are looked at, and none that have axes.
+    """
+    if not isinstance(inputs, Tensor) or not inputs.is_floating_point() or targets.ndim > 1:
+        return ""
+    judged = likelihood.judged(targets)
+    inputs, answers = inputs[judged], targets[judged].double()
+    if len(inputs) < 10:
         return ""
     flat = inputs.reshape(len(inputs), -1).double()
     apart = torch.cdist(flat, flat)
     near = apart.fill_diagonal_(math.inf).argmin(1)
-    answers = targets.reshape(len(targets), -1).double()
     if isinstance(likelihood, CategoricalLikelihood | BernoulliLikelihood):
         same = (answers == answers[near]).double().mean()
-        chance = torch.stack([(column == value).double().mean().square() for column in answers.T for value in column.unique()])
-        expected = chance.sum() / answers.shape[1]
+        expected = torch.stack([(answers == value).double().mean().square() for value in answers.unique()]).sum()
         if float((1 - expected) * answers.numel()) < RARE:
             return ""  # nearly all are alike: neighbours agree anyway
         spread = (expected * (1 - expected) / answers.numel()).sqrt()
         related = bool(same > expected + STDERRS * spread)
     else:
-        centred = answers - answers.mean(0)
-        agreement = (centred * centred[near]).mean(0) / centred.square().mean(0).clamp_min(1e-300)
-        related = bool((agreement > STDERRS / math.sqrt(len(answers))).any())
+        centred = answers - answers.mean()
+        agreement = (centred * centred[near]).mean() / centred.square().mean().clamp_min(1e-300)
+        related = bool(agreement > STDERRS / math.sqrt(len(answers)))
     if related:
         return ""
     return (

@@ -222,8 +222,9 @@ def load(path: str | Path, locations: str | Sequence[str] = ()) -> LoadedModel:
 
     Args:
         path: a file that ``bitsback pack`` or :func:`bitsback.save` wrote.
-        locations: one or more places on this machine, such as ``"data.root=DIR"`` if the preprocessing needs the training inputs, and
-            ``"network.factory=package.module:function"``: code named in a file is never executed without this explicit opt-in.
+        locations: one or more places on this machine, such as ``"data.root=DIR"`` if the preprocessing needs the training
+            inputs, and ``"network.factory=package.module:function"``: code named in a file is never executed without this
+            explicit opt-in.
 
     Returns:
         the decoded network.

@@ -1,7 +1,6 @@
 """Write model files: choose a codec, encode a trained experiment, and measure the decoded file."""
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,7 +12,7 @@ from bitsback.config import Experiment
 from bitsback.config.coding_settings import PackSettings
 from bitsback.config.load import parse_value
 from bitsback.data import Examples
-from bitsback.errors import ConfigError, FileError, LayerError
+from bitsback.errors import ConfigError, FileError, LayerError, brief
 from bitsback.formats._exact_outputs import BATCH, exact_outputs
 from bitsback.formats._label_code import has_exact_bits, target_bits
 from bitsback.formats.config_tree import CODEC_FACTORY, locations_of
@@ -42,7 +41,7 @@ class Packed(Result):
     Attributes:
         content: the bytes of the file.
         codec: name of the codec, such as ``quantised``.
-        why: the reason for this codec.
+        why: the reason for this codec, and the reason if there are no exact label bits.
         loaded: the decoded file.
         train_data_bits: data bits of the training examples under the decoded weights, by real arithmetic.
         label_bits: bits of the training labels in exact arithmetic; None where they have no such code.
@@ -164,7 +163,7 @@ def pack_experiment(experiment: Experiment, settings: PackSettings | None = None
     if len(choice.codecs) > 1:
         fits = len(found) == len(choice.codecs)
         reason = f"{best.codec} describes the labels in fewer bits" if fits else "the other does not fit the budget"
-        best = replace(best, why=f"{choice.why}: both were tried, {reason}")
+        best = replace(best, why=best.why.replace(choice.why, f"{choice.why}: both were tried, {reason}", 1))
     _take_over(experiment.model, best.loaded.model)
     return best
 
@@ -307,8 +306,10 @@ def measure(experiment: Experiment, settings: PackSettings, content: bytes, why:
     test = evaluate(loaded.model, likelihood, data.test, samples=0).error if data.test is not None else None
     label_bits = None
     if has_exact_bits(likelihood):
-        with suppress(FileError):  # activations too large to be exact: then the real-valued bits have to do
+        try:
             label_bits = _label_bits(loaded, data.train)
+        except FileError as error:  # then the real-valued bits have to do
+            why = f"{why}; label bits are not exact: {brief(error)}"
         loaded.model.float()
     errors = train.error, test, likelihood.error_name
     return Packed(content, loaded.codec, why, loaded, train.data_bits, label_bits, *errors, net_bits)
