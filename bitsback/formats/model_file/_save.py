@@ -85,7 +85,8 @@ def _experiment(
         raise LayerError("give examples: save(model, path, Examples(inputs, targets)); they say what the inputs look like")
     if likelihood is None:
         with torch.no_grad(), evaluating(model.network), model.mean():
-            likelihood = CategoricalLikelihood(model.outputs(examples.inputs[:2]).shape[-1])
+            classes, texts = model.outputs(examples.inputs[:2]).shape[-1], examples.labels
+        likelihood = CategoricalLikelihood(classes, names=texts if texts and len(texts) == classes else None)
         likelihood.check_targets(examples.targets, examples.name)
     network: SequentialSettings | FactorySettings
     if factory is None:
@@ -100,5 +101,5 @@ def _experiment(
         bayesian=BayesianSettings(exclude=exclude),
         likelihood=likelihoods[likelihood.kind].model_validate(likelihood_settings(likelihood)),
     )
-    classes = likelihood.classes if isinstance(likelihood, CategoricalLikelihood) else None
-    return Experiment(config, Dataset("in memory", examples, None, classes, in_memory=True), model, likelihood)
+    count = likelihood.classes if isinstance(likelihood, CategoricalLikelihood) else None
+    return Experiment(config, Dataset("in memory", examples, None, count, in_memory=True), model, likelihood)
