@@ -652,6 +652,15 @@ def test_inputs_of_any_kind_are_prepared_as_those_of_the_training(grey_run, sour
         assert torch.allclose(bitsback.predict(place / source, tmp_path / name, draws=3).mean, wanted, atol=1e-6)
 
 
+def test_a_run_on_several_inputs_predicts_for_a_dict():
+    x = torch.randint(0, 256, (6, 4), dtype=torch.uint8)
+    model = bitsback.bayesianize(Two())
+    run = bitsback.train(model, None, ({"x": x, "also": x}, torch.arange(6) % 3), training={"epochs": 1}, progress=False)
+    found = bitsback.predict(run, {"x": x.numpy(), "also": x, "labels": x[:, 0]}, draws=3)
+    real = x.float() / 255
+    assert torch.allclose(found.mean, model.predict({"x": real, "also": real}, 3, seed=run.config.seed).mean, atol=1e-6)
+
+
 def test_a_parquet_file_of_inputs_and_targets(grey_run, tmp_path):
     pandas = pytest.importorskip("pandas")
     pytest.importorskip("pyarrow")
