@@ -243,7 +243,7 @@ def test_an_array_whose_header_lies(tmp_path, monkeypatch, name, packing, little
     content, said = LYING[name]
     path = tmp_path / ("x.npy" if packing is None else "x.npz")
     path.write_bytes(content) if packing is None else write_zip(path, {"inputs.npy": content}, packing)
-    with pytest.raises(DataError, match=said) as refused:
+    with pytest.raises(DataError, match=f"{said}|fewer than its header says") as refused:  # a mapped array takes no memory
         read_inputs(path)
     assert "\n" not in str(refused.value)
     if packing is not None:
@@ -294,11 +294,9 @@ def test_a_bomb_is_refused_whatever_the_memory(bombs, monkeypatch, little_memory
 
 def test_a_bomb_is_held_to_memory_where_it_is_trusted(bombs, monkeypatch, little_memory):
     monkeypatch.setenv("BITSBACK_LIMIT_EXPANSION", "2000")
-    monkeypatch.setenv("BITSBACK_LIMIT_MEMORY", "1e9")
+    monkeypatch.setenv("BITSBACK_LIMIT_MEMORY", "1e8")
     for read in (lambda: read_inputs(bombs / "bomb.npz"), lambda: read_idx(bombs / "bomb.gz")):
-        with pytest.raises(
-            DataError, match=r"bytes of memory, and at most 1,000,000,000 are allowed; .*BITSBACK_LIMIT_MEMORY="
-        ):
+        with pytest.raises(DataError, match=r"bytes of memory, and at most 100,000,000 are allowed; .*BITSBACK_LIMIT_MEMORY="):
             read()
 
 

@@ -599,6 +599,81 @@ def test_a_file_answers_with_one_draw_and_knows_bits(run, tmp_path):
     assert float(found.mutual_information_bits.max()) == 0.0
 
 
+@pytest.fixture(scope="module")
+def grey_run(tmp_path_factory):
+    """A run on standardised 8-bit rows, whose targets are a column with a mask, under names of their own."""
+    from bitsback.config import load_config
+
+    place, draw = tmp_path_factory.mktemp("grey"), np.random.default_rng(0)
+    arrays = {"x": draw.integers(0, 256, (40, 4), dtype=np.uint8), "k": np.arange(40)[:, None] % 2, "m": np.ones((40, 1))}
+    arrays["m"][::4] = 0
+    np.savez(place / "d.npz", **arrays)
+    (place / "c.yaml").write_text(
+        f"data: {{kind: npz, path: {place / 'd.npz'}, inputs: x, targets: k, mask: m, scaling: standard, test_fraction: 0}}\n"
+        "likelihood: {kind: categorical, ignore: -100}\ntraining: {epochs: 2}\nlogging: {report: false}\n"
+    )
+    bitsback.train(load_config(place / "c.yaml"), out=place / "run", report=False, progress=False)
+    bitsback.pack(place / "run", place / "m.bb", codec="quantised", progress=False)
+    return place, arrays
+
+
+def test_the_names_and_the_mask_of_the_data_are_those_of_the_training(grey_run):
+    place, _ = grey_run
+    found = bitsback.predict(place / "run", place / "d.npz", draws=3)
+    e = bitsback.load_run(place / "run").experiment()
+    wanted = e.model.predict(e.dataset.train.inputs, 3, targets=e.dataset.train.targets, seed=e.config.seed)
+    assert torch.allclose(found.mean, wanted.mean, atol=1e-6)
+    assert torch.allclose(found.bits, wanted.bits, atol=1e-5)
+    assert found.bits[::4].abs().max() < 1e-12
+    assert found.bits[1::4].min() > 0
+
+
+@pytest.mark.parametrize("source", ["run", "m.bb"])
+def test_inputs_of_any_kind_are_prepared_as_those_of_the_training(grey_run, source, tmp_path, monkeypatch):
+    place, arrays = grey_run
+    x = arrays["x"]
+    np.save(tmp_path / "x.npy", x)
+    np.savez(tmp_path / "x.npz", inputs=x)
+    wanted = bitsback.predict(place / source, torch.from_numpy(x).float(), draws=3).mean
+    column = torch.zeros(len(x)).long()
+    for given in (
+        torch.from_numpy(x),
+        x,
+        x.tolist(),
+        Examples(torch.from_numpy(x), column),
+        DataLoader(TensorDataset(torch.from_numpy(x), column)),
+        tmp_path / "x.npy",
+        tmp_path / "x.npz",
+    ):
+        assert torch.allclose(bitsback.predict(place / source, given, draws=3).mean, wanted, atol=1e-6)
+    monkeypatch.setattr("bitsback.data.arrays.READY_BYTES", 0)
+    monkeypatch.setattr("bitsback.data._rows.BYTES_AT_ONCE", 40)
+    for name in ("x.npy", "x.npz"):  # read in batches
+        assert torch.allclose(bitsback.predict(place / source, tmp_path / name, draws=3).mean, wanted, atol=1e-6)
+
+
+def test_a_run_on_several_inputs_predicts_for_a_dict():
+    x = torch.randint(0, 256, (6, 4), dtype=torch.uint8)
+    model = bitsback.bayesianize(Two())
+    run = bitsback.train(model, None, ({"x": x, "also": x}, torch.arange(6) % 3), training={"epochs": 1}, progress=False)
+    found = bitsback.predict(run, {"x": x.numpy(), "also": x, "labels": x[:, 0]}, draws=3)
+    real = x.float() / 255
+    assert torch.allclose(found.mean, model.predict({"x": real, "also": real}, 3, seed=run.config.seed).mean, atol=1e-6)
+
+
+def test_a_parquet_file_of_inputs_and_targets(grey_run, tmp_path):
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    place, arrays = grey_run
+    x = arrays["x"]
+    frame = pandas.DataFrame({f"c{place}": x[:, place] for place in range(4)} | {"label": arrays["k"][:, 0]})
+    frame.to_parquet(tmp_path / "x.parquet")
+    found = bitsback.predict(place / "run", tmp_path / "x.parquet", draws=3)
+    wanted = bitsback.predict(place / "run", torch.from_numpy(x).float(), draws=3)
+    assert torch.allclose(found.mean, wanted.mean, atol=1e-6)
+    assert found.bits.min() > 0
+
+
 @pytest.mark.parametrize("name", ["p.txt", "p", "p.CSV"])
 def test_another_suffix_is_refused_before_anything_is_read(run_command, tmp_path, name):
     said = run_command("predict", tmp_path / "gone", "--data", tmp_path / "gone.npy", "-o", tmp_path / name)

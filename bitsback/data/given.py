@@ -1,6 +1,7 @@
-"""Inputs that a prediction is asked for, without targets."""
+"""Inputs that a prediction is asked for, of Python or in a file."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,13 +9,23 @@ import torch
 from torch import Tensor
 
 from bitsback.data._dataset import Examples
-from bitsback.data._rows import Rows
+from bitsback.data._npz import coded_targets
+from bitsback.data._rows import Rows, View, stored
 from bitsback.data._source import source
 from bitsback.data._tables import is_frame
 from bitsback.data._target_columns import TARGET_NAMES, as_targets
-from bitsback.errors import DataError
+from bitsback.data.arrays import REASONS, describe, read_npy, read_npz
+from bitsback.data.idx import read_idx
+from bitsback.data.mask import NOT_CODED
+from bitsback.data.settings import DataSettings, NpzSettings
+from bitsback.errors import DataError, brief, near_miss
+from bitsback.inputs import grey
 
-__all__ = ["inputs_of", "target_numbers", "without_targets"]
+__all__ = ["as_stored", "inputs_of", "read_given", "target_numbers", "without_targets"]
+
+ARRAYS = (("inputs", "targets", "mask"), ("test_inputs", "test_targets", "test_mask"), ("images", "targets", "mask"))
+"""Arrays of inputs in an NPZ file, those of their targets, and those of the masks of these."""
+OTHER_SUFFIXES = (".csv", ".tsv", ".txt", ".h5", ".hdf5", ".pkl", ".pickle", ".pt")
 
 
 def without_targets(data: Any) -> Any:
@@ -86,3 +97,85 @@ def _are_numbers(data: Any) -> bool:
     while isinstance(data, list) and data:
         data = data[0]
     return isinstance(data, int | float)
+
+
+def read_given(path: Path, data: DataSettings | None = None) -> tuple[Tensor | View, np.ndarray | None]:
+    """Return inputs, and the targets that stand beside them in an ``.npz`` or ``.parquet`` file, as they are stored.
+
+    Args:
+        path: of the file.
+        data: settings of the data, which may name the arrays otherwise.
+
+    Returns:
+        inputs (n, ...), and targets (n, ...) or None.
+
+    Raises:
+        DataError: if the file cannot be read, or holds no finite numbers.
+    """
+    path, targets = path.expanduser(), None
+    if path.suffix == ".parquet":
+        return as_stored(source(path))
+    if path.suffix in (".npy", ".npz"):
+        try:
+            with path.open("rb") as file:
+                start = file.read(2)
+            is_archive = start == b"PK"
+            array, targets = _choose(read_npz(path, lean=True), path, data) if is_archive else (read_npy(path, lean=True), None)
+        except REASONS as error:
+            raise DataError(f"cannot read {path}: {brief(error)}; give an .npy, .npz or IDX file of inputs") from error
+    elif path.suffix in OTHER_SUFFIXES:
+        raise DataError(f"cannot read {path}: {_describe(path)}; write the inputs with numpy.save('inputs.npy', x)")
+    else:
+        array = read_idx(path, lean=True)
+        array = array[:, None] if array.ndim == 3 else array  # images have a channel axis
+    if array.dtype.kind not in "biuf" or array.ndim == 0 or len(array) == 0:
+        raise DataError(f"{path} holds no inputs (an array of type {array.dtype}, shape {array.shape}); numbers are needed")
+    inputs = stored(array, path, keeps_whole=True)
+    for part in [inputs] if isinstance(inputs, Tensor) else inputs.split(inputs.at_once()) if array.dtype.kind == "f" else ():
+        if isinstance(part, Tensor) and not bool(torch.isfinite(part).all()):
+            raise DataError(f"an input in {path} is NaN or infinite; clean the data first")
+    return inputs, targets
+
+
+def as_stored(examples: Examples) -> tuple[Any, np.ndarray]:
+    """Return inputs of examples as they are stored, 8-bit ones from 0 to 255, and targets, as texts if they have labels."""
+    inputs, numbers = examples.inputs, examples.targets.cpu().numpy()
+    if isinstance(inputs, View) and isinstance(inputs.first, Tensor):
+        inputs = inputs.without(grey)
+    return inputs, numbers if examples.labels is None else np.array(examples.labels)[numbers]
+
+
+def _describe(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return describe(file.read(64))
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def _choose(arrays: dict[str, np.ndarray], path: Path, data: DataSettings | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the inputs among the arrays of a file, and the targets beside them."""
+    own: tuple[tuple[str, str, str], ...] = ()
+    if isinstance(data, NpzSettings):
+        own = ((data.inputs, data.targets, data.mask), (data.test_inputs, data.test_targets, data.test_mask))
+    for name, answers, mask in (*own, *ARRAYS):
+        if name in arrays:
+            return arrays[name], _beside(arrays, answers, mask, path)
+    wanted = own[0][0] if own else "inputs"
+    known = brief(", ".join(sorted(arrays))) or "none"
+    raise DataError(f"{path} has no array '{wanted}'{near_miss(wanted, arrays)}; arrays there: {known}")
+
+
+def _beside(arrays: dict[str, np.ndarray], name: str, mask: str, path: Path) -> np.ndarray | None:
+    """Return targets of a file as training takes them; those that its mask leaves out are -100, or empty texts."""
+    if name not in arrays:
+        return None
+    values = arrays[name]
+    if values.dtype.kind not in "USbiuf":
+        raise DataError(f"array '{name}' in {path} has type {values.dtype}; give numbers or texts")
+    if values.dtype.kind not in "US":
+        numbers = torch.from_numpy(values.astype(np.float64 if values.dtype.kind == "f" else np.int64))
+        return coded_targets(numbers, arrays, mask, path).numpy()
+    coded = coded_targets(torch.zeros(values.shape, dtype=torch.int64), arrays, mask, path)
+    empty = values.dtype.type()
+    return np.where(coded.numpy() == NOT_CODED, empty, values.reshape(coded.shape))

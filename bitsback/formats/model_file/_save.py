@@ -104,5 +104,5 @@ def _experiment(
         bayesian=BayesianSettings(exclude=exclude),
         likelihood=likelihoods[likelihood.kind].model_validate(likelihood_settings(likelihood)),
     )
-    classes = likelihood.classes if isinstance(likelihood, CategoricalLikelihood) else None
-    return Experiment(config, Dataset("in memory", examples, None, classes, in_memory=True), model, likelihood)
+    count = likelihood.classes if isinstance(likelihood, CategoricalLikelihood) else None
+    return Experiment(config, Dataset("in memory", examples, None, count, in_memory=True), model, likelihood)
