@@ -14,7 +14,9 @@ __all__ = ["predict"]
 def predict(
     context: typer.Context,
     model: Annotated[Path, typer.Argument(help="Model file or run directory.", show_default=False)],
-    data: Annotated[Path | None, typer.Option(help="Inputs as stored: .npy, .npz, .parquet or IDX.", show_default=False)] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Inputs as stored: .npy, .npz, .parquet or IDX.", show_default=False)
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="Write .csv, .json, .npz, or the means as .npy.", show_default=False),
