@@ -14,7 +14,9 @@ __all__ = ["predict"]
 def predict(
     context: typer.Context,
     model: Annotated[Path, typer.Argument(help="Model file or run directory.", show_default=False)],
-    data: Annotated[Path | None, typer.Option(help="Inputs as stored: .npy, .npz or IDX.", show_default=False)] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Inputs as stored: .npy, .npz, .parquet or IDX.", show_default=False)
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="Write .csv, .json, .npz, or the means as .npy.", show_default=False),
@@ -36,7 +38,7 @@ def predict(
     from bitsback.model.prediction import check_suffix
 
     if data is None:
-        raise FileError("say which inputs: --data FILE (.npy, .npz or IDX)")
+        raise FileError("say which inputs: --data FILE (.npy, .npz, .parquet or IDX)")
     if not 0 < interval < 1:
         raise DataError(f"--interval is a probability between 0 and 1, got {interval}; give one such as 0.9")
     if out is not None:
