@@ -129,7 +129,7 @@ def _half_hessians(model: BayesianModel, examples: Examples) -> Iterator[Tensor]
     with evaluating(model.network):
         classes = len(outputs_under(model, means, examples.inputs[:1])[0])
         size = max(1, NUMBERS_AT_ONCE // (weights * classes))
-        for inputs, _ in examples.batches(slice(start, start + size) for start in range(0, len(examples), size)):
+        for inputs, _ in examples.batches(examples.ranges(size)):
             parts, logits = jacobian(means, inputs)
             slopes = torch.cat([parts[name].flatten(2) for name in means], dim=2)
             p = logits.softmax(-1)[..., None]

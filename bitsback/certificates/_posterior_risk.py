@@ -59,8 +59,7 @@ def mean_loss_of_draws(
     shown = tqdm(total=passes * len(examples), desc="draws", disable=not progress, leave=False, delay=SHOWN_AFTER_SECONDS)
     with evaluating(model.network), seeded(seed, device), shown as bar:
         for _ in range(passes):
-            parts = (slice(start, min(start + size, len(examples))) for start in range(0, len(examples), size))
-            for inputs, targets in examples.batches(parts):
+            for inputs, targets in examples.batches(examples.ranges(size)):
                 weights = {weight.name: _draw(weight, len(targets)) for weight in model.weights}
                 try:
                     outputs = torch.vmap(judge)(weights, inputs)

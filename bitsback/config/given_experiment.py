@@ -115,10 +115,9 @@ def _class_axis(likelihood: CategoricalLikelihood, model: BayesianModel, example
 
     A padded batch may be as long as there are classes, so that two axes fit; the axis is the one that fits all batches.
     """
-    parts = [slice(start, start + count) for start in range(0, len(examples), count)]
     fit: set[int] = set()
     with torch.no_grad(), evaluating(model.network), model.mean():
-        for number, (inputs, targets) in enumerate(examples.batches(parts[:MOST_BATCHES])):
+        for number, (inputs, targets) in enumerate(examples.batches(examples.ranges(count)[:MOST_BATCHES])):
             output = model.outputs(inputs)
             if not examples.pads and len(likelihood.class_axes(output)) < 2:
                 return None

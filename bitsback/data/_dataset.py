@@ -152,6 +152,14 @@ class Examples:
             targets = _long(self.targets[index if isinstance(index, slice) else index.to(self.targets.device)])
             yield inputs, targets if shape is None else targets[(slice(None), *map(slice, shape))]
 
+    def ranges(self, size: int) -> list[slice]:
+        """Return the ranges of at most ``size`` examples each, in order.
+
+        >>> Examples(torch.zeros(5, 2), torch.zeros(5)).ranges(2)
+        [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+        """
+        return [slice(start, min(start + size, len(self))) for start in range(0, len(self), size)]
+
     def subset(self, index: Tensor) -> "Examples":
         """Return some of the examples, in the order of their numbers (k,)."""
         kept = self.inputs[index] if isinstance(self.inputs, Tensor) else self.inputs.selected(index.cpu())

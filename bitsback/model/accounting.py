@@ -110,7 +110,7 @@ def evaluate(
     likelihood.check_targets(examples.targets, examples.name)
     examples = examples.to(model.device, model.dtype)
     batch_size = batch_size or model.evaluation_batch
-    batches = [slice(start, min(start + batch_size, len(examples))) for start in range(0, len(examples), batch_size)]
+    batches = examples.ranges(batch_size)
     draws = max(1, samples)
     draws_bits, error_sum = [0.0] * draws, 0.0
     at_once = draws_at_once(model)

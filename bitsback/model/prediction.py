@@ -320,8 +320,7 @@ def _batches(model: "BayesianModel", inputs: Any) -> Callable[[], Iterable[Input
         placed = each(inputs, lambda leaf: leaf.to(model.device, model.dtype if leaf.is_floating_point() else leaf.dtype))
         return lambda: [placed]
     examples = inputs_of(inputs).to(model.device, model.dtype)
-    size, batch = len(examples), model.evaluation_batch
-    ranges = [slice(start, min(start + batch, size)) for start in range(0, size, batch)]
+    ranges = examples.ranges(model.evaluation_batch)
     return lambda: (part for part, _ in examples.batches(ranges))
 
 

@@ -60,14 +60,12 @@ def judged(
     device = next(model.parameters()).device
     given = examples.to(device, model.dtype)
     draws = draws if model.smallest_std() is not None else 1
-    size = model.evaluation_batch
-    ranges = [slice(first, min(first + size, len(given))) for first in range(0, len(given), size)]
     bits, predicted = torch.zeros(len(given), dtype=torch.float64), torch.zeros(())
     with evaluating(model.network), model.keeping(), seeded(seed, device):
         for number in tqdm(range(draws), desc="examples", leave=False, disable=not progress, delay=SHOWN_AFTER_SECONDS):
             model.hold(State("draw", seed, -1 - number))
             start, parts = 0, []
-            for inputs, targets in given.batches(ranges):
+            for inputs, targets in given.batches(given.ranges(model.evaluation_batch)):
                 outputs, stop = model.outputs(inputs), start + len(targets)
                 bits[start:stop] += likelihood.bits(outputs, targets).cpu().double()
                 parts.append(likelihood.predict(outputs).cpu())

@@ -318,10 +318,10 @@ def measure(experiment: Experiment, settings: PackSettings, content: bytes, why:
 def _label_bits(loaded: LoadedModel, train: Examples) -> float:
     """Return the bits of the training targets in exact arithmetic; the model is in float64 afterwards."""
     weights = {w.name: w.posterior.mean.detach() for w in loaded.model.weights}
-    model, likelihood, count = loaded.model.double(), loaded.likelihood, len(train)
+    model, likelihood = loaded.model.double(), loaded.likelihood
     if train.targets.ndim == 1:
         return target_bits(likelihood, exact_outputs(model, weights, train.inputs), train.targets)
     total = 0.0  # in batches, which may be as long as their longest example
-    for inputs, targets in train.batches(slice(start, start + BATCH) for start in range(0, count, BATCH)):
+    for inputs, targets in train.batches(train.ranges(BATCH)):
         total += target_bits(likelihood, exact_outputs(model, weights, Examples(inputs, targets).inputs), targets)
     return total
