@@ -1,5 +1,6 @@
 """Experiments on a model, likelihood and data made in Python; the configuration marks what it cannot describe as "given"."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -76,7 +77,8 @@ def given_experiment(
             likelihood.check_split(examples.targets, examples.name)
     likelihood.fit(dataset.train.targets)
     if isinstance(likelihood, CategoricalLikelihood) and likelihood.class_axis is None and targets.ndim > 1:
-        likelihood.class_axis = _class_axis(likelihood, model, some, count)
+        axis, likelihood = _class_axis(likelihood, model, some, count), copy.copy(likelihood)  # the caller's may serve others
+        likelihood.class_axis = axis
     likelihood.to(model.device, model.dtype).bits(output, targets)  # the likelihood raises if shapes do not fit
     likelihood.predict(output)
     config = settings.model_copy(
