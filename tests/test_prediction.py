@@ -646,7 +646,7 @@ def test_inputs_of_any_kind_are_prepared_as_those_of_the_training(grey_run, sour
         tmp_path / "x.npz",
     ):
         assert torch.allclose(bitsback.predict(place / source, given, draws=3).mean, wanted, atol=1e-6)
-    monkeypatch.setattr("bitsback.data.arrays.READY_BYTES", 0)
+    monkeypatch.setattr("bitsback.data._arrays.READY_BYTES", 0)
     monkeypatch.setattr("bitsback.data._rows.BYTES_AT_ONCE", 40)
     for name in ("x.npy", "x.npz"):  # read in batches
         assert torch.allclose(bitsback.predict(place / source, tmp_path / name, draws=3).mean, wanted, atol=1e-6)

@@ -28,9 +28,9 @@ from torch.utils.data import (
 
 import bitsback
 from bitsback.data import IdxSettings, NpzSettings, source
+from bitsback.data import _arrays as arrays_module
 from bitsback.data import _items as items_module
 from bitsback.data import _rows as rows_module
-from bitsback.data import arrays as arrays_module
 from bitsback.data._rows import Columns, MappedFile, View
 from bitsback.errors import ConfigError, DataError
 

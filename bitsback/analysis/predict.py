@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bitsback.analysis.sources import RunSource, experiment_of
 from bitsback.data import DataSettings, Preprocessing
-from bitsback.data.given import as_stored, inputs_of, read_given
+from bitsback.data.unlabelled import as_stored, inputs_of, read_given
 from bitsback.errors import DataError
 from bitsback.formats.model_file.read import load
 from bitsback.likelihoods import Likelihood

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bitsback.data._arrays import REASONS, describe, read_npz
 from bitsback.data._dataset import Dataset, Examples, split
 from bitsback.data._rows import View, stored
-from bitsback.data.arrays import REASONS, describe, read_npz
 from bitsback.data.mask import MASK_NOTE, masked
 from bitsback.errors import DataError, brief, near_miss
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitsback.data.arrays import is_large
+from bitsback.data._arrays import is_large
 from bitsback.errors import DataError
 from bitsback.inputs import Inputs, each, joined, leaves, rows, structure
 

@@ -20,13 +20,13 @@ from torch.utils.data import (
     default_collate,
 )
 
+from bitsback.data._arrays import REASONS, describe, read_npy, read_npz
 from bitsback.data._dataset import Dataset, Examples
 from bitsback.data._items import Collate, Items, Reader, Stream
 from bitsback.data._npz import coded_targets
 from bitsback.data._rows import Columns, MappedFile, Rows, tensor_of
 from bitsback.data._tables import is_frame, parquet_frames, table
 from bitsback.data._target_columns import TARGET_NAMES, as_targets, target_name
-from bitsback.data.arrays import REASONS, describe, read_npy, read_npz
 from bitsback.data.idx import read_idx
 from bitsback.data.mask import NOT_CODED, masked
 from bitsback.errors import DataError, brief, near_miss

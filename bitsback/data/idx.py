@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from bitsback import limits
+from bitsback.data._arrays import PIECE_BYTES, check_expansion, is_large, map_array, take
 from bitsback.data._dataset import Dataset, Examples
 from bitsback.data._rows import stored
-from bitsback.data.arrays import PIECE_BYTES, check_expansion, is_large, map_array, take
 from bitsback.errors import DataError, brief
 
 if TYPE_CHECKING:

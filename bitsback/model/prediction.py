@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bitsback.atomic_io import write_array, write_arrays, write_text
-from bitsback.data.given import inputs_of, target_numbers, without_targets
+from bitsback.data.unlabelled import inputs_of, target_numbers, without_targets
 from bitsback.errors import DataError, FileError, brief
 from bitsback.inputs import Inputs, each
 from bitsback.likelihoods import Likelihood, Mixture
@@ -286,7 +286,7 @@ def predicted(
     Args:
         model: Bayesian model.
         likelihood: of the targets.
-        inputs: (n, ...), as :func:`bitsback.data.given.inputs_of` takes them.
+        inputs: (n, ...), as :func:`bitsback.data.unlabelled.inputs_of` takes them.
         samples: number of weight draws.
         targets: (n, ...), a tensor, an array or a list of numbers, or None.
         seed: seed of the draws.

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bitsback.data._arrays import REASONS, describe, read_npy, read_npz
 from bitsback.data._dataset import Examples
 from bitsback.data._npz import coded_targets
 from bitsback.data._rows import Rows, View, stored
 from bitsback.data._source import source
 from bitsback.data._tables import is_frame
 from bitsback.data._target_columns import TARGET_NAMES, as_targets
-from bitsback.data.arrays import REASONS, describe, read_npy, read_npz
 from bitsback.data.idx import read_idx
 from bitsback.data.mask import NOT_CODED
 from bitsback.data.settings import DataSettings, NpzSettings
