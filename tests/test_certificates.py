@@ -516,3 +516,20 @@ def test_a_bound_needs_labels_and_no_budget():
         Experiment.build(config(**regression, training={"objective": {"kind": "quad"}})).train(None, progress=False)
     with pytest.raises(ValueError, match=r"leave training\.budget_bits out"):
         config(training={"objective": {"kind": "quad"}, "budget_bits": 100})
+
+
+class Stream(torch.utils.data.IterableDataset):
+    """Labels of which the first is not coded."""
+
+    def __iter__(self):
+        inputs = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+        return iter([(one, -100 if number == 0 else number % 3) for number, one in enumerate(inputs)])
+
+
+def test_a_stream_is_certified_as_its_examples_in_memory():
+    torch.manual_seed(0)
+    model, likelihood = bayesianize(nn.Linear(4, 3), seed=0), CategoricalLikelihood(3, ignore=-100)
+    streamed = certify_posterior(model, likelihood, Stream(), draws=1)
+    held = certify_posterior(model, likelihood, list(Stream()), draws=1)
+    assert (streamed.n, streamed.draws) == (held.n, held.draws) == (19, 19)
+    assert streamed.bound == pytest.approx(held.bound, abs=1e-12)
