@@ -1,13 +1,14 @@
 """What people try first from Python: it works, or says in one sentence what to write, before the first epoch."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler
 
 import bitsback
-from bitsback.errors import BitsbackError
-from bitsback.likelihoods import CategoricalLikelihood, TokensLikelihood
+from bitsback.errors import BitsbackError, RunError
+from bitsback.likelihoods import CategoricalLikelihood, GaussianLikelihood, TokensLikelihood
 from bitsback.likelihoods.settings import CategoricalSettings
 from bitsback.training import TrainingSettings
 from bitsback.training import train as train_in
@@ -102,6 +103,28 @@ def test_ledgers_and_files_take_what_training_takes(tmp_path):
     assert bitsback.load(tmp_path / "model.bb")(x).shape == (20, 3)
 
 
+def test_a_run_of_real_targets_opens_again_with_its_data(tmp_path):
+    targets = (2000 + 30 * x[:, 0]).round()
+    network = nn.Sequential(nn.Linear(4, 1))
+    model, likelihood = bitsback.bayesianize(network), GaussianLikelihood()
+    kept = {"epochs": 2}
+    found = bitsback.train(model, likelihood, (x, targets), training=kept, out=tmp_path / "run", report=False, progress=False)
+    run = bitsback.load_run(tmp_path / "run", network=nn.Sequential(nn.Linear(4, 1)), dataset=(x, targets))
+    assert run.take_ledger().net_bits == pytest.approx(found.ledger.net_bits, rel=1e-9)
+    with pytest.raises(RunError, match="trained on 20 examples, and the data have 5"):
+        bitsback.load_run(tmp_path / "run", network=network, dataset=(x[:5], targets[:5]))
+    bitsback.save(model, tmp_path / "model.bb", (x, targets), progress=False)
+    assert bitsback.load(tmp_path / "model.bb").likelihood.kind == "gaussian"
+
+
+def test_the_mask_of_an_npz_file_is_read(tmp_path):
+    mask = np.ones((20, 3), dtype=bool)
+    mask[:, 2] = False
+    np.savez(tmp_path / "d.npz", inputs=np.zeros((20, 3, 1), np.float32), targets=np.zeros((20, 3), int), mask=mask)
+    examples = bitsback.data.source(tmp_path / "d.npz")
+    assert torch.equal(examples.targets != -100, torch.from_numpy(mask))
+
+
 def images():
     return bitsback.bayesianize(nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(72, 3)))
 
@@ -164,6 +187,15 @@ REFUSED = {
     "another output": (
         lambda: trained(bitsback.bayesianize(nn.GRU(4, 3), output=5), three, (x, y)),
         "network.output",
+    ),
+    "a prediction of another width": (
+        lambda: linear().predict(x[:, :3], likelihood=CategoricalLikelihood(3)),
+        "inputs like those of training",
+    ),
+    "a noise that is none": (lambda: GaussianLikelihood(noise="predict"), "fixed, learned, predicted"),
+    "two splits for a ledger": (
+        lambda: bitsback.take_ledger(linear(), three, bitsback.Dataset("d", bitsback.Examples(x, y), None)),
+        "dataset.train",
     ),
     "inputs by another name": (lambda: trained(linear(), three, ({"features": x}, y)), "features"),
 }
