@@ -19,6 +19,7 @@ __all__ = [
     "joined",
     "leaves",
     "like",
+    "placed",
     "rows",
     "split",
     "structure",
@@ -72,6 +73,20 @@ def like(inputs: Inputs, tensors: Sequence[Tensor]) -> Inputs:
     if isinstance(inputs, Tensor):
         return tensors[0]
     return dict(zip(inputs, tensors, strict=True)) if isinstance(inputs, dict) else tuple(tensors)
+
+
+def placed(inputs: Inputs, device: torch.device, dtype: torch.dtype) -> Inputs:
+    """Return inputs on a device, with real numbers in a dtype; whole numbers keep theirs.
+
+    Args:
+        inputs: a tensor, a tuple or a dict of tensors.
+        device: where to.
+        dtype: of floating-point tensors.
+
+    Returns:
+        the inputs there.
+    """
+    return each(inputs, lambda tensor: tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype))
 
 
 def joined(parts: Sequence[Inputs]) -> Inputs:

@@ -77,7 +77,7 @@ class Examples:
         for what, given in (("inputs", self.inputs), ("targets", self.targets)):
             if isinstance(given, Tensor) or (what == "inputs" and isinstance(given, Rows)):
                 continue
-            parts = given.values() if isinstance(given, dict) else given if isinstance(given, tuple) else [given]
+            parts = leaves(given) if isinstance(given, dict | tuple) else [given]
             if what == "targets" or not all(isinstance(part, Tensor) for part in parts):
                 raise DataError(
                     f"Examples takes tensors, and the {what} are {type(given).__name__}; bitsback.data.source(inputs, "

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, default_collate
 from torch.utils.data import Dataset as TorchDataset
 from tqdm import tqdm
 
+from bitsback.data._feature_map import SHOWN_AFTER_SECONDS
 from bitsback.data._rows import Batch, Rows, tensor_of
 from bitsback.data._target_columns import as_targets, class_numbers, parted
 from bitsback.data.mask import NOT_CODED
@@ -25,9 +26,6 @@ Collate = Callable[[list[Any]], Any]
 
 Raw = tuple[Inputs, Tensor | list[str]]
 """Inputs of some examples, and their targets as they were read."""
-
-SHOWN_AFTER_SECONDS = 2.0
-"""The bar of the first pass appears after this time."""
 
 FIRST_PASS_BYTES = 1 << 26
 """Bytes of inputs that the first pass reads at once."""

@@ -267,7 +267,7 @@ class Columns(Rows):
 
     def __init__(self, columns: Any) -> None:
         self.columns = columns
-        several = list(columns.values()) if isinstance(columns, dict) else columns if isinstance(columns, tuple) else [columns]
+        several: list[Any] = leaves(columns) if isinstance(columns, dict | tuple) else [columns]
         if not several:
             raise DataError("the inputs are empty; give a tensor, or a tuple or dict with one or more")
         lengths = [len(column) for column in several]

@@ -19,7 +19,7 @@ from bitsback.data.idx import read_idx
 from bitsback.data.mask import NOT_CODED
 from bitsback.data.settings import DataSettings, NpzSettings
 from bitsback.errors import DataError, brief, near_miss
-from bitsback.inputs import grey
+from bitsback.inputs import grey, leaves
 
 __all__ = ["as_stored", "inputs_of", "read_given", "target_numbers", "without_targets"]
 
@@ -80,7 +80,7 @@ def inputs_of(data: Any) -> Examples:
     if is_frame(data) and not any(str(name) in TARGET_NAMES for name in data.columns):
         return source(data.assign(target=0), "target", name="given")
     data = without_targets(data)
-    parts = list(data.values()) if isinstance(data, dict) else list(data) if isinstance(data, tuple) else [data]
+    parts: list[Any] = leaves(data) if isinstance(data, dict | tuple) else [data]
     if not parts:
         raise DataError("the inputs are empty; give a tensor, or a tuple or dict with one or more")
     is_column = isinstance(data, Tensor | np.ndarray) and data.ndim > 0

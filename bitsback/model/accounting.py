@@ -122,10 +122,11 @@ def evaluate(
             total=draws * len(batches), desc="draws", unit="batch", leave=False, disable=not progress, delay=SHOWN_AFTER_SECONDS
         ) as bar,
     ):
-        interleaves, together = _takes_interleaved(model, examples.inputs[:2]), 1
+        few = examples.inputs[:2]
+        interleaves, together = _takes_interleaved(model, few), 1
         if len(batches) > 1:
             with unmoved(model.network), seeded(seed, model.device):  # a trial leaves no trace
-                together = max(1, PREDICTED_NUMBERS // max(1, model.outputs(examples.inputs[batches[0]]).numel()))
+                together = max(1, PREDICTED_NUMBERS // max(1, model.outputs(few).numel() * batch_size // 2))
         for group in (batches[first : first + together] for first in range(0, len(batches), together)):
             predicted, wanted = [torch.zeros(())] * len(group), [examples.targets] * len(group)
             kept = _Block(group[-1].stop - group[0].start)

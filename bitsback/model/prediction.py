@@ -16,7 +16,7 @@ from tqdm import tqdm
 from bitsback.atomic_io import write_array, write_arrays, write_text
 from bitsback.data.unlabelled import inputs_of, target_numbers, without_targets
 from bitsback.errors import DataError, FileError, brief
-from bitsback.inputs import Inputs, each
+from bitsback.inputs import Inputs, leaves, placed
 from bitsback.likelihoods import Likelihood, Mixture
 from bitsback.likelihoods.base import Answer, listed
 from bitsback.model.draws import SHOWN_AFTER_SECONDS, drawing, draws_at_once
@@ -314,11 +314,11 @@ def predicted(
 def _batches(model: "BayesianModel", inputs: Any) -> Callable[[], Iterable[Inputs]]:
     """Return a function that reads the inputs anew, in batches on the model's device."""
     inputs = without_targets(inputs)
-    several = list(inputs.values()) if isinstance(inputs, dict) else list(inputs) if isinstance(inputs, tuple) else []
+    several = leaves(inputs) if isinstance(inputs, dict | tuple) else []
     if several and all(isinstance(leaf, Tensor) for leaf in several) and len({leaf.shape[:1] for leaf in several}) > 1:
         # rows that are no examples, such as nodes and edges of graphs, belong together
-        placed = each(inputs, lambda leaf: leaf.to(model.device, model.dtype if leaf.is_floating_point() else leaf.dtype))
-        return lambda: [placed]
+        batch = placed(inputs, model.device, model.dtype)
+        return lambda: [batch]
     examples = inputs_of(inputs).to(model.device, model.dtype)
     ranges = examples.ranges(model.evaluation_batch)
     return lambda: (part for part, _ in examples.batches(ranges))

@@ -26,7 +26,7 @@ from bitsback.formats.container import DIGEST_BITS as GUARD_BITS
 from bitsback.formats.container import BitReader, BitWriter, digest
 from bitsback.formats.model_file._input_kinds import InputKinds
 from bitsback.formats.side_information import SideInformation, Slot, densities_of
-from bitsback.inputs import each
+from bitsback.inputs import placed
 from bitsback.learned import FLOAT32
 from bitsback.likelihoods import Likelihood
 from bitsback.likelihoods.classes import CategoricalLikelihood
@@ -211,10 +211,7 @@ def model_tree(experiment: Experiment) -> Tree:
 def _runs_on_zeros(model: BayesianModel, inputs: Any) -> bool:
     """Return whether a receiver can try the network on two examples of zeros; one that takes whole batches fails."""
 
-    def placed(leaf: Tensor) -> Tensor:
-        return leaf.to(model.device, model.dtype if leaf.is_floating_point() else leaf.dtype)
-
-    blank = each(InputKinds(inputs).blank(2), placed)
+    blank = placed(InputKinds(inputs).blank(2), model.device, model.dtype)
     with evaluating(model.network), unmoved(model.network), seeded(0, model.device):
         try:
             model.outputs(blank)

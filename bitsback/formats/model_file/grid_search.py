@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 
+from torch import Tensor
 from tqdm import tqdm
 
 from bitsback.coding.grid import STEP_LEVELS
@@ -13,7 +14,6 @@ from bitsback.formats.config_tree import locations_of
 from bitsback.formats.container import BitWriter, seal
 from bitsback.formats.model_file._codec import ModelCodec, register_codec
 from bitsback.formats.model_file._head import model_tree, put_experiment_head
-from bitsback.formats.model_file._input_kinds import InputKinds
 from bitsback.formats.model_file.grid_codec import (
     DECIMAL,
     DIGITS_BITS,
@@ -94,8 +94,7 @@ def decimal_content(experiment: Experiment, digits: int, *, permute: bool = True
     if not 0 <= digits <= MOST_DIGITS:
         raise FileError(f"a file holds weights of 0 to {MOST_DIGITS} decimal digits, not {digits}; ask for fewer")
     experiment.model.honour_edits(everywhere=True)
-    axes = InputKinds(InputKinds.tree_of(experiment.dataset.train.inputs[:1])).axes
-    return _sealed(experiment, QuantisedNetwork.decimal(experiment.model, axes, digits, permute=permute), digits)
+    return _sealed(experiment, QuantisedNetwork.decimal(experiment.model, _axes(experiment), digits, permute=permute), digits)
 
 
 def content_of(experiment: Experiment, levels: Levels, trade_off: float, *, permute: bool) -> bytes:
@@ -110,8 +109,13 @@ def content_of(experiment: Experiment, levels: Levels, trade_off: float, *, perm
     Returns:
         the bytes of the file.
     """
-    axes = InputKinds(InputKinds.tree_of(experiment.dataset.train.inputs[:1])).axes
-    return _sealed(experiment, QuantisedNetwork.of(experiment.model, axes, levels, trade_off, permute=permute))
+    return _sealed(experiment, QuantisedNetwork.of(experiment.model, _axes(experiment), levels, trade_off, permute=permute))
+
+
+def _axes(experiment: Experiment) -> int | None:
+    """Return the axes of a batch of inputs; None for inputs of several tensors."""
+    one = experiment.dataset.train.inputs[:1]
+    return one.ndim if isinstance(one, Tensor) else None
 
 
 def _sealed(experiment: Experiment, network: QuantisedNetwork, digits: int | None = None) -> bytes:
