@@ -121,6 +121,21 @@ def test_bench_overhead_measures_what_surrounds_the_steps(monkeypatch, capsys, t
     assert all(row["step_ms"] > 0 < row["share"] for row in rows.values())
 
 
+def test_bench_boosting_compares_with_trees(monkeypatch, capsys, tmp_path):
+    pytest.importorskip("sklearn")
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    toy = ["iris", "diabetes", "--splits", 1, "--smoke", "--trees", tmp_path / "trees.json"]
+    out = run(monkeypatch, capsys, "bench_boosting.py", *toy, "--json", tmp_path / "boosting.json")
+    iris, diabetes = report(tmp_path / "boosting.json")["tables"]
+    assert len(table_rows(out)) == 2
+    assert iris["marginal_bits"] > 120 * math.log2(3)  # 120 labels, nearly uniform, and their frequencies
+    kept = json.loads((tmp_path / "trees.json").read_text())
+    assert (iris["trees"], diabetes["trees"]) == ([kept["iris"]["0"]], [kept["diabetes"]["0"]])
+    assert 0 < iris["trees_error"] < 1.1 < 60 < diabetes["trees_error"] < 90  # one tree: a little below no tree at all
+    out = run(monkeypatch, capsys, "bench_boosting.py", "iris", "--splits", 1, "--smoke", "--permuted")
+    assert "more than no model" in out
+
+
 def test_bench_figures_draws_what_was_measured(monkeypatch, capsys, tmp_path):
     pytest.importorskip("matplotlib")
     monkeypatch.syspath_prepend(ROOT / "scripts")
