@@ -104,10 +104,6 @@ def _of_text(path: Path, start: bytes, settings: "TableSettings") -> Any:
         reading = csv.ReadOptions(use_threads=False, encoding=settings.encoding, column_names=numbers)
         as_texts = csv.ConvertOptions(column_types=dict.fromkeys(numbers, pyarrow.string()), strings_can_be_null=False)
         table = csv.read_csv(path, reading, parsing, as_texts).slice(1).rename_columns(names)  # the first row is the names
-    except LookupError as error:
-        raise DataError(
-            f"there is no encoding '{settings.encoding}'; set data.encoding to one such as utf-8 or latin-1"
-        ) from error
     except (UnicodeDecodeError, pyarrow.ArrowException, OSError) as error:
         if isinstance(error, UnicodeDecodeError) or "UTF8" in str(error):
             raise DataError(
