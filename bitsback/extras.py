@@ -12,6 +12,7 @@ EXTRAS = {
     "watch": ("plotext", "rich"),
     "graph": ("scipy",),
     "rivals": ("sklearn",),
+    "sklearn": ("sklearn",),
     "tables": ("pandas", "pyarrow"),
     "tensorboard": ("tensorboard",),
     "wandb": ("wandb",),

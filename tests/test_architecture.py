@@ -32,7 +32,7 @@ TOWER = [
     {"config"},
     {"formats", "report", "terminal"},
     {"analysis"},
-    {"runs"},
+    {"runs", "sklearn"},
     {"cli"},
 ]
 FLOOR = {room: height for height, rooms in enumerate(TOWER) for room in rooms}

@@ -27,7 +27,7 @@ def columns_of(inputs: Inputs, categories: Sequence[int] | None) -> tuple[int, t
     """Return the number of columns of numbers, and the numbers of values of those of categories.
 
     Args:
-        inputs: a dict of numbers (n, k), categories (n, c), or both.
+        inputs: one tensor (n, ...) of numbers, or a dict of numbers (n, k), categories (n, c), or both.
         categories: number of values of each column of categories, as configured.
 
     Returns:
@@ -39,7 +39,7 @@ def columns_of(inputs: Inputs, categories: Sequence[int] | None) -> tuple[int, t
     >>> columns_of({"numbers": torch.zeros(5, 3), "categories": torch.zeros(5, 2, dtype=torch.long)}, (4, 6))
     (3, (4, 6))
     """
-    parts = inputs if isinstance(inputs, dict) else {}
+    parts = inputs if isinstance(inputs, dict) else {"numbers": inputs.flatten(1)} if isinstance(inputs, Tensor) else {}
     if not parts or set(parts) - set(COLUMNS) or any(part.ndim != 2 for part in parts.values()):
         raise ConfigError(
             "network mlp takes one tensor, network.categories left out, or a dict of numbers (n, k) and categories (n, c), "

@@ -15,6 +15,7 @@ from bitsback.config.from_data import read_config
 from bitsback.config.labels import check_declared, with_classes
 from bitsback.config.load import load_config, to_yaml
 from bitsback.config.schema import Config
+from bitsback.config.suited import suited
 from bitsback.data import Dataset, source
 from bitsback.data.mask import MASK_NOTE, NOT_CODED
 from bitsback.data.settings import GivenDataSettings
@@ -164,6 +165,8 @@ class Experiment:
             check_declared(config, dataset)
         if (data := config.data.settled(dataset)) is not config.data:
             config = config.model_copy(update={"data": data})
+        if config.data.chooses_sections:
+            config = suited(config, dataset)
         if not inputs_only:
             config, dataset = with_classes(config, dataset)
         likelihood = config.likelihood.build(dataset.classes, dataset.train.targets)

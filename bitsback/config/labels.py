@@ -15,7 +15,7 @@ from bitsback.likelihoods import LikelihoodSettings
 from bitsback.likelihoods.base import chunks, equal, require, whole
 from bitsback.likelihoods.settings import ClassSettings, TokensSettings
 
-__all__ = ["as_labels", "check_declared", "with_classes"]
+__all__ = ["as_labels", "check_declared", "looks_like_a_quantity", "with_classes"]
 
 FEW = 20
 """Up to this many distinct whole numbers may be classes, however few examples there are."""
@@ -140,16 +140,26 @@ def _check_guess(dataset: Dataset) -> None:
             "categorical} for a label at each position, {kind: bernoulli} for yes-or-no answers, {kind: gaussian} for numbers; "
             "or write the argmax of one-hot labels"
         )
-    if dataset.labels is None:
-        return
-    distinct = len(targets.unique())
-    many = distinct > FEW and distinct * EXAMPLES_PER_LABEL > len(targets)
-    if many or (distinct > VERY_FEW and 2 * distinct > len(targets)):
+    if looks_like_a_quantity(dataset):
         raise DataError(
-            f"the targets of {dataset.name} have {distinct:,} distinct values in {len(targets):,} examples, which looks like a "
-            "quantity; say how to describe them: likelihood: {kind: gaussian} for a quantity, {kind: poisson} for counts, "
+            f"the targets of {dataset.name} have {len(targets.unique()):,} distinct values in {len(targets):,} examples, which "
+            "looks like a quantity; say how to describe them: likelihood: {kind: gaussian} for a quantity, {kind: poisson} for counts, "
             "{kind: categorical} for labels"
         )
+
+
+def looks_like_a_quantity(dataset: Dataset) -> bool:
+    """Return whether whole-number targets (n,) have so many distinct values that they are hardly labels.
+
+    >>> looks_like_a_quantity(Dataset("ages", Examples(torch.zeros(90, 2), torch.arange(90)), None, labels=tuple(range(90))))
+    True
+    """
+    targets = dataset.train.targets
+    if dataset.labels is None:
+        return False
+    distinct = len(targets.unique())
+    many = distinct > FEW and distinct * EXAMPLES_PER_LABEL > len(targets)
+    return many or (distinct > VERY_FEW and 2 * distinct > len(targets))
 
 
 def _distinct(dataset: Dataset) -> LabelValues:

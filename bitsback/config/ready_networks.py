@@ -91,6 +91,11 @@ class MLPSettings(ReadySettings):
     embedding: Size | None = Field(
         None, description="width of each embedding; default: half of the number of values, rounded up, at most 50"
     )
+    skip: bool = Field(
+        False,
+        description="add a linear layer from inputs to outputs: where hidden layers do not pay, they cost little, and a linear "
+        "network remains",
+    )
 
     @property
     def depth(self) -> int:
@@ -105,14 +110,14 @@ class MLPSettings(ReadySettings):
             outputs: number of outputs.
 
         Returns:
-            a row of torch's layers for a tensor, :class:`bitsback.networks.MLP` for a dict.
+            a row of torch's layers for a tensor, unless there is a skip; else a :class:`bitsback.networks.MLP`.
 
         Raises:
             ConfigError: if the network does not take such inputs.
         """
         from bitsback.config._input_shapes import columns_of, flat
 
-        if self.categories is None and flat(inputs):
+        if self.categories is None and flat(inputs) and not self.skip:
             rows: list[LayerSpec] = ["Flatten"]
             for units in self.hidden:
                 rows += [{"Linear": {"out_features": units}}, self.activation]
@@ -120,7 +125,7 @@ class MLPSettings(ReadySettings):
         from bitsback.networks import MLP
 
         numbers, categories = columns_of(inputs, self.categories)
-        return MLP(numbers, categories, outputs, self.hidden, self.activation, self.embedding)
+        return MLP(numbers, categories, outputs, self.hidden, self.activation, self.embedding, self.skip)
 
 
 class LSTMSettings(ReadySettings):

@@ -33,10 +33,12 @@ class MLP(nn.Module):
         hidden: units of each hidden layer.
         activation: name of a layer of torch.nn behind each hidden layer.
         embedding: width of each embedding; default: half of the number of values, at most 50.
+        skip: add a linear layer from the numbers and embeddings to the outputs.
 
     Attributes:
         embeddings: an nn.Embedding for each column of categories.
         layers: an nn.Sequential of Linear and activation layers; the last is Linear.
+        skip: the linear layer beside them, or None.
 
     >>> network = MLP(numbers=2, categories=[3, 4], outputs=1, hidden=[8])
     >>> network(torch.zeros(5, 2), torch.zeros(5, 2, dtype=torch.long)).shape
@@ -51,29 +53,34 @@ class MLP(nn.Module):
         hidden: Sequence[int] = (64, 64),
         activation: str = "ReLU",
         embedding: int | None = None,
+        skip: bool = False,
     ) -> None:
         super().__init__()
         widths = [embedding or embedding_width(values) for values in categories]
         self.embeddings = nn.ModuleList(nn.Embedding(values, width) for values, width in zip(categories, widths, strict=True))
         self.layers = nn.Sequential()
-        for size, units in pairwise([numbers + sum(widths), *hidden]):
+        features = numbers + sum(widths)
+        for size, units in pairwise([features, *hidden]):
             self.layers.extend([nn.Linear(size, units), getattr(nn, activation)()])
-        self.layers.append(nn.Linear(hidden[-1] if hidden else numbers + sum(widths), outputs))
+        self.layers.append(nn.Linear(hidden[-1] if hidden else features, outputs, bias=not skip))
+        self.skip = nn.Linear(features, outputs) if skip else None
 
     def forward(self, numbers: Tensor | None = None, categories: Tensor | None = None) -> Tensor:
         """Return the outputs.
 
         Args:
-            numbers: (n, k), or None if the network takes none.
+            numbers: (n, ...), k numbers an example, or None if the network takes none.
             categories: (n, c), whole numbers, or None if the network takes none.
 
         Returns:
             (n, outputs).
         """
-        parts = [] if numbers is None else [numbers]
+        parts = [] if numbers is None else [numbers.flatten(1)]
         if categories is not None:
             parts += [self._embedded(column, categories[:, column]) for column in range(len(self.embeddings))]
-        return self.layers(torch.cat(parts, 1))
+        features = torch.cat(parts, 1)
+        outputs: Tensor = self.layers(features)
+        return outputs if self.skip is None else outputs + self.skip(features)
 
     def _embedded(self, column: int, values: Tensor) -> Tensor:
         """Return the embedding of one column; raises ConfigError for a value that it does not have."""

@@ -110,6 +110,7 @@ TASKS = (
     Task("data", "Data", "Examples to train on and to test on, from whatever holds them.", space="bitsback.data"),
     Task("pictures", "Pictures", "Every figure of a report, to draw and save by itself.",
          names("bitsback.report", "figure FIGURES observe Observation write_comparison"), "bitsback.report.plots"),
+    Task("sklearn", "scikit-learn", "Estimators for pipelines and searches.", space="bitsback.sklearn"),
     Task("certificates", "Certificates", "The inequalities behind `bitsback.certify`, to be used alone.",
          space="bitsback.certificates"),
     Task("coding", "An entropy coder", "The coder behind messages and model files, to be used alone.", space="bitsback.coding"),

@@ -1,0 +1,109 @@
+"""Sections that a configuration leaves out, chosen by what the data are, so that tables and images need no YAML."""
+
+from typing import Any
+
+from torch import Tensor
+
+from bitsback.config.labels import looks_like_a_quantity
+from bitsback.config.layer_spec import LayerSpec
+from bitsback.config.network import NetworkSettings, SequentialSettings
+from bitsback.config.ready_networks import MLPSettings
+from bitsback.config.schema import Config
+from bitsback.data import Dataset
+from bitsback.likelihoods.settings import CategoricalSettings, GaussianLikelihoodSettings, LikelihoodSettings
+from bitsback.training.settings import BetaSettings, OptimizerSettings, TrainingSettings
+
+__all__ = ["suited"]
+
+HIDDEN = 32
+"""Hidden units for a table: most tables need no more, and those that are not needed cost little."""
+
+STEPS = 10_000
+"""Least number of optimiser steps: noise and the scales of priors settle, and a thousand rows take less than a minute."""
+
+LEAST_EPOCHS, MOST_EPOCHS = 20, 500
+BATCH, LARGE_BATCH = 32, 128
+LARGE = 4000
+"""Number of rows from which on batches are large."""
+
+IMAGE_EPOCHS = 30
+
+
+def suited(config: Config, dataset: Dataset) -> Config:
+    """Fill in the sections likelihood, network and training where the configuration leaves them out.
+
+    Args:
+        config: what it says stays; of ``training`` every key by itself.
+        dataset: the data as they were read, before labels are numbered.
+
+    Returns:
+        the configuration with these sections.
+
+    >>> import torch
+    >>> from bitsback.data import Examples
+    >>> table = Dataset("prices", Examples(torch.randn(500, 7), torch.randn(500)), None)
+    >>> chosen = suited(Config(), table)
+    >>> chosen.likelihood.kind, chosen.network.kind, chosen.training.epochs
+    ('gaussian', 'mlp', 500)
+    """
+    given, update = config.model_fields_set, dict[str, Any]()
+    shape = _shape(dataset)
+    if "likelihood" not in given:
+        update["likelihood"] = _likelihood(dataset)
+    if "network" not in given:
+        update["network"] = _for_images(shape) if len(shape) == 3 else _for_a_table(dataset)
+    update["training"] = _training(config.training if "training" in given else None, dataset, len(shape) == 3)
+    return config.model_copy(update=update)
+
+
+def _shape(dataset: Dataset) -> tuple[int, ...]:
+    """Return the shape of one input; () for inputs of several tensors."""
+    first = dataset.train.inputs[:1]
+    return tuple(first.shape[1:]) if isinstance(first, Tensor) else ()
+
+
+def _likelihood(dataset: Dataset) -> LikelihoodSettings:
+    """Return gaussian for real numbers and for quantities in whole numbers; categorical for labels."""
+    if not dataset.has_texts and (dataset.train.targets.is_floating_point() or looks_like_a_quantity(dataset)):
+        return GaussianLikelihoodSettings()
+    return CategoricalSettings()
+
+
+def _for_a_table(dataset: Dataset) -> NetworkSettings:
+    """Return a hidden layer beside a linear one."""
+    values = tuple(column.values for column in dataset.columns if column.kind == "category")
+    categories = values if isinstance(dataset.train.inputs[:1], dict) else None
+    return MLPSettings(hidden=(HIDDEN,), skip=True, categories=categories)
+
+
+def _for_images(shape: tuple[int, ...]) -> NetworkSettings:
+    """Return filters of 3 x 3, pooled until a side has less than eight pixels, and a linear layer."""
+    layers: list[LayerSpec] = []
+    width, side = 16, min(shape[1:])
+    while side >= 8 and width <= 64:
+        layers += [
+            {"Conv2d": {"out_channels": width, "kernel_size": 3, "padding": 1}},
+            "ReLU",
+            {"MaxPool2d": {"kernel_size": 2}},
+        ]
+        width, side = 2 * width, side // 2
+    return SequentialSettings(layers=(*layers, "Flatten", "Linear"))
+
+
+def _training(given: TrainingSettings | None, dataset: Dataset, are_images: bool) -> TrainingSettings:
+    """Return what is given, and the rest for these data."""
+    rows = len(dataset.train)
+    batch = LARGE_BATCH if rows >= LARGE or are_images else BATCH
+    steps = -(-rows // batch)
+    chosen: dict[str, Any] = {
+        "batch_size": batch,
+        "epochs": min(max(LEAST_EPOCHS, -(-STEPS // steps)), MOST_EPOCHS),
+        "optimizer": OptimizerSettings(lr=0.03, log_std_lr=0.03),
+        "beta": BetaSettings(start=1e-3),
+    }
+    if are_images:
+        chosen |= {"epochs": IMAGE_EPOCHS, "optimizer": OptimizerSettings(lr=0.003, log_std_lr=0.03)}
+    said = {} if given is None else {name: getattr(given, name) for name in given.model_fields_set}
+    if {"budget_bits", "objective"} & set(said):
+        del chosen["beta"]
+    return TrainingSettings(**{**chosen, **said})
