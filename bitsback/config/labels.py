@@ -143,8 +143,8 @@ def _check_guess(dataset: Dataset) -> None:
     if looks_like_a_quantity(dataset):
         raise DataError(
             f"the targets of {dataset.name} have {len(targets.unique()):,} distinct values in {len(targets):,} examples, which "
-            "looks like a quantity; say how to describe them: likelihood: {kind: gaussian} for a quantity, {kind: poisson} for counts, "
-            "{kind: categorical} for labels"
+            "looks like a quantity; say how to describe them: likelihood: {kind: gaussian} for a quantity, {kind: poisson} for "
+            "counts, {kind: categorical} for labels"
         )
 
 
