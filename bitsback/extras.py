@@ -13,6 +13,7 @@ EXTRAS = {
     "graph": ("scipy",),
     "rivals": ("sklearn",),
     "tables": ("pandas", "pyarrow"),
+    "vision": ("timm",),
     "tensorboard": ("tensorboard",),
     "wandb": ("wandb",),
 }
