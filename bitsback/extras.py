@@ -14,6 +14,7 @@ EXTRAS = {
     "rivals": ("sklearn",),
     "sklearn": ("sklearn",),
     "tables": ("pandas", "pyarrow"),
+    "vision": ("timm",),
     "tensorboard": ("tensorboard",),
     "wandb": ("wandb",),
 }

@@ -8,10 +8,16 @@ from torch import Tensor
 from bitsback.errors import ConfigError
 from bitsback.inputs import Inputs, described
 
-__all__ = ["columns_of", "flat", "vectors_of"]
+__all__ = ["CHANNELS", "columns_of", "flat", "image_of", "length_of", "patch_of", "vectors_of"]
 
 COLUMNS = ("numbers", "categories")
 """Inputs of a network over tables, by name."""
+
+CHANNELS = (1, 3, 4)
+"""Numbers of channels of usual images."""
+
+PATCHES = 64
+"""Most patches of an image whose patch size is not set."""
 
 
 def flat(inputs: Inputs) -> bool:
@@ -88,4 +94,71 @@ def vectors_of(inputs: Inputs, kind: str) -> int:
     raise ConfigError(
         f"network {kind} takes sequences of tokens (n, L), whole numbers, or of vectors (n, L, k), real numbers, and the data "
         f"give {what}; {fix}"
+    )
+
+
+def length_of(inputs: Inputs) -> int:
+    """Return the number of positions of sequences (n, L, ...)."""
+    return int(inputs.shape[1]) if isinstance(inputs, Tensor) else 0
+
+
+def image_of(inputs: Inputs, kind: str) -> tuple[int, int, int]:
+    """Return channels, height and width of images.
+
+    Args:
+        inputs: (n, channels, height, width), real numbers.
+        kind: of the network, for the message.
+
+    Returns:
+        the three sizes.
+
+    Raises:
+        ConfigError: for other inputs, with the fix where they look like images with channels last or left out.
+
+    >>> image_of(torch.zeros(5, 3, 32, 24), "resnet")
+    (3, 32, 24)
+    """
+    is_tensor = isinstance(inputs, Tensor)
+    sizes = tuple(inputs.shape[1:]) if isinstance(inputs, Tensor) else ()
+    if len(sizes) == 3 and isinstance(inputs, Tensor) and inputs.is_floating_point():
+        if sizes[2] not in CHANNELS or min(sizes[:2]) <= max(CHANNELS):
+            return sizes[0], sizes[1], sizes[2]
+        fix = "these look like channels last: inputs.permute(0, 3, 1, 2) puts them first"
+    elif len(sizes) == 3:
+        fix = "pixels are real numbers: set data.scaling=standard in settings, or convert them with .float() in Python"
+    elif len(sizes) == 2:
+        fix = "images of one channel need an axis for it: inputs.unsqueeze(1)"
+    else:
+        fix = f"for {'rows of numbers' if is_tensor else 'such inputs'} set network.kind=mlp"
+    raise ConfigError(
+        f"network {kind} takes images (n, channels, height, width), real numbers, and the data give {described(inputs)}; {fix}"
+    )
+
+
+def patch_of(height: int, width: int, patch: int | None) -> int:
+    """Return the side of a patch in pixels.
+
+    Args:
+        height: of an image in pixels.
+        width: of an image in pixels.
+        patch: side that was set; None: the smallest from 2 that divides both into at most :data:`PATCHES` patches.
+
+    Returns:
+        the side.
+
+    Raises:
+        ConfigError: if no patch, or not this one, divides the image.
+
+    >>> patch_of(32, 32, None), patch_of(28, 28, None), patch_of(8, 8, None)
+    (4, 4, 2)
+    """
+    sides = range(2, min(height, width) + 1) if patch is None else [patch]
+    for side in sides:
+        few = patch is not None or (height // side) * (width // side) <= PATCHES
+        if not height % side and not width % side and few:
+            return side
+    what = f"no side of a patch divides them into at most {PATCHES}" if patch is None else f"{patch} does not divide both"
+    raise ConfigError(
+        f"network vit cuts images into square patches, and of {height} x {width} pixels {what}; set network.patch to a common "
+        "divisor, or give images of another size"
     )

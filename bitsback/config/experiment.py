@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bitsback.atomic_io import DamagedFileError
+from bitsback.config._input_shapes import CHANNELS
 from bitsback.config.from_data import read_config
 from bitsback.config.labels import check_declared, with_classes
 from bitsback.config.load import load_config, to_yaml
@@ -32,10 +33,6 @@ from bitsback.training import Logger, Outcome, train
 from bitsback.training.checkpoint import FORMAT, PREVIOUS, load_weights, read_checkpoint
 
 __all__ = ["Experiment", "Run", "build_model", "load_run", "open_source", "try_out"]
-
-
-CHANNELS = (1, 3, 4)
-"""Numbers of channels of usual images."""
 
 
 def build_model(

@@ -6,7 +6,14 @@ from pydantic import Field, model_validator
 
 from bitsback.config.coding_settings import PackSettings, PrequentialSettings
 from bitsback.config.network import FactorySettings, GivenNetworkSettings, SequentialSettings
-from bitsback.config.ready_networks import LSTMSettings, MLPSettings
+from bitsback.config.ready_networks import (
+    LSTMSettings,
+    MLPSettings,
+    ResNetSettings,
+    TimmSettings,
+    TransformerSettings,
+    ViTSettings,
+)
 from bitsback.data.settings import AnyDataSettings, DataSettings, DigitsSettings
 from bitsback.layers.estimator import Estimator
 from bitsback.likelihoods.settings import AnyLikelihoodSettings, CategoricalSettings
@@ -20,7 +27,15 @@ OF_TOKENS = ("lstm", "transformer")
 """Networks that read tokens, which stay whole numbers."""
 
 AnyNetworkSettings = Annotated[
-    SequentialSettings | FactorySettings | GivenNetworkSettings | MLPSettings | LSTMSettings,
+    SequentialSettings
+    | FactorySettings
+    | GivenNetworkSettings
+    | MLPSettings
+    | LSTMSettings
+    | TransformerSettings
+    | ResNetSettings
+    | ViTSettings
+    | TimmSettings,
     Field(discriminator="kind"),
 ]
 

@@ -40,7 +40,7 @@ has to be what files without the setting meant.
 """
 
 IGNORE = {"ignore": None}
-READY = ("lstm", "mlp")
+READY = ("lstm", "mlp", "resnet", "timm", "transformer", "vit")
 SINCE: dict[str, dict[str, dict[str, Any]]] = {
     "data": {"npz": {"mask": "mask", "test_mask": "test_mask"}},
     "network": {kind: {"output": "auto"} for kind in ("sequential", "factory", "given", *READY)},
