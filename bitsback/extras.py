@@ -13,6 +13,7 @@ EXTRAS = {
     "graph": ("scipy",),
     "rivals": ("sklearn",),
     "tables": ("pandas", "pyarrow"),
+    "images": ("PIL",),
     "tensorboard": ("tensorboard",),
     "wandb": ("wandb",),
 }

@@ -114,6 +114,8 @@ def train(
             model = config_to_train(Path(model), overrides)
         with _held(directory, resume):
             experiment = model if isinstance(model, Experiment) else Experiment.build(model)
+            if not resume:
+                experiment.check_channels()
             return _trained(experiment, directory, **settings)
     if overrides:
         raise ConfigError("overrides change a YAML file; give a model's settings as training=..., ledger=..., logging=...")

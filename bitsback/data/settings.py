@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, Union
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
@@ -30,6 +30,7 @@ __all__ = [
     "GivenDataSettings",
     "GradientHistogramSettings",
     "IdxSettings",
+    "ImagesSettings",
     "LabelValues",
     "NpzSettings",
     "OwnDataSettings",
@@ -255,6 +256,9 @@ registry: Registry[type["DataSettings"]] = Registry("data source")
 class DataSettings(Settings):
     """Base class of data source settings."""
 
+    chooses_sections: ClassVar[bool] = False
+    """Whether sections that a configuration leaves out are chosen to suit the data."""
+
     kind: str
     limit: int | None = Field(None, ge=1, description="number of training examples to use, drawn by split_seed; default: all")
     split_seed: int = Field(0, ge=0, description="seed of the random splits: limit, prior_fraction and test_fraction")
@@ -287,6 +291,12 @@ class DataSettings(Settings):
     def load_inputs(self) -> "Dataset":
         """Read the examples as :meth:`load`, with missing targets replaced by zeros."""
         return self.load()
+
+    def settled(self, dataset: "Dataset") -> Self:
+        """Return the settings with what ``auto`` and nulls came to be for a data set that they loaded."""
+        if self.scaling != "auto" or dataset.scaling is None:
+            return self
+        return self.model_copy(update={"scaling": dataset.scaling})
 
     fraction_bits: int | None = Field(
         None,
@@ -382,6 +392,51 @@ class IdxSettings(DataSettings):
         return load_idx(self, inputs_only=True)
 
 
+@registry.register("images")
+class ImagesSettings(DataSettings):
+    """A folder or ZIP file of images: a folder for each class, FOLDER/CLASS, or FOLDER/train/CLASS and FOLDER/test/CLASS.
+
+    The classes are numbered in the order of their sorted names. The images are put in the order of the SHA-256 of their files,
+    so that their order says nothing of the labels, and a receiver of the labels may hold them in one folder, under any names.
+    """
+
+    chooses_sections: ClassVar[bool] = True
+
+    kind: Literal["images"] = "images"
+    path: FilePath = Field(description="the folder, or the ZIP file, which is read in place")
+    size: int | None = Field(
+        None,
+        ge=1,
+        le=4096,
+        description="crop each image to the square in its centre, and resample it bilinearly to size x size pixels; default: "
+        "as they are, all of one size",
+    )
+    channels: Literal[1, 3, 4] | None = Field(
+        None,
+        description="convert all images to grey levels (1), colours (3) or colours and opacity (4); default: 1 if all are "
+        "grey, 3 if all are in colour",
+    )
+    test_fraction: float = Field(0.2, ge=0, lt=1, description="share held out where there is no folder of test images")
+
+    def settled(self, dataset: "Dataset") -> Self:
+        """Return the settings with the number of channels that the images have."""
+        shape = dataset.train.inputs.shape
+        update = {"channels": shape[1]} if self.channels is None and len(shape) == 4 else {}
+        return super().settled(dataset).model_copy(update=update)
+
+    def load(self) -> "Dataset":
+        """Read the images, and their classes from the names of their folders."""
+        from bitsback.data._images import load_images
+
+        return load_images(self, inputs_only=False)
+
+    def load_inputs(self) -> "Dataset":
+        """Read the images, whose folders need not be classes; targets are zeros."""
+        from bitsback.data._images import load_images
+
+        return load_images(self, inputs_only=True)
+
+
 @registry.register("npz")
 class NpzSettings(DataSettings):
     """Arrays named ``inputs`` and ``targets`` (and, for a fixed test split, ``test_inputs`` and ``test_targets``).
@@ -405,6 +460,10 @@ class NpzSettings(DataSettings):
         "mask", description="name of the array, if there is one, that is 1 where a target is coded and 0 where it is not"
     )
     test_mask: str = Field("test_mask", description="name of that array for the test targets")
+    channels: Literal["first", "last"] = Field(
+        "first",
+        description="last: inputs are images (n, height, width, channels), and are permuted to (n, channels, height, width)",
+    )
     test_fraction: float = Field(0.2, ge=0, lt=1, description="share held out when the file has no test arrays")
 
     def load(self) -> "Dataset":
