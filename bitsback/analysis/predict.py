@@ -1,5 +1,6 @@
 """Predictions of a model file or a run for inputs in their stored form."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -178,7 +179,7 @@ def _data_of(loaded: LoadedModel, inputs: Any) -> DataSettings:
     has_path = kind in list(registry) and "path" in registry[kind].model_fields
     if loaded.config.data.kind == kind or not has_path or not isinstance(inputs, str | Path):
         return loaded.config.data
-    return from_tree({"data": {**said, "path": str(inputs)}}, data_is_needed=False).data
+    return from_tree({"data": said}, [f"data.path={json.dumps(str(inputs))}"]).data
 
 
 def predict_run(run: RunSource | str | Path, inputs: Any, draws: int = DRAWS) -> Prediction:

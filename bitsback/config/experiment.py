@@ -182,7 +182,7 @@ class Experiment:
     def check_channels(self) -> None:
         """Raise ConfigError if the first convolution takes the rows of images with channels last for their channels."""
         example = self.dataset.train.inputs[:1]
-        shape = example.shape[1:] if isinstance(example, Tensor) else ()
+        shape: Sequence[int] = example.shape[1:] if isinstance(example, Tensor) else ()
         first = next((layer for layer in self.model.network.modules() if isinstance(layer, nn.Conv2d)), None)
         if first is not None and looks_channels_last(shape) and first.in_channels == shape[0]:
             raise ConfigError(

@@ -370,15 +370,16 @@ def _image(content: bytes, name: str, settings: "ImagesSettings") -> np.ndarray:
             image = ImageOps.exif_transpose(image)
         image = _converted(image, content, name, settings.channels)
         if settings.size is not None:
-            image = ImageOps.fit(image, (settings.size, settings.size), Image.Resampling.BILINEAR)
+            side = min(image.size)
+            left, top = ((length - side) // 2 for length in image.size)
+            image = image.crop((left, top, left + side, top + side))
+            image = image.resize((settings.size, settings.size), Image.Resampling.BILINEAR)
         array = np.asarray(image, np.uint8)
     except DataError:
         raise
     except UnidentifiedImageError as error:
         known = ", ".join(FORMATS[:-1])
-        raise DataError(
-            f"{name} is no image of a known format ({known} or {FORMATS[-1]}); move it away or convert it"
-        ) from error
+        raise DataError(f"{name} is no image (of {known} or {FORMATS[-1]}); move it away, or convert it") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise DataError(
             f"{name} has more pixels than the {Image.MAX_IMAGE_PIXELS:,} that an image may have; make it smaller"
