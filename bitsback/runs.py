@@ -15,9 +15,9 @@ from torch import nn
 
 from bitsback.analysis.sources import TrainedRun
 from bitsback.atomic_io import file_name, new_directory
-from bitsback.config import Config, Experiment, load_config, load_run
+from bitsback.config import Config, Experiment, load_run
+from bitsback.config.from_data import config_to_train, read_config
 from bitsback.config.given_experiment import given_experiment
-from bitsback.config.load import config_to_train
 from bitsback.errors import ConfigError, DataError, RunError
 from bitsback.ledger import shown_bits, shown_error
 from bitsback.likelihoods import Likelihood
@@ -63,12 +63,12 @@ def train(
     again: ``bitsback.load_run(out, network=..., dataset=...)``.
 
     Args:
-        model: result of :func:`bitsback.bayesianize`; or a configuration, an experiment, a YAML file, or, with ``resume``, a
-            run directory.
+        model: result of :func:`bitsback.bayesianize`; or a configuration, an experiment, a YAML file, a table (.csv, .tsv,
+            .parquet), or, with ``resume``, a run directory.
         likelihood: only for a Python model; default: categorical, with as many classes as the network has outputs.
         dataset: only for a Python model: a :class:`bitsback.Dataset` with training and test examples, or training examples in
             anything that :func:`bitsback.data.source` takes (tensors, arrays, tables, data sets, loaders, files).
-        overrides: only for a YAML file, such as ``prior.kind=laplace``.
+        overrides: only for a file, such as ``prior.kind=laplace``; of a table, ``target=price``.
         out: run directory; None writes nothing.
         training: only for a Python model; settings, or a mapping as in YAML.
         ledger: as ``training``.
@@ -116,6 +116,8 @@ def train(
             experiment = model if isinstance(model, Experiment) else Experiment.build(model)
             if not resume:
                 experiment.check_channels()
+            if progress and experiment.dataset.columns:
+                print(experiment.dataset.columns_text(), file=sys.stderr)
             return _trained(experiment, directory, **settings)
     if overrides:
         raise ConfigError("overrides change a YAML file; give a model's settings as training=..., ledger=..., logging=...")
@@ -164,7 +166,7 @@ def config_of_run(config: Path, overrides: Sequence[str], directory: Path) -> Co
         RunError: another configuration, or an override of a run directory, is given.
     """
     run = load_run(directory)
-    if config.is_file() and load_config(config, overrides) != run.config:
+    if config.is_file() and read_config(config, overrides) != run.config:
         raise RunError(f"{directory} was started with another configuration than {config}; resume it as it was: "
                        f"bitsback train {directory} --resume")  # fmt: skip
     if config.is_dir() and overrides:
@@ -295,7 +297,7 @@ def compare(
         directory = None if out is None else Path(out)
         if directory is not None:
             held.enter_context(new_directory(directory))
-        experiments = {value: Experiment.build(load_config(config, [*overrides, f"{key}={value}"])) for value in values}
+        experiments = {value: Experiment.build(read_config(config, [*overrides, f"{key}={value}"])) for value in values}
         names = _names(key, values)
         rows = []
         for value, experiment in experiments.items():

@@ -36,11 +36,12 @@ def codelengths(
     bitsback codelengths configs/digits.yaml --codes variational,label_spreading,logistic
     """
     _check_options(codes, regularisation, digits)
-    from bitsback.config import Config, load_config
+    from bitsback.config import Config
+    from bitsback.config.from_data import read_config
 
     given: Config | Path = source
     if not source.is_dir() and source.suffix != ".npz":  # report YAML errors before the slow import of torch
-        given, overrides = load_config(source, overrides or []), None
+        given, overrides = read_config(source, overrides or []), None
     from bitsback.analysis.codelengths import codelengths as coded
     from bitsback.analysis.codelengths import configuration_of
     from bitsback.analysis.regularisation import digits_study, regularisation_study

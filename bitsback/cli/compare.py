@@ -20,12 +20,12 @@ def compare(
 
     Example: bitsback compare configs/digits.yaml prior.kind=gaussian,laplace,scale_mixture training.epochs=50
     """
-    from bitsback.config import load_config
     from bitsback.config.choices_of_key import split_choices
+    from bitsback.config.from_data import read_config
 
     key, values, overrides = split_choices(choices)
     for value in values:  # report YAML errors before the slow import of torch
-        load_config(config, [*overrides, f"{key}={value}"])
+        read_config(config, [*overrides, f"{key}={value}"])
     from bitsback.runs import compare as compared
 
     found = compared(config, key, values, overrides, out=out)

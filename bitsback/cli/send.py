@@ -44,11 +44,11 @@ def send(
 
     Example: bitsback send configs/prequential_digits.yaml --code prequential -o digits.bbm
     """
-    from bitsback.config import load_config
+    from bitsback.config.from_data import read_config
 
     given = {"--payload": payload, "--run": run, "--step": step, "--pad": pad or None, "--draws": draws if draws > 1 else None}
     check_options(code, config, out, [name for name, value in given.items() if value is not None], step, json)
-    settings = None if config is None else load_config(config, overrides or [])  # report YAML errors before the import of torch
+    settings = None if config is None else read_config(config, overrides or [])  # report YAML errors before the import of torch
     from bitsback.formats.transfer import check_same_run, send_at_steps
     from bitsback.formats.transfer import send as sent
 

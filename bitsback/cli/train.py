@@ -15,7 +15,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 
 def train(
     context: typer.Context,
-    config: Annotated[Path, typer.Argument(help="YAML file; with --resume, a run directory.", show_default=False)],
+    config: Annotated[Path, typer.Argument(help="YAML file, or data; with --resume, a run.", show_default=False)],
     overrides: Annotated[list[str] | None, typer.Argument(help="Such as prior.kind=laplace.", show_default=False)] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory; default: runs/NAME-DATE-TIME.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run; the result is the same.")] = False,
@@ -25,8 +25,12 @@ def train(
     """Train a network and print its ledger.
 
     Example: bitsback train configs/digits.yaml prior.kind=laplace training.epochs=50 --out runs/laplace
+
+    Example: bitsback train houses.csv target=price
+
+    Example: bitsback train photos.zip size=32
     """
-    from bitsback.config.load import config_to_train
+    from bitsback.config.from_data import config_to_train
 
     # report YAML errors before the slow import of torch
     source, changes = (config, overrides or []) if resume else (config_to_train(config, overrides or []), [])

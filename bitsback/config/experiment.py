@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bitsback.atomic_io import DamagedFileError
+from bitsback.config.from_data import read_config
 from bitsback.config.labels import check_declared, with_classes
 from bitsback.config.load import load_config, to_yaml
 from bitsback.config.schema import Config
@@ -157,7 +158,8 @@ class Experiment:
         if dataset is None:
             dataset = config.data.load_inputs() if inputs_only else config.data.load()
             check_declared(config, dataset)
-        config = config.model_copy(update={"data": config.data.settled(dataset)})
+        if (data := config.data.settled(dataset)) is not config.data:
+            config = config.model_copy(update={"data": data})
         if not inputs_only:
             config, dataset = with_classes(config, dataset)
         likelihood = config.likelihood.build(dataset.classes, dataset.train.targets)
@@ -363,10 +365,10 @@ def load_run(directory: str | Path, *, network: nn.Module | None = None, dataset
 
 
 def open_source(source: Config | Run | str | Path, overrides: Sequence[str] = ()) -> Config | Run:
-    """Open a run directory or read a YAML file.
+    """Open a run directory or read a YAML file or a data file.
 
     Args:
-        source: path of either; a configuration or run is returned as it is.
+        source: path of one; a configuration or run is returned as it is.
         overrides: ``key=value``, for a YAML file only.
 
     Returns:
@@ -378,7 +380,7 @@ def open_source(source: Config | Run | str | Path, overrides: Sequence[str] = ()
     if not isinstance(source, str | Path):
         return source
     if not Path(source).is_dir():
-        return load_config(source, overrides)
+        return read_config(source, overrides)
     if overrides:
         raise ConfigError("a run keeps its configuration; leave the overrides out, or give a YAML file")
     return load_run(source)

@@ -47,7 +47,7 @@ def with_classes(config: Config, dataset: Dataset) -> tuple[Config, Dataset]:
             look like a quantity.
     """
     likelihood, targets = config.likelihood, dataset.train.targets
-    texts = dataset.labels is not None and isinstance(next(iter(dataset.labels), None), str)
+    texts = dataset.has_texts
     if not isinstance(likelihood, ClassSettings):
         if texts:
             raise DataError(

@@ -14,10 +14,10 @@ from bitsback import limits
 from bitsback.config._explain import KeyPath, Origins, describe_all, where_is
 from bitsback.config._shipped import configuration_file
 from bitsback.config.schema import Config
-from bitsback.errors import ConfigError, RunError
+from bitsback.errors import ConfigError
 from bitsback.yaml import load_yaml, read_text
 
-__all__ = ["config_to_train", "load_config", "parse_value", "to_yaml"]
+__all__ = ["load_config", "parse_value", "to_yaml", "validated"]
 
 SHOWN_CHARACTERS = 80
 """Characters that a message quotes of a value that cannot be read."""
@@ -38,41 +38,39 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         ConfigError: with all errors, each with file, line, dotted key, allowed values and the nearest match.
     """
     path, origins = configuration_file(Path(path)), dict[KeyPath, str]()
-    change: dict[str, Any] = {}
-    values = _read(path, origins, ())
-    for override in overrides:
-        change = _overlay(change, _parse_override(override, origins))
-    values = _merge(values, change)
-    if not values:
-        raise ConfigError(f"{path} is empty; begin with `extends: digits.yaml` or a section such as `data: {{kind: digits}}`")
-    try:
-        config = Config.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError("\n".join(describe_all(error.errors(), values, origins, str(path)))) from error
-    try:
-        config.network.check_layers()  # last, for it needs torch
-    except ConfigError as error:
-        raise ConfigError(f"{where_is(('network', 'layers'), origins, str(path))}: {error}") from error
-    return config
+    return validated(_read(path, origins, ()), overrides, origins, str(path))
 
 
-def config_to_train(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read the configuration of a new run.
+def validated(values: dict[str, Any], overrides: Sequence[str], origins: Origins, name: str) -> Config:
+    """Apply overrides to the values of a configuration, and validate them.
 
     Args:
-        path: a YAML file.
+        values: nested mappings, as in YAML.
         overrides: as :func:`load_config` takes them.
+        origins: file and line of the keys; those of the overrides are added.
+        name: of the file, for messages.
 
     Returns:
         the validated configuration.
 
     Raises:
-        ConfigError: as :func:`load_config`.
-        RunError: if the path is a directory: runs are continued with ``--resume``.
+        ConfigError: with all errors.
     """
-    if path.is_dir():
-        raise RunError(f"{path} is a directory; to continue a run: bitsback train {path} --resume")
-    return load_config(path, overrides)
+    change: dict[str, Any] = {}
+    for override in overrides:
+        change = _overlay(change, _parse_override(override, origins))
+    values = _merge(values, change)
+    if not values:
+        raise ConfigError(f"{name} is empty; begin with `extends: digits.yaml` or a section such as `data: {{kind: digits}}`")
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(describe_all(error.errors(), values, origins, name))) from error
+    try:
+        config.network.check_layers()  # last, for it needs torch
+    except ConfigError as error:
+        raise ConfigError(f"{where_is(('network', 'layers'), origins, name)}: {error}") from error
+    return config
 
 
 def to_yaml(config: Config, sections: Sequence[str] | None = None) -> str:

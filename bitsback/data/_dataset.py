@@ -1,7 +1,7 @@
 """Data sets: training examples, whose targets are coded, and test examples, which only measure."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,10 +13,11 @@ from bitsback.data._feature_map import Map
 from bitsback.data._rows import Rows, View, as_rows, numbers
 from bitsback.errors import DataError, brief
 from bitsback.inputs import Inputs, described, grey, leaves, structure
+from bitsback.result import text_table
 from bitsback.torch_state import using_threads
 
 if TYPE_CHECKING:
-    from bitsback.data.settings import DataSettings, LabelValues
+    from bitsback.data.settings import ColumnSettings, DataSettings, LabelValues
 
 __all__ = ["Dataset", "Examples", "Preprocessing", "finished", "split"]
 
@@ -277,6 +278,8 @@ class Dataset:
         labels: distinct labels of the whole source (both splits, before ``limit``), or None if unknown. If they are texts, the
             targets are indices into this list.
         scaling: scaling that was applied to the inputs, or None if it did not come from settings.
+        columns: of a table's inputs, in order.
+        left_out: reasons by the names of a table's other columns.
     """
 
     name: str
@@ -287,6 +290,8 @@ class Dataset:
     in_memory: bool = False
     labels: "LabelValues | None" = None
     scaling: str | None = None
+    columns: "tuple[ColumnSettings, ...]" = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for split, examples in (("train", self.train), ("test", self.test)):
@@ -296,6 +301,37 @@ class Dataset:
                 )
         _check_alike(self.train, self.test)
         object.__setattr__(self, "preprocessing", self.preprocessing or self.train.preprocessing)
+
+    @property
+    def has_texts(self) -> bool:
+        """Return whether the targets are indices of labels that are texts."""
+        return bool(self.labels) and isinstance(self.labels[0], str)  # type: ignore[index]
+
+    def columns_text(self) -> str:
+        """Return the columns of a table in lines: name, kind, rows without a value, levels; empty for other data."""
+        body = [
+            [brief(one.name, NAME_CHARACTERS), KINDS[one.kind], f"{one.missing:,}" if one.missing else "", _levels(one)]
+            for one in self.columns
+        ]
+        body += [[brief(name, NAME_CHARACTERS), why, "", ""] for name, why in self.left_out.items()]
+        return text_table(["column", "what it is", "missing", "values"], body, left=4) if self.columns else ""
+
+
+KINDS = {"number": "number", "yes_no": "yes or no", "category": "category"}
+"""Kinds of columns in words."""
+
+NAME_CHARACTERS = 40
+"""Most characters of a name that are shown."""
+
+SHOWN_LEVELS = 4
+"""Most levels of a category that are shown."""
+
+
+def _levels(column: "ColumnSettings") -> str:
+    if column.kind != "category":
+        return f"mean {column.mean:.4g}, std {column.std:.4g}" if column.kind == "number" else f"yes in {column.mean:.3g}"
+    some = ", ".join(brief(level, NAME_CHARACTERS) for level in column.levels[:SHOWN_LEVELS])
+    return f"{len(column.levels):,}: {some}" + (", ..." if len(column.levels) > SHOWN_LEVELS else "")
 
 
 def finished(
@@ -350,7 +386,7 @@ def finished(
 def _as_numbers(examples: Examples, settings: "DataSettings") -> Examples:
     """Convert whole-number inputs to real numbers for scaling; under ``unit`` and ``none`` they remain indices."""
     inputs = examples.inputs
-    if inputs.is_floating_point() or settings.scaling in ("unit", "none"):
+    if settings.scaling in ("unit", "none") or inputs.is_floating_point():
         return examples
     return replace(examples, inputs=inputs.float() if isinstance(inputs, Tensor) else inputs.then(Tensor.float))
 
@@ -385,7 +421,7 @@ def _check_alike(train: Examples, test: Examples | None) -> None:
 
 def _scaled(inputs: Tensor | View, scaling: str, largest: float) -> Preprocessing:
     """Return the preprocessing that scales inputs; whole-number inputs are indices and are not scaled."""
-    if not inputs.is_floating_point() or scaling == "none":
+    if scaling == "none" or not inputs.is_floating_point():
         return Preprocessing()
     if scaling == "unit":
         return Preprocessing(scale=torch.tensor(largest))

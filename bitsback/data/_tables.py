@@ -13,7 +13,7 @@ from bitsback.data._target_columns import target_name
 from bitsback.errors import DataError, brief
 from bitsback.extras import require
 
-__all__ = ["is_frame", "parquet_frames", "table"]
+__all__ = ["is_frame", "parquet_batches", "parquet_frames", "table"]
 
 
 def is_frame(data: Any) -> bool:
@@ -93,13 +93,18 @@ def _check_complete(name: str, column: Any, first: int) -> None:
 
 
 def parquet_frames(path: Path) -> Iterator[Any]:
-    """Yield the rows of a Parquet file as pandas frames, some at a time.
+    """Return the rows of a Parquet file as pandas frames, some at a time, as :func:`parquet_batches` reads them."""
+    return (batch.to_pandas() for batch in parquet_batches(path))
+
+
+def parquet_batches(path: Path) -> Iterator[Any]:
+    """Yield the rows of a Parquet file, some at a time.
 
     Args:
         path: of the file.
 
     Yields:
-        frames, in order.
+        record batches of pyarrow, in order.
 
     Raises:
         DataError: if the file cannot be read, or its table would not fit into memory.
@@ -113,7 +118,6 @@ def parquet_frames(path: Path) -> Iterator[Any]:
         with ParquetFile(path) as file:
             count = file.metadata.num_rows * file.metadata.num_columns
             limits.MEMORY.check(limits.data_bytes(count, 4), str(path), DataError, "use fewer")
-            for batch in file.iter_batches():
-                yield batch.to_pandas()
+            yield from file.iter_batches()
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"cannot read {path} as Parquet: {brief(error)}; write it again with DataFrame.to_parquet") from error

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, Union
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from bitsback.errors import DataError
 from bitsback.factories import FactoryName, made_by
@@ -22,6 +22,7 @@ __all__ = [
     "AnyDataSettings",
     "AnyFeatures",
     "Chain",
+    "ColumnSettings",
     "DataSettings",
     "DeskewSettings",
     "DigitsSettings",
@@ -37,6 +38,8 @@ __all__ = [
     "PerInputSettings",
     "PrincipalComponents",
     "RandomWalkModes",
+    "TableSettings",
+    "TableSplit",
     "registry",
 ]
 
@@ -254,11 +257,13 @@ registry: Registry[type["DataSettings"]] = Registry("data source")
 
 
 class DataSettings(Settings):
-    """Base class of data source settings."""
+    """Base class of data source settings.
+
+    Attributes:
+        chooses_sections: whether sections that a configuration leaves out are chosen by what the data are.
+    """
 
     chooses_sections: ClassVar[bool] = False
-    """Whether sections that a configuration leaves out are chosen to suit the data."""
-
     kind: str
     limit: int | None = Field(None, ge=1, description="number of training examples to use, drawn by split_seed; default: all")
     split_seed: int = Field(0, ge=0, description="seed of the random splits: limit, prior_fraction and test_fraction")
@@ -293,7 +298,7 @@ class DataSettings(Settings):
         return self.load()
 
     def settled(self, dataset: "Dataset") -> Self:
-        """Return the settings with what ``auto`` and nulls came to be for a data set that they loaded."""
+        """Return the settings with what was found in the data written out: the scaling that ``auto`` means."""
         if self.scaling != "auto" or dataset.scaling is None:
             return self
         return self.model_copy(update={"scaling": dataset.scaling})
@@ -477,6 +482,110 @@ class NpzSettings(DataSettings):
         from bitsback.data._npz import load_npz
 
         return load_npz(self, inputs_only=True)
+
+
+ColumnName = Annotated[str, BeforeValidator(lambda name: str(name) if isinstance(name, int | float) else name)]
+"""Name of a column; YAML reads some as numbers."""
+
+ColumnKind = Literal["number", "yes_no", "category"]
+
+
+class ColumnSettings(Settings):
+    """A column of inputs, as it was found in the training rows."""
+
+    name: ColumnName
+    kind: ColumnKind
+    mean: float = Field(0.0, description="of a number; share of yes of a yes_no; a missing value becomes the mean")
+    std: PositiveFloat = Field(1.0, description="std of a number")
+    levels: tuple[str, ...] = Field((), description="texts of a category, sorted; any other one is an unseen one")
+    missing: NonNegativeInt = Field(0, description="training rows without a value; if there are any, an input says where")
+
+    @property
+    def values(self) -> int:
+        """Return the number of values of a category: the levels, the unseen one, and the missing one if there is one.
+
+        >>> ColumnSettings(name="colour", kind="category", levels=("blue", "red")).values
+        3
+        """
+        return len(self.levels) + 1 + bool(self.missing)
+
+
+class TableSplit(Settings):
+    """Choice of the rows that are held out for the test error."""
+
+    test: float | None = Field(None, ge=0, lt=1, description="share of rows held out, drawn by split_seed; default: 0.2")
+    column: ColumnName | None = Field(None, description="name of a column that says train or test, which is no input")
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if self.test is not None and self.column is not None:
+            raise ValueError("give a share of test rows, {test: 0.2}, or a column that says train or test, {column: NAME}")
+        return self
+
+
+@registry.register("table")
+class TableSettings(DataSettings):
+    """A table in a .csv, .tsv or .parquet file: one column is the target, all others are inputs.
+
+    Columns are numbers, yes_no (true and false), or categories (texts). Numbers are scaled to mean 0 and std 1; a missing value
+    becomes the mean, and one more input says where values were missing. Levels, means and stds are those of the training rows.
+    Columns that hold one value are left out.
+    """
+
+    chooses_sections: ClassVar[bool] = True
+    kind: Literal["table"] = "table"
+    path: FilePath = Field(description="the .csv, .tsv or .parquet file")
+    target: ColumnName | None = Field(None, description="name of the column to predict")
+    drop: tuple[ColumnName, ...] = Field((), description="names of columns that are no inputs")
+    split: TableSplit = TableSplit()
+    types: dict[ColumnName, ColumnKind] = Field(
+        default_factory=dict, description="number, yes_no or category by column, where it is not to be found in the values"
+    )
+    categories: Literal["one_hot", "embedding"] = Field(
+        "one_hot",
+        description="one_hot: an input of 0 or 1 for each level, all 0 for an unseen one; embedding: the network gets numbers "
+        "(n, k) and categories (n, c), in which 0 is an unseen level",
+    )
+    missing: tuple[str, ...] = Field(
+        ("NA", "NaN", "nan", "NULL", "null"), description="texts of a .csv file that mean a missing value, as empty ones do"
+    )
+    delimiter: str | None = Field(
+        None,
+        min_length=1,
+        max_length=1,
+        description="between the values of a .csv file; default: the one of , ; tab | in its head",
+    )
+    decimal: Literal[".", ","] = Field(".", description="decimal point of the numbers of a .csv file")
+    encoding: str = Field("utf-8", description="of the text of a .csv file, such as latin-1")
+    columns: tuple[ColumnSettings, ...] = Field(
+        (), description="of the inputs, in order, as a run writes them out; default: found in the training rows"
+    )
+
+    @model_validator(mode="after")
+    def _one_tensor(self) -> Self:
+        if self.features is not None and self.categories == "embedding":
+            raise ValueError("features are made of one tensor of numbers; set categories: one_hot, or leave features out")
+        return self
+
+    def load(self) -> "Dataset":
+        """Read the table."""
+        from bitsback.data.table import load_table
+
+        return load_table(self, inputs_only=False)
+
+    def load_inputs(self) -> "Dataset":
+        """Read the table, with missing targets replaced by zeros."""
+        from bitsback.data.table import load_table
+
+        return load_table(self, inputs_only=True)
+
+    def settled(self, dataset: "Dataset") -> Self:
+        """Return the settings with the columns and the kind of the target written out."""
+        if not dataset.columns or self.columns:
+            return super().settled(dataset)
+        target = {} if self.target is None else {self.target: "category" if dataset.has_texts else "number"}
+        found = {"columns": dataset.columns, "types": {**target, **self.types}}
+        return super().settled(dataset).model_copy(update=found)
 
 
 class OwnDataSettings(DataSettings):

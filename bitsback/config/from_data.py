@@ -1,0 +1,80 @@
+"""Configurations of data files: ``bitsback train table.csv target=price`` needs no YAML."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bitsback.config.load import load_config, validated
+from bitsback.config.schema import Config
+from bitsback.data.settings import registry
+from bitsback.errors import DataError, RunError
+
+__all__ = ["config_of_data", "config_to_train", "read_config"]
+
+KINDS = {".csv": "table", ".tsv": "table", ".parquet": "table", ".zip": "images"}
+"""Kinds of data, by the suffix of the file that holds them."""
+
+
+def config_of_data(path: Path, overrides: Sequence[str] = ()) -> Config | None:
+    """Return the configuration of a file or folder that holds data, whose other sections are chosen when the data are read.
+
+    Args:
+        path: of any file.
+        overrides: as :func:`bitsback.load_config` takes them; ``target=price`` is short for ``data.target=price``, as is every
+            other key of the data section.
+
+    Returns:
+        the configuration; None if the file does not hold data, by its suffix.
+
+    Raises:
+        ConfigError: for an override that is not valid.
+        DataError: if there is no such file.
+
+    >>> config_of_data(Path("digits.yaml")) is None
+    True
+    """
+    kind = _kind(path)
+    if kind is None:
+        return None
+    if not path.exists():
+        raise DataError(f"there is no file {path}; give the path of an existing one")
+    own = registry[kind].model_fields
+    full = [f"data.{text}" if text.partition("=")[0] in own else text for text in overrides]
+    return validated({"data": {"kind": kind, "path": str(path)}}, full, {}, str(path))
+
+
+def _kind(path: Path) -> str | None:
+    """Return the kind of the data at a path, or None."""
+    if path.is_dir():
+        return None if (path / "config.yaml").is_file() else "images"  # a run has one
+    return KINDS.get(path.suffix.lower())
+
+
+def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a configuration from a YAML file, or make that of a data file.
+
+    Args:
+        path: a YAML file, the name of a shipped one, or a data file or folder.
+        overrides: as :func:`config_of_data` takes them.
+
+    Returns:
+        the validated configuration.
+    """
+    return config_of_data(Path(path), overrides) or load_config(path, overrides)
+
+
+def config_to_train(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read the configuration of a new run.
+
+    Args:
+        path: a YAML file, or a data file or folder.
+        overrides: as :func:`config_of_data` takes them.
+
+    Returns:
+        the validated configuration.
+
+    Raises:
+        RunError: if the path is a run: runs are continued with ``--resume``.
+    """
+    if path.is_dir() and _kind(path) is None:
+        raise RunError(f"{path} is a run; to continue a run: bitsback train {path} --resume")
+    return read_config(path, overrides)
