@@ -538,3 +538,19 @@ def test_idx_files_may_have_a_longer_name(mnist, tmp_path, prefix):
         (tmp_path / file.name.replace(prefix, "emnist-digits-")).write_bytes(file.read_bytes())
     with pytest.raises(DataError, match="may each be meant by train-images-idx3-ubyte; name the four files"):
         IdxSettings(root=tmp_path).load()
+
+
+def test_a_folder_or_a_zip_file_trains_without_yaml(tmp_path, run_command):
+    root = folder(tmp_path / "photos", shape=(12, 9, 3))
+    quick = ("training.epochs=2", "ledger.samples=2", "logging.report=false")
+    for number, path in enumerate((root, zipped(root, tmp_path / "photos.zip"))):
+        run = tmp_path / f"run{number}"
+        found = run_command("train", path, "size=6", "data.channels=1", *quick, "--out", run)
+        assert found.code == 0, found.err
+        opened = bitsback.load_run(run)
+        assert (opened.config.data.kind, opened.config.data.size, opened.config.data.channels) == ("images", 6, 1)
+        assert opened.experiment().dataset.train.inputs.shape == (16, 1, 6, 6)
+    assert (tmp_path / "run0" / "ledger.json").read_text() == (tmp_path / "run1" / "ledger.json").read_text()
+    again = run_command("train", tmp_path / "run0", *quick)
+    assert again.code != 0
+    assert "is a run; to continue a run: bitsback train" in again.err
