@@ -248,11 +248,15 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
         arrays: by name; any shapes, no objects.
     """
     import io
+    import zipfile
 
     import numpy as np
 
     stream = io.BytesIO()
-    np.savez(stream, **arrays)
+    with zipfile.ZipFile(stream, "w") as archive:  # as numpy.savez does, which takes no array called "file"
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
     write_bytes(path, stream.getvalue())
 
 

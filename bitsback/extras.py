@@ -15,6 +15,7 @@ EXTRAS = {
     "sklearn": ("sklearn",),
     "tables": ("pandas", "pyarrow"),
     "vision": ("timm",),
+    "images": ("PIL",),
     "tensorboard": ("tensorboard",),
     "wandb": ("wandb",),
 }

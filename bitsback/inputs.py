@@ -6,12 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitsback.errors import ConfigError, LayerError, near_miss
+from bitsback.errors import ConfigError, DataError, LayerError, near_miss
 
 __all__ = [
+    "CHANNELS_LAST",
     "Inputs",
     "Output",
     "call",
+    "channels_first",
+    "check_channels",
     "chosen",
     "described",
     "each",
@@ -19,6 +22,7 @@ __all__ = [
     "joined",
     "leaves",
     "like",
+    "looks_channels_last",
     "placed",
     "rows",
     "split",
@@ -30,6 +34,65 @@ Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 
 Output = str | int
 """Choice among a network's outputs: ``auto``, a name, or an index."""
+
+CHANNELS = (1, 3, 4)
+"""Numbers of channels of usual images."""
+
+CHANNELS_LAST = (
+    "look like images with channels last, and torch has them first: inputs.permute(0, 3, 1, 2), or data.channels=last for an "
+    "NPZ file"
+)
+"""End of a message on such inputs."""
+
+
+def looks_channels_last(shape: Sequence[int]) -> bool:
+    """Return whether the shape of one example looks like that of an image with its channels last.
+
+    >>> looks_channels_last((32, 32, 3)), looks_channels_last((3, 32, 32)), looks_channels_last((3, 3, 3))
+    (True, False, False)
+    """
+    return len(shape) == 3 and shape[-1] in CHANNELS and shape[0] not in CHANNELS
+
+
+def channels_first(array: Any, what: str) -> Any:
+    """Return images (n, height, width, channels) as (n, channels, height, width).
+
+    Args:
+        array: a tensor or an array.
+        what: name of it, for the message.
+
+    Returns:
+        a view of the array.
+
+    Raises:
+        DataError: if it has other axes.
+
+    >>> channels_first(torch.zeros(5, 32, 16, 3), "the array").shape
+    torch.Size([5, 3, 32, 16])
+    """
+    if array.ndim != 4:
+        raise DataError(
+            f"{what} has shape {tuple(array.shape)}, and images with channels last are (n, height, width, channels); leave "
+            "data.channels out"
+        )
+    return array.swapaxes(2, 3).swapaxes(1, 2)
+
+
+def check_channels(shape: Sequence[int], wanted: Sequence[int]) -> None:
+    """Check that one input is not an image with channels last where a network takes channels first.
+
+    Args:
+        shape: of one input.
+        wanted: shape that the network takes.
+
+    Raises:
+        DataError: if only the order of the axes differs, and numbers would be read in another order.
+    """
+    if looks_channels_last(shape) and shape[2] > 1 and tuple(wanted) == (shape[2], shape[0], shape[1]):
+        raise DataError(
+            f"inputs of shape {tuple(shape)} are images with channels last, and the network takes {tuple(wanted)}; give "
+            "inputs.permute(0, 3, 1, 2), in numpy inputs.transpose(0, 3, 1, 2)"
+        )
 
 
 def leaves(inputs: Inputs) -> list[Tensor]:

@@ -114,6 +114,8 @@ def train(
             model = config_to_train(Path(model), overrides)
         with _held(directory, resume):
             experiment = model if isinstance(model, Experiment) else Experiment.build(model)
+            if not resume:
+                experiment.check_channels()
             if progress and experiment.dataset.columns:
                 print(experiment.dataset.columns_text(), file=sys.stderr)
             return _trained(experiment, directory, **settings)

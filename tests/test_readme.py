@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import bitsback
 from bitsback.cli import main
@@ -63,6 +64,11 @@ def test_commands_run(monkeypatch, tmp_path, capsys):
     (tmp_path / "letter.txt").write_bytes(bytes(range(256)) * 5)
     np.save(tmp_path / "images.npy", np.zeros((2, 1, 8, 8)))
     rng = np.random.default_rng(0)
+    for number in range(40):
+        place = tmp_path / "photos" / ("cat", "dog")[number % 2] / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(place)
+    shutil.make_archive(str(tmp_path / "new"), "zip", tmp_path / "photos")
     np.savez(tmp_path / "features.npz", inputs=rng.normal(size=(500, 6)), targets=rng.integers(0, 3, 500))
     ran = []
     for line in shown_commands():

@@ -1,6 +1,8 @@
 """Predictions of a model file or a run for inputs in their stored form."""
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,12 @@ from torch import Tensor
 
 from bitsback.analysis.sources import RunSource, experiment_of
 from bitsback.data import DataSettings, Preprocessing
-from bitsback.data.unlabelled import as_stored, inputs_of, read_given
+from bitsback.data.settings import registry
+from bitsback.data.unlabelled import as_stored, images_given, inputs_of, read_given
 from bitsback.errors import DataError
-from bitsback.formats.model_file.read import load
+from bitsback.formats.config_tree import from_tree
+from bitsback.formats.model_file.read import LoadedModel, load
+from bitsback.inputs import check_channels
 from bitsback.likelihoods import Likelihood
 from bitsback.model import Prediction
 
@@ -34,13 +39,52 @@ def read_inputs(path: Path) -> Any:
     return read_given(path)[0]
 
 
-def _given(inputs: Any, data: DataSettings) -> tuple[Any, np.ndarray | None]:
-    """Return the inputs that a caller gave, as they are stored, and the targets in their file."""
-    if isinstance(inputs, str | Path):
-        return read_given(Path(inputs), data)
+@dataclass(frozen=True)
+class _Given:
+    """Inputs that a caller gave.
+
+    Attributes:
+        inputs: (n, ...), as they are stored.
+        targets: (n, ...), in the same file, or None.
+        beside: columns that name the inputs.
+    """
+
+    inputs: Any
+    targets: np.ndarray | None = None
+    beside: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+
+def _given(inputs: Any, data: DataSettings, likelihood: Likelihood, scale: Tensor) -> _Given:
+    """Read the inputs that a caller gave.
+
+    Args:
+        inputs: as in :func:`predict`.
+        data: settings of the data that the network was trained on.
+        likelihood: with its labels, if it has any.
+        scale: divisor of its inputs.
+
+    Returns:
+        the inputs; of images in folders of classes the names of these as targets.
+
+    Raises:
+        DataError: if they cannot be read, or are images in place of other numbers.
+    """
     if isinstance(inputs, Tensor):
-        return inputs, None
-    return as_stored(inputs_of(inputs))[0], None
+        return _Given(inputs)
+    if not isinstance(inputs, str | Path):
+        return _Given(as_stored(inputs_of(inputs))[0])
+    images = images_given(Path(inputs), data)
+    if images is None:
+        return _Given(*read_given(Path(inputs), data))
+    if data.kind != "images" and not (scale == 255).all():
+        raise DataError(
+            f"{inputs} holds images, and the network was trained on other numbers than grey levels from 0 to 255; give arrays "
+            "as they were stored, in an .npy or .npz file"
+        )
+    found, names, folders = images
+    labels = set(map(str, getattr(likelihood, "labels", None) or ()))
+    known = folders if folders is not None and labels.issuperset(folders.tolist()) else None
+    return _Given(found, known, {"file": names})
 
 
 def _as_targets(values: np.ndarray, likelihood: Likelihood) -> Tensor:
@@ -81,11 +125,13 @@ def predict(source: RunSource | str | Path, inputs: Any, locations: Sequence[str
     """Predict for inputs in their stored form, with a model file or a run averaged over draws of its posterior.
 
     Targets that stand beside the inputs in an .npz or .parquet file (in an .npz file the arrays that the run's data name, or
-    ``targets`` or ``test_targets``, and their masks) have their bits in the result.
+    ``targets`` or ``test_targets``, and their masks) have their bits in the result. So have images in folders, if all of these
+    are called as classes are; records of images begin with the name of the file.
 
     Args:
         source: a run directory, an opened run, a trained experiment, or a model file.
-        inputs: (n, ...), an .npy, .npz, .parquet or IDX file of them, or whatever :meth:`BayesianModel.predict` takes.
+        inputs: (n, ...), an .npy, .npz, .parquet or IDX file of them, a folder or .zip file of images, an image file, or
+            whatever :meth:`BayesianModel.predict` takes.
         locations: for a model file whose features need the training inputs, such as ``data.root=DIR``.
         draws: for a run, number of weight draws.
 
@@ -114,14 +160,26 @@ def predict_file(path: Path, inputs: Any, locations: tuple[str, ...] = ()) -> Pr
         The predictions.
     """
     loaded = load(path, locations)
-    found, targets = _given(inputs, loaded.config.data)
+    given = _given(inputs, _data_of(loaded, inputs), loaded.likelihood, torch.tensor(float(loaded.tree.get("scale", 1.0))))
+    found, targets = given.inputs, given.targets
     if isinstance(found, Tensor):
         outputs = loaded.outputs(found)
     elif "rows" in loaded.tree:  # the network takes whole batches
         outputs = loaded.outputs(found.whole())
     else:
         outputs = torch.cat([loaded.outputs(part) for part in found.split(found.at_once())])
-    return Prediction.of(loaded.likelihood, [outputs], None if targets is None else _as_targets(targets, loaded.likelihood))
+    known = None if targets is None else _as_targets(targets, loaded.likelihood)
+    return replace(Prediction.of(loaded.likelihood, [outputs], known), beside=given.beside)
+
+
+def _data_of(loaded: LoadedModel, inputs: Any) -> DataSettings:
+    """Return the settings of the data of a model file, which lies elsewhere; the given file takes the place of theirs."""
+    said = loaded.tree.get("data", {})
+    kind = said.get("kind")
+    has_path = kind in list(registry) and "path" in registry[kind].model_fields
+    if loaded.config.data.kind == kind or not has_path or not isinstance(inputs, str | Path):
+        return loaded.config.data
+    return from_tree({"data": said}, [f"data.path={json.dumps(str(inputs))}"]).data
 
 
 def predict_run(run: RunSource | str | Path, inputs: Any, draws: int = DRAWS) -> Prediction:
@@ -139,13 +197,15 @@ def predict_run(run: RunSource | str | Path, inputs: Any, draws: int = DRAWS) ->
         DataError: the inputs have another shape than the network's, or the targets do not fit.
     """
     e = experiment_of(run)
-    found, targets = _given(inputs, e.config.data)
+    told = _given(inputs, e.config.data, e.likelihood, e.dataset.preprocessing.scale)
+    found, targets = told.inputs, told.targets
     example = e.dataset.train.inputs[:1]
     if isinstance(example, Tensor):
         prepare = _preparation(e.dataset.preprocessing, example)
         found = prepare(found) if isinstance(found, Tensor) else found.then(prepare)
     given = None if targets is None else _as_targets(targets, e.likelihood)
-    return e.model.predict(found, draws, likelihood=e.likelihood, targets=given, seed=e.config.seed, progress=True)
+    predicted = e.model.predict(found, draws, likelihood=e.likelihood, targets=given, seed=e.config.seed, progress=True)
+    return replace(predicted, beside=told.beside)
 
 
 def _preparation(preprocessing: Preprocessing, example: Tensor) -> Callable[[Tensor], Tensor]:
@@ -157,6 +217,7 @@ def _preparation(preprocessing: Preprocessing, example: Tensor) -> Callable[[Ten
             inputs if is_real and inputs.is_floating_point() else inputs.float() if is_real else inputs.long()
         )
         if prepared.shape[1:] != shape:
+            check_channels(prepared.shape[1:], shape)
             if prepared.shape[1:].numel() != shape.numel() or not prepared.ndim:
                 raise DataError(
                     f"the run takes inputs of shape {tuple(shape)}, got {tuple(prepared.shape[1:])}; give such inputs"

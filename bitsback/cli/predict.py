@@ -15,7 +15,8 @@ def predict(
     context: typer.Context,
     model: Annotated[Path, typer.Argument(help="Model file or run directory.", show_default=False)],
     data: Annotated[
-        Path | None, typer.Option(help="Inputs as stored: .npy, .npz, .parquet or IDX.", show_default=False)
+        Path | None,
+        typer.Option(help="Inputs as stored: .npy, .npz, .parquet, IDX, images (folder, .zip, file).", show_default=False),
     ] = None,
     out: Annotated[
         Path | None,
@@ -38,7 +39,7 @@ def predict(
     from bitsback.model.prediction import check_suffix
 
     if data is None:
-        raise FileError("say which inputs: --data FILE (.npy, .npz, .parquet or IDX)")
+        raise FileError("say which inputs: --data FILE (.npy, .npz, .parquet or IDX; a folder, .zip or file of images)")
     if not 0 < interval < 1:
         raise DataError(f"--interval is a probability between 0 and 1, got {interval}; give one such as 0.9")
     if out is not None:

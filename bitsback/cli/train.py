@@ -27,6 +27,8 @@ def train(
     Example: bitsback train configs/digits.yaml prior.kind=laplace training.epochs=50 --out runs/laplace
 
     Example: bitsback train houses.csv target=price
+
+    Example: bitsback train photos.zip size=32
     """
     from bitsback.config.from_data import config_to_train
 

@@ -21,7 +21,7 @@ from bitsback.data import Dataset, source
 from bitsback.data.mask import MASK_NOTE, NOT_CODED
 from bitsback.data.settings import GivenDataSettings
 from bitsback.errors import ConfigError, DataError, RunError
-from bitsback.inputs import Inputs, Output, call, chosen, described, each, leaves
+from bitsback.inputs import CHANNELS_LAST, Inputs, Output, call, chosen, described, each, leaves, looks_channels_last
 from bitsback.ledger import Ledger, Results, open_results
 from bitsback.likelihoods import Likelihood
 from bitsback.likelihoods.settings import GaussianLikelihoodSettings
@@ -113,8 +113,8 @@ def try_out(network: nn.Module, example: Inputs, name: str, output: Output = "au
         if whole and ("dtype" in reason or "should be the same" in reason):
             fix = f"; the inputs are whole numbers ({whole}): convert them with .float(), or set data.scaling, for such a layer"
         shape = example.shape[1:] if isinstance(example, Tensor) else ()
-        if len(shape) == 3 and shape[-1] in CHANNELS and shape[0] not in CHANNELS:
-            fix = "; these look like images with channels last, and torch has them first: inputs.permute(0, 3, 1, 2)"
+        if looks_channels_last(shape):
+            fix = f"; these {CHANNELS_LAST}"
         raise ConfigError(f"network: {name} fails on inputs of {described(example)}: {reason}{fix}") from error
     return chosen(found, output)
 
@@ -184,6 +184,17 @@ class Experiment:
         model = build_model(config, inputs, outputs, check=check, network=network)
         model.chosen_grid_step = config.ledger.grid_step
         return cls(config, dataset, model, likelihood)
+
+    def check_channels(self) -> None:
+        """Raise ConfigError if the first convolution takes the rows of images with channels last for their channels."""
+        example = self.dataset.train.inputs[:1]
+        shape: Sequence[int] = example.shape[1:] if isinstance(example, Tensor) else ()
+        first = next((layer for layer in self.model.network.modules() if isinstance(layer, nn.Conv2d)), None)
+        if first is not None and looks_channels_last(shape) and first.in_channels == shape[0]:
+            raise ConfigError(
+                f"network: the first Conv2d would take inputs of shape {tuple(shape)} for images of {shape[0]} channels; these "
+                f"{CHANNELS_LAST}"
+            )
 
     def double(self) -> "Experiment":
         """Return the same experiment in float64, on the CPU."""

@@ -10,12 +10,12 @@ from bitsback.errors import DataError, RunError
 
 __all__ = ["config_of_data", "config_to_train", "read_config"]
 
-KINDS = {".csv": "table", ".tsv": "table", ".parquet": "table"}
+KINDS = {".csv": "table", ".tsv": "table", ".parquet": "table", ".zip": "images"}
 """Kinds of data, by the suffix of the file that holds them."""
 
 
 def config_of_data(path: Path, overrides: Sequence[str] = ()) -> Config | None:
-    """Return the configuration of a file that holds data, whose other sections are chosen when the data are read.
+    """Return the configuration of a file or folder that holds data, whose other sections are chosen when the data are read.
 
     Args:
         path: of any file.
@@ -44,6 +44,8 @@ def config_of_data(path: Path, overrides: Sequence[str] = ()) -> Config | None:
 
 def _kind(path: Path) -> str | None:
     """Return the kind of the data at a path, or None."""
+    if path.is_dir():
+        return None if (path / "config.yaml").is_file() else "images"  # a run has one
     return KINDS.get(path.suffix.lower())
 
 
@@ -51,7 +53,7 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a configuration from a YAML file, or make that of a data file.
 
     Args:
-        path: a YAML file, the name of a shipped one, or a data file.
+        path: a YAML file, the name of a shipped one, or a data file or folder.
         overrides: as :func:`config_of_data` takes them.
 
     Returns:
@@ -64,15 +66,15 @@ def config_to_train(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read the configuration of a new run.
 
     Args:
-        path: a YAML file or a data file.
+        path: a YAML file, or a data file or folder.
         overrides: as :func:`config_of_data` takes them.
 
     Returns:
         the validated configuration.
 
     Raises:
-        RunError: if the path is a directory without data: runs are continued with ``--resume``.
+        RunError: if the path is a run: runs are continued with ``--resume``.
     """
     if path.is_dir() and _kind(path) is None:
-        raise RunError(f"{path} is a directory; to continue a run: bitsback train {path} --resume")
+        raise RunError(f"{path} is a run; to continue a run: bitsback train {path} --resume")
     return read_config(path, overrides)

@@ -1,4 +1,4 @@
-"""Data: `source` of whatever holds examples; the digits in the package, IDX files (MNIST), NPZ files, Friedman's regression."""
+"""Data: `source` of whatever holds examples; digits in the package, IDX and NPZ files, images, Friedman's regression."""
 
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from bitsback.data.settings import DigitsSettings as DigitsSettings
     from bitsback.data.settings import FriedmanSettings as FriedmanSettings
     from bitsback.data.settings import IdxSettings as IdxSettings
+    from bitsback.data.settings import ImagesSettings as ImagesSettings
     from bitsback.data.settings import NpzSettings as NpzSettings
     from bitsback.data.settings import registry as registry
 
@@ -28,6 +29,7 @@ __getattr__, __dir__, __all__ = attach(
             "DigitsSettings",
             "FriedmanSettings",
             "IdxSettings",
+            "ImagesSettings",
             "NpzSettings",
             "registry",
         ],

@@ -13,6 +13,7 @@ from bitsback.data._dataset import Dataset, Examples, split
 from bitsback.data._rows import View, stored
 from bitsback.data.mask import MASK_NOTE, masked
 from bitsback.errors import DataError, brief, near_miss
+from bitsback.inputs import channels_first
 
 if TYPE_CHECKING:
     from bitsback.data.settings import NpzSettings
@@ -106,6 +107,8 @@ def _array(settings: "NpzSettings", arrays: dict[str, np.ndarray], name: str) ->
 def _inputs(settings: "NpzSettings", arrays: dict[str, np.ndarray], name: str) -> Tensor | View:
     array = _array(settings, arrays, name)
     array = array[:, None] if array.ndim == 1 else array  # one number per example
+    if settings.channels == "last":
+        array = channels_first(array, f"array '{name}' in {settings.path}")
     return stored(array, settings.path, keeps_whole=array.dtype not in (np.uint8, np.bool_))
 
 

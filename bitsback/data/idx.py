@@ -3,6 +3,7 @@
 import gzip
 import math
 import zlib
+from glob import escape
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -122,9 +123,32 @@ def load_idx(settings: "IdxSettings", *, inputs_only: bool) -> Dataset:
 
 
 def _places(settings: "IdxSettings", name: str) -> list[Path]:
-    """List the existing files of a name, its own spelling first, and plain before gzipped."""
+    """List the existing files of a name, its own spelling first, and plain before gzipped.
+
+    Where there is none, one that begins otherwise is taken, such as emnist-letters-train-images-idx3-ubyte.
+
+    Args:
+        settings: with the directory.
+        name: of the file.
+
+    Returns:
+        the paths.
+
+    Raises:
+        DataError: if several begin otherwise.
+    """
     names = [f"{other}{suffix}" for other in other_names(name) for suffix in ("", ".gz")]
-    return [path for path in (settings.root / name for name in names) if path.is_file()]
+    found = [path for path in (settings.root / name for name in names) if path.is_file()]
+    if found or Path(name).name != name:
+        return found
+    longer = [path for other in names for path in sorted(settings.root.glob(f"?*-{escape(other)}")) if path.is_file()]
+    if len({path.name.removesuffix(".gz") for path in longer}) > 1:
+        shown = " and ".join(path.name for path in longer[:2])
+        raise DataError(
+            f"{settings.root} holds {shown}, which may each be meant by {name}; name the four files (data.train_images=..., "
+            "data.train_labels=..., data.test_images=..., data.test_labels=...)"
+        )
+    return longer
 
 
 def _find(settings: "IdxSettings", name: str) -> Path:

@@ -32,6 +32,7 @@ __all__ = [
     "GivenDataSettings",
     "GradientHistogramSettings",
     "IdxSettings",
+    "ImagesSettings",
     "LabelValues",
     "NpzSettings",
     "OwnDataSettings",
@@ -397,6 +398,51 @@ class IdxSettings(DataSettings):
         return load_idx(self, inputs_only=True)
 
 
+@registry.register("images")
+class ImagesSettings(DataSettings):
+    """A folder or ZIP file of images: a folder for each class, FOLDER/CLASS, or FOLDER/train/CLASS and FOLDER/test/CLASS.
+
+    The classes are numbered in the order of their sorted names. The images are put in the order of the SHA-256 of their files,
+    so that their order says nothing of the labels, and a receiver of the labels may hold them in one folder, under any names.
+    """
+
+    chooses_sections: ClassVar[bool] = True
+
+    kind: Literal["images"] = "images"
+    path: FilePath = Field(description="the folder, or the ZIP file, which is read in place")
+    size: int | None = Field(
+        None,
+        ge=1,
+        le=4096,
+        description="crop each image to the square in its centre, and resample it bilinearly to size x size pixels; default: "
+        "as they are, all of one size",
+    )
+    channels: Literal[1, 3, 4] | None = Field(
+        None,
+        description="convert all images to grey levels (1), colours (3) or colours and opacity (4); default: 1 if all are "
+        "grey, 3 if all are in colour",
+    )
+    test_fraction: float = Field(0.2, ge=0, lt=1, description="share held out where there is no folder of test images")
+
+    def settled(self, dataset: "Dataset") -> Self:
+        """Return the settings with the number of channels that the images have."""
+        shape = dataset.train.inputs.shape
+        update = {"channels": shape[1]} if self.channels is None and len(shape) == 4 else {}
+        return super().settled(dataset).model_copy(update=update)
+
+    def load(self) -> "Dataset":
+        """Read the images, and their classes from the names of their folders."""
+        from bitsback.data._images import load_images
+
+        return load_images(self, inputs_only=False)
+
+    def load_inputs(self) -> "Dataset":
+        """Read the images, whose folders need not be classes; targets are zeros."""
+        from bitsback.data._images import load_images
+
+        return load_images(self, inputs_only=True)
+
+
 @registry.register("npz")
 class NpzSettings(DataSettings):
     """Arrays named ``inputs`` and ``targets`` (and, for a fixed test split, ``test_inputs`` and ``test_targets``).
@@ -420,6 +466,10 @@ class NpzSettings(DataSettings):
         "mask", description="name of the array, if there is one, that is 1 where a target is coded and 0 where it is not"
     )
     test_mask: str = Field("test_mask", description="name of that array for the test targets")
+    channels: Literal["first", "last"] = Field(
+        "first",
+        description="last: inputs are images (n, height, width, channels), and are permuted to (n, channels, height, width)",
+    )
     test_fraction: float = Field(0.2, ge=0, lt=1, description="share held out when the file has no test arrays")
 
     def load(self) -> "Dataset":

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bitsback.data._arrays import REASONS, describe, read_npy, read_npz
 from bitsback.data._dataset import Examples
+from bitsback.data._images import is_images, read_images
 from bitsback.data._npz import coded_targets
 from bitsback.data._rows import Rows, View, stored
 from bitsback.data._source import source
@@ -17,11 +18,11 @@ from bitsback.data._tables import is_frame
 from bitsback.data._target_columns import TARGET_NAMES, as_targets
 from bitsback.data.idx import read_idx
 from bitsback.data.mask import NOT_CODED
-from bitsback.data.settings import DataSettings, NpzSettings
+from bitsback.data.settings import DataSettings, ImagesSettings, NpzSettings
 from bitsback.errors import DataError, brief, near_miss
-from bitsback.inputs import grey, leaves
+from bitsback.inputs import channels_first, grey, leaves
 
-__all__ = ["as_stored", "inputs_of", "read_given", "target_numbers", "without_targets"]
+__all__ = ["as_stored", "images_given", "inputs_of", "read_given", "target_numbers", "without_targets"]
 
 ARRAYS = (("inputs", "targets", "mask"), ("test_inputs", "test_targets", "test_mask"), ("images", "targets", "mask"))
 """Arrays of inputs in an NPZ file, those of their targets, and those of the masks of these."""
@@ -128,6 +129,8 @@ def read_given(path: Path, data: DataSettings | None = None) -> tuple[Tensor | V
     else:
         array = read_idx(path, lean=True)
         array = array[:, None] if array.ndim == 3 else array  # images have a channel axis
+    if isinstance(data, NpzSettings) and data.channels == "last":
+        array = channels_first(array, str(path))
     if array.dtype.kind not in "biuf" or array.ndim == 0 or len(array) == 0:
         raise DataError(f"{path} holds no inputs (an array of type {array.dtype}, shape {array.shape}); numbers are needed")
     inputs = stored(array, path, keeps_whole=True)
@@ -135,6 +138,28 @@ def read_given(path: Path, data: DataSettings | None = None) -> tuple[Tensor | V
         if isinstance(part, Tensor) and not bool(torch.isfinite(part).all()):
             raise DataError(f"an input in {path} is NaN or infinite; clean the data first")
     return inputs, targets
+
+
+def images_given(path: Path, data: DataSettings) -> tuple[Tensor | View, list[str], np.ndarray | None] | None:
+    """Return the images of a folder, a ZIP file or an image file, as they are stored.
+
+    Args:
+        path: of them.
+        data: settings of the data; those of images say how these are cropped and converted.
+
+    Returns:
+        inputs (n, channels, height, width), the names of their files, and those of their folders, (n,), or None if an image is
+        in none; None in place of all for another kind of file.
+
+    Raises:
+        DataError: if an image cannot be read, or differs from the others.
+    """
+    path = path.expanduser()
+    if not is_images(path):
+        return None
+    settings = data if isinstance(data, ImagesSettings) else ImagesSettings(path=path)
+    images, names, folders = read_images(path, settings)
+    return stored(images, path), names, None if folders is None else np.array(folders)
 
 
 def as_stored(examples: Examples) -> tuple[Any, np.ndarray]:

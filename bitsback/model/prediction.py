@@ -3,12 +3,13 @@
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -53,6 +54,7 @@ class Prediction(TableResult):
         samples: S, the number of weight draws.
         bits: (n,), bits of the given targets under the mixture, -log2 of the mean over draws of 2^-bits; None without targets.
         mixture: the distributions; None for a likelihood of one's own that has none.
+        beside: columns that say which input each record is of, (n,) each, by name; they begin every record.
     """
 
     likelihood: Likelihood = field(repr=False)
@@ -61,6 +63,7 @@ class Prediction(TableResult):
     samples: int
     bits: Tensor | None = None
     mixture: Mixture | None = field(default=None, repr=False)
+    beside: Mapping[str, Sequence[Any]] = field(default_factory=dict, repr=False)
 
     @cached_property
     def answers(self) -> list[Answer]:
@@ -145,9 +148,15 @@ class Prediction(TableResult):
             A record for each input; nested lists if a target has axes.
         """
         more = {name: tensor for name, tensor in self.arrays(level).items() if name not in ("mean", "std")}
-        if not more:
+        found = self._placed_answers()
+        return [{**answer, **also} for answer, also in zip(found, listed(**more), strict=True)] if more else found
+
+    def _placed_answers(self) -> list[Answer]:
+        """Return the answers, each behind what says which input it is of."""
+        if not self.beside:
             return self.answers
-        return [{**answer, **also} for answer, also in zip(self.answers, listed(**more), strict=True)]
+        places = (dict(zip(self.beside, values, strict=True)) for values in zip(*self.beside.values(), strict=True))
+        return [{**place, **answer} for place, answer in zip(places, self.answers, strict=True)]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the records, under one name."""
@@ -198,12 +207,13 @@ class Prediction(TableResult):
         elif path.suffix == ".json":
             write_text(path, self.to_json(level=level) + "\n")
         elif path.suffix == ".npz":
-            write_arrays(path, {name: tensor.numpy() for name, tensor in self.arrays(level).items()})
+            beside = {name: np.array(values) for name, values in self.beside.items()}
+            write_arrays(path, beside | {name: tensor.numpy() for name, tensor in self.arrays(level).items()})
         else:
             write_array(path, self.mean.numpy())
 
     def __str__(self) -> str:
-        rows = (map(_cell, answer.values()) for answer in self.answers)
+        rows = (map(_cell, answer.values()) for answer in self._placed_answers())
         return "\n".join("\t".join(map(str, row)) for row in rows)
 
     @classmethod

@@ -25,7 +25,7 @@ from bitsback.formats.model_file._codec import Decoded, FilePart, ModelCodec, co
 from bitsback.formats.model_file._head import EmptyModel, Tree, take_side
 from bitsback.formats.model_file._input_kinds import InputKinds
 from bitsback.formats.model_file._tuning import FIXED_LOG_STD
-from bitsback.inputs import Inputs, rows, split
+from bitsback.inputs import Inputs, check_channels, rows, split
 from bitsback.likelihoods import Likelihood
 from bitsback.model import BayesianModel
 from bitsback.posteriors import GaussianPosterior
@@ -110,6 +110,7 @@ class LoadedModel(nn.Module):
             prepared = self.preprocessing(inputs if inputs.is_floating_point() else inputs.float())
         wanted = tuple(self.tree["inputs"])
         if tuple(prepared.shape[1:]) != wanted and not self.tree.get("padded"):
+            check_channels(prepared.shape[1:], wanted)
             if prepared.shape[1:].numel() != torch.Size(wanted).numel() or not prepared.ndim:
                 raise FileError(f"the model takes inputs of shape {wanted}, got {tuple(prepared.shape[1:])}; give such inputs")
             prepared = prepared.reshape(len(prepared), *wanted)
