@@ -1,6 +1,7 @@
 """Predictions of a model file or a run for inputs in their stored form."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from bitsback.analysis.sources import RunSource, experiment_of
 from bitsback.data import DataSettings, Preprocessing
+from bitsback.data.settings import TableSettings
+from bitsback.data.table import is_table, rows_of
 from bitsback.data.unlabelled import as_stored, inputs_of, read_given
 from bitsback.errors import DataError
 from bitsback.formats.model_file.read import load
@@ -34,13 +37,15 @@ def read_inputs(path: Path) -> Any:
     return read_given(path)[0]
 
 
-def _given(inputs: Any, data: DataSettings) -> tuple[Any, np.ndarray | None]:
-    """Return the inputs that a caller gave, as they are stored, and the targets in their file."""
+def _given(inputs: Any, data: DataSettings) -> tuple[Any, np.ndarray | None, Any]:
+    """Return the inputs that a caller gave, as they are stored; the targets in their file; and the table that they are of."""
+    if isinstance(data, TableSettings) and is_table(inputs):
+        return rows_of(inputs, data)
     if isinstance(inputs, str | Path):
-        return read_given(Path(inputs), data)
+        return *read_given(Path(inputs), data), None
     if isinstance(inputs, Tensor):
-        return inputs, None
-    return as_stored(inputs_of(inputs))[0], None
+        return inputs, None, None
+    return as_stored(inputs_of(inputs))[0], None, None
 
 
 def _as_targets(values: np.ndarray, likelihood: Likelihood) -> Tensor:
@@ -80,12 +85,16 @@ def _as_targets(values: np.ndarray, likelihood: Likelihood) -> Tensor:
 def predict(source: RunSource | str | Path, inputs: Any, locations: Sequence[str] = (), *, draws: int = DRAWS) -> Prediction:
     """Predict for inputs in their stored form, with a model file or a run averaged over draws of its posterior.
 
+    A run or a file of a table takes other tables, .csv, .tsv, .parquet or a pandas frame, with the columns of its inputs in any
+    order: a level that training did not have is an unseen one, and a missing value is the mean. ``save`` writes their rows with
+    the predictions beside them.
+
     Targets that stand beside the inputs in an .npz or .parquet file (in an .npz file the arrays that the run's data name, or
     ``targets`` or ``test_targets``, and their masks) have their bits in the result.
 
     Args:
         source: a run directory, an opened run, a trained experiment, or a model file.
-        inputs: (n, ...), an .npy, .npz, .parquet or IDX file of them, or whatever :meth:`BayesianModel.predict` takes.
+        inputs: (n, ...), an .npy, .npz, .parquet or IDX file of them, a table, or whatever :meth:`BayesianModel.predict` takes.
         locations: for a model file whose features need the training inputs, such as ``data.root=DIR``.
         draws: for a run, number of weight draws.
 
@@ -114,14 +123,15 @@ def predict_file(path: Path, inputs: Any, locations: tuple[str, ...] = ()) -> Pr
         The predictions.
     """
     loaded = load(path, locations)
-    found, targets = _given(inputs, loaded.config.data)
+    found, targets, table = _given(inputs, loaded.table_settings() or loaded.config.data)
     if isinstance(found, Tensor):
         outputs = loaded.outputs(found)
     elif "rows" in loaded.tree:  # the network takes whole batches
         outputs = loaded.outputs(found.whole())
     else:
         outputs = torch.cat([loaded.outputs(part) for part in found.split(found.at_once())])
-    return Prediction.of(loaded.likelihood, [outputs], None if targets is None else _as_targets(targets, loaded.likelihood))
+    given = None if targets is None else _as_targets(targets, loaded.likelihood)
+    return replace(Prediction.of(loaded.likelihood, [outputs], given), table=table)
 
 
 def predict_run(run: RunSource | str | Path, inputs: Any, draws: int = DRAWS) -> Prediction:
@@ -139,13 +149,14 @@ def predict_run(run: RunSource | str | Path, inputs: Any, draws: int = DRAWS) ->
         DataError: the inputs have another shape than the network's, or the targets do not fit.
     """
     e = experiment_of(run)
-    found, targets = _given(inputs, e.config.data)
+    found, targets, table = _given(inputs, e.config.data)
     example = e.dataset.train.inputs[:1]
     if isinstance(example, Tensor):
         prepare = _preparation(e.dataset.preprocessing, example)
         found = prepare(found) if isinstance(found, Tensor) else found.then(prepare)
     given = None if targets is None else _as_targets(targets, e.likelihood)
-    return e.model.predict(found, draws, likelihood=e.likelihood, targets=given, seed=e.config.seed, progress=True)
+    made = e.model.predict(found, draws, likelihood=e.likelihood, targets=given, seed=e.config.seed, progress=True)
+    return replace(made, table=table)
 
 
 def _preparation(preprocessing: Preprocessing, example: Tensor) -> Callable[[Tensor], Tensor]:

@@ -1,5 +1,6 @@
 """Tables in files: texts of .csv and .tsv files as they stand there, typed columns of Parquet files."""
 
+import codecs
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,6 +84,10 @@ def _of_text(path: Path, start: bytes, settings: "TableSettings") -> Any:
     import pyarrow
     from pyarrow import csv
 
+    try:
+        codecs.lookup(settings.encoding)
+    except LookupError as error:
+        raise DataError(f"there is no encoding '{settings.encoding}'; set data.encoding=utf-8, or latin-1") from error
     is_wide = settings.encoding.lower().replace("-", "").startswith(("utf16", "utf32"))
     if b"\0" in start and not is_wide:
         what = "UTF-16 text; set data.encoding=utf-16" if start.startswith((b"\xff\xfe", b"\xfe\xff")) else describe(start)
@@ -123,12 +128,7 @@ def _delimiter(path: Path, start: bytes, encoding: str) -> str:
     """Return the delimiter that the line of names holds most of, outside of quotes."""
     if path.suffix.lower() == ".tsv":
         return "\t"
-    head = (
-        start.lstrip(b"\xef\xbb\xbf")
-        .decode(encoding if encoding.isascii() else "utf-8", "replace")
-        .lstrip("\r\n")
-        .splitlines()[0]
-    )
+    head = start.decode(encoding, "replace").lstrip("\ufeff\r\n").splitlines()[0]
     outside = "".join(head.split('"')[::2])
     return max(DELIMITERS, key=outside.count)
 

@@ -13,7 +13,7 @@ from bitsback.atomic_io import whole_directory, write_tensors, write_text
 from bitsback.config import Config
 from bitsback.config.load import to_yaml
 from bitsback.data import Preprocessing
-from bitsback.data.settings import AnyFeatures
+from bitsback.data.settings import AnyFeatures, TableSettings
 from bitsback.errors import FileError
 from bitsback.formats._exact_outputs import BATCH
 from bitsback.formats._size_limits import check_data
@@ -66,6 +66,20 @@ class LoadedModel(nn.Module):
         """Return the network's outputs (n, ...) for preprocessed inputs (n, ...)."""
         with self.model.mean():
             return self.model.outputs(inputs)
+
+    def table_settings(self) -> TableSettings | None:
+        """Return how rows of a table become inputs, columns and levels included; None unless a table was trained on.
+
+        Raises:
+            FileError: if the file does not say it.
+        """
+        data = self.tree.get("data", {})
+        if data.get("kind") != "table":
+            return None
+        try:
+            return TableSettings.model_validate({**data, "path": Path()})  # of another table than that of the training
+        except ValidationError as error:
+            raise FileError("the file does not say what the columns of its table are; it is damaged") from error
 
     @property
     def preprocessing(self) -> Preprocessing:
