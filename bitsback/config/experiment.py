@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from bitsback.atomic_io import DamagedFileError
-from bitsback.config._input_shapes import CHANNELS
 from bitsback.config.from_data import read_config
 from bitsback.config.labels import check_declared, with_classes
 from bitsback.config.load import load_config, to_yaml

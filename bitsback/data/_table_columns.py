@@ -203,7 +203,7 @@ def _kind(name: str, texts: Any, numeric: np.ndarray, count: int, settings: "Tab
 
 def _dates(name: str, settings: "TableSettings", value: Any) -> str:
     """Return the message on a column of dates or times."""
-    fix = "choose another target" if name == settings.target else f"or leave it out: data.drop=[{name}]"
+    fix = "or choose another target" if name == settings.target else f"or leave it out: data.drop=[{name}]"
     return (
         f"column '{name}' holds dates or times, such as {brief(value, SHOWN_CHARACTERS)!r}, whose parts mean different things; "
         f"write what matters of them as columns of numbers (year, month, days since a day), {fix}"
