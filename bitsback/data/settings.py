@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, Union
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
@@ -36,6 +36,7 @@ __all__ = [
     "PerInputSettings",
     "PrincipalComponents",
     "RandomWalkModes",
+    "TextSettings",
     "registry",
 ]
 
@@ -255,6 +256,9 @@ registry: Registry[type["DataSettings"]] = Registry("data source")
 class DataSettings(Settings):
     """Base class of data source settings."""
 
+    predicts_inputs: ClassVar[bool] = False
+    """Whether the targets of a position are inputs of later ones, so that a network must not look ahead."""
+
     kind: str
     limit: int | None = Field(None, ge=1, description="number of training examples to use, drawn by split_seed; default: all")
     split_seed: int = Field(0, ge=0, description="seed of the random splits: limit, prior_fraction and test_fraction")
@@ -418,6 +422,33 @@ class NpzSettings(DataSettings):
         from bitsback.data._npz import load_npz
 
         return load_npz(self, inputs_only=True)
+
+
+@registry.register("text")
+class TextSettings(DataSettings):
+    """A text file, of which every token is predicted from those before it in its window.
+
+    The tokens are cut into windows of ``context`` tokens. Inputs are the token before each target, 0 before the first of a
+    window; targets are all tokens, each of them once and in order, and -100, which is not coded, behind the last one. The bits
+    of a network and of all targets are therefore those of the whole text: ``send --code two_part`` writes them as a file,
+    which ``receive`` turns into the text.
+    """
+
+    predicts_inputs: ClassVar[bool] = True
+
+    kind: Literal["text"] = "text"
+    path: FilePath = Field(description="the text file")
+    tokens: Literal["bytes", "characters"] = Field(
+        "characters", description="characters: those of UTF-8 text; bytes: of any file"
+    )
+    context: int = Field(256, ge=2, le=1 << 16, description="tokens of a window; nothing before it helps to predict")
+    test_fraction: float = Field(0.0, ge=0, lt=1, description="share of the windows held out, those at the end of the text")
+
+    def load(self) -> "Dataset":
+        """Read the text."""
+        from bitsback.data.text import load_text
+
+        return load_text(self)
 
 
 class OwnDataSettings(DataSettings):
