@@ -9,6 +9,7 @@ No window needs another one, so that a receiver decodes all of them side by side
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -64,9 +65,10 @@ def load_text(settings: "TextSettings") -> Dataset:
             "data.context, or data.test_fraction=0"
         )
     cut = len(targets) - test_count
-    train = Examples(inputs[:cut], targets[:cut], assumed=(TEXT_NOTE,))
+    train = Examples(inputs[:cut], targets[:cut])
     test = Examples(inputs[cut:], targets[cut:], "test") if test_count else None
-    return settings.model_copy(update={"scaling": "none"}).finish(path.name, train, test, texts=labels)
+    dataset = settings.model_copy(update={"scaling": "none"}).finish(path.name, train, test, texts=labels)
+    return replace(dataset, train=replace(dataset.train, assumed=(TEXT_NOTE,)))
 
 
 def _tokens(settings: "TextSettings", content: bytes) -> tuple[Integers, tuple[str, ...]]:
