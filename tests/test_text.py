@@ -1,6 +1,6 @@
 """Texts: windows of tokens, networks that do not look ahead, and files of a network and a text that decode anywhere."""
 
-import bz2
+import binascii
 import os
 import subprocess
 import sys
@@ -29,7 +29,7 @@ PREFIX_NETWORK = {"kind": "sequential", "layers": [{"Embedding": {"num_embedding
 @pytest.fixture
 def text(tmp_path):
     path = tmp_path / "text.txt"
-    path.write_bytes("abra ca dabra\r\né" .encode() * 40)
+    path.write_bytes("abra ca dabra\r\né".encode() * 40)
     return path
 
 
@@ -187,9 +187,9 @@ NETWORKS = {
 @pytest.mark.parametrize("tokens", ["characters", "bytes"])
 def test_model_and_text_come_back(text, tmp_path, name, tokens):
     if tokens == "bytes":
-        text.write_bytes(b"abra ca\x00d\xff"[:9] * 60)
+        text.write_bytes(b"abcdefg\x00\xff" * 60)
     else:
-        text.write_bytes("abra cad\u00e9".encode() * 60)
+        text.write_bytes("abcdefgh\u00e9".encode() * 60)
     network = NETWORKS[name]
     message = sent(text, network, tokens=tokens)
     locations = [f"network.factory={network['factory']}"] if name == "step" else []
@@ -232,8 +232,6 @@ def test_damaged_files_are_refused(text):
     for place in rng.integers(3, len(content) - 4, 60).tolist():
         changed = bytearray(content[:-4])
         changed[place] ^= 1 << int(rng.integers(8))
-        import binascii
-
         with pytest.raises(BitsbackError):
             decode_text(bytes(changed) + binascii.crc32(changed).to_bytes(4, "little"), "the file", progress=False)
     for end in (10, len(content) // 2, len(content) - 1):
@@ -254,7 +252,6 @@ def test_twenty_thousand_characters_come_back_in_another_process_under_other_thr
     subprocess.run(command, check=True, env=environment, timeout=600)
     assert (directory / "text.txt").read_bytes() == path.read_bytes()
     assert message.packed.net_bits < 0.9 * 8 * len(text)
-    assert len(bz2.compress(path.read_bytes())) > 0
 
 
 def test_streams_are_read_side_by_side(text):
