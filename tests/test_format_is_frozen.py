@@ -23,6 +23,7 @@ FROZEN = {
     "tests/golden/prequential_1.bb": "2894d97b059cc1e71a14a95d3169f549",
     "tests/golden/quantised_mixture.bb": "daea1f18280cbc1b4b3a044a0519e2d3",
     "tests/golden/quantised_permuted.bb": "f58aceed2ba16d031344b5e05fae05c2",
+    "tests/golden/text.bb": "c0840d1bfaeca2cff138b80e09e13232",
     "tests/golden/two_part.bb": "37b6ad5bc7c035387a380c6db82d8f4b",
     "tests/golden/two_part_counts.bb": "a38ec63968e4f0356f9a80b333361fb0",
     "tests/golden/tables.json": "66453537a9565e47f57efb9590c365bf",

@@ -1,9 +1,12 @@
 """Texts: windows of tokens, networks that do not look ahead, and files of a network and a text that decode anywhere."""
 
 import binascii
+import math
 import os
 import subprocess
 import sys
+from fractions import Fraction
+from operator import mul
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,7 @@ import torch
 import bitsback
 from bitsback.config import Config, Experiment
 from bitsback.data.settings import TextSettings
-from bitsback.data.text import text_bytes, windows
+from bitsback.data.text_windows import text_bytes, windows
 from bitsback.errors import BitsbackError, ConfigError, DataError, FileError
 from bitsback.formats.text._exact_lstm import ExactLSTM
 from bitsback.formats.text._steps import steps
@@ -261,3 +264,57 @@ def test_streams_are_read_side_by_side(text):
     with steps(loaded, len(inputs), inputs.shape[1]) as step:
         found = torch.stack([step(inputs[:, number]) for number in range(inputs.shape[1])], dim=1)
     torch.testing.assert_close(found.double() / 4096, loaded(inputs).detach().double(), atol=5e-3, rtol=0)
+
+
+def plain_lstm(values, tokens, layers, width):
+    """Outputs for one stream by section 24 of FORMAT.md, in Python's whole numbers, whose sums are exact by themselves."""
+    weights = {name: [[round(Fraction(x) * 2**20) for x in row] for row in np.atleast_2d(tensor.numpy()).tolist()]
+               for name, tensor in values.items()}  # fmt: skip
+    one = 2**16
+
+    def entry(argument, curve):
+        j = min(max(round(Fraction(argument) * 4096), -49152), 49152)
+        e = math.exp(-abs(j) / 4096)
+        sigmoid = 1 / (1 + e) if j >= 0 else e / (1 + e)
+        return round((sigmoid if curve == "sigmoid" else math.copysign((1 - e * e) / (1 + e * e), j)) * one)
+
+    state = [([0] * width, [0] * width) for _ in range(layers)]
+    found = []
+    for token in tokens:
+        given = [round(Fraction(x, 16)) for x in weights["embedding.weight"][token]]  # in units of 2^-16
+        for layer in range(layers):
+            hidden, cell = state[layer]
+            names = [f"lstm.{name}_l{layer}" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+            into, again, (first,), (second,) = (weights[name] for name in names)
+            gates = [
+                Fraction(sum(map(mul, into[k], given)) + sum(map(mul, again[k], hidden)) + (first[k] + second[k]) * one, 2**36)
+                for k in range(4 * width)
+            ]
+            enter, forget, change, leave = (gates[k * width : (k + 1) * width] for k in range(4))
+            cell = [
+                round(Fraction(entry(f, "sigmoid") * c + entry(i, "sigmoid") * entry(g, "tanh"), one))
+                for i, f, g, c in zip(enter, forget, change, cell, strict=True)
+            ]
+            given = [
+                round(Fraction(entry(o, "sigmoid") * entry(Fraction(c, one), "tanh"), one))
+                for o, c in zip(leave, cell, strict=True)
+            ]
+            state[layer] = given, cell
+        (bias,) = weights["head.bias"]
+        found.append(
+            [
+                round(Fraction(sum(map(mul, row, given)) + b * one, 2**24))
+                for row, b in zip(weights["head.weight"], bias, strict=True)
+            ]
+        )
+    return found
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_an_lstm_is_what_the_format_says(layers):
+    network, values = network_and_values(layers)
+    tokens = torch.randint(7, (3, 20), generator=torch.Generator().manual_seed(2))
+    step = ExactLSTM(network, values, 3)
+    found = torch.stack([step(tokens[:, number]) for number in range(20)], dim=1)
+    for row in range(3):
+        assert found[row].tolist() == plain_lstm(values, tokens[row].tolist(), layers, 9)

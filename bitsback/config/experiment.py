@@ -235,15 +235,10 @@ class Experiment:
 
 
 @torch.no_grad()
-def _check_causal(model: BayesianModel, tokens: Tensor, classes: int) -> None:
-    """Raise ConfigError if outputs change with tokens behind their position, which are what they predict.
-
-    Args:
-        model: untrained.
-        tokens: inputs (n, t).
-        classes: number of distinct tokens.
-    """
-    tokens, length = tokens[:1], tokens.shape[1]
+def _check_causal(model: BayesianModel, inputs: Inputs, classes: int) -> None:
+    """Raise ConfigError if outputs change with tokens behind their position, which are what they predict."""
+    assert isinstance(inputs, Tensor)
+    tokens, length = inputs[:1], inputs.shape[1]
     with evaluating(model.network), model.mean():
         outputs = model.outputs(tokens)
         for last in sorted({0, length // 2, length - 2}):

@@ -446,7 +446,7 @@ class TextSettings(DataSettings):
 
     def load(self) -> "Dataset":
         """Read the text."""
-        from bitsback.data.text import load_text
+        from bitsback.data.text_windows import load_text
 
         return load_text(self)
 

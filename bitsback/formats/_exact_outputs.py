@@ -127,6 +127,9 @@ def exactly(model: BayesianModel, weights: Mapping[str, Tensor]) -> Iterator[Non
     Args:
         model: in float64.
         weights: weight tensors by name.
+
+    Yields:
+        nothing.
     """
     values = {weight.name: on_lattice(weights[weight.name], WEIGHT_BITS) for weight in model.weights}
     with evaluating(model.network), model.holding(values), _rounded(model.network):

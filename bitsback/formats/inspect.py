@@ -93,7 +93,7 @@ def inspect_file(path: Path, locations: Sequence[str] = ()) -> dict[str, Any]:
         return _behind(kind, "labels", note, content, model_inside(content, str(path)), str(path), locations)
     if kind == TEXT:
         note = "`bitsback receive` gives the text."
-        return _behind(kind, "text", note, content, model_of_text(content, str(path)), str(path), locations)
+        return _behind(kind, TEXT.name, note, content, model_of_text(content, str(path)), str(path), locations)
     loaded = decode(content, str(path), locations)
     weights = sum(weight.posterior.numel for weight in loaded.model.weights)
     kinds = ", ".join(dict.fromkeys(weight.prior.kind for weight in loaded.model.weights))

@@ -1,7 +1,7 @@
 """An LSTM in whole numbers, a token at a time: equal on every machine, in any order of summation, on any number of threads.
 
-Weights are multiples of 2^-20, states and gates of 2^-16, so that every sum of a matrix product is an exact integer below 2^53 in
-float64. Sigmoid and tanh are looked up in tables at multiples of 2^-12; the tables come from sums and products alone.
+Weights are multiples of 2^-20, states and gates of 2^-16, so that every sum of a matrix product is an exact integer below 2^53
+in float64. Sigmoid and tanh are looked up in tables at multiples of 2^-12; the tables come from sums and products alone.
 """
 
 from collections.abc import Mapping

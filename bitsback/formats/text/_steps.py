@@ -1,11 +1,12 @@
 """Outputs of a network for texts that become known token by token, the same for whoever writes and whoever reads.
 
-All windows of a text are read side by side, as streams in lock-step: step t gives the token before position t to every stream, and
-returns the outputs for position t. Sender and receiver take the same steps with tensors of the same shapes, in the same order.
+All windows of a text are read side by side, as streams in lock-step: step t gives the token before position t to every stream,
+and returns the outputs for position t. Sender and receiver take the same steps with tensors of the same shapes, in order.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from bitsback.torch_state import using_threads
 __all__ = ["Step", "steps"]
 
 Step = Callable[[Tensor], Tensor]
-"""Function from one token of every stream, (streams,), to the outputs for the next ones in units of 2^-12, (streams, tokens)."""
+"""Function from one token of every stream, (streams,), to outputs for the next ones in units of 2^-12, (streams, tokens)."""
 
 
 @contextmanager
@@ -49,13 +50,14 @@ def steps(loaded: LoadedModel, streams: int, context: int) -> Iterator[Step]:
         held.enter_context(using_threads(1))
         held.enter_context(exactly(model, values))
         parts = [slice(start, min(start + BATCH, streams)) for start in range(0, streams, BATCH)]
-        if hasattr(network, "step"):
+        own_step: Any = getattr(network, "step", None)
+        if own_step is not None:
             states = [None] * len(parts)
 
             def take(tokens: Tensor) -> Tensor:
                 found = []
                 for number, part in enumerate(parts):
-                    outputs, states[number] = network.step(tokens[part], states[number])
+                    outputs, states[number] = own_step(tokens[part], states[number])
                     found.append(outputs)
                 return _whole(torch.cat(found))
 

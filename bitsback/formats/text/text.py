@@ -1,10 +1,10 @@
 """Model and text in one file: a model file, and the tokens of a text coded under its network, all windows in lock-step::
 
-    windows     1: T h e .        step 0    1    2    3         the outputs of step t need the tokens of the steps before
-                2: q u i c          [ T ] [ h ] [ e ] [ . ]
-                3: k . b r          [ q ] [ u ] [ i ] [ c ]     pushed last step first, popped first step first
-                4: o w n            [ k ] [ . ] [ b ] [ r ]
-                                    [ o ] [ w ] [ n ]
+windows     1: T h e .        step 0    1    2    3         the outputs of step t need the tokens of the steps before
+            2: q u i c          [ T ] [ h ] [ e ] [ . ]
+            3: k . b r          [ q ] [ u ] [ i ] [ c ]     pushed last step first, popped first step first
+            4: o w n            [ k ] [ . ] [ b ] [ r ]
+                                [ o ] [ w ] [ n ]
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from bitsback.config import Config, Experiment
 from bitsback.config.coding_settings import PackSettings
 from bitsback.data.mask import NOT_CODED
 from bitsback.data.settings import TextSettings
-from bitsback.data.text import text_bytes
+from bitsback.data.text_windows import are_labels, text_bytes
 from bitsback.errors import FileError
 from bitsback.formats._size_limits import check_size, is_shape
 from bitsback.formats.container import BitReader, BitWriter, digest, read_file, seal, unseal
@@ -136,9 +136,9 @@ def decode_text(content: bytes, what: str, locations: Sequence[str] = (), *, pro
     """
     parts = _Parts.of(content, what)
     loaded = decode(parts.model, what, locations)
-    shape, labels = loaded.tree["inputs"], getattr(loaded.likelihood, "labels", None)
+    shape, labels = loaded.tree["inputs"], getattr(loaded.likelihood, "labels", None) or ()
     tokens = loaded.tree["data"].get("tokens") if isinstance(loaded.tree.get("data"), dict) else None
-    if tokens not in ("bytes", "characters") or not is_shape(shape) or len(shape) != 1 or not labels:
+    if not isinstance(tokens, str) or not are_labels(labels, tokens) or not is_shape(shape) or len(shape) != 1:
         raise FileError(f"{what} does not say how its text is made of tokens; it is damaged")
     (context,) = shape
     streams = -(-parts.tokens // context)
@@ -148,7 +148,7 @@ def decode_text(content: bytes, what: str, locations: Sequence[str] = (), *, pro
     numbers = reading.targets[reading.targets != NOT_CODED]
     if reading.stack.bits or _check(numbers) != parts.check:
         raise FileError(f"the text in {what} does not come back; the file is damaged")
-    return ReceivedText(loaded, text_bytes(numbers, [str(label) for label in labels], tokens), parts.tokens)
+    return ReceivedText(loaded, text_bytes(numbers, labels, tokens), parts.tokens)
 
 
 def receive_text(path: Path, directory: Path, locations: Sequence[str] = (), *, progress: bool = True) -> ReceivedText:
@@ -227,7 +227,7 @@ class _Parts:
 
 
 class _Coder(Protocol):
-    """What a sender or a receiver does with the outputs of each step."""
+    """Sender or receiver of the tokens of each step."""
 
     def tokens(self, step: int, outputs: Integers) -> Integers:
         """Return the tokens of a step, (k,), given the outputs for them, (k, tokens)."""

@@ -10,7 +10,7 @@ No window needs another one, so that a receiver decodes all of them side by side
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from bitsback.errors import DataError
 if TYPE_CHECKING:
     from bitsback.data.settings import TextSettings
 
-__all__ = ["load_text", "text_bytes", "windows"]
+__all__ = ["are_labels", "load_text", "text_bytes", "windows"]
 
 TEXT_NOTE = "how many tokens the text has, and which ones occur"
 """Note of a ledger."""
@@ -105,8 +105,28 @@ def text_bytes(numbers: Integers, labels: Sequence[str], tokens: str) -> bytes:
     b'bab'
     """
     if tokens == "bytes":
-        return np.array([int(label, 16) for label in labels], dtype=np.uint8)[numbers].tobytes()
+        return np.frombuffer(bytes.fromhex("".join(labels)), dtype=np.uint8)[numbers].tobytes()
     return "".join(np.array(labels)[numbers].tolist()).encode("utf-8")
+
+
+def are_labels(labels: Any, tokens: str) -> bool:
+    """Return whether labels that a file states are the texts of tokens: a byte in hexadecimal digits each, or a character.
+
+    Args:
+        labels: any value.
+        tokens: any text.
+
+    Returns:
+        whether :func:`text_bytes` takes them.
+
+    >>> are_labels(("0a", "61"), "bytes"), are_labels(("0a", "61"), "characters"), are_labels(None, "bytes")
+    (True, False, False)
+    """
+    if not isinstance(labels, tuple | list) or not labels or not all(isinstance(label, str) for label in labels):
+        return False
+    if tokens == "characters":
+        return all(len(label) == 1 and not "\ud800" <= label <= "\udfff" for label in labels)
+    return tokens == "bytes" and all(len(label) == 2 and set(label) <= set("0123456789abcdef") for label in labels)
 
 
 def windows(tokens: Integers, context: int) -> tuple[Tensor, Tensor]:
