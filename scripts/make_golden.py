@@ -43,6 +43,7 @@ from bitsback.formats.prequential.read import receive_prequential
 from bitsback.formats.prequential.walk import Walk
 from bitsback.formats.prequential.write import prequential
 from bitsback.formats.repeatable import RefundLostError
+from bitsback.formats.text.text import decode_text, send_text
 from bitsback.formats.two_part import decode_two_part, send_two_part
 from bitsback.priors import AdaptiveMixturePrior, StudentTPrior
 from bitsback.priors.exact_densities import STANDARD, density_of
@@ -54,6 +55,9 @@ GOLDEN = TESTS / "golden"
 OWN_CODEC = "golden.own_codec:codec"
 PAYLOAD = b"".join(hashlib.sha256(bytes([k])).digest() for k in range(64)) + b"end"
 """2,051 bytes: no whole number of words."""
+
+TEXT = "".join(f"{k} bottles of beer on the wall, {k} bottles of beer. Caf\u00e9!\r\n" for k in range(99, 59, -1)).encode()
+OF_TOKENS = {"kind": "categorical", "ignore": -100, "class_axis": -1}
 
 FAST = {"epochs": 30, "threads": 1, "optimizer": {"lr": 0.03, "log_std_lr": 0.06}}
 DIGITS = {"kind": "digits", "limit": 200}
@@ -225,6 +229,9 @@ def facts(path: Path) -> dict[str, Any]:
         return {"kind": kind}  # refused: its training is no longer repeated
     if kind == "prequential":
         return prequential_facts(path)
+    if kind == "text":
+        read = decode_text(content, path.name, progress=False)
+        return {"kind": kind, "weights": weights_digest(model_tensors(read.loaded)), "text": digest(read.content)}
     if kind == "two_part":
         received = decode_two_part(content, path.name)
         weights = weights_digest(model_tensors(received.loaded))
@@ -283,6 +290,23 @@ def write_two_part(directory: Path) -> None:
     assert facts(directory / "two_part.bb")["labels"] == labels_digest(experiment.dataset.train.targets.numpy())
 
 
+def write_text(directory: Path) -> None:
+    """Train on a text, and write the network with the text behind it."""
+    with TemporaryDirectory() as folder:
+        source = Path(folder) / "text.txt"
+        source.write_bytes(TEXT)
+        parts = {"data": {"kind": "text", "path": str(source), "context": 50}, "likelihood": OF_TOKENS}
+        network = {"kind": "lstm", "embedding": 6, "width": 12, "layers": 2}
+        experiment = Experiment.build(Config.model_validate({"training": FAST, **parts, "network": network}))
+        experiment.train(None, progress=False)
+        content = send_text(experiment, progress=False).content
+    path = directory / "text.bb"
+    path.write_bytes(content)
+    found = facts(path)
+    assert found["text"] == digest(TEXT)
+    write_json(path.with_suffix(".json"), {**found, "file": digest(content)})
+
+
 def write_counts(directory: Path) -> None:
     """Train, and write the network with counts behind it."""
     experiment = Experiment.build(configured(COUNTS))
@@ -327,6 +351,7 @@ def main() -> None:
     write_message(arguments.directory)
     write_two_part(arguments.directory)
     write_counts(arguments.directory)
+    write_text(arguments.directory)
     write_prequential(arguments.directory)
     write_json(arguments.directory / "tables.json", table_facts())
 

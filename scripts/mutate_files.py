@@ -53,6 +53,7 @@ from bitsback.formats.message import read as message_module
 from bitsback.formats.model_file.read import decode
 from bitsback.formats.prequential import read as prequential_module
 from bitsback.formats.prequential.walk import Walk
+from bitsback.formats.text import text as text_module
 from bitsback.training.checkpoint import load_checkpoint
 from bitsback.training.train import start
 
@@ -393,6 +394,8 @@ class Stage:
         shutil.rmtree(self.out, ignore_errors=True)
         if kind == "two_part":
             return self._read_two_part()
+        if kind == "text":
+            return self._read_text()
         if kind == "prequential":
             return self._read_blocks()
         with suppress(BitsbackError):
@@ -426,6 +429,14 @@ class Stage:
                     if plain_decoder.labels(stack, logits, loaded.likelihood.kind) != found.ravel().tolist():
                         raise DiffersError("labels")
         return "weights and labels"
+
+    def _read_text(self) -> str:
+        """Network and text; what the steps are compared with is in tests/test_text.py."""
+        content = self.file.read_bytes()
+        received = text_module.decode_text(content, "the file", progress=False)
+        inside = text_module.model_of_text(content, "the file")
+        self._compare_weights(plain_decoder.model_weights(inside, received.loaded), received.loaded.tensors())
+        return "weights"
 
     def _read_blocks(self) -> str:
         """The head, the walk and its first block, which needs no network."""

@@ -77,6 +77,7 @@ def test_only_its_home_names_a_kind():
         "formats/message": {"message", "message_1"},
         "formats/prequential": {"prequential", "prequential_1"},
         "formats/two_part.py": {"two_part"},
+        "formats/text": {"text"},
         "formats/model_file/block_codec.py": {"relative_entropy"},
         "formats/model_file/grid_codec.py": {"quantised", "decimal"},
     }

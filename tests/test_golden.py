@@ -50,6 +50,7 @@ def test_there_is_a_file_of_every_kind():
         *SCRIPT["MODELS"],
         "message",
         "decimal",
+        "text",
         "two_part",
         "two_part_counts",
         "prequential",

@@ -19,6 +19,7 @@ from bitsback.formats.kinds import all_kinds, kind_numbered
 from bitsback.formats.message.read import RefundLostError, receive_file
 from bitsback.formats.model_file.read import decode, load
 from bitsback.formats.prequential.read import receive_prequential
+from bitsback.formats.text.text import receive_text
 from bitsback.formats.two_part import receive_two_part
 
 HOSTILE = Path(__file__).parent / "hostile"
@@ -32,7 +33,7 @@ SAID = {
     "png": "is not a bitsback file",
     "zip": "is not a bitsback file",
     "pickle": "is not a bitsback file",
-    "unknown_kind": "is of an unknown kind .7, version 1.; install a newer bitsback",
+    "unknown_kind": "is of an unknown kind .8, version 1.; install a newer bitsback",
     "version_zero": "is of an unknown kind",
     "version_that_its_kind_has_not": "is of an unknown kind .2, version 2.; install a newer bitsback",
     "*_of_the_future": "has format version 3, this bitsback reads up to 2; install a newer bitsback",
@@ -69,6 +70,18 @@ SAID = {
     "two_part_inputs_2^40": "names data without labels .friedman.; it is damaged",
     "two_part_inputs_elsewhere": r"needs the sender's inputs; say where they are \(--data.root=..., --data.path=...\)",
     "two_part_inputs_fewer": "the labels do not come back: these inputs are not the sender's",
+    "text_of_bytes_that_are_none": "does not say how its text is made of tokens; it is damaged",
+    "text_of_*": "does not say which network and how long a text is in it; it is damaged",
+    "text_length_*": "does not say which network and how long a text is in it; it is damaged",
+    "text_tokens_0": "does not say which network and how long a text is in it; it is damaged",
+    "text_tokens_2^*": r"the file's network is too large for a file of [\d,]+ bytes",
+    "text_tokens_fewer": "in part [0-9]+ of 32 of the text this machine computes other|text in .* does not come back; the file",
+    "text_lanes_2^7": "does not say which network and how long a text is in it; it is damaged",
+    "text_stream_*": "does not end where its heads say|does not come back; the file is damaged|computes other outputs",
+    "text_digest_other": "the text in .* does not come back; the file is damaged",
+    "text_outputs_other": "in part 6 of 32 of the text this machine computes other outputs than the sender's",
+    "text_words": "does not say how its text is made of tokens; it is damaged|configuration does not suit",
+    "text_likelihood_other": "does not say how its text is made of tokens; it is damaged",
     "prequential_blocks_of_another_schedule": "the file has digests of 3 blocks, and its schedule 2; it is damaged",
     "prequential_blocks_*": r"the file claims \d+ blocks of \d+ labels; it is damaged",
     "prequential_labels_*": r"the file holds labels of [\d,]+ examples, and here are 40; give the sender's data",
@@ -103,7 +116,7 @@ GIVEN = {
 }
 """The codec that a reader names, by name of the file: files of other kinds ask for none."""
 
-LABELS = {"message", "two_part", "prequential"}
+LABELS = {"message", "two_part", "prequential", "text"}
 MODEL_VERBS = {"unpack": ["-o", "out"], "inspect": [], "predict": ["--data", "inputs.npy", "-o", "means.npy"]}
 
 
@@ -184,7 +197,9 @@ def test_what_the_set_is_made_from_is_sound(whole, tmp_path):
     for kind in ("two_part", "prequential"):
         assert make.with_settings(whole[kind]) == whole[kind]
         (tmp_path / kind).write_bytes(whole[kind])
+    (tmp_path / "text").write_bytes(make.with_settings(whole["text"]))
     assert len(receive_two_part(tmp_path / "two_part", tmp_path / "two").labels) == 40
+    assert receive_text(tmp_path / "text", tmp_path / "letters", progress=False).content == b"abcab\n" * 10
     assert len(receive_prequential(tmp_path / "prequential", tmp_path / "blocks", progress=False)) == 40
     (tmp_path / "message").write_bytes(make.with_settings(whole["message"]))
     assert receive_file(tmp_path / "message", tmp_path / "out", progress=False).payload == bytes(200)

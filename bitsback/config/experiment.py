@@ -182,6 +182,8 @@ class Experiment:
 
         model = build_model(config, inputs, outputs, check=check, network=network)
         model.chosen_grid_step = config.ledger.grid_step
+        if config.data.predicts_inputs:
+            _check_causal(model, inputs, likelihood.outputs(dataset.train.targets))
         return cls(config, dataset, model, likelihood)
 
     def check_channels(self) -> None:
@@ -241,6 +243,24 @@ class Experiment:
             loggers=loggers,
             watch=watch,
         )
+
+
+@torch.no_grad()
+def _check_causal(model: BayesianModel, inputs: Inputs, classes: int) -> None:
+    """Raise ConfigError if outputs change with tokens behind their position, which are what they predict."""
+    assert isinstance(inputs, Tensor)
+    tokens, length = inputs[:1], inputs.shape[1]
+    with evaluating(model.network), model.mean():
+        outputs = model.outputs(tokens)
+        for last in sorted({0, length // 2, length - 2}):
+            changed = tokens.clone()
+            changed[:, last + 1 :] = (changed[:, last + 1 :] + 1) % classes
+            before, after = outputs[:, : last + 1], model.outputs(changed)[:, : last + 1]
+            if not torch.allclose(before, after, rtol=1e-3, atol=1e-3 * float(outputs.abs().max())):
+                raise ConfigError(
+                    f"the network looks ahead: its outputs at position {last} change with the tokens behind it, which are what "
+                    "it has to predict; use a causal one, such as network: {kind: lstm} or {kind: transformer}"
+                )
 
 
 def _check_mask(likelihood: Likelihood, dataset: Dataset) -> None:

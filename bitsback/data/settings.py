@@ -41,6 +41,7 @@ __all__ = [
     "RandomWalkModes",
     "TableSettings",
     "TableSplit",
+    "TextSettings",
     "registry",
 ]
 
@@ -262,9 +263,11 @@ class DataSettings(Settings):
 
     Attributes:
         chooses_sections: whether sections that a configuration leaves out are chosen by what the data are.
+        predicts_inputs: whether the targets of a position are inputs of later ones, so that a network must not look ahead.
     """
 
     chooses_sections: ClassVar[bool] = False
+    predicts_inputs: ClassVar[bool] = False
     kind: str
     limit: int | None = Field(None, ge=1, description="number of training examples to use, drawn by split_seed; default: all")
     split_seed: int = Field(0, ge=0, description="seed of the random splits: limit, prior_fraction and test_fraction")
@@ -561,6 +564,33 @@ class TableSettings(DataSettings):
         target = {} if self.target is None else {self.target: "category" if dataset.has_texts else "number"}
         found = {"columns": dataset.columns, "types": {**target, **self.types}}
         return super().settled(dataset).model_copy(update=found)
+
+
+@registry.register("text")
+class TextSettings(DataSettings):
+    """A text file, of which every token is predicted from those before it in its window.
+
+    The tokens are cut into windows of ``context`` tokens. Inputs are the token before each target, 0 before the first of a
+    window; targets are all tokens, each of them once and in order, and -100, which is not coded, behind the last one. The bits
+    of a network and of all targets are therefore those of the whole text: ``send --code two_part`` writes them as a file,
+    which ``receive`` turns into the text.
+    """
+
+    predicts_inputs: ClassVar[bool] = True
+
+    kind: Literal["text"] = "text"
+    path: FilePath = Field(description="the text file")
+    tokens: Literal["bytes", "characters"] = Field(
+        "characters", description="characters: those of UTF-8 text; bytes: of any file"
+    )
+    context: int = Field(256, ge=2, le=1 << 16, description="tokens of a window; nothing before it helps to predict")
+    test_fraction: float = Field(0.0, ge=0, lt=1, description="share of the windows held out, those at the end of the text")
+
+    def load(self) -> "Dataset":
+        """Read the text."""
+        from bitsback.data.text_windows import load_text
+
+        return load_text(self)
 
 
 class OwnDataSettings(DataSettings):

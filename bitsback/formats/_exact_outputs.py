@@ -17,7 +17,7 @@ from bitsback.inputs import each
 from bitsback.model import BayesianModel
 from bitsback.model.modes import evaluating
 
-__all__ = ["BATCH", "exact_outputs", "is_exact", "leaves", "on_lattice"]
+__all__ = ["BATCH", "EXACT_LIMIT", "WEIGHT_BITS", "exact_outputs", "exactly", "is_exact", "leaves", "on_lattice"]
 
 EXACT_LIMIT = 2.0**53
 """Integers up to this one are exact in float64."""
@@ -120,6 +120,22 @@ WEIGHT_BITS = 20
 """Fractional bits of the weights in the exact forward pass; finer grids are rounded to it. Part of the format."""
 
 
+@contextmanager
+def exactly(model: BayesianModel, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Hold weights on their lattice, and round the output of every layer to its own, inside the context.
+
+    Args:
+        model: in float64.
+        weights: weight tensors by name.
+
+    Yields:
+        nothing.
+    """
+    values = {weight.name: on_lattice(weights[weight.name], WEIGHT_BITS) for weight in model.weights}
+    with evaluating(model.network), model.holding(values), _rounded(model.network):
+        yield
+
+
 @torch.no_grad()
 def exact_outputs(model: BayesianModel, weights: Mapping[str, Tensor], inputs: Any) -> Tensor:
     """Return the outputs of the network with given weights, computed exactly.
@@ -136,13 +152,12 @@ def exact_outputs(model: BayesianModel, weights: Mapping[str, Tensor], inputs: A
         FileError: if activations are too large to be exact, or the network does not run in float64.
         RuntimeError: if it fails for another reason.
     """
-    values = {weight.name: on_lattice(weights[weight.name], WEIGHT_BITS) for weight in model.weights}
 
     def rounded(tensor: Tensor) -> Tensor:
         return on_lattice(tensor) if tensor.is_floating_point() else tensor
 
     parts = []
-    with evaluating(model.network), model.holding(values), _rounded(model.network):
+    with exactly(model, weights):
         for part in inputs.split(BATCH):
             try:
                 parts.append(model.outputs(each(part, rounded)))

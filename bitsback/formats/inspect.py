@@ -11,6 +11,7 @@ from bitsback.formats.message.header import FIRST_MESSAGE, MESSAGE, Header
 from bitsback.formats.model_file.block_codec import RELATIVE_ENTROPY
 from bitsback.formats.model_file.read import decode
 from bitsback.formats.prequential.preamble import FIRST_PREQUENTIAL, PREQUENTIAL, Head
+from bitsback.formats.text.text import TEXT, model_of_text
 from bitsback.formats.two_part import TWO_PART, model_inside
 from bitsback.result import Result, text_table
 
@@ -88,7 +89,11 @@ def inspect_file(path: Path, locations: Sequence[str] = ()) -> dict[str, Any]:
     if kind in (PREQUENTIAL, FIRST_PREQUENTIAL):
         return _prequential(content, contents, kind)
     if kind == TWO_PART:
-        return _two_part(content, str(path), locations)
+        note = "`bitsback receive` gives the labels of the inputs that the receiver holds."
+        return _behind(kind, "labels", note, content, model_inside(content, str(path)), str(path), locations)
+    if kind == TEXT:
+        note = "`bitsback receive` gives the text."
+        return _behind(kind, TEXT.name, note, content, model_of_text(content, str(path)), str(path), locations)
     loaded = decode(content, str(path), locations)
     weights = sum(weight.posterior.numel for weight in loaded.model.weights)
     kinds = ", ".join(dict.fromkeys(weight.prior.kind for weight in loaded.model.weights))
@@ -135,17 +140,20 @@ def _message(content: bytes, contents: bytes, kind: FileKind) -> dict[str, Any]:
     }
 
 
-def _two_part(content: bytes, what: str, locations: Sequence[str]) -> dict[str, Any]:
-    model = model_inside(content, what)
+def _behind(
+    kind: FileKind, coded: str, note: str, content: bytes, model: bytes, what: str, locations: Sequence[str]
+) -> dict[str, Any]:
+    """Return the facts of a file with labels or a text behind a model file."""
     loaded = decode(model, what, locations)
     parts = [{"name": part.name, "bits": part.bits} for part in loaded.parts]
     return {
-        "kind": TWO_PART.name,
-        "sentence": f"A two-part file of {len(content):,} bytes: a {loaded.codec} model of {len(model):,} bytes, and labels.",
+        "kind": kind.name,
+        "sentence": f"A {kind.name.replace('_', '-')} file of {len(content):,} bytes: a {loaded.codec} model of {len(model):,} "
+        f"bytes, and {coded}.",
         "file_bytes": len(content),
         "settings": loaded.tree,
-        "parts": [*parts, {"name": "labels, and what tells the two apart", "bits": 8 * (len(content) - len(model))}],
-        "notes": ["`bitsback receive` gives the labels of the inputs that the receiver holds."],
+        "parts": [*parts, {"name": f"{coded}, and what tells the two apart", "bits": 8 * (len(content) - len(model))}],
+        "notes": [note],
     }
 
 

@@ -15,6 +15,7 @@ HOMES = {
     4: "bitsback.formats.model_file.grid_search",
     5: "bitsback.formats.two_part",
     6: "bitsback.formats.model_file.factory_codec",
+    7: "bitsback.formats.text.text",
 }
 """Module that registers each kind, by number; imported when a file of the kind is read."""
 

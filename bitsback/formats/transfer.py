@@ -14,6 +14,7 @@ from bitsback.coding.lattice import exponent_of
 from bitsback.coding.philox import whiten
 from bitsback.config import Config, Experiment, Run, load_run
 from bitsback.config.experiment import open_source
+from bitsback.data.settings import TextSettings
 from bitsback.errors import FileError
 from bitsback.formats._label_code import check_targets
 from bitsback.formats.container import read_file, unseal
@@ -25,6 +26,7 @@ from bitsback.formats.model_file.write import Packed, pack_experiment, with_sett
 from bitsback.formats.prequential.preamble import FIRST_PREQUENTIAL, PREQUENTIAL
 from bitsback.formats.prequential.read import receive_prequential
 from bitsback.formats.prequential.write import Prequential, prequential
+from bitsback.formats.text.text import TEXT, check_whole, receive_text, send_text
 from bitsback.formats.two_part import TWO_PART, TwoPart, receive_two_part, send_two_part
 from bitsback.result import Result, TableResult, text_table
 
@@ -247,12 +249,18 @@ def _prequential(source: Config | Run, progress: bool) -> Prequential:
 
 
 def _two_part(source: Config | Run, progress: bool) -> TwoPart:
+    config = source.config if isinstance(source, Run) else source
+    is_text = isinstance(config.data, TextSettings)
+    if is_text:
+        check_whole(config)
     if isinstance(source, Run):
-        return send_two_part(source.experiment(), progress=progress)
-    experiment = Experiment.build(source)
-    check_targets(experiment)
-    experiment.train(None, progress=progress)
-    return send_two_part(experiment, progress=progress)
+        experiment = source.experiment()
+    else:
+        experiment = Experiment.build(source)
+        if not is_text:
+            check_targets(experiment)
+        experiment.train(None, progress=progress)
+    return (send_text if is_text else send_two_part)(experiment, progress=progress)
 
 
 def _say_precision(config: Config) -> None:
@@ -344,19 +352,21 @@ class ReceivedFile(Result):
         labels: number of labels.
         weights: number of weights; None if no network was sent.
         payload: the recovered payload; None if none was sent.
+        of: name of what was counted as labels: labels, or the tokens of a text.
     """
 
     directory: Path
     labels: int
     weights: int | None = None
     payload: bytes | None = None
+    of: str = "labels"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the directory and the counts, for JSON."""
         size = None if self.payload is None else len(self.payload)
         return {
             "directory": str(self.directory),
-            "labels": self.labels,
+            self.of: self.labels,
             "weights": self.weights,
             "payload_bytes": size,
         }
@@ -366,11 +376,11 @@ class ReceivedFile(Result):
             size = f"a payload of {len(self.payload):,} bytes"
             return f"{self.labels:,} labels, {self.weights:,} weights and {size} are in {self.directory}"
         network = "" if self.weights is None else " and the network that predicts them"
-        return f"{self.labels:,} labels{network} are in {self.directory}"
+        return f"{self.labels:,} {self.of}{network} are in {self.directory}"
 
 
 def receive(message: str | Path, out: str | Path, locations: Sequence[str] = (), *, progress: bool = True) -> ReceivedFile:
-    """Decode a message into a new directory: labels.npy, and payload and model.safetensors where they were sent.
+    """Decode a message into a new directory: labels.npy or text.txt, and payload and model.safetensors where they were sent.
 
     Args:
         message: a file that :func:`send` wrote.
@@ -397,6 +407,10 @@ def receive(message: str | Path, out: str | Path, locations: Sequence[str] = (),
             found = receive_two_part(path, target, locations)
             weights = sum(weight.posterior.numel for weight in found.loaded.model.weights)
             return ReceivedFile(target, len(found.labels), weights)
+        if kind == TEXT:
+            text = receive_text(path, target, locations, progress=progress)
+            weights = sum(weight.posterior.numel for weight in text.loaded.model.weights)
+            return ReceivedFile(target, text.tokens, weights, of="tokens")
         received = receive_file(path, target, locations, progress=progress)
         weights = sum(tensor.numel() for tensor in received.weights.values())
         return ReceivedFile(target, len(received.labels), weights, received.payload)

@@ -48,17 +48,19 @@ KIND_BITS, CHECK_BITS = 4, 16
 
 @dataclass(frozen=True)
 class TwoPart(Result):
-    """File with a network and the training labels, and its bits.
+    """File with a network and the training labels, or a text, and its bits.
 
     Attributes:
         content: the whole file.
         packed: the model file inside; alone it is ``packed.content``.
-        label_bits: bits of the label stream.
+        label_bits: bits of the stream of the labels.
+        of: name of what stands behind the network: labels, or text.
     """
 
     content: bytes = field(repr=False)
     packed: Packed
     label_bits: int
+    of: str = "labels"
 
     @property
     def total_bits(self) -> int:
@@ -87,7 +89,7 @@ class TwoPart(Result):
 
     def _sizes(self) -> str:
         model_bits, packed = 8 * len(self.packed.content), self.packed
-        sizes = f"{model_bits:,} bits of network ({packed.codec}), {self.total_bits - model_bits:,} of labels"
+        sizes = f"{model_bits:,} bits of network ({packed.codec}), {self.total_bits - model_bits:,} of {self.of}"
         said = f"{sizes}; the posterior's ledger: {packed.net_bits:,.0f}"
         if packed.test_error is None:
             return said

@@ -215,7 +215,7 @@ class CategoricalLikelihood(SymbolLikelihood):
         """Return a note on the order of the labels, unless they are class numbers."""
         if self.labels is None:
             return super().notes()
-        shown = [f"'{label}'" for label in (self.labels if self.classes <= SHOWN else [*self.labels[:3], self.labels[-1]])]
+        shown = [repr(str(label)) for label in (self.labels if self.classes <= SHOWN else [*self.labels[:3], self.labels[-1]])]
         listed = ", ".join(shown if self.classes <= SHOWN else [*shown[:3], "...", shown[3]])
         return [
             f"the labels are {listed}, in this order classes 0 to {self.classes - 1}; files hold the list, the ledger does not",

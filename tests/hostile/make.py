@@ -6,6 +6,7 @@ builds a file can always compute it.
 
 import json
 import sys
+import tempfile
 import zipfile
 from io import BytesIO
 from pathlib import Path
@@ -26,6 +27,7 @@ from bitsback.formats.model_file.read import decode
 from bitsback.formats.model_file.write import pack_experiment
 from bitsback.formats.prequential.preamble import Head
 from bitsback.formats.prequential.write import prequential
+from bitsback.formats.text.text import TEXT, send_text
 from bitsback.formats.two_part import TWO_PART, send_two_part
 
 HERE = Path(__file__).parent
@@ -53,7 +55,23 @@ def valid():
     blocks = {"blocks": [20, 40], "least_steps": 1, "predict": "point", "members": 1}
     files["prequential"] = prequential(config(prequential=blocks), progress=False).content
     files["factory"] = pack_experiment(experiment, PackSettings(codec="factory", factory=OWN_CODEC), progress=False).content
+    files["text"] = of_a_text()
     return files
+
+
+def of_a_text():
+    """A text of 60 characters behind its network."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "text.txt"
+        path.write_bytes(b"abcab\n" * 10)
+        sections = {
+            "data": {"kind": "text", "path": str(path), "context": 4},
+            "network": {"kind": "lstm", "embedding": 2, "width": 3},
+            "likelihood": {"kind": "categorical", "ignore": -100, "class_axis": -1},
+        }
+        experiment = Experiment.build(config(**sections))
+        experiment.train(None, progress=False)
+        return send_text(experiment, PackSettings(codec="quantised"), progress=False).content
 
 
 def locations_for(content):
@@ -64,6 +82,8 @@ def locations_for(content):
 def settings_of(content):
     """The settings in a file."""
     kind, contents = unseal(content, "the file")
+    if kind == TEXT:
+        return settings_of(inside_text(content)[0])
     return settings_of(inside(content)[0]) if kind == TWO_PART else take_settings(BitReader(contents))
 
 
@@ -85,9 +105,35 @@ def two_part(model, check, stream, length=None):
     return seal(TWO_PART, writer.to_bytes() + contents + stream)
 
 
+def inside_text(content):
+    """Model file, number of tokens, log2 of the lanes, digests of the blocks and of the text, and the stream of a text file."""
+    reader = BitReader(unseal(content, "the file")[1])
+    kind, length, tokens, lanes = kind_numbered(reader.take(4)), reader.take_count(), reader.take_count(), reader.take(4)
+    digests, check = [reader.take(16) for _ in range(32)], reader.take(32)
+    body = reader.rest()
+    return seal(kind, body[:length]), tokens, lanes, digests, check, body[length:]
+
+
+def text(model, tokens, lanes, digests, check, stream, length=None):
+    """A text file around any file."""
+    kind, contents = unseal(model, "the file")
+    writer = BitWriter()
+    writer.put(kind.number, 4)
+    writer.put_count(len(contents) if length is None else length)
+    writer.put_count(tokens)
+    writer.put(lanes, 4)
+    for one in digests:
+        writer.put(one, 16)
+    writer.put(check, 32)
+    return seal(TEXT, writer.to_bytes() + contents + stream)
+
+
 def with_settings(content, **sections):
     """The same file with other settings, and a checksum that fits."""
     kind, contents = unseal(content, "the file")
+    if kind == TEXT:
+        model, *others = inside_text(content)
+        return text(with_settings(model, **sections), *others)
     if kind == TWO_PART:
         model, *labels = inside(content)
         return two_part(with_settings(model, **sections), *labels)
@@ -181,7 +227,13 @@ def with_counts(files):
     writer.put(1, 8)
     writer.put(0, 200)
     found["count_without_end"] = seal(all_kinds()["quantised"], writer.to_bytes())
-    return found | with_decimals(files["decimal"]) | with_labels_behind(files) | with_blocks(files["prequential"])
+    return (
+        found
+        | with_decimals(files["decimal"])
+        | with_labels_behind(files)
+        | with_a_text_behind(files)
+        | with_blocks(files["prequential"])
+    )
 
 
 def with_decimals(content):
@@ -220,6 +272,28 @@ def with_labels_behind(files):
     found["two_part_inputs_2^40"] = with_settings(files["two_part"], data=made)
     found["two_part_inputs_elsewhere"] = with_settings(files["two_part"], data={"kind": "npz"})
     found["two_part_inputs_fewer"] = with_settings(files["two_part"], data=data | {"limit": 39})
+    return found
+
+
+def with_a_text_behind(files):
+    """Text files around the wrong thing, of the wrong length, without the text, or with digests of other outputs."""
+    model, tokens, lanes, digests, check, stream = inside_text(files["text"])
+    assert text(model, tokens, lanes, digests, check, stream) == files["text"]
+    rest = tokens, lanes, digests, check, stream
+    found = {f"text_of_{kind}": text(files[kind], *rest) for kind in ("message", "prequential", "decimal", "two_part", "text")}
+    found |= {f"text_length_2^{power}": text(model, *rest, length=1 << power) for power in (20, 40, 63)}
+    found |= {f"text_tokens_2^{power}": text(model, 1 << power, lanes, digests, check, stream) for power in (32, 62)}
+    found["text_tokens_0"] = text(model, 0, lanes, digests, check, stream)
+    found["text_tokens_fewer"] = text(model, tokens - 1, lanes, digests, check, stream)
+    found["text_lanes_2^7"] = text(model, tokens, 7, digests, check, stream)
+    found["text_stream_missing"] = text(model, tokens, lanes, digests, check, b"")
+    found["text_stream_longer"] = text(model, tokens, lanes, digests, check, stream + bytes(4))
+    found["text_digest_other"] = text(model, tokens, lanes, digests, check ^ 1, stream)
+    found["text_outputs_other"] = text(model, tokens, lanes, [*digests[:5], digests[5] ^ 1, *digests[6:]], check, stream)
+    data, likelihood = (settings_of(files["text"])[name] for name in ("data", "likelihood"))
+    found["text_words"] = with_settings(files["text"], data=data | {"tokens": "words"})
+    found["text_of_bytes_that_are_none"] = with_settings(files["text"], data=data | {"tokens": "bytes"})
+    found["text_likelihood_other"] = with_settings(files["text"], likelihood=likelihood | {"labels": None})
     return found
 
 
@@ -318,6 +392,8 @@ def with_wishes(files):
         found[f"{kind}_point"] = with_settings(content, network={"kind": "sequential", "layers": ["ReLU"]})
         found[f"{kind}_no_network"] = with_settings(content, network=5)
         for name, layers in sequential.items():
+            if kind == "text" and name in ("upsample", "lstm"):  # for real numbers; tokens have embeddings
+                continue
             found[f"{kind}_huge_{name}"] = with_settings(content, network={"kind": "sequential", "layers": layers})
     for kind in ("relative_entropy", "quantised"):
         found[f"{kind}_huge_inputs"] = with_settings(files[kind], inputs=[10**6, 10**6])
@@ -325,6 +401,9 @@ def with_wishes(files):
         found[f"{kind}_huge_statistics"] = with_settings(files[kind], statistics=[10**12])
         found[f"{kind}_huge_scale"] = with_settings(files[kind], scale=1e300)
         found[f"{kind}_no_inputs"] = with_settings(files[kind], inputs=None)
+    found["text_huge_ready"] = with_settings(files["text"], network={"kind": "lstm", "width": 1 << 20})
+    found["text_huge_many"] = with_settings(files["text"], network={"kind": "lstm", "width": 64, "layers": 1000})
+    found["message_huge_ready"] = with_settings(files["message"], network={"kind": "mlp", "hidden": [1 << 20, 1 << 20]})
     found["message_huge_targets"] = with_settings(files["message"], target_shape=[10**9])
     found["message_without_posterior"] = with_settings(files["message"], posterior={"kind": "point"},
                                                        prior={"kind": "gaussian", "learn": "none"})  # fmt: skip
@@ -352,7 +431,7 @@ def damaged(files):
         found[f"{kind}_of_the_future"] = content[:2] + bytes([content[2] & 0xF0 | VERSION + 1]) + content[3:]
         found[f"{kind}_resealed_short"] = seal(all_kinds()[kind], body[3:-1])
         found[f"{kind}_resealed_long"] = seal(all_kinds()[kind], body[3:] + b"\1")
-    found["unknown_kind"] = resealed(b"bb\x71" + bytes(40))
+    found["unknown_kind"] = resealed(b"bb\x81" + bytes(40))
     found["version_zero"] = resealed(b"bb\x10" + bytes(40))
     found["version_that_its_kind_has_not"] = resealed(b"bb\x22" + bytes(40))
     return found
