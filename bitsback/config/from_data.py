@@ -10,7 +10,7 @@ from bitsback.errors import DataError, RunError
 
 __all__ = ["config_of_data", "config_to_train", "read_config"]
 
-KINDS = {".csv": "table", ".tsv": "table", ".parquet": "table", ".zip": "images"}
+KINDS = {".csv": "table", ".tsv": "table", ".parquet": "table", ".zip": "images", ".txt": "text"}
 """Kinds of data, by the suffix of the file that holds them."""
 
 

@@ -1,5 +1,6 @@
 """Sections that a configuration leaves out, chosen by what the data are, so that tables and images need no YAML."""
 
+import math
 from typing import Any
 
 from torch import Tensor
@@ -7,11 +8,12 @@ from torch import Tensor
 from bitsback.config.labels import looks_like_a_quantity
 from bitsback.config.layer_spec import LayerSpec
 from bitsback.config.network import NetworkSettings, SequentialSettings
-from bitsback.config.ready_networks import MLPSettings
+from bitsback.config.ready_networks import LSTMSettings, MLPSettings
 from bitsback.config.schema import Config
 from bitsback.data import Dataset
+from bitsback.data.mask import NOT_CODED
 from bitsback.likelihoods.settings import CategoricalSettings, GaussianLikelihoodSettings, LikelihoodSettings
-from bitsback.training.settings import BetaSettings, OptimizerSettings, TrainingSettings
+from bitsback.training.settings import BetaSettings, LedgerSettings, OptimizerSettings, TrainingSettings
 
 __all__ = ["suited"]
 
@@ -28,9 +30,17 @@ LARGE = 4000
 
 IMAGE_EPOCHS = 30
 
+TOKENS_PER_WEIGHT = 5
+"""Tokens of a text for each weight between the units of its network."""
+LEAST_WIDTH, MOST_WIDTH, EMBEDDING = 16, 512, 32
+STEPS_OF_A_TEXT, TOKENS_AT_ONCE = 3000, 4096
+"""Least number of optimiser steps for a text, and most tokens in one."""
+TOKENS_OF_A_LEDGER = 10_000_000
+"""Tokens that the draws of a ledger read, all together: long texts need few draws."""
+
 
 def suited(config: Config, dataset: Dataset) -> Config:
-    """Fill in the sections likelihood, network and training where the configuration leaves them out.
+    """Fill in the sections likelihood, network and training where the configuration leaves them out; of a text, ledger too.
 
     Args:
         config: what it says stays; of ``training`` every key by itself.
@@ -46,14 +56,47 @@ def suited(config: Config, dataset: Dataset) -> Config:
     >>> chosen.likelihood.kind, chosen.network.kind, chosen.training.epochs
     ('gaussian', 'mlp', 500)
     """
+    if config.data.predicts_inputs:
+        return _for_a_text(config, dataset)
     given, update = config.model_fields_set, dict[str, Any]()
     shape = _shape(dataset)
     if "likelihood" not in given:
         update["likelihood"] = _likelihood(dataset)
     if "network" not in given:
         update["network"] = _for_images(shape) if len(shape) == 3 else _for_a_table(dataset)
-    update["training"] = _training(config.training if "training" in given else None, dataset, len(shape) == 3)
+    update["training"] = _with_given(config, _training(dataset, len(shape) == 3))
     return config.model_copy(update=update)
+
+
+def _for_a_text(config: Config, dataset: Dataset) -> Config:
+    """Return a configuration with an LSTM, as wide as the length of the text can pay for."""
+    given, (windows, context) = config.model_fields_set, dataset.train.targets.shape
+    tokens = windows * context
+    width = min(max(8 * round(math.sqrt(tokens / TOKENS_PER_WEIGHT / 4) / 8), LEAST_WIDTH), MOST_WIDTH)
+    batch = max(1, min(TOKENS_AT_ONCE, tokens // 50) // context)
+    chosen: dict[str, Any] = {
+        "batch_size": batch,
+        "epochs": min(max(LEAST_EPOCHS, -(-STEPS_OF_A_TEXT // -(-windows // batch))), MOST_EPOCHS),
+        "optimizer": OptimizerSettings(lr=0.01, log_std_lr=0.01),
+    }
+    update = {
+        "likelihood": CategoricalSettings(ignore=NOT_CODED, class_axis=-1),
+        "network": LSTMSettings(embedding=min(EMBEDDING, width), width=width),
+        "ledger": LedgerSettings(samples=min(max(2, TOKENS_OF_A_LEDGER // tokens), LedgerSettings().samples)),
+    }
+    update = {name: section for name, section in update.items() if name not in given}
+    return config.model_copy(update={**update, "training": _with_given(config, chosen)})
+
+
+def _with_given(config: Config, chosen: dict[str, Any]) -> TrainingSettings:
+    """Return training settings: those that the configuration gives, and the chosen ones for the rest."""
+    training = config.training
+    given = (
+        {name: getattr(training, name) for name in training.model_fields_set} if "training" in config.model_fields_set else {}
+    )
+    if {"budget_bits", "objective"} & set(given):
+        chosen.pop("beta", None)
+    return TrainingSettings(**{**chosen, **given})
 
 
 def _shape(dataset: Dataset) -> tuple[int, ...]:
@@ -90,8 +133,8 @@ def _for_images(shape: tuple[int, ...]) -> NetworkSettings:
     return SequentialSettings(layers=(*layers, "Flatten", "Linear"))
 
 
-def _training(given: TrainingSettings | None, dataset: Dataset, are_images: bool) -> TrainingSettings:
-    """Return what is given, and the rest for these data."""
+def _training(dataset: Dataset, are_images: bool) -> dict[str, Any]:
+    """Return the settings of training that suit the data."""
     rows = len(dataset.train)
     batch = LARGE_BATCH if rows >= LARGE or are_images else BATCH
     steps = -(-rows // batch)
@@ -103,7 +146,4 @@ def _training(given: TrainingSettings | None, dataset: Dataset, are_images: bool
     }
     if are_images:
         chosen |= {"epochs": IMAGE_EPOCHS, "optimizer": OptimizerSettings(lr=0.003, log_std_lr=0.03)}
-    said = {} if given is None else {name: getattr(given, name) for name in given.model_fields_set}
-    if {"budget_bits", "objective"} & set(said):
-        del chosen["beta"]
-    return TrainingSettings(**{**chosen, **said})
+    return chosen

@@ -576,8 +576,8 @@ class TextSettings(DataSettings):
     which ``receive`` turns into the text.
     """
 
+    chooses_sections: ClassVar[bool] = True
     predicts_inputs: ClassVar[bool] = True
-
     kind: Literal["text"] = "text"
     path: FilePath = Field(description="the text file")
     tokens: Literal["bytes", "characters"] = Field(
