@@ -21,7 +21,7 @@ from bitsback.errors import BitsbackError, ConfigError, DataError, FileError
 from bitsback.formats.text._exact_lstm import ExactLSTM
 from bitsback.formats.text._steps import steps
 from bitsback.formats.text.text import decode_text, send_text
-from bitsback.networks import LSTM
+from bitsback.networks import LSTM, Transformer
 
 DOCS = Path(__file__).parent.parent / "docs"
 LIKELIHOOD = {"kind": "categorical", "ignore": -100, "class_axis": -1}
@@ -121,6 +121,17 @@ def network_and_values(layers=2):
     return network, {name: tensor.detach() * 2 for name, tensor in network.named_parameters()}
 
 
+@torch.no_grad()
+def test_the_steps_of_a_transformer_are_its_outputs():
+    torch.manual_seed(0)
+    network = Transformer(inputs=7, outputs=7, context=20, width=12, layers=3, heads=3).double().eval()
+    tokens, state, found = torch.randint(7, (5, 20)), None, []
+    for number in range(20):
+        outputs, state = network.step(tokens[:, number], state)
+        found.append(outputs)
+    torch.testing.assert_close(torch.stack(found, dim=1), network(tokens))
+
+
 @pytest.mark.parametrize("layers", [1, 2])
 def test_whole_numbers_are_those_of_an_lstm(layers):
     network, values = network_and_values(layers)
@@ -181,6 +192,7 @@ class Stepping(torch.nn.Module):
 
 NETWORKS = {
     "lstm": None,
+    "transformer": {"kind": "transformer", "width": 8, "heads": 2, "layers": 2},
     "layers": PREFIX_NETWORK,
     "step": {"kind": "factory", "factory": "test_text:Stepping"},
 }

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from bitsback.analysis.sources import RunSource, experiment_of
 from bitsback.data import DataSettings, Preprocessing
-from bitsback.data.settings import TableSettings, registry
+from bitsback.data.settings import TableSettings, TextSettings, registry
 from bitsback.data.table import is_table, rows_of
+from bitsback.data.text_windows import text_given
 from bitsback.data.unlabelled import as_stored, images_given, inputs_of, read_given
 from bitsback.errors import DataError
 from bitsback.formats.config_tree import from_tree
@@ -82,6 +83,8 @@ def _given(inputs: Any, data: DataSettings, likelihood: Likelihood, scale: Tenso
         return _Given(inputs)
     if not isinstance(inputs, str | Path):
         return _Given(as_stored(inputs_of(inputs))[0])
+    if isinstance(data, TextSettings):
+        return _Given(*text_given(Path(inputs), data, getattr(likelihood, "labels", None) or ()))
     images = images_given(Path(inputs), data)
     if images is None:
         return _Given(*read_given(Path(inputs), data))

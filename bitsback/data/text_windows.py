@@ -10,6 +10,7 @@ No window needs another one, so that a receiver decodes all of them side by side
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from bitsback.errors import DataError
 if TYPE_CHECKING:
     from bitsback.data.settings import TextSettings
 
-__all__ = ["are_labels", "load_text", "text_bytes", "windows"]
+__all__ = ["are_labels", "load_text", "text_bytes", "text_given", "windows"]
 
 TEXT_NOTE = "how many tokens the text has, and which ones occur"
 """Note of a ledger."""
@@ -47,14 +48,7 @@ def load_text(settings: "TextSettings") -> Dataset:
         DataError: if the file cannot be read, is empty, is not the text that the settings call it, or has a single token.
     """
     path = settings.path.expanduser()
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}; give a text file as data.path") from error
-    if not content:
-        raise DataError(f"{path} is empty; give a text of two characters or more")
-    limits.MEMORY.check(ITEM_BYTES * len(content), str(path), DataError, "give a part of the text")
-    tokens, labels = _tokens(settings, content)
+    tokens, labels = _tokens(settings, path, _content(path))
     if len(labels) < 2:
         raise DataError(f"{path} repeats the one token {labels[0]!r}: there is nothing to describe; give another text")
     inputs, targets = windows(tokens, settings.context)
@@ -71,7 +65,18 @@ def load_text(settings: "TextSettings") -> Dataset:
     return replace(dataset, train=replace(dataset.train, assumed=(TEXT_NOTE,)))
 
 
-def _tokens(settings: "TextSettings", content: bytes) -> tuple[Integers, tuple[str, ...]]:
+def _content(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}; give a text file as data.path") from error
+    if not content:
+        raise DataError(f"{path} is empty; give a text of two characters or more")
+    limits.MEMORY.check(ITEM_BYTES * len(content), str(path), DataError, "give a part of the text")
+    return content
+
+
+def _tokens(settings: "TextSettings", path: Path, content: bytes) -> tuple[Integers, tuple[str, ...]]:
     """Return the numbers of the tokens (n,) and their texts, in order."""
     if settings.tokens == "bytes":
         values = np.frombuffer(content, dtype=np.uint8).astype(np.int64)
@@ -81,13 +86,39 @@ def _tokens(settings: "TextSettings", content: bytes) -> tuple[Integers, tuple[s
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{settings.path} is not UTF-8 text: byte {error.start:,} is 0x{content[error.start]:02x}; convert it "
+            f"{path} is not UTF-8 text: byte {error.start:,} is 0x{content[error.start]:02x}; convert it "
             "(iconv -t utf-8), or set data.tokens=bytes, which takes any file"
         ) from error
     values = np.frombuffer(text.encode("utf-32-le"), dtype="<u4").astype(np.int64)
     found, numbers = np.unique(values, return_inverse=True)
-    limits.LABELS.check(len(found), f"{settings.path}, by its distinct characters,", DataError, "set data.tokens=bytes")
+    limits.LABELS.check(len(found), f"{path}, by its distinct characters,", DataError, "set data.tokens=bytes")
     return numbers.astype(np.int64), tuple(map(chr, found.tolist()))
+
+
+def text_given(path: Path, settings: "TextSettings", labels: Sequence[str]) -> tuple[Tensor, Integers]:
+    """Return the windows of another text, for a network that knows these tokens.
+
+    Args:
+        path: of a text file.
+        settings: of the text that the network was trained on.
+        labels: texts of its tokens, in order.
+
+    Returns:
+        inputs and texts of the targets, each (windows, context), empty behind the last token.
+
+    Raises:
+        DataError: if the file cannot be read, or has other tokens.
+    """
+    numbers, own = _tokens(settings, path, _content(path))
+    place = {label: number for number, label in enumerate(labels)}
+    other = next((label for label in own if label not in place), None)
+    if other is not None:
+        raise DataError(
+            f"{path} has the token {other!r}, which the text that the network was trained on has not; give a text without it"
+        )
+    inputs, targets = windows(np.array([place[label] for label in own])[numbers], settings.context)
+    found = targets.numpy()
+    return inputs, np.where(found == NOT_CODED, "", np.array(labels)[np.maximum(found, 0)])
 
 
 def text_bytes(numbers: Integers, labels: Sequence[str], tokens: str) -> bytes:

@@ -4,11 +4,15 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear, scaled_dot_product_attention
 
 from bitsback.errors import ConfigError
 from bitsback.networks._tokens import embedded
 
 __all__ = ["Blocks", "Transformer", "start_normal"]
+
+Cache = list[tuple[Tensor, Tensor]]
+"""Keys and values of the positions so far, each (n, heads, positions, width / heads), by layer."""
 
 START = 0.02
 """Std of initial embeddings and positions, as in GPT-2 (Radford et al. 2019)."""
@@ -46,6 +50,31 @@ class Blocks(nn.Module):
             mask = torch.ones(length, length, dtype=torch.bool, device=states.device).triu(1)
         for layer in self.layers:
             states = layer(states, src_mask=mask, is_causal=self.is_causal)
+        return self.norm(states)
+
+    def step(self, states: Tensor, known: "Cache") -> Tensor:
+        """Return the states of one more position behind the last norm.
+
+        Args:
+            states: of the position, (n, width).
+            known: keys and values of the positions before, by layer; those of this one are appended.
+
+        Returns:
+            (n, width), what a causal :meth:`forward` of all positions so far returns for the last.
+        """
+        for number, layer in enumerate(self.layers):
+            assert isinstance(layer, nn.TransformerEncoderLayer)
+            attention = layer.self_attn
+            own = linear(layer.norm1(states), attention.in_proj_weight, attention.in_proj_bias).chunk(3, dim=1)
+            query, key, value = (part.view(len(states), attention.num_heads, 1, -1) for part in own)
+            if number < len(known):
+                keys, values = known[number]
+                known[number] = torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
+            else:
+                known.append((key, value))
+            found = scaled_dot_product_attention(query, known[number][0], known[number][1]).reshape(len(states), -1)
+            states = states + attention.out_proj(found)
+            states = states + layer.linear2(layer.activation(layer.linear1(layer.norm2(states))))
         return self.norm(states)
 
 
@@ -119,3 +148,18 @@ class Transformer(nn.Module):
         states = embedded(self.embedding, steps) if isinstance(self.embedding, nn.Embedding) else self.embedding(steps)
         states = self.blocks(states + self.positions[:length])
         return self.head(states if self.per == "position" else states[:, -1])
+
+    def step(self, tokens: Tensor, known: Cache | None = None) -> tuple[Tensor, Cache]:
+        """Return the outputs at one more position, without computing those before it again.
+
+        Args:
+            tokens: of that position, (n,).
+            known: as the step before returned it; None at the first position.
+
+        Returns:
+            outputs (n, outputs), and what the next step has to know.
+        """
+        known = [] if known is None else known
+        position = known[0][0].shape[2] if known else 0
+        states = self.embedding(tokens) + self.positions[position]
+        return self.head(self.blocks.step(states, known)), known
