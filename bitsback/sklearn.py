@@ -36,7 +36,7 @@ Section = Mapping[str, Any] | None
 
 
 class _Estimator(BaseEstimator):  # type: ignore[misc]  # without types
-    """What both estimators share: parameters, training and draws."""
+    """Base class of both estimators: parameters, training and draws."""
 
     def __init__(
         self,

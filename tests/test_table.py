@@ -346,6 +346,7 @@ def test_faults_of_a_data_file_are_named(tmp_path):
         config_of_data(path, ["targte=y"])
     with pytest.raises(ConfigError, match=r"split: .*give a share of test rows"):
         config_of_data(path, ["target=y", "split={test: 0.2, column: b}"])
+    (tmp_path / "config.yaml").touch()  # as in a run
     with pytest.raises(RunError, match="is a directory; to continue a run"):
         bitsback.train(str(tmp_path))
 
