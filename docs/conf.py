@@ -142,6 +142,11 @@ def shorten_signature(_app: object, _what: str, _name: str, found: Any, *_rest: 
     return None
 
 
+def leave_out_requests(_app: object, _what: str, name: str, _found: object, _skip: bool, _options: object) -> bool | None:
+    """Leave out the methods that scikit-learn gives every estimator, for metadata that these do not take."""
+    return True if name.startswith("set_") and name.endswith("_request") else None
+
+
 def forget_homes(_app: object, environment: Any) -> None:
     """Leave names of modules where things are defined out of the index and the inventory; references go by the public name."""
     objects = environment.domains["py"].objects
@@ -171,6 +176,7 @@ def setup(app: Any) -> None:
     app.connect("source-read", give_title)
     app.connect("autodoc-process-bases", leave_out_internal)
     app.connect("autodoc-process-signature", shorten_signature)
+    app.connect("autodoc-skip-member", leave_out_requests)
     app.connect("env-updated", forget_homes)
     app.connect("missing-reference", find_public_name)
     app.connect("doctree-read", use_own_words)

@@ -41,7 +41,10 @@ def test_every_shipped_configuration_trains(path, mnist, earlier, learnt, tmp_pa
         inputs = np.random.default_rng(0).normal(size=(100, 3))
         np.savez(tmp_path / "table.npz", inputs=inputs, targets=inputs.sum(1).round(2))
         overrides.append(f"data.path={tmp_path / 'table.npz'}")
-    if path.stem.startswith("mnist") or path.parent.name == "records":
+    if path.stem == "tinyshakespeare":
+        (tmp_path / "text.txt").write_text("What say the citizens?\n" * 90)
+        overrides += [f"data.path={tmp_path / 'text.txt'}", "data.test_fraction=0.5"]
+    elif path.stem.startswith("mnist") or path.parent.name == "records":
         overrides.append(f"data.root={mnist}")
     if path.stem == "mnist_certificate_posterior":
         overrides.append(f"prior.run={learnt}")

@@ -402,7 +402,7 @@ def with_wishes(files):
         found[f"{kind}_huge_scale"] = with_settings(files[kind], scale=1e300)
         found[f"{kind}_no_inputs"] = with_settings(files[kind], inputs=None)
     found["text_huge_ready"] = with_settings(files["text"], network={"kind": "lstm", "width": 1 << 20})
-    found["text_huge_many"] = with_settings(files["text"], network={"kind": "lstm", "width": 64, "layers": 1000})
+    found["text_huge_many"] = with_settings(files["text"], network={"kind": "lstm", "width": 64, "layers": 256})
     found["message_huge_ready"] = with_settings(files["message"], network={"kind": "mlp", "hidden": [1 << 20, 1 << 20]})
     found["message_huge_targets"] = with_settings(files["message"], target_shape=[10**9])
     found["message_without_posterior"] = with_settings(files["message"], posterior={"kind": "point"},
