@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -64,6 +65,9 @@ def test_commands_run(monkeypatch, tmp_path, capsys):
     np.save(tmp_path / "images.npy", np.zeros((2, 1, 8, 8)))
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "features.npz", inputs=rng.normal(size=(500, 6)), targets=rng.integers(0, 3, 500))
+    houses = pd.DataFrame({"area": rng.normal(90, 20, 60).round(1), "city": rng.choice(["Rome", "Oslo"], 60)})
+    houses.to_csv(tmp_path / "new_houses.csv", index=False)
+    houses.assign(price=houses.area * 3).to_csv(tmp_path / "houses.csv", index=False)
     ran = []
     for line in shown_commands():
         words = shlex.split(line)[1:]
