@@ -14,6 +14,7 @@ EXTRAS = {
     "rivals": ("sklearn",),
     "tables": ("pandas", "pyarrow"),
     "images": ("PIL",),
+    "vision": ("timm",),
     "tensorboard": ("tensorboard",),
     "wandb": ("wandb",),
 }

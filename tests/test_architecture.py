@@ -25,7 +25,7 @@ TOWER = [
     {"ledger", "coding"},
     {"learned", "data"},
     {"posteriors", "priors", "likelihoods"},
-    {"kl", "layers"},
+    {"kl", "layers", "networks"},
     {"model"},
     {"nn", "optim", "certificates"},
     {"training", "testing", "interop"},

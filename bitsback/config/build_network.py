@@ -20,7 +20,7 @@ from bitsback.likelihoods.classes import class_count
 if TYPE_CHECKING:
     from bitsback.config.network import FactorySettings, NetworkSettings, SequentialSettings
 
-__all__ = ["Network", "build_factory", "build_sequential", "check_layers", "layer_kinds", "outputs_for_one_target"]
+__all__ = ["Network", "build_factory", "build_sequential", "check_layers", "layer_kinds", "outputs_for_one_target", "started"]
 
 INFERRED = {
     "in_features": -1,
@@ -112,7 +112,7 @@ def build_sequential(settings: "SequentialSettings", inputs: Inputs, outputs: in
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ConfigError(f"network.layers[{index}] ({kind}) fails on input {shape}: {reason}") from error
         value = value[0] if isinstance(value, tuple) else value
-    return _started(network.train(), settings.pretrained)
+    return started(network.train(), settings.pretrained)
 
 
 def _build_layer(kind: type[nn.Module], arguments: dict[str, Any], value: Tensor) -> nn.Module:
@@ -128,7 +128,7 @@ def _build_layer(kind: type[nn.Module], arguments: dict[str, Any], value: Tensor
 def build_factory(settings: "FactorySettings") -> nn.Module:
     """Call the factory; raises ConfigError if it cannot be imported, fails, or does not return an nn.Module."""
     network: nn.Module = made_by(settings.factory, "network.factory", nn.Module, "an nn.Module", **settings.arguments)
-    return _started(network, settings.pretrained)
+    return started(network, settings.pretrained)
 
 
 def outputs_for_one_target(settings: "NetworkSettings", inputs: Inputs, target: Sequence[int] = ()) -> int | None:
@@ -151,8 +151,19 @@ def outputs_for_one_target(settings: "NetworkSettings", inputs: Inputs, target: 
     return class_count(output, target)
 
 
-def _started(network: nn.Module, pretrained: Path | None) -> nn.Module:
-    """Load the pretrained weights, if any."""
+def started(network: nn.Module, pretrained: Path | None) -> nn.Module:
+    """Load the pretrained weights into a network, if any.
+
+    Args:
+        network: with new weights; it is changed.
+        pretrained: a safetensors file of a state_dict, or a run directory.
+
+    Returns:
+        the network.
+
+    Raises:
+        ConfigError: if the weights do not fit it.
+    """
     if pretrained is not None:
         file = pretrained / "posterior.safetensors" if pretrained.is_dir() else pretrained
         tensors, metadata = read_tensors(file)

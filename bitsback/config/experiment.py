@@ -169,7 +169,7 @@ class Experiment:
             if examples is not None:
                 likelihood.check_split(examples.targets, examples.name)
         # a network of the user's may accept whole batches only
-        count = 2 if config.network.kind == "sequential" else min(config.training.batch_size, len(dataset.train))
+        count = 2 if config.network.kind not in ("factory", "given") else min(config.training.batch_size, len(dataset.train))
         inputs, targets = dataset.train.batch(slice(0, count))  # the likelihood raises if shapes do not fit
         outputs = likelihood.outputs(dataset.train.targets)
 

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from bitsback.inputs import Inputs
 
 __all__ = [
-    "AnyNetworkSettings",
     "FactorySettings",
     "GivenNetworkSettings",
     "NetworkSettings",
@@ -170,6 +169,3 @@ class GivenNetworkSettings(NetworkSettings):
             f"the network, a {self.of}, was handed over in Python, and the configuration does not say how it is made; open the "
             "run with bitsback.load_run(RUN, network=..., dataset=...)"
         )
-
-
-AnyNetworkSettings = Annotated[SequentialSettings | FactorySettings | GivenNetworkSettings, Field(discriminator="kind")]

@@ -5,7 +5,15 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from bitsback.config.coding_settings import PackSettings, PrequentialSettings
-from bitsback.config.network import AnyNetworkSettings, SequentialSettings
+from bitsback.config.network import FactorySettings, GivenNetworkSettings, SequentialSettings
+from bitsback.config.ready_networks import (
+    LSTMSettings,
+    MLPSettings,
+    ResNetSettings,
+    TimmSettings,
+    TransformerSettings,
+    ViTSettings,
+)
 from bitsback.data.settings import AnyDataSettings, DataSettings, DigitsSettings
 from bitsback.layers.estimator import Estimator
 from bitsback.likelihoods.settings import AnyLikelihoodSettings, CategoricalSettings
@@ -15,6 +23,21 @@ from bitsback.registry import Settings
 from bitsback.training.settings import LedgerSettings, LoggingSettings, TrainingSettings
 
 __all__ = ["BayesianSettings", "Config", "json_schema"]
+OF_TOKENS = ("lstm", "transformer")
+"""Networks that read tokens, which stay whole numbers."""
+
+AnyNetworkSettings = Annotated[
+    SequentialSettings
+    | FactorySettings
+    | GivenNetworkSettings
+    | MLPSettings
+    | LSTMSettings
+    | TransformerSettings
+    | ResNetSettings
+    | ViTSettings
+    | TimmSettings,
+    Field(discriminator="kind"),
+]
 
 
 class BayesianSettings(Settings):
@@ -57,12 +80,14 @@ class Config(Settings):
     @model_validator(mode="before")
     @classmethod
     def _indices_stay_whole(cls, given: Any) -> Any:
-        """Default to ``scaling: none`` if the network begins with an Embedding, whose inputs are indices."""
+        """Default to ``scaling: none`` if the network begins with an Embedding, or reads sequences: inputs may be indices."""
         data, network = (given.get(name) for name in ("data", "network")) if isinstance(given, dict) else (None, None)
-        layers = network.get("layers") if isinstance(network, dict) else getattr(network, "layers", None)
+        kind, layers = (
+            network.get(key) if isinstance(network, dict) else getattr(network, key, None) for key in ("kind", "layers")
+        )
         first = layers[0] if isinstance(layers, list | tuple) and layers else ""
         name = next(iter(first), "") if isinstance(first, dict) else first
-        if name not in ("Embedding", "EmbeddingBag"):
+        if name not in ("Embedding", "EmbeddingBag") and kind not in OF_TOKENS:
             return given
         if isinstance(data, dict) and data.get("scaling", "auto") == "auto":
             return {**given, "data": {**data, "scaling": "none"}}

@@ -1,6 +1,6 @@
 """Limits on the memory and time that a file may ask for, checked before anything is built; the numbers are in ``limits.py``."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
@@ -11,10 +11,12 @@ from torch.nn.modules.module import register_module_forward_hook
 from bitsback import limits
 from bitsback.config import Config
 from bitsback.config.network import SequentialSettings
+from bitsback.config.ready_networks import ReadySettings
 from bitsback.data.settings import FriedmanSettings
 from bitsback.errors import FileError
 from bitsback.formats._exact_outputs import BATCH
 from bitsback.formats.repeatable import steps_of
+from bitsback.inputs import Inputs, call
 
 __all__ = ["check_data", "check_size", "check_steps", "is_shape"]
 
@@ -44,6 +46,7 @@ def check_size(
     examples: int = 2,
     data_numbers: int = 0,
     symbols: int = 1,
+    blank: Callable[[int], Inputs] | None = None,
 ) -> int:
     """Check that a file does not ask for a far larger model than it could describe; networks from a factory are not checked.
 
@@ -56,6 +59,7 @@ def check_size(
         examples: number of examples in the forward pass, at most :data:`BATCH` at once; all their outputs are kept.
         data_numbers: number of numbers in the inputs that the receiver has.
         symbols: number of targets of an example, each of which has as many outputs.
+        blank: makes so many examples of inputs that are several tensors; default: one tensor of the shape ``inputs``.
 
     Returns:
         largest number of examples in one forward pass.
@@ -66,8 +70,9 @@ def check_size(
     most = limits.numbers_for(file_bytes) + NUMBERS_PER_INPUT * data_numbers
     widest, products, weights = prod(inputs), 0, 0
     network = config.network
-    if isinstance(network, SequentialSettings):
-        limits.LAYERS.check(_layers(network), "the file's network", FileError)
+    if isinstance(network, SequentialSettings | ReadySettings):
+        depth = network.depth if isinstance(network, ReadySettings) else _layers(network)
+        limits.LAYERS.check(depth, "the file's network", FileError)
         _check_numbers(2 * widest + symbols * outputs * max(2, examples), most, file_bytes)
 
         def look(module: nn.Module, given: Any, output: Any) -> None:
@@ -81,8 +86,11 @@ def check_size(
         hook = register_module_forward_hook(look)
         try:
             with torch.device("meta"):  # shapes only, no memory
-                example = torch.zeros(2, *inputs, dtype=torch.int64 if whole else torch.float32)
+                kind = torch.int64 if whole else torch.float32
+                example = torch.zeros(2, *inputs, dtype=kind) if blank is None else blank(2)
                 built = network.model_copy(update={"pretrained": None}).build(example, outputs)
+                if isinstance(network, ReadySettings):  # a row of layers has been run to find its sizes
+                    call(built.eval(), example)
         finally:
             hook.remove()
         weights = sum(tensor.numel() for tensor in [*built.parameters(), *built.buffers()])

@@ -40,9 +40,10 @@ has to be what files without the setting meant.
 """
 
 IGNORE = {"ignore": None}
+READY = ("lstm", "mlp", "resnet", "timm", "transformer", "vit")
 SINCE: dict[str, dict[str, dict[str, Any]]] = {
     "data": {"npz": {"mask": "mask", "test_mask": "test_mask", "channels": "first"}},
-    "network": {kind: {"output": "auto"} for kind in ("sequential", "factory", "given")},
+    "network": {kind: {"output": "auto"} for kind in ("sequential", "factory", "given", *READY)},
     "likelihood": {
         **dict.fromkeys(("bernoulli", "negative_binomial", "poisson", "tokens"), IGNORE),
         "categorical": {**IGNORE, "class_axis": None},

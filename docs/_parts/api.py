@@ -101,6 +101,8 @@ TASKS = (
         ),
     ),
     Task("layers", "Layers", "Layers of torch that hold a posterior over each weight.", space="bitsback.nn"),
+    Task("networks", "Ready networks", "Plain networks of torch for tables, sequences and images.",
+         space="bitsback.networks"),
     Task("optimisers", "Optimisers", "For a training loop of your own.", space="bitsback.optim"),
     Task("priors", "Priors", "What a weight costs before the data are seen.", space="bitsback.priors"),
     Task("posteriors", "Posteriors", "What is known of a weight once the data are seen.", space="bitsback.posteriors"),

@@ -145,7 +145,8 @@ class EmptyModel:
         rows = BATCH
         if tree not in bases():
             symbols, whole = math.prod(targets) if count != outputs else 1, inputs.is_whole
-            rows = check_size(config, inputs.sizes, count, whole=whole, file_bytes=file_bytes, symbols=symbols)
+            blank = None if inputs.is_one_tensor else inputs.blank
+            rows = check_size(config, inputs.sizes, count, whole=whole, file_bytes=file_bytes, symbols=symbols, blank=blank)
         scaling = Preprocessing(torch.zeros(spread), torch.full(spread, scale))
         model = build_model(config, inputs.blank(2), count, is_tried_out=at_once is None)
         return cls(tree, config, model, likelihood, scaling, inputs, at_once or rows, codec_factory)
