@@ -163,7 +163,7 @@ REFUSED = {
     "inspect text": ("inspect plain", "plain is not a bitsback file"),
     "inspect nothing": ("inspect empty", "empty is empty"),
     "inspect a run": ("inspect run", "cannot read run: Is a directory"),
-    "predict without data": ("predict quantised.bb", "say which inputs: --data FILE .\\.npy, \\.npz, \\.parquet or IDX."),
+    "predict without data": ("predict quantised.bb", "say which inputs: --data FILE .\\.csv, \\.tsv, \\.parquet, \\.npy, \\.npz or IDX."),
     "predict what is gone": ("predict quantised.bb --data gone.npy", "cannot read gone.npy: .*No such file"),
     "predict a message": ("predict message --data good.npy", "message is a message, not a model file"),
     "predict a two-part file": ("predict two_part.bb --data good.npy", "two_part.bb is a two_part message, not a model file; use `bitsback receive`"),

@@ -16,11 +16,11 @@ def predict(
     model: Annotated[Path, typer.Argument(help="Model file or run directory.", show_default=False)],
     data: Annotated[
         Path | None,
-        typer.Option(help="Inputs as stored: .npy, .npz, .parquet, IDX, images (folder, .zip, file).", show_default=False),
+        typer.Option(help="A table, images (folder, .zip, file), or inputs as stored: .npy, .npz, IDX.", show_default=False),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Write .csv, .json, .npz, or the means as .npy.", show_default=False),
+        typer.Option("--out", "-o", help="Write .csv, .tsv, .parquet, .json, .npz, or the means as .npy.", show_default=False),
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Weight draws of a run.")] = 20,
     interval: Annotated[float, typer.Option(help="Probability of the interval from low to high, of numbers.")] = 0.9,
@@ -30,16 +30,21 @@ def predict(
 
     By the likelihood: a class and its probability, yes or no for each label, a mean and its std, or a rate. Predictions of a
     run are averaged over draws of its posterior. Files and JSON add the entropy of each target, its mutual information with the
-    weights, an interval for numbers, and the bits of targets that stand beside the inputs.
+    weights, an interval for numbers, and the bits of targets that stand beside the inputs. Of a table, .csv and .parquet files
+    hold the rows too.
 
     Example: bitsback predict digits.bb --data images.npy --out predictions.csv
+
+    Example: bitsback predict runs/houses --data new.csv --out priced.csv
     """
     from bitsback.analysis.predict import predict as predicted
     from bitsback.atomic_io import check_new_file
     from bitsback.model.prediction import check_suffix
 
     if data is None:
-        raise FileError("say which inputs: --data FILE (.npy, .npz, .parquet or IDX; a folder, .zip or file of images)")
+        raise FileError(
+            "say which inputs: --data FILE (.csv, .tsv, .parquet, .npy, .npz or IDX; a folder, .zip or file of images)"
+        )
     if not 0 < interval < 1:
         raise DataError(f"--interval is a probability between 0 and 1, got {interval}; give one such as 0.9")
     if out is not None:

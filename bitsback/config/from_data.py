@@ -38,7 +38,7 @@ def config_of_data(path: Path, overrides: Sequence[str] = ()) -> Config | None:
     if not path.exists():
         raise DataError(f"there is no file {path}; give the path of an existing one")
     own = registry[kind].model_fields
-    full = [f"data.{text}" if text.partition("=")[0] in own else text for text in overrides]
+    full = [f"data.{text}" if text.partition("=")[0].partition(".")[0] in own else text for text in overrides]
     return validated({"data": {"kind": kind, "path": str(path)}}, full, {}, str(path))
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bitsback import limits
+from bitsback.data._column import ColumnSettings
 from bitsback.data._feature_map import Map
 from bitsback.data._rows import Rows, View, as_rows, numbers
 from bitsback.errors import DataError, brief
@@ -17,7 +18,7 @@ from bitsback.result import text_table
 from bitsback.torch_state import using_threads
 
 if TYPE_CHECKING:
-    from bitsback.data.settings import ColumnSettings, DataSettings, LabelValues
+    from bitsback.data.settings import DataSettings, LabelValues
 
 __all__ = ["Dataset", "Examples", "Preprocessing", "finished", "split"]
 
@@ -290,7 +291,7 @@ class Dataset:
     in_memory: bool = False
     labels: "LabelValues | None" = None
     scaling: str | None = None
-    columns: "tuple[ColumnSettings, ...]" = ()
+    columns: tuple[ColumnSettings, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -327,7 +328,7 @@ SHOWN_LEVELS = 4
 """Most levels of a category that are shown."""
 
 
-def _levels(column: "ColumnSettings") -> str:
+def _levels(column: ColumnSettings) -> str:
     if column.kind != "category":
         return f"mean {column.mean:.4g}, std {column.std:.4g}" if column.kind == "number" else f"yes in {column.mean:.3g}"
     some = ", ".join(brief(level, NAME_CHARACTERS) for level in column.levels[:SHOWN_LEVELS])

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from bitsback import limits
+from bitsback.data._column import ColumnKind, ColumnSettings
 from bitsback.errors import DataError, brief, near_miss
 
 if TYPE_CHECKING:
-    from bitsback.data.settings import ColumnKind, ColumnSettings, TableSettings
+    from bitsback.data.settings import TableSettings
 
 __all__ = ["Values", "column_of", "encoded", "found_columns", "values_of"]
 
@@ -48,7 +49,7 @@ class Values:
         is_whole: whether numbers are written as whole numbers.
     """
 
-    kind: "ColumnKind | None"
+    kind: ColumnKind | None
     numbers: np.ndarray
     texts: tuple[str, ...] = ()
     is_whole: bool = False
@@ -91,7 +92,7 @@ def column_of(table: Any, name: str, what: str, why: str = "") -> Any:
     return table.column(name)
 
 
-def values_of(column: Any, name: str, settings: "TableSettings", kind: "ColumnKind | None" = None) -> Values:
+def values_of(column: Any, name: str, settings: "TableSettings", kind: ColumnKind | None = None) -> Values:
     """Find out what the values of a column are, and read them.
 
     Args:
@@ -131,7 +132,7 @@ def values_of(column: Any, name: str, settings: "TableSettings", kind: "ColumnKi
     return Values(kind or ("number" if is_numeric else "yes_no"), numbers, (), types.is_integer(held))
 
 
-def _of_texts(column: Any, name: str, settings: "TableSettings", kind: "ColumnKind | None") -> Values:
+def _of_texts(column: Any, name: str, settings: "TableSettings", kind: ColumnKind | None) -> Values:
     import pyarrow
     from pyarrow import compute
 
@@ -174,7 +175,7 @@ def _matches(texts: Any, pattern: str) -> np.ndarray:
     return compute.fill_null(compute.match_substring_regex(texts, pattern), False).to_numpy(zero_copy_only=False)
 
 
-def _kind(name: str, texts: Any, numeric: np.ndarray, count: int, settings: "TableSettings") -> "ColumnKind":
+def _kind(name: str, texts: Any, numeric: np.ndarray, count: int, settings: "TableSettings") -> ColumnKind:
     """Return what texts are; raises DataError for dates, and for numbers with something else beside or around them."""
     from pyarrow import compute
 
@@ -202,7 +203,7 @@ def _kind(name: str, texts: Any, numeric: np.ndarray, count: int, settings: "Tab
 
 def _dates(name: str, settings: "TableSettings", value: Any) -> str:
     """Return the message on a column of dates or times."""
-    fix = "choose another target" if name == settings.target else f"or leave it out: data.drop=[{name}]"
+    fix = "or choose another target" if name == settings.target else f"or leave it out: data.drop=[{name}]"
     return (
         f"column '{name}' holds dates or times, such as {brief(value, SHOWN_CHARACTERS)!r}, whose parts mean different things; "
         f"write what matters of them as columns of numbers (year, month, days since a day), {fix}"
@@ -230,7 +231,7 @@ def _check_all(name: str, texts: Any, right: np.ndarray, said: str) -> None:
 
 def found_columns(
     table: Any, names: Sequence[str], rows: np.ndarray, settings: "TableSettings"
-) -> tuple[tuple["ColumnSettings", ...], dict[str, str]]:
+) -> tuple[tuple[ColumnSettings, ...], dict[str, str]]:
     """Find the columns of the inputs in the training rows.
 
     Args:
@@ -277,10 +278,8 @@ def _check_no_id(name: str, values: Values, trained: Values, settings: "TableSet
         raise DataError(f"column '{name}' counts the rows from {values.numbers[0]:g} on, and would tell their order; {fix}")
 
 
-def _measured(name: str, trained: Values, known: np.ndarray, missing: int) -> "ColumnSettings":
+def _measured(name: str, trained: Values, known: np.ndarray, missing: int) -> ColumnSettings:
     """Return a column with what is measured in the training rows; means and stds are rounded to float32."""
-    from bitsback.data.settings import ColumnSettings
-
     assert trained.kind is not None
     if trained.kind == "category":
         return ColumnSettings(name=name, kind=trained.kind, levels=trained.texts, missing=missing)
@@ -293,9 +292,7 @@ def _short(number: float) -> float:
     return float(str(np.float32(number)))
 
 
-def encoded(
-    table: Any, columns: Sequence["ColumnSettings"], settings: "TableSettings", what: str
-) -> Tensor | dict[str, Tensor]:
+def encoded(table: Any, columns: Sequence[ColumnSettings], settings: "TableSettings", what: str) -> Tensor | dict[str, Tensor]:
     """Return the inputs of a network.
 
     Args:
@@ -339,7 +336,7 @@ def encoded(
     return {**joined, "categories": torch.from_numpy(np.stack(places, 1))}
 
 
-def _scaled(numbers: np.ndarray, column: "ColumnSettings", scaling: str) -> np.ndarray:
+def _scaled(numbers: np.ndarray, column: ColumnSettings, scaling: str) -> np.ndarray:
     """Return numbers (n,) as inputs; truth values are 0 and 1."""
     if column.kind == "yes_no" or scaling in ("none", "unit"):
         return numbers

@@ -1,11 +1,11 @@
 """Tables in files: texts of .csv and .tsv files as they stand there, typed columns of Parquet files."""
 
+import codecs
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitsback import limits
-from bitsback.data._arrays import describe
 from bitsback.data._tables import parquet_batches
 from bitsback.errors import DataError, brief
 from bitsback.extras import require
@@ -83,10 +83,15 @@ def _of_text(path: Path, start: bytes, settings: "TableSettings") -> Any:
     import pyarrow
     from pyarrow import csv
 
+    try:
+        codecs.lookup(settings.encoding)
+    except LookupError as error:
+        raise DataError(f"there is no encoding '{settings.encoding}'; set data.encoding=utf-8, or latin-1") from error
     is_wide = settings.encoding.lower().replace("-", "").startswith(("utf16", "utf32"))
     if b"\0" in start and not is_wide:
-        what = "UTF-16 text; set data.encoding=utf-16" if start.startswith((b"\xff\xfe", b"\xfe\xff")) else describe(start)
-        raise DataError(f"cannot read {path} as a table: {what}; save it as .csv in UTF-8, or as .parquet")
+        wide = start.startswith((b"\xff\xfe", b"\xfe\xff"))
+        said = "it is UTF-16 text; set data.encoding=utf-16, or" if wide else "it is neither text nor Parquet;"
+        raise DataError(f"cannot read {path} as a table: {said} save it as .csv in UTF-8")
     limits.MEMORY.check(BYTES_PER_BYTE * path.stat().st_size, str(path), DataError, "use fewer rows")
     delimiter = settings.delimiter or _delimiter(path, start, settings.encoding)
     uneven: list[Any] = []
@@ -104,22 +109,23 @@ def _of_text(path: Path, start: bytes, settings: "TableSettings") -> Any:
         reading = csv.ReadOptions(use_threads=False, encoding=settings.encoding, column_names=numbers)
         as_texts = csv.ConvertOptions(column_types=dict.fromkeys(numbers, pyarrow.string()), strings_can_be_null=False)
         table = csv.read_csv(path, reading, parsing, as_texts).slice(1).rename_columns(names)  # the first row is the names
-    except LookupError as error:
-        raise DataError(
-            f"there is no encoding '{settings.encoding}'; set data.encoding to one such as utf-8 or latin-1"
-        ) from error
     except (UnicodeDecodeError, pyarrow.ArrowException, OSError) as error:
         if isinstance(error, UnicodeDecodeError) or "UTF8" in str(error):
             raise DataError(
                 f"{path} is not {settings.encoding.upper()} text; save it as UTF-8, or set data.encoding, such as latin-1"
             ) from error
-        raise DataError(f"cannot read {path} as a table: {brief(error)}") from error
+        raise DataError(
+            f"cannot read {path} as a table: {brief(error)}; give a line of names and a line for each row"
+        ) from error
     if uneven:
         first = uneven[0]
         raise DataError(
-            f"a row of {path} has {first.actual_columns} values, and there are {first.expected_columns} columns: "
+            f"line {first.number} of {path} has {first.actual_columns} values, and there are {first.expected_columns} columns: "
             f"{brief(first.text, SHOWN_CHARACTERS)!r}; put quotes around values that hold '{delimiter}', or set data.delimiter"
         )
+    other = _delimiter(path, start, settings.encoding)
+    if len(names) == 1 and other in names[0]:
+        raise DataError(f"{path} has one column, '{brief(names[0], SHOWN_CHARACTERS)}'; set data.delimiter={other!r}")
     return table
 
 
@@ -127,12 +133,7 @@ def _delimiter(path: Path, start: bytes, encoding: str) -> str:
     """Return the delimiter that the line of names holds most of, outside of quotes."""
     if path.suffix.lower() == ".tsv":
         return "\t"
-    head = (
-        start.lstrip(b"\xef\xbb\xbf")
-        .decode(encoding if encoding.isascii() else "utf-8", "replace")
-        .lstrip("\r\n")
-        .splitlines()[0]
-    )
+    head = start.decode(encoding, "replace").lstrip("\ufeff\r\n").splitlines()[0]
     outside = "".join(head.split('"')[::2])
     return max(DELIMITERS, key=outside.count)
 

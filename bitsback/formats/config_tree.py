@@ -65,7 +65,8 @@ CODEC_FACTORY = "codec.factory"
 def to_tree(config: Config, sections: Sequence[str]) -> dict[str, Any]:
     """Return sections of a configuration as JSON values, with every default written out and paths left out.
 
-    If the receiver trains, a pretrained network is marked as needed, because training would otherwise end elsewhere.
+    If the receiver trains, a pretrained network is marked as needed, because training would otherwise end elsewhere, and the
+    columns of a table are left out: the receiver finds them in the training rows that it holds.
 
     Args:
         config: a validated configuration.
@@ -81,8 +82,10 @@ def to_tree(config: Config, sections: Sequence[str]) -> dict[str, Any]:
         for name, value in later.items():
             if name in part and part[name] == value:
                 del part[name]
-    if config.network.pretrained is not None and "training" in sections:
-        tree["network"]["pretrained"] = NEEDED
+    if "training" in sections:
+        tree["data"].pop("columns", None)
+        if config.network.pretrained is not None:
+            tree["network"]["pretrained"] = NEEDED
     return tree
 
 

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from bitsback.atomic_io import write_array, write_arrays, write_text
+from bitsback.atomic_io import write_array, write_arrays, write_bytes, write_text
 from bitsback.data.unlabelled import inputs_of, target_numbers, without_targets
 from bitsback.errors import DataError, FileError, brief
+from bitsback.extras import require
 from bitsback.inputs import Inputs, leaves, placed
 from bitsback.likelihoods import Likelihood, Mixture
 from bitsback.likelihoods.base import Answer, listed
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SUFFIXES", "Prediction", "check_suffix", "predicted"]
 
-SUFFIXES = (".csv", ".json", ".npz", ".npy")
+SUFFIXES = (".csv", ".tsv", ".parquet", ".json", ".npz", ".npy")
 """Suffixes of files that :meth:`Prediction.save` writes."""
 
 LEVEL = 0.9
@@ -55,6 +56,7 @@ class Prediction(TableResult):
         bits: (n,), bits of the given targets under the mixture, -log2 of the mean over draws of 2^-bits; None without targets.
         mixture: the distributions; None for a likelihood of one's own that has none.
         beside: columns that say which input each record is of, (n,) each, by name; they begin every record.
+        table: rows that the inputs were made of, a table of pyarrow; files that are tables hold them too.
     """
 
     likelihood: Likelihood = field(repr=False)
@@ -64,6 +66,7 @@ class Prediction(TableResult):
     bits: Tensor | None = None
     mixture: Mixture | None = field(default=None, repr=False)
     beside: Mapping[str, Sequence[Any]] = field(default_factory=dict, repr=False)
+    table: Any = field(default=None, repr=False)
 
     @cached_property
     def answers(self) -> list[Answer]:
@@ -174,23 +177,56 @@ class Prediction(TableResult):
         """
         return json.dumps(self.records(level), indent=indent)
 
-    def to_csv(self, level: float = LEVEL) -> str:
+    def to_csv(self, level: float = LEVEL, delimiter: str = ",") -> str:
         """Return the records as CSV with a head of names; values of targets with axes are JSON lists.
+
+        Args:
+            level: as in :meth:`records`.
+            delimiter: between the values of a line.
+
+        Returns:
+            CSV text; the columns of the table that the inputs were made of come first.
+        """
+        columns, text = self._columns(level), io.StringIO()
+        writer = csv.writer(text, delimiter=delimiter, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+        return text.getvalue()
+
+    def to_parquet(self, level: float = LEVEL) -> bytes:
+        """Return the records as a Parquet file, as :meth:`to_csv`; columns of a table keep their types.
 
         Args:
             level: as in :meth:`records`.
 
         Returns:
-            CSV text.
+            the bytes of the file.
+
+        Raises:
+            MissingExtraError: without pyarrow.
         """
-        records, text = self.records(level), io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(records[0] if records else ())
-        writer.writerows([_cell(value) for value in record.values()] for record in records)
-        return text.getvalue()
+        require("tables", "writing Parquet files")
+        import pyarrow
+        from pyarrow import parquet
+
+        own = {} if self.table is None else {name: self.table.column(name) for name in self.table.column_names}
+        content = io.BytesIO()
+        parquet.write_table(pyarrow.table({**self._columns(level), **own}), content)
+        return content.getvalue()
+
+    def _columns(self, level: float) -> dict[str, list[Any]]:
+        """Return columns by name: of the table, and of the records, called predicted_... where the table has their name."""
+        columns: dict[str, list[Any]] = {} if self.table is None else self.table.to_pydict()
+        records = self.records(level)
+        for name in records[0] if records else ():
+            new = name
+            while new in columns:
+                new = f"predicted_{new}"
+            columns[new] = [_cell(record[name]) for record in records]
+        return columns
 
     def save(self, path: str | Path, level: float = LEVEL) -> None:
-        """Write a file, atomically: records as CSV or JSON, all arrays as NPZ, or the means as NPY, by the suffix.
+        """Write a file, atomically: records as CSV, TSV, Parquet or JSON, arrays as NPZ, or means as NPY, by the suffix.
 
         Args:
             path: file to write.
@@ -202,8 +238,10 @@ class Prediction(TableResult):
         """
         path = Path(path)
         check_suffix(path)
-        if path.suffix == ".csv":
-            write_text(path, self.to_csv(level))
+        if path.suffix in (".csv", ".tsv"):
+            write_text(path, self.to_csv(level, "\t" if path.suffix == ".tsv" else ","))
+        elif path.suffix == ".parquet":
+            write_bytes(path, self.to_parquet(level))
         elif path.suffix == ".json":
             write_text(path, self.to_json(level=level) + "\n")
         elif path.suffix == ".npz":
