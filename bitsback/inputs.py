@@ -9,6 +9,7 @@ from torch import Tensor
 from bitsback.errors import ConfigError, DataError, LayerError, near_miss
 
 __all__ = [
+    "CHANNELS",
     "CHANNELS_LAST",
     "Inputs",
     "Output",

@@ -553,4 +553,4 @@ def test_a_folder_or_a_zip_file_trains_without_yaml(tmp_path, run_command):
     assert (tmp_path / "run0" / "ledger.json").read_text() == (tmp_path / "run1" / "ledger.json").read_text()
     again = run_command("train", tmp_path / "run0", *quick)
     assert again.code != 0
-    assert "is a run; to continue a run: bitsback train" in again.err
+    assert "is a directory; to continue a run: bitsback train" in again.err

@@ -11,13 +11,12 @@ from torch import Tensor
 
 from bitsback.analysis.sources import RunSource, experiment_of
 from bitsback.data import DataSettings, Preprocessing
-from bitsback.data.settings import TableSettings, TextSettings, registry
+from bitsback.data.settings import TableSettings, TextSettings
 from bitsback.data.table import is_table, rows_of
 from bitsback.data.text_windows import text_given
 from bitsback.data.unlabelled import as_stored, images_given, inputs_of, read_given
 from bitsback.errors import DataError
-from bitsback.formats.config_tree import from_tree
-from bitsback.formats.model_file.read import LoadedModel, load
+from bitsback.formats.model_file.read import load
 from bitsback.inputs import check_channels
 from bitsback.likelihoods import Likelihood
 from bitsback.model import Prediction
@@ -47,18 +46,18 @@ class _Given:
     Attributes:
         inputs: (n, ...), as they are stored.
         targets: (n, ...), in the same file, or None.
+        table: whose rows the inputs were made of, or None.
         beside: columns that name the inputs.
-        table: rows that they were made of, or None.
     """
 
     inputs: Any
     targets: np.ndarray | None = None
-    beside: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     table: Any = None
+    beside: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
-    def predicted(self, prediction: Prediction) -> Prediction:
-        """Return the prediction for these inputs with what says which ones they are."""
-        return replace(prediction, beside=self.beside, table=self.table)
+    def named(self, predicted: Prediction) -> Prediction:
+        """Return predictions for the inputs with what says which input each is of."""
+        return replace(predicted, table=self.table, beside=self.beside)
 
 
 def _given(inputs: Any, data: DataSettings, likelihood: Likelihood, scale: Tensor) -> _Given:
@@ -77,8 +76,7 @@ def _given(inputs: Any, data: DataSettings, likelihood: Likelihood, scale: Tenso
         DataError: if they cannot be read, or are images in place of other numbers.
     """
     if isinstance(data, TableSettings) and is_table(inputs):
-        rows, targets, table = rows_of(inputs, data)
-        return _Given(rows, targets, table=table)
+        return _Given(*rows_of(inputs, data))
     if isinstance(inputs, Tensor):
         return _Given(inputs)
     if not isinstance(inputs, str | Path):
@@ -96,7 +94,7 @@ def _given(inputs: Any, data: DataSettings, likelihood: Likelihood, scale: Tenso
     found, names, folders = images
     labels = set(map(str, getattr(likelihood, "labels", None) or ()))
     known = folders if folders is not None and labels.issuperset(folders.tolist()) else None
-    return _Given(found, known, {"file": names})
+    return _Given(found, known, beside={"file": names})
 
 
 def _as_targets(values: np.ndarray, likelihood: Likelihood) -> Tensor:
@@ -140,14 +138,18 @@ def predict(source: RunSource | str | Path, inputs: Any, locations: Sequence[str
     order: a level that training did not have is an unseen one, and a missing value is the mean. ``save`` writes their rows with
     the predictions beside them.
 
+    A run or a file of a table takes other tables, .csv, .tsv, .parquet or a pandas frame, with the columns of its inputs in any
+    order: a level that training did not have is an unseen one, and a missing value is the mean. ``save`` writes their rows with
+    the predictions beside them.
+
     Targets that stand beside the inputs in an .npz or .parquet file (in an .npz file the arrays that the run's data name, or
     ``targets`` or ``test_targets``, and their masks) have their bits in the result. So have images in folders, if all of these
     are called as classes are; records of images begin with the name of the file.
 
     Args:
         source: a run directory, an opened run, a trained experiment, or a model file.
-        inputs: (n, ...), an .npy, .npz, .parquet or IDX file of them, a table, a folder or .zip file of images, an image file,
-            or whatever :meth:`BayesianModel.predict` takes.
+        inputs: (n, ...), an .npy, .npz, .parquet or IDX file of them, a table, a folder or .zip file of images, an image
+            file, or whatever :meth:`BayesianModel.predict` takes.
         locations: for a model file whose features need the training inputs, such as ``data.root=DIR``.
         draws: for a run, number of weight draws.
 
@@ -176,7 +178,7 @@ def predict_file(path: Path, inputs: Any, locations: tuple[str, ...] = ()) -> Pr
         The predictions.
     """
     loaded = load(path, locations)
-    given = _given(inputs, _data_of(loaded), loaded.likelihood, torch.tensor(float(loaded.tree.get("scale", 1.0))))
+    given = _given(inputs, loaded.data_settings(), loaded.likelihood, torch.tensor(float(loaded.tree.get("scale", 1.0))))
     found, targets = given.inputs, given.targets
     if isinstance(found, Tensor):
         outputs = loaded.outputs(found)
@@ -185,17 +187,7 @@ def predict_file(path: Path, inputs: Any, locations: tuple[str, ...] = ()) -> Pr
     else:
         outputs = torch.cat([loaded.outputs(part) for part in found.split(found.at_once())])
     known = None if targets is None else _as_targets(targets, loaded.likelihood)
-    return given.predicted(Prediction.of(loaded.likelihood, [outputs], known))
-
-
-def _data_of(loaded: LoadedModel) -> DataSettings:
-    """Return the settings of the data of a model file, whose own place is unknown and not needed."""
-    said = loaded.tree.get("data", {})
-    kind = said.get("kind")
-    has_path = kind in list(registry) and "path" in registry[kind].model_fields
-    if loaded.config.data.kind == kind or not has_path:
-        return loaded.config.data
-    return from_tree({"data": said}, ["data.path=."]).data
+    return given.named(Prediction.of(loaded.likelihood, [outputs], known))
 
 
 def predict_run(run: RunSource | str | Path, inputs: Any, draws: int = DRAWS) -> Prediction:
@@ -213,16 +205,15 @@ def predict_run(run: RunSource | str | Path, inputs: Any, draws: int = DRAWS) ->
         DataError: the inputs have another shape than the network's, or the targets do not fit.
     """
     e = experiment_of(run)
-    given = _given(inputs, e.config.data, e.likelihood, e.dataset.preprocessing.scale)
-    found, targets = given.inputs, given.targets
+    told = _given(inputs, e.config.data, e.likelihood, e.dataset.preprocessing.scale)
+    found, targets = told.inputs, told.targets
     example = e.dataset.train.inputs[:1]
     if isinstance(example, Tensor):
         prepare = _preparation(e.dataset.preprocessing, example)
         found = prepare(found) if isinstance(found, Tensor) else found.then(prepare)
-    known = None if targets is None else _as_targets(targets, e.likelihood)
-    return given.predicted(
-        e.model.predict(found, draws, likelihood=e.likelihood, targets=known, seed=e.config.seed, progress=True)
-    )
+    given = None if targets is None else _as_targets(targets, e.likelihood)
+    predicted = e.model.predict(found, draws, likelihood=e.likelihood, targets=given, seed=e.config.seed, progress=True)
+    return told.named(predicted)
 
 
 def _preparation(preprocessing: Preprocessing, example: Tensor) -> Callable[[Tensor], Tensor]:

@@ -6,15 +6,12 @@ import torch
 from torch import Tensor
 
 from bitsback.errors import ConfigError
-from bitsback.inputs import Inputs, described
+from bitsback.inputs import CHANNELS, CHANNELS_LAST, Inputs, described
 
-__all__ = ["CHANNELS", "columns_of", "flat", "image_of", "length_of", "patch_of", "vectors_of"]
+__all__ = ["columns_of", "flat", "image_of", "length_of", "patch_of", "vectors_of"]
 
 COLUMNS = ("numbers", "categories")
 """Inputs of a network over tables, by name."""
-
-CHANNELS = (1, 3, 4)
-"""Numbers of channels of usual images."""
 
 PATCHES = 64
 """Most patches of an image whose patch size is not set."""
@@ -123,7 +120,7 @@ def image_of(inputs: Inputs, kind: str) -> tuple[int, int, int]:
     if len(sizes) == 3 and isinstance(inputs, Tensor) and inputs.is_floating_point():
         if sizes[2] not in CHANNELS or min(sizes[:2]) <= max(CHANNELS):
             return sizes[0], sizes[1], sizes[2]
-        fix = "these look like channels last: inputs.permute(0, 3, 1, 2) puts them first"
+        fix = f"these {CHANNELS_LAST}"
     elif len(sizes) == 3:
         fix = "pixels are real numbers: set data.scaling=standard in settings, or convert them with .float() in Python"
     elif len(sizes) == 2:

@@ -45,7 +45,8 @@ def config_of_data(path: Path, overrides: Sequence[str] = ()) -> Config | None:
 def _kind(path: Path) -> str | None:
     """Return the kind of the data at a path, or None."""
     if path.is_dir():
-        return None if (path / "config.yaml").is_file() else "images"  # a run has one
+        is_run = (path / "config.yaml").is_file()
+        return "images" if not is_run and any(inner.is_dir() for inner in path.iterdir()) else None
     return KINDS.get(path.suffix.lower())
 
 
@@ -73,8 +74,11 @@ def config_to_train(path: Path, overrides: Sequence[str] = ()) -> Config:
         the validated configuration.
 
     Raises:
-        RunError: if the path is a run: runs are continued with ``--resume``.
+        RunError: if the path is a run, which is continued with ``--resume``, or a directory without folders of images.
     """
     if path.is_dir() and _kind(path) is None:
-        raise RunError(f"{path} is a run; to continue a run: bitsback train {path} --resume")
+        raise RunError(
+            f"{path} is a directory; to continue a run: bitsback train {path} --resume; images lie in a folder for each class, "
+            f"such as {path / 'cat' / '1.png'}"
+        )
     return read_config(path, overrides)

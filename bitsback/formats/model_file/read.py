@@ -13,7 +13,7 @@ from bitsback.atomic_io import whole_directory, write_tensors, write_text
 from bitsback.config import Config
 from bitsback.config.load import to_yaml
 from bitsback.data import Preprocessing
-from bitsback.data.settings import AnyFeatures
+from bitsback.data.settings import AnyFeatures, DataSettings, registry
 from bitsback.errors import FileError
 from bitsback.formats._exact_outputs import BATCH
 from bitsback.formats._size_limits import check_data
@@ -66,6 +66,20 @@ class LoadedModel(nn.Module):
         """Return the network's outputs (n, ...) for preprocessed inputs (n, ...)."""
         with self.model.mean():
             return self.model.outputs(inputs)
+
+    def data_settings(self) -> DataSettings:
+        """Return how a file of inputs is read, as far as the model file says it; the training data may be elsewhere.
+
+        Raises:
+            FileError: if it says so wrongly.
+        """
+        data = self.tree.get("data", {})
+        if data.get("kind") not in list(registry) or "path" not in registry[data["kind"]].model_fields:
+            return self.config.data
+        try:
+            return registry[data["kind"]].model_validate({**data, "path": Path()})
+        except ValidationError as error:
+            raise FileError("the file does not say how its inputs are read; it is damaged") from error
 
     @property
     def preprocessing(self) -> Preprocessing:
