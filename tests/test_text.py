@@ -225,6 +225,18 @@ def test_the_commands_send_and_receive(text, tmp_path):
     assert described.kind == "text"
     assert sum(part["bits"] for part in described.records()) == 8 * (tmp_path / "text.bb").stat().st_size
     assert trained.ledger.net_bits > 0
+    other = tmp_path / "other.txt"
+    other.write_text("abra bra da c")
+    for source in (tmp_path / "run", tmp_path / "model.bb"):
+        if source.suffix:
+            bitsback.pack(tmp_path / "run", source, progress=False)
+        predicted = bitsback.predict(source, other)
+        assert np.array(predicted.records()[0]["class"]).shape == (32,)
+        assert float(predicted.bits.sum()) > 0
+        other.write_text("xyz")
+        with pytest.raises(DataError, match="has the token 'x', which the text that the network was trained on has not"):
+            bitsback.predict(source, other)
+        other.write_text("abra bra da c")
 
 
 def test_a_machine_that_computes_otherwise_is_noticed_in_the_first_part(text, monkeypatch):

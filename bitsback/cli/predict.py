@@ -16,7 +16,9 @@ def predict(
     model: Annotated[Path, typer.Argument(help="Model file or run directory.", show_default=False)],
     data: Annotated[
         Path | None,
-        typer.Option(help="A table, images (folder, .zip, file), or inputs as stored: .npy, .npz, IDX.", show_default=False),
+        typer.Option(
+            help="A table, images (folder, .zip, file), a text, or inputs as stored: .npy, .npz, IDX.", show_default=False
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -43,7 +45,8 @@ def predict(
 
     if data is None:
         raise FileError(
-            "say which inputs: --data FILE (.csv, .tsv, .parquet, .npy, .npz or IDX; a folder, .zip or file of images)"
+            "say which inputs: --data FILE (.csv, .tsv, .parquet, .npy, .npz or IDX; a folder, .zip or file of images; a text "
+            "for a run of a text)"
         )
     if not 0 < interval < 1:
         raise DataError(f"--interval is a probability between 0 and 1, got {interval}; give one such as 0.9")

@@ -165,7 +165,7 @@ def windows(tokens: Integers, context: int) -> tuple[Tensor, Tensor]:
 
     Args:
         tokens: numbers (n,).
-        context: tokens of a window, at most.
+        context: tokens of a window.
 
     Returns:
         inputs (windows, context), the token before each target and 0 before the first of a window, int64; and targets
@@ -175,7 +175,6 @@ def windows(tokens: Integers, context: int) -> tuple[Tensor, Tensor]:
     >>> inputs.tolist(), targets.tolist()
     ([[0, 4], [0, 0]], [[4, 5], [6, -100]])
     """
-    context = min(context, len(tokens))
     shape = (-(-len(tokens) // context), context)
     inputs, targets = np.zeros(shape, dtype=np.int64), np.full(shape, NOT_CODED, dtype=np.int64)
     targets.ravel()[: len(tokens)] = tokens
