@@ -11,8 +11,9 @@ from bitsback.networks._tokens import embedded
 __all__ = ["Blocks", "Transformer", "start_normal"]
 
 START = 0.3
-"""Std of initial embeddings and positions: above the 0.1 by which a posterior draws them at first. At 0.02, as without noise
-(Radford et al. 2019), a small text was learned late or not at all; at 1 it cost 3 % more bits than at 0.3.
+"""Std of initial embeddings and positions: above the 0.1 by which a posterior draws them at first. At 0.02, as in networks
+without posteriors (Radford et al. 2019), the digits cost a small vision transformer 7 % more bits, and a small text as many; at
+1 the text cost 3 % more.
 """
 
 
