@@ -285,6 +285,12 @@ def test_predictions_say_their_files_in_every_form(tmp_path, run_command):
         predict(run, tmp_path / "other")
     with pytest.raises(DataError, match=r"takes inputs of shape \(3, 8, 8\), got \(3, 9, 8\)"):
         predict(run, tmp_path / "other" / "large.png")
+    (tmp_path / "bad" / "cat").mkdir(parents=True)
+    (tmp_path / "bad" / "cat" / "1.png").write_text("a text")
+    with pytest.raises(DataError, match=r"cat/1.png in .*bad is no image"):
+        predict(run, tmp_path / "bad")
+    with pytest.raises(DataError, match=r"^/.*bad/cat/1.png is no image"):
+        predict(run, tmp_path / "bad" / "cat" / "1.png")
 
 
 def test_a_run_on_other_numbers_refuses_images(tmp_path):
@@ -333,6 +339,8 @@ def test_folders_that_are_no_classes(tmp_path):
     assert "is in no folder of a class; put the images of each class into a folder of its name" in bad(tmp_path / "flat")
     write(folder(tmp_path / "photos") / "2.png", pixels(2))
     assert "2.png in" in bad(tmp_path / "photos")
+    with pytest.raises(DataError, match=r"is a folder; of images .*ImagesSettings\(path=.*\).load\(\) makes a data set"):
+        bitsback.data.source(tmp_path / "photos")
     (tmp_path / "empty").mkdir()
     assert "holds no images; it takes a folder for each class" in bad(tmp_path / "empty")
     assert "cannot read" in bad(tmp_path / "nowhere")

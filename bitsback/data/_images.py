@@ -71,11 +71,25 @@ class _Picture:
 
 @dataclass(frozen=True)
 class _Tree:
-    """Files and folders below a root, hidden ones left out, and a function that reads a file."""
+    """Files and folders below a root, hidden ones left out.
+
+    Attributes:
+        files: sorted.
+        folders: empty ones included.
+        read: returns the content of a file.
+        root: path of the folder, of the ZIP file, or of the only file.
+        is_one_file: whether it is the only file.
+    """
 
     files: list[Parts]
     folders: list[Parts]
     read: Callable[[Parts], bytes]
+    root: Path
+    is_one_file: bool = False
+
+    def named(self, parts: Parts) -> str:
+        """Return the name of a file, for messages."""
+        return str(self.root) if self.is_one_file else f"{'/'.join(parts)} in {self.root}"
 
 
 def is_images(path: Path) -> bool:
@@ -153,7 +167,7 @@ def _opened(path: Path) -> Iterator[_Tree]:
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}; give a folder or a ZIP file of images") from error
     if not is_zip:
-        yield _Tree([(path.name,)], [], lambda parts: _content(path))
+        yield _Tree([(path.name,)], [], lambda parts: _content(path), path, is_one_file=True)
         return
     try:
         archive = zipfile.ZipFile(path)
@@ -182,7 +196,7 @@ def _folder(path: Path) -> _Tree:
         folders += [(*here, name) for name in inner]
         files += [(*here, name) for name in names if not _is_ignored((name,))]
         limits.EXAMPLES.check(len(files), f"{path}, by its files,", DataError)
-    return _Tree(sorted(files), folders, lambda parts: _content(path.joinpath(*parts)))
+    return _Tree(sorted(files), folders, lambda parts: _content(path.joinpath(*parts)), path)
 
 
 def _content(path: Path) -> bytes:
@@ -199,6 +213,7 @@ def _archive(archive: zipfile.ZipFile, path: Path) -> _Tree:
     """List a ZIP file, whose names are names only: no file is opened or written under them."""
     members: dict[Parts, zipfile.ZipInfo] = {}
     folders: set[Parts] = set()
+    limits.EXAMPLES.check(len(archive.infolist()), f"{path}, by its members,", DataError)
     for member in archive.infolist():
         parts = PurePosixPath(member.filename.replace("\\", "/")).parts
         shown = brief(repr(member.filename))
@@ -228,7 +243,7 @@ def _archive(archive: zipfile.ZipFile, path: Path) -> _Tree:
             raise DataError(f"cannot read {name}: {brief(error)}; write the ZIP file again") from error
         return content
 
-    return _Tree(sorted(members), sorted(folders), read)
+    return _Tree(sorted(members), sorted(folders), read, path)
 
 
 def _arranged(tree: _Tree, path: Path, *, any_folders: bool) -> list[_Picture]:
@@ -326,7 +341,7 @@ def _decoded(
     found: np.ndarray | None = None
     digests = []
     for place, picture in enumerate(pictures):
-        content, name = tree.read(picture.parts), f"{picture.name} in {path}" if len(tree.files) > 1 else str(path)
+        content, name = tree.read(picture.parts), tree.named(picture.parts)
         digests.append(hashlib.sha256(content).digest())
         image = _image(content, name, settings)
         if found is None:

@@ -308,6 +308,11 @@ def _read(targets: Any) -> Any:
 
 
 def _start(path: Path) -> bytes:
+    if path.is_dir():
+        raise DataError(
+            f"{path} is a folder; of images in folders of classes, bitsback.data.ImagesSettings(path={str(path)!r}).load() "
+            "makes a data set"
+        )
     try:
         with path.open("rb") as file:
             return file.read(64)
