@@ -241,7 +241,7 @@ REFUSED = {
     "columns to vit": ({"kind": "vit"}, {"numbers": torch.randn(3, 2)}, "for such inputs set network.kind=mlp"),
     "no patch fits": ({"kind": "vit"}, torch.randn(3, 1, 13, 17), "no side of a patch divides them into at most 64"),
     "another patch": ({"kind": "vit", "patch": 5}, torch.randn(3, 1, 8, 8), "of 8 x 8 pixels 5 does not divide both"),
-    "categories of a tensor": ({"kind": "mlp", "categories": [3]}, torch.randn(3, 1), "network.categories left out"),
+    "categories of a tensor": ({"kind": "mlp", "categories": [3]}, torch.randn(3, 1), "leave network.categories out"),
 }
 
 

@@ -53,7 +53,7 @@ def columns_of(inputs: Inputs, categories: Sequence[int] | None) -> tuple[int, t
     if given != len(categories or ()):
         raise ConfigError(
             f"the data have {given} columns of categories, and network.categories has {len(categories or ())} numbers; give "
-            "the number of values of each column"
+            "the number of values of each column, and leave network.categories out if there is none"
         )
     return (parts["numbers"].shape[1] if "numbers" in parts else 0), tuple(categories or ())
 
