@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "bitsback"
 ALLOWED = {"settings.py"}
 """Base names that occur twice beside those of a contract: each family's settings."""
 
-EXTRAS = ("matplotlib", "jinja2", "PIL", "plotext", "scipy", "sklearn", "tensorboard", "wandb")
+EXTRAS = ("matplotlib", "jinja2", "PIL", "plotext", "scipy", "sklearn", "tensorboard", "timm", "wandb")
 """Modules that only extras install."""
 
 

@@ -10,12 +10,15 @@ from bitsback.networks._tokens import embedded
 
 __all__ = ["Blocks", "Transformer", "start_normal"]
 
-START = 0.02
-"""Std of initial embeddings and positions, as in GPT-2 (Radford et al. 2019)."""
+START = 0.3
+"""Std of initial embeddings and positions: above the 0.1 by which a posterior draws them at first. At 0.02, as in networks
+without posteriors (Radford et al. 2019), the digits cost a small vision transformer 7 % more bits, and a small text as many; at
+1 the text cost 3 % more.
+"""
 
 
 def start_normal(*tensors: Tensor) -> None:
-    """Draw initial embeddings and positions, in place, from a normal distribution of std 0.02."""
+    """Draw initial embeddings and positions, in place, from a normal distribution of std 0.3."""
     for tensor in tensors:
         nn.init.normal_(tensor, std=START)
 
@@ -52,8 +55,7 @@ class Blocks(nn.Module):
 class Transformer(nn.Module):
     """A causal transformer with learned positions: outputs at a position depend on it and on those before it.
 
-    If there are as many outputs as tokens, at each position, embedding and head share one weight (Press & Wolf 2017), which is
-    counted once.
+    Embedding and head are two weights: shared (Press & Wolf 2017) they cost 5 % more bits on a small text.
 
     Args:
         inputs: number of distinct tokens, or numbers of a vector if ``of_tokens`` is false.
@@ -91,13 +93,9 @@ class Transformer(nn.Module):
         self.per = per
         self.embedding = nn.Embedding(inputs, width) if of_tokens else nn.Linear(inputs, width)
         self.positions = nn.Parameter(torch.empty(context, width))
-        start_normal(self.positions)
+        start_normal(self.positions, *([self.embedding.weight] if of_tokens else []))
         self.blocks = Blocks(width, layers, heads, is_causal=True)
         self.head = nn.Linear(width, outputs)
-        if of_tokens:
-            start_normal(self.embedding.weight)
-            if inputs == outputs and per == "position":
-                self.head.weight = self.embedding.weight
 
     def forward(self, steps: Tensor) -> Tensor:
         """Return the outputs.
