@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -70,6 +71,9 @@ def test_commands_run(monkeypatch, tmp_path, capsys):
         Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(place)
     shutil.make_archive(str(tmp_path / "new"), "zip", tmp_path / "photos")
     np.savez(tmp_path / "features.npz", inputs=rng.normal(size=(500, 6)), targets=rng.integers(0, 3, 500))
+    houses = pd.DataFrame({"area": rng.normal(90, 20, 60).round(1), "city": rng.choice(["Rome", "Oslo"], 60)})
+    houses.to_csv(tmp_path / "new_houses.csv", index=False)
+    houses.assign(price=houses.area * 3).to_csv(tmp_path / "houses.csv", index=False)
     ran = []
     for line in shown_commands():
         words = shlex.split(line)[1:]

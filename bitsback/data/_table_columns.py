@@ -144,6 +144,8 @@ def _of_texts(column: Any, name: str, settings: "TableSettings", kind: ColumnKin
     if not count:
         return Values(kind, np.full(len(column), np.nan))
     plain = compute.replace_substring(texts, ",", ".") if settings.decimal == "," else texts
+    if kind in (None, "number") and (quick := _as_numbers(plain)) is not None:
+        return Values("number", quick, (), _are_whole(texts, quick, count))
     numeric = _matches(plain, NUMBER)
     if kind is None:
         kind = _kind(name, texts, numeric, count, settings)
@@ -160,12 +162,34 @@ def _of_texts(column: Any, name: str, settings: "TableSettings", kind: ColumnKin
     if kind == "yes_no":
         low = compute.utf8_lower(texts)
         yes, no = (compute.is_in(low, pyarrow.array(words)).to_numpy(zero_copy_only=False) for words in (YES, NO))
-        _check_all(name, texts, yes | no, "neither true nor false")
+        if (yes | no).sum() < count:
+            row, text = _first_wrong(texts, yes | no)
+            raise DataError(f"row {row} of column '{name}' is {text}, neither true nor false; correct it")
         return Values(kind, np.where(yes, 1.0, np.where(no, 0.0, np.nan)))
-    _check_all(name, texts, numeric, f"no number; {_how_missing(texts, numeric)}")
-    numbers = compute.cast(plain, pyarrow.float64()).to_numpy(zero_copy_only=False).astype(np.float64)
-    _check_all(name, texts, ~np.isinf(numbers), "too large for a number")
-    return Values(kind, numbers, (), bool(_matches(texts, r"^[+-]?\d+$").sum() == count))
+    said = "no number"
+    if numeric.sum() == count:
+        numeric, said = np.isfinite(compute.cast(plain, pyarrow.float64()).to_numpy(zero_copy_only=False)), "too large a number"
+    row, text = _first_wrong(texts, numeric)
+    fix = f"correct it, or set data.missing=[{text}] if it stands for a missing value"
+    raise DataError(f"row {row} of column '{name}' is {text}, {said}; {fix}")
+
+
+def _as_numbers(texts: Any) -> np.ndarray | None:
+    """Return texts as numbers (n,), NaN where there is none; None if one of them is not a finite number."""
+    import pyarrow
+    from pyarrow import compute
+
+    try:
+        numbers = compute.cast(texts, pyarrow.float64()).to_numpy(zero_copy_only=False).astype(np.float64)
+    except pyarrow.ArrowInvalid:
+        return None
+    return numbers if np.isfinite(numbers).sum() == len(texts) - texts.null_count else None
+
+
+def _are_whole(texts: Any, numbers: np.ndarray, count: int) -> bool:
+    """Return whether ``count`` numbers are written without a decimal point."""
+    known = numbers[~np.isnan(numbers)]
+    return bool((known == np.round(known)).all()) and int(_matches(texts, r"^[+-]?\d+$").sum()) == count
 
 
 def _matches(texts: Any, pattern: str) -> np.ndarray:
@@ -214,19 +238,6 @@ def _first_wrong(texts: Any, right: np.ndarray) -> tuple[int, str]:
     """Return number (from 1) and text of the first value that is there and not right."""
     row = int((~right & texts.is_valid().to_numpy(zero_copy_only=False)).argmax())
     return row + 1, repr(brief(texts[row].as_py(), SHOWN_CHARACTERS))
-
-
-def _how_missing(texts: Any, right: np.ndarray) -> str:
-    if right.all() or not (~right & texts.is_valid().to_numpy(zero_copy_only=False)).any():
-        return ""
-    return f"correct it, or set data.missing=[{_first_wrong(texts, right)[1]}] if it stands for a missing value"
-
-
-def _check_all(name: str, texts: Any, right: np.ndarray, said: str) -> None:
-    """Raise DataError for the first value that is there and not right."""
-    if (~right & texts.is_valid().to_numpy(zero_copy_only=False)).any():
-        row, text = _first_wrong(texts, right)
-        raise DataError(f"row {row} of column '{name}' is {text}, {said}{'' if ';' in said else '; correct it'}")
 
 
 def found_columns(
