@@ -61,4 +61,5 @@ def predict(
     if json or out is None:
         print(found.to_json(level=interval) if json else found)
     else:
-        print(f"{len(found.answers):,} predictions are in {out}")
+        cost = "" if found.bits is None else f"; the targets cost {float(found.bits.sum()):,.1f} bits"
+        print(f"{len(found.mean):,} predictions are in {out}{cost}")
