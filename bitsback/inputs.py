@@ -1,5 +1,6 @@
 """Inputs of a network: a tensor, a tuple or a dict of tensors, called as ``network(x)``, ``network(*x)``, ``network(**x)``."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -80,19 +81,25 @@ def channels_first(array: Any, what: str) -> Any:
 
 
 def check_channels(shape: Sequence[int], wanted: Sequence[int]) -> None:
-    """Check that one input is not an image with channels last where a network takes channels first.
+    """Check that one input has its numbers in the order of those that a network takes.
 
     Args:
         shape: of one input.
         wanted: shape that the network takes.
 
     Raises:
-        DataError: if only the order of the axes differs, and numbers would be read in another order.
+        DataError: for an image with channels last where they come first, and for other axes than the network's.
     """
     if looks_channels_last(shape) and shape[2] > 1 and tuple(wanted) == (shape[2], shape[0], shape[1]):
         raise DataError(
             f"inputs of shape {tuple(shape)} are images with channels last, and the network takes {tuple(wanted)}; give "
             "inputs.permute(0, 3, 1, 2), in numpy inputs.transpose(0, 3, 1, 2)"
+        )
+    sizes, others = ([size for size in axes if size > 1] for axes in (shape, wanted))
+    if min(len(sizes), len(others)) > 1 and sizes != others and math.prod(sizes) == math.prod(others):
+        raise DataError(
+            f"inputs have shape {tuple(shape)}, and the network takes {tuple(wanted)}, with the numbers in another order; give "
+            "inputs of that shape"
         )
 
 

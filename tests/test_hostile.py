@@ -80,6 +80,7 @@ SAID = {
     "text_stream_*": "does not end where its heads say|does not come back; the file is damaged|computes other outputs",
     "text_digest_other": "the text in .* does not come back; the file is damaged",
     "text_outputs_other": "in part 6 of 32 of the text this machine computes other outputs than the sender's",
+    "text_vocabulary_1": "does not run on the tokens of its text|heads say|is damaged",
     "text_words": "does not say how its text is made of tokens; it is damaged|configuration does not suit",
     "text_likelihood_other": "does not say how its text is made of tokens; it is damaged",
     "prequential_blocks_of_another_schedule": "the file has digests of 3 blocks, and its schedule 2; it is damaged",

@@ -562,3 +562,18 @@ def test_a_folder_or_a_zip_file_trains_without_yaml(tmp_path, run_command):
     again = run_command("train", tmp_path / "run0", *quick)
     assert again.code != 0
     assert "is a directory; to continue a run: bitsback train" in again.err
+
+
+def test_images_are_not_read_in_another_order_of_their_axes(tmp_path):
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (20, 6, 6, 3), dtype=np.uint8), np.arange(20) % 2
+    np.savez(tmp_path / "last.npz", inputs=images, targets=labels)
+    np.savez(tmp_path / "first.npz", inputs=images.transpose(0, 3, 1, 2), targets=labels)
+    sections = {"data": {"kind": "npz", "path": str(tmp_path / "last.npz"), "channels": "last"}, "training": {"epochs": 1}}
+    run = Experiment.build(Config.model_validate(sections))
+    run.train(tmp_path / "run", progress=False)
+    bitsback.pack(tmp_path / "run", tmp_path / "m.bb", progress=False)
+    for source in (tmp_path / "run", tmp_path / "m.bb"):
+        assert len(bitsback.predict(source, tmp_path / "last.npz").mean) == 20
+        with pytest.raises(DataError, match="with the numbers in another order"):
+            bitsback.predict(source, tmp_path / "first.npz")

@@ -36,10 +36,11 @@ def text(tmp_path):
     return path
 
 
-def experiment(path, network=None, context=32, epochs=2, **data):
+def experiment(path, network=None, context=32, epochs=2, bayesian=None, **data):
     return Experiment.build(
         Config.model_validate(
             {
+                "bayesian": bayesian or {},
                 "data": {"kind": "text", "path": str(path), "context": context, **data},
                 "network": network or {"kind": "lstm", "embedding": 4, "width": 6},
                 "likelihood": LIKELIHOOD,
@@ -113,6 +114,28 @@ def test_a_network_that_looks_ahead_is_refused(text):
     layers[1] = {"LSTM": {"hidden_size": 6, "batch_first": True, "bidirectional": True}}
     with pytest.raises(ConfigError, match="looks ahead"):
         experiment(text, {"kind": "sequential", "layers": layers})
+
+
+class Gated(torch.nn.Module):
+    """A network whose look ahead, or at other windows, begins at zero."""
+
+    def __init__(self, axis):
+        super().__init__()
+        self.embedding, self.head = torch.nn.Embedding(9, 4), torch.nn.Linear(4, 9)
+        self.gate, self.axis = torch.nn.Parameter(torch.zeros(4)), axis
+
+    def forward(self, tokens):
+        states = self.embedding(tokens)
+        return self.head(states + self.gate * states.roll(-1, self.axis))
+
+
+@pytest.mark.parametrize(("axis", "said"), [(0, "the tokens of other windows"), (1, "the tokens behind position")])
+@pytest.mark.parametrize("exclude", [[], ["gate"]])
+def test_a_look_ahead_that_begins_at_zero_is_found(text, axis, said, exclude):
+    text.write_bytes(b"abcdefghi" * 60)
+    network = {"kind": "factory", "factory": "test_text:Gated", "arguments": {"axis": axis}}
+    with pytest.raises(ConfigError, match=said):
+        experiment(text, network, bayesian={"exclude": exclude}).train(None, progress=False)
 
 
 def network_and_values(layers=2):
@@ -212,6 +235,17 @@ def test_model_and_text_come_back(text, tmp_path, name, tokens):
     assert received.content == text.read_bytes()
     assert message.total_bits == 8 * len(message.content)
     assert 8 * len(message.packed.content) + message.label_bits < message.total_bits < message.packed.net_bits * 1.1 + 6000
+
+
+def test_odd_characters_come_back(text):
+    text.write_bytes("ab\0c\u0085d\u2028\ufeff\r\n\t'\"\U0001f600".encode() * 40)
+    assert decode_text(sent(text).content, "the file", progress=False).content == text.read_bytes()
+
+
+def test_tokens_are_not_scaled(text):
+    for settings in ({"scaling": "standard"}, {"fraction_bits": 4}, {"features": {"kind": "principal_components"}}):
+        with pytest.raises(ValueError, match="tokens are not scaled"):
+            TextSettings(path=text, **settings)
 
 
 def test_the_commands_send_and_receive(text, tmp_path):

@@ -45,13 +45,13 @@ class _Given:
 
     Attributes:
         inputs: (n, ...), as they are stored.
-        targets: (n, ...), in the same file, or None.
+        targets: (n, ...), in the same file, or None; a tensor if they are class numbers.
         table: whose rows the inputs were made of, or None.
         beside: columns that name the inputs.
     """
 
     inputs: Any
-    targets: np.ndarray | None = None
+    targets: np.ndarray | Tensor | None = None
     table: Any = None
     beside: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
@@ -97,11 +97,11 @@ def _given(inputs: Any, data: DataSettings, likelihood: Likelihood, scale: Tenso
     return _Given(found, known, beside={"file": names})
 
 
-def _as_targets(values: np.ndarray, likelihood: Likelihood) -> Tensor:
+def _as_targets(values: np.ndarray | Tensor, likelihood: Likelihood) -> Tensor:
     """Return targets as the likelihood takes them, class numbers for labels.
 
     Args:
-        values: (n, ...), targets as they are stored.
+        values: (n, ...), targets as they are stored; a tensor holds class numbers already.
         likelihood: with its labels, if it has any.
 
     Returns:
@@ -110,6 +110,8 @@ def _as_targets(values: np.ndarray, likelihood: Likelihood) -> Tensor:
     Raises:
         DataError: for texts where numbers are needed, and for unknown labels.
     """
+    if isinstance(values, Tensor):
+        return values
     labels, ignore = getattr(likelihood, "labels", None), likelihood.ignore
     if values.dtype.kind == "S":
         values = np.char.decode(values, "utf-8")

@@ -53,6 +53,8 @@ def predict(
     if out is not None:
         check_new_file(out)
         check_suffix(out)
+    if context.args and model.is_dir():
+        raise FileError(f"a run knows its places and settings; leave out {context.args[0]}")
     found = predicted(model, data, context.args, draws=samples)
     if out is not None:
         found.save(out, interval)

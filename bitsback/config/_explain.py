@@ -130,6 +130,9 @@ def _problem(error: ErrorDetails, key_path: KeyPath, values: dict[str, Any], wor
     if kind in WRONG_FORM:
         example = "{kind: NAME}" if kind == "model_attributes_type" else "{key: value}"
         return f"give a mapping, such as {example}, got {_shown(error['input'])}"
+    if kind == "tuple_type":
+        said = _shown(error["input"])
+        return f"give a list, such as [{said}], got {said}"
     if kind == "union_tag_not_found":
         return "a section needs its kind; set it with kind: NAME"
     if kind == "union_tag_invalid":

@@ -182,9 +182,11 @@ class Experiment:
 
         model = build_model(config, inputs, outputs, check=check, network=network)
         model.chosen_grid_step = config.ledger.grid_step
+        found = cls(config, dataset, model, likelihood)
         if config.data.predicts_inputs:
-            _check_causal(model, inputs, likelihood.outputs(dataset.train.targets))
-        return cls(config, dataset, model, likelihood)
+            with model.sample(seed=config.seed):
+                found.check_causal()
+        return found
 
     def check_channels(self) -> None:
         """Raise ConfigError if the first convolution takes the rows of images with channels last for their channels."""
@@ -196,6 +198,39 @@ class Experiment:
                 f"network: the first Conv2d would take inputs of shape {tuple(shape)} for images of {shape[0]} channels; these "
                 f"{CHANNELS_LAST}"
             )
+
+    @torch.no_grad()
+    def check_causal(self) -> None:
+        """Raise ConfigError if outputs depend on tokens that they predict, with the weights that the model holds now."""
+        tokens, _ = self.dataset.train.to(self.model.device, self.model.dtype).batch(slice(0, 2))
+        assert isinstance(tokens, Tensor)
+        classes, length = self.likelihood.outputs(self.dataset.train.targets), tokens.shape[1]
+        with evaluating(self.model.network):
+            outputs = self.model.outputs(tokens)
+            for last in sorted({-1, 0, length // 2, length - 2}):  # -1: all tokens of the other window
+                changed = tokens.clone()
+                changed[:1, last + 1 :] = (changed[:1, last + 1 :] + 1) % classes
+                row, end = (slice(1, None), length) if last < 0 else (slice(0, 1), last + 1)
+                before, after = outputs[row, :end], self.model.outputs(changed)[row, :end]
+                if not torch.allclose(before, after, rtol=1e-3, atol=1e-3 * float(outputs.abs().max())):
+                    what = "the tokens of other windows" if last < 0 else f"the tokens behind position {last}"
+                    raise ConfigError(
+                        f"the network looks ahead: its outputs change with {what}, which it has to predict; use a causal one, "
+                        "such as network: {kind: lstm} or {kind: transformer}"
+                    )
+
+    def _watched(self, watch: Callable[[int, BayesianModel], None] | None) -> Callable[[int, BayesianModel], None] | None:
+        """Return a callback of training that checks at steps 1, 2, 4, ... whether the network of a text looks ahead by now."""
+        if not self.config.data.predicts_inputs:
+            return watch
+
+        def look(step: int, model: BayesianModel) -> None:
+            if step & (step - 1) == 0:
+                self.check_causal()
+            if watch is not None:
+                watch(step, model)
+
+        return look
 
     def double(self) -> "Experiment":
         """Return the same experiment in float64, on the CPU."""
@@ -241,26 +276,8 @@ class Experiment:
             progress=progress,
             profile_to=directory / "profile" if profile and directory is not None else None,
             loggers=loggers,
-            watch=watch,
+            watch=self._watched(watch),
         )
-
-
-@torch.no_grad()
-def _check_causal(model: BayesianModel, inputs: Inputs, classes: int) -> None:
-    """Raise ConfigError if outputs change with tokens behind their position, which are what they predict."""
-    assert isinstance(inputs, Tensor)
-    tokens, length = inputs[:1], inputs.shape[1]
-    with evaluating(model.network), model.mean():
-        outputs = model.outputs(tokens)
-        for last in sorted({0, length // 2, length - 2}):
-            changed = tokens.clone()
-            changed[:, last + 1 :] = (changed[:, last + 1 :] + 1) % classes
-            before, after = outputs[:, : last + 1], model.outputs(changed)[:, : last + 1]
-            if not torch.allclose(before, after, rtol=1e-3, atol=1e-3 * float(outputs.abs().max())):
-                raise ConfigError(
-                    f"the network looks ahead: its outputs at position {last} change with the tokens behind it, which are what "
-                    "it has to predict; use a causal one, such as network: {kind: lstm} or {kind: transformer}"
-                )
 
 
 def _check_mask(likelihood: Likelihood, dataset: Dataset) -> None:

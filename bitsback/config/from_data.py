@@ -14,6 +14,15 @@ KINDS = {".csv": "table", ".tsv": "table", ".parquet": "table", ".zip": "images"
 """Kinds of data, by the suffix of the file that holds them."""
 
 
+ADVICE = {
+    **dict.fromkeys((".xls", ".xlsx", ".ods"), "tables are .csv, .tsv or .parquet files; save the sheet as CSV"),
+    **dict.fromkeys((".tab", ".dat"), "tables are .csv, .tsv or .parquet files; rename it, and set delimiter= if need be"),
+    ".npz": "name it in a YAML file: data: {kind: npz, path: FILE}",
+    **dict.fromkeys((".png", ".jpg", ".jpeg"), "give a folder or a .zip file of images, with a folder for each class"),
+}
+"""Fixes for files that hold data and cannot be trained on by themselves, by suffix."""
+
+
 def config_of_data(path: Path, overrides: Sequence[str] = ()) -> Config | None:
     """Return the configuration of a file or folder that holds data, whose other sections are chosen when the data are read.
 
@@ -33,6 +42,8 @@ def config_of_data(path: Path, overrides: Sequence[str] = ()) -> Config | None:
     True
     """
     kind = _kind(path)
+    if kind is None and path.suffix.lower() in ADVICE and path.is_file():
+        raise DataError(f"{path} is no configuration, and data are not read from it alone: {ADVICE[path.suffix.lower()]}")
     if kind is None:
         return None
     if not path.exists():

@@ -106,6 +106,8 @@ def parse_value(text: str) -> Any:
     >>> parse_value("1e-3"), parse_value("laplace"), parse_value("null")
     (0.001, 'laplace', None)
     """
+    if text in (",", ";", "|"):  # as for data.delimiter and data.decimal; none of them is YAML by itself
+        return text
     short = text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
     try:
         return load_yaml(text, f"'{short}'")

@@ -88,12 +88,15 @@ def _for_a_text(config: Config, dataset: Dataset) -> Config:
         "epochs": min(max(LEAST_EPOCHS, -(-STEPS_OF_A_TEXT // -(-windows // batch))), MOST_EPOCHS),
         "optimizer": OptimizerSettings(lr=0.01, log_std_lr=0.01),
     }
-    update = {
-        "likelihood": CategoricalSettings(ignore=NOT_CODED, class_axis=-1),
+    if config.network.kind == "transformer" and "network" in given:  # it learns nothing under the whole KL at once
+        chosen["beta"] = BetaSettings(start=1e-3)
+    sections = {
         "network": LSTMSettings(embedding=min(EMBEDDING, width), width=width),
         "ledger": LedgerSettings(samples=min(max(2, TOKENS_OF_A_LEDGER // tokens), LedgerSettings().samples)),
     }
-    update = {name: section for name, section in update.items() if name not in given}
+    update: dict[str, Any] = {name: section for name, section in sections.items() if name not in given}
+    if isinstance(config.likelihood, CategoricalSettings):
+        update["likelihood"] = config.likelihood.model_copy(update={"ignore": NOT_CODED, "class_axis": -1})
     return config.model_copy(update={**update, "training": _with_given(config, chosen)})
 
 

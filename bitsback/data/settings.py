@@ -586,6 +586,12 @@ class TextSettings(DataSettings):
     context: int = Field(256, ge=2, le=1 << 16, description="tokens of a window; nothing before it helps to predict")
     test_fraction: float = Field(0.0, ge=0, lt=1, description="share of the windows held out, those at the end of the text")
 
+    @model_validator(mode="after")
+    def _not_scaled(self) -> Self:
+        if self.features is not None or self.fraction_bits is not None or self.scaling not in ("auto", "none"):
+            raise ValueError("tokens are not scaled; leave scaling, features and fraction_bits of a text out")
+        return self
+
     def load(self) -> "Dataset":
         """Read the text."""
         from bitsback.data.text_windows import load_text

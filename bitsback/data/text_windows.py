@@ -95,7 +95,7 @@ def _tokens(settings: "TextSettings", path: Path, content: bytes) -> tuple[Integ
     return numbers.astype(np.int64), tuple(map(chr, found.tolist()))
 
 
-def text_given(path: Path, settings: "TextSettings", labels: Sequence[str]) -> tuple[Tensor, Integers]:
+def text_given(path: Path, settings: "TextSettings", labels: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Return the windows of another text, for a network that knows these tokens.
 
     Args:
@@ -104,7 +104,7 @@ def text_given(path: Path, settings: "TextSettings", labels: Sequence[str]) -> t
         labels: texts of its tokens, in order.
 
     Returns:
-        inputs and texts of the targets, each (windows, context), empty behind the last token.
+        inputs and targets, as :func:`windows` returns them.
 
     Raises:
         DataError: if the file cannot be read, or has other tokens.
@@ -116,9 +116,7 @@ def text_given(path: Path, settings: "TextSettings", labels: Sequence[str]) -> t
         raise DataError(
             f"{path} has the token {other!r}, which the text that the network was trained on has not; give a text without it"
         )
-    inputs, targets = windows(np.array([place[label] for label in own])[numbers], settings.context)
-    found = targets.numpy()
-    return inputs, np.where(found == NOT_CODED, "", np.array(labels)[np.maximum(found, 0)])
+    return windows(np.array([place[label] for label in own])[numbers], settings.context)
 
 
 def text_bytes(numbers: Integers, labels: Sequence[str], tokens: str) -> bytes:
@@ -137,7 +135,7 @@ def text_bytes(numbers: Integers, labels: Sequence[str], tokens: str) -> bytes:
     """
     if tokens == "bytes":
         return np.frombuffer(bytes.fromhex("".join(labels)), dtype=np.uint8)[numbers].tobytes()
-    return "".join(np.array(labels)[numbers].tolist()).encode("utf-8")
+    return "".join([labels[number] for number in numbers.tolist()]).encode("utf-8")  # an array of texts would drop NUL
 
 
 def are_labels(labels: Any, tokens: str) -> bool:

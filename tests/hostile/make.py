@@ -401,6 +401,9 @@ def with_wishes(files):
         found[f"{kind}_huge_statistics"] = with_settings(files[kind], statistics=[10**12])
         found[f"{kind}_huge_scale"] = with_settings(files[kind], scale=1e300)
         found[f"{kind}_no_inputs"] = with_settings(files[kind], inputs=None)
+    found["text_vocabulary_1"] = with_settings(
+        files["text"], network={"kind": "lstm", "embedding": 8, "width": 3, "vocabulary": 1}
+    )
     found["text_huge_ready"] = with_settings(files["text"], network={"kind": "lstm", "width": 1 << 20})
     found["text_huge_many"] = with_settings(files["text"], network={"kind": "lstm", "width": 64, "layers": 256})
     found["message_huge_ready"] = with_settings(files["message"], network={"kind": "mlp", "hidden": [1 << 20, 1 << 20]})

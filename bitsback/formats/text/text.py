@@ -25,7 +25,7 @@ from bitsback.config.coding_settings import PackSettings
 from bitsback.data.mask import NOT_CODED
 from bitsback.data.settings import TextSettings
 from bitsback.data.text_windows import are_labels, text_bytes
-from bitsback.errors import FileError
+from bitsback.errors import FileError, brief
 from bitsback.formats._size_limits import check_size, is_shape
 from bitsback.formats.container import BitReader, BitWriter, digest, read_file, seal, unseal
 from bitsback.formats.kinds import FileKind, kind_numbered, register_kind
@@ -144,7 +144,12 @@ def decode_text(content: bytes, what: str, locations: Sequence[str] = (), *, pro
     streams = -(-parts.tokens // context)
     check_size(loaded.config, shape, len(labels), whole=True, file_bytes=len(content), examples=streams, symbols=context)
     reading = _Reading(Stack.from_bytes(parts.stream, parts.lanes), parts.digests, (streams, context))
-    _walk(loaded, context, parts.tokens, reading, progress=progress)
+    try:
+        _walk(loaded, context, parts.tokens, reading, progress=progress)
+    except (IndexError, RuntimeError) as error:  # an embedding with fewer entries than there are tokens, and the like
+        raise FileError(
+            f"the network in {what} does not run on the tokens of its text ({brief(error)}); it is damaged"
+        ) from error
     numbers = reading.targets[reading.targets != NOT_CODED]
     if reading.stack.bits or _check(numbers) != parts.check:
         raise FileError(f"the text in {what} does not come back; the file is damaged")
