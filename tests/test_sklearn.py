@@ -62,7 +62,7 @@ def test_scikit_learn_finds_nothing_wrong(estimator):
 
 def test_the_ledger_pays_for_labels_and_weights(classifier, wine):
     ledger = classifier.ledger_
-    assert (ledger.examples, ledger.weights) == (178, 32 * 13 + 32 + 3 * 32 + 3 * 13 + 3)
+    assert (ledger.examples, ledger.weights) == (178, 16 * 13 + 16 + 3 * 16 + 3 * 13 + 3)
     assert ledger.net_bits < 0.7 * ledger.marginal_bits
     assert classifier.score(*wine) > 0.95
 

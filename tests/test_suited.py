@@ -31,15 +31,18 @@ def table(targets, columns=4, **more):
     ],
 )
 def test_targets_decide_the_likelihood(targets, more, kind):
-    assert suited(Config(), table(targets, **more)).likelihood.kind == kind
+    chosen = suited(Config(), table(targets, **more))
+    assert chosen.likelihood.kind == kind
+    assert chosen.training.optimizer.lr == (0.01 if kind == "categorical" else 0.03)
 
 
 def test_a_table_gets_a_hidden_layer_beside_a_linear_one():
     chosen = suited(Config(), table(torch.randn(50)))
     built = chosen.network.build(torch.zeros(2, 4), 1)
     assert {name: tuple(weight.shape) for name, weight in built.named_parameters()} == {
-        "layers.0.weight": (32, 4), "layers.0.bias": (32,), "layers.2.weight": (1, 32), "skip.weight": (1, 4), "skip.bias": (1,),
+        "layers.0.weight": (16, 4), "layers.0.bias": (16,), "layers.2.weight": (1, 16), "skip.weight": (1, 4), "skip.bias": (1,),
     }  # fmt: skip
+    assert suited(Config(), table(torch.randn(500))).network.hidden == (32,)
     inputs = torch.randn(5, 4)
     hidden = torch.relu(inputs @ built.layers[0].weight.T + built.layers[0].bias)
     expected = hidden @ built.layers[2].weight.T + inputs @ built.skip.weight.T + built.skip.bias
@@ -103,7 +106,7 @@ def write(path: Path, inputs: np.ndarray, targets: np.ndarray) -> None:
 def test_a_table_pays_and_its_shuffled_target_does_not(tmp_path):
     pytest.importorskip("pyarrow")
     made = np.random.default_rng(0)
-    inputs = made.normal(size=(300, 3)).round(3)
+    inputs = made.normal(size=(500, 3)).round(3)
     targets = np.where(inputs[:, 0] * inputs[:, 1] > 0, "yes", "no")  # no linear network finds it
     for name, column in (("real", targets), ("shuffled", made.permutation(targets))):
         write(tmp_path / f"{name}.csv", inputs, column)

@@ -12,13 +12,21 @@ from bitsback.config.ready_networks import LSTMSettings, MLPSettings
 from bitsback.config.schema import Config
 from bitsback.data import Dataset
 from bitsback.data.mask import NOT_CODED
-from bitsback.likelihoods.settings import CategoricalSettings, GaussianLikelihoodSettings, LikelihoodSettings
+from bitsback.likelihoods.settings import (
+    CategoricalSettings,
+    ClassSettings,
+    GaussianLikelihoodSettings,
+    LikelihoodSettings,
+)
 from bitsback.training.settings import BetaSettings, LedgerSettings, OptimizerSettings, TrainingSettings
 
 __all__ = ["suited"]
 
-HIDDEN = 32
-"""Hidden units for a table: most tables need no more, and those that are not needed cost little."""
+FEW_ROWS, FEW_HIDDEN, HIDDEN = 500, 16, 32
+"""Hidden units for a table: few for few rows, which cannot pay for more; the others cost fewest bits with these."""
+
+LABELS_LR, NUMBERS_LR = 0.01, 0.03
+"""Learning rates of means for labels and for real targets, each the one with fewer net bits."""
 
 STEPS = 10_000
 """Least number of optimiser steps: noise and the scales of priors settle, and a thousand rows take less than a minute."""
@@ -64,7 +72,8 @@ def suited(config: Config, dataset: Dataset) -> Config:
         update["likelihood"] = _likelihood(dataset)
     if "network" not in given:
         update["network"] = _for_images(shape) if len(shape) == 3 else _for_a_table(dataset)
-    update["training"] = _with_given(config, _training(dataset, len(shape) == 3))
+    likelihood = update.get("likelihood", config.likelihood)
+    update["training"] = _with_given(config, _training(dataset, len(shape) == 3, isinstance(likelihood, ClassSettings)))
     return config.model_copy(update=update)
 
 
@@ -116,10 +125,11 @@ def _likelihood(dataset: Dataset) -> LikelihoodSettings:
 
 
 def _for_a_table(dataset: Dataset) -> NetworkSettings:
-    """Return a hidden layer beside a linear one."""
+    """Return a hidden layer beside a linear one: where hidden units do not pay, a linear network remains."""
     values = tuple(column.values for column in dataset.columns if column.kind == "category")
     categories = values if isinstance(dataset.train.inputs[:1], dict) else None
-    return MLPSettings(hidden=(HIDDEN,), skip=True, categories=categories)
+    hidden = FEW_HIDDEN if len(dataset.train) < FEW_ROWS else HIDDEN
+    return MLPSettings(hidden=(hidden,), skip=True, categories=categories)
 
 
 def _for_images(shape: tuple[int, ...]) -> NetworkSettings:
@@ -136,7 +146,7 @@ def _for_images(shape: tuple[int, ...]) -> NetworkSettings:
     return SequentialSettings(layers=(*layers, "Flatten", "Linear"))
 
 
-def _training(dataset: Dataset, are_images: bool) -> dict[str, Any]:
+def _training(dataset: Dataset, are_images: bool, are_labels: bool) -> dict[str, Any]:
     """Return the settings of training that suit the data."""
     rows = len(dataset.train)
     batch = LARGE_BATCH if rows >= LARGE or are_images else BATCH
@@ -144,7 +154,7 @@ def _training(dataset: Dataset, are_images: bool) -> dict[str, Any]:
     chosen: dict[str, Any] = {
         "batch_size": batch,
         "epochs": min(max(LEAST_EPOCHS, -(-STEPS // steps)), MOST_EPOCHS),
-        "optimizer": OptimizerSettings(lr=0.03, log_std_lr=0.03),
+        "optimizer": OptimizerSettings(lr=LABELS_LR if are_labels else NUMBERS_LR, log_std_lr=0.03),
         "beta": BetaSettings(start=1e-3),
     }
     if are_images:
