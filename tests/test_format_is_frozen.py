@@ -69,6 +69,7 @@ SECTIONS = {
     "22. Targets with axes, and masks": "46c3b448f37184a954992d5beee762f4",
     "23. Inputs of several tensors, and whole batches": "868114324261dbb0a3e275179c69d507",
     "24. Ready networks": "7b00a88ecb07a16ece32ef163ba2467c",
+    "25. Images": "f5918ba2b16dc4e24ec46c64a76adda2",
 }
 """The first half of SHA-256 of every section of FORMAT.md by heading; what stands before the first only says what there is."""
 
