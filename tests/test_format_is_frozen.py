@@ -67,10 +67,11 @@ SECTIONS = {
     "19. Training that is repeated": "26016cabd2d259b133a0c30d46d4fe21",
     "20. Body `factory`": "84b1c933c9736ebf16477711a4ed205d",
     "21. Counts": "ed0b3ebc909ca97efe62cc3fa75357ff",
-    "22. Targets with axes, and masks": "fbbeb917e435bef2585f9667831f9cad",
+    "22. Targets with axes, and masks": "46c3b448f37184a954992d5beee762f4",
     "23. Inputs of several tensors, and whole batches": "868114324261dbb0a3e275179c69d507",
-    "24. Ready networks": "258da1ba7bfdb82cba2562512ea60811",
-    "25. Body `text`": "be3f0174e34ffa40dab0c45589dfbcee",
+    "24. Ready networks": "8d35160b659ea408f1e5c8eca6ea056f",
+    "25. Images": "f5918ba2b16dc4e24ec46c64a76adda2",
+    "26. Body `text`": "44f4bf6f65bd82895238d7bd7ce040e6",
 }
 """The first half of SHA-256 of every section of FORMAT.md by heading; what stands before the first only says what there is."""
 

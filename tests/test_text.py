@@ -325,7 +325,7 @@ def test_streams_are_read_side_by_side(text):
 
 
 def plain_lstm(values, tokens, layers, width):
-    """Outputs for one stream by section 25 of FORMAT.md, in Python's whole numbers, whose sums are exact by themselves."""
+    """Outputs for one stream by section 26 of FORMAT.md, in Python's whole numbers, whose sums are exact by themselves."""
     weights = {name: [[round(Fraction(x) * 2**20) for x in row] for row in np.atleast_2d(tensor.numpy()).tolist()]
                for name, tensor in values.items()}  # fmt: skip
     one = 2**16
