@@ -97,6 +97,16 @@ def test_numbers_that_are_far_from_zero_keep_their_differences(tmp_path):
     assert len(inputs.unique()) == 7
 
 
+def test_times_in_seconds_are_centred(tmp_path):
+    values = np.round(1.7e9 + 5 * np.random.default_rng(0).standard_normal(50), 3)
+    path = numbered(tmp_path, lambda row: f"{values[row]},{row % 2},{row}.5", rows=50)
+    dataset = loaded(path, "y")
+    rows = np.sort(np.random.default_rng(0).permutation(50)[10:])
+    expected = (values[rows] - values[rows].mean()) / values[rows].std()
+    np.testing.assert_allclose(dataset.train.inputs[:, 0].numpy(), expected, rtol=1e-6, atol=1e-6)
+    assert dataset.columns[0].mean == pytest.approx(values[rows].mean(), rel=1e-15)
+
+
 def test_statistics_and_levels_are_of_the_training_rows_alone(tmp_path):
     lines = [f"{row % 3},{'ab'[row % 2]},{row},train" for row in range(20)] + ["1000,c,7,test", ",,8,test"]
     path = table(tmp_path, "x,kind,y,part", *lines)

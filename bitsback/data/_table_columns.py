@@ -290,17 +290,12 @@ def _check_no_id(name: str, values: Values, trained: Values, settings: "TableSet
 
 
 def _measured(name: str, trained: Values, known: np.ndarray, missing: int) -> ColumnSettings:
-    """Return a column with what is measured in the training rows; means and stds are rounded to float32."""
+    """Return a column with what is measured in the training rows, in float64."""
     assert trained.kind is not None
     if trained.kind == "category":
         return ColumnSettings(name=name, kind=trained.kind, levels=trained.texts, missing=missing)
-    mean, std = _short(known.mean()), _short(known.std()) if trained.kind == "number" else 1.0
+    mean, std = float(known.mean()), float(known.std()) if trained.kind == "number" else 1.0
     return ColumnSettings(name=name, kind=trained.kind, mean=mean, std=std if std > 0 else 1.0, missing=missing)
-
-
-def _short(number: float) -> float:
-    """Return the shortest decimal number that float32 rounds as this one."""
-    return float(str(np.float32(number)))
 
 
 def encoded(table: Any, columns: Sequence[ColumnSettings], settings: "TableSettings", what: str) -> Tensor | dict[str, Tensor]:
