@@ -283,6 +283,29 @@ def test_bad_files_are_refused(tmp_path, case):
         loaded(tmp_path / "t.csv", "y")
 
 
+def test_columns_that_are_written_out_are_those_of_the_training_rows(tmp_path):
+    path = numbered(tmp_path, lambda row: f"{row % 7},{'xyz'[row % 3]},{row}.5,{row % 2}", "a,b,y,c")
+    columns = loaded(path, "y").columns
+    assert loaded(path, "y", columns=columns).columns == columns
+    assert loaded(path, "y", columns=columns[::-1]).columns == columns[::-1]
+    for settings in ({"drop": ["b"]}, {"target": "c"}):
+        with pytest.raises(
+            DataError, match=r"is an input in data.columns, and also the target, dropped .*; leave data.columns out"
+        ):
+            loaded(path, **{"target": "y", **settings}, columns=columns)
+    with pytest.raises(DataError, match=r"data.columns leaves out 'c', an input"):
+        loaded(path, "y", columns=columns[:2])
+    with pytest.raises(DataError, match=r"data.columns has 'd', which is no input"):
+        loaded(path, "y", columns=[*columns, columns[0].model_copy(update={"name": "d"})])
+    for place, update in ((0, {"mean": 2.0}), (0, {"std": 3.0}), (1, {"levels": ("x", "y")}), (0, {"missing": 1})):
+        other = list(columns)
+        other[place] = other[place].model_copy(update=update)
+        with pytest.raises(DataError, match=r"data.columns says otherwise of '[ab]' than the training rows"):
+            loaded(path, "y", columns=other)
+    with pytest.raises(DataError, match="says otherwise of 'a'"):
+        loaded(path, "y", columns=columns, types={"a": "category"})
+
+
 def test_a_wrong_delimiter_is_named(tmp_path):
     path = numbered(tmp_path, lambda row: f"{row % 7};1;{row}", "a;b;y")
     with pytest.raises(DataError, match=r"has one column, 'a;b;y'; set data.delimiter=';'"):

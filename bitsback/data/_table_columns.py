@@ -294,7 +294,8 @@ def _measured(name: str, trained: Values, known: np.ndarray, missing: int) -> Co
     assert trained.kind is not None
     if trained.kind == "category":
         return ColumnSettings(name=name, kind=trained.kind, levels=trained.texts, missing=missing)
-    mean, std = float(known.mean()), float(known.std()) if trained.kind == "number" else 1.0
+    varies = trained.kind == "number" and bool((known != known[0]).any())
+    mean, std = float(known.mean()), float(known.std()) if varies else 1.0
     return ColumnSettings(name=name, kind=trained.kind, mean=mean, std=std if std > 0 else 1.0, missing=missing)
 
 

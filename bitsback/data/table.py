@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bitsback.data._column import ColumnSettings
 from bitsback.data._dataset import Dataset, Examples, split
 from bitsback.data._rows import View, as_rows
 from bitsback.data._table_columns import Values, column_of, encoded, found_columns, values_of
@@ -31,6 +32,9 @@ PARTS = {"train": False, "test": True}
 
 TEST_SHARE = 0.2
 """Share of rows held out, unless the settings say another, or name a column."""
+
+SAME = 1e-6
+"""Relative difference up to which means and stds are the same."""
 
 MOST_NAMED = 30
 """Most columns that a message lists."""
@@ -59,14 +63,15 @@ def load_table(settings: "TableSettings", *, inputs_only: bool) -> Dataset:
     row = torch.arange(table.num_rows)
     train, test = _splits(row, targets, table, settings, what)
     left_out = dict.fromkeys(settings.drop, "left out: data.drop")
-    columns = settings.columns
+    apart = {*settings.drop, settings.target, settings.split.column}
+    names = [name for name in table.column_names if name not in apart]
+    columns, constant = found_columns(table, names, train.inputs.numpy(), settings)
+    left_out |= constant
+    if settings.columns:
+        _check_same(settings.columns, columns, what)
+        columns = settings.columns
     if not columns:
-        apart = {*settings.drop, settings.target, settings.split.column}
-        names = [name for name in table.column_names if name not in apart]
-        columns, constant = found_columns(table, names, train.inputs.numpy(), settings)
-        left_out |= constant
-        if not columns:
-            raise DataError(f"{what} has no column beside its target that varies; inputs are needed")
+        raise DataError(f"{what} has no column beside its target that varies; inputs are needed")
     inputs = as_rows(encoded(table, columns, settings, what))
     of = (lambda part: inputs[part]) if isinstance(inputs, Tensor) else inputs.selected
     train = replace(train, inputs=of(train.inputs))
@@ -91,8 +96,33 @@ def _check_named(table: Any, settings: "TableSettings", what: str, inputs_only: 
         column_of(table, settings.target, what)
     if settings.target in (*settings.drop, settings.split.column):
         raise DataError(f"column '{settings.target}' of {what} is the target, and cannot be dropped or say train and test")
+    apart = {*settings.drop, settings.target, settings.split.column}
+    if (both := next((one.name for one in settings.columns if one.name in apart), None)) is not None:
+        raise DataError(
+            f"column '{both}' is an input in data.columns, and also the target, dropped or the column of the split; leave "
+            "data.columns out, so that they are found again"
+        )
     if "" in names and "" not in settings.drop:
         raise DataError(f"a column of {what} has no name; give it one, or leave it out: data.drop=['']")
+
+
+def _check_same(written: tuple[ColumnSettings, ...], found: tuple[ColumnSettings, ...], what: str) -> None:
+    """Raise DataError if the columns that the settings write out are not those of the training rows."""
+    fix = "; give the table and the settings that they were found with, or leave data.columns out"
+    of = {column.name: column for column in found}
+    for one in written:
+        other = of.pop(one.name, None)
+        if other is None:
+            raise DataError(f"data.columns has '{one.name}', which is no input among the training rows of {what}{fix}")
+        said = (one.kind, one.levels, bool(one.missing))
+        near = SAME * max(abs(other.mean), other.std)
+        if (
+            said != (other.kind, other.levels, bool(other.missing))
+            or max(abs(one.mean - other.mean) - near, abs(one.std - other.std) - SAME * other.std) > 0
+        ):
+            raise DataError(f"data.columns says otherwise of '{one.name}' than the training rows of {what}{fix}")
+    if of:
+        raise DataError(f"data.columns leaves out '{next(iter(of))}', an input among the training rows of {what}{fix}")
 
 
 def _target(table: Any, settings: "TableSettings", what: str) -> Values:
