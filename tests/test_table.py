@@ -157,7 +157,7 @@ def test_scaling_is_what_the_settings_say(tmp_path):
     ("values", "labels", "dtype"),
     [
         (["cat", "dog"], ("cat", "dog"), torch.int64),
-        (["True", "False"], ("False", "True"), torch.int64),
+        (["True", "False"], ("false", "true"), torch.int64),
         (["3", "5"], None, torch.int64),
         (["3.0", "5.0"], None, torch.float64),
     ],
@@ -167,6 +167,50 @@ def test_targets_are_labels_or_numbers(tmp_path, values, labels, dtype):
     assert dataset.train.targets.dtype == dtype
     assert dataset.has_texts == (labels is not None)
     assert labels is None or dataset.labels == labels
+
+
+def test_targets_too_large_for_float64_stay_real_numbers(tmp_path):
+    path = numbered(tmp_path, lambda row: f"{row % 7},{row % 3},{10**19 + row * 10**17}")
+    settings = TableSettings(path=path, target="y")
+    dataset = settings.load()
+    assert dataset.train.targets.dtype == torch.float64
+    assert float(dataset.train.targets.min()) > 0
+    _, targets, _ = rows_of(path, settings.settled(dataset))
+    assert targets.dtype == np.float64
+    assert targets.tolist() == pytest.approx([1e19 + row * 1e17 for row in range(30)])
+
+
+@pytest.mark.parametrize("kind", [None, "category", "yes_no"])
+def test_truth_values_have_one_spelling_as_targets(tmp_path, kind):
+    frame = pd.DataFrame({"a": np.arange(30) % 7, "y": np.arange(30) % 3 == 0})
+    types = {} if kind is None else {"y": kind}
+    expected = frame.y.map({True: "true", False: "false"}).tolist()
+    for suffix in (".csv", ".parquet"):
+        settings = TableSettings(path=written(frame, tmp_path / f"t{suffix}"), target="y", types=types)
+        dataset = settings.load()
+        assert dataset.labels == ("false", "true")
+        rows = np.sort(np.random.default_rng(0).permutation(30)[6:])
+        assert dataset.train.targets.tolist() == frame.y[rows].astype(int).tolist()
+        for given in (frame, tmp_path / "t.csv"):
+            assert rows_of(given, settings.settled(dataset))[1].tolist() == expected
+    lines = [f"{row % 7},{['TRUE', 'true', 'False'][row % 3]}" for row in range(30)]
+    assert loaded(table(tmp_path, "a,y", *lines), "y", types=types).labels == ("false", "true")
+    same = table(tmp_path, "a,y", *(f"{row % 7},True" for row in range(30)))
+    with pytest.raises(DataError, match="the target 'y' is 'true' in every row"):
+        loaded(same, "y", types=types)
+
+
+def test_frames_that_are_no_tables_are_refused_by_column(tmp_path):
+    path = numbered(tmp_path, lambda row: f"{row % 7},{'xyz'[row % 3]},{row}.5")
+    settings = TableSettings(path=path, target="y")
+    settings = settings.settled(settings.load())
+    frame = pd.DataFrame([[1, "x"], [2, "y"]], columns=["a", "b"], index=[5, 3])
+    assert rows_of(frame, settings)[0][:].shape == (2, 4)
+    with pytest.raises(DataError, match="two columns of the frame are called 'a'; rename one"):
+        rows_of(pd.DataFrame([[1, 2, "x"]], columns=["a", "a", "b"]), settings)
+    for odd in ([1, "x"], ["x", 2.5], [10**30, 1], [{"a": 1}, 3]):
+        with pytest.raises(DataError, match=r"column 'b' of the frame holds values of several kinds .*; make them alike"):
+            rows_of(pd.DataFrame({"a": [1, 2], "b": pd.Series(odd, dtype=object)}), settings)
 
 
 def test_a_type_decides_what_values_are(tmp_path):
@@ -514,7 +558,7 @@ def test_faults_of_rows_to_predict_for_are_named(house_runs, tmp_path):
             bitsback.predict(house_runs / source, written(odd, tmp_path / "new.csv"))
         gap = new.copy()
         gap.loc[2, "price"] = None
-        with pytest.raises(DataError, match=r"the target 'price' has no value in row 3"):
+        with pytest.raises(DataError, match=r"'price' has no value in row 3 of .*or leave the column out: predictions"):
             bitsback.predict(house_runs / source, written(gap, tmp_path / "new.csv"))
 
 

@@ -14,10 +14,9 @@ from bitsback.data._dataset import Dataset, Examples, split
 from bitsback.data._rows import View, as_rows
 from bitsback.data._table_columns import Values, column_of, encoded, found_columns, values_of
 from bitsback.data._table_file import is_table_file, read_table
-from bitsback.data._tables import is_frame
+from bitsback.data._tables import is_frame, table_of
 from bitsback.data._target_columns import class_numbers
 from bitsback.errors import DataError, brief
-from bitsback.extras import require
 
 if TYPE_CHECKING:
     from bitsback.data.settings import TableSettings
@@ -29,6 +28,9 @@ COLUMNS_NOTE = "levels, means and stds of the columns in the training inputs, wh
 
 PARTS = {"train": False, "test": True}
 """Values of a column that says which rows are test rows."""
+
+TRUTH = ("false", "true")
+"""Labels of targets that are truth values, however a file writes them."""
 
 TEST_SHARE = 0.2
 """Share of rows held out, unless the settings say another, or name a column."""
@@ -125,30 +127,41 @@ def _check_same(written: tuple[ColumnSettings, ...], found: tuple[ColumnSettings
         raise DataError(f"data.columns leaves out '{next(iter(of))}', an input among the training rows of {what}{fix}")
 
 
-def _target(table: Any, settings: "TableSettings", what: str) -> Values:
+def _target(table: Any, settings: "TableSettings", what: str, fix: str = "or leave such rows out") -> Values:
     """Return the target of every row; raises DataError where there is none."""
     assert settings.target is not None
     name = settings.target
     kind = settings.types.get(name)
     values = values_of(column_of(table, name, what), name, settings, kind)
-    if values.kind == "yes_no":  # labels are texts
-        values = values_of(table.column(name), name, settings, "category")
+    values = _one_spelling(values)
     missing = values.missing
     if missing.all():
         raise DataError(f"the target '{name}' of {what} has no value in any row; choose another column")
     if missing.any():
         raise DataError(
             f"the target '{name}' has no value in row {1 + int(missing.argmax())} of {what} ({int(missing.sum()):,} in all); "
-            "fill it, or leave such rows out"
+            f"fill it, {fix}"
         )
     return values
+
+
+def _one_spelling(values: Values) -> Values:
+    """Return truth values as a category of the texts false and true, and others as they are."""
+    if values.kind == "yes_no":
+        return replace(values, kind="category", texts=TRUTH)
+    low = [text.lower() for text in values.texts]
+    if values.kind != "category" or not set(low) <= set(TRUTH):
+        return values
+    numbers, seen = values.numbers.copy(), ~values.missing
+    numbers[seen] = np.array([TRUTH.index(text) for text in low])[numbers[seen].astype(np.int64)]
+    return replace(values, numbers=numbers, texts=TRUTH)
 
 
 def _numbered(values: Values, settings: "TableSettings", what: str) -> tuple[Tensor, tuple[str, ...] | None]:
     """Return targets (n,), real or whole numbers, or class numbers with their texts."""
     first = values.numbers[0]
     if (values.numbers == first).all():
-        said = repr(brief(values.texts[0])) if values.texts else f"{first:g}"
+        said = repr(brief(values.texts[int(first)])) if values.texts else f"{first:g}"
         raise DataError(
             f"the target '{settings.target}' is {said} in every row of {what}: there is nothing to describe; choose "
             "another column"
@@ -159,8 +172,13 @@ def _numbered(values: Values, settings: "TableSettings", what: str) -> tuple[Ten
                 f"the target '{settings.target}' of {what} is another text in every row; choose a column whose values repeat"
             )
         return class_numbers([values.texts[place] for place in values.numbers.astype(np.int64).tolist()], values.texts)
-    is_exact = np.abs(values.numbers).max() <= 2.0**53  # float64 holds whole numbers up to there
-    return torch.from_numpy(values.numbers.astype(np.int64) if values.is_whole and is_exact else values.numbers), None
+    return torch.from_numpy(_plain(values)), None
+
+
+def _plain(values: Values) -> np.ndarray:
+    """Return targets that are numbers, (n,): whole ones as int64, unless they are too large for float64 to hold them."""
+    is_exact = np.abs(values.numbers).max() <= 2.0**53
+    return values.numbers.astype(np.int64) if values.is_whole and is_exact else values.numbers
 
 
 def _splits(row: Tensor, targets: Tensor, table: Any, settings: "TableSettings", what: str) -> tuple[Examples, Examples | None]:
@@ -203,10 +221,7 @@ def rows_of(given: Any, settings: "TableSettings") -> tuple[Tensor | View, np.nd
         DataError: if the table cannot be read, a column is missing, or holds something else than in training.
     """
     if is_frame(given):
-        require("tables", "predicting for a pandas frame")
-        import pyarrow
-
-        table, what = pyarrow.Table.from_pandas(given, preserve_index=False), "the frame"
+        table, what = table_of(given), "the frame"
     else:
         table, what = read_table(Path(given), settings), str(given)
     if not settings.columns:
@@ -214,11 +229,9 @@ def rows_of(given: Any, settings: "TableSettings") -> tuple[Tensor | View, np.nd
     inputs = as_rows(encoded(table, settings.columns, settings, what))
     targets = None
     if settings.target in table.column_names and not _is_blank(table, settings):
-        values = _target(table, settings, what)
-        if values.kind == "category":
-            targets = np.array(values.texts)[values.numbers.astype(np.int64)]
-        else:
-            targets = values.numbers.astype(np.int64) if values.is_whole else values.numbers
+        values = _target(table, settings, what, "or leave the column out: predictions need no target, only their bits do")
+        is_text = values.kind == "category"
+        targets = np.array(values.texts)[values.numbers.astype(np.int64)] if is_text else _plain(values)
     return inputs, targets, table
 
 
