@@ -226,6 +226,7 @@ def test_columns_that_do_not_vary_are_left_out_and_shown(tmp_path):
     dataset = loaded(numbered(tmp_path, lambda row: f"7,,{row % 5},id{row},{row}.5", "same,none,x,id,y"), "y", drop=["id"])
     assert [one.name for one in dataset.columns] == ["x"]
     shown = dataset.columns_text()
+    assert shown.startswith("24 rows to train with, 6 to test with\n")
     assert "same    left out: it is the same in all training rows" in shown
     assert "none    left out: it has no value in a training row" in shown
     assert "id      left out: data.drop" in shown
@@ -259,7 +260,7 @@ REFUSED = {
     "a text among numbers": (
         lambda row: f"{'n/a' if row == 16 else row % 7},{row % 5},{row}",
         {},
-        r"row 17 of column 'a' is 'n/a', and 29 of its 30 values are numbers; correct it, or set data.missing=\['n/a'\]",
+        r"row 17 of column 'a' is 'n/a', and 29 of its 30 values are numbers; correct it, or set data.missing=\['n/a'\] if",
     ),
     "a text where numbers are": (
         lambda row: f"{'x' if row == 4 else row % 7},{row % 5},{row}",
@@ -293,6 +294,13 @@ REFUSED = {
     ),
     "no training rows": (lambda row: f"{row % 7},test,{row}", {"split": {"column": "b"}}, r"says test in every row"),
     "uneven rows": (lambda row: f"{row % 7},1,{row}{',9' if row == 5 else ''}", {}, r"line 7 of .* has 4 values, and there are 3 columns"),
+    "a codec of bytes": (lambda row: f"{row % 7},1,{row}", {"encoding": "hex"}, r"there is no encoding 'hex' of text; set data.encod"),
+    "a codec of nothing": (lambda row: f"{row % 7},1,{row}", {"encoding": "undefined"}, r"no encoding 'undefined' of text"),
+    "a point beside commas": (
+        lambda row: f"{'1.234' if row == 4 else row % 7};1;{row}",
+        {"decimal": ",", "delimiter": ";"},
+        r"row 5 of column 'a' is '1.234', with a point, and data.decimal is a comma; write numbers such as 1234,5",
+    ),
     "an encoding": (lambda row: f"{row % 7},1,{row}", {"encoding": "klingon"}, r"there is no encoding 'klingon'"),
 }  # fmt: skip
 
@@ -348,6 +356,43 @@ def test_columns_that_are_written_out_are_those_of_the_training_rows(tmp_path):
             loaded(path, "y", columns=other)
     with pytest.raises(DataError, match="says otherwise of 'a'"):
         loaded(path, "y", columns=columns, types={"a": "category"})
+
+
+def test_an_empty_line_of_one_column_is_a_missing_value(tmp_path):
+    path = numbered(tmp_path, lambda row: f"{'' if row == 3 else row % 7},{row}.5", "a,y")
+    settings = TableSettings(path=path, target="y")
+    settings = settings.settled(settings.load())
+    for before in ("", "\n\r\n", "\ufeff"):
+        for line_end in ("\n", "\r\n"):
+            text = before + line_end.join(["a", "1", "", "3", "", ""])
+            (tmp_path / "one.csv").write_bytes(text.encode())
+            inputs, _, given = rows_of(tmp_path / "one.csv", settings)
+            assert inputs[:][:, 1].tolist() == [0, 1, 0, 1]
+            assert given.column("a").to_pylist() == ["1", "", "3", ""]
+    (tmp_path / "two.csv").write_text("a,y\n1,2\n\n3,4\n")
+    assert len(rows_of(tmp_path / "two.csv", settings)[0]) == 2
+
+
+def test_texts_mean_missing_values_in_files_of_texts_alone(tmp_path):
+    frame = pd.DataFrame({"a": ["NA", "b", "c"] * 10, "y": np.arange(30.0) % 7})
+    assert loaded(written(frame, tmp_path / "t.parquet"), "y").columns[0].levels == ("NA", "b", "c")
+    settings = TableSettings(path=written(frame, tmp_path / "t.csv"), target="y", missing=[-999, "NA"])
+    assert settings.missing == ("-999", "NA")
+    dataset = settings.load()
+    assert dataset.columns[0].levels == ("b", "c")
+    assert dataset.columns[0].missing > 0
+    one = rows_of(frame.iloc[:1], settings.settled(dataset))[0][:]
+    assert one.tolist() == [[0, 0, 0]]  # a level that training had not, as frames have None for no value
+
+
+def test_numbers_mean_missing_values_and_one_name_is_dropped(tmp_path):
+    path = numbered(tmp_path, lambda row: f"{-999 if row % 4 == 1 else row % 7},id{row},{row}.5")
+    config = config_of_data(path, ["target=y", "drop=b", "missing=[-999]"])
+    assert config.data.drop == ("b",)
+    dataset = config.data.load()
+    assert dataset.columns[0].missing > 0
+    assert dataset.columns[0].mean > 0
+    assert config_of_data(path, ["target=y", "drop=7"]).data.drop == ("7",)
 
 
 def test_a_wrong_delimiter_is_named(tmp_path):

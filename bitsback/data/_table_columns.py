@@ -143,7 +143,16 @@ def _of_texts(column: Any, name: str, settings: "TableSettings", kind: ColumnKin
     count = int(compute.sum(present).as_py() or 0)
     if not count:
         return Values(kind, np.full(len(column), np.nan))
-    plain = compute.replace_substring(texts, ",", ".") if settings.decimal == "," else texts
+    plain = texts
+    if settings.decimal == ",":
+        plain = compute.replace_substring(texts, ",", ".")
+        point = _matches(texts, r"\.") & _matches(plain, NUMBER)
+        if kind in (None, "number") and point.any():
+            row, text = _first_wrong(texts, ~point)
+            raise DataError(
+                f"row {row} of column '{name}' is {text}, with a point, and data.decimal is a comma; write numbers such as "
+                f"1234,5, or set data.types={{{name}: category}}"
+            )
     if kind in (None, "number") and (quick := _as_numbers(plain)) is not None:
         return Values("number", quick, (), _are_whole(texts, quick, count))
     numeric = _matches(plain, NUMBER)
@@ -170,7 +179,7 @@ def _of_texts(column: Any, name: str, settings: "TableSettings", kind: ColumnKin
     if numeric.sum() == count:
         numeric, said = np.isfinite(compute.cast(plain, pyarrow.float64()).to_numpy(zero_copy_only=False)), "too large a number"
     row, text = _first_wrong(texts, numeric)
-    fix = f"correct it, or set data.missing=[{text}] if it stands for a missing value"
+    fix = f"correct it, or set data.missing=[{text}] if it stands for a missing value of a .csv file"
     raise DataError(f"row {row} of column '{name}' is {text}, {said}; {fix}")
 
 
@@ -213,7 +222,7 @@ def _kind(name: str, texts: Any, numeric: np.ndarray, count: int, settings: "Tab
         row, text = _first_wrong(texts, numeric)
         raise DataError(
             f"row {row} of column '{name}' is {text}, and {numeric.sum():,} of its {count:,} values are numbers; correct it, "
-            f"or set data.missing=[{text}] if it stands for a missing value, or data.types={{{name}: category}}"
+            f"or set data.missing=[{text}] if it stands for a missing value of a .csv file, or data.types={{{name}: category}}"
         )
     if (decorated := _matches(texts, DECORATED) & ~numeric).sum() > MOST * count:
         text = brief(texts[int(decorated.argmax())].as_py(), SHOWN_CHARACTERS)

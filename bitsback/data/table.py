@@ -13,7 +13,7 @@ from bitsback.data._column import ColumnSettings
 from bitsback.data._dataset import Dataset, Examples, split
 from bitsback.data._rows import View, as_rows
 from bitsback.data._table_columns import Values, column_of, encoded, found_columns, values_of
-from bitsback.data._table_file import is_table_file, read_table
+from bitsback.data._table_file import for_typed, is_table_file, read_table
 from bitsback.data._tables import is_frame, table_of
 from bitsback.data._target_columns import class_numbers
 from bitsback.errors import DataError, brief
@@ -55,7 +55,8 @@ def load_table(settings: "TableSettings", *, inputs_only: bool) -> Dataset:
     Raises:
         DataError: if the table cannot be read, or a column cannot be what it is needed for.
     """
-    table, what = read_table(settings.path, settings), str(settings.path)
+    what = str(settings.path)
+    table, settings = read_table(settings.path, settings)
     _check_named(table, settings, what, inputs_only)
     if table.num_rows < 2:
         raise DataError(f"{what} has one row; give at least two")
@@ -221,9 +222,9 @@ def rows_of(given: Any, settings: "TableSettings") -> tuple[Tensor | View, np.nd
         DataError: if the table cannot be read, a column is missing, or holds something else than in training.
     """
     if is_frame(given):
-        table, what = table_of(given), "the frame"
+        table, what, settings = table_of(given), "the frame", for_typed(settings)
     else:
-        table, what = read_table(Path(given), settings), str(given)
+        (table, settings), what = read_table(Path(given), settings), str(given)
     if not settings.columns:
         raise DataError("the run does not say what its columns were; train it again with this release")
     inputs = as_rows(encoded(table, settings.columns, settings, what))
