@@ -297,8 +297,8 @@ REFUSED = {
     "a codec of bytes": (lambda row: f"{row % 7},1,{row}", {"encoding": "hex"}, r"there is no encoding 'hex' of text; set data.encod"),
     "a codec of nothing": (lambda row: f"{row % 7},1,{row}", {"encoding": "undefined"}, r"no encoding 'undefined' of text"),
     "a point beside commas": (
-        lambda row: f"{'1.234' if row == 4 else row % 7};1;{row}",
-        {"decimal": ",", "delimiter": ";"},
+        lambda row: f"{'1.234' if row == 4 else row % 7},1,{row}",
+        {"decimal": ","},
         r"row 5 of column 'a' is '1.234', with a point, and data.decimal is a comma; write numbers such as 1234,5",
     ),
     "an encoding": (lambda row: f"{row % 7},1,{row}", {"encoding": "klingon"}, r"there is no encoding 'klingon'"),

@@ -63,7 +63,10 @@ def suited(config: Config, dataset: Dataset) -> Config:
     if "likelihood" not in given:
         update["likelihood"] = _likelihood(dataset)
     if "network" not in given:
-        update["network"] = _for_images(shape) if len(shape) == 3 else _for_a_table(dataset)
+        update["network"] = _for_images(shape) if len(shape) == 3 else MLPSettings(hidden=(HIDDEN,), skip=True)
+    network = update.get("network", config.network)
+    if isinstance(network, MLPSettings) and network.categories is None and (sizes := _categories(dataset)):
+        update["network"] = network.model_copy(update={"categories": sizes})
     update["training"] = _with_given(config, _training(dataset, len(shape) == 3))
     return config.model_copy(update=update)
 
@@ -112,11 +115,11 @@ def _likelihood(dataset: Dataset) -> LikelihoodSettings:
     return CategoricalSettings()
 
 
-def _for_a_table(dataset: Dataset) -> NetworkSettings:
-    """Return a hidden layer beside a linear one."""
-    values = tuple(column.values for column in dataset.columns if column.kind == "category")
-    categories = values if isinstance(dataset.train.inputs[:1], dict) else None
-    return MLPSettings(hidden=(HIDDEN,), skip=True, categories=categories)
+def _categories(dataset: Dataset) -> tuple[int, ...] | None:
+    """Return how many values each category of a table has, if they are to be embedded."""
+    if not isinstance(dataset.train.inputs[:1], dict):
+        return None
+    return tuple(column.values for column in dataset.columns if column.kind == "category") or None
 
 
 def _for_images(shape: tuple[int, ...]) -> NetworkSettings:
