@@ -18,7 +18,7 @@ from torch import nn
 import bitsback
 from bitsback.analysis.predict import predict
 from bitsback.config import Config
-from bitsback.config.experiment import Experiment
+from bitsback.config.experiment import Experiment, open_source
 from bitsback.data import IdxSettings, ImagesSettings, NpzSettings
 from bitsback.errors import BitsbackError, ConfigError, DataError, FileError, MissingExtraError
 
@@ -154,6 +154,16 @@ def test_images_are_the_same_data_as_their_array(tmp_path):
         assert (images.labels, images.scaling) == (dataset.labels, dataset.scaling)
     one, other = (Experiment.build(config(root, data=data)) for data in (ImagesSettings(path=root), other))
     assert torch.equal(one.model.outputs(one.dataset.train.inputs[:]), other.model.outputs(one.dataset.train.inputs[:]))
+
+
+def test_a_folder_of_images_is_no_run(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+    opened = open_source(tmp_path / "pets", ["seed=3"])
+    assert (opened.data.kind, opened.data.path, opened.seed) == ("images", tmp_path / "pets", 3)
+    (tmp_path / "pets" / "config.yaml").touch()
+    with pytest.raises(ConfigError, match="a run keeps its configuration"):
+        open_source(tmp_path / "pets", ["seed=3"])
 
 
 def test_grey_images_have_one_channel_unless_three_are_asked_for(tmp_path):

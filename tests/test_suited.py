@@ -56,6 +56,10 @@ def test_columns_of_categories_say_the_sizes_of_their_embeddings():
     network = suited(Config(), data).network
     assert network.categories == (4,)  # unseen, x, y, missing
     assert network.build({name: part[:2] for name, part in inputs.items()}, 1).embeddings[0].num_embeddings == 4
+    own = Config.model_validate({"network": {"kind": "mlp", "hidden": [8]}})
+    assert (suited(own, data).network.categories, suited(own, data).network.hidden) == ((4,), (8,))
+    said = Config.model_validate({"network": {"kind": "mlp", "categories": [9]}})
+    assert suited(said, data).network.categories == (9,)
     one_hot = Dataset("table", Examples(torch.randn(60, 4), torch.randn(60)), None, columns=columns)
     assert suited(Config(), one_hot).network.categories is None
 

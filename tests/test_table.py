@@ -97,6 +97,16 @@ def test_numbers_that_are_far_from_zero_keep_their_differences(tmp_path):
     assert len(inputs.unique()) == 7
 
 
+def test_times_in_seconds_are_centred(tmp_path):
+    values = np.round(1.7e9 + 5 * np.random.default_rng(0).standard_normal(50), 3)
+    path = numbered(tmp_path, lambda row: f"{values[row]},{row % 2},{row}.5", rows=50)
+    dataset = loaded(path, "y")
+    rows = np.sort(np.random.default_rng(0).permutation(50)[10:])
+    expected = (values[rows] - values[rows].mean()) / values[rows].std()
+    np.testing.assert_allclose(dataset.train.inputs[:, 0].numpy(), expected, rtol=1e-6, atol=1e-6)
+    assert dataset.columns[0].mean == pytest.approx(values[rows].mean(), rel=1e-15)
+
+
 def test_statistics_and_levels_are_of_the_training_rows_alone(tmp_path):
     lines = [f"{row % 3},{'ab'[row % 2]},{row},train" for row in range(20)] + ["1000,c,7,test", ",,8,test"]
     path = table(tmp_path, "x,kind,y,part", *lines)
@@ -147,7 +157,7 @@ def test_scaling_is_what_the_settings_say(tmp_path):
     ("values", "labels", "dtype"),
     [
         (["cat", "dog"], ("cat", "dog"), torch.int64),
-        (["True", "False"], ("False", "True"), torch.int64),
+        (["True", "False"], ("false", "true"), torch.int64),
         (["3", "5"], None, torch.int64),
         (["3.0", "5.0"], None, torch.float64),
     ],
@@ -157,6 +167,50 @@ def test_targets_are_labels_or_numbers(tmp_path, values, labels, dtype):
     assert dataset.train.targets.dtype == dtype
     assert dataset.has_texts == (labels is not None)
     assert labels is None or dataset.labels == labels
+
+
+def test_targets_too_large_for_float64_stay_real_numbers(tmp_path):
+    path = numbered(tmp_path, lambda row: f"{row % 7},{row % 3},{10**19 + row * 10**17}")
+    settings = TableSettings(path=path, target="y")
+    dataset = settings.load()
+    assert dataset.train.targets.dtype == torch.float64
+    assert float(dataset.train.targets.min()) > 0
+    _, targets, _ = rows_of(path, settings.settled(dataset))
+    assert targets.dtype == np.float64
+    assert targets.tolist() == pytest.approx([1e19 + row * 1e17 for row in range(30)])
+
+
+@pytest.mark.parametrize("kind", [None, "category", "yes_no"])
+def test_truth_values_have_one_spelling_as_targets(tmp_path, kind):
+    frame = pd.DataFrame({"a": np.arange(30) % 7, "y": np.arange(30) % 3 == 0})
+    types = {} if kind is None else {"y": kind}
+    expected = frame.y.map({True: "true", False: "false"}).tolist()
+    for suffix in (".csv", ".parquet"):
+        settings = TableSettings(path=written(frame, tmp_path / f"t{suffix}"), target="y", types=types)
+        dataset = settings.load()
+        assert dataset.labels == ("false", "true")
+        rows = np.sort(np.random.default_rng(0).permutation(30)[6:])
+        assert dataset.train.targets.tolist() == frame.y[rows].astype(int).tolist()
+        for given in (frame, tmp_path / "t.csv"):
+            assert rows_of(given, settings.settled(dataset))[1].tolist() == expected
+    lines = [f"{row % 7},{['TRUE', 'true', 'False'][row % 3]}" for row in range(30)]
+    assert loaded(table(tmp_path, "a,y", *lines), "y", types=types).labels == ("false", "true")
+    same = table(tmp_path, "a,y", *(f"{row % 7},True" for row in range(30)))
+    with pytest.raises(DataError, match="the target 'y' is 'true' in every row"):
+        loaded(same, "y", types=types)
+
+
+def test_frames_that_are_no_tables_are_refused_by_column(tmp_path):
+    path = numbered(tmp_path, lambda row: f"{row % 7},{'xyz'[row % 3]},{row}.5")
+    settings = TableSettings(path=path, target="y")
+    settings = settings.settled(settings.load())
+    frame = pd.DataFrame([[1, "x"], [2, "y"]], columns=["a", "b"], index=[5, 3])
+    assert rows_of(frame, settings)[0][:].shape == (2, 4)
+    with pytest.raises(DataError, match="two columns of the frame are called 'a'; rename one"):
+        rows_of(pd.DataFrame([[1, 2, "x"]], columns=["a", "a", "b"]), settings)
+    for odd in ([1, "x"], ["x", 2.5], [10**30, 1], [{"a": 1}, 3]):
+        with pytest.raises(DataError, match=r"column 'b' of the frame holds values of several kinds .*; make them alike"):
+            rows_of(pd.DataFrame({"a": [1, 2], "b": pd.Series(odd, dtype=object)}), settings)
 
 
 def test_a_type_decides_what_values_are(tmp_path):
@@ -172,6 +226,7 @@ def test_columns_that_do_not_vary_are_left_out_and_shown(tmp_path):
     dataset = loaded(numbered(tmp_path, lambda row: f"7,,{row % 5},id{row},{row}.5", "same,none,x,id,y"), "y", drop=["id"])
     assert [one.name for one in dataset.columns] == ["x"]
     shown = dataset.columns_text()
+    assert shown.startswith("24 rows to train with, 6 to test with\n")
     assert "same    left out: it is the same in all training rows" in shown
     assert "none    left out: it has no value in a training row" in shown
     assert "id      left out: data.drop" in shown
@@ -205,7 +260,7 @@ REFUSED = {
     "a text among numbers": (
         lambda row: f"{'n/a' if row == 16 else row % 7},{row % 5},{row}",
         {},
-        r"row 17 of column 'a' is 'n/a', and 29 of its 30 values are numbers; correct it, or set data.missing=\['n/a'\]",
+        r"row 17 of column 'a' is 'n/a', and 29 of its 30 values are numbers; correct it, or set data.missing=\['n/a'\] if",
     ),
     "a text where numbers are": (
         lambda row: f"{'x' if row == 4 else row % 7},{row % 5},{row}",
@@ -239,6 +294,13 @@ REFUSED = {
     ),
     "no training rows": (lambda row: f"{row % 7},test,{row}", {"split": {"column": "b"}}, r"says test in every row"),
     "uneven rows": (lambda row: f"{row % 7},1,{row}{',9' if row == 5 else ''}", {}, r"line 7 of .* has 4 values, and there are 3 columns"),
+    "a codec of bytes": (lambda row: f"{row % 7},1,{row}", {"encoding": "hex"}, r"there is no encoding 'hex' of text; set data.encod"),
+    "a codec of nothing": (lambda row: f"{row % 7},1,{row}", {"encoding": "undefined"}, r"no encoding 'undefined' of text"),
+    "a point beside commas": (
+        lambda row: f"{'1.234' if row == 4 else row % 7},1,{row}",
+        {"decimal": ","},
+        r"row 5 of column 'a' is '1.234', with a point, and data.decimal is a comma; write numbers such as 1234,5",
+    ),
     "an encoding": (lambda row: f"{row % 7},1,{row}", {"encoding": "klingon"}, r"there is no encoding 'klingon'"),
 }  # fmt: skip
 
@@ -271,6 +333,66 @@ def test_bad_files_are_refused(tmp_path, case):
     (tmp_path / "t.csv").write_bytes(content)
     with pytest.raises(DataError, match=message):
         loaded(tmp_path / "t.csv", "y")
+
+
+def test_columns_that_are_written_out_are_those_of_the_training_rows(tmp_path):
+    path = numbered(tmp_path, lambda row: f"{row % 7},{'xyz'[row % 3]},{row}.5,{row % 2}", "a,b,y,c")
+    columns = loaded(path, "y").columns
+    assert loaded(path, "y", columns=columns).columns == columns
+    assert loaded(path, "y", columns=columns[::-1]).columns == columns[::-1]
+    for settings in ({"drop": ["b"]}, {"target": "c"}):
+        with pytest.raises(
+            DataError, match=r"is an input in data.columns, and also the target, dropped .*; leave data.columns out"
+        ):
+            loaded(path, **{"target": "y", **settings}, columns=columns)
+    with pytest.raises(DataError, match=r"data.columns leaves out 'c', an input"):
+        loaded(path, "y", columns=columns[:2])
+    with pytest.raises(DataError, match=r"data.columns has 'd', which is no input"):
+        loaded(path, "y", columns=[*columns, columns[0].model_copy(update={"name": "d"})])
+    for place, update in ((0, {"mean": 2.0}), (0, {"std": 3.0}), (1, {"levels": ("x", "y")}), (0, {"missing": 1})):
+        other = list(columns)
+        other[place] = other[place].model_copy(update=update)
+        with pytest.raises(DataError, match=r"data.columns says otherwise of '[ab]' than the training rows"):
+            loaded(path, "y", columns=other)
+    with pytest.raises(DataError, match="says otherwise of 'a'"):
+        loaded(path, "y", columns=columns, types={"a": "category"})
+
+
+def test_an_empty_line_of_one_column_is_a_missing_value(tmp_path):
+    path = numbered(tmp_path, lambda row: f"{'' if row == 3 else row % 7},{row}.5", "a,y")
+    settings = TableSettings(path=path, target="y")
+    settings = settings.settled(settings.load())
+    for before in ("", "\n\r\n", "\ufeff"):
+        for line_end in ("\n", "\r\n"):
+            text = before + line_end.join(["a", "1", "", "3", "", ""])
+            (tmp_path / "one.csv").write_bytes(text.encode())
+            inputs, _, given = rows_of(tmp_path / "one.csv", settings)
+            assert inputs[:][:, 1].tolist() == [0, 1, 0, 1]
+            assert given.column("a").to_pylist() == ["1", "", "3", ""]
+    (tmp_path / "two.csv").write_text("a,y\n1,2\n\n3,4\n")
+    assert len(rows_of(tmp_path / "two.csv", settings)[0]) == 2
+
+
+def test_texts_mean_missing_values_in_files_of_texts_alone(tmp_path):
+    frame = pd.DataFrame({"a": ["NA", "b", "c"] * 10, "y": np.arange(30.0) % 7})
+    assert loaded(written(frame, tmp_path / "t.parquet"), "y").columns[0].levels == ("NA", "b", "c")
+    settings = TableSettings(path=written(frame, tmp_path / "t.csv"), target="y", missing=[-999, "NA"])
+    assert settings.missing == ("-999", "NA")
+    dataset = settings.load()
+    assert dataset.columns[0].levels == ("b", "c")
+    assert dataset.columns[0].missing > 0
+    one = rows_of(frame.iloc[:1], settings.settled(dataset))[0][:]
+    assert one.tolist() == [[0, 0, 0]]  # a level that training had not, as frames have None for no value
+
+
+def test_numbers_mean_missing_values_and_one_name_is_dropped(tmp_path):
+    path = numbered(tmp_path, lambda row: f"{-999 if row % 4 == 1 else row % 7},id{row},{row}.5")
+    config = config_of_data(path, ["target=y", "drop=b", "missing=[-999]"])
+    assert config.data.drop == ("b",)
+    dataset = config.data.load()
+    assert dataset.columns[0].missing > 0
+    assert dataset.columns[0].mean > 0
+    assert config_of_data(path, ["target=y", "drop=7"]).data.drop == ("7",)
 
 
 def test_a_wrong_delimiter_is_named(tmp_path):
@@ -481,7 +603,7 @@ def test_faults_of_rows_to_predict_for_are_named(house_runs, tmp_path):
             bitsback.predict(house_runs / source, written(odd, tmp_path / "new.csv"))
         gap = new.copy()
         gap.loc[2, "price"] = None
-        with pytest.raises(DataError, match=r"the target 'price' has no value in row 3"):
+        with pytest.raises(DataError, match=r"'price' has no value in row 3 of .*or leave the column out: predictions"):
             bitsback.predict(house_runs / source, written(gap, tmp_path / "new.csv"))
 
 

@@ -37,10 +37,10 @@ def codelengths(
     """
     _check_options(codes, regularisation, digits)
     from bitsback.config import Config
-    from bitsback.config.from_data import read_config
+    from bitsback.config.from_data import is_run, read_config
 
     given: Config | Path = source
-    if not source.is_dir() and source.suffix != ".npz":  # report YAML errors before the slow import of torch
+    if not is_run(source) and source.suffix != ".npz":  # report YAML errors before the slow import of torch
         given, overrides = read_config(source, overrides or []), None
     from bitsback.analysis.codelengths import codelengths as coded
     from bitsback.analysis.codelengths import configuration_of

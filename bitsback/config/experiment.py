@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bitsback.atomic_io import DamagedFileError
-from bitsback.config.from_data import read_config
+from bitsback.config.from_data import is_run, read_config
 from bitsback.config.labels import check_declared, with_classes
 from bitsback.config.load import load_config, to_yaml
 from bitsback.config.schema import Config
@@ -405,7 +405,7 @@ def load_run(directory: str | Path, *, network: nn.Module | None = None, dataset
 
 
 def open_source(source: Config | Run | str | Path, overrides: Sequence[str] = ()) -> Config | Run:
-    """Open a run directory or read a YAML file or a data file.
+    """Open a run directory, or read a YAML file, or a file or folder of data.
 
     Args:
         source: path of one; a configuration or run is returned as it is.
@@ -419,7 +419,7 @@ def open_source(source: Config | Run | str | Path, overrides: Sequence[str] = ()
     """
     if not isinstance(source, str | Path):
         return source
-    if not Path(source).is_dir():
+    if not is_run(Path(source)):
         return read_config(source, overrides)
     if overrides:
         raise ConfigError("a run keeps its configuration; leave the overrides out, or give a YAML file")

@@ -8,7 +8,7 @@ from bitsback.config.schema import Config
 from bitsback.data.settings import registry
 from bitsback.errors import DataError, RunError
 
-__all__ = ["config_of_data", "config_to_train", "read_config"]
+__all__ = ["config_of_data", "config_to_train", "is_run", "read_config"]
 
 KINDS = {".csv": "table", ".tsv": "table", ".parquet": "table", ".zip": "images", ".txt": "text"}
 """Kinds of data, by the suffix of the file that holds them."""
@@ -61,6 +61,15 @@ def _kind(path: Path) -> str | None:
     return KINDS.get(path.suffix.lower())
 
 
+def is_run(path: Path) -> bool:
+    """Return whether a path is a directory that does not hold data, and may be a run.
+
+    >>> is_run(Path("digits.yaml"))
+    False
+    """
+    return path.is_dir() and _kind(path) is None
+
+
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a configuration from a YAML file, or make that of a data file.
 
@@ -87,7 +96,7 @@ def config_to_train(path: Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         RunError: if the path is a run, which is continued with ``--resume``, or a directory without folders of images.
     """
-    if path.is_dir() and _kind(path) is None:
+    if is_run(path):
         raise RunError(
             f"{path} is a directory; to continue a run: bitsback train {path} --resume; images lie in a folder for each class, "
             f"such as {path / 'cat' / '1.png'}"

@@ -72,6 +72,9 @@ def suited(config: Config, dataset: Dataset) -> Config:
         update["likelihood"] = _likelihood(dataset)
     if "network" not in given:
         update["network"] = _for_images(shape) if len(shape) == 3 else _for_a_table(dataset)
+    network = update.get("network", config.network)
+    if isinstance(network, MLPSettings) and network.categories is None and (sizes := _categories(dataset)):
+        update["network"] = network.model_copy(update={"categories": sizes})
     likelihood = update.get("likelihood", config.likelihood)
     update["training"] = _with_given(config, _training(dataset, len(shape) == 3, isinstance(likelihood, ClassSettings)))
     return config.model_copy(update=update)
@@ -126,10 +129,14 @@ def _likelihood(dataset: Dataset) -> LikelihoodSettings:
 
 def _for_a_table(dataset: Dataset) -> NetworkSettings:
     """Return a hidden layer beside a linear one: where hidden units do not pay, a linear network remains."""
-    values = tuple(column.values for column in dataset.columns if column.kind == "category")
-    categories = values if isinstance(dataset.train.inputs[:1], dict) else None
-    hidden = FEW_HIDDEN if len(dataset.train) < FEW_ROWS else HIDDEN
-    return MLPSettings(hidden=(hidden,), skip=True, categories=categories)
+    return MLPSettings(hidden=(FEW_HIDDEN if len(dataset.train) < FEW_ROWS else HIDDEN,), skip=True)
+
+
+def _categories(dataset: Dataset) -> tuple[int, ...] | None:
+    """Return how many values each category of a table has, if they are to be embedded."""
+    if not isinstance(dataset.train.inputs[:1], dict):
+        return None
+    return tuple(column.values for column in dataset.columns if column.kind == "category") or None
 
 
 def _for_images(shape: tuple[int, ...]) -> NetworkSettings:

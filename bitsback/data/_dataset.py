@@ -309,13 +309,16 @@ class Dataset:
         return bool(self.labels) and isinstance(self.labels[0], str)  # type: ignore[index]
 
     def columns_text(self) -> str:
-        """Return the columns of a table in lines: name, kind, rows without a value, levels; empty for other data."""
+        """Return the rows and columns of a table in lines: name, kind, rows without a value, levels; empty for other data."""
+        if not self.columns:
+            return ""
         body = [
             [brief(one.name, NAME_CHARACTERS), KINDS[one.kind], f"{one.missing:,}" if one.missing else "", _levels(one)]
             for one in self.columns
         ]
         body += [[brief(name, NAME_CHARACTERS), why, "", ""] for name, why in self.left_out.items()]
-        return text_table(["column", "what it is", "missing", "values"], body, left=4) if self.columns else ""
+        rows = f"{len(self.train):,} rows to train with, {0 if self.test is None else len(self.test):,} to test with"
+        return f"{rows}\n{text_table(['column', 'what it is', 'missing', 'values'], body, left=4)}"
 
 
 KINDS = {"number": "number", "yes_no": "yes or no", "category": "category"}

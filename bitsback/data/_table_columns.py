@@ -143,7 +143,16 @@ def _of_texts(column: Any, name: str, settings: "TableSettings", kind: ColumnKin
     count = int(compute.sum(present).as_py() or 0)
     if not count:
         return Values(kind, np.full(len(column), np.nan))
-    plain = compute.replace_substring(texts, ",", ".") if settings.decimal == "," else texts
+    plain = texts
+    if settings.decimal == ",":
+        plain = compute.replace_substring(texts, ",", ".")
+        point = _matches(texts, r"\.") & _matches(plain, NUMBER)
+        if kind in (None, "number") and point.any():
+            row, text = _first_wrong(texts, ~point)
+            raise DataError(
+                f"row {row} of column '{name}' is {text}, with a point, and data.decimal is a comma; write numbers such as "
+                f"1234,5, or set data.types={{{name}: category}}"
+            )
     if kind in (None, "number") and (quick := _as_numbers(plain)) is not None:
         return Values("number", quick, (), _are_whole(texts, quick, count))
     numeric = _matches(plain, NUMBER)
@@ -170,7 +179,7 @@ def _of_texts(column: Any, name: str, settings: "TableSettings", kind: ColumnKin
     if numeric.sum() == count:
         numeric, said = np.isfinite(compute.cast(plain, pyarrow.float64()).to_numpy(zero_copy_only=False)), "too large a number"
     row, text = _first_wrong(texts, numeric)
-    fix = f"correct it, or set data.missing=[{text}] if it stands for a missing value"
+    fix = f"correct it, or set data.missing=[{text}] if it stands for a missing value of a .csv file"
     raise DataError(f"row {row} of column '{name}' is {text}, {said}; {fix}")
 
 
@@ -213,7 +222,7 @@ def _kind(name: str, texts: Any, numeric: np.ndarray, count: int, settings: "Tab
         row, text = _first_wrong(texts, numeric)
         raise DataError(
             f"row {row} of column '{name}' is {text}, and {numeric.sum():,} of its {count:,} values are numbers; correct it, "
-            f"or set data.missing=[{text}] if it stands for a missing value, or data.types={{{name}: category}}"
+            f"or set data.missing=[{text}] if it stands for a missing value of a .csv file, or data.types={{{name}: category}}"
         )
     if (decorated := _matches(texts, DECORATED) & ~numeric).sum() > MOST * count:
         text = brief(texts[int(decorated.argmax())].as_py(), SHOWN_CHARACTERS)
@@ -290,17 +299,13 @@ def _check_no_id(name: str, values: Values, trained: Values, settings: "TableSet
 
 
 def _measured(name: str, trained: Values, known: np.ndarray, missing: int) -> ColumnSettings:
-    """Return a column with what is measured in the training rows; means and stds are rounded to float32."""
+    """Return a column with what is measured in the training rows, in float64."""
     assert trained.kind is not None
     if trained.kind == "category":
         return ColumnSettings(name=name, kind=trained.kind, levels=trained.texts, missing=missing)
-    mean, std = _short(known.mean()), _short(known.std()) if trained.kind == "number" else 1.0
+    varies = trained.kind == "number" and bool((known != known[0]).any())
+    mean, std = float(known.mean()), float(known.std()) if varies else 1.0
     return ColumnSettings(name=name, kind=trained.kind, mean=mean, std=std if std > 0 else 1.0, missing=missing)
-
-
-def _short(number: float) -> float:
-    """Return the shortest decimal number that float32 rounds as this one."""
-    return float(str(np.float32(number)))
 
 
 def encoded(table: Any, columns: Sequence[ColumnSettings], settings: "TableSettings", what: str) -> Tensor | dict[str, Tensor]:

@@ -1,6 +1,5 @@
 """Tables in files: texts of .csv and .tsv files as they stand there, typed columns of Parquet files."""
 
-import codecs
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from bitsback.extras import require
 if TYPE_CHECKING:
     from bitsback.data.settings import TableSettings
 
-__all__ = ["is_table_file", "read_table"]
+__all__ = ["for_typed", "is_table_file", "read_table"]
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 """Suffixes of files that are tables."""
@@ -40,7 +39,12 @@ def is_table_file(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES
 
 
-def read_table(path: Path, settings: "TableSettings") -> Any:
+def for_typed(settings: "TableSettings") -> "TableSettings":
+    """Return the settings of a table whose missing values are null, as in Parquet files: no text means one."""
+    return settings.model_copy(update={"missing": ()})
+
+
+def read_table(path: Path, settings: "TableSettings") -> tuple[Any, "TableSettings"]:
     """Read a table.
 
     Args:
@@ -48,7 +52,8 @@ def read_table(path: Path, settings: "TableSettings") -> Any:
         settings: delimiter and encoding of text.
 
     Returns:
-        a pyarrow table: the texts of a text file, white space included; typed columns of a Parquet file.
+        a pyarrow table: the texts of a text file, white space included; typed columns of a Parquet file; and the settings by
+        which its values are read.
 
     Raises:
         DataError: if the file cannot be read as a table, has no rows, or has columns without a name or of one name.
@@ -63,11 +68,12 @@ def read_table(path: Path, settings: "TableSettings") -> Any:
         raise DataError(f"cannot read {path}: {error.strerror or error}; give the path of an existing file") from error
     if not start.strip():
         raise DataError(f"{path} is empty; give a table with a line of names and a line for each row")
-    table = _of_parquet(path) if start.startswith(b"PAR1") else _of_text(path, start, settings)
+    is_typed = start.startswith(b"PAR1")
+    table = _of_parquet(path) if is_typed else _of_text(path, start, settings)
     _check_names(table.column_names, path)
     if not table.num_rows:
         raise DataError(f"{path} has names of columns and no rows; give at least one row")
-    return table
+    return table, for_typed(settings) if is_typed else settings
 
 
 def _of_parquet(path: Path) -> Any:
@@ -84,9 +90,9 @@ def _of_text(path: Path, start: bytes, settings: "TableSettings") -> Any:
     from pyarrow import csv
 
     try:
-        codecs.lookup(settings.encoding)
-    except LookupError as error:
-        raise DataError(f"there is no encoding '{settings.encoding}'; set data.encoding=utf-8, or latin-1") from error
+        b"a".decode(settings.encoding, "replace")  # codecs that are not of text, such as hex, are found here
+    except (LookupError, ValueError) as error:
+        raise DataError(f"there is no encoding '{settings.encoding}' of text; set data.encoding=utf-8, or latin-1") from error
     is_wide = settings.encoding.lower().replace("-", "").startswith(("utf16", "utf32"))
     if b"\0" in start and not is_wide:
         wide = start.startswith((b"\xff\xfe", b"\xfe\xff"))
@@ -101,12 +107,17 @@ def _of_text(path: Path, start: bytes, settings: "TableSettings") -> Any:
         return "skip"
 
     parsing = csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=note)
+    empty = 0
     try:
         with csv.open_csv(path, csv.ReadOptions(use_threads=False, encoding=settings.encoding), parsing) as reader:
             names = reader.schema.names
+        if len(names) == 1:  # an empty line is then a missing value, below the names
+            parsing.ignore_empty_lines = False
+            text = start.decode(settings.encoding, "replace").lstrip("\ufeff")
+            empty = len(text[: len(text) - len(text.lstrip("\r\n"))].splitlines())
         uneven.clear()
         numbers = [str(number) for number in range(len(names))]  # names may be equal, types are by name
-        reading = csv.ReadOptions(use_threads=False, encoding=settings.encoding, column_names=numbers)
+        reading = csv.ReadOptions(use_threads=False, encoding=settings.encoding, column_names=numbers, skip_rows=empty)
         as_texts = csv.ConvertOptions(column_types=dict.fromkeys(numbers, pyarrow.string()), strings_can_be_null=False)
         table = csv.read_csv(path, reading, parsing, as_texts).slice(1).rename_columns(names)  # the first row is the names
     except (UnicodeDecodeError, pyarrow.ArrowException, OSError) as error:

@@ -13,7 +13,7 @@ from bitsback.data._target_columns import target_name
 from bitsback.errors import DataError, brief
 from bitsback.extras import require
 
-__all__ = ["is_frame", "parquet_batches", "parquet_frames", "table"]
+__all__ = ["is_frame", "parquet_batches", "parquet_frames", "table", "table_of"]
 
 
 def is_frame(data: Any) -> bool:
@@ -121,3 +121,35 @@ def parquet_batches(path: Path) -> Iterator[Any]:
             yield from file.iter_batches()
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"cannot read {path} as Parquet: {brief(error)}; write it again with DataFrame.to_parquet") from error
+
+
+def table_of(frame: Any) -> Any:
+    """Return a pandas frame as a table of pyarrow.
+
+    Args:
+        frame: its index is left out.
+
+    Returns:
+        the table, with the names of the columns as texts.
+
+    Raises:
+        DataError: for two columns of one name, and for a column whose values are of several kinds.
+        MissingExtraError: without pandas and pyarrow.
+    """
+    require("tables", "predicting for a pandas frame")
+    import pyarrow
+
+    names = [str(name) for name in frame.columns]
+    twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
+    if twice is not None:
+        raise DataError(f"two columns of the frame are called '{twice}'; rename one")
+    columns = []
+    for place, name in enumerate(names):
+        try:
+            columns.append(pyarrow.Array.from_pandas(frame.iloc[:, place]))
+        except (pyarrow.ArrowException, OverflowError) as error:
+            raise DataError(
+                f"column '{name}' of the frame holds values of several kinds ({brief(error, 100)}); make them alike, such as "
+                "with astype(str) or pandas.to_numeric"
+            ) from error
+    return pyarrow.table(columns, names)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, Union
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from bitsback.data._column import ColumnKind, ColumnName, ColumnSettings
 from bitsback.errors import DataError
@@ -514,7 +514,9 @@ class TableSettings(DataSettings):
     kind: Literal["table"] = "table"
     path: FilePath = Field(description="the .csv, .tsv or .parquet file")
     target: ColumnName | None = Field(None, description="name of the column to predict")
-    drop: tuple[ColumnName, ...] = Field((), description="names of columns that are no inputs")
+    drop: Annotated[
+        tuple[ColumnName, ...], BeforeValidator(lambda given: [given] if isinstance(given, str | int) else given)
+    ] = Field((), description="names of columns that are no inputs")
     split: TableSplit = TableSplit()
     types: dict[ColumnName, ColumnKind] = Field(
         default_factory=dict, description="number, yes_no or category by column, where it is not to be found in the values"
@@ -524,7 +526,7 @@ class TableSettings(DataSettings):
         description="one_hot: an input of 0 or 1 for each level, all 0 for an unseen one; embedding: the network gets numbers "
         "(n, k) and categories (n, c), in which 0 is an unseen level",
     )
-    missing: tuple[str, ...] = Field(
+    missing: tuple[ColumnName, ...] = Field(
         ("NA", "NaN", "nan", "NULL", "null"), description="texts of a .csv file that mean a missing value, as empty ones do"
     )
     delimiter: str | None = Field(

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bitsback.data._column import ColumnSettings
 from bitsback.data._dataset import Dataset, Examples, split
 from bitsback.data._rows import View, as_rows
 from bitsback.data._table_columns import Values, column_of, encoded, found_columns, values_of
-from bitsback.data._table_file import is_table_file, read_table
-from bitsback.data._tables import is_frame
+from bitsback.data._table_file import for_typed, is_table_file, read_table
+from bitsback.data._tables import is_frame, table_of
 from bitsback.data._target_columns import class_numbers
 from bitsback.errors import DataError, brief
-from bitsback.extras import require
 
 if TYPE_CHECKING:
     from bitsback.data.settings import TableSettings
@@ -29,8 +29,14 @@ COLUMNS_NOTE = "levels, means and stds of the columns in the training inputs, wh
 PARTS = {"train": False, "test": True}
 """Values of a column that says which rows are test rows."""
 
+TRUTH = ("false", "true")
+"""Labels of targets that are truth values, however a file writes them."""
+
 TEST_SHARE = 0.2
 """Share of rows held out, unless the settings say another, or name a column."""
+
+SAME = 1e-6
+"""Relative difference up to which means and stds are the same."""
 
 MOST_NAMED = 30
 """Most columns that a message lists."""
@@ -49,7 +55,8 @@ def load_table(settings: "TableSettings", *, inputs_only: bool) -> Dataset:
     Raises:
         DataError: if the table cannot be read, or a column cannot be what it is needed for.
     """
-    table, what = read_table(settings.path, settings), str(settings.path)
+    what = str(settings.path)
+    table, settings = read_table(settings.path, settings)
     _check_named(table, settings, what, inputs_only)
     if table.num_rows < 2:
         raise DataError(f"{what} has one row; give at least two")
@@ -59,14 +66,15 @@ def load_table(settings: "TableSettings", *, inputs_only: bool) -> Dataset:
     row = torch.arange(table.num_rows)
     train, test = _splits(row, targets, table, settings, what)
     left_out = dict.fromkeys(settings.drop, "left out: data.drop")
-    columns = settings.columns
+    apart = {*settings.drop, settings.target, settings.split.column}
+    names = [name for name in table.column_names if name not in apart]
+    columns, constant = found_columns(table, names, train.inputs.numpy(), settings)
+    left_out |= constant
+    if settings.columns:
+        _check_same(settings.columns, columns, what)
+        columns = settings.columns
     if not columns:
-        apart = {*settings.drop, settings.target, settings.split.column}
-        names = [name for name in table.column_names if name not in apart]
-        columns, constant = found_columns(table, names, train.inputs.numpy(), settings)
-        left_out |= constant
-        if not columns:
-            raise DataError(f"{what} has no column beside its target that varies; inputs are needed")
+        raise DataError(f"{what} has no column beside its target that varies; inputs are needed")
     inputs = as_rows(encoded(table, columns, settings, what))
     of = (lambda part: inputs[part]) if isinstance(inputs, Tensor) else inputs.selected
     train = replace(train, inputs=of(train.inputs))
@@ -91,34 +99,70 @@ def _check_named(table: Any, settings: "TableSettings", what: str, inputs_only: 
         column_of(table, settings.target, what)
     if settings.target in (*settings.drop, settings.split.column):
         raise DataError(f"column '{settings.target}' of {what} is the target, and cannot be dropped or say train and test")
+    apart = {*settings.drop, settings.target, settings.split.column}
+    if (both := next((one.name for one in settings.columns if one.name in apart), None)) is not None:
+        raise DataError(
+            f"column '{both}' is an input in data.columns, and also the target, dropped or the column of the split; leave "
+            "data.columns out, so that they are found again"
+        )
     if "" in names and "" not in settings.drop:
         raise DataError(f"a column of {what} has no name; give it one, or leave it out: data.drop=['']")
 
 
-def _target(table: Any, settings: "TableSettings", what: str) -> Values:
+def _check_same(written: tuple[ColumnSettings, ...], found: tuple[ColumnSettings, ...], what: str) -> None:
+    """Raise DataError if the columns that the settings write out are not those of the training rows."""
+    fix = "; give the table and the settings that they were found with, or leave data.columns out"
+    of = {column.name: column for column in found}
+    for one in written:
+        other = of.pop(one.name, None)
+        if other is None:
+            raise DataError(f"data.columns has '{one.name}', which is no input among the training rows of {what}{fix}")
+        said = (one.kind, one.levels, bool(one.missing))
+        near = SAME * max(abs(other.mean), other.std)
+        if (
+            said != (other.kind, other.levels, bool(other.missing))
+            or max(abs(one.mean - other.mean) - near, abs(one.std - other.std) - SAME * other.std) > 0
+        ):
+            raise DataError(f"data.columns says otherwise of '{one.name}' than the training rows of {what}{fix}")
+    if of:
+        raise DataError(f"data.columns leaves out '{next(iter(of))}', an input among the training rows of {what}{fix}")
+
+
+def _target(table: Any, settings: "TableSettings", what: str, fix: str = "or leave such rows out") -> Values:
     """Return the target of every row; raises DataError where there is none."""
     assert settings.target is not None
     name = settings.target
     kind = settings.types.get(name)
     values = values_of(column_of(table, name, what), name, settings, kind)
-    if values.kind == "yes_no":  # labels are texts
-        values = values_of(table.column(name), name, settings, "category")
+    values = _one_spelling(values)
     missing = values.missing
     if missing.all():
         raise DataError(f"the target '{name}' of {what} has no value in any row; choose another column")
     if missing.any():
         raise DataError(
             f"the target '{name}' has no value in row {1 + int(missing.argmax())} of {what} ({int(missing.sum()):,} in all); "
-            "fill it, or leave such rows out"
+            f"fill it, {fix}"
         )
     return values
+
+
+def _one_spelling(values: Values) -> Values:
+    """Return truth values as a category of the texts false and true, and others as they are."""
+    if values.kind == "yes_no":
+        return replace(values, kind="category", texts=TRUTH)
+    low = [text.lower() for text in values.texts]
+    if values.kind != "category" or not set(low) <= set(TRUTH):
+        return values
+    numbers, seen = values.numbers.copy(), ~values.missing
+    numbers[seen] = np.array([TRUTH.index(text) for text in low])[numbers[seen].astype(np.int64)]
+    return replace(values, numbers=numbers, texts=TRUTH)
 
 
 def _numbered(values: Values, settings: "TableSettings", what: str) -> tuple[Tensor, tuple[str, ...] | None]:
     """Return targets (n,), real or whole numbers, or class numbers with their texts."""
     first = values.numbers[0]
     if (values.numbers == first).all():
-        said = repr(brief(values.texts[0])) if values.texts else f"{first:g}"
+        said = repr(brief(values.texts[int(first)])) if values.texts else f"{first:g}"
         raise DataError(
             f"the target '{settings.target}' is {said} in every row of {what}: there is nothing to describe; choose "
             "another column"
@@ -129,8 +173,13 @@ def _numbered(values: Values, settings: "TableSettings", what: str) -> tuple[Ten
                 f"the target '{settings.target}' of {what} is another text in every row; choose a column whose values repeat"
             )
         return class_numbers([values.texts[place] for place in values.numbers.astype(np.int64).tolist()], values.texts)
-    is_exact = np.abs(values.numbers).max() <= 2.0**53  # float64 holds whole numbers up to there
-    return torch.from_numpy(values.numbers.astype(np.int64) if values.is_whole and is_exact else values.numbers), None
+    return torch.from_numpy(_plain(values)), None
+
+
+def _plain(values: Values) -> np.ndarray:
+    """Return targets that are numbers, (n,): whole ones as int64, unless they are too large for float64 to hold them."""
+    is_exact = np.abs(values.numbers).max() <= 2.0**53
+    return values.numbers.astype(np.int64) if values.is_whole and is_exact else values.numbers
 
 
 def _splits(row: Tensor, targets: Tensor, table: Any, settings: "TableSettings", what: str) -> tuple[Examples, Examples | None]:
@@ -173,22 +222,17 @@ def rows_of(given: Any, settings: "TableSettings") -> tuple[Tensor | View, np.nd
         DataError: if the table cannot be read, a column is missing, or holds something else than in training.
     """
     if is_frame(given):
-        require("tables", "predicting for a pandas frame")
-        import pyarrow
-
-        table, what = pyarrow.Table.from_pandas(given, preserve_index=False), "the frame"
+        table, what, settings = table_of(given), "the frame", for_typed(settings)
     else:
-        table, what = read_table(Path(given), settings), str(given)
+        (table, settings), what = read_table(Path(given), settings), str(given)
     if not settings.columns:
         raise DataError("the run does not say what its columns were; train it again with this release")
     inputs = as_rows(encoded(table, settings.columns, settings, what))
     targets = None
     if settings.target in table.column_names and not _is_blank(table, settings):
-        values = _target(table, settings, what)
-        if values.kind == "category":
-            targets = np.array(values.texts)[values.numbers.astype(np.int64)]
-        else:
-            targets = values.numbers.astype(np.int64) if values.is_whole else values.numbers
+        values = _target(table, settings, what, "or leave the column out: predictions need no target, only their bits do")
+        is_text = values.kind == "category"
+        targets = np.array(values.texts)[values.numbers.astype(np.int64)] if is_text else _plain(values)
     return inputs, targets, table
 
 
