@@ -1,7 +1,9 @@
 """Networks that need no code: their sizes, what they compute, and that they train, are counted, packed and predict."""
 
+import importlib.metadata
 import importlib.util
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from bitsback.config import Config
 from bitsback.errors import ConfigError, FileError, MissingExtraError
 from bitsback.formats._size_limits import check_size
 from bitsback.formats.model_file._input_kinds import InputKinds
+from bitsback.formats.model_file.write import Packed
 from bitsback.networks import MLP
 from bitsback.training.loop import Fit
 
@@ -398,6 +401,20 @@ def test_a_network_of_timm_by_name_fits_the_images(model, arguments, tmp_path, m
     monkeypatch.setenv("BITSBACK_LIMIT_NUMBERS", "1000")
     with pytest.raises(FileError, match="too large"):
         check_size(config, [1, 32, 48], 3)
+
+
+@needs_timm
+def test_a_packed_network_of_timm_names_the_version_that_made_it():
+    said = {}
+    for network in ({"kind": "timm", "model": "resnet10t"}, {"kind": "mlp"}):
+        loaded = SimpleNamespace(config=Config.model_validate({"network": network}), parts=[])
+        packed = Packed(b"file", "quantised", "as set", loaded, 1.0, None, 0.5, None, "error", 2.0)
+        said[network["kind"]] = (str(packed), packed.to_dict().get("needs"))
+    needs = f"timm {importlib.metadata.version('timm')}"
+    assert f"A receiver needs {needs}: " in said["timm"][0]
+    assert said["timm"][1] == needs
+    assert "receiver" not in said["mlp"][0]
+    assert said["mlp"][1] is None
 
 
 @needs_timm
