@@ -10,7 +10,6 @@ from torch import Tensor
 from bitsback.errors import ConfigError, DataError, LayerError, near_miss
 
 __all__ = [
-    "CHANNELS",
     "CHANNELS_LAST",
     "Inputs",
     "Output",
@@ -50,10 +49,10 @@ CHANNELS_LAST = (
 def looks_channels_last(shape: Sequence[int]) -> bool:
     """Return whether the shape of one example looks like that of an image with its channels last.
 
-    >>> looks_channels_last((32, 32, 3)), looks_channels_last((3, 32, 32)), looks_channels_last((3, 3, 3))
+    >>> looks_channels_last((32, 32, 3)), looks_channels_last((3, 32, 32)), looks_channels_last((16, 3, 3))
     (True, False, False)
     """
-    return len(shape) == 3 and shape[-1] in CHANNELS and shape[0] not in CHANNELS
+    return len(shape) == 3 and shape[-1] in CHANNELS and min(shape[:2]) > max(CHANNELS)
 
 
 def channels_first(array: Any, what: str) -> Any:
@@ -90,7 +89,9 @@ def check_channels(shape: Sequence[int], wanted: Sequence[int]) -> None:
     Raises:
         DataError: for an image with channels last where they come first, and for other axes than the network's.
     """
-    if looks_channels_last(shape) and shape[2] > 1 and tuple(wanted) == (shape[2], shape[0], shape[1]):
+    if len(shape) != 3 or shape[2] not in CHANNELS[1:] or tuple(shape) == tuple(wanted):
+        return
+    if tuple(wanted) == (shape[2], shape[0], shape[1]):
         raise DataError(
             f"inputs of shape {tuple(shape)} are images with channels last, and the network takes {tuple(wanted)}; give "
             "inputs.permute(0, 3, 1, 2), in numpy inputs.transpose(0, 3, 1, 2)"

@@ -18,6 +18,7 @@ from bitsback.data.settings import GivenDataSettings
 from bitsback.errors import BitsbackError
 from bitsback.extras import require
 from bitsback.model import Prediction
+from bitsback.torch_state import seeded
 
 require("sklearn", "bitsback.sklearn")
 
@@ -30,6 +31,9 @@ __all__ = ["BitsClassifier", "BitsRegressor"]
 
 SEEDS = 2**31 - 1
 """Number of seeds that are drawn from."""
+
+OF_LABELS = ("bernoulli", "categorical", "tokens")
+"""Likelihoods of labels, by kind."""
 
 Section = Mapping[str, Any] | None
 """A section of a configuration, as in YAML; None: chosen by the data, or the default."""
@@ -83,8 +87,9 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # without types
             dataset = data.finish("in memory", Examples(torch.tensor(inputs), torch.tensor(targets)), None)
             scaled = replace(dataset, train=replace(dataset.train, inputs=dataset.train.inputs.float()))
             config = suited(validated(values, [], {}, type(self).__name__), scaled)
-            experiment = Experiment.build(config, dataset=scaled)
-            self.ledger_ = experiment.train(None, progress=bool(self.verbose)).ledger
+            with seeded(seed, torch.device("cpu")):  # the caller's generator stays as it is
+                experiment = Experiment.build(config, dataset=scaled)
+                self.ledger_ = experiment.train(None, progress=bool(self.verbose)).ledger
         except BitsbackError as error:
             raise ValueError(str(error)) from error
         self.config_, self.preprocessing_ = experiment.config, dataset.preprocessing
@@ -239,6 +244,11 @@ class BitsRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
         """
         inputs, targets = self._checked(X, y)
         likelihood = self.likelihood or {"kind": "gaussian"}
+        if (kind := dict(likelihood).get("kind")) in OF_LABELS:
+            raise ValueError(
+                f"likelihood.kind={kind} describes labels, and a regressor predicts numbers; use BitsClassifier, or a "
+                "likelihood of numbers such as gaussian or poisson"
+            )
         self._train(inputs, targets.astype(np.float64), likelihood)
         return self
 

@@ -313,3 +313,11 @@ def test_a_shipped_configuration_is_found_by_name_and_a_file_of_that_name_first(
         load_config("digit_conv")
     with pytest.raises(ConfigError, match=r"cannot read missing\.yaml"):
         load_config("missing.yaml")
+
+
+def test_any_character_of_a_label_survives_yaml(config):
+    characters = [*map(chr, range(0xA1)), "\u2028", "\u2029", "\ufeff", "\U0001f600", "é"]
+    labels = [text for one in characters for text in (f"<{one}>", f"{one}>", f"<{one}")]
+    original = Config.model_validate({"likelihood": {"kind": "categorical", "labels": labels}})
+    assert load_config(config(to_yaml(original))) == original
+    assert "<é>" in to_yaml(original)  # letters stay readable

@@ -69,7 +69,7 @@ SECTIONS = {
     "21. Counts": "ed0b3ebc909ca97efe62cc3fa75357ff",
     "22. Targets with axes, and masks": "46c3b448f37184a954992d5beee762f4",
     "23. Inputs of several tensors, and whole batches": "868114324261dbb0a3e275179c69d507",
-    "24. Ready networks": "8d35160b659ea408f1e5c8eca6ea056f",
+    "24. Ready networks": "fb6c621ed7671689bc7763df7fa13824",
     "25. Images": "f5918ba2b16dc4e24ec46c64a76adda2",
     "26. Body `text`": "44f4bf6f65bd82895238d7bd7ce040e6",
 }

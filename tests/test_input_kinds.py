@@ -5,11 +5,13 @@ import torch
 from torch import nn
 
 import bitsback
-from bitsback.errors import FileError
+from bitsback.config._input_shapes import image_of
+from bitsback.errors import ConfigError, DataError, FileError
 from bitsback.formats.config_text import take_settings
 from bitsback.formats.container import BitReader, unseal
 from bitsback.formats.model_file._head import EmptyModel
 from bitsback.formats.model_file._input_kinds import InputKinds
+from bitsback.inputs import check_channels, looks_channels_last
 
 ONE = torch.zeros(2, 3)
 WHOLE = torch.zeros(2, 4, dtype=torch.long)
@@ -156,3 +158,23 @@ def test_a_model_is_saved_with_the_likelihood_of_its_training(tmp_path):
     bitsback.train(model, counts, (x, y), training={"epochs": 1}, progress=False)
     bitsback.save(model, tmp_path / "m.bb", (x, y), progress=False)
     assert bitsback.load(tmp_path / "m.bb").likelihood.kind == "poisson"
+
+
+def test_the_order_of_channels_is_told_by_one_rule():
+    for shape, is_last in (
+        ((32, 24, 3), True),
+        ((3, 32, 3), False),
+        ((16, 3, 3), False),
+        ((28, 28, 1), True),
+        ((8, 8, 16), False),
+    ):
+        assert looks_channels_last(shape) == is_last
+        if is_last:
+            with pytest.raises(ConfigError, match=r"permute\(0, 3, 1, 2\)"):
+                image_of(torch.zeros(2, *shape), "resnet")
+        else:
+            assert image_of(torch.zeros(2, *shape), "resnet") == shape
+    for shape in ((32, 24, 3), (4, 4, 3), (3, 4, 3)):
+        with pytest.raises(DataError, match="channels last"):
+            check_channels(shape, (shape[2], *shape[:2]))
+        check_channels(shape, shape)

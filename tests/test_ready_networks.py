@@ -1,7 +1,9 @@
 """Networks that need no code: their sizes, what they compute, and that they train, are counted, packed and predict."""
 
+import importlib.metadata
 import importlib.util
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from bitsback.config import Config
 from bitsback.errors import ConfigError, FileError, MissingExtraError
 from bitsback.formats._size_limits import check_size
 from bitsback.formats.model_file._input_kinds import InputKinds
+from bitsback.formats.model_file.write import Packed
 from bitsback.networks import MLP
 from bitsback.training.loop import Fit
 
@@ -360,6 +363,31 @@ def test_a_file_that_asks_for_a_huge_network_is_refused_before_it_is_built():
         check_size(config, columns.sizes, 5, file_bytes=500, blank=columns.blank)
 
 
+@pytest.mark.parametrize("kind", ["lstm", "sequential"])
+def test_the_size_of_a_recurrent_network_is_known_without_its_steps(kind, monkeypatch):
+    length, outputs = 1 << 17, 5
+    network, inputs, weights = {"kind": "lstm", "width": 8, "embedding": 4, "vocabulary": 5}, [length], 20
+    if kind == "sequential":
+        recurrent = {"LSTM": {"hidden_size": 8, "batch_first": True}}
+        network, inputs, weights = {"kind": kind, "layers": [recurrent, {"Linear": {"out_features": outputs}}]}, [length, 4], 0
+    config = Config.model_validate({"network": network})
+    numbers = weights + 4 * 8 * (4 + 8 + 2) + 8 * outputs + outputs + 2 * 8 * length + 2 * outputs
+    monkeypatch.setenv("BITSBACK_LIMIT_NUMBERS", str(numbers))
+    assert check_size(config, inputs, outputs, whole=kind == "lstm") == 64
+    monkeypatch.setenv("BITSBACK_LIMIT_NUMBERS", str(numbers - 1))
+    with pytest.raises(FileError, match=f"asks for {numbers:,} numbers"):
+        check_size(config, inputs, outputs, whole=kind == "lstm")
+
+
+@pytest.mark.parametrize("name", ["mlp", "lstm", "transformer", "resnet", "vit"])
+def test_the_least_number_of_weights_is_less_than_the_network_has(name):
+    network = {"lstm": {"layers": 3}, "mlp": {"hidden": [300, 200, 10]}, "resnet": {"blocks": 2}}.get(name, {})
+    settings = Config.model_validate({"network": {"kind": name, **network}}).network
+    inputs = torch.rand(2, 1, 8, 8) if name in ("resnet", "vit") else torch.rand(2, 4, 3)
+    weights = sum(weight.numel() for weight in settings.build(inputs, 2).parameters())
+    assert weights / 2 < settings.least_weights <= weights
+
+
 @needs_timm
 @pytest.mark.parametrize(
     ("model", "arguments"), [("resnet10t", {}), ("vit_tiny_patch16_224", {"depth": 1, "embed_dim": 12, "num_heads": 2})]
@@ -373,6 +401,20 @@ def test_a_network_of_timm_by_name_fits_the_images(model, arguments, tmp_path, m
     monkeypatch.setenv("BITSBACK_LIMIT_NUMBERS", "1000")
     with pytest.raises(FileError, match="too large"):
         check_size(config, [1, 32, 48], 3)
+
+
+@needs_timm
+def test_a_packed_network_of_timm_names_the_version_that_made_it():
+    said = {}
+    for network in ({"kind": "timm", "model": "resnet10t"}, {"kind": "mlp"}):
+        loaded = SimpleNamespace(config=Config.model_validate({"network": network}), parts=[])
+        packed = Packed(b"file", "quantised", "as set", loaded, 1.0, None, 0.5, None, "error", 2.0)
+        said[network["kind"]] = (str(packed), packed.to_dict().get("needs"))
+    needs = f"timm {importlib.metadata.version('timm')}"
+    assert f"A receiver needs {needs}: " in said["timm"][0]
+    assert said["timm"][1] == needs
+    assert "receiver" not in said["mlp"][0]
+    assert said["mlp"][1] is None
 
 
 @needs_timm

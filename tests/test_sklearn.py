@@ -156,6 +156,18 @@ def test_bad_settings_are_named(settings, said, line):
         BitsRegressor(**settings).fit(*line)
 
 
+@pytest.mark.parametrize("kind", ["categorical", "bernoulli", "tokens"])
+def test_a_regressor_takes_no_likelihood_of_labels(kind, line):
+    with pytest.raises(ValueError, match=f"likelihood.kind={kind} describes labels.*BitsClassifier"):
+        BitsRegressor(likelihood={"kind": kind}).fit(*line)
+
+
+def test_training_leaves_the_random_generator_of_torch_as_it_is(line):
+    before = torch.get_rng_state()
+    BitsRegressor(training={"epochs": 2}, random_state=3).fit(*line).predict(line[0])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_one_class_is_refused(wine):
     with pytest.raises(ValueError, match="one class"):
         BitsClassifier().fit(wine[0], np.zeros(178, dtype=int))

@@ -140,10 +140,6 @@ def predict(source: RunSource | str | Path, inputs: Any, locations: Sequence[str
     order: a level that training did not have is an unseen one, and a missing value is the mean. ``save`` writes their rows with
     the predictions beside them.
 
-    A run or a file of a table takes other tables, .csv, .tsv, .parquet or a pandas frame, with the columns of its inputs in any
-    order: a level that training did not have is an unseen one, and a missing value is the mean. ``save`` writes their rows with
-    the predictions beside them.
-
     Targets that stand beside the inputs in an .npz or .parquet file (in an .npz file the arrays that the run's data name, or
     ``targets`` or ``test_targets``, and their masks) have their bits in the result. So have images in folders, if all of these
     are called as classes are; records of images begin with the name of the file.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bitsback.errors import ConfigError
-from bitsback.inputs import CHANNELS, CHANNELS_LAST, Inputs, described
+from bitsback.inputs import CHANNELS_LAST, Inputs, described, looks_channels_last
 
 __all__ = ["columns_of", "flat", "image_of", "length_of", "patch_of", "vectors_of"]
 
@@ -118,7 +118,7 @@ def image_of(inputs: Inputs, kind: str) -> tuple[int, int, int]:
     is_tensor = isinstance(inputs, Tensor)
     sizes = tuple(inputs.shape[1:]) if isinstance(inputs, Tensor) else ()
     if len(sizes) == 3 and isinstance(inputs, Tensor) and inputs.is_floating_point():
-        if sizes[2] not in CHANNELS or min(sizes[:2]) <= max(CHANNELS):
+        if not looks_channels_last(sizes):
             return sizes[0], sizes[1], sizes[2]
         fix = f"these {CHANNELS_LAST}"
     elif len(sizes) == 3:

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.representer import SafeRepresenter
 
 from bitsback import limits
 from bitsback.config._explain import KeyPath, Origins, describe_all, where_is
@@ -18,6 +19,9 @@ from bitsback.errors import ConfigError
 from bitsback.yaml import load_yaml, read_text
 
 __all__ = ["load_config", "parse_value", "to_yaml", "validated"]
+
+UNICODE_BREAKS = {"\x85", "\u2028", "\u2029"}
+"""Characters that YAML 1.1 reads as line breaks."""
 
 SHOWN_CHARACTERS = 80
 """Characters that a message quotes of a value that cannot be read."""
@@ -87,8 +91,20 @@ def to_yaml(config: Config, sections: Sequence[str] | None = None) -> str:
     writer = YAML(typ="safe", pure=True)
     writer.default_flow_style = False
     writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    writer.Representer = _Representer
     writer.dump(config.model_dump(mode="json", include=None if sections is None else set(sections)), stream)
     return stream.getvalue()
+
+
+class _Representer(SafeRepresenter):
+    """Writer of values; a text with line breaks of Unicode is quoted and escaped, since a plain one is read with spaces."""
+
+    def represent_str(self, data: str) -> Any:
+        """Return the node of a text."""
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style='"' if UNICODE_BREAKS & {*data} else None)
+
+
+_Representer.add_representer(str, _Representer.represent_str)
 
 
 def parse_value(text: str) -> Any:

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -59,6 +60,11 @@ class ReadySettings(NetworkSettings):
     def depth(self) -> int:
         """Return the number of layers that are made, however little each of them does."""
 
+    @property
+    def least_weights(self) -> int:
+        """Return a lower bound of the number of weights, for any inputs and outputs, without making the network."""
+        return 0
+
     @abstractmethod
     def made(self, inputs: "Inputs", outputs: int) -> "nn.Module":
         """Make the network with new weights; raises ConfigError for inputs that it does not take.
@@ -110,6 +116,11 @@ class MLPSettings(ReadySettings):
         """Return the number of dense layers and embeddings."""
         return len(self.hidden) + 1 + len(self.categories or ())
 
+    @property
+    def least_weights(self) -> int:
+        """Return the number of weights between hidden layers, and one for each value of a category."""
+        return sum(size * units for size, units in pairwise(self.hidden)) + sum(self.categories or ())
+
     def made(self, inputs: "Inputs", outputs: int) -> "nn.Module":
         """Make the network.
 
@@ -152,6 +163,11 @@ class LSTMSettings(ReadySettings):
     def depth(self) -> int:
         """Return the number of recurrent layers."""
         return self.layers
+
+    @property
+    def least_weights(self) -> int:
+        """Return the number of weights from states to gates."""
+        return 4 * self.width**2 * (2 * self.layers - 1)
 
     def made(self, inputs: "Inputs", outputs: int) -> "nn.Module":
         """Make the network.
@@ -204,6 +220,11 @@ class TransformerSettings(_AttentionSettings):
         """Return the number of layers."""
         return self.layers
 
+    @property
+    def least_weights(self) -> int:
+        """Return the number of weights of attention, of dense layers and of positions that are set."""
+        return 12 * self.width**2 * self.layers + (self.context or 0) * self.width
+
     def made(self, inputs: "Inputs", outputs: int) -> "nn.Module":
         """Make the network.
 
@@ -243,6 +264,11 @@ class ResNetSettings(ReadySettings):
         """Return the number of layers."""
         return 6 * self.blocks + 2
 
+    @property
+    def least_weights(self) -> int:
+        """Return the number of weights of the 3 x 3 convolutions, less one of each stage; stages are 1, 2 and 4 widths wide."""
+        return 9 * (1 + 4 + 16) * self.width**2 * (2 * self.blocks - 1)
+
     def made(self, inputs: "Inputs", outputs: int) -> "nn.Module":
         """Make the network.
 
@@ -279,6 +305,11 @@ class ViTSettings(_AttentionSettings):
     def depth(self) -> int:
         """Return the number of layers."""
         return self.layers
+
+    @property
+    def least_weights(self) -> int:
+        """Return the number of weights of attention and of dense layers."""
+        return 12 * self.width**2 * self.layers
 
     def made(self, inputs: "Inputs", outputs: int) -> "nn.Module":
         """Make the network.

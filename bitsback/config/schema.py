@@ -24,7 +24,7 @@ from bitsback.training.settings import LedgerSettings, LoggingSettings, Training
 
 __all__ = ["BayesianSettings", "Config", "json_schema"]
 OF_TOKENS = ("lstm", "transformer")
-"""Networks that read tokens, which stay whole numbers."""
+"""Networks that read tokens, which stay whole numbers; vectors stay as they are, too, unless ``scaling`` is set."""
 
 AnyNetworkSettings = Annotated[
     SequentialSettings

@@ -283,7 +283,8 @@ class DataSettings(Settings):
     scaling: Literal["auto", "unit", "centred", "standard", "none"] = Field(
         "auto",
         description="auto: unit for 8-bit images, standard for all other numbers (none where the network begins with an "
-        "Embedding); unit: divided by the largest possible value; centred: the training mean is subtracted, then as unit; "
+        "Embedding, and for lstm and transformer, whose tokens stay whole: set standard for their vectors); unit: divided by "
+        "the largest possible value; centred: the training mean is subtracted, then as unit; "
         "standard: each feature has mean 0 and std 1 over the training inputs, which the receiver holds too; none: as stored",
     )
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from bitsback import limits
 from bitsback.config import Config
@@ -75,15 +75,34 @@ def check_size(
         limits.LAYERS.check(depth, "the file's network", FileError)
         _check_numbers(2 * widest + symbols * outputs * max(2, examples), most, file_bytes)
 
-        def look(module: nn.Module, given: Any, output: Any) -> None:
+        if isinstance(network, ReadySettings):
+            _check_numbers(network.least_weights, most, file_bytes)
+        whole_sequences = dict[nn.Module, tuple[Any, ...]]()
+
+        def shorten(module: nn.Module, given: Any) -> Any:
+            """Let a recurrent layer take one step, for steps without memory are a slow loop in Python."""
+            if not isinstance(module, nn.RNNBase) or not given or not isinstance(given[0], Tensor) or given[0].ndim < 2:
+                return None
+            whole_sequences[module] = given
+            axis = _time_axis(module, given[0])
+            return (given[0].narrow(axis, 0, min(1, given[0].shape[axis])), *given[1:])
+
+        def look(module: nn.Module, given: Any, output: Any) -> Any:
             nonlocal widest, products
+            if module in whole_sequences:
+                assert isinstance(module, nn.RNNBase)
+                given, sizes = whole_sequences.pop(module), list(output[0].shape)
+                axis = _time_axis(module, given[0])
+                sizes[axis] = given[0].shape[axis]
+                output = (output[0].new_empty(sizes), *output[1:])
             made = output if isinstance(output, tuple) else (output,)
             parts = [part for part in (*made, *given) if isinstance(part, Tensor)]
             widest = max([widest, *(-(-part.numel() // 2) for part in parts), _attention(module, parts)])
             counted = given if getattr(module, "transposed", False) else made
             products += max((_products(module, part) for part in counted if isinstance(part, Tensor)), default=0)
+            return output
 
-        hook = register_module_forward_hook(look)
+        hooks = register_module_forward_pre_hook(shorten), register_module_forward_hook(look)
         try:
             with torch.device("meta"):  # shapes only, no memory
                 kind = torch.int64 if whole else torch.float32
@@ -92,7 +111,8 @@ def check_size(
                 if isinstance(network, ReadySettings):  # a row of layers has been run to find its sizes
                     call(built.eval(), example)
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
         weights = sum(tensor.numel() for tensor in [*built.parameters(), *built.buffers()])
         numbers = weights + widest * min(max(2, examples), BATCH) + symbols * outputs * examples
         _check_numbers(numbers, most, file_bytes)
@@ -107,6 +127,11 @@ def _layers(network: SequentialSettings) -> int:
     arguments = [values or {} for layer in network.layers if isinstance(layer, dict) for values in layer.values()]
     inside = [value for given in arguments for name, value in given.items() if "layers" in name]
     return len(network.layers) + sum(value for value in inside if isinstance(value, int) and value > 0)
+
+
+def _time_axis(module: nn.RNNBase, steps: Tensor) -> int:
+    """Return the axis of a recurrent layer's inputs that counts steps."""
+    return 1 if module.batch_first and steps.ndim == 3 else 0
 
 
 def _attention(module: nn.Module, parts: Sequence[Tensor]) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -67,9 +68,15 @@ class Packed(Result):
         """Return the bits of the file and of the training labels given the decoded weights."""
         return 8 * len(self.content) + (self.train_data_bits if self.label_bits is None else self.label_bits)
 
+    @property
+    def needs(self) -> str | None:
+        """Return what a receiver has to install besides this package, or None: the version of timm that made the network."""
+        return f"timm {version('timm')}" if self.loaded.config.network.kind == "timm" else None
+
     def to_dict(self) -> dict[str, Any]:
         """Return all measurements, without the file, for JSON."""
         return {
+            **({"needs": self.needs} if self.needs else {}),
             "codec": self.codec,
             "why": self.why,
             "file_bytes": len(self.content),
@@ -95,6 +102,8 @@ class Packed(Result):
         ]
         if self.test_error is not None:
             lines.append(f"Test error of the decoded file: {shown_error(self.error_name, self.test_error)}")
+        if self.needs:
+            lines.append(f"A receiver needs {self.needs}: another version may make another network")
         return "\n".join(lines)
 
 
