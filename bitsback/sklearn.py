@@ -249,7 +249,10 @@ class BitsRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
                 f"likelihood.kind={kind} describes labels, and a regressor predicts numbers; use BitsClassifier, or a "
                 "likelihood of numbers such as gaussian or poisson"
             )
-        self._train(inputs, targets.astype(np.float64), likelihood)
+        targets = targets.astype(np.float64)
+        if (targets == targets[0]).all():
+            raise ValueError(f"every target is {targets[0]:g}: there is nothing to describe; give targets that differ")
+        self._train(inputs, targets, likelihood)
         return self
 
     def predict(self, X: Any, return_std: bool = False) -> np.ndarray | tuple[np.ndarray, np.ndarray]:

@@ -168,6 +168,11 @@ def test_training_leaves_the_random_generator_of_torch_as_it_is(line):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_a_constant_target_is_refused(line):
+    with pytest.raises(ValueError, match=r"every target is 2\.5: there is nothing to describe"):
+        BitsRegressor().fit(line[0], np.full(len(line[0]), 2.5))
+
+
 def test_one_class_is_refused(wine):
     with pytest.raises(ValueError, match="one class"):
         BitsClassifier().fit(wine[0], np.zeros(178, dtype=int))
