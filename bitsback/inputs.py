@@ -89,9 +89,8 @@ def check_channels(shape: Sequence[int], wanted: Sequence[int]) -> None:
     Raises:
         DataError: for an image with channels last where they come first, and for other axes than the network's.
     """
-    if len(shape) != 3 or shape[2] not in CHANNELS[1:] or tuple(shape) == tuple(wanted):
-        return
-    if tuple(wanted) == (shape[2], shape[0], shape[1]):
+    turned = len(shape) == 3 and shape[2] in CHANNELS[1:] and tuple(wanted) == (shape[2], shape[0], shape[1])
+    if turned and tuple(shape) != tuple(wanted):
         raise DataError(
             f"inputs of shape {tuple(shape)} are images with channels last, and the network takes {tuple(wanted)}; give "
             "inputs.permute(0, 3, 1, 2), in numpy inputs.transpose(0, 3, 1, 2)"
