@@ -35,8 +35,8 @@ SEEDS = 2**31 - 1
 OF_LABELS = ("bernoulli", "categorical", "tokens")
 """Likelihoods of labels, by kind."""
 
-Section = Mapping[str, Any] | None
-"""A section of a configuration, as in YAML; None: chosen by the data, or the default."""
+Section = Mapping[str, Any] | str | None
+"""A section of a configuration, as in YAML, or its kind alone; None: chosen by the data, or the default."""
 
 
 class _Estimator(BaseEstimator):  # type: ignore[misc]  # without types
@@ -81,7 +81,8 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # without types
         seed = int(check_random_state(self.random_state).randint(SEEDS))
         data = GivenDataSettings(name="in memory", examples=len(inputs))
         sections = {"network": self.network, "prior": self.prior, "posterior": self.posterior, "training": self.training}
-        said = {name: dict(section) for name, section in sections.items() if section is not None}
+        kinds = {name: {"kind": section} if isinstance(section, str) else section for name, section in sections.items()}
+        said = {name: dict(section) for name, section in kinds.items() if section is not None}
         values = {**said, "likelihood": dict(likelihood), "data": data.model_dump(), "seed": seed}
         try:
             dataset = data.finish("in memory", Examples(torch.tensor(inputs), torch.tensor(targets)), None)
@@ -111,7 +112,7 @@ class BitsClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
     Args:
         network: section ``network`` of a configuration, such as ``{"kind": "mlp", "hidden": [64]}``; default: a hidden layer
             beside a linear one.
-        prior: section ``prior``, such as ``{"kind": "laplace"}``.
+        prior: section ``prior``, such as ``{"kind": "laplace"}``, or its kind alone, ``"laplace"``.
         posterior: section ``posterior``.
         training: section ``training``, or some of its keys, such as ``{"epochs": 100}``.
         samples: weight draws over which predictions are averaged.
@@ -149,7 +150,8 @@ class BitsClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
         check_classification_targets(labels)
         self.classes_, targets = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
-            raise ValueError(f"every label is {self.classes_[0]!r}: one class leaves nothing to describe; give two or more")
+            only = str(self.classes_[0])
+            raise ValueError(f"every label is {only!r}: one class leaves nothing to describe; give two or more")
         self._train(inputs, targets, {"kind": "categorical", "classes": len(self.classes_)})
         return self
 
@@ -185,7 +187,7 @@ class BitsRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
             beside a linear one.
         likelihood: section ``likelihood``; default: ``{"kind": "gaussian"}``, with a noise that is learned. With
             ``noise: predicted`` every row has its own; ``{"kind": "poisson"}`` describes counts.
-        prior: section ``prior``, such as ``{"kind": "laplace"}``.
+        prior: section ``prior``, such as ``{"kind": "laplace"}``, or its kind alone, ``"laplace"``.
         posterior: section ``posterior``.
         training: section ``training``, or some of its keys, such as ``{"epochs": 100}``.
         samples: weight draws over which predictions are averaged.

@@ -136,6 +136,11 @@ def test_what_is_said_is_used(line):
     assert (found.config_.prior.kind, found.config_.training.epochs) == ("laplace", 2)
 
 
+def test_a_section_may_be_its_kind_alone(line):
+    found = BitsRegressor(prior="laplace", training={"epochs": 1}, random_state=0).fit(*line)
+    assert found.config_.prior.kind == "laplace"
+
+
 def test_nothing_is_printed(line, capfd):
     BitsRegressor(training={"epochs": 2}).fit(*line)
     assert capfd.readouterr() == ("", "")
