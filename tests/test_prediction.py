@@ -678,7 +678,7 @@ def test_a_parquet_file_of_inputs_and_targets(grey_run, tmp_path):
 def test_another_suffix_is_refused_before_anything_is_read(run_command, tmp_path, name):
     said = run_command("predict", tmp_path / "gone", "--data", tmp_path / "gone.npy", "-o", tmp_path / name)
     assert said.code == 1
-    assert "predictions are written as .csv, .json, .npz, .npy, by the suffix, and" in said.err
+    assert "predictions are written as .csv, .tsv, .parquet, .json, .npz, .npy, by the suffix, and" in said.err
     with pytest.raises(FileError, match="by the suffix"):
         Prediction.of(BernoulliLikelihood(), [torch.zeros(1)]).save(tmp_path / name)
     assert not list(tmp_path.iterdir())
