@@ -3,6 +3,7 @@
 import ast
 import importlib
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,7 @@ def walk(node: ast.AST, with_types: bool = False):
             yield from walk(child, with_types)
 
 
+@cache
 def imports_of(module: str, with_types: bool = False) -> set[tuple[str, str]]:
     """(module, name) of everything of the package that a module imports; the name is empty for a module itself."""
     found = set()

@@ -16,6 +16,8 @@ from bitsback.config.from_data import config_of_data, read_config
 from bitsback.data.settings import TableSettings
 from bitsback.data.table import rows_of
 from bitsback.errors import ConfigError, DataError, MissingExtraError, RunError
+from bitsback.likelihoods import BernoulliLikelihood
+from bitsback.model import Prediction
 
 ROWS = 120
 GAUSSIAN = ["likelihood.kind=gaussian", "training.epochs=3", "network.kind=sequential", "network.layers=[Flatten, Linear]"]
@@ -706,3 +708,12 @@ def test_embeddings_train_save_and_predict(tmp_path, monkeypatch):
     found = bitsback.predict(tmp_path / "model.bb", path, [f"network.factory={factory}"])
     torch.testing.assert_close(found.mean, decoded.likelihood.predict(decoded(inputs)).double(), rtol=1e-5, atol=1e-4)
     assert bitsback.predict(tmp_path / "run", path, draws=2).mean.numel() == 9
+
+
+def test_predictions_without_a_table_are_written_as_tables_too(tmp_path):
+    found = Prediction.of(BernoulliLikelihood(), [torch.tensor([2.0, -1.0])])
+    found.save(tmp_path / "p.parquet")
+    found.save(tmp_path / "p.tsv")
+    wanted = [record["probability"] for record in found.records()]
+    assert pd.read_parquet(tmp_path / "p.parquet")["probability"].tolist() == wanted
+    assert pd.read_csv(tmp_path / "p.tsv", sep="\t")["probability"].tolist() == pytest.approx(wanted)
