@@ -74,6 +74,8 @@ def test_commands_run(monkeypatch, tmp_path, capsys):
     houses = pd.DataFrame({"area": rng.normal(90, 20, 60).round(1), "city": rng.choice(["Rome", "Oslo"], 60)})
     houses.to_csv(tmp_path / "new_houses.csv", index=False)
     houses.assign(price=houses.area * 3).to_csv(tmp_path / "houses.csv", index=False)
+    for name in ("story", "another"):
+        (tmp_path / f"{name}.txt").write_text("Once upon a time there was a " + "very, very " * 60 + "short story.\n")
     ran = []
     for line in shown_commands():
         words = shlex.split(line)[1:]
