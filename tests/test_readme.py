@@ -80,7 +80,7 @@ def test_commands_run(monkeypatch, tmp_path, capsys):
     for line in shown_commands():
         words = shlex.split(line)[1:]
         trains = words[0] in ("train", "compare", "send") or (words[0] == "codelengths" and not words[1].startswith("runs"))
-        toy = [*TOY, *BLOCKS_TOY] if trains and "--resume" not in words else []
+        toy = [*TOY, *BLOCKS_TOY] if trains and not {"--resume", "--run"} & set(words) else []
         if words[0] == "train" and "--out" in words:
             shutil.rmtree(words[words.index("--out") + 1], ignore_errors=True)  # another page's run of that name
         words = [*("2" if word == "200" else word for word in words), *TUNED_TOY * (words[0] == "pack")]
