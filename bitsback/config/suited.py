@@ -25,8 +25,8 @@ __all__ = ["suited"]
 FEW_ROWS, FEW_HIDDEN, HIDDEN = 500, 16, 32
 """Hidden units for a table: few for few rows, which cannot pay for more; the others cost fewest bits with these."""
 
-LABELS_LR, NUMBERS_LR = 0.01, 0.03
-"""Learning rates of means for labels and for real targets, each the one with fewer net bits."""
+LABELS_LR, LR = 0.01, 0.03
+"""Learning rates of means: for labels of more than a few rows, and for all else; each the one with fewer net bits."""
 
 STEPS = 10_000
 """Least number of optimiser steps: noise and the scales of priors settle, and a thousand rows take less than a minute."""
@@ -161,7 +161,7 @@ def _training(dataset: Dataset, are_images: bool, are_labels: bool) -> dict[str,
     chosen: dict[str, Any] = {
         "batch_size": batch,
         "epochs": min(max(LEAST_EPOCHS, -(-STEPS // steps)), MOST_EPOCHS),
-        "optimizer": OptimizerSettings(lr=LABELS_LR if are_labels else NUMBERS_LR, log_std_lr=0.03),
+        "optimizer": OptimizerSettings(lr=LABELS_LR if are_labels and rows >= FEW_ROWS else LR, log_std_lr=0.03),
         "beta": BetaSettings(start=1e-3),
     }
     if are_images:
