@@ -33,7 +33,8 @@ def table(targets, columns=4, **more):
 def test_targets_decide_the_likelihood(targets, more, kind):
     chosen = suited(Config(), table(targets, **more))
     assert chosen.likelihood.kind == kind
-    assert chosen.training.optimizer.lr == (0.01 if kind == "categorical" else 0.03)
+    many = suited(Config(), table(targets.repeat(10), **more))
+    assert (chosen.training.optimizer.lr, many.training.optimizer.lr) == (0.03, 0.01 if kind == "categorical" else 0.03)
 
 
 def test_a_table_gets_a_hidden_layer_beside_a_linear_one():
