@@ -39,6 +39,11 @@ Section = Mapping[str, Any] | str | None
 """A section of a configuration, as in YAML, or its kind alone; None: chosen by the data, or the default."""
 
 
+def _section(given: Mapping[str, Any] | str) -> dict[str, Any]:
+    """Return a section of a configuration, which may be given by its kind alone."""
+    return {"kind": given} if isinstance(given, str) else dict(given)
+
+
 class _Estimator(BaseEstimator):  # type: ignore[misc]  # without types
     """Base class of both estimators: parameters, training and draws."""
 
@@ -81,8 +86,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # without types
         seed = int(check_random_state(self.random_state).randint(SEEDS))
         data = GivenDataSettings(name="in memory", examples=len(inputs))
         sections = {"network": self.network, "prior": self.prior, "posterior": self.posterior, "training": self.training}
-        kinds = {name: {"kind": section} if isinstance(section, str) else section for name, section in sections.items()}
-        said = {name: dict(section) for name, section in kinds.items() if section is not None}
+        said = {name: _section(section) for name, section in sections.items() if section is not None}
         values = {**said, "likelihood": dict(likelihood), "data": data.model_dump(), "seed": seed}
         try:
             dataset = data.finish("in memory", Examples(torch.tensor(inputs), torch.tensor(targets)), None)
@@ -245,8 +249,8 @@ class BitsRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
             ValueError: for inputs or targets that do not do, and for settings that are not valid.
         """
         inputs, targets = self._checked(X, y)
-        likelihood = self.likelihood or {"kind": "gaussian"}
-        if (kind := dict(likelihood).get("kind")) in OF_LABELS:
+        likelihood = _section(self.likelihood or "gaussian")
+        if (kind := str(likelihood.get("kind"))) in OF_LABELS:
             raise ValueError(
                 f"likelihood.kind={kind} describes labels, and a regressor predicts numbers; use BitsClassifier, or a "
                 "likelihood of numbers such as gaussian or poisson"

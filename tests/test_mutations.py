@@ -39,7 +39,7 @@ def test_three_hundred_changed_files(script):
     assert found["first_failures"] == []
     assert found["refused"] + found["equal_to_reference"] + found["compared_with_nothing"] == 300
     assert found["equal_to_reference"] >= 30
-    assert len(found["kinds"]) == 15
+    assert len(found["kinds"]) == 16
 
 
 def test_a_case_is_the_same_wherever_a_range_begins(script, tmp_path):

@@ -171,7 +171,7 @@ def windows(tokens: Integers, context: int) -> tuple[Tensor, Tensor]:
 
     >>> inputs, targets = windows(np.array([4, 5, 6]), 2)
     >>> inputs.tolist(), targets.tolist()
-    ([[0, 4], [0, 0]], [[4, 5], [6, -100]])
+    ([[0, 4], [0, 6]], [[4, 5], [6, -100]])
     """
     shape = (-(-len(tokens) // context), context)
     inputs, targets = np.zeros(shape, dtype=np.int64), np.full(shape, NOT_CODED, dtype=np.int64)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -71,7 +70,11 @@ class Packed(Result):
     @property
     def needs(self) -> str | None:
         """Return what a receiver has to install besides this package, or None: the version of timm that made the network."""
-        return f"timm {version('timm')}" if self.loaded.config.network.kind == "timm" else None
+        if self.loaded.config.network.kind != "timm":
+            return None
+        import timm  # it has made the network
+
+        return f"timm {timm.__version__}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return all measurements, without the file, for JSON."""
