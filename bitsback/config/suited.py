@@ -91,7 +91,7 @@ def _for_a_text(config: Config, dataset: Dataset) -> Config:
         "epochs": min(max(LEAST_EPOCHS, -(-STEPS_OF_A_TEXT // -(-windows // batch))), MOST_EPOCHS),
         "optimizer": OptimizerSettings(lr=0.01, log_std_lr=0.01),
     }
-    if config.network.kind == "transformer" and "network" in given:  # it learns nothing under the whole KL at once
+    if config.network.kind == "transformer":  # it learns nothing under the whole KL at once
         chosen["beta"] = BetaSettings(start=1e-3)
     sections = {
         "network": LSTMSettings(embedding=min(EMBEDDING, width), width=width),
@@ -106,9 +106,7 @@ def _for_a_text(config: Config, dataset: Dataset) -> Config:
 def _with_given(config: Config, chosen: dict[str, Any]) -> TrainingSettings:
     """Return training settings: those that the configuration gives, and the chosen ones for the rest."""
     training = config.training
-    given = (
-        {name: getattr(training, name) for name in training.model_fields_set} if "training" in config.model_fields_set else {}
-    )
+    given = {name: getattr(training, name) for name in training.model_fields_set}
     if {"budget_bits", "objective"} & set(given):
         chosen.pop("beta", None)
     return TrainingSettings(**{**chosen, **given})

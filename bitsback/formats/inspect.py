@@ -95,7 +95,7 @@ def inspect_file(path: Path, locations: Sequence[str] = ()) -> dict[str, Any]:
         note = "`bitsback receive` gives the text."
         return _behind(kind, TEXT.name, note, content, model_of_text(content, str(path)), str(path), locations)
     loaded = decode(content, str(path), locations)
-    weights = sum(weight.posterior.numel for weight in loaded.model.weights)
+    weights = loaded.weight_count
     kinds = ", ".join(dict.fromkeys(weight.prior.kind for weight in loaded.model.weights))
     notes = [NO_SAMPLE] if kind == RELATIVE_ENTROPY else []
     if loaded.config.data.features is not None and loaded.config.data.features.is_fitted:

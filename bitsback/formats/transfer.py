@@ -149,7 +149,7 @@ def unpack(file: str | Path, out: str | Path, locations: Sequence[str] = ()) -> 
     with new_neighbour(Path(out)):
         loaded = load(file, locations)
         write_unpacked(loaded, Path(out))
-        return Unpacked(Path(out), sum(weight.posterior.numel for weight in loaded.model.weights))
+        return Unpacked(Path(out), loaded.weight_count)
 
 
 def send(
@@ -405,12 +405,10 @@ def receive(message: str | Path, out: str | Path, locations: Sequence[str] = (),
             return ReceivedFile(target, len(receive_prequential(path, target, locations, progress=progress)))
         if kind == TWO_PART:
             found = receive_two_part(path, target, locations)
-            weights = sum(weight.posterior.numel for weight in found.loaded.model.weights)
-            return ReceivedFile(target, len(found.labels), weights)
+            return ReceivedFile(target, len(found.labels), found.loaded.weight_count)
         if kind == TEXT:
             text = receive_text(path, target, locations, progress=progress)
-            weights = sum(weight.posterior.numel for weight in text.loaded.model.weights)
-            return ReceivedFile(target, text.tokens, weights, of="tokens")
+            return ReceivedFile(target, text.tokens, text.loaded.weight_count, of="tokens")
         received = receive_file(path, target, locations, progress=progress)
         weights = sum(tensor.numel() for tensor in received.weights.values())
         return ReceivedFile(target, len(received.labels), weights, received.payload)

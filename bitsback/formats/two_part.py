@@ -29,6 +29,8 @@ from bitsback.ledger import shown_error
 from bitsback.result import Result
 
 __all__ = [
+    "KIND_BITS",
+    "MODELS",
     "TWO_PART",
     "ReceivedLabels",
     "TwoPart",

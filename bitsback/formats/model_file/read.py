@@ -57,6 +57,11 @@ class LoadedModel(nn.Module):
         self._parts: Callable[[], list[FilePart]] = list
         self.rows = BATCH
 
+    @property
+    def weight_count(self) -> int:
+        """Return the number of coded weights."""
+        return sum(weight.posterior.numel for weight in self.model.weights)
+
     @cached_property
     def parts(self) -> list[FilePart]:
         """Return the parts of the file with their bits; they sum to the size of the file."""

@@ -29,21 +29,16 @@ from bitsback.errors import FileError, brief
 from bitsback.formats._size_limits import check_size, is_shape
 from bitsback.formats.container import BitReader, BitWriter, digest, read_file, seal, unseal
 from bitsback.formats.kinds import FileKind, kind_numbered, register_kind
-from bitsback.formats.model_file.block_codec import RELATIVE_ENTROPY
-from bitsback.formats.model_file.grid_codec import QUANTISED
 from bitsback.formats.model_file.read import LoadedModel, decode
 from bitsback.formats.model_file.write import pack_experiment
 from bitsback.formats.text._steps import steps
-from bitsback.formats.two_part import TwoPart
+from bitsback.formats.two_part import KIND_BITS, MODELS, TwoPart
 
 __all__ = ["TEXT", "ReceivedText", "check_whole", "decode_text", "model_of_text", "receive_text", "send_text"]
 
 TEXT = register_kind(FileKind(7, "text"))
-MODELS = (RELATIVE_ENTROPY, QUANTISED)
-"""Kinds of model files that may be inside."""
-
-KIND_BITS, LANES_BITS, BLOCK_BITS, CHECK_BITS = 4, 4, 16, 32
-"""Bits of the number of the inner kind, of log2 of the lanes, and of the digests of a block's outputs and of the text."""
+LANES_BITS, BLOCK_BITS, CHECK_BITS = 4, 16, 32
+"""Bits of log2 of the lanes, and of the digests of a block's outputs and of the text."""
 
 BLOCKS = 32
 """Parts of the steps, each with a digest of its outputs, so that a machine that computes otherwise is noticed early."""
