@@ -27,6 +27,9 @@ __all__ = ["CHUNK", "Batch", "Clock", "Numbers", "Row", "Table", "fill_normals",
 CHUNK = 1024
 """Elements of a tensor that one program works on."""
 
+WARPS = 8
+"""Warps of a program: four elements a thread, one 128-bit read of each tensor, and 80 registers."""
+
 ALIGNED = 16
 """Bytes; addresses that are multiples of it are read 128 bits at a time."""
 
@@ -357,7 +360,7 @@ class Batch:
                     chunks, table, draw, draw if numbers is None else numbers, self.sums, self.narrow, *now, *after,
                     MODE=mode, RULE=rule, PRIOR=FORMS[self.form], WIDTH=self.width,
                     LEARN=self.learns and mode in (STEP, FILL), CARRY=carries, FULL=is_full, BLOCK=CHUNK, TABLE_COLUMNS=columns,
-                    TABLE_ROWS=lines, LOWEST=row.table_start, CELLS=1 / row.table_step,
+                    TABLE_ROWS=lines, LOWEST=row.table_start, CELLS=1 / row.table_step, num_warps=WARPS,
                 )  # fmt: skip
 
     def add(self) -> Tensor:
