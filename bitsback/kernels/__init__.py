@@ -15,14 +15,17 @@ from bitsback.kernels._layout import (
     LOOKS,
     REWRITE,
     STEP,
+    SUMS,
     WAS_DRAWN,
     Word,
 )
 from bitsback.kernels._philox_torch import counter_normals
-from bitsback.kernels.launch import Batch, Clock, Numbers, Row, fill_normals, has_triton, is_capturing, upload
+from bitsback.kernels.captures import Captured, Captures, CudaCaptures
+from bitsback.kernels.launch import ALIGNED, Batch, Clock, Numbers, Row, fill_normals, has_triton, is_capturing, upload
 
 __all__ = [
     "ADAM",
+    "ALIGNED",
     "DRAW",
     "DRAWN",
     "FILL",
@@ -33,9 +36,13 @@ __all__ = [
     "LOOKS",
     "REWRITE",
     "STEP",
+    "SUMS",
     "WAS_DRAWN",
     "Batch",
+    "Captured",
+    "Captures",
     "Clock",
+    "CudaCaptures",
     "Numbers",
     "Row",
     "Word",

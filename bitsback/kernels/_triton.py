@@ -4,7 +4,7 @@ All tensors of a launch are given by their addresses in a table on the device, o
 covers any number of tensors; each program works on one chunk of one tensor.
 """
 
-# ruff: noqa: SIM108
+# ruff: noqa: SIM108, SIM109
 # mypy: ignore-errors
 import triton
 import triton.language as tl
@@ -22,8 +22,10 @@ LOOKS: tl.constexpr = tl.constexpr(_layout.LOOKS)
 WAS_DRAWN: tl.constexpr = tl.constexpr(_layout.WAS_DRAWN)
 SUMS: tl.constexpr = tl.constexpr(_layout.SUMS)
 
-(WEIGHT, MEAN, LOG_STD, GRADIENT, PENDING, AVERAGE, STEP_COUNT, LENGTH, STREAM, START, MEAN_GROUP, LOG_STD_GROUP, FLAGS,
- SHARE, LOCATION, LOG_SCALE, THIRD, COUNT, SCALES, BY_MEAN, BY_LOG_STD) = (tl.constexpr(int(word)) for word in _layout.Word)  # fmt: skip
+(
+    WEIGHT, MEAN, LOG_STD, GRADIENT, PENDING, AVERAGE, STEP_COUNT, LENGTH, STREAM, START, MEAN_GROUP, LOG_STD_GROUP, FLAGS,
+    SHARE, LOCATION, LOG_SCALE, THIRD, COUNT, SCALES, BY_MEAN, BY_LOG_STD,
+) = (tl.constexpr(int(word)) for word in _layout.Word)  # fmt: skip
 STEP, FILL, FILLED, DRAW, LOOK, REWRITE = (tl.constexpr(mode) for mode in _layout.MODES)
 NORMAL, LAPLACE, POWER, LOGISTIC, MIXTURE, HORSESHOE, GIVEN = (tl.constexpr(form) for form in _layout.FORMS.values())
 ADAM, IVON = (tl.constexpr(rule) for rule in _layout.RULES)
@@ -190,7 +192,7 @@ def sweep_kernel(
 
     gm = M * 0
     gl = M * 0
-    if MODE == STEP or MODE == FILL:  # noqa: PLR1714
+    if MODE == STEP or MODE == FILL:
         k = tl.load(numbers).to(tl.float32)
         # gradient of the KL, without k
         pm = M * 0
@@ -294,7 +296,7 @@ def sweep_kernel(
         gm = tl.load(floats(tl.load(row + BY_MEAN)) + o, mask=keep, other=0.0)
         gl = tl.load(floats(tl.load(row + BY_LOG_STD)) + o, mask=keep, other=0.0)
 
-    if MODE == STEP or MODE == FILLED:  # noqa: PLR1714
+    if MODE == STEP or MODE == FILLED:
         own = numbers + FLOATS + tl.load(row + MEAN_GROUP) * GROUP_NUMBERS
         wide = numbers + FLOATS + tl.load(row + LOG_STD_GROUP) * GROUP_NUMBERS
         t = tl.load(floats(tl.load(row + STEP_COUNT)))

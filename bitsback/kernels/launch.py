@@ -52,7 +52,7 @@ def has_triton(device_type: str) -> bool:
         return False
     if device_type in ("cuda", "xpu"):
         return True
-    from triton.runtime.interpreter import InterpretedFunction
+    from triton.runtime.interpreter import InterpretedFunction  # type: ignore[import-untyped]
 
     from bitsback.kernels import _triton
 
@@ -200,13 +200,17 @@ class Table:
     def __init__(self, like: Tensor) -> None:
         self.tensor = like
         self._values: Any = None
-        self._spare: Tensor | None = None
+        self._spares: list[Tensor] = []
         self._captured: list[Tensor] = []
         self._late: list[tuple[Tensor, Any]] = []
 
-    def prepare(self) -> None:
-        """Allocate the tensor that launches of the next capture read: replays need it unchanged, whatever comes between."""
-        self._spare = torch.empty_like(self.tensor)
+    def prepare(self, count: int) -> None:
+        """Allocate tensors for launches of the next capture: replays need each unchanged, whatever comes between.
+
+        Args:
+            count: largest number of launches with numbers of their own.
+        """
+        self._spares = [torch.empty_like(self.tensor) for _ in range(count)]
 
     def get(self, values: Any) -> Tensor:
         """Return a tensor of these numbers.
@@ -218,16 +222,17 @@ class Table:
             Tensor on the device, with these numbers when the launch runs.
 
         Raises:
-            RuntimeError: when the numbers change within one capture.
+            RuntimeError: when a capture needs more tensors than were prepared.
         """
         if is_capturing(self.tensor.device):
-            if self._spare is not None:
-                self._captured.append(self._spare)
-                self._late.append((self._spare, values))
-                self._spare = None
-            elif not self._late or self._late[-1][1] != values:
-                raise RuntimeError("the addresses of a step changed within its capture")
-            return self._captured[-1]
+            known = next((tensor for tensor, wanted in self._late if wanted == values), None)
+            if known is None:
+                if not self._spares:
+                    raise RuntimeError("a captured step has more launches than were prepared")
+                known = self._spares.pop()
+                self._captured.append(known)
+                self._late.append((known, values))
+            return known
         if values != self._values:
             upload(self.tensor, values)
             self._values = values
@@ -238,6 +243,7 @@ class Table:
         for tensor, values in self._late:
             upload(tensor, values)
         self._late.clear()
+        self._spares.clear()
 
 
 class Numbers:
@@ -251,6 +257,8 @@ class Numbers:
 
     def __init__(self, device: torch.device) -> None:
         self.tensor = torch.zeros(FLOATS, dtype=torch.float64, device=device)
+        self.rates = torch.zeros(0, device=device)
+        """Learning rate of each group in float32, as torch's fused kernels read them."""
         self._values: list[float] = []
 
     @property
@@ -279,7 +287,9 @@ class Numbers:
             return
         if len(values) != len(self.tensor):
             self.tensor = self.tensor.new_zeros(len(values))
+            self.rates = self.rates.new_zeros(len(groups))
         upload(self.tensor, values)
+        upload(self.rates, [group[0] for group in groups])
         self._values = values
 
 

@@ -279,6 +279,26 @@ class Resident(Values):
         self._state = state
         self._placed = self._issue()
 
+    def prepare_capture(self, launches: int) -> None:
+        """Allocate what the draws of the next captured step read.
+
+        Args:
+            launches: largest number of draws and mirrored draws in it.
+        """
+        self._drawer.prepare_capture(launches)
+
+    def finish_capture(self) -> None:
+        """Write what the draws of the finished capture read."""
+        self._drawer.finish_capture()
+
+    def set_state(self, state: State) -> None:
+        """Take note that the weights hold the values of another state, which a replayed graph has written.
+
+        Args:
+            state: state that they hold.
+        """
+        self._state, self._placed = state, self._issue()
+
     def take_loaded(self) -> None:
         """Write the draw of posteriors that were loaded into the weights."""
         _after_loading(self, None)

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from bitsback import kernels
 from bitsback.kernels import Batch, Clock, Row, Word
 from bitsback.model.noise import as_key
-from bitsback.model.pieces import are_alike
+from bitsback.model.pieces import are_alike, as_laid
 from bitsback.model.weight import State, Weight
 from bitsback.posteriors import GaussianPosterior
 
@@ -64,6 +65,11 @@ def finish_written(weights: Sequence[Weight], *, moved: bool) -> None:
         weight.mark()
 
 
+def _tensors(weight: Weight) -> tuple[Tensor, Tensor, Tensor]:
+    parameter, mean, log_std = (tensor.detach() for tensor in weight.tensors())
+    return parameter, mean, log_std
+
+
 class Drawer:
     """Launches that write draws into weights, or their means; without an update."""
 
@@ -92,9 +98,10 @@ class Drawer:
         layout = [t.data_ptr() for weight in own for t in weight.tensors()]
         kept = self._batches.get(key)
         if kept is None or kept[0] != layout:
-            rows = [Row(*(t.detach() for t in weight.tensors()), weight.index) for weight in own]
+            rows = [Row(*_tensors(weight), weight.index) for weight in own]
             kept = self._batches[key] = layout, Batch(rows, "given")
-        alive, words = [], []
+        alive: list[Tensor] = []  # what the launch reads, until it has been issued
+        words = []
         for weight in own:
             gradient, q = weight.parameter.grad, weight.posterior
             assert isinstance(q, GaussianPosterior)
@@ -105,11 +112,11 @@ class Drawer:
                 q.log_std.grad = None  # the network's gradients were cleared without the optimiser's zero_grad()
             else:
                 dense = gradient.to_dense() if gradient.is_sparse else gradient
-                dense = torch.empty_like(q.mean, requires_grad=False).copy_(dense)
-                pending = torch.zeros_like(q.log_std, requires_grad=False)
-                q.log_std.grad = pending if q.log_std.grad is None else pending.copy_(q.log_std.grad)
-                alive.append(dense)
-                one |= {Word.GRADIENT: dense.data_ptr(), Word.PENDING: q.log_std.grad.data_ptr()}
+                alive += [as_laid(dense, q.mean)]
+                if q.log_std.grad is None:
+                    q.log_std.grad = torch.zeros_like(q.log_std, requires_grad=False)
+                q.log_std.grad = as_laid(q.log_std.grad, q.mean)
+                one |= {Word.GRADIENT: alive[-1].data_ptr(), Word.PENDING: q.log_std.grad.data_ptr()}
             words.append(one)
         after = clock.offset(seed, state.number), state.sign
         now = (clock.offset(seed, before.number), before.sign) if carries else (0, 1)
@@ -117,6 +124,20 @@ class Drawer:
         finish_written(own, moved=False)
         inside = set(key)
         return [weight for weight in weights if weight.index not in inside]
+
+    def prepare_capture(self, launches: int) -> None:
+        """Allocate what the launches of the next capture read.
+
+        Args:
+            launches: largest number of launches over the same weights.
+        """
+        for _, batch in self._batches.values():
+            batch.table.prepare(launches)
+
+    def finish_capture(self) -> None:
+        """Write what the launches of the finished capture read."""
+        for _, batch in self._batches.values():
+            batch.table.finish()
 
     def __deepcopy__(self, memo: object) -> "Drawer":
         return Drawer()

@@ -131,17 +131,18 @@ class Adam(PosteriorOptimizer):
             torch._foreach_add_(counts, 1)
             kinds = {(t.device, t.dtype) for t in (*moved, *given)}
             if len(kinds) == 1 and is_fused(moved[0]):
-                fused_adam(moved, given, first, second, counts, rates(group))
+                numbers = rates(group) if self._kernel is None else (self._kernel.rate_of(self, group), *rates(group)[1:])
+                fused_adam(moved, given, first, second, counts, numbers)
                 continue
             for several in zip(moved, given, first, second, counts, strict=True):
                 adam(*several, rates(group))
 
 
-Rates = tuple[float, float, float, float]
-"""Learning rate, beta1, beta2, eps."""
+Rates = tuple[float | Tensor, float, float, float]
+"""Learning rate (a tensor where a captured step reads it from the device), beta1, beta2, eps."""
 
 
-def rates(group: dict[str, Any]) -> Rates:
+def rates(group: dict[str, Any]) -> tuple[float, float, float, float]:
     """Return learning rate, betas and eps of a parameter group."""
     return float(group["lr"]), *group["betas"], group["eps"]
 

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from bitsback import kernels
 from bitsback.kernels import Batch, Clock, Numbers, Row, Word
-from bitsback.kernels.launch import ALIGNED, SUMS
 from bitsback.model import BayesianModel, Weight
 from bitsback.model.drawer import finish_written
 from bitsback.model.noise import as_key
-from bitsback.optim._sweep import Sweep, UpdateRule, aligned, laid_as
+from bitsback.model.pieces import as_laid
+from bitsback.optim._sweep import Sweep, UpdateRule, aligned
 from bitsback.posteriors import GaussianPosterior
 from bitsback.priors.base import KernelForm, Prior, add_gradient
 
@@ -52,9 +52,9 @@ class Kernel:
         self.groups: dict[int, int] = {}
         """Number of each parameter group, by identity."""
         self._layout: list[Any] = []
-        self._owners: tuple[Any, Tensor] | None = None
+        self._kept: dict[str, tuple[list[Any], Tensor]] = {}
         self.indices = {weight.index for weight in weights}
-        self.closed = [
+        self.closed: list[tuple[Any, list[Weight]]] = [
             (prior, sharing)
             for prior, sharing in model.weights_by_prior()
             if has_one_kl and has_closed_sums(prior) and all(weight.index in self.indices for weight in sharing)
@@ -98,6 +98,33 @@ class Kernel:
             batch.add()
         self.mark()
 
+    def rate_of(self, optimizer: Any, group: dict[str, Any]) -> float | Tensor:
+        """Return the learning rate of a parameter group: on a GPU the tensor there, which captured steps read.
+
+        Args:
+            optimizer: optimiser of the group.
+            group: one of its parameter groups.
+
+        Returns:
+            The rate.
+        """
+        place = next(place for place, one in enumerate(optimizer.param_groups) if one is group)
+        return self.numbers.rates[place] if self.numbers.rates.is_cuda else float(group["lr"])
+
+    def prepare_capture(self, launches: int) -> None:
+        """Allocate what the launches of the next capture read.
+
+        Args:
+            launches: largest number of launches over a batch.
+        """
+        for batch, _ in self.parts:
+            batch.table.prepare(launches)
+
+    def finish_capture(self) -> None:
+        """Write what the launches of the finished capture read."""
+        for batch, _ in self.parts:
+            batch.table.finish()
+
     def mark(self) -> None:
         """Note that the sums are those of the current posteriors."""
         self.marks = {weight.index: weight.versions()[1:] for weight in self.weights}
@@ -110,21 +137,28 @@ class Kernel:
             return
         moments = self._sums_of(own, slice(1, 3)).sum(1)
         scales = [prior.log_scale.detach().view(()) for prior, _ in own]
-        counts = moments.new_tensor([sum(w.posterior.numel for w in weights) for _, weights in own])
-        best = 0.5 * (moments / counts).clamp_min(LEAST).log()
+        best = 0.5 * (moments / self._counts_of(own)).clamp_min(LEAST).log()
         moved = torch.stack(scales).double().lerp(best, self.numbers.prior_rate).to(scales[0].dtype)
         torch._foreach_copy_(scales, list(moved.unbind()))
 
-    def _sums_of(self, priors: Sequence[tuple[Prior, list[Weight]]], columns: slice) -> Tensor:
+    def _sums_of(self, priors: Sequence[tuple[Any, list[Weight]]], columns: slice) -> Tensor:
         """Return sums over the weights of each prior, (priors, columns) in float64."""
         totals = torch.cat([batch.totals[:, columns] for batch, _ in self.parts])
         place = {weight.index: at for at, weight in enumerate(w for _, weights in self.parts for w in weights)}
-        found = totals.new_zeros(len(priors), totals.shape[1])
         owners = [(number, place[w.index]) for number, (_, weights) in enumerate(priors) for w in weights]
-        if self._owners is None or self._owners[0] != owners:
-            self._owners = owners, torch.tensor(owners).to(totals.device).T.contiguous()
-        numbers, places = self._owners[1]
-        return found.index_add_(0, numbers, totals[places])
+        numbers, places = self._on_device("owners", owners).long().T
+        return totals.new_zeros(len(priors), totals.shape[1]).index_add_(0, numbers, totals[places])
+
+    def _counts_of(self, priors: Sequence[tuple[Any, list[Weight]]]) -> Tensor:
+        """Return the number of weights of each prior, (priors,) in float64."""
+        return self._on_device("counts", [sum(w.posterior.numel for w in weights) for _, weights in priors])
+
+    def _on_device(self, name: str, values: list[Any]) -> Tensor:
+        """Return numbers as a float64 tensor on the device, uploaded when they change."""
+        kept = self._kept.get(name)
+        if kept is None or kept[0] != values:
+            kept = self._kept[name] = values, torch.tensor(values, dtype=torch.float64).to(self.numbers.tensor.device)
+        return kept[1]
 
     def nats(self) -> float:
         """Return KL(q||p) of the weights in :attr:`closed`, from the sums."""
@@ -177,7 +211,7 @@ def row_of(weight: Weight, form: KernelForm | None) -> Row:
         axis = next(axis for axis, size in enumerate(form.log_scale.shape) if size > 1)
         count = mean.stride(axis)
     if form.name != "mixture" and location.numel() > 1:
-        location = laid_as(location, mean)
+        location = as_laid(location, mean)
     third = form.third.detach() if form.third is not None else None
     return Row(
         parameter, mean, log_std, weight.index, 0, location, form.log_scale.detach(), third, count, form.table_start,
@@ -238,7 +272,7 @@ class KernelSweep(Sweep):
         for batch, weights in kernel.parts:
             words = [self._words(weight, batch.form, mode, rule, alive) for weight in weights]
             batch.launch(
-                mode, kernel.clock.tensor, *places, words, numbers=kernel.numbers.tensor,
+                mode, kernel.clock.tensor, places[0], places[1], words, numbers=kernel.numbers.tensor,
                 rule=kernels.ADAM if rule is None else rule.rule,
             )  # fmt: skip
             if mode != kernels.FILL or batch.learns:
@@ -267,18 +301,18 @@ class KernelSweep(Sweep):
                 Word.GRADIENT: self._data_gradient(weight.parameter, mean), Word.PENDING: q.log_std.grad,
                 Word.SHARE: self.kl_weights.get(weight.index),
             }  # fmt: skip
-            if form == "given":
+            if form == "given" and mode == kernels.STEP:
                 read[Word.BY_MEAN], read[Word.BY_LOG_STD] = self._given(weight)
         for word, tensor in read.items():
             if tensor is not None:
-                tensor = laid_as(tensor, mean)
-                tensor = tensor.clone() if tensor.data_ptr() % ALIGNED else tensor
+                tensor = as_laid(tensor, mean)
+                tensor = tensor.clone() if tensor.data_ptr() % kernels.ALIGNED else tensor
                 alive.append(tensor)
                 words[word] = tensor.data_ptr()
         if mode == kernels.FILL:
             filled = [torch.empty_like(p, requires_grad=False) for p in (mean, q.log_std)]
             if form == "given":  # the kernel reads each element before it writes it
-                filled = [into.copy_(read[word]) for into, word in zip(filled, (Word.BY_MEAN, Word.BY_LOG_STD), strict=True)]
+                filled = [into.copy_(given) for into, given in zip(filled, self._given(weight), strict=True)]
             mean.grad, q.log_std.grad = filled
         if mode in (kernels.FILL, kernels.FILLED):
             assert mean.grad is not None
@@ -296,7 +330,7 @@ class KernelSweep(Sweep):
         """Return the gradient of the KL of a weight whose prior the kernels do not know, without k."""
         q = weight.posterior
         assert isinstance(q, GaussianPosterior)
-        draw = weight.parameter
+        draw: Tensor = weight.parameter
         if weight.noise_on_outputs and weight.prior.needs_draw:  # the weight holds its mean: a draw for this alone
             draw = torch.addcmul(q.mean, q.std(), self.model.noise(weight, self.state))
         return weight.prior.kl_gradient(q.mean.detach(), q.log_std.detach(), draw.detach(), self.k)
@@ -305,11 +339,12 @@ class KernelSweep(Sweep):
         """Add the gradients by learned numbers of the priors to their ``.grad``."""
         k = self.kernel.numbers.k
         for place, weight in enumerate(weights):
-            prior, sums = weight.prior, batch.totals[place]
+            prior: Any = weight.prior
+            sums = batch.totals[place]
             if batch.form != "mixture":
                 add_gradient(prior.log_scale, sums[0], k)
                 continue
-            held, distance, square = sums[SUMS : SUMS + 3 * prior.means.numel()].view(-1, 3).unbind(1)
+            held, distance, square = sums[kernels.SUMS : kernels.SUMS + 3 * prior.means.numel()].view(-1, 3).unbind(1)
             shares = prior._log_weights().detach().exp() * weight.posterior.numel
             add_gradient(prior.free_logits, (shares - held)[1:], k)
             add_gradient(prior.log_scales, held - 2 * square, k)

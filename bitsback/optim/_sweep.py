@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from bitsback.model import BayesianModel, State, Weight
-from bitsback.model.pieces import PIECE, Scratch, are_alike, is_dense, rows
+from bitsback.model.pieces import PIECE, Scratch, are_alike, as_laid, is_dense, rows
 from bitsback.optim._cost import GaussianCost, sums_of
 from bitsback.posteriors import Posterior
 
-__all__ = ["Gradients", "Move", "Sweep", "UpdateRule", "aligned", "laid_as"]
+__all__ = ["Gradients", "Move", "Sweep", "UpdateRule", "aligned"]
 
 # Each piece (131,072 numbers on a CPU, the whole tensor on other devices) goes through all stages before the next is loaded,
 # so that main memory is read and written once a step:
@@ -146,7 +146,7 @@ class Sweep:
         parameter, mean, *wide = tensors
         given = [self._data_gradient(parameter, mean)]
         for tensor in (wide[0].grad if wide else None, self._spreads.get(weight.index), self.kl_weights.get(weight.index)):
-            given.append(tensor if tensor is None else laid_as(tensor, mean))
+            given.append(tensor if tensor is None else as_laid(tensor, mean))
         gradients: Iterable[Gradients]
         if weight.index in self.cost or weight.prior.is_elementwise:
             cut = [repeat(None) if tensor is None else rows(tensor) for tensor in given]
@@ -274,7 +274,7 @@ class Sweep:
         mean = weight.posterior.mean.detach()
         piece = weight.parameter.detach(), *(p.detach() for p in weight.posterior.parameters())
         *found, pull = self._gradients(weight, piece, 0, *given)
-        for several in zip(*[rows(laid_as(gradient, mean)) for gradient in found if gradient is not None], strict=True):
+        for several in zip(*[rows(as_laid(gradient, mean)) for gradient in found if gradient is not None], strict=True):
             yield several[0], several[1] if len(several) > 1 else None, pull
 
     def _gaussian(
@@ -321,22 +321,7 @@ class Sweep:
             return None
         if gradient.is_sparse:
             gradient = gradient.to_dense()
-        if gradient.dtype != mean.dtype or gradient.stride() != mean.stride():
-            gradient = torch.empty_like(mean, requires_grad=False).copy_(gradient)
-        return gradient
-
-
-def laid_as(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return the tensor in the memory layout of another.
-
-    Args:
-        tensor: tensor to return, copied only if its layout differs.
-        like: dense tensor of the same shape.
-
-    Returns:
-        ``tensor`` itself, or a copy with the strides of ``like``.
-    """
-    return tensor if are_alike([tensor, like]) else torch.empty_like(like).copy_(tensor)
+        return as_laid(gradient, mean)
 
 
 def aligned(weight: Weight) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from bitsback.errors import LayerError, near_miss
 from bitsback.model import BayesianModel, Weight
 from bitsback.model.drawer import clock_for, takes
+from bitsback.model.noise import as_key
 from bitsback.model.pieces import Scratch
 from bitsback.model.weight import State
 from bitsback.optim._cost import GaussianCost, weights_with_one_scale
@@ -131,7 +132,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         self._groups: dict[int, dict[str, Any]] = {}
         self._has_seen_clipping = False
         self._learned: list[nn.Parameter] = []
-        self._owned: tuple[tuple[bool, ...], list[Weight]] | None = None
+        self._owned: tuple[tuple[int, ...], list[Weight]] | None = None
 
     def _default_parameters(self) -> list[nn.Parameter]:
         found = [p for p in self.model.network.parameters() if p.requires_grad]
@@ -286,9 +287,60 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             groups = [self.numbers_of(group) for group in self.param_groups]
             self._kernel.numbers.set(self.k, self.examples * self.nats_per_unit, self.prior_rate, groups)
 
+    def prepare_capture(self, launches: int) -> None:
+        """Allocate what the launches of one captured step read, those of draws in it included.
+
+        Args:
+            launches: largest number of launches over the same weights.
+        """
+        assert self._kernel is not None
+        self._kernel.prepare_capture(launches)
+        self.model.prepare_capture(launches)
+
+    def finish_capture(self) -> None:
+        """Write what the launches of the finished capture read."""
+        assert self._kernel is not None
+        self._kernel.finish_capture()
+        self.model.finish_capture()
+
+    def write_next(self) -> None:
+        """Write to the device what a captured step reads there: k, rates, and the number of the current draw."""
+        assert self._kernel is not None
+        self.write_numbers()
+        state = self.model.state
+        self._kernel.clock.set(as_key(state.seed), state.number)
+
+    def host_state(self) -> tuple[State, int]:
+        """Return what a step changes on the host: the state of the draw, and the number of steps."""
+        return self.model.state, self._steps
+
+    def set_host_state(self, state: tuple[State, int]) -> None:
+        """Take note of a step that was replayed, or of one that was captured and has not run.
+
+        Args:
+            state: as :meth:`host_state` returns it.
+        """
+        draw, self._steps = state
+        self.model.set_state(draw)
+
+    def why_not_captured(self) -> str:
+        """Return why a step cannot be captured as a graph, a clause; empty if it can."""
+        self._count(self.weights)
+        inside = self._kernel.indices if self._kernel is not None else set()
+        left = [weight.name for weight in self.weights if weight.index not in inside]
+        if left:
+            return f"no kernel moves '{left[0]}', which is no Gaussian in float32"
+        given = (
+            [w.name for batch, weights in self._kernel.parts if batch.form == "given" for w in weights] if self._kernel else []
+        )
+        learned = [w.name for w in self.weights if w.name in given and any(p.requires_grad for p in w.prior.parameters())]
+        if learned:
+            return f"no kernel knows the prior of '{learned[0]}', which learns by gradient"
+        return ""
+
     def numbers_of(self, group: dict[str, Any]) -> list[float]:
-        """Return what kernels need to know of a parameter group; nothing, unless they update by it."""
-        return []
+        """Return what kernels need to know of a parameter group: the learning rate, unless they update by more."""
+        return [float(group["lr"])]
 
     def _take_kernel(self, weights: Sequence[Weight]) -> None:
         """Choose the weights that the kernels move, none on a CPU, and bring what they keep on the device up to date."""
