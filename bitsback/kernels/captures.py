@@ -5,15 +5,16 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
-__all__ = ["Captured", "Captures", "CudaCaptures"]
+__all__ = ["Captured", "Captures", "CudaCall", "CudaCaptures"]
 
 
 class Captured(Protocol):
     """A captured call."""
 
-    def replay(self) -> None:
-        """Run the captured operators again."""
+    def replay(self) -> Tensor:
+        """Run the captured operators again, and return their result, which the next replay overwrites."""
 
 
 class Captures(Protocol):
@@ -22,7 +23,7 @@ class Captures(Protocol):
     def trial(self) -> AbstractContextManager[Any]:
         """Return the context of the calls before a capture."""
 
-    def capture(self, body: Callable[[], None]) -> Captured:
+    def capture(self, body: Callable[[], Tensor]) -> Captured:
         """Capture a call.
 
         Args:
@@ -49,21 +50,37 @@ class CudaCaptures:
         """Return the context of a side stream, after and before the work of the current one."""
         return _Beside(self._stream)
 
-    def capture(self, body: Callable[[], None]) -> torch.cuda.CUDAGraph:
+    def capture(self, body: Callable[[], Tensor]) -> "CudaCall":
         """Capture a call.
 
         Args:
             body: call; its operators are recorded, and run only when replayed.
 
         Returns:
-            The graph.
+            The captured call.
         """
-        torch.cuda.synchronize(self.device)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
-            body()
+            result = body()
         self._pool = graph.pool()
-        return graph
+        return CudaCall(graph, result)
+
+
+class CudaCall:
+    """Call that was captured as a CUDA graph.
+
+    Args:
+        graph: graph.
+        result: result of the call, in the graph's memory.
+    """
+
+    def __init__(self, graph: torch.cuda.CUDAGraph, result: Tensor) -> None:
+        self.graph, self.result = graph, result
+
+    def replay(self) -> Tensor:
+        """Run the captured operators again, and return their result, which the next replay overwrites."""
+        self.graph.replay()
+        return self.result
 
 
 class _Beside:

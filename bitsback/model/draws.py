@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from bitsback.inputs import Inputs, call, chosen, leaves, like, structure
+from bitsback.inputs import Inputs, call, chosen, leaves, like, shapes_of
 from bitsback.kernels import Captured, Captures, CudaCaptures
 from bitsback.model.weight import State
 
@@ -83,29 +83,28 @@ class GraphedForward:
     def __init__(self, forward: Callable[[Inputs], Tensor], captures: Captures) -> None:
         self.forward, self.captures = forward, captures
         self._seen: set[str] = set()
-        self._graphs: dict[str, tuple[Inputs, list[Tensor], Captured]] = {}
+        self._graphs: dict[str, tuple[Inputs, Captured]] = {}
         self._is_off = False
 
     def __call__(self, inputs: Inputs) -> Tensor:
-        key = repr((structure(inputs), [leaf.stride() for leaf in leaves(inputs)]))
+        key = shapes_of(inputs)
         if key not in self._graphs and (self._is_off or key not in self._seen or len(self._graphs) >= MOST_GRAPHS):
             self._seen.add(key)
             with self.captures.trial():
                 return self.forward(inputs)
         if key not in self._graphs:
-            own, found = like(inputs, [leaf.clone() for leaf in leaves(inputs)]), list[Tensor]()
+            own = like(inputs, [leaf.clone() for leaf in leaves(inputs)])
             try:
-                graph = self.captures.capture(lambda: found.append(self.forward(own)))
+                captured = self.captures.capture(lambda: self.forward(own))
             except RuntimeError as error:  # such as a forward that reads a number from the device
                 self._is_off = True
                 warnings.warn(f"evaluations run without CUDA graphs: {str(error).splitlines()[0]}", stacklevel=2)
                 return self.forward(inputs)
-            self._graphs[key] = own, found, graph
-        own, found, graph = self._graphs[key]
+            self._graphs[key] = own, captured
+        own, captured = self._graphs[key]
         for buffer, given in zip(leaves(own), leaves(inputs), strict=True):
             buffer.copy_(given)
-        graph.replay()
-        return found[0].clone()
+        return captured.replay().clone()
 
 
 MOST_GRAPHS = 8

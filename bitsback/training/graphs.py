@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from bitsback.inputs import Inputs, leaves, like, structure
+from bitsback.inputs import Inputs, leaves, like, shapes_of
 from bitsback.kernels import Captured, Captures
 
 __all__ = ["StepGraphs", "Subject"]
@@ -55,8 +55,7 @@ class _Step:
     targets: Tensor
     before: Any
     after: Any
-    bits: Tensor
-    graph: Captured
+    call: Captured
 
 
 class StepGraphs:
@@ -84,7 +83,7 @@ class StepGraphs:
         Returns:
             Data bits of the batch, a scalar tensor on the device that the next step may overwrite.
         """
-        key = repr((structure(inputs), tuple(targets.shape), targets.dtype))
+        key = f"{shapes_of(inputs)} {shapes_of(targets)}"
         found = self._steps.get(key)
         if found is None and not self._is_off and self._tried.get(key, 0) >= TRIALS:
             found = self._capture(key, inputs, targets)
@@ -94,9 +93,9 @@ class StepGraphs:
             buffer.copy_(given, non_blocking=True)
         found.targets.copy_(targets, non_blocking=True)
         self.subject.write_numbers()
-        found.graph.replay()
+        bits = found.call.replay()
         self.subject.advance(found.before, found.after)
-        return found.bits
+        return bits
 
     def _as_usual(self, key: str, inputs: Inputs, targets: Tensor) -> Tensor:
         self._tried[key] = self._tried.get(key, 0) + 1
@@ -116,11 +115,10 @@ class StepGraphs:
         subject, state = self.subject, self.subject.host_state()
         own = like(inputs, [leaf.clone() for leaf in leaves(inputs)])
         wanted = targets.clone()
-        bits: list[Tensor] = []
         subject.write_numbers()
         subject.prepare_capture()
         try:
-            graph = self.captures.capture(lambda: bits.append(subject.run(own, wanted)))
+            call = self.captures.capture(lambda: subject.run(own, wanted))
         except RuntimeError as error:  # what cannot be captured, such as a forward that reads a number from the device
             subject.set_host_state(state)
             self.give_up(f"a step cannot be captured ({str(error).splitlines()[0]})")
@@ -128,7 +126,7 @@ class StepGraphs:
         subject.set_host_state(state)
         subject.finish_capture()
         before, after = self._changes[key]
-        found = self._steps[key] = _Step(own, wanted, before, after, bits[0], graph)
+        found = self._steps[key] = _Step(own, wanted, before, after, call)
         return found
 
     def give_up(self, reason: str) -> None:

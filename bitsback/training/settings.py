@@ -203,8 +203,8 @@ class TrainingSettings(Settings):
     )
     log_every: PositiveInt | None = Field(
         None,
-        description="steps between reads of the loss from a GPU, where one that is not finite ends the training; null: one read an "
-        "epoch. On a CPU the loss of every step is read",
+        description="steps between reads of the loss from a GPU, where one that is not finite ends the training; null: one "
+        "read an epoch. On a CPU the loss of every step is read",
     )
     precision: Literal["float32", "float64", "bfloat16"] = Field(
         "float32",

@@ -285,7 +285,8 @@ def check_memory(model: BayesianModel, device: torch.device) -> None:
     if STEP_BYTES * weights > free:
         raise ConfigError(
             f"training.device: a step holds {STEP_BYTES} bytes for each of {weights:,} weights, "
-            f"{STEP_BYTES * weights / 1e9:,.1f} GB besides the activations, and {device} has {free / 1e9:,.1f} GB free; take a smaller network, or device=cpu"
+            f"{STEP_BYTES * weights / 1e9:,.1f} GB besides the activations, and {device} has "
+            f"{free / 1e9:,.1f} GB free; take a smaller network, or device=cpu"
         )
 
 
