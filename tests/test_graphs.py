@@ -230,3 +230,19 @@ def test_parameters_without_a_posterior_are_moved_in_the_graph():
     assert set(plain) == {"0.bias", "2.bias"}
     for name in plain:
         torch.testing.assert_close(found[name], plain[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("graph", ["auto", "never"])
+def test_steps_are_captured_where_that_is_asked_for(graph, monkeypatch):
+    monkeypatch.setattr("bitsback.training.train.captures_of", lambda device: Repeats(None))
+    monkeypatch.setattr("bitsback.training.loop.Fit.why_no_graph", lambda fit: "")
+    fit = fit_of(False, graph=graph)
+    assert (fit.graphs is not None) == (graph == "auto")
+
+
+def test_why_no_step_is_captured_is_said_at_the_start(monkeypatch):
+    monkeypatch.setattr("bitsback.training.train.captures_of", lambda device: Repeats(None))
+    with pytest.warns(
+        UserWarning, match="without a CUDA graph: SGD keeps its rates on the host; training.graph=never says nothing"
+    ):
+        fit_of(False, optimizer={"name": "SGD"})

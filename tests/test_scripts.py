@@ -102,6 +102,15 @@ def test_bench_step_compares_with_the_deterministic_network(monkeypatch, capsys,
     assert len(table_rows(out)) == len(found["contestants"])
 
 
+def test_bench_gpu_runs_in_the_interpreter(monkeypatch, capsys, tmp_path):
+    pytest.importorskip("triton")
+    out = run(monkeypatch, capsys, "bench_gpu.py", "--tiny", "--only", "kernel", "--json", tmp_path / "gpu.json")
+    found = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+    assert [row["what"] for row in found] == ["pass over 17,290 weights"]
+    assert found[0]["over_bytes_by_bandwidth"] > 0
+    assert "over bytes by bandwidth" in out
+
+
 def test_bench_bits_counts_seconds_to_bits(monkeypatch, capsys, tmp_path, mnist):
     monkeypatch.syspath_prepend(ROOT / "scripts")
     toy = ["--net", "mlp", "--seconds", 0.3, "--only", "bitsback, Adam", "--data-root", mnist]

@@ -118,6 +118,8 @@ SHOWN_BY: dict[str, str] = {
     "training.checkpoint_seconds": HERE + "test_checkpoints_are_as_far_apart_as_told",
     "training.threads": HERE + "test_training_runs_on_as_many_threads_as_told",
     "training.device": HERE + "test_training_runs_on_the_device_that_was_named",
+    "training.graph": "test_graphs.py::test_steps_are_captured_where_that_is_asked_for",
+    "training.log_every": "test_graphs.py::test_a_loss_that_is_not_finite_is_found_when_it_is_read",
     "training.precision": HERE + "test_the_forward_pass_runs_in_the_precision_that_was_named",
     "bayesian.include": HERE + "test_only_what_is_included_gets_a_posterior",
     "bayesian.exclude": HERE + "test_what_is_excluded_is_charged_as_float32",

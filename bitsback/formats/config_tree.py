@@ -48,6 +48,7 @@ SINCE: dict[str, dict[str, dict[str, Any]]] = {
         **dict.fromkeys(("bernoulli", "negative_binomial", "poisson", "tokens"), IGNORE),
         "categorical": {**IGNORE, "class_axis": None},
     },
+    "training": {"": {"graph": "auto", "log_every": None}},
 }
 """Settings added since that table was frozen, by section and kind, with what files without them mean."""
 
@@ -78,7 +79,7 @@ def to_tree(config: Config, sections: Sequence[str]) -> dict[str, Any]:
     tree = {name: _plain(getattr(config, name)) for name in sections}
     for section in (*DEFAULTS["later"], *SINCE):
         part: Any = (tree["data"].get("features") or {}) if section == "features" else tree.get(section, {})
-        later = DEFAULTS["later"].get(section, {}) | SINCE.get(section, {}).get(part.get("kind"), {})
+        later = DEFAULTS["later"].get(section, {}) | SINCE.get(section, {}).get(part.get("kind", ""), {})
         for name, value in later.items():
             if name in part and part[name] == value:
                 del part[name]

@@ -39,7 +39,7 @@ CUT: tl.constexpr = tl.constexpr(80.0)
 
 
 @triton.jit
-def normals(seed, number, stream, index):
+def _normals(seed, number, stream, index):
     """Return standard normal numbers: Philox 4x32-10 under the key `seed`, and Box-Muller."""
     c0 = (index & 0xFFFFFFFF).to(tl.uint32)
     c1 = ((index >> 32) & 0xFFFFFFFF).to(tl.uint32)
@@ -54,22 +54,35 @@ def normals(seed, number, stream, index):
 
 @triton.jit(do_not_specialize=["count", "start", "seed", "number", "offset", "stream"])
 def fill_kernel(out, count, start, draw, seed, number, offset, stream, FROM_DRAW: tl.constexpr, BLOCK: tl.constexpr):
-    """Fill `out` with the numbers of a stream; seed and number are read from `draw`, or given."""
+    """Fill a tensor with standard normal numbers of a stream.
+
+    Args:
+        out: tensor (count,).
+        count: its length.
+        start: index of the first number.
+        draw: (2,) int64, seed and number; read if FROM_DRAW.
+        seed: seed, if not FROM_DRAW.
+        number: number of the draw, if not FROM_DRAW.
+        offset: added to the number in `draw`.
+        stream: number of the stream, 32 bits.
+        FROM_DRAW: whether seed and number are read from `draw`.
+        BLOCK: numbers that one program makes.
+    """
     o = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     if FROM_DRAW:
         seed = tl.load(draw)
         number = tl.load(draw + 1) + offset
-    e = normals(seed, number, stream, start + o)
+    e = _normals(seed, number, stream, start + o)
     tl.store(out + o, e.to(out.dtype.element_ty), mask=o < count)
 
 
 @triton.jit
-def power_slope(d, square, df):
+def _power_slope(d, square, df):
     return (df + 1.0) * d / (df * square + d * d)
 
 
 @triton.jit
-def logistic_slope(d, scale):
+def _logistic_slope(d, scale):
     x = d / scale  # tanh(x / 2)
     e = tl.exp(-tl.abs(x))
     t = (1.0 - e) / (1.0 + e)
@@ -77,7 +90,7 @@ def logistic_slope(d, scale):
 
 
 @triton.jit
-def logit_of(logits, component, shift):
+def _logit_of(logits, component, shift):
     """Return the log weight of a component; the logit of the first is zero."""
     logit = -shift
     if component > 0:
@@ -86,7 +99,7 @@ def logit_of(logits, component, shift):
 
 
 @triton.jit
-def mixture_slope(w, location, log_scale, logits, components, sums, keep, FIRST: tl.constexpr, LEARN: tl.constexpr):
+def _mixture_slope(w, location, log_scale, logits, components, sums, keep, FIRST: tl.constexpr, LEARN: tl.constexpr):
     """Return the slope of -log p of a mixture; with LEARN, write the sums of its learned numbers' gradients."""
     w = tl.minimum(tl.maximum(w, -FARTHEST), FARTHEST)
     norm = 1.0  # the first logit is zero
@@ -97,7 +110,7 @@ def mixture_slope(w, location, log_scale, logits, components, sums, keep, FIRST:
     for i in range(components):
         s = tl.load(log_scale + i)
         z = (w - tl.load(location + i)) * (tl.exp(-s) * SQRT_HALF)
-        logit = logit_of(logits, i, shift)
+        logit = _logit_of(logits, i, shift)
         top = tl.maximum(top, logit - s - z * z)
     total = w * 0
     slope = w * 0
@@ -105,7 +118,7 @@ def mixture_slope(w, location, log_scale, logits, components, sums, keep, FIRST:
         s = tl.load(log_scale + i)
         mu = tl.load(location + i)
         z = (w - mu) * (tl.exp(-s) * SQRT_HALF)
-        logit = logit_of(logits, i, shift)
+        logit = _logit_of(logits, i, shift)
         share = tl.exp(tl.maximum(logit - s - z * z - top, -CUT))
         total += share
         slope += share * tl.exp(-2.0 * s) * (w - mu)
@@ -113,7 +126,7 @@ def mixture_slope(w, location, log_scale, logits, components, sums, keep, FIRST:
         for i in range(components):
             s = tl.load(log_scale + i)
             z = (w - tl.load(location + i)) * (tl.exp(-s) * SQRT_HALF)
-            logit = logit_of(logits, i, shift)
+            logit = _logit_of(logits, i, shift)
             share = tl.where(keep, tl.exp(tl.maximum(logit - s - z * z - top, -CUT)) / total, 0.0)
             tl.store(sums + FIRST + 3 * i, tl.sum(share, 0))
             tl.store(sums + FIRST + 3 * i + 1, tl.sum(share * z, 0))
@@ -122,7 +135,7 @@ def mixture_slope(w, location, log_scale, logits, components, sums, keep, FIRST:
 
 
 @triton.jit
-def table_at(table, x, y, COLUMNS: tl.constexpr, ROWS: tl.constexpr):
+def _table_at(table, x, y, COLUMNS: tl.constexpr, ROWS: tl.constexpr):
     """Interpolate a table (ROWS, COLUMNS) bilinearly at column x and row y; beyond its ends, take the nearest entry."""
     x = tl.minimum(tl.maximum(x, 0.0), COLUMNS - 1.0)
     y = tl.minimum(tl.maximum(y, 0.0), ROWS - 1.0)
@@ -137,7 +150,7 @@ def table_at(table, x, y, COLUMNS: tl.constexpr, ROWS: tl.constexpr):
 
 
 @triton.jit
-def floats(address):
+def _floats(address):
     return address.to(tl.pointer_type(tl.float32))
 
 
@@ -150,9 +163,29 @@ def sweep_kernel(
 ):  # fmt: skip
     """Work on one chunk of BLOCK elements of a tensor.
 
-    chunks: (programs, 4) int32: row in the table, number of the chunk in its tensor, number of the chunk in `sums`, 0.
-    table: (tensors, ROW) int64. draw: int64 (seed, number). numbers: float64, FLOATS and then GROUP_NUMBERS a group.
-    sums: (chunks, WIDTH) float32. narrow: (chunks,) int8: whether w - m has too few digits, so that s e is made again.
+    Args:
+        chunks: (programs, 4) int32: row in the table, number of the chunk in its tensor, number of the chunk in `sums`.
+        table: (tensors, ROW) int64, see :class:`bitsback.kernels.Word`.
+        draw: (2,) int64, seed and number from which draws are counted.
+        numbers: float64, FLOATS and then GROUP_NUMBERS for each parameter group.
+        sums: (chunks, WIDTH) float32, written.
+        narrow: (chunks,) int8: whether w - m has too few digits, so that s e is made again.
+        offset_now: distance of the current draw from the number in `draw`.
+        sign_now: its sign.
+        offset_next: distance of the next draw.
+        sign_next: its sign.
+        MODE: STEP, FILL, FILLED, DRAW, LOOK or REWRITE.
+        RULE: ADAM or IVON.
+        PRIOR: form of the density.
+        WIDTH: sums of a chunk.
+        LEARN: whether gradients by learned numbers of the prior are summed.
+        CARRY: whether pending gradients are corrected for the change of the draw.
+        FULL: whether every chunk of the launch is whole and aligned.
+        BLOCK: elements of a chunk.
+        TABLE_COLUMNS: columns of the horseshoe's table.
+        TABLE_ROWS: its rows.
+        LOWEST: log r in its first column.
+        CELLS: columns for each unit of log r.
     """
     pid = tl.program_id(0)
     place = chunks + pid * 4
@@ -162,9 +195,9 @@ def sweep_kernel(
     row = table + which * ROW
     n = tl.load(row + LENGTH)
     o = chunk.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    weight = floats(tl.load(row + WEIGHT))
-    mean = floats(tl.load(row + MEAN))
-    log_std = floats(tl.load(row + LOG_STD))
+    weight = _floats(tl.load(row + WEIGHT))
+    mean = _floats(tl.load(row + MEAN))
+    log_std = _floats(tl.load(row + LOG_STD))
     flags = tl.load(row + FLAGS)
     if FULL:
         weight = tl.multiple_of(weight, 16)
@@ -185,10 +218,10 @@ def sweep_kernel(
     drawn = flags & DRAWN
     E = M * 0
     if MODE != LOOK and (drawn | (flags & LOOKS)) != 0:
-        E = normals(seed, number + offset_next, stream, index) * sign_next
+        E = _normals(seed, number + offset_next, stream, index) * sign_next
     mine = sums + at.to(tl.int64) * WIDTH
-    location = floats(tl.load(row + LOCATION))
-    scale_at = floats(tl.load(row + LOG_SCALE))
+    location = _floats(tl.load(row + LOCATION))
+    scale_at = _floats(tl.load(row + LOG_SCALE))
 
     gm = M * 0
     gl = M * 0
@@ -202,28 +235,28 @@ def sweep_kernel(
         G = M * 0
         if gradient != 0:
             if FULL:
-                G = tl.load(tl.multiple_of(floats(gradient), 16) + o)
+                G = tl.load(tl.multiple_of(_floats(gradient), 16) + o)
             else:
-                G = tl.load(floats(gradient) + o, mask=keep, other=0.0)
+                G = tl.load(_floats(gradient) + o, mask=keep, other=0.0)
         spread = M * 0
         if drawn != 0:
             if tl.load(narrow + at) != 0:
-                spread = S * normals(seed, number + offset_now, stream, index) * sign_now
+                spread = S * _normals(seed, number + offset_now, stream, index) * sign_now
             elif FULL:
                 spread = tl.load(weight + o) - M
             else:
                 spread = tl.load(weight + o, mask=keep, other=0.0) - M
         if PRIOR == GIVEN:
-            pm = tl.load(floats(tl.load(row + BY_MEAN)) + o, mask=keep, other=0.0)
-            pl = tl.load(floats(tl.load(row + BY_LOG_STD)) + o, mask=keep, other=0.0)
+            pm = tl.load(_floats(tl.load(row + BY_MEAN)) + o, mask=keep, other=0.0)
+            pl = tl.load(_floats(tl.load(row + BY_LOG_STD)) + o, mask=keep, other=0.0)
         elif PRIOR == MIXTURE:
             components = tl.load(row + COUNT)
-            logits = floats(tl.load(row + THIRD))
+            logits = _floats(tl.load(row + THIRD))
             seen = spread
             if (flags & LOOKS) != 0:
                 seen = S * E
-            pm = mixture_slope(M + seen, location, scale_at, logits, components, mine, keep, SUMS, LEARN)
-            behind = mixture_slope(M - seen, location, scale_at, logits, components, mine, keep, SUMS, False)
+            pm = _mixture_slope(M + seen, location, scale_at, logits, components, mine, keep, SUMS, LEARN)
+            behind = _mixture_slope(M - seen, location, scale_at, logits, components, mine, keep, SUMS, False)
             pl = seen * 0.5 * (pm - behind) - 1.0
             pm = 0.5 * (pm + behind)
         else:
@@ -259,9 +292,9 @@ def sweep_kernel(
                 r += u * u
                 x = (0.5 * tl.log(r) - LOWEST) * CELLS
                 y = s / tl.sqrt(r) * (TABLE_ROWS - 1.0)
-                third = floats(tl.load(row + THIRD))
-                pm = table_at(third, x, y, TABLE_COLUMNS, TABLE_ROWS) * u / r / scale
-                pl = table_at(third + TABLE_COLUMNS * TABLE_ROWS, x, y, TABLE_COLUMNS, TABLE_ROWS) - 1.0
+                third = _floats(tl.load(row + THIRD))
+                pm = _table_at(third, x, y, TABLE_COLUMNS, TABLE_ROWS) * u / r / scale
+                pl = _table_at(third + TABLE_COLUMNS * TABLE_ROWS, x, y, TABLE_COLUMNS, TABLE_ROWS) - 1.0
                 if LEARN:
                     tl.store(mine, tl.sum(tl.where(keep, -(pl + pm * d), 0.0), 0))
             else:
@@ -270,42 +303,42 @@ def sweep_kernel(
                 if (flags & LOOKS) != 0:
                     seen = S * E
                 if PRIOR == POWER:
-                    df = tl.load(floats(tl.load(row + THIRD)))
-                    pm = power_slope(d + seen, scale * scale, df)
-                    behind = power_slope(d - seen, scale * scale, df)
+                    df = tl.load(_floats(tl.load(row + THIRD)))
+                    pm = _power_slope(d + seen, scale * scale, df)
+                    behind = _power_slope(d - seen, scale * scale, df)
                 else:
-                    pm = logistic_slope(d + seen, scale)
-                    behind = logistic_slope(d - seen, scale)
+                    pm = _logistic_slope(d + seen, scale)
+                    behind = _logistic_slope(d - seen, scale)
                 if LEARN:
                     tl.store(mine, tl.sum(tl.where(keep, 1.0 - pm * (d + seen), 0.0), 0))
                 pl = seen * 0.5 * (pm - behind) - 1.0
                 pm = 0.5 * (pm + behind)
         share = tl.load(row + SHARE)
         if share != 0:
-            factor = tl.load(floats(share) + o, mask=keep, other=0.0)
+            factor = tl.load(_floats(share) + o, mask=keep, other=0.0)
             pm *= factor
             pl *= factor
         gm = G + k * pm
         gl = G * spread + k * pl
         if pending != 0:
-            gl += tl.load(floats(pending) + o, mask=keep, other=0.0)
+            gl += tl.load(_floats(pending) + o, mask=keep, other=0.0)
         if MODE == FILL:
-            tl.store(floats(tl.load(row + BY_MEAN)) + o, gm, mask=keep)
-            tl.store(floats(tl.load(row + BY_LOG_STD)) + o, gl, mask=keep)
+            tl.store(_floats(tl.load(row + BY_MEAN)) + o, gm, mask=keep)
+            tl.store(_floats(tl.load(row + BY_LOG_STD)) + o, gl, mask=keep)
     if MODE == FILLED:
-        gm = tl.load(floats(tl.load(row + BY_MEAN)) + o, mask=keep, other=0.0)
-        gl = tl.load(floats(tl.load(row + BY_LOG_STD)) + o, mask=keep, other=0.0)
+        gm = tl.load(_floats(tl.load(row + BY_MEAN)) + o, mask=keep, other=0.0)
+        gl = tl.load(_floats(tl.load(row + BY_LOG_STD)) + o, mask=keep, other=0.0)
 
     if MODE == STEP or MODE == FILLED:
         own = numbers + FLOATS + tl.load(row + MEAN_GROUP) * GROUP_NUMBERS
         wide = numbers + FLOATS + tl.load(row + LOG_STD_GROUP) * GROUP_NUMBERS
-        t = tl.load(floats(tl.load(row + STEP_COUNT)))
+        t = tl.load(_floats(tl.load(row + STEP_COUNT)))
         rate_m = tl.load(own).to(tl.float32)
         rate_l = tl.load(wide).to(tl.float32)
         b1 = tl.load(own + 1)
         b2 = tl.load(own + 2)
         c1 = (1.0 - tl.exp(t * tl.log(b1))).to(tl.float32)
-        first = floats(tl.load(row + AVERAGE))
+        first = _floats(tl.load(row + AVERAGE))
         if FULL:
             first = tl.multiple_of(first, 16)
             A1 = tl.load(first + o)
@@ -321,9 +354,9 @@ def sweep_kernel(
             rest2 = (1.0 - b2).to(tl.float32)
             l1 = tl.load(wide + 1)
             l2 = tl.load(wide + 2)
-            second = floats(tl.load(row + AVERAGE + 1))
-            first_l = floats(tl.load(row + AVERAGE + 2))
-            second_l = floats(tl.load(row + AVERAGE + 3))
+            second = _floats(tl.load(row + AVERAGE + 1))
+            first_l = _floats(tl.load(row + AVERAGE + 2))
+            second_l = _floats(tl.load(row + AVERAGE + 3))
             if FULL:
                 second = tl.multiple_of(second, 16)
                 first_l = tl.multiple_of(first_l, 16)
@@ -363,10 +396,10 @@ def sweep_kernel(
             if carried != 0:
                 change = S * E
                 if (flags & WAS_DRAWN) != 0:
-                    change -= S * normals(seed, number + offset_now, stream, index) * sign_now
-                L = tl.load(floats(carried) + o, mask=keep, other=0.0)
-                G = tl.load(floats(gradient) + o, mask=keep, other=0.0)
-                tl.store(floats(carried) + o, L - G * change, mask=keep)
+                    change -= S * _normals(seed, number + offset_now, stream, index) * sign_now
+                L = tl.load(_floats(carried) + o, mask=keep, other=0.0)
+                G = tl.load(_floats(gradient) + o, mask=keep, other=0.0)
+                tl.store(_floats(carried) + o, L - G * change, mask=keep)
         if drawn != 0:
             tl.store(weight + o, M + S * E, mask=keep)
         else:
@@ -388,7 +421,16 @@ def sweep_kernel(
 
 @triton.jit
 def reduce_kernel(sums, ranges, totals, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
-    """Add the sums (chunks, WIDTH) over the chunks of each tensor, in float64; ranges: (tensors, 2) int64 of chunks."""
+    """Add sums over the chunks of each tensor, in float64.
+
+    Args:
+        sums: (chunks, WIDTH) float32.
+        ranges: (tensors, 2) int64, first and last chunk of each tensor.
+        totals: (tensors, WIDTH) float64, written.
+        WIDTH: sums of a chunk.
+        COLUMNS: power of two not below WIDTH.
+        BLOCK: chunks that are added together.
+    """
     pid = tl.program_id(0)
     first = tl.load(ranges + 2 * pid)
     last = tl.load(ranges + 2 * pid + 1)

@@ -82,7 +82,15 @@ class Values(nn.Module):
         return drawn.detach()
 
     def is_drawn(self, weight: Weight, state: State) -> bool:
-        """Return True if a weight holds a draw in this state, not its mean."""
+        """Return whether a weight holds a draw in a state, not its mean.
+
+        Args:
+            weight: weight of this model.
+            state: state.
+
+        Returns:
+            Whether it does.
+        """
         return state.holds == "draw" and weight.is_gaussian and not (weight.noise_on_outputs and state.number >= 0)
 
     def spread(self, weight: Weight, state: State, noise: Tensor | None = None) -> Tensor:

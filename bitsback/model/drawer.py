@@ -25,6 +25,9 @@ def clock_for(model: "Values", weights: Sequence[Weight]) -> Clock | None:
     Args:
         model: Bayesian model.
         weights: some of its weights.
+
+    Returns:
+        The clock of their device, or None.
     """
     device = weights[0].known.device if weights else torch.device("cpu")
     clock = model.noise_source.clock(device)

@@ -21,7 +21,12 @@ class ForeachSweep(Sweep):
     """
 
     def move(self, weights: Sequence[Weight], rule: UpdateRule) -> None:
-        """Compute gradients, move and draw, as the base class."""
+        """Compute gradients, move and draw, as the base class.
+
+        Args:
+            weights: weights to move.
+            rule: makes the update of each.
+        """
         together = [weight for weight in weights if self._is_plain(weight)]
         inside = {weight.index for weight in together}
         super().move([weight for weight in weights if weight.index not in inside], rule)

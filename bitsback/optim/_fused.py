@@ -60,7 +60,17 @@ def fused_adam(
     parameters: list[Tensor], gradients: list[Tensor], firsts: list[Tensor], seconds: list[Tensor], steps: list[Tensor],
     numbers: Rates, pull: float = 0.0,
 ) -> None:  # fmt: skip
-    """Take one step of Adam on several tensors by torch's fused kernel, as :func:`adam`."""
+    """Take one step of Adam on several tensors by torch's fused kernel, as :func:`adam`.
+
+    Args:
+        parameters: tensors to move.
+        gradients: of the same shapes.
+        firsts: running averages of gradients.
+        seconds: running averages of squared gradients.
+        steps: number of this step, from 1, for each tensor.
+        numbers: learning rate, beta1, beta2, eps.
+        pull: L2 coefficient.
+    """
     lr, beta1, beta2, eps = numbers
     torch._fused_adam_(
         parameters, gradients, firsts, seconds, [], steps, lr=lr, beta1=beta1, beta2=beta2, weight_decay=pull, eps=eps,

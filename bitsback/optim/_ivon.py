@@ -99,7 +99,15 @@ class IVON(Adam):
     def move_all(
         self, weights: Sequence[Weight], means: list[Tensor], log_stds: list[Tensor], gm: list[Tensor], gl: list[Tensor]
     ) -> None:
-        """Update whole weights, as the base class."""
+        """Update whole weights by the gradients of their means and log stds, as the base class.
+
+        Args:
+            weights: Gaussian weights.
+            means: their means.
+            log_stds: their log stds.
+            gm: gradients by the means.
+            gl: gradients by the log stds.
+        """
         for weight, *several in zip(weights, means, log_stds, gm, gl, strict=True):
             move = self.mover(weight)
             for number, (m, log_std, by_mean, by_log_std) in enumerate(zip(*map(rows, several), strict=True)):

@@ -200,7 +200,15 @@ def _key(form: KernelForm | None, weight: Weight) -> tuple[str, bool]:
 
 
 def row_of(weight: Weight, form: KernelForm | None) -> Row:
-    """Return a weight's row."""
+    """Return a weight's row.
+
+    Args:
+        weight: Gaussian weight.
+        form: density of its prior; None if torch computes the KL's gradient.
+
+    Returns:
+        The row.
+    """
     parameter, mean, log_std = (t.detach() for t in weight.tensors())
     if form is None:
         return Row(parameter, mean, log_std, weight.index)
@@ -239,7 +247,12 @@ class KernelSweep(Sweep):
         super().begin(self._rest(weights))
 
     def move(self, weights: Sequence[Weight], rule: UpdateRule) -> None:
-        """Compute gradients, move and draw, as the base class."""
+        """Compute gradients, move and draw, as the base class.
+
+        Args:
+            weights: weights to move.
+            rule: makes the update of each.
+        """
         self._launch(kernels.STEP, rule)
         super().move(self._rest(weights), rule)
 
@@ -249,7 +262,12 @@ class KernelSweep(Sweep):
         super().fill(self._rest(weights))
 
     def move_filled(self, weights: Sequence[Weight], rule: UpdateRule) -> None:
-        """Move by the gradients in ``.grad`` and draw, as the base class."""
+        """Move by the gradients in ``.grad`` and draw, as the base class.
+
+        Args:
+            weights: weights to move.
+            rule: makes the update of each.
+        """
         self._launch(kernels.FILLED, rule)
         super().move_filled(self._rest(weights), rule)
 

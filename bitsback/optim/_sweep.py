@@ -50,7 +50,15 @@ class UpdateRule(Protocol):
     def move_all(
         self, weights: Sequence[Weight], means: list[Tensor], log_stds: list[Tensor], gm: list[Tensor], gl: list[Tensor]
     ) -> None:
-        """Update whole weights by the gradients of their means and log stds."""
+        """Update whole weights by the gradients of their means and log stds.
+
+        Args:
+            weights: Gaussian weights.
+            means: their means.
+            log_stds: their log stds.
+            gm: gradients by the means.
+            gl: gradients by the log stds.
+        """
 
     def averages_of(self, weight: Weight) -> list[Tensor]:
         """Return the running averages of a weight, in the memory layout of its mean."""

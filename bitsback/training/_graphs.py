@@ -26,7 +26,15 @@ class Subject(Protocol):
     """Training whose steps are captured."""
 
     def run(self, inputs: Inputs, targets: Tensor) -> Tensor:
-        """Run a step's operators on a batch and return its data bits, a scalar tensor on the device."""
+        """Run a step's operators on a batch.
+
+        Args:
+            inputs: (n, ...), of the batch.
+            targets: (n, ...).
+
+        Returns:
+            Data bits of the batch, a scalar tensor on the device.
+        """
 
     def prepare_capture(self) -> None:
         """Allocate what the launches of one capture read."""
@@ -41,7 +49,12 @@ class Subject(Protocol):
         """Restore what :meth:`host_state` returned."""
 
     def advance(self, before: Any, after: Any) -> None:
-        """Change the host's state as a step does that led from ``before`` to ``after``."""
+        """Change the host's state as a step does.
+
+        Args:
+            before: state before such a step.
+            after: state after it.
+        """
 
     def write_numbers(self) -> None:
         """Write the numbers of the next step to the device."""

@@ -16,7 +16,7 @@ from bitsback.atomic_io import write_tensors, write_text
 from bitsback.data import Dataset, Examples
 from bitsback.errors import ConfigError
 from bitsback.inputs import Inputs
-from bitsback.kernels import CudaCaptures
+from bitsback.kernels import Captures, CudaCaptures
 from bitsback.ledger import Ledger
 from bitsback.likelihoods import Likelihood
 from bitsback.locks import LOCK, exclusive, remove_left_over_files
@@ -35,7 +35,7 @@ from bitsback.training.loop import Fit, Watch
 from bitsback.training.session import Session
 from bitsback.training.settings import LedgerSettings, LoggingSettings, TrainingSettings
 
-__all__ = ["Outcome", "device_named", "start", "threads_for", "train"]
+__all__ = ["Outcome", "captures_of", "device_named", "start", "threads_for", "train"]
 
 SMALL_MODEL_WEIGHTS = 1_000_000
 """Models with fewer weights are trained on one thread."""
@@ -257,11 +257,17 @@ def start(
         model, likelihood, data, settings, seed, optimizer, schedule, Beta(settings, steps), objective, outputs, watch=watch,
         mode=mode,
     )  # fmt: skip
-    if settings.graph == "auto" and model.device.type == "cuda":
-        fit.graphs = StepGraphs(fit, CudaCaptures(model.device))
+    captures = captures_of(model.device) if settings.graph == "auto" else None
+    if captures is not None:
+        fit.graphs = StepGraphs(fit, captures)
         if why := fit.why_no_graph():
             fit.graphs.give_up(why)
     return fit
+
+
+def captures_of(device: torch.device) -> Captures | None:
+    """Return what captures steps on a device; None if nothing does."""
+    return CudaCaptures(device) if device.type == "cuda" else None
 
 
 STEP_BYTES = 32
