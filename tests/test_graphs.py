@@ -1,6 +1,7 @@
 """Captured steps: with a stand-in for a GPU, the same training as without; and what says why there is none."""
 
 import copy
+import importlib
 import warnings
 from contextlib import nullcontext
 
@@ -234,14 +235,14 @@ def test_parameters_without_a_posterior_are_moved_in_the_graph():
 
 @pytest.mark.parametrize("graph", ["auto", "never"])
 def test_steps_are_captured_where_that_is_asked_for(graph, monkeypatch):
-    monkeypatch.setattr("bitsback.training.train.captures_of", lambda device: Repeats(None))
+    monkeypatch.setattr(importlib.import_module("bitsback.training.train"), "captures_of", lambda device: Repeats(None))
     monkeypatch.setattr("bitsback.training.loop.Fit.why_no_graph", lambda fit: "")
     fit = fit_of(False, graph=graph)
     assert (fit.graphs is not None) == (graph == "auto")
 
 
 def test_why_no_step_is_captured_is_said_at_the_start(monkeypatch):
-    monkeypatch.setattr("bitsback.training.train.captures_of", lambda device: Repeats(None))
+    monkeypatch.setattr(importlib.import_module("bitsback.training.train"), "captures_of", lambda device: Repeats(None))
     with pytest.warns(
         UserWarning, match="without a CUDA graph: SGD keeps its rates on the host; training.graph=never says nothing"
     ):
