@@ -147,6 +147,15 @@ def test_a_pending_backward_pass_is_left_alone():
     loss.backward()
 
 
+def test_one_that_is_made_in_inference_mode_can_be_trained():
+    model = trained(Tied())
+    with torch.inference_mode():
+        plain, sampled = model.mean_network(), model.sampled_network()
+    for network in (plain, sampled):
+        network(WORDS).sum().backward()
+        torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=0.1).step()
+
+
 def test_what_a_user_wrote_into_the_weights_is_in_the_means():
     model = trained(Tied())
     model.network.head.weight.data[0, 0] = 7.0  # moves no version

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["plain_network"]
 
 
+@torch.inference_mode(False)  # a network that is made inside of a framework's evaluation can be trained as well
 @torch.no_grad()
 def plain_network(model: "BayesianModel", state: State) -> nn.Module:
     """Return a copy of the network with the values of a state in its weights, and nothing of bitsback in it.
