@@ -225,6 +225,11 @@ def test_adapters_of_a_frozen_network(there):
         assert any(line.startswith(f"{name} (") for line in ledger.not_charged), name
     assert {weight.name for weight in model.weights} == {name for name, p in network.named_parameters() if p.requires_grad}
     assert all("lora" in weight.name for weight in model.weights)
+    with torch.no_grad(), model.mean():
+        wanted = network(**data[0]).logits
+    merged = model.mean_network().merge_and_unload()
+    zoo.gpt2().load_state_dict(merged.state_dict())
+    torch.testing.assert_close(merged(**data[0]).logits.detach(), wanted, rtol=1e-4, atol=1e-5)
 
 
 def trainer_of(network, optimizer, train, schedule=None, **options):
@@ -422,6 +427,17 @@ def test_the_clipping_of_lightning_is_noticed(there):
 
 
 # plain networks
+
+
+@transformers_too
+def test_transformers_save_and_load_plain_networks(there):
+    model, (inputs, _) = bitsback.bayesianize(moved(zoo.gpt2())), words_of("gpt2")[1]
+    plain = model.sampled_network().eval()
+    plain.save_pretrained("plain")
+    loaded = type(plain).from_pretrained("plain").eval()
+    assert loaded.lm_head.weight is loaded.transformer.wte.weight
+    with torch.no_grad():
+        assert torch.equal(loaded(**inputs).logits, plain(**inputs).logits)
 
 
 @needs("onnx", "onnxscript", "onnxruntime")

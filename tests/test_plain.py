@@ -232,6 +232,29 @@ def test_a_class_derived_from_a_layer_of_ours_stays():
         assert torch.equal(plain(x), layer(x))
 
 
+class Asking(nn.Module):
+    """A wrapper that answers with what it wraps, as those of peft do."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+def test_a_wrapper_around_a_layer_of_ours_stays():
+    plain = bitsback.bayesianize(Asking(bitsback.nn.Linear(4, 3))).mean_network()
+    assert [type(module) for module in plain.modules()] == [Asking, nn.Linear]
+    assert plain(torch.randn(2, 4)).shape == (2, 3)
+
+
 @pytest.mark.parametrize("kind", ["weight_norm", "old weight_norm", "spectral_norm"])
 def test_parametrised_weights(kind):
     norms = {

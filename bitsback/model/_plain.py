@@ -47,7 +47,7 @@ def plain_network(model: "BayesianModel", state: State) -> nn.Module:
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             for key in [key for key, hook in hooks.items() if _is_of_this_package(hook)]:
                 del hooks[key]
-        plain_class = getattr(module, "plain_class", None)
+        plain_class = getattr(type(module), "plain_class", None)  # of a layer of bitsback.nn
         if plain_class is not None:
             module.__class__ = plain_class()
     values = draw_of(model, state)
