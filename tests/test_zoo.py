@@ -1,6 +1,10 @@
 """Networks of the kinds that people bring: each trains, is counted whole, is saved, comes back and predicts."""
 
 import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -86,3 +90,16 @@ def covered(network, model, ledger):
             assert any(line.startswith(f"{name} (") for line in ledger.not_charged), name
     held = [name for name, tensor in model.changed_buffers() + model.learned_statistics() if tensor.numel()]
     assert len(ledger.charges) >= len(held)
+
+
+@pytest.mark.parametrize(("skips", "code"), [("fail", 1), ("", 0)])
+def test_where_every_library_is_installed_a_skipped_test_fails(skips, code, tmp_path):
+    (tmp_path / "conftest.py").write_text(Path(__file__).with_name("conftest.py").read_text())
+    (tmp_path / "test_one.py").write_text(
+        "import pytest\n@pytest.mark.skip(reason='gone')\ndef test_one(): pass\n@pytest.mark.xfail\ndef test_two(): assert False\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", tmp_path, tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "SKIPS": skips})
+    assert done.returncode == code, done.stdout
+    assert ("skipped, where nothing may be: Skipped: gone" in done.stdout) == bool(skips)
+    assert "1 xfailed" in done.stdout

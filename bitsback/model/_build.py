@@ -8,8 +8,9 @@ from torch import nn
 from bitsback.errors import LayerError
 from bitsback.inputs import Output
 from bitsback.layers import Choice, Estimators, choose, fan_in
+from bitsback.model._layer_posteriors import LayerPosteriors
 from bitsback.model.choices import PosteriorChoice, PriorChoice, posterior_settings_of
-from bitsback.model.model import BayesianModel, LayerPosteriors
+from bitsback.model.model import BayesianModel
 from bitsback.posteriors import GaussianPosterior, GaussianPosteriorSettings, Posterior, PosteriorSettings
 
 __all__ = ["bayesianize"]

@@ -72,6 +72,11 @@ class BayesianLayer(nn.Module):
             raise LayerError("this layer belongs to a model, which draws and counts for it; call the model's methods")
         return alone
 
+    @classmethod
+    def plain_class(cls) -> type[nn.Module]:
+        """Return torch's class of this layer; a class that was derived from it elsewhere is its own."""
+        return cls.__mro__[2] if cls.__module__ == __name__ else cls
+
     def draw(self) -> None:
         """Put the next draw into the layer's weights."""
         self.model.draw()

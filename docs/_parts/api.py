@@ -32,7 +32,7 @@ PLAIN = {
 MEMBERS = {
     "bitsback.BayesianModel": "kl_bits refund_bits weights_by_prior posteriors smallest_std grid_step update_priors dtype "
     "device deterministic charges round_to_grid not_charged lay_out draw draw_number mirror holds sample mean holding "
-    "set_noise seed predict",
+    "set_noise seed predict mean_network sampled_network",
     "bitsback.model.Weight": "owner parameter is_gaussian is_trained",
 }
 """What a user needs of classes whose other members are for the package."""
