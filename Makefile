@@ -60,11 +60,16 @@ $(READY): $(BASE)
 	@$(PIP) --editable '.[dev]'
 	@touch $(READY)
 
-# torchvision brings a torch of its own, and timm needs it only to be importable
+# torchvision brings a torch of its own, and timm needs it only to be importable; so do the libraries of Bayesian networks and what
+# laplace-torch imports
 $(ZOO): $(READY)
-	@echo "installing transformers, peft, datasets and timm, about 0.4 GB more"
+	@echo "installing transformers, peft, datasets, timm and libraries of Bayesian networks, about 0.5 GB more"
 	@$(PIP) transformers peft datasets
 	@$(PIP) --no-deps timm torchvision
+	@$(PIP) --no-deps bayesian-torch==0.5.0 blitz-bayesian-pytorch==0.2.8 torchbnn==1.2 tyxe==0.0.2 ivon-opt==0.1.3 laplace-torch==0.3
+	@$(PIP) --no-deps asdfghjkl==0.1a4 backpack-for-pytorch curvlinops-for-pytorch unfoldNd einconv torchmetrics lightning-utilities \
+		linear_operator jaxtyping wadler_lindig
+	@$(PIP) einops opt-einsum
 	@touch $(ZOO)
 
 clean:

@@ -95,7 +95,10 @@ class BayesLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features, self.bias = in_features, out_features, bias
         self.prior_mu, self.prior_sigma = prior_mu, prior_sigma
-        self.weight_mu, self.weight_log_sigma = tensor(out_features, in_features), tensor(out_features, in_features, low=-4, high=-2)
+        self.weight_mu, self.weight_log_sigma = (
+            tensor(out_features, in_features),
+            tensor(out_features, in_features, low=-4, high=-2),
+        )
         self.bias_mu, self.bias_log_sigma = (tensor(out_features), tensor(out_features)) if bias else (None, None)
 
     def forward(self, x):
@@ -119,7 +122,10 @@ class DiagLaplace:
         self.model = model
         layer = getattr(model, "last_layer", model)
         self.mean = nn.utils.parameters_to_vector(layer.parameters()).detach()
-        self.prior_mean, self.prior_precision = torch.tensor(prior_mean).to(self.mean), torch.as_tensor(prior_precision).to(self.mean)
+        self.prior_mean, self.prior_precision = (
+            torch.tensor(prior_mean).to(self.mean),
+            torch.as_tensor(prior_precision).to(self.mean),
+        )
         self.H = torch.rand(len(self.mean)).to(self.mean) * 100
 
     @property

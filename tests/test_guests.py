@@ -53,7 +53,10 @@ def test_bayesian_torch():
     for place, prior_std, prior_mean in ((0, 0.7, 0.0), (2, 1.0, 0.1)):
         for local in ("weight", "bias"):
             mean, std = getattr(network[place], f"mu_{local}"), softplus(getattr(network[place], f"rho_{local}"))
-            wanted[f"{place}.{local}"] = (std, gaussian_bits(mean, std, *(float(torch.tensor(v)) for v in (prior_std, prior_mean))))
+            wanted[f"{place}.{local}"] = (
+                std,
+                gaussian_bits(mean, std, *(float(torch.tensor(v)) for v in (prior_std, prior_mean))),
+            )
     before = [parameter.detach().clone() for parameter in network.parameters()]
     check(from_bayesian_torch(network), x, y, wanted, network(x))
     assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
@@ -96,8 +99,14 @@ def test_a_prior_around_a_network():
     }
     model = from_bayesian_torch(layer)
     assert "around which the prior was put" in bitsback.take_ledger(model, CategoricalLikelihood(3), (x, y)).given
-    check(model, x, y, {name: pair for name, pair in wanted.items() if name == "bias"} | {
-        "weight": (std["weight"], gaussian_bits(layer.mu_weight.detach() - layer.prior_weight_mu, std["weight"], 1.0))}, layer(x))
+    check(
+        model,
+        x,
+        y,
+        {name: pair for name, pair in wanted.items() if name == "bias"}
+        | {"weight": (std["weight"], gaussian_bits(layer.mu_weight.detach() - layer.prior_weight_mu, std["weight"], 1.0))},
+        layer(x),
+    )
 
 
 @pytest.mark.parametrize("pi", [1, 0.25])
@@ -137,7 +146,9 @@ def test_blitz_with_a_distribution_of_ones_own():
 
 
 def test_torchbnn():
-    network = nn.Sequential(guests.BayesLinear(0.2, 0.3, 4, 5), nn.ReLU(), guests.BayesLinear(0, 1.5, 5, 3, bias=False)).double()
+    network = nn.Sequential(
+        guests.BayesLinear(0.2, 0.3, 4, 5), nn.ReLU(), guests.BayesLinear(0, 1.5, 5, 3, bias=False)
+    ).double()
     x, y = data(4)
     wanted = {}
     for place, local in ((0, "weight"), (0, "bias"), (2, "weight")):
@@ -187,7 +198,8 @@ def test_laplace_of_the_last_layer_pays_for_the_others():
             parameter.copy_(parameter.float())
     stds = laplace.posterior_precision.rsqrt().split([15, 3])
     wanted = {
-        f"2.{local}": (std, gaussian_bits(getattr(network[2], local), std, 1.0)) for local, std in zip(("weight", "bias"), stds, strict=True)
+        f"2.{local}": (std, gaussian_bits(getattr(network[2], local), std, 1.0))
+        for local, std in zip(("weight", "bias"), stds, strict=True)
     }
     check(from_laplace(laplace), x, y, wanted, network(x), charged=32 * 25)
 

@@ -142,7 +142,9 @@ def of_tyxe():
 
     network = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
     prior = tyxe.priors.IIDPrior(dist.Normal(0.0, 0.5))
-    bnn = tyxe.VariationalBNN(copy.deepcopy(network), prior, tyxe.likelihoods.Categorical(dataset_size=9), tyxe.guides.AutoNormal)
+    bnn = tyxe.VariationalBNN(
+        copy.deepcopy(network), prior, tyxe.likelihoods.Categorical(dataset_size=9), tyxe.guides.AutoNormal
+    )
     x = torch.randn(9, 4)
     bnn.guide(x, torch.arange(9) % 3) if hasattr(pyro.util, "deep_getattr") else bnn.net_guide._setup_prototype(x)
     found = {}
@@ -164,7 +166,9 @@ def of_ivon():
             nn.functional.cross_entropy(network(x), y).backward()
         optimizer.step()
     stds = (100 * (optimizer.param_groups[0]["hess"] + 0.04)).rsqrt().split([p.numel() for p in network.parameters()])
-    found = {name: (std, guests.gaussian_bits(p, std, 0.5)) for (name, p), std in zip(network.named_parameters(), stds, strict=True)}
+    found = {
+        name: (std, guests.gaussian_bits(p, std, 0.5)) for (name, p), std in zip(network.named_parameters(), stds, strict=True)
+    }
     return interop.from_ivon(optimizer, network), x, found
 
 
@@ -177,7 +181,9 @@ def of_laplace():
     laplace = Laplace(network, "classification", subset_of_weights="all", hessian_structure="diag", prior_precision=4.0)
     laplace.fit(DataLoader(TensorDataset(x, y), batch_size=3))
     stds = laplace.posterior_scale.split([p.numel() for p in network.parameters()])
-    found = {name: (std, guests.gaussian_bits(p, std, 0.5)) for (name, p), std in zip(network.named_parameters(), stds, strict=True)}
+    found = {
+        name: (std, guests.gaussian_bits(p, std, 0.5)) for (name, p), std in zip(network.named_parameters(), stds, strict=True)
+    }
     return interop.from_laplace(laplace), x, found
 
 

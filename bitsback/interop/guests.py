@@ -67,7 +67,8 @@ def from_moments(
         LayerError: for a weight that the network has not, another shape, or a std that is not positive and finite.
 
     >>> network = nn.Linear(3, 2, bias=False)
-    >>> model = from_moments(network, {"weight": (torch.zeros(2, 3), torch.full((2, 3), 0.5))}, {"kind": "gaussian", "scale": 0.5})
+    >>> moments = {"weight": (torch.zeros(2, 3), torch.full((2, 3), 0.5))}
+    >>> model = from_moments(network, moments, {"kind": "gaussian", "scale": 0.5})
     >>> round(model.kl_bits().item(), 6)
     0.0
     """
@@ -83,7 +84,9 @@ def from_moments(
                 f"{tuple(std.shape)}; give both in the weight's shape"
             )
         if not (bool(torch.isfinite(mean).all()) and bool(torch.isfinite(std).all()) and bool((std > 0).all())):
-            raise LayerError(f"the posterior of '{name}' has a mean or a std that is not finite, or a std of zero; train it again")
+            raise LayerError(
+                f"the posterior of '{name}' has a mean or a std that is not finite, or a std of zero; train it again"
+            )
     network = copy.deepcopy(network).requires_grad_(True)
     frozen = [name for name, parameter in own.items() if not parameter.requires_grad and name not in moments]
     for name, parameter in network.named_parameters():
@@ -100,7 +103,9 @@ def from_moments(
     return model
 
 
-def from_bayesian_torch(module: nn.Module, prior: PriorChoice | None = None, *, network: nn.Module | None = None) -> BayesianModel:
+def from_bayesian_torch(
+    module: nn.Module, prior: PriorChoice | None = None, *, network: nn.Module | None = None
+) -> BayesianModel:
     """Return a model of a network of bayesian-torch, made by ``dnn_to_bnn`` or of its Reparameterization and Flipout layers.
 
     Their std is softplus(rho). What they call ``prior_variance`` is used there, and here, as a standard deviation.
@@ -236,7 +241,8 @@ def _tyxe_moments(guide: Any, site: str) -> tuple[Tensor, Tensor]:
         except AttributeError:
             continue
     raise LayerError(
-        f"the guide {type(guide).__name__} has no mean and std for '{site}'; use AutoNormal, or count it by ledger_of(model, guide)"
+        f"the guide {type(guide).__name__} has no mean and std for '{site}'; use AutoNormal, or count it by "
+        "ledger_of(model, guide)"
     )
 
 
@@ -269,7 +275,9 @@ def from_ivon(optimizer: Any, network: nn.Module, prior: PriorChoice | None = No
         parameters = [parameter for parameter in group["params"] if parameter is not None]
         for parameter, std in zip(parameters, stds.split([p.numel() for p in parameters]), strict=True):
             if id(parameter) not in names:
-                raise LayerError("IVON moves a parameter that the network has not; give the network whose parameters it was given")
+                raise LayerError(
+                    "IVON moves a parameter that the network has not; give the network whose parameters it was given"
+                )
             found[names[id(parameter)]] = Found(parameter, std.view_as(parameter), settings)
     return _built(network, found, prior)
 
@@ -302,8 +310,15 @@ def from_laplace(laplace: Any, prior: PriorChoice | None = None) -> BayesianMode
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     sizes = [parameter.numel() for parameter in covered]
     if sum(sizes) != len(precision):
-        raise LayerError(f"the posterior has {len(precision):,} numbers for {sum(sizes):,} weights; fit the approximation again")
-    vectors = [laplace.mean, precision.rsqrt(), _each(laplace.prior_mean, precision), _each(laplace.prior_precision_diag, precision)]
+        raise LayerError(
+            f"the posterior has {len(precision):,} numbers for {sum(sizes):,} weights; fit the approximation again"
+        )
+    vectors = [
+        laplace.mean,
+        precision.rsqrt(),
+        _each(laplace.prior_mean, precision),
+        _each(laplace.prior_precision_diag, precision),
+    ]
     parts = zip(covered, *(vector.split(sizes) for vector in vectors), strict=True)
     found = {
         names[id(p)]: Found(mean.view_as(p), std.view_as(p),
@@ -323,7 +338,9 @@ def _built(network: nn.Module, found: Mapping[str, Found], prior: PriorChoice | 
     moments = {name: (each.mean.detach(), each.std.detach()) for name, each in found.items()}
     if prior is not None:
         return from_moments(network, moments, prior)
-    return from_moments(network, moments, overrides={name: each.prior for name, each in found.items() if each.prior is not None})
+    return from_moments(
+        network, moments, overrides={name: each.prior for name, each in found.items() if each.prior is not None}
+    )
 
 
 def _of_layers(
@@ -347,7 +364,9 @@ def _of_layers(
     return _built(copied, found, prior)
 
 
-def _replacement(path: str, layer: nn.Module, own: Mapping[str, Found], plain: Callable[[Any, Mapping[str, Found]], nn.Module | None]) -> nn.Module:
+def _replacement(
+    path: str, layer: nn.Module, own: Mapping[str, Found], plain: Callable[[Any, Mapping[str, Found]], nn.Module | None]
+) -> nn.Module:
     made = plain(layer, own)
     shapes = {local: tuple(each.mean.shape) for local, each in own.items()}
     if made is None or shapes != {local: tuple(parameter.shape) for local, parameter in made.named_parameters()}:
@@ -396,7 +415,8 @@ class _WithKl(nn.Module):
 
 
 WITH_KL: dict[str, type[nn.Module]] = {
-    name: type(name, (_WithKl, getattr(nn, name)), {"__doc__": f"{name} that returns a KL as well."}) for name in ("Linear", *CONVOLUTIONS)
+    name: type(name, (_WithKl, getattr(nn, name)), {"__doc__": f"{name} that returns a KL as well."})
+    for name in ("Linear", *CONVOLUTIONS)
 }
 
 
@@ -436,14 +456,16 @@ def _gaussian(mean: Any, std: Any) -> PriorSettings:
     mean, std = torch.as_tensor(mean).detach(), torch.as_tensor(std).detach()
     scale = float(std.flatten()[0])
     if not (math.isfinite(scale) and scale > 0 and bool((std == std.flatten()[0]).all())):
-        raise PriorError("the stds of this prior are not one positive number for the whole tensor; give prior=, such as 'gaussian'")
+        raise PriorError(
+            "the stds of this prior are not one positive number for the whole tensor; give prior=, such as 'gaussian'"
+        )
     if bool((mean == mean.flatten()[0]).all()):
         return GaussianPriorSettings(scale=scale, mean=float(mean.flatten()[0]), learn="none")
     return _AroundSettings(mean=mean, scale=scale)
 
 
 def _blitz_prior(prior: Any) -> PriorSettings:
-    """Return the settings of a prior of blitz: a mixture of two Gaussians, one Gaussian, or a distribution that it was given."""
+    """Return the settings of a prior of blitz: one Gaussian, a mixture of two, or a distribution that it was given."""
     if prior.dist2 is None:
         return settings_of_distribution(prior.dist1)
     pi, scales = float(prior.pi), (float(prior.sigma1), float(prior.sigma2))

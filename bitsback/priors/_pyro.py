@@ -81,16 +81,19 @@ class PyroPrior(Prior):
         """Store an argument as a learned number, on the grid of its kind."""
         if name not in self.arguments or isinstance(self.arguments[name], Mapping):
             hint = near_miss(name, self.arguments)
-            raise PriorError(f"prior.learned names '{name}', which is no number in prior.arguments{hint}; give its first value there")
+            raise PriorError(
+                f"prior.learned names '{name}', which is no number in prior.arguments{hint}; give its first value there"
+            )
         if name == "scale" and learn != "none":
             raise PriorError("prior.learned has 'scale', and prior.scale is learned as well, which is the same number twice; "
                              "set prior.learn to none")  # fmt: skip
         grid = _grid(_class(self.distribution).arg_constraints.get(name))
         if grid is None:
-            raise PriorError(f"the argument '{name}' of pyro.distributions.{self.distribution} cannot be learned: it is neither "
+            raise PriorError(f"the argument '{name}' of pyro.distributions.{self.distribution} cannot be learned: it is "
+                             "neither "
                              "real, positive nor between 0 and 1; leave it out of prior.learned")  # fmt: skip
         value = torch.as_tensor(self.arguments[name], dtype=torch.float64)
-        free = {LOG_SCALE: torch.log, LOGIT: torch.logit}.get(grid, torch.clone)(value)
+        free = value.log() if grid is LOG_SCALE else value.logit() if grid is LOGIT else value
         self._kinds[name] = grid
         self._store(f"argument_{name}", free, "gradient", grid)
 
@@ -207,7 +210,7 @@ def settings_of_distribution(distribution: Distribution) -> PriorSettings:
 
 
 def _named(distribution: Any, batch_axes: int) -> tuple[str, dict[str, Any]]:
-    """Return the name of a distribution in ``pyro.distributions``, and its arguments, which must be alike along its batch axes."""
+    """Return the name of a distribution in ``pyro.distributions`` and its arguments, alike along its batch axes."""
     distribution = _bare(distribution)
     name = type(distribution).__name__
     taken = [key for key in inspect.signature(_class(name).__init__).parameters if key not in ("self", "validate_args")]
@@ -222,7 +225,8 @@ def _named(distribution: Any, batch_axes: int) -> tuple[str, dict[str, Any]]:
         elif isinstance(value, Tensor | float | int):
             values[key] = _alike(torch.as_tensor(value).detach(), batch_axes, f"{name}, {key}")
         else:
-            raise PriorError(f"a {name} is not given by numbers alone ({key} is a {type(value).__name__}); give a prior by name, or "
+            raise PriorError(f"a {name} is not given by numbers alone ({key} is a {type(value).__name__}); give a prior "
+                             "by name, or "
                              "one of your own (kind: factory)")  # fmt: skip
     return name, values
 
@@ -231,7 +235,8 @@ def _bare(distribution: Any) -> Distribution:
     """Return the distribution within those that only declare axes or repeat it."""
     while isinstance(distribution, Independent) or type(distribution).__name__ == "ExpandedDistribution":
         distribution = distribution.base_dist
-    return distribution  # type: ignore[no-any-return]
+    found: Distribution = distribution
+    return found
 
 
 def _alike(value: Tensor, batch_axes: int, what: str) -> Any:

@@ -1,0 +1,11 @@
+"""Pyro both ways: a model of this package as a Pyro program, and the ledger of any Pyro program and its guide."""
+
+from typing import TYPE_CHECKING
+
+from bitsback.lazy import attach
+
+if TYPE_CHECKING:
+    from bitsback.interop.pyro._program_ledger import ledger_of as ledger_of
+    from bitsback.interop.pyro._program_ledger import width_curve_of as width_curve_of
+
+__getattr__, __dir__, __all__ = attach(__name__, {"_program_ledger": ["ledger_of", "width_curve_of"]})
