@@ -5,7 +5,12 @@ from typing import TYPE_CHECKING
 from bitsback.lazy import attach
 
 if TYPE_CHECKING:
+    from bitsback.interop.pyro._as_program import Guide as Guide
+    from bitsback.interop.pyro._as_program import Program as Program
+    from bitsback.interop.pyro._as_program import as_pyro as as_pyro
     from bitsback.interop.pyro._program_ledger import ledger_of as ledger_of
     from bitsback.interop.pyro._program_ledger import width_curve_of as width_curve_of
 
-__getattr__, __dir__, __all__ = attach(__name__, {"_program_ledger": ["ledger_of", "width_curve_of"]})
+__getattr__, __dir__, __all__ = attach(
+    __name__, {"_as_program": ["Guide", "Program", "as_pyro"], "_program_ledger": ["ledger_of", "width_curve_of"]}
+)

@@ -20,6 +20,7 @@ from torch.distributions import (
 )
 
 from bitsback.errors import LedgerError
+from bitsback.interop.pyro._as_program import Targets
 from bitsback.interop.pyro._sites import (
     Draw,
     Group,
@@ -523,6 +524,10 @@ def _examples(observed: Mapping[str, Site]) -> int:
 def _without_model(name: str, site: Site, resolution: Resolution) -> tuple[float, float | None]:
     """Return the bits of an observation under the uniform code and under the marginal code; None where there is none."""
     fn, value = bare(site["fn"]), site["value"]
+    if isinstance(fn, Targets):
+        return float(site["scale"]) * fn.likelihood.uniform_bits(value), float(site["scale"]) * fn.likelihood.marginal_bits(
+            value
+        )
     kept = (
         value
         if site["mask"] is None or site["mask"] is True
