@@ -23,6 +23,7 @@ from bitsback.likelihoods import (
 )
 
 LOG2 = math.log(2)
+DRAWS = 100
 PRIORS = {
     "gaussian": {"scale": 0.5, "learn": "closed_form"},
     "laplace": {"scale": 0.4, "learn": "none"},
@@ -57,10 +58,10 @@ def test_minus_elbo_is_net_bits(prior):
     one = poutine.block(program, hide=["targets"])
     with torch.no_grad():
         without_data = TraceMeanField_ELBO().loss(one, guide, x, y) / LOG2
-        losses = torch.tensor([TraceMeanField_ELBO().loss(program, guide, x, y) / LOG2 for _ in range(300)])
+        losses = torch.tensor([TraceMeanField_ELBO().loss(program, guide, x, y) / LOG2 for _ in range(DRAWS)])
     charged = ledger.net_weight_bits + ledger.hyperparameter_bits
     assert without_data == pytest.approx(charged, rel=1e-5)  # the KL, for every prior without an event of its own
-    spread = 6 * (losses.std() / math.sqrt(300) + ledger.data_bits_stderr)
+    spread = 6 * (losses.std() / math.sqrt(DRAWS) + ledger.data_bits_stderr)
     assert float(losses.mean()) == pytest.approx(ledger.net_bits, abs=float(spread))
     assert [name for name, site in poutine.trace(guide).get_trace().nodes.items() if site["type"] == "sample"] == [
         weight.name for weight in model.weights
@@ -190,7 +191,7 @@ def test_what_is_refused():
     with pytest.raises(LedgerError, match="give a BayesianModel"):
         as_pyro(nn.Linear(4, 3), CategoricalLikelihood(3))
     model, x, y = setting(dtype=torch.float32)
-    program, guide = as_pyro(model, TokensLikelihood(3))
+    program, _ = as_pyro(model, TokensLikelihood(3))
     with pytest.raises(DataError, match="cannot be drawn"):
         program(x)
     program, _guide = as_pyro(model, CategoricalLikelihood(3))

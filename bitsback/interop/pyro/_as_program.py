@@ -33,8 +33,8 @@ def as_pyro(
 ) -> tuple["Program", "Guide"]:
     """Return a Pyro program and its guide with a plain site for each weight, named as the weight is.
 
-    ``SVI``, ``Trace_ELBO``, ``TraceMeanField_ELBO``, ``Predictive`` and :func:`ledger_of` take them. The loss of an ELBO, -ELBO,
-    is the ledger's net bits times ln 2: learned numbers of prior and likelihood, which the program holds at their present
+    ``SVI``, ``Trace_ELBO``, ``TraceMeanField_ELBO``, ``Predictive`` and :func:`ledger_of` take them. The loss, -ELBO, is the
+    ledger's net bits times ln 2: learned numbers of prior and likelihood, which the program holds at their present
     values, and weights without a posterior are in it as a factor. The guide's parameters are Pyro's, ``WEIGHT.mean`` and
     ``WEIGHT.std``; ``guide.write_back()`` writes them into the model.
 
@@ -198,7 +198,7 @@ class Borrowed(dist.TorchDistribution):
         super().__init__(batch, inner.event_shape, validate_args=False)
 
     @property
-    def support(self) -> Any:  # type: ignore[override]
+    def support(self) -> Any:
         """Return all reals."""
         return constraints.independent(constraints.real, len(self.event_shape)) if self.event_shape else constraints.real
 
@@ -211,11 +211,11 @@ class Borrowed(dist.TorchDistribution):
         """Return the distribution with another batch shape."""
         return Borrowed(self.prior, self.inner, torch.Size(batch_shape))
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Any = ()) -> Tensor:
         """Return draws of the given sample shape."""
         return self.inner.expand(self.batch_shape).sample(torch.Size(sample_shape))
 
-    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Return differentiable draws of the given sample shape."""
         return self.inner.expand(self.batch_shape).rsample(torch.Size(sample_shape))
 
@@ -224,7 +224,7 @@ class Borrowed(dist.TorchDistribution):
         return self.inner.log_prob(value).expand(value.shape[: value.ndim - len(self.event_shape)])
 
 
-@register_kl(torch.distributions.Normal, Borrowed)
+@register_kl(torch.distributions.Normal, Borrowed)  # type: ignore[untyped-decorator]
 def _kl_by_quadrature(q: torch.distributions.Normal, p: Borrowed) -> Tensor:
     """Return the KL of a normal and a prior, in nats and in their batch shape; differentiable in mean and std."""
     if p.event_shape or p.inner.batch_shape.numel() != 1:
@@ -265,7 +265,7 @@ class Targets(dist.TorchDistribution):
         super().__init__(torch.Size([len(outputs)]), torch.Size(shape), validate_args=False)
 
     @property
-    def support(self) -> Any:  # type: ignore[override]
+    def support(self) -> Any:
         """Return a discrete support: every target has a probability."""
         return Coded(len(self.event_shape))
 
@@ -279,7 +279,7 @@ class Targets(dist.TorchDistribution):
         return -bits_to_nats(self.likelihood.bits(self.outputs, value))
 
     @torch.no_grad()
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Any = ()) -> Tensor:
         """Return drawn targets, (..., n, ...), real ones on their grid."""
         drawn = _drawn_from(self.likelihood, self.outputs).sample(torch.Size(sample_shape))
         step = getattr(self.likelihood, "target_step", None)

@@ -523,7 +523,7 @@ def _examples(observed: Mapping[str, Site]) -> int:
 
 def _without_model(name: str, site: Site, resolution: Resolution) -> tuple[float, float | None]:
     """Return the bits of an observation under the uniform code and under the marginal code; None where there is none."""
-    fn, value = bare(site["fn"]), site["value"]
+    fn, value, scale = bare(site["fn"]), site["value"], float(site["scale"])
     if isinstance(fn, Targets):
         return float(site["scale"]) * fn.likelihood.uniform_bits(value), float(site["scale"]) * fn.likelihood.marginal_bits(
             value
@@ -534,7 +534,6 @@ def _without_model(name: str, site: Site, resolution: Resolution) -> tuple[float
         else value[torch.as_tensor(site["mask"]).expand(site["fn"].batch_shape)]
     )
     rows = kept.reshape(1, -1) if not kept.ndim else kept.reshape(len(kept), -1)
-    scale = float(site["scale"])
     if isinstance(fn, torch.distributions.Binomial):
         return scale * float((torch.as_tensor(fn.total_count) + 1).expand(value.shape).double().log2().sum()), None
     likelihood: Likelihood
