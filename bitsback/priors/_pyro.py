@@ -1,30 +1,19 @@
 """Prior from any Pyro distribution, by its name and arguments, some of which may be learned."""
 
-import inspect
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import AffineTransform, Distribution, Independent, TransformedDistribution, constraints
+from torch.distributions import AffineTransform, Distribution, TransformedDistribution, constraints
 
 from bitsback.errors import PriorError, near_miss
 from bitsback.learned import BFLOAT16, LOG_SCALE, LOGIT, Grid, plain
 from bitsback.priors.base import Prior, add_gradient, around
-from bitsback.priors.settings import (
-    GaussianPriorSettings,
-    LaplacePriorSettings,
-    PriorSettings,
-    PyroPriorSettings,
-    StudentTPriorSettings,
-)
 from bitsback.registry import Learn
 
-__all__ = ["PyroPrior", "settings_of_distribution"]
-
-ALTERNATIVES = (("probs", "logits"), ("scale_tril", "covariance_matrix", "precision_matrix"))
-"""Arguments of which a distribution takes one: the first is read."""
+__all__ = ["PyroPrior", "pyro_class"]
 
 
 class PyroPrior(Prior):
@@ -87,13 +76,13 @@ class PyroPrior(Prior):
         if name == "scale" and learn != "none":
             raise PriorError("prior.learned has 'scale', and prior.scale is learned as well, which is the same number twice; "
                              "set prior.learn to none")  # fmt: skip
-        grid = _grid(_class(self.distribution).arg_constraints.get(name))
+        grid = _grid(pyro_class(self.distribution).arg_constraints.get(name))
         if grid is None:
             raise PriorError(f"the argument '{name}' of pyro.distributions.{self.distribution} cannot be learned: it is "
                              "neither "
                              "real, positive nor between 0 and 1; leave it out of prior.learned")  # fmt: skip
         value = torch.as_tensor(self.arguments[name], dtype=torch.float64)
-        free = value.log() if grid is LOG_SCALE else value.logit() if grid is LOGIT else value
+        free = value.log() if grid == LOG_SCALE else value.logit() if grid == LOGIT else value
         self._kinds[name] = grid
         self._store(f"argument_{name}", free, "gradient", grid)
 
@@ -106,7 +95,7 @@ class PyroPrior(Prior):
             if is_new:
                 self._constants[place] = {name: _number(value, *place) for name, value in kept.items()}
             numbers = {**self._constants[place], **{name: self._current(name).to(dtype) for name in self._kinds}}
-            return _class(self.distribution)(**numbers, validate_args=is_new)
+            return pyro_class(self.distribution)(**numbers, validate_args=is_new)
         except PriorError:
             raise
         except Exception as error:  # whatever the distribution raises
@@ -118,7 +107,7 @@ class PyroPrior(Prior):
         """Return the present value of a learned argument."""
         free: Tensor = getattr(self, f"argument_{name}")
         grid = self._kinds[name]
-        return free.exp() if grid is LOG_SCALE else free.sigmoid() if grid is LOGIT else free
+        return free.exp() if grid == LOG_SCALE else free.sigmoid() if grid == LOGIT else free
 
     def forward(self) -> Distribution:
         """Return the distribution p(w)."""
@@ -180,75 +169,7 @@ class PyroPrior(Prior):
         return {"distribution": self.distribution, "arguments": {**self.arguments, **learned}, "scale": scale}
 
 
-def settings_of_distribution(distribution: Distribution) -> PriorSettings:
-    """Return the settings of a prior with the density of a distribution of torch or Pyro, its numbers fixed.
-
-    Args:
-        distribution: one density for all weights, such as ``Laplace(0.0, 0.3)``, of any batch shape if its numbers are alike.
-
-    Returns:
-        Settings; those of ``gaussian``, ``laplace`` and ``student_t`` where it is one of these.
-
-    Raises:
-        PriorError: for a distribution that cannot be named by numbers, such as a transformed one.
-
-    >>> import pyro.distributions as dist
-    >>> settings_of_distribution(dist.Laplace(0.0, 0.5).expand([3]).to_event(1)).kind
-    'laplace'
-    >>> settings_of_distribution(dist.SoftLaplace(0.0, 0.5)).arguments
-    {'loc': 0.0, 'scale': 0.5}
-    """
-    distribution = _bare(distribution)
-    name, values = _named(distribution, len(distribution.batch_shape))
-    located = {key: values.get(key) for key in ("loc", "scale")}
-    if name in ("Normal", "Laplace", "StudentT") and all(isinstance(value, float) for value in values.values()):
-        place: dict[str, Any] = {"mean": located["loc"], "scale": located["scale"], "learn": "none"}
-        if name == "StudentT":
-            return StudentTPriorSettings(df=values["df"], **place)
-        return (GaussianPriorSettings if name == "Normal" else LaplacePriorSettings)(**place)
-    return PyroPriorSettings(distribution=name, arguments=values, learn="none")
-
-
-def _named(distribution: Any, batch_axes: int) -> tuple[str, dict[str, Any]]:
-    """Return the name of a distribution in ``pyro.distributions`` and its arguments, alike along its batch axes."""
-    distribution = _bare(distribution)
-    name = type(distribution).__name__
-    taken = [key for key in inspect.signature(_class(name).__init__).parameters if key not in ("self", "validate_args")]
-    for first, *others in ALTERNATIVES:
-        taken = [key for key in taken if first not in taken or key not in others]
-    values: dict[str, Any] = {}
-    for key in taken:
-        value = getattr(distribution, key, getattr(distribution, f"_{key}", None))
-        if isinstance(value, Distribution):
-            inner, arguments = _named(value, batch_axes)
-            values[key] = {"distribution": inner, "arguments": arguments}
-        elif isinstance(value, Tensor | float | int):
-            values[key] = _alike(torch.as_tensor(value).detach(), batch_axes, f"{name}, {key}")
-        else:
-            raise PriorError(f"a {name} is not given by numbers alone ({key} is a {type(value).__name__}); give a prior "
-                             "by name, or "
-                             "one of your own (kind: factory)")  # fmt: skip
-    return name, values
-
-
-def _bare(distribution: Any) -> Distribution:
-    """Return the distribution within those that only declare axes or repeat it."""
-    while isinstance(distribution, Independent) or type(distribution).__name__ == "ExpandedDistribution":
-        distribution = distribution.base_dist
-    found: Distribution = distribution
-    return found
-
-
-def _alike(value: Tensor, batch_axes: int, what: str) -> Any:
-    """Return the numbers of one batch element; raises PriorError unless all have the same."""
-    axes = min(batch_axes, value.ndim)
-    rows = value.reshape(-1, *value.shape[axes:])
-    if not bool((rows == rows[:1]).all()):
-        raise PriorError(f"the prior differs from weight to weight ({what}); give one for all weights of a tensor")
-    return plain(rows[0])
-
-
-def _class(name: str) -> Any:
+def pyro_class(name: str) -> Any:
     """Return a class of ``pyro.distributions``; raises PriorError for an unknown name or an improper distribution."""
     import pyro.distributions as library
 
@@ -268,7 +189,7 @@ def _number(value: Any, dtype: torch.dtype, device: torch.device) -> Any:
     """Return an argument as a tensor, or the distribution that a mapping names."""
     if isinstance(value, Mapping) and "distribution" in value:
         arguments = {key: _number(each, dtype, device) for key, each in value.get("arguments", {}).items()}
-        return _class(value["distribution"])(**arguments, validate_args=True)
+        return pyro_class(value["distribution"])(**arguments, validate_args=True)
     return torch.tensor(value, dtype=dtype, device=device)
 
 

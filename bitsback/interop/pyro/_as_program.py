@@ -22,7 +22,7 @@ from bitsback.posteriors import GaussianPosterior
 from bitsback.priors import Prior
 from bitsback.units import bits_to_nats
 
-__all__ = ["Guide", "Program", "as_pyro"]
+__all__ = ["Guide", "Program", "Targets", "as_pyro"]
 
 HALF_LOG_2_PI_E = 0.5 * math.log(2 * math.pi * math.e)
 """Differential entropy of the standard normal distribution, in nats."""
@@ -208,7 +208,14 @@ class Borrowed(dist.TorchDistribution):
         return bool(self.inner.has_rsample)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "Borrowed":
-        """Return the distribution with another batch shape."""
+        """Return the distribution with another batch shape.
+
+        Args:
+            batch_shape: the shape.
+
+        Returns:
+            The distribution.
+        """
         return Borrowed(self.prior, self.inner, torch.Size(batch_shape))
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
@@ -270,7 +277,14 @@ class Targets(dist.TorchDistribution):
         return Coded(len(self.event_shape))
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "Targets":
-        """Return itself: there is one distribution for each example."""
+        """Return itself: there is one distribution for each example.
+
+        Args:
+            batch_shape: (n,).
+
+        Returns:
+            The distribution.
+        """
         assert torch.Size(batch_shape) == self.batch_shape
         return self
 
