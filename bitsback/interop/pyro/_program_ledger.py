@@ -29,8 +29,10 @@ from bitsback.interop.pyro._sites import (
     draw,
     groups_of,
     is_continuous,
+    is_plainly_made,
     is_point,
     of_reals,
+    same,
     transform_parts,
 )
 from bitsback.kl.quadrature import nodes_between
@@ -304,8 +306,8 @@ def _counted(
         _check_scales(group, latents, drawn)
         cost.is_point = group.is_direct and is_point(drawn)
         cost.numbers = round(drawn["value"].numel() * float(drawn["scale"]))
-        cost.guide_moves |= not _same(drawn["fn"], first[2][group.drawn]["fn"])
-        cost.model_moves |= any(not _same(latents[name]["fn"], first[0][name]["fn"]) for name in group.latents)
+        cost.guide_moves |= not same(drawn["fn"], first[2][group.drawn]["fn"])
+        cost.model_moves |= any(not same(latents[name]["fn"], first[0][name]["fn"]) for name in group.latents)
         if cost.is_point:
             cost.ratio.append(_point_nats(latents[group.drawn], step))
             continue
@@ -350,7 +352,7 @@ def _closed_nats(group: Group, latents: Mapping[str, Site], sites: Mapping[str, 
     drawn = sites[group.drawn]
     q = drawn["fn"]
     priors = [_on_reals(latents[name], group.is_direct) for name in group.latents]
-    if any(prior is None for prior in priors) or not _is_plainly_made(group, latents, sites):
+    if any(prior is None for prior in priors) or not is_plainly_made(group, latents, sites):
         return math.nan
     p: Any = (
         priors[0]
@@ -404,31 +406,6 @@ def _on_reals(site: Site, is_direct: bool) -> Distribution | None:
         events = len(fn.event_shape) - len(inner.event_shape)
         return Independent(within, events) if events else within
     return None
-
-
-def _is_plainly_made(group: Group, latents: Mapping[str, Site], sites: Mapping[str, Site]) -> bool:
-    """Return whether latents are the drawn numbers, each through the transform of its support, and nothing else."""
-    if group.is_direct:
-        return True
-    made = [biject_to(latents[name]["fn"].support).inv(sites[name]["value"]).flatten() for name in group.latents]
-    drawn = sites[group.drawn]["value"].flatten()
-    made_of = torch.cat(made)
-    return made_of.shape == drawn.shape and torch.allclose(made_of, drawn, rtol=1e-4, atol=1e-6)
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Return whether two distributions have the same kind and numbers."""
-    one, other = bare(one), bare(other)
-    if type(one) is not type(other) or one.batch_shape != other.batch_shape:
-        return False
-    if isinstance(one, TransformedDistribution):
-        return _same(one.base_dist, other.base_dist) and one.transforms == other.transforms
-    if isinstance(one, dist.Delta):
-        return True  # made of an auxiliary site, which is compared itself
-    names = [name for name in one.arg_constraints if isinstance(one.__dict__.get(name), Tensor)]
-    if not names:
-        return False
-    return all(torch.equal(getattr(one, name), getattr(other, name)) for name in names)
 
 
 def _same_structure(first: Draw, again: Draw) -> None:

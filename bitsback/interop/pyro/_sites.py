@@ -23,7 +23,21 @@ from torch.distributions import (
 
 from bitsback.errors import LedgerError, PriorError
 
-__all__ = ["Draw", "Group", "Site", "bare", "draw", "groups_of", "is_continuous", "is_point", "of_reals", "transform_parts"]
+__all__ = [
+    "Draw",
+    "Group",
+    "Site",
+    "bare",
+    "draw",
+    "groups_of",
+    "is_continuous",
+    "is_latent",
+    "is_plainly_made",
+    "is_point",
+    "of_reals",
+    "same",
+    "transform_parts",
+]
 
 Site = Any
 """A site of a trace, as Pyro's messages are: a mapping with ``fn``, ``value``, ``scale``, ``mask``, ``infer`` and more."""
@@ -273,3 +287,28 @@ def _free_numbers(site: Site) -> int:
     """Return how many real numbers a latent is made of."""
     transform = biject_to(site["fn"].support)
     return math.prod(transform.inverse_shape(site["value"].shape))
+
+
+def is_plainly_made(group: Group, latents: Mapping[str, Site], sites: Mapping[str, Site]) -> bool:
+    """Return whether latents are the drawn numbers, each through the transform of its support, and nothing else."""
+    if group.is_direct:
+        return True
+    made = [biject_to(latents[name]["fn"].support).inv(sites[name]["value"]).flatten() for name in group.latents]
+    drawn = sites[group.drawn]["value"].flatten()
+    made_of = torch.cat(made)
+    return made_of.shape == drawn.shape and torch.allclose(made_of, drawn, rtol=1e-4, atol=1e-6)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Return whether two distributions have the same kind and numbers."""
+    one, other = bare(one), bare(other)
+    if type(one) is not type(other) or one.batch_shape != other.batch_shape:
+        return False
+    if isinstance(one, TransformedDistribution):
+        return same(one.base_dist, other.base_dist) and one.transforms == other.transforms
+    if isinstance(one, dist.Delta):
+        return True  # made of an auxiliary site, which is compared itself
+    names = [name for name in one.arg_constraints if isinstance(one.__dict__.get(name), Tensor)]
+    if not names:
+        return False
+    return all(torch.equal(getattr(one, name), getattr(other, name)) for name in names)
