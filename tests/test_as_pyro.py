@@ -68,6 +68,17 @@ def test_minus_elbo_is_net_bits(prior):
     ]
 
 
+@pytest.mark.parametrize("prior", PRIORS)
+def test_weights_and_targets_are_drawn_from_the_prior(prior):
+    model, x, _ = setting(prior)
+    program, _ = as_pyro(model, CategoricalLikelihood(3))
+    drawn = Predictive(program, num_samples=50)(x)
+    assert drawn["0.weight"].shape == (50, 1, 6, 4)
+    assert drawn["targets"].shape == (50, 40)
+    wanted = model.weights[0].prior().sample((5000,)).abs().median()
+    assert 0.75 < float(drawn["0.weight"].abs().median() / wanted) < 1.33
+
+
 def test_the_loss_and_its_gradient_are_those_of_quadrature():
     model, x, y = setting("horseshoe")
     program, guide = as_pyro(model, CategoricalLikelihood(3))

@@ -2,8 +2,8 @@
 
 The message is that of :mod:`bitsback.formats.message.write`, with the latents of the program in the place of weights: the
 payload selects the latents under the guide, the labels are coded given the latents, and the latents under the program's priors.
-The receiver decodes latents and labels, fits the guide to them as the sender did, and gets the payload back. What both sides run is
-no part of the bytes, so the message is no file of FORMAT.md::
+The receiver decodes latents and labels, fits the guide to them as the sender did, and gets the payload back. The program is no
+part of the bytes, so the message is no file of FORMAT.md::
 
     exponent, lanes | lengths | digests of inputs, guide, tables and labels | last bytes of the payload | stack | CRC-32
 """
@@ -103,7 +103,7 @@ class ReceivedProgram:
 
 @dataclass(frozen=True)
 class _Sides:
-    """What both sides hold: the program, how its guide is fitted, and the inputs."""
+    """Program, fit and inputs, which both sides hold."""
 
     model: Callable[..., Any]
     fit: Fit

@@ -124,7 +124,15 @@ def guard_of(shared: SharedContext, code: PriorCode, labels: Integers) -> int | 
 
 
 def filled(content: bytes, lanes: int) -> Stack:
-    """Return a stack that holds the whole 32-bit words of ``content``: the first ones in the heads, the others below."""
+    """Return a stack that holds the whole 32-bit words of ``content``: the first ones in the heads, the others below.
+
+    Args:
+        content: any bytes; up to three at the end are left out.
+        lanes: number of lanes.
+
+    Returns:
+        The stack, which borrows and counts the bits that are missing.
+    """
     words = np.frombuffer(content[: len(content) // 4 * 4], dtype="<u4").astype(np.uint32)
     heads = np.full(lanes, 1 << WORD_BITS, dtype=np.uint64)
     stack = Stack(heads, words[lanes:], borrows=True)

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.distributions.kl import register_kl
 
-from bitsback.errors import DataError, LedgerError
+from bitsback.errors import DataError, LedgerError, PriorError
 from bitsback.inputs import Inputs, call, chosen, rows
 from bitsback.kl import Panels
 from bitsback.kl.quadrature import gaussian_expectation
@@ -218,13 +219,20 @@ class Borrowed(dist.TorchDistribution):
         """
         return Borrowed(self.prior, self.inner, torch.Size(batch_shape))
 
+    def _drawn(self, draw: Callable[[torch.Size], Tensor], sample_shape: Any) -> Tensor:
+        """Return draws of the given sample shape, one for each element of the batch."""
+        shape = torch.Size([*sample_shape, *self.batch_shape])
+        if self.inner.batch_shape.numel() != 1:
+            raise PriorError(f"a prior of shape {tuple(self.inner.batch_shape)} cannot be drawn here; draw from the guide")
+        return draw(shape).reshape(shape + self.event_shape)
+
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Return draws of the given sample shape."""
-        return self.inner.expand(self.batch_shape).sample(torch.Size(sample_shape))
+        return self._drawn(self.inner.sample, sample_shape)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Return differentiable draws of the given sample shape."""
-        return self.inner.expand(self.batch_shape).rsample(torch.Size(sample_shape))
+        return self._drawn(self.inner.rsample, sample_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log density in nats, in the batch shape."""

@@ -35,7 +35,7 @@ class Latent:
 
 @dataclass(frozen=True)
 class Unconditional:
-    """What a program draws without its data.
+    """Sites that a program draws without its data.
 
     Attributes:
         priors: distribution of each continuous latent over all reals, by name, in the order of the program.

@@ -290,7 +290,16 @@ def _free_numbers(site: Site) -> int:
 
 
 def is_plainly_made(group: Group, latents: Mapping[str, Site], sites: Mapping[str, Site]) -> bool:
-    """Return whether latents are the drawn numbers, each through the transform of its support, and nothing else."""
+    """Return whether latents are the drawn numbers, each through the transform of its support, and nothing else.
+
+    Args:
+        group: latents and the site of which they are made.
+        latents: of the model, by name.
+        sites: of the guide, by name.
+
+    Returns:
+        Whether they are.
+    """
     if group.is_direct:
         return True
     made = [biject_to(latents[name]["fn"].support).inv(sites[name]["value"]).flatten() for name in group.latents]
@@ -300,7 +309,15 @@ def is_plainly_made(group: Group, latents: Mapping[str, Site], sites: Mapping[st
 
 
 def same(one: Any, other: Any) -> bool:
-    """Return whether two distributions have the same kind and numbers."""
+    """Return whether two distributions have the same kind and numbers.
+
+    Args:
+        one: a distribution.
+        other: another.
+
+    Returns:
+        Whether they have.
+    """
     one, other = bare(one), bare(other)
     if type(one) is not type(other) or one.batch_shape != other.batch_shape:
         return False
