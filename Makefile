@@ -24,7 +24,7 @@ test-fast: $(READY)
 	$(BIN)/python -m pytest -n $(JOBS) -m "not slow" tests
 
 zoo: $(ZOO)
-	$(BIN)/python -m pytest -n $(JOBS) tests/test_zoo.py tests/test_source.py tests/test_ready_networks.py
+	ZOO=whole $(BIN)/python -m pytest -n $(JOBS) tests/test_zoo.py tests/test_source.py tests/test_ready_networks.py
 
 docs-check: $(READY)
 	$(BIN)/python -m pytest tests/test_readme.py tests/test_configs.py bitsback --doctest-modules

@@ -509,3 +509,124 @@ def test_wider_and_narrower_guides(guide):
         width_curve_of(logistic, autoguide.AutoDelta(logistic), X, Y)
     with pytest.raises(LedgerError, match="above zero"):
         width_curve_of(logistic, guide, X, Y, factors=[0.0])
+
+
+def test_a_guide_on_the_latents_own_scale():
+    """A guide may be of the prior's kind: the KL is torch's, the refund on the scale of the latent itself."""
+
+    def rates(x):
+        rate = pyro.sample("rate", dist.Gamma(torch.tensor(2.0), 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Poisson(rate), obs=x)
+
+    def guide(x):
+        pyro.sample("rate", dist.Gamma(torch.tensor(9.0), 3.0))
+
+    ledger = ledger_of(rates, guide, torch.tensor([1.0, 4.0, 3.0]), grid_step=STEP)
+    q, p = torch.distributions.Gamma(torch.tensor(9.0), 3.0), torch.distributions.Gamma(torch.tensor(2.0), 1.0)
+    x = torch.linspace(1e-6, 40, 400_001)
+    net = float(torch.trapezoid(q.log_prob(x).exp() * (q.log_prob(x) - p.log_prob(x)), x)) / LOG2
+    assert ledger.entries[0].net_bits == pytest.approx(net, abs=1e-5)
+    assert ledger.entries[0].refund_bits == pytest.approx(float(q.entropy()) / LOG2 - math.log2(STEP), abs=1e-5)
+    assert ledger.notes == ()
+
+
+def test_points_that_are_positive_pay_for_the_bucket_on_the_unconstrained_scale():
+    guide = fitted(regression, autoguide.AutoDelta(regression), X, Y)
+    ledger = ledger_of(regression, guide, X, Y, samples=2, grid_step=STEP, resolution=1.0)
+    entry = next(entry for entry in ledger.entries if entry.name == "noise")
+    at = (guide.median()["noise"].detach().log() / STEP).round() * STEP
+    normal = torch.distributions.Normal(-1.0, 0.5)
+    assert entry.net_bits == pytest.approx(float(-(normal.cdf(at + STEP / 2) - normal.cdf(at - STEP / 2)).log2()), abs=1e-5)
+
+
+def test_points_on_a_simplex_and_labels_as_points():
+    counts = torch.tensor([0.0, 1, 2, 9, 11, 12])
+
+    def guide(x):
+        pyro.sample("weights", dist.Delta(torch.tensor([0.4, 0.6]), event_dim=1))
+        with pyro.plate("components", 2):
+            pyro.sample("rate", dist.Delta(torch.tensor([1.0, 10.0])))
+        with pyro.plate("data", len(x)):
+            pyro.sample("assignment", dist.Delta(torch.tensor([0, 0, 0, 1, 1, 1])))
+
+    ledger = ledger_of(mixture, guide, counts, samples=2, grid_step=STEP)
+    entries = {entry.name: entry for entry in ledger.entries}
+    assert {entry.method for entry in entries.values()} == {"point"}
+    assert entries["assignment"].net_bits == pytest.approx(-3 * math.log2(0.4) - 3 * math.log2(0.6), abs=0.01)
+    # a uniform Dirichlet of two: the density of u with w = sigmoid(u) is w (1 - w)
+    assert entries["weights"].net_bits == pytest.approx(-math.log2(0.4 * 0.6 * STEP), abs=0.01)
+
+
+def test_loops_in_place_of_vectors():
+    """A sequential plate has a site for each example, and one code covers them all."""
+
+    def looped(x, y=None):
+        weight = pyro.sample("weight", dist.Normal(torch.zeros(3), 1.5).to_event(1))
+        bias = pyro.sample("bias", dist.Normal(torch.tensor(0.2), 0.7))
+        for i in pyro.plate("data", len(x)):
+            pyro.sample(f"y_{i}", dist.Bernoulli(logits=x[i] @ weight + bias), obs=y[i])
+
+    one, other = (ledger_of(model, hand, X, Y, samples=6, grid_step=STEP) for model in (looped, logistic))
+    assert one.data_bits == pytest.approx(other.data_bits, abs=1e-9)
+    assert one.net_weight_bits == other.net_weight_bits
+    assert (one.examples, one.uniform_bits, one.marginal_bits) == (20, 20, pytest.approx(other.marginal_bits))
+
+
+def test_auxiliary_sites():
+    """A guide of one's own may make a latent of an auxiliary site; one of which nothing is made is refused."""
+
+    def positive(x, y):
+        weight = pyro.sample("weight", dist.Normal(torch.zeros(3), 1.5).to_event(1))
+        scale = pyro.sample("scale", dist.LogNormal(torch.tensor(0.3), 0.7))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Bernoulli(logits=x @ weight * scale), obs=y)
+
+    def guide(x, y):
+        pyro.sample("weight", dist.Normal(torch.zeros(3), 0.5).to_event(1))
+        u = pyro.sample("u", dist.Normal(torch.tensor(0.1), 0.2), infer={"is_auxiliary": True})
+        pyro.sample("scale", dist.Delta(u.exp(), log_density=-u))
+
+    ledger = ledger_of(positive, guide, X, Y, grid_step=STEP)
+    assert ledger.entries[1].name == "scale"
+    assert ledger.entries[1].net_bits == pytest.approx(normal_bits(torch.tensor(0.1), 0.2, 0.3, 0.7), abs=1e-5)
+    assert ledger.entries[1].method == "closed_form"
+
+    def idle(x, y):
+        hand(x, y)
+        pyro.sample("u", dist.Normal(torch.tensor(0.1), 0.2), infer={"is_auxiliary": True})
+
+    refused(logistic, idle, "no latent of the model is made of the guide's auxiliary site 'u'")
+
+
+def test_latents_that_depend_on_each_other_in_the_guide_are_one_entry():
+    def chain(x, y=None):
+        mean = pyro.sample("mean", dist.Normal(torch.tensor(0.0), 1.0))
+        weight = pyro.sample("weight", dist.Normal(mean * torch.ones(3), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Bernoulli(logits=x @ weight), obs=y)
+
+    def backwards(x, y):
+        weight = pyro.sample("weight", dist.Normal(torch.tensor([0.5, 0.1, -0.3]), 0.5).to_event(1))
+        pyro.sample("mean", dist.Normal(weight.mean(), 0.3))
+
+    ledger = ledger_of(chain, backwards, X, Y, samples=6, grid_step=STEP)
+    nets = {entry.name: entry for entry in ledger.entries}
+    assert list(nets) == ["weight, mean"]
+    assert nets["weight, mean"].weights == 4
+    assert ledger.net_weight_bits == pytest.approx(by_hand(chain, backwards, X, Y)[0], abs=1e-5)
+
+
+def test_missing_observations_are_masked():
+    y = Y.clone()
+    y[:5] = math.nan
+
+    def masked(x, y=None):
+        weight = pyro.sample("weight", dist.Normal(torch.zeros(3), 1.5).to_event(1))
+        bias = pyro.sample("bias", dist.Normal(torch.tensor(0.2), 0.7))
+        with pyro.plate("data", len(x)), poutine.mask(mask=~y.isnan()):
+            pyro.sample("y", dist.Bernoulli(logits=x @ weight + bias, validate_args=False), obs=y)
+
+    ledger = ledger_of(masked, hand, X, y, samples=6)
+    assert math.isfinite(ledger.data_bits)
+    assert (ledger.uniform_bits, ledger.symbols) == (15, 15)

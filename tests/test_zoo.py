@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import os
 from operator import attrgetter
 
 import guests
@@ -27,7 +28,7 @@ OF_TIMM = {
 
 
 def needing(package: str, names: list[str]) -> list[object]:
-    missing = importlib.util.find_spec(package) is None
+    missing = "ZOO" not in os.environ and importlib.util.find_spec(package) is None  # in the zoo, what is missing fails
     return [pytest.param(name, marks=pytest.mark.skipif(missing, reason=f"{package} is not installed")) for name in names]
 
 

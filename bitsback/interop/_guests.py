@@ -87,10 +87,10 @@ def from_moments(
             raise LayerError(
                 f"the posterior of '{name}' has a mean or a std that is not finite, or a std of zero; train it again"
             )
-    network = copy.deepcopy(network).requires_grad_(True)
-    frozen = [name for name, parameter in own.items() if not parameter.requires_grad and name not in moments]
+    network = copy.deepcopy(network)
     for name, parameter in network.named_parameters():
-        parameter.requires_grad_(name not in frozen)
+        if name in moments:  # one that is frozen could have no posterior
+            parameter.requires_grad_(True)
     model = bayesianize(network, prior, overrides=overrides, include=list(moments))
     with torch.no_grad():
         for weight in model.weights:

@@ -223,10 +223,11 @@ def _book(
     if not observed:
         raise LedgerError("the model observes nothing, so there are no data whose bits could be counted; give it obs=")
     data_bits, stderr = _mean([nats_to_bits(nats) for nats in data])
-    without = [_without_model(name, site, resolution) for name, site in observed.items() if site["value"].numel()]
+    without = [_without_model(sites, resolution) for sites in _together(observed)]
     counts = [_count(site) for site in observed.values()]
     examples = _examples(observed)
-    bounded = [(name, site["fn"].support) for name, site in latents.items() if _is_bounded(site["fn"])]
+    made = [name for group in groups for name in group.latents if not group.is_direct]
+    bounded = [(name, latents[name]["fn"].support) for name in made if _is_bounded(latents[name]["fn"])]
     transforms = [
         f"'{name}' is counted on its unconstrained scale: it is {_said(support)} of what is drawn" for name, support in bounded
     ]
@@ -257,7 +258,8 @@ def _book(
 def _joined(groups: Sequence[Group], costs: Mapping[Group, _Cost]) -> list[tuple[str, list[_Cost]]]:
     """Return the entries' names and costs: latents that depend on each other in the guide are one entry."""
     is_mean_field = not any(cost.guide_moves for cost in costs.values())
-    tied = [group for group in groups if not is_mean_field and costs[group].model_moves and not costs[group].is_point]
+    moving = [group for group in groups if (costs[group].model_moves or costs[group].guide_moves) and not costs[group].is_point]
+    tied = moving if not is_mean_field and any(costs[group].model_moves for group in moving) else []
     for cost in costs.values():
         if cost.model_moves and not is_mean_field:  # what the model draws before may depend on the latent itself
             cost.closed = [math.nan] * len(cost.closed)
@@ -422,7 +424,9 @@ def _same_structure(first: Draw, again: Draw) -> None:
 
 
 def _point_nats(site: Site, step: float) -> float:
-    """Return -log of the mass of a point's bucket under the model, on its unconstrained scale, in nats."""
+    """Return -log of the mass of a point's bucket under the model, on its unconstrained scale, in nats; of a label, -log p."""
+    if not is_continuous(site["fn"]):
+        return -_log_prob(site)
     fn, transform = site["fn"], biject_to(site["fn"].support)
     std = _smallest_std(fn) if of_reals(fn.support) else 1.0
     if step > MOST_WIDTHS * std:
@@ -456,7 +460,7 @@ def _data_nats(name: str, site: Site, resolution: Resolution) -> float:
     fn, value = site["fn"], site["value"]
     if not value.numel():  # a factor
         return -_log_prob(site)
-    if not bool(fn.support.check(value).all()):
+    if not bool((fn.support.check(value) | ~_shown(site)).all()):
         raise LedgerError(
             f"'{name}' has values outside of {type(bare(fn)).__name__}'s support, {fn.support}, so they have no code "
             "length; give "
@@ -493,30 +497,53 @@ def _examples(observed: Mapping[str, Site]) -> int:
     if site is None:
         return 1
     plates = sorted((frame for frame in site["cond_indep_stack"] if frame.vectorized), key=lambda frame: frame.dim)
+    plates += [frame for frame in site["cond_indep_stack"] if not frame.vectorized]
     if plates:
-        return int(getattr(plates[0], "full_size", None) or plates[0].size)
+        return int(plates[0].full_size or plates[0].size)
     return int(site["value"].shape[0]) if site["value"].ndim else 1
 
 
-def _without_model(name: str, site: Site, resolution: Resolution) -> tuple[float, float | None]:
-    """Return the bits of an observation under the uniform code and under the marginal code; None where there is none."""
-    fn, value, scale = bare(site["fn"]), site["value"], float(site["scale"])
+def _shown(site: Site) -> Tensor:
+    """Return which elements of an observation's batch are not masked."""
+    mask = True if site["mask"] is None else site["mask"]
+    return torch.as_tensor(mask, device=site["value"].device).expand(site["fn"].batch_shape)
+
+
+def _together(observed: Mapping[str, Site]) -> list[list[tuple[str, Site]]]:
+    """Return the observations that one code covers: each site, but for those of one loop (a sequential plate)."""
+    found: dict[Any, list[tuple[str, Site]]] = {}
+    for name, site in observed.items():
+        if site["value"].numel():
+            loops = tuple(frame.name for frame in site["cond_indep_stack"] if not frame.vectorized)
+            key = (loops, type(bare(site["fn"])), site["value"].shape) if loops else name
+            found.setdefault(key, []).append((name, site))
+    return list(found.values())
+
+
+def _rows(site: Site) -> Tensor:
+    """Return the values of an observation that are not masked, a row for each element of the first axis."""
+    value = site["value"]
+    if not value.ndim:
+        return value.reshape(1, 1)
+    if site["mask"] is None:
+        return value.reshape(len(value), -1)
+    return value[_shown(site)].reshape(-1, math.prod(site["fn"].event_shape))
+
+
+def _without_model(sites: Sequence[tuple[str, Site]], resolution: Resolution) -> tuple[float, float | None]:
+    """Return the bits of observations under the uniform code and under the marginal code; None where there is none."""
+    name, site = sites[0]
+    fn, scale = bare(site["fn"]), float(site["scale"])
     if isinstance(fn, Targets):
-        return float(site["scale"]) * fn.likelihood.uniform_bits(value), float(site["scale"]) * fn.likelihood.marginal_bits(
-            value
-        )
-    kept = (
-        value
-        if site["mask"] is None or site["mask"] is True
-        else value[torch.as_tensor(site["mask"]).expand(site["fn"].batch_shape)]
-    )
-    rows = kept.reshape(1, -1) if not kept.ndim else kept.reshape(len(kept), -1)
-    if isinstance(fn, torch.distributions.Binomial):
-        return scale * float((torch.as_tensor(fn.total_count) + 1).expand(value.shape).double().log2().sum()), None
+        return scale * fn.likelihood.uniform_bits(site["value"]), scale * fn.likelihood.marginal_bits(site["value"])
+    rows = torch.cat([_rows(each) for _, each in sites])
+    if not rows.numel():
+        return 0.0, 0.0
     likelihood: Likelihood
+    if isinstance(fn, torch.distributions.Binomial):
+        return math.fsum(_binomial_bits(each) for _, each in sites), None
     if isinstance(fn, torch.distributions.Categorical):
-        likelihood = CategoricalLikelihood(fn.logits.shape[-1])
-        rows = rows.long()
+        likelihood, rows = CategoricalLikelihood(fn.logits.shape[-1]), rows.long()
     elif isinstance(fn, torch.distributions.Bernoulli):
         likelihood = BernoulliLikelihood()
     elif is_continuous(fn):
@@ -524,14 +551,21 @@ def _without_model(name: str, site: Site, resolution: Resolution) -> tuple[float
         likelihood = GaussianLikelihood(std=step, target_step=step, noise="fixed")
     elif isinstance(fn, torch.distributions.Poisson | torch.distributions.NegativeBinomial | dist.GammaPoisson):
         likelihood = PoissonLikelihood()
+    elif site["fn"].has_enumerate_support:
+        return sum(_count(each) for _, each in sites) * math.log2(len(site["fn"].enumerate_support(expand=False))), None
     else:
-        support = site["fn"].enumerate_support(expand=False) if site["fn"].has_enumerate_support else None
-        if support is None:
-            raise LedgerError(
-                f"no code without a model is known for '{name}', a {type(fn).__name__}; observe labels, counts or reals"
-            )
-        return _count(site) * math.log2(len(support)), None
+        raise LedgerError(
+            f"no code without a model is known for '{name}', a {type(fn).__name__}; observe labels, counts or reals"
+        )
     return scale * likelihood.uniform_bits(rows), scale * likelihood.marginal_bits(rows)
+
+
+def _binomial_bits(site: Site) -> float:
+    """Return the bits of counts up to a known total, all alike."""
+    fn: Any = bare(site["fn"])
+    levels = (torch.as_tensor(fn.total_count) + 1).expand(site["fn"].batch_shape + site["fn"].event_shape)
+    bits = levels.double().log2().reshape(*site["fn"].batch_shape, -1).sum(-1)
+    return float(scale_and_mask(bits, site["scale"], site["mask"]).sum())
 
 
 def _is_gaussian(fn: Any) -> bool:

@@ -159,7 +159,8 @@ def draw(
 
 def _round_points(latents: Mapping[str, Site], sites: Mapping[str, Site], step: float) -> bool:
     """Round the points of a guide to the grid on their unconstrained scale, in place; return whether there are any."""
-    points = [group.drawn for group in groups_of(latents, sites) if group.is_direct and is_point(sites[group.drawn])]
+    direct = [group.drawn for group in groups_of(latents, sites) if group.is_direct and is_point(sites[group.drawn])]
+    points = [name for name in direct if is_continuous(latents[name]["fn"])]
     for name in points:
         transform = biject_to(latents[name]["fn"].support)
         sites[name]["value"] = transform((transform.inv(sites[name]["value"]) / step).round() * step)
@@ -259,6 +260,9 @@ def groups_of(latents: Mapping[str, Site], sites: Mapping[str, Site]) -> list[Gr
 
     Returns:
         The groups; every latent is in one.
+
+    Raises:
+        LedgerError: for an auxiliary site of which no latent is made.
     """
     pairs = {name + suffix: name for name in latents for suffix in OWN_PAIR if name + suffix in sites}
     joint: list[tuple[str, int, list[str]]] = []
@@ -277,14 +281,20 @@ def groups_of(latents: Mapping[str, Site], sites: Mapping[str, Site]) -> list[Gr
         elif name not in pairs:
             joint.append((name, site["value"].numel(), []))
     for aux, _, members in joint:
-        if members:
-            groups[aux] = Group(", ".join(members), tuple(members), aux)
-    order = [group for name in sites if (group := groups.get(name)) is not None]
-    return order
+        if not members:
+            raise LedgerError(
+                f"no latent of the model is made of the guide's auxiliary site '{aux}', so its bits have no "
+                "counterpart; make a latent of "
+                "it, as a Delta after it, or take it out"
+            )
+        groups[aux] = Group(", ".join(members), tuple(members), aux)
+    return [groups[name] for name in sites if name in groups]
 
 
 def _free_numbers(site: Site) -> int:
     """Return how many real numbers a latent is made of."""
+    if not is_continuous(site["fn"]):
+        return int(site["value"].numel())
     transform = biject_to(site["fn"].support)
     return math.prod(transform.inverse_shape(site["value"].shape))
 
