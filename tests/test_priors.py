@@ -46,15 +46,6 @@ MEMBERS = [
     PyroPrior("Gumbel", {"loc": 0.0, "scale": 1.0}, scale=0.3),
     PyroPrior("StudentT", {"df": 3.0, "loc": 0.1, "scale": 1.0}, scale=0.3, learn="gradient", learned=["df", "loc"]),
     PyroPrior("AsymmetricLaplace", {"loc": 0.0, "scale": 0.3, "asymmetry": 2.0}, learned=["scale", "asymmetry"]),
-    PyroPrior(
-        "MixtureSameFamily",
-        {
-            "mixture_distribution": {"distribution": "Categorical", "arguments": {"probs": [0.3, 0.7]}},
-            "component_distribution": {"distribution": "Normal", "arguments": {"loc": [0.0, 0.0], "scale": [1.0, 0.2]}},
-        },
-        scale=0.3,
-        learn="gradient",
-    ),
 ]
 
 

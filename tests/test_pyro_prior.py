@@ -12,6 +12,7 @@ from bitsback.config import load_config
 from bitsback.errors import PriorError
 from bitsback.likelihoods import CategoricalLikelihood
 from bitsback.priors import CauchyPrior, GaussianPrior, LaplacePrior, PyroPrior, StudentTPrior, settings_of_distribution
+from bitsback.testing import check_prior
 
 STUDENT = {"kind": "pyro", "distribution": "StudentT", "arguments": {"df": 5.0, "loc": 0.0, "scale": 1.0}, "scale": 0.3}
 
@@ -134,6 +135,14 @@ def test_a_distribution_is_a_prior(distribution, kind):
 def test_bad_arguments_are_refused(change, match):
     with pytest.raises(PriorError, match=match):
         bitsback.bayesianize(nn.Linear(4, 3), {**STUDENT, **change})
+
+
+def test_a_mixture_given_by_its_parts_keeps_the_contract():
+    parts = {
+        "mixture_distribution": {"distribution": "Categorical", "arguments": {"probs": [0.3, 0.7]}},
+        "component_distribution": {"distribution": "Normal", "arguments": {"loc": [0.0, 0.0], "scale": [1.0, 0.2]}},
+    }
+    check_prior(PyroPrior("MixtureSameFamily", parts, scale=0.3, learn="gradient"))
 
 
 def test_arguments_that_cannot_be_learned():
