@@ -179,6 +179,12 @@ def test_a_list_of_guides():
     assert [(entry.name, entry.method) for entry in ledger.entries] == [("weight", "closed_form"), ("bias", "point")]
 
 
+def test_a_laplace_guide_without_its_width_is_refused():
+    guide = fitted(logistic, autoguide.AutoLaplaceApproximation(logistic), X, Y, steps=5)
+    with pytest.raises(LedgerError, match="is a point in the guide, not a distribution"):
+        ledger_of(logistic, guide, X, Y)
+
+
 @pytest.mark.parametrize("kind", ["AutoStructured", "AutoGaussian", "AutoLaplaceApproximation"])
 def test_other_guides_agree_with_traces(kind):
     guide = getattr(autoguide, kind)(logistic)
@@ -335,7 +341,7 @@ def test_the_latents_of_a_vae_have_a_bits_back_ledger():
     assert entries["z"].net_bits == pytest.approx(normal_bits(mean, log_std.exp(), 0.0, 1.0), abs=1e-5)
     assert entries["z"].refund_bits == pytest.approx(entropy_bits(log_std.exp()), abs=1e-4)
     assert (entries["z"].weights, entries["z"].method) == (60, "closed_form")
-    assert entries["decoder$$$weight"].net_bits == 64 * 24  # float64 here
+    assert entries["decoder.weight"].net_bits == 64 * 24  # float64 here
     assert sum(entry.weights for entry in ledger.entries) == 60 + 36
     assert (ledger.uniform_bits, ledger.examples, ledger.symbols) == (360, 30, 360 and ledger.symbols)
     assert any("the guide's parameters (52 numbers)" in line for line in ledger.not_charged)

@@ -10,7 +10,17 @@ from torch import Tensor
 from torch.distributions import Distribution, Normal
 
 from bitsback.errors import LedgerError
-from bitsback.interop.pyro._sites import bare, draw, groups_of, is_continuous, is_latent, is_plainly_made, of_reals, same
+from bitsback.interop.pyro._sites import (
+    bare,
+    device_of,
+    draw,
+    groups_of,
+    is_continuous,
+    is_latent,
+    is_plainly_made,
+    of_reals,
+    same,
+)
 from bitsback.torch_state import seeded
 
 __all__ = ["Latent", "Unconditional", "gaussian_latents", "unconditional"]
@@ -76,7 +86,7 @@ def gaussian_latents(model: Callable[..., Any], guide: Callable[..., Any], *args
     >>> [(latent.name, latent.mean.item(), latent.std.item()) for latent in gaussian_latents(model, guide)]
     [('mean', 0.5, 0.25)]
     """
-    with seeded(0, torch.device("cpu")):
+    with seeded(0, device_of(args, kwargs)):
         (first, *_), (again, *_) = (draw(model, guide, args, kwargs) for _ in range(2))
     latents, _, sites = first
     found = []
@@ -122,7 +132,7 @@ def unconditional(model: Callable[..., Any], *args: Any) -> Unconditional:
     Raises:
         LedgerError: when the program draws another number of discrete sites than one.
     """
-    with seeded(0, torch.device("cpu")):
+    with seeded(0, device_of(args, {})):
         trace: Any = poutine.trace(model).get_trace(*args, None)
     sites = {name: site for name, site in trace.nodes.items() if is_latent(site)}
     discrete = [name for name, site in sites.items() if not is_continuous(site["fn"])]

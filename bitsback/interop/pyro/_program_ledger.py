@@ -26,6 +26,7 @@ from bitsback.interop.pyro._sites import (
     Group,
     Site,
     bare,
+    device_of,
     draw,
     groups_of,
     is_continuous,
@@ -135,7 +136,7 @@ def width_curve_of(
     """
     if not factors or not all(factor > 0 for factor in factors):
         raise LedgerError(f"width factors must be above zero, got {list(factors)}")
-    with torch.no_grad(), seeded(seed, torch.device("cpu")):
+    with torch.no_grad(), seeded(seed, device_of(args, kwargs)):
         (latents, _, sites), *_ = draw(model, guide, args, kwargs)
     if not any(_is_gaussian(sites[group.drawn]["fn"]) for group in groups_of(latents, sites)):
         raise LedgerError(
@@ -186,11 +187,11 @@ def _ledger(
         raise LedgerError(
             f"ledger_of needs samples >= 2, to see what changes, and a grid_step above zero, got {samples} and {grid_step}"
         )
-    with seeded(seed, torch.device("cpu")):
+    with seeded(seed, device_of(args, kwargs)):
         if grid_step is None:
             (latents, _, sites), *_ = draw(model, guide, args, kwargs)
             grid_step = _default_step(latents, sites)
-    with seeded(seed, torch.device("cpu")):
+    with seeded(seed, device_of(args, kwargs)):
         first, own, guides = draw(model, guide, args, kwargs, factor=factor, points_step=grid_step)
         groups = groups_of(first[0], first[2])
         costs = {group: _Cost() for group in groups}
@@ -214,7 +215,8 @@ def _book(
 ) -> Ledger:
     """Return the ledger of all draws."""
     entries = [_entry(names, parts, step) for names, parts in _joined(groups, costs)]
-    for name, value in own.items():
+    for parameter, value in own.items():
+        name = parameter.replace("$$$", ".")  # of pyro.module
         bits = 8.0 * value.element_size()
         entries.append(
             Entry.of(name, weights=value.numel(), net_bits=bits * value.numel(), refund_bits=0.0, method=f"float{bits:.0f}")
@@ -310,6 +312,12 @@ def _counted(
         cost.numbers = round(drawn["value"].numel() * float(drawn["scale"]))
         cost.guide_moves |= not same(drawn["fn"], first[2][group.drawn]["fn"])
         cost.model_moves |= any(not same(latents[name]["fn"], first[0][name]["fn"]) for name in group.latents)
+        if is_point(drawn) and not group.is_direct:
+            raise LedgerError(
+                f"'{group.drawn}' is a point in the guide, not a distribution; give it a width "
+                "(guide.laplace_approximation(...)), or use "
+                "AutoDelta, whose points are rounded to a grid"
+            )
         if cost.is_point:
             cost.ratio.append(_point_nats(latents[group.drawn], step))
             continue
@@ -446,7 +454,7 @@ def _point_nats(site: Site, step: float) -> float:
         numbers = at.numel() / max(1, math.prod(fn.batch_shape))
         nats = -(log_density(at) + numbers * math.log(step))
     else:
-        half = torch.tensor([-step / 2, step / 2], dtype=at.dtype)
+        half = torch.tensor([-step / 2, step / 2], dtype=at.dtype, device=at.device)
         places, shares = nodes_between(half, BUCKET_NODES)
         x = [at + place for place in places]
         logs = torch.stack([inner.log_prob(transform(u)) + transform.log_abs_det_jacobian(u, transform(u)) for u in x])
@@ -487,7 +495,7 @@ def _count(site: Site) -> float:
     batch = site["fn"].batch_shape
     if not site["value"].numel():
         return 0.0
-    ones = scale_and_mask(torch.ones(batch), site["scale"], site["mask"])
+    ones = scale_and_mask(torch.ones(batch, device=site["value"].device), site["scale"], site["mask"])
     return float(ones.double().sum()) * each
 
 

@@ -1,7 +1,7 @@
 """Sites of a Pyro program and its guide: one draw of both, and which sites of the guide draw which latent of the model."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ __all__ = [
     "Group",
     "Site",
     "bare",
+    "device_of",
     "draw",
     "groups_of",
     "is_continuous",
@@ -75,6 +76,19 @@ def bare(fn: Any) -> Distribution:
         fn = fn.base_dist
     found: Distribution = fn
     return found
+
+
+def device_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.device:
+    """Return the device of a program's first tensor, whose generator draws; the CPU if it is given none.
+
+    Args:
+        args: arguments of the program.
+        kwargs: named arguments of the program.
+
+    Returns:
+        The device.
+    """
+    return next((value.device for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), torch.device("cpu"))
 
 
 def of_reals(support: Any) -> bool:
