@@ -100,6 +100,10 @@ def test_a_guide_by_hand():
     assert ledger.data_bits == pytest.approx(by_hand(logistic, hand, X, Y)[1], abs=1e-5)
     assert ledger.uniform_bits == 20
     assert ledger.examples == 20
+    assert not ledger.warnings
+    pyro.get_param_store()["std"] = torch.full((3,), 1e-9)
+    (warning,) = ledger_of(logistic, hand, X, Y).warnings
+    assert "more than no model (uniform code: 20 bits)" in warning
     assert Ledger.from_json(ledger.to_json()) == ledger
 
 

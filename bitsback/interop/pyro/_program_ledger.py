@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyro.distributions as dist
@@ -238,7 +238,7 @@ def _book(
     others = [value for name, value in guides.items() if name not in own]
     numbers = sum(value.numel() for value in others)
     fits = f"the guide's parameters ({numbers:,} numbers): the receiver fits the guide to the decoded data"
-    return Ledger(
+    book = Ledger(
         entries=tuple(entries),
         model_weights=sum(entry.weights for entry in entries),
         data_bits=data_bits,
@@ -254,6 +254,20 @@ def _book(
         described="observations",
         not_charged=("the program: model, guide, and the arguments that are not observed", *([fits] if others else [])),
         notes=(*transforms, *steps),
+    )
+    return replace(book, warnings=_warnings(book))
+
+
+def _warnings(book: Ledger) -> tuple[str, ...]:
+    """Return a warning if the program costs more bits than no model."""
+    if book.is_worth_it:
+        return ()
+    name = "marginal" if book.no_model_bits < book.uniform_bits else "uniform"
+    return (
+        f"This model costs {book.net_bits:,.0f} bits, more than no model ({name} code: {book.no_model_bits:,.0f} bits): "
+        f"{book.net_weight_bits:,.0f} bits of it are latents and parameters, {book.data_bits:,.0f} observations; fit "
+        "the guide for "
+        "longer, or give the model fewer latents or narrower priors.",
     )
 
 
