@@ -297,3 +297,64 @@ def test_a_layer_without_plain_counterpart_takes_a_plain_network():
     std = {local: softplus(getattr(layer, f"rho_{local}")) for local in ("weight", "bias")}
     wanted = {local: (std[local], gaussian_bits(getattr(layer, f"mu_{local}"), std[local], 1.0)) for local in std}
     check(from_bayesian_torch(layer, network=nn.Linear(4, 3).double()), x, y, wanted, layer(x))
+
+
+def test_batch_normalisation_of_torchbnn():
+    network = nn.Sequential(guests.BayesBatchNorm2d(0, 0.5, 2), nn.Flatten(), guests.BayesLinear(0, 0.5, 8, 3)).double().eval()
+    x, y = data(2, 2, 2)
+    wanted = {}
+    for place, layer in ((0, network[0]), (2, network[2])):
+        for local in ("weight", "bias"):
+            std = getattr(layer, f"{local}_log_sigma").exp()
+            wanted[f"{place}.{local}"] = (std, gaussian_bits(getattr(layer, f"{local}_mu"), std, 0.5))
+    model = from_torchbnn(network)
+    assert torch.equal(model.network[0].running_mean, network[0].running_mean)
+    check(model, x, y, wanted, network(x))
+
+
+def test_another_prior_than_the_librarys_own():
+    """One prior for all: a learned one is fitted to the posteriors in closed form, and charged."""
+    network = nn.Sequential(guests.BayesLinear(0, 2.0, 4, 3)).double()
+    x, y = data(4)
+    own, fitted = from_torchbnn(network), from_torchbnn(network, prior="gaussian")
+    books = [bitsback.take_ledger(model, CategoricalLikelihood(3), (x, y), samples=2) for model in (own, fitted)]
+    layer = network[0]
+    mean, std = layer.weight_mu, layer.weight_log_sigma.exp()
+    scale = float((mean.square() + std.square()).mean().sqrt())
+    entry = next(entry for entry in books[1].entries if entry.name == "0.weight")
+    assert entry.net_bits == pytest.approx(gaussian_bits(mean, std, scale), abs=0.02)  # rounded to its grid
+    assert books[1].hyperparameter_bits == 20
+    assert books[1].net_weight_bits < books[0].net_weight_bits
+
+
+def test_laplace_of_another_network_is_refused():
+    laplace = guests.DiagLaplace(nn.Linear(4, 3))
+    laplace.model = nn.Linear(4, 2)
+    with pytest.raises(LayerError, match="15 numbers for 10 weights"):
+        from_laplace(laplace)
+
+
+def test_tyxe_without_samples_or_with_a_prior_that_is_a_function():
+    from pyro.nn import PyroModule, PyroSample
+
+    class Bnn(PyroModule):
+        def __init__(self):
+            super().__init__("bnn")
+            self.net = PyroModule[nn.Linear](4, 3)
+
+    bnn = Bnn()
+    with pytest.raises(LayerError, match="samples no weight"):
+        from_tyxe(bnn, nn.Linear(4, 3))
+    import pyro.distributions as dist
+
+    bnn.net.weight = PyroSample(lambda _: dist.Normal(0.0, 1.0).expand([3, 4]).to_event(2))
+    guide = nn.Module()
+    node = guide
+    for part in f"{bnn.net._pyro_name}.weight".split("."):
+        node.add_module(part, nn.Module())
+        node = getattr(node, part)
+    node.loc, node.scale = nn.Parameter(torch.zeros(3, 4)), nn.Parameter(torch.ones(3, 4))
+    bnn.net_guide = guide
+    with pytest.raises(PriorError, match="a function in TyXe"):
+        from_tyxe(bnn, nn.Linear(4, 3))
+    assert from_tyxe(bnn, nn.Linear(4, 3), prior="laplace").weights[0].name == "weight"

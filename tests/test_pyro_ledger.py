@@ -8,6 +8,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, autoguide, config_enumerate
+from pyro.infer.autoguide.initialization import init_to_value
 from torch import nn
 from torch.distributions import constraints
 
@@ -347,7 +348,7 @@ def test_the_latents_of_a_vae_have_a_bits_back_ledger():
     assert (entries["z"].weights, entries["z"].method) == (60, "closed_form")
     assert entries["decoder.weight"].net_bits == 64 * 24  # float64 here
     assert sum(entry.weights for entry in ledger.entries) == 60 + 36
-    assert (ledger.uniform_bits, ledger.examples, ledger.symbols) == (360, 30, 360 and ledger.symbols)
+    assert (ledger.uniform_bits, ledger.examples, ledger.symbols) == (360, 30, 360)
     assert any("the guide's parameters (52 numbers)" in line for line in ledger.not_charged)
     # a subsampled plate counts for all images
     half = ledger_of(vae.model, vae.guide, images, torch.arange(15), samples=5, grid_step=STEP)
@@ -640,3 +641,77 @@ def test_missing_observations_are_masked():
     ledger = ledger_of(masked, hand, X, y, samples=6)
     assert math.isfinite(ledger.data_bits)
     assert (ledger.uniform_bits, ledger.symbols) == (15, 15)
+
+
+def observing(fn, value):
+    """A program of one latent whose data have a distribution of any kind."""
+
+    def model():
+        at = pyro.sample("at", dist.Normal(torch.tensor(0.0), 1.0))
+        with pyro.plate("data", len(value)):
+            pyro.sample("x", fn(at), obs=value)
+
+    def guide():
+        pyro.sample("at", dist.Normal(torch.tensor(0.3), 0.5))
+
+    return model, guide
+
+
+@pytest.mark.parametrize(
+    ("fn", "value", "uniform", "more"),
+    [
+        (lambda at: dist.Binomial(7, logits=at.expand(4)), torch.tensor([0.0, 3, 7, 2]), 4 * 3, {}),
+        (lambda at: dist.OneHotCategorical(logits=at * torch.eye(4)), torch.eye(4), 4 * 2, {}),
+        (lambda at: dist.Categorical(logits=at * torch.eye(4)), torch.arange(4), 4 * 2, {}),
+        (lambda at: dist.NegativeBinomial(torch.full((4,), 2.0), logits=at), torch.tensor([0.0, 3, 7, 2]), 4 * 3, {}),
+        (lambda at: dist.Normal(at.expand(4), 1.0), torch.tensor([0.0, 3, 7, 2]), 4 * 3, {"resolution": 1.0}),
+        (lambda at: dist.MultivariateNormal(at.expand(4, 2), torch.eye(2)), torch.tensor([[0.0, 0], [3, 1], [7, 1], [2, 0]]), 4 * 4,
+         {"resolution": {"x": 1.0}}),
+    ],
+    ids=["binomial", "one hot", "categorical", "negative binomial", "normal", "multivariate"],
+)  # fmt: skip
+def test_observations_of_every_kind(fn, value, uniform, more):
+    model, guide = observing(fn, value)
+    ledger = ledger_of(model, guide, samples=6, **more)
+    assert ledger.data_bits == pytest.approx(by_hand(model, guide)[1], abs=1e-5)
+    assert ledger.uniform_bits == pytest.approx(uniform)
+    assert ledger.examples == 4
+
+
+def test_observations_without_a_code_of_their_own_are_refused():
+    model, guide = observing(lambda at: dist.Multinomial(5, torch.ones(4, 3)), torch.tensor([[5.0, 0, 0]] * 4))
+    with pytest.raises(LedgerError, match="no code without a model is known for 'x', a Multinomial"):
+        ledger_of(model, guide)
+
+
+def test_factors_count_as_data():
+    model, guide = observing(lambda at: dist.Poisson(at.exp().expand(4)), torch.tensor([0.0, 3, 7, 2]))
+
+    def weighed():
+        model()
+        pyro.factor("more", torch.tensor(-8.0 * LOG2))
+
+    one, other = (ledger_of(program, guide, samples=6) for program in (weighed, model))
+    assert one.data_bits == pytest.approx(other.data_bits + 8)
+    assert one.symbols == other.symbols
+
+
+def test_points_with_a_joint_prior_and_a_log_normal_in_a_plate():
+    def model():
+        pair = pyro.sample("pair", dist.MultivariateNormal(torch.zeros(2), torch.tensor([[1.0, 0.5], [0.5, 1.0]])))
+        with pyro.plate("scales", 2):
+            scale = pyro.sample(
+                "scale", dist.LogNormal(torch.zeros(2), torch.tensor([0.5, 0.7])).mask(torch.tensor([True, True]))
+            )
+        with pyro.plate("data", 2):
+            pyro.sample("x", dist.Poisson(scale * pair.exp()), obs=torch.tensor([1.0, 2.0]))
+
+    ledger = ledger_of(model, autoguide.AutoDelta(model, init_loc_fn=init_to_value(values={"pair": torch.tensor([0.25, 0.5])})),
+                       samples=2, grid_step=STEP)  # fmt: skip
+    entry = next(entry for entry in ledger.entries if entry.name == "pair")
+    density = torch.distributions.MultivariateNormal(torch.zeros(2), torch.tensor([[1.0, 0.5], [0.5, 1.0]]))
+    assert entry.net_bits == pytest.approx(-float(density.log_prob(torch.tensor([0.25, 0.5]))) / LOG2 + 20, abs=1e-5)
+    guide = autoguide.AutoNormal(model)
+    ledger = ledger_of(model, guide, samples=6)
+    assert next(entry for entry in ledger.entries if entry.name == "scale").weights == 2
+    assert ledger.net_weight_bits == pytest.approx(by_hand(model, guide)[0], abs=3)

@@ -505,10 +505,14 @@ def _step_of(name: str, resolution: Resolution) -> float:
 
 def _count(site: Site) -> float:
     """Return the numbers of an observation, in the whole plate; those that are masked do not count."""
-    each = math.prod(site["fn"].event_shape) if is_continuous(site["fn"]) else 1
-    batch = site["fn"].batch_shape
+    fn, batch = bare(site["fn"]), site["fn"].batch_shape
     if not site["value"].numel():
         return 0.0
+    if isinstance(fn, Targets):
+        return float(site["scale"]) * fn.likelihood.symbols(site["value"])
+    each = math.prod(site["fn"].event_shape) // (
+        1 if is_continuous(fn) else math.prod(fn.event_shape)
+    )  # a vector may be one label
     ones = scale_and_mask(torch.ones(batch, device=site["value"].device), site["scale"], site["mask"])
     return float(ones.double().sum()) * each
 
