@@ -291,6 +291,7 @@ def test_bayesian_regression_in_minibatches():
     assert (ledger.examples, ledger.symbols) == (20, None)
     assert ledger.data_bits == pytest.approx(by_hand(regression, guide, X, y, samples=8)[1] - 20 * math.log2(0.01), abs=1e-5)
     assert "'y' is coded on a grid of 0.01" in ledger.notes
+    assert any("'y' is subsampled" in note for note in ledger.notes)
     with pytest.raises(LedgerError, match="only on a grid; give the step"):
         ledger_of(regression, guide, X, y)
 

@@ -226,6 +226,7 @@ def _book(
         raise LedgerError("the model observes nothing, so there are no data whose bits could be counted; give it obs=")
     data_bits, stderr = _mean([nats_to_bits(nats) for nats in data])
     without = [_without_model(sites, resolution) for sites in _together(observed)]
+    marginals = [marginal for _, marginal in without if marginal is not None]
     counts = [_count(site) for site in observed.values()]
     examples = _examples(observed)
     made = [name for group in groups for name in group.latents if not group.is_direct]
@@ -235,6 +236,10 @@ def _book(
     ]
     reals = [name for name, site in observed.items() if site["value"].numel() and is_continuous(site["fn"])]
     steps = [f"'{name}' is coded on a grid of {_step_of(name, resolution):g}" for name in reals]
+    parts = [name for name, site in observed.items() if float(site["scale"]) != 1]
+    scaled = [
+        f"'{name}' is subsampled: its bits, and those without a model, are those of the drawn part, scaled" for name in parts
+    ]
     others = [value for name, value in guides.items() if name not in own]
     numbers = sum(value.numel() for value in others)
     fits = f"the guide's parameters ({numbers:,} numbers): the receiver fits the guide to the decoded data"
@@ -244,16 +249,14 @@ def _book(
         data_bits=data_bits,
         data_bits_stderr=stderr,
         uniform_bits=math.fsum(uniform for uniform, _ in without),
-        marginal_bits=None
-        if any(marginal is None for _, marginal in without)
-        else math.fsum(m for _, m in without if m is not None),
+        marginal_bits=None if len(marginals) < len(without) else math.fsum(marginals),
         examples=examples,
         symbols=max(1, round(math.fsum(counts))),
         grid_step=step,
         samples=len(data),
         described="observations",
         not_charged=("the program: model, guide, and the arguments that are not observed", *([fits] if others else [])),
-        notes=(*transforms, *steps),
+        notes=(*transforms, *steps, *scaled),
     )
     return replace(book, warnings=_warnings(book))
 
@@ -265,9 +268,8 @@ def _warnings(book: Ledger) -> tuple[str, ...]:
     name = "marginal" if book.no_model_bits < book.uniform_bits else "uniform"
     return (
         f"This model costs {book.net_bits:,.0f} bits, more than no model ({name} code: {book.no_model_bits:,.0f} bits): "
-        f"{book.net_weight_bits:,.0f} bits of it are latents and parameters, {book.data_bits:,.0f} observations; fit "
-        "the guide for "
-        "longer, or give the model fewer latents or narrower priors.",
+        f"{book.net_weight_bits:,.0f} bits of it are latents and parameters, {book.data_bits:,.0f} observations; fit the guide "
+        "for longer, or give the model fewer latents or narrower priors.",
     )
 
 
@@ -329,8 +331,7 @@ def _counted(
         if is_point(drawn) and not group.is_direct:
             raise LedgerError(
                 f"'{group.drawn}' is a point in the guide, not a distribution; give it a width "
-                "(guide.laplace_approximation(...)), or use "
-                "AutoDelta, whose points are rounded to a grid"
+                "(guide.laplace_approximation(...)), or use AutoDelta, whose points are rounded to a grid"
             )
         if cost.is_point:
             cost.ratio.append(_point_nats(latents[group.drawn], step))
