@@ -61,11 +61,14 @@ $(READY): $(BASE)
 	@$(PIP) --editable '.[dev]'
 	@touch $(READY)
 
-# torchvision brings a torch of its own, and timm needs it only to be importable; lightning asks for itself under another name
+# torchvision brings a torch of its own, and timm needs it only to be importable; so do the libraries of Bayesian networks and what
+# laplace-torch imports; lightning asks for itself under another name
 $(ZOO): $(READY)
-	@echo "installing transformers, peft, datasets, timm, accelerate, lightning and onnx, about 0.5 GB more"
-	@$(PIP) transformers peft datasets accelerate onnx onnxscript onnxruntime
+	@echo "installing transformers, peft, datasets, timm, accelerate, lightning, onnx and libraries of Bayesian networks, about 0.6 GB more"
+	@$(PIP) transformers peft datasets accelerate onnx onnxscript onnxruntime einops opt-einsum
 	@$(PIP) --no-deps timm torchvision lightning lightning-utilities torchmetrics
+	@$(PIP) --no-deps bayesian-torch==0.5.0 blitz-bayesian-pytorch==0.2.8 torchbnn==1.2 tyxe==0.0.2 ivon-opt==0.1.3 laplace-torch==0.3
+	@$(PIP) --no-deps asdfghjkl==0.1a4 backpack-for-pytorch curvlinops-for-pytorch unfoldNd einconv linear_operator jaxtyping wadler_lindig
 	@touch $(ZOO)
 
 clean:

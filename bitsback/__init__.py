@@ -35,7 +35,7 @@ PUBLIC = {
 }  # fmt: skip
 """Public names by module; each is imported on first use, so that ``import bitsback`` is quick."""
 
-SUBMODULES = ("coding", "data", "likelihoods", "nn", "optim", "priors", "sklearn")
+SUBMODULES = ("coding", "data", "interop", "likelihoods", "nn", "optim", "priors", "sklearn")
 """Public submodules."""
 
 __version__ = "0.1.0"

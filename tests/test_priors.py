@@ -44,6 +44,8 @@ MEMBERS = [
     PyroPrior("Normal", {"loc": 0.1, "scale": 2.0}, scale=0.3, learn="gradient"),
     PyroPrior("AsymmetricLaplace", {"loc": 0.0, "scale": 1.0, "asymmetry": 2.0}, scale=0.3),
     PyroPrior("Gumbel", {"loc": 0.0, "scale": 1.0}, scale=0.3),
+    PyroPrior("StudentT", {"df": 3.0, "loc": 0.1, "scale": 1.0}, scale=0.3, learn="gradient", learned=["df", "loc"]),
+    PyroPrior("AsymmetricLaplace", {"loc": 0.0, "scale": 0.3, "asymmetry": 2.0}, learned=["scale", "asymmetry"]),
 ]
 
 

@@ -944,7 +944,8 @@ def right_pulls(density, mean, log_std, drawn):
 
 @pytest.mark.parametrize("posterior", ["point", "gaussian"])
 @pytest.mark.parametrize(
-    ("kind", "key"), [(kind, key) for kind, keys in PRIORS.items() for key in keys if key not in ("learn", "per", "group")]
+    ("kind", "key"),
+    [(kind, key) for kind, keys in PRIORS.items() for key in keys if key not in ("learn", "learned", "per", "group")],
 )
 def test_training_pays_for_weights_by_the_density_that_was_set(kind, key, posterior, earlier):
     plain, changes = DENSITIES[kind]

@@ -44,6 +44,7 @@ READY = ("lstm", "mlp", "resnet", "timm", "transformer", "vit")
 SINCE: dict[str, dict[str, dict[str, Any]]] = {
     "data": {"npz": {"mask": "mask", "test_mask": "test_mask", "channels": "first"}},
     "network": {kind: {"output": "auto"} for kind in ("sequential", "factory", "given", *READY)},
+    "prior": {"pyro": {"learned": []}},
     "likelihood": {
         **dict.fromkeys(("bernoulli", "negative_binomial", "poisson", "tokens"), IGNORE),
         "categorical": {**IGNORE, "class_axis": None},

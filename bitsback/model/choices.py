@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from torch import nn
+from torch.distributions import Distribution
 
 from bitsback.errors import LayerError, PriorError, near_miss
 from bitsback.kl import mass
 from bitsback.layers import ParameterRef, fan_in, matches
 from bitsback.ledger.entry import Charge
 from bitsback.posteriors import GaussianPosteriorSettings, PointPosteriorSettings, Posterior, PosteriorSettings
-from bitsback.priors import Prior, PriorSettings, PyroPrior, WeightInfo
+from bitsback.priors import Prior, PriorSettings, PyroPrior, WeightInfo, settings_of_distribution
 from bitsback.priors import registry as prior_registry
 from bitsback.priors.settings import OWN, OwnPriorSettings
 
@@ -28,8 +29,8 @@ __all__ = [
     "settings_of",
 ]
 
-PriorChoice = PriorSettings | Mapping[str, Any] | str
-"""Settings of a prior, a mapping of the same keys with ``kind``, or the kind alone."""
+PriorChoice = PriorSettings | Mapping[str, Any] | str | Distribution
+"""Settings of a prior, a mapping of the same keys with ``kind``, the kind alone, or a distribution of torch or Pyro."""
 
 PosteriorChoice = PosteriorSettings | Mapping[str, Any] | str
 """Settings of a posterior, a mapping of the same keys with ``kind``, or the kind alone."""
@@ -44,7 +45,7 @@ def settings_of(choice: PriorChoice) -> PriorSettings:
     """Return the settings given by a :data:`PriorChoice`.
 
     Args:
-        choice: settings, mapping with ``kind``, or kind.
+        choice: settings, mapping with ``kind``, kind, or a distribution.
 
     Returns:
         Settings of the prior.
@@ -57,8 +58,10 @@ def settings_of(choice: PriorChoice) -> PriorSettings:
     """
     if isinstance(choice, PriorSettings):
         return choice
+    if isinstance(choice, Distribution):
+        return settings_of_distribution(choice)
     if not isinstance(choice, str | Mapping):
-        raise PriorError(f"a prior is a kind, a mapping with kind, or settings; got {choice!r}")
+        raise PriorError(f"a prior is a kind, a mapping with kind, settings, or a distribution; got {choice!r}")
     values = {"kind": choice} if isinstance(choice, str) else dict(choice)
     wanted = settings_class(str(values.get("kind", "gaussian")))
     try:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bitsback.priors._mixtures import MixturePrior as MixturePrior
     from bitsback.priors._mixtures import ScaleMixturePrior as ScaleMixturePrior
     from bitsback.priors._mixtures import SpikeAndSlabPrior as SpikeAndSlabPrior
+    from bitsback.priors._named import settings_of_distribution as settings_of_distribution
     from bitsback.priors._pyro import PyroPrior as PyroPrior
     from bitsback.priors.base import Prior as Prior
     from bitsback.priors.base import WeightInfo as WeightInfo
@@ -35,6 +36,7 @@ __getattr__, __dir__, __all__ = attach(
         "_horseshoe": ["HorseshoePrior"],
         "_laplace": ["LaplacePrior"],
         "_mixtures": ["AdaptiveMixturePrior", "MixturePrior", "ScaleMixturePrior", "SpikeAndSlabPrior"],
+        "_named": ["settings_of_distribution"],
         "_pyro": ["PyroPrior"],
         "settings": ["AnyPriorSettings", "PriorSettings", "registry"],
     },

@@ -261,12 +261,13 @@ class PyroPriorSettings(PriorSettings):
     distribution: str = Field(description="a class name in pyro.distributions")
     arguments: dict[str, Any] = Field(default_factory=dict, description="arguments of the distribution: numbers or lists")
     scale: PositiveFloat = Field(1.0, description="factor of the random variable, at the start when it is learned")
+    learned: tuple[str, ...] = Field((), description="arguments that are learned by gradient from these values, and charged")
 
     def build(self, weight: "WeightInfo") -> "PyroPrior":
         """Build the Pyro prior of one weight tensor."""
         from bitsback.priors._pyro import PyroPrior
 
-        return PyroPrior(self.distribution, self.arguments, scale=self.scale, learn=self.learn)
+        return PyroPrior(self.distribution, self.arguments, scale=self.scale, learn=self.learn, learned=self.learned)
 
 
 @registry.register("checkpoint")

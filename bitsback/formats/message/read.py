@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bitsback import limits
 from bitsback.atomic_io import check_new_directory, whole_directory, write_array, write_bytes, write_tensors
-from bitsback.coding.ans import WORD_BITS, Integers, Stack
+from bitsback.coding.ans import Integers, Stack
 from bitsback.coding.combinators import Codec, bits_back, raw_bits
 from bitsback.coding.lattice import RoundedPosterior, under_posterior, under_prior
 from bitsback.coding.philox import whiten
@@ -25,7 +25,7 @@ from bitsback.formats._training_digest import digest_steps
 from bitsback.formats.config_tree import from_tree
 from bitsback.formats.container import BitReader, read_file, unseal
 from bitsback.formats.message.header import FIRST_MESSAGE, MESSAGE, Header
-from bitsback.formats.message.shared import SharedContext, guard_of, posterior_digest
+from bitsback.formats.message.shared import SharedContext, emptied, guard_of, posterior_digest
 from bitsback.formats.repeatable import Checking, RefundLostError, check_alone, steps_of
 from bitsback.formats.side_information import SideInformation
 from bitsback.training import LedgerSettings
@@ -48,13 +48,6 @@ class Received:
     weights: dict[str, Tensor]
     side: list[tuple[str, Tensor]] = field(default_factory=list)
     payload: bytes | None = None
-
-
-def _emptied(stack: Stack) -> bytes:
-    """Return the words that the sender filled the stack with; raises RefundLostError if the stack holds anything else."""
-    if bool((stack.heads >> np.uint64(WORD_BITS) != 1).any()):
-        raise RefundLostError("the payload could not be recovered: the weights were not drawn from this posterior")
-    return np.concatenate([stack.heads.astype(np.uint32), stack.words]).astype("<u4").tobytes()
 
 
 def receive(
@@ -118,7 +111,7 @@ def receive(
 
     try:
         bits_back(under_prior(code), label_code, posterior).pop(stack)
-        words = _emptied(stack)
+        words = emptied(stack)
         if len(words) + rest_bytes != header.payload_bytes:
             raise RefundLostError("the payload does not have the length that the message states; the message is damaged")
     except RefundLostError as error:

@@ -6,19 +6,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitsback.coding.ans import Integers
+from bitsback.coding.ans import WORD_BITS, Integers, Stack
 from bitsback.coding.combinators import Codec
 from bitsback.coding.lattice import PriorCode, RoundedPosterior
 from bitsback.errors import LayerError
 from bitsback.formats._exact_outputs import exact_outputs, is_exact, on_lattice
 from bitsback.formats._label_code import coded_digest_bytes, targets
 from bitsback.formats.container import DIGEST_BITS, digest
+from bitsback.formats.repeatable import RefundLostError
 from bitsback.formats.side_information import densities_of
 from bitsback.likelihoods import Likelihood
 from bitsback.model import BayesianModel
 from bitsback.posteriors import PointPosterior
 
-__all__ = ["SharedContext", "guard_of", "posterior_digest"]
+__all__ = ["SharedContext", "emptied", "filled", "guard_of", "posterior_digest"]
 
 
 @dataclass(frozen=True)
@@ -120,3 +121,28 @@ def guard_of(shared: SharedContext, code: PriorCode, labels: Integers) -> int | 
         return None
     tables = b"".join(table.cumulative.astype("<i8").tobytes() for table in code.tables)
     return digest(tables + labels.astype("<i8").tobytes())
+
+
+def filled(content: bytes, lanes: int) -> Stack:
+    """Return a stack that holds the whole 32-bit words of ``content``: the first ones in the heads, the others below.
+
+    Args:
+        content: any bytes; up to three at the end are left out.
+        lanes: number of lanes.
+
+    Returns:
+        The stack, which borrows and counts the bits that are missing.
+    """
+    words = np.frombuffer(content[: len(content) // 4 * 4], dtype="<u4").astype(np.uint32)
+    heads = np.full(lanes, 1 << WORD_BITS, dtype=np.uint64)
+    stack = Stack(heads, words[lanes:], borrows=True)
+    stack.heads[: min(lanes, len(words))] |= words[:lanes].astype(np.uint64)
+    stack.count_as_borrowed(lanes - len(words))
+    return stack
+
+
+def emptied(stack: Stack) -> bytes:
+    """Return the words that the sender filled the stack with; raises RefundLostError if the stack holds anything else."""
+    if bool((stack.heads >> np.uint64(WORD_BITS) != 1).any()):
+        raise RefundLostError("the payload could not be recovered: the weights were not drawn from this posterior")
+    return np.concatenate([stack.heads.astype(np.uint32), stack.words]).astype("<u4").tobytes()

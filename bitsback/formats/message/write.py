@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitsback.coding.ans import WORD_BITS, Integers, Stack, default_lanes_log2
+from bitsback.coding.ans import Integers, default_lanes_log2
 from bitsback.coding.combinators import Codec, bits_back, metered, raw_bits
 from bitsback.coding.lattice import RoundedPosterior, under_posterior, under_prior
 from bitsback.coding.philox import whiten
@@ -36,7 +36,7 @@ from bitsback.formats._training_digest import StateDigest
 from bitsback.formats.config_tree import MESSAGE_SECTIONS, to_tree
 from bitsback.formats.container import BitWriter, seal
 from bitsback.formats.message.header import EXPONENT_BITS, EXPONENT_OFFSET, MESSAGE, Header
-from bitsback.formats.message.shared import SharedContext, guard_of, posterior_digest
+from bitsback.formats.message.shared import SharedContext, filled, guard_of, posterior_digest
 from bitsback.formats.repeatable import Recording, check_alone, repeatable, steps_of
 from bitsback.formats.side_information import SideInformation, densities_of
 from bitsback.model.modes import evaluating
@@ -212,7 +212,7 @@ def send(
     kl_bits = float(shared.model.kl_bits().detach())
     lanes_log2 = default_lanes_log2(len(q.std_level), kl_bits)
     # whitened, because the draw of the weights is only as random as the bits that select it
-    stack = _filled(whiten(payload), 1 << lanes_log2)
+    stack = filled(whiten(payload), 1 << lanes_log2)
     meters: dict[str, float] = {}
     drawn: list[Integers] = []
 
@@ -260,16 +260,6 @@ def check_exponent(exponent: int) -> None:
     """Raise FileError unless a message header can represent the grid step 2^-exponent."""
     if not -EXPONENT_OFFSET <= exponent < (1 << EXPONENT_BITS) - EXPONENT_OFFSET:
         raise FileError(f"a step of 2^{-exponent} is out of range; choose one between 2^-40 and 2^10")
-
-
-def _filled(content: bytes, lanes: int) -> Stack:
-    """Return a stack that holds the whole 32-bit words of ``content``: the first ones in the heads, the others below."""
-    words = np.frombuffer(content[: len(content) // 4 * 4], dtype="<u4").astype(np.uint32)
-    heads = np.full(lanes, 1 << WORD_BITS, dtype=np.uint64)
-    stack = Stack(heads, words[lanes:], borrows=True)
-    stack.heads[: min(lanes, len(words))] |= words[:lanes].astype(np.uint64)
-    stack.count_as_borrowed(lanes - len(words))
-    return stack
 
 
 @torch.no_grad()
