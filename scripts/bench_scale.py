@@ -1,15 +1,17 @@
 """How step, ledger, pack and memory grow with weights and examples, and what a step of a ResNet-18 holds.
 
-python scripts/bench_scale.py [--weights 10000 31623 ...] [--examples 1000 ...] [--rounds 2] [--parts ...] [--json FILE]
+python scripts/bench_scale.py [--weights 10000 31623 ...] [--examples 1000 ...] [--rounds 2] [--parts ...]
+                              [--device cpu|cuda] [--json FILE]
 
 ``weights``: a dense network, 64 - width - width - 10, on batches of 32: the weights decide the time. A step is the trainer's;
 the ledger takes one draw and 1000 examples; pack is what `bitsback pack --codec quantised` does, its checks included.
 ``examples``: an epoch and a ledger of a network of 17,610 weights, in batches of 256. ``resnet18-memory``: the peak of training
 steps of a ResNet-18 for 32 x 32 images, batch 8, default Adam against weight noise in all but batch norm.
 
-Every measurement is a process of its own, in one thread; seconds are processor time, medians over rounds; bytes are the peak
-beyond libraries and data: of the step, of step and ledger, of all three. The exponent is the slope of log time against log
-size over the upper half of the sizes, where fixed costs have faded, by least squares; the last slope is that of the last two.
+Every measurement is a process of its own, in one thread; seconds are processor time (on a GPU wall time, the device waited
+for), medians over rounds; bytes are the peak beyond libraries and data: of the step, of step and ledger, of all three. The
+exponent is the slope of log time against log size over the upper half of the sizes, where fixed costs have faded, by least
+squares; the last slope is that of the last two.
 Linux gives blocks above 32 MB back when they are freed and clears them when they are asked for again, which costs large sizes
 time: MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=8589934592 in the environment leaves that out.
 """
@@ -36,9 +38,9 @@ ADAM_STATE = 3
 """Numbers that a deterministic network and its Adam hold for every weight."""
 
 
-def probe(kind: str, what: object) -> dict[str, float]:
+def probe(kind: str, what: object, device: str) -> dict[str, float]:
     """One measurement."""
-    done = subprocess.run([sys.executable, str(PROBE), kind, str(what)], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, str(PROBE), kind, str(what), device], capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"scale_probe.py {kind} {what} failed:\n{done.stderr}")
     return json.loads(done.stdout)
@@ -68,12 +70,12 @@ def exponents(size_name: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]
     return found
 
 
-def growth(kind: str, sizes: Sequence[int], rounds: int) -> list[dict[str, Any]]:
+def growth(kind: str, sizes: Sequence[int], rounds: int, device: str) -> list[dict[str, Any]]:
     """A row for every size, smallest first; rounds go through all sizes in turn."""
     found: list[list[dict[str, float]]] = [[] for _ in sizes]
     for _ in range(rounds):
         for place, size in enumerate(sorted(sizes)):
-            found[place].append(probe(kind, size))
+            found[place].append(probe(kind, size, device))
     rows = []
     for trials in found:
         times = {name: spread([trial[name] for trial in trials]) for name in trials[0] if name.endswith("_seconds")}
@@ -107,9 +109,9 @@ def show_growth(kind: str, rows: list[dict[str, Any]], fits: list[dict[str, Any]
     print(table([f"growth with {kind}", "fitted over", f"exponent (target {TARGET_EXPONENT})", "last slope"], lines))
 
 
-def resnet18_memory(rounds: int) -> dict[str, Any]:
+def resnet18_memory(rounds: int, device: str) -> dict[str, Any]:
     """Our peak beyond the deterministic one, in units of its parameters and Adam state."""
-    trials = [{who: probe("resnet18", who) for who in CONTESTANTS} for _ in range(rounds)]
+    trials = [{who: probe("resnet18", who, device) for who in CONTESTANTS} for _ in range(rounds)]
     names = ("peak_bytes", "step_seconds")
     found: dict[str, Any] = {
         who: {name: spread([trial[who][name] for trial in trials]) for name in names} for who in CONTESTANTS
@@ -137,15 +139,16 @@ def main() -> None:
     parser.add_argument("--examples", type=int, nargs="+", default=EXAMPLES)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--device", default="cpu")
     options = parsed(parser)
     found: dict[str, Any] = {}
     for part in options.parts:
         began = time.perf_counter()
         if part == "resnet18-memory":
-            found[part] = resnet18_memory(options.rounds + 2)
+            found[part] = resnet18_memory(options.rounds + 2, options.device)
             show_memory(found[part])
         else:
-            rows = growth(part, getattr(options, part), options.rounds)
+            rows = growth(part, getattr(options, part), options.rounds, options.device)
             found[part] = {"rows": rows, "exponents": exponents(part, rows)}
             show_growth(part, rows, found[part]["exponents"])
         found[part]["bench_seconds"] = time.perf_counter() - began

@@ -2,13 +2,14 @@
 
 python scripts/bench_step.py --net mlp|lenet|resnet20 | --priors | --config FILE [--set KEY=VALUE ...]
                              [--beside DIR] [--threads 1 2] [--steps 5] [--rounds 30] [--batch 128] [--only WORD ...]
-                             [--no-memory] [--json FILE]
+                             [--device cpu|cuda] [--no-memory] [--json FILE]
 
 A step is forward, data cost, KL / N with N = 60,000, backward and optimiser, on synthetic images of the shape of MNIST's or
 CIFAR's. All contestants live in one process and take turns, so that noise hits all alike; a ratio is to the deterministic
-network with default Adam in the same round, by processor time with one thread and by wall time with more. Shown are medians
-(quartiles). Operators: ATen calls of a step. Memory: the peak of a few steps beyond a process that has imported the
-contestant, made the data and trained a tiny network; each contestant in a process of its own.
+network with default Adam in the same round, by processor time with one thread and by wall time with more, or on another
+device, which is waited for. Shown are medians (quartiles). Operators: ATen calls of a step. Memory: the peak of a few steps
+beyond a process that has imported the contestant, made the data and trained a tiny network; each contestant in a process of
+its own.
 
 ``--priors``: every kind of prior on 784-300-10, under weight noise and as ``auto`` has it, against the Gaussian. ``--config``:
 as the file says, data and batches too, against its network without posterior. ``--beside``: what is ours also with the bitsback
@@ -42,7 +43,7 @@ BESIDE = "before: "
 def race_of(options: argparse.Namespace) -> Race:
     """What is asked for."""
     config = str(options.config.resolve()) if options.config else ""
-    return Race(options.net or "", options.batch, config, tuple(options.set))
+    return Race(options.net or "", options.batch, config, tuple(options.set), device=options.device)
 
 
 def baseline_of(name: str, names: list[str]) -> str:
@@ -117,7 +118,7 @@ def measured(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
             else:
                 row["operator_calls"] = operator_calls(trainer, batches[0])
     for name, row in rows.items():
-        has_memory = options.memory and race.net and "operator_calls" in row
+        has_memory = options.memory and race.net and race.device == "cpu" and "operator_calls" in row
         row["extra_bytes"] = memory_elsewhere(name, options) if has_memory else None
     return rows
 
@@ -133,7 +134,7 @@ def show(rows: dict[str, dict[str, Any]], options: argparse.Namespace) -> None:
     for name, row in rows.items():
         line = [name]
         for threads in options.threads:
-            clock, found = "cpu" if threads == 1 else "wall", row[f"threads_{threads}"]
+            clock, found = "cpu" if threads == 1 and options.device == "cpu" else "wall", row[f"threads_{threads}"]
             line += [f"{found[f'{clock}_seconds']['median'] * 1e3:,.2f}", shown(found[f"{clock}_ratio"])]
         calls, held = row.get("operator_calls"), row["extra_bytes"]
         body.append([*line, "" if calls is None else f"{calls:,}", "" if held is None else f"{held / 1e6:.1f}"])
@@ -152,6 +153,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="steps of a contestant in a round")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--device", default="cpu", help="where the networks train, except those of --config, which say it")
     parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="contestants with one of these words in the name")
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="leave out the memory")
     parser.add_argument("--memory-of", metavar="NAME", help=argparse.SUPPRESS)
@@ -162,7 +164,7 @@ def main() -> None:
     rows = measured(options)
     show(rows, options)
     settings = {name: getattr(options, name) for name in ("net", "threads", "steps", "rounds", "batch")}
-    settings |= {"config": str(options.config or ""), "beside": str(options.beside or "")}
+    settings |= {"device": options.device, "config": str(options.config or ""), "beside": str(options.beside or "")}
     write(options.json, {"settings": settings, "peers": versions(), "baseline": BASELINE, "contestants": rows})
 
 

@@ -1,6 +1,6 @@
 """One measurement of bench_scale.py, in a process of its own so that its peak of memory is its own; prints JSON.
 
-python scripts/scale_probe.py weights SIZE | examples SIZE | resnet18 ours|deterministic
+python scripts/scale_probe.py weights SIZE | examples SIZE | resnet18 ours|deterministic [DEVICE]
 """
 
 import json
@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from benchmarks.trainer import wait
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -24,6 +25,7 @@ from bitsback.likelihoods import CategoricalLikelihood
 from bitsback.model import bayesianize, take_ledger
 from bitsback.training import TrainingSettings, start
 
+DEVICE = torch.device(sys.argv[3] if __name__ == "__main__" and len(sys.argv) > 3 else "cpu")
 INPUTS, CLASSES, BATCH = 64, 10, 32
 LEDGER_EXAMPLES = 1000
 EXAMPLES_WIDTH, EXAMPLES_BATCH = 100, 256
@@ -33,7 +35,9 @@ WARM_WIDTH = 8
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has held (ru_maxrss would begin with its parent's)."""
+    """The most memory that this process has held (ru_maxrss would begin with its parent's); on a GPU, that of its tensors."""
+    if DEVICE.type == "cuda":
+        return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
     if status.is_file():
         return next(1024 * int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
@@ -41,23 +45,28 @@ def peak_bytes() -> int:
 
 
 def seconds(action: Callable[[], object]) -> float:
-    """Processor time of an action: there is one thread, and other processes of the machine do not count."""
-    began = time.process_time()
+    """Processor time of an action: there is one thread, and other processes of the machine do not count; wall time on a GPU."""
+    clock = time.process_time if DEVICE.type == "cpu" else time.perf_counter
+    wait(DEVICE)
+    began = clock()
     action()
-    return time.process_time() - began
+    wait(DEVICE)
+    return clock() - began
 
 
 def examples(count: int) -> Examples:
     """Random inputs and labels."""
     torch.manual_seed(0)
-    return Examples(torch.randn(count, INPUTS), torch.randint(CLASSES, (count,)))
+    return Examples(torch.randn(count, INPUTS), torch.randint(CLASSES, (count,))).to(DEVICE, torch.float32)
 
 
 def dense_experiment(width: int, data: Examples) -> Experiment:
     """INPUTS - width - width - CLASSES, as `bitsback train` would build it."""
     layers = ({"Linear": {"out_features": width}}, "ReLU", {"Linear": {"out_features": width}}, "ReLU", "Linear")
     dataset = Dataset("in memory", data, None, CLASSES, in_memory=True)
-    return Experiment.build(Config(network=SequentialSettings(layers=layers)), dataset=dataset)
+    experiment = Experiment.build(Config(network=SequentialSettings(layers=layers)), dataset=dataset)
+    experiment.model.to(DEVICE)
+    return experiment
 
 
 def width_for(weights: int) -> int:
@@ -100,6 +109,7 @@ def growth_with_weights(weights: int) -> dict[str, float]:
     found["ledger_seconds"] = min(seconds(lambda: take_ledger(model, likelihood, data, samples=1)) for _ in range(2))
     found["ledger_bytes"] = peak_bytes() - before
     settings = PackSettings(codec="quantised")
+    model.cpu()
     found["pack_seconds"] = seconds(lambda: pack_experiment(experiment, settings, progress=False))
     found["pack_bytes"] = peak_bytes() - before
     return {"weights": float(sum(q.numel for q in model.posteriors())), **found}
@@ -162,10 +172,10 @@ def our_step(network: nn.Module, x: Tensor, y: Tensor) -> Callable[[int], object
 def resnet_memory(who: str) -> dict[str, float]:
     """The peak of memory of a few steps, beyond what a process with data and libraries has."""
     torch.manual_seed(0)
-    x, y = torch.randn(RESNET_BATCH, 3, 32, 32), torch.randint(CLASSES, (RESNET_BATCH,))
+    x, y = torch.randn(RESNET_BATCH, 3, 32, 32).to(DEVICE), torch.randint(CLASSES, (RESNET_BATCH,)).to(DEVICE)
     make = our_step if who == "ours" else deterministic_step
-    take_steps(make(resnet18(WARM_WIDTH), x, y))
-    before, network = peak_bytes(), resnet18(64)
+    take_steps(make(resnet18(WARM_WIDTH).to(DEVICE), x, y))
+    before, network = peak_bytes(), resnet18(64).to(DEVICE)
     found = {"weights": sum(p.numel() for p in network.parameters())}
     found["step_seconds"] = take_steps(make(network, x, y))
     return {**found, "peak_bytes": peak_bytes() - before}
@@ -178,7 +188,7 @@ def take_steps(step: Callable[[int], object]) -> float:
 
 def main() -> None:
     """Measure one thing and print it."""
-    kind, what = sys.argv[1:]
+    kind, what = sys.argv[1:3]
     torch.set_num_threads(1)
     measure = {"weights": growth_with_weights, "examples": growth_with_examples, "resnet18": resnet_memory}[kind]
     print(json.dumps(measure(what if kind == "resnet18" else int(what))))

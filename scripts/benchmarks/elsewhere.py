@@ -32,6 +32,7 @@ class Race:
         batch: examples in a step.
         config, overrides: a configuration and changes of it; nothing: synthetic images.
         threads: of a step.
+        device: where the contestants of a race without a configuration train.
     """
 
     net: str = ""
@@ -39,6 +40,7 @@ class Race:
     config: str = ""
     overrides: tuple[str, ...] = ()
     threads: int = 1
+    device: str = "cpu"
 
     def contestants(self) -> Contestants:
         """Who could take part."""
@@ -56,14 +58,14 @@ class Race:
         """A contestant; None, with a line, when it cannot take part."""
         torch.manual_seed(0)
         net = self.network
-        task = Task(net.make(width or net.width), batch_size=self.batch, shape=net.shape)
+        task = Task(net.make(width or net.width).to(self.device), batch_size=self.batch, shape=net.shape)
         return joined(self.contestants()[name], name, task)
 
     def batches(self) -> Sequence[Batch]:
         """What they train on."""
         if self.config:
             return configured_batches(self.config, self.overrides)
-        return synthetic_batches(self.network.shape, self.batch)
+        return synthetic_batches(self.network.shape, self.batch, device=self.device)
 
 
 class Elsewhere(Trainer):

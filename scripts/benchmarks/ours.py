@@ -77,7 +77,8 @@ class Ours(Trainer):
         optimizer = {**rates, **(optimizer or {"name": "Adam", "arguments": {"fused": True}})}
         model = model_of(task, prior, posterior, estimator)
         training = TrainingSettings(epochs=MANY_EPOCHS, batch_size=task.batch_size, optimizer=optimizer, **settings)
-        self.fit = start(model, CategoricalLikelihood(CLASSES), stand_in(task.examples, task.shape), training)
+        examples = stand_in(task.examples, task.shape).to(model.device, model.dtype)
+        self.fit = start(model, CategoricalLikelihood(CLASSES), examples, training)
         self.optimizer = self.fit.optimizer
         self.number = 0
 

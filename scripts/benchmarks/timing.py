@@ -75,7 +75,8 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS: bytes
 
 
-def synthetic_batches(shape: Sequence[int], batch_size: int, count: int = 8) -> list[Batch]:
+def synthetic_batches(shape: Sequence[int], batch_size: int, count: int = 8, device: str = "cpu") -> list[Batch]:
     """Random images and labels of ten classes."""
     torch.manual_seed(0)
-    return [(torch.randn(batch_size, *shape), torch.randint(10, (batch_size,))) for _ in range(count)]
+    several = [(torch.randn(batch_size, *shape), torch.randint(10, (batch_size,))) for _ in range(count)]
+    return [(x.to(device), y.to(device)) for x, y in several]

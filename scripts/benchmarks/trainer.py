@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -39,6 +40,12 @@ class Task:
     shape: tuple[int, ...] = (1, 28, 28)
 
 
+def wait(device: torch.device) -> None:
+    """Wait until an accelerator has done what it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
 class Missing(Exception):
     """The contestant cannot take part here; says why."""
 
@@ -56,10 +63,13 @@ class Trainer(ABC):
 
     def timed(self, supply: Iterator[tuple[Tensor, Tensor]], steps: int) -> tuple[float, float]:
         """CPU and wall seconds of a step, over ``steps`` of them after one that is not counted."""
-        self.step(*next(supply))
+        x, y = next(supply)
+        self.step(x, y)
+        wait(x.device)
         began_wall, began_cpu = time.perf_counter(), time.process_time()
         for _ in range(steps):
             self.step(*next(supply))
+        wait(x.device)
         return (time.process_time() - began_cpu) / steps, (time.perf_counter() - began_wall) / steps
 
     @abstractmethod
