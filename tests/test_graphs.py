@@ -8,11 +8,18 @@ from contextlib import nullcontext
 import pytest
 import torch
 from oracle import mlp
+from test_kernels import NoReads
 from torch import nn
 
 from bitsback.data import Examples
 from bitsback.errors import ConfigError, TrainingError
-from bitsback.likelihoods import CategoricalLikelihood
+from bitsback.likelihoods import (
+    BernoulliLikelihood,
+    CategoricalLikelihood,
+    GaussianLikelihood,
+    NegativeBinomialLikelihood,
+    PoissonLikelihood,
+)
 from bitsback.model import bayesianize, evaluate
 from bitsback.model.draws import GraphedForward
 from bitsback.model.noise import CounterNoise
@@ -173,6 +180,35 @@ def test_a_loss_that_is_not_finite_is_found_when_it_is_read(monkeypatch):
             fit.run_epoch()
         assert len(seen) == step
         assert fit.epoch == 1
+
+
+LIKELIHOODS = {
+    "categorical": (lambda: CategoricalLikelihood(3), 3, lambda: torch.randint(3, (24,))),
+    "some hidden": (lambda: CategoricalLikelihood(3, ignore=-1), 3, lambda: torch.randint(-1, 3, (24,))),
+    "bernoulli": (BernoulliLikelihood, 2, lambda: torch.randint(2, (24, 2)).float()),
+    "learned noise": (GaussianLikelihood, 1, lambda: torch.randn(24)),
+    "predicted noise": (lambda: GaussianLikelihood(noise="predicted"), 2, lambda: torch.randn(24)),
+    "counts": (PoissonLikelihood, 1, lambda: torch.randint(5, (24,)).float()),
+    "uneven counts": (NegativeBinomialLikelihood, 1, lambda: torch.randint(5, (24,)).float()),
+}
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+@pytest.mark.parametrize("estimator", ["weight", "output"])
+def test_a_step_of_the_loop_reads_nothing_from_the_device(name, estimator, monkeypatch):
+    """As on a GPU: bits stay there, and the values of targets are looked at before they are moved there."""
+    make, outputs, targets_of = LIKELIHOODS[name]
+    monkeypatch.setattr("bitsback.training.loop.Fit._read", lambda self, number: number.detach())
+    likelihood, x, y = make(), torch.randn(24, 5), targets_of()
+    model = bayesianize(nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, outputs)), seed=1, estimator=estimator)
+    model.set_noise(CounterNoise())
+    fit = start(model, likelihood, Examples(x, y), TrainingSettings(epochs=9, batch_size=24, noise_reuse=1, draws=2))
+    model.set_noise(CounterNoise())
+    monkeypatch.setattr(type(likelihood), "_check_values", lambda *_: None)
+    for number in range(8):
+        with NoReads() if number > 3 else nullcontext():
+            bits = fit.step(number, x, y)
+    assert torch.isfinite(bits)
 
 
 def test_evaluations_replay_one_graph_for_all_draws(monkeypatch):

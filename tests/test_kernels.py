@@ -289,9 +289,9 @@ def test_the_kernel_makes_the_noise_of_the_fallback():
         (1 << 61, 9, 2, (1 << 33) - 40),
     ):
         one, other = torch.empty(3000), torch.empty(3000, dtype=torch.float64)
-        _triton.fill_kernel[(3,)](
-            one, 3000, start, torch.zeros(2, dtype=torch.int64), seed, number, 0, stream, FROM_DRAW=False, BLOCK=1024
-        )
+        clock = kernels.Clock(torch.device("cpu"))
+        clock.set(seed, number - 5)
+        _triton.fill_kernel[(3,)](one, 3000, start, clock.tensor, clock.offset(seed, number), stream, BLOCK=1024)
         kernels.counter_normals(other, seed, number, stream, start)
         torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-5)
 

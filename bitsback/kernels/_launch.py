@@ -142,7 +142,7 @@ def fill_normals(out: Tensor, stream: int, start: int, clock: Clock, seed: int, 
         out: tensor (n,), filled in place.
         stream: 32 bits.
         start: index of the first number.
-        clock: seed and number on the device of ``out``; read by a launch that is being captured.
+        clock: seed and number on the device of ``out``.
         seed: 64 bits.
         number: number of the draw, modulo 2^32.
 
@@ -157,11 +157,9 @@ def fill_normals(out: Tensor, stream: int, start: int, clock: Clock, seed: int, 
         return counter_normals(out, seed, number, stream, start)
     from bitsback.kernels._triton import fill_kernel
 
-    captured = is_capturing(out.device)
-    offset = clock.offset(seed, number) if captured else 0
     with torch.cuda.device(out.device):
         fill_kernel[(-(-len(out) // CHUNK),)](
-            out, len(out), start, clock.tensor, seed, number, offset, stream, FROM_DRAW=captured, BLOCK=CHUNK
+            out, len(out), start, clock.tensor, clock.offset(seed, number), stream, BLOCK=CHUNK
         )
     return out
 

@@ -52,27 +52,21 @@ def _normals(seed, number, stream, index):
     return tl.sqrt(tl.maximum(-2.0 * tl.log(u), 0.0)) * tl.cos(6.283185307179586 * v)
 
 
-@triton.jit(do_not_specialize=["count", "start", "seed", "number", "offset", "stream"])
-def fill_kernel(out, count, start, draw, seed, number, offset, stream, FROM_DRAW: tl.constexpr, BLOCK: tl.constexpr):
+@triton.jit(do_not_specialize=["count", "start", "offset", "stream"])
+def fill_kernel(out, count, start, draw, offset, stream, BLOCK: tl.constexpr):
     """Fill a tensor with standard normal numbers of a stream.
 
     Args:
         out: tensor (count,).
         count: its length.
         start: index of the first number.
-        draw: (2,) int64, seed and number; read if FROM_DRAW.
-        seed: seed, if not FROM_DRAW.
-        number: number of the draw, if not FROM_DRAW.
-        offset: added to the number in `draw`.
+        draw: (2,) int64, seed and number from which draws are counted.
+        offset: distance of the draw from the number in `draw`.
         stream: number of the stream, 32 bits.
-        FROM_DRAW: whether seed and number are read from `draw`.
         BLOCK: numbers that one program makes.
     """
     o = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    if FROM_DRAW:
-        seed = tl.load(draw)
-        number = tl.load(draw + 1) + offset
-    e = _normals(seed, number, stream, start + o)
+    e = _normals(tl.load(draw), tl.load(draw + 1) + offset, stream, start + o)
     tl.store(out + o, e.to(out.dtype.element_ty), mask=o < count)
 
 

@@ -58,7 +58,8 @@ class _CountLikelihood(SymbolLikelihood):
         """Return -ln p(count), elementwise; both have the same shape."""
 
     def _nats(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        self._check_values(targets, "a")
+        if targets.is_cpu:  # elsewhere a look at values waits for the device; training looked before it moved them there
+            self._check_values(targets, "a")
         coded = self.coded(targets)
         log_mean, count = with_hidden(match(outputs, targets), coded), with_hidden(targets, coded).to(outputs.dtype)
         return with_hidden(self._count_nats(log_mean, count), coded)

@@ -198,7 +198,7 @@ class GaussianLikelihood(SymbolLikelihood):
             return outputs, self.log_std.clamp_min(lowest)
         if self.noise == "learned":
             with torch.no_grad():
-                self.log_std.clamp_(min=lowest - float(log_scale.max()))  # else it could drift far below the floor
+                self.log_std.clamp_(min=lowest - log_scale.max())  # else it could drift far below the floor
             log_std = self.log_std + log_scale
             return outputs, _floored(log_std, lowest) if log_scale.ndim else log_std
         if outputs.shape[-1] % 2:

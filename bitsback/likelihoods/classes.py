@@ -347,7 +347,8 @@ class BernoulliLikelihood(SymbolLikelihood):
         self.ignore = ignore
 
     def _nats(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        self._check_values(targets, "a")
+        if targets.is_cpu:  # elsewhere a look at values waits for the device; training looked before it moved them there
+            self._check_values(targets, "a")
         coded = self.coded(targets)
         logits, values = with_hidden(match(outputs, targets), coded), with_hidden(targets, coded)
         nats = binary_cross_entropy_with_logits(logits, values.to(logits.dtype), reduction="none")
