@@ -136,6 +136,12 @@ class BayesianModel(Resident):
         self._starts: dict[str, str] = {}
         self._remember_buffers()
 
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """Return names of what no forward pass uses, which DDP would wait for: it synchronises the network alone."""
+        own = [name for name, _ in [*self.named_parameters(), *self.named_buffers()]]
+        return [name for name in own if not name.startswith("network.")]
+
     def _remember_buffers(self) -> None:
         """Copy the network's buffers, to compare later which of them training has changed."""
         for number, buffer in enumerate(buffers_of(self.network)):

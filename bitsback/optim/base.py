@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bitsback.distributed import Ranks, local, present
 from bitsback.errors import LayerError, near_miss
 from bitsback.model import BayesianModel, Weight
 from bitsback.model.pieces import Scratch
@@ -25,6 +26,7 @@ from bitsback.model.weight import State
 from bitsback.optim._cost import GaussianCost, weights_with_one_scale
 from bitsback.optim._said import FOREIGN_CLIPPING, SUM_LOSS, WEIGHT_DECAY
 from bitsback.optim._sweep import Sweep
+from bitsback.optim._together import NoiseOf, Together
 from bitsback.posteriors import GaussianPosterior
 from bitsback.profiling import stage
 
@@ -75,6 +77,10 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         prior_rate: share of the way, in [0, 1], that closed-form priors move to their optimum in a step.
         max_grad_norm: clip the gradients, the KL's included, to this norm; :attr:`grad_norm` is the norm before clipping.
         by_pieces: finish each piece of a weight while it is in the cache; otherwise all gradients first, then all moves.
+        noise: of several processes: ``shared``, all hold the same draw, or ``per_rank``, each its own, with backward passes
+            under ``no_sync``.
+        ranks: processes that train the model together; default: all of ``torch.distributed``'s default group. With
+            ``bitsback.distributed.ALONE`` each trains a model of its own.
 
     Raises:
         LayerError: when ``model`` is not a Bayesian model, for unknown settings, or when nothing can be trained.
@@ -98,11 +104,13 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         prior_rate: float = 1.0,
         max_grad_norm: float | None = None,
         by_pieces: bool = True,
+        noise: NoiseOf = "shared",
+        ranks: Ranks | None = None,
         **unknown: Any,
     ) -> None:
         for key in unknown:
             raise LayerError(WEIGHT_DECAY if key == "weight_decay" else f"{type(self).__name__} knows no '{key}'")
-        self._take_model(model)
+        self._take_model(model, present() if ranks is None else ranks, noise)
         if not examples >= 1:
             raise LayerError(f"examples is what the mean in the loss averages over, at least 1; got {examples}")
         self.examples, self.beta = examples, beta
@@ -115,10 +123,11 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         extra = [parameter for parameter in also if parameter.requires_grad]
         super().__init__([*wanted, {"params": extra}] if extra else wanted, defaults)
 
-    def _take_model(self, model: Any) -> None:
+    def _take_model(self, model: Any, ranks: Ranks, noise: NoiseOf) -> None:
         model = _unwrapped(model)
         if not isinstance(model, BayesianModel):
             raise LayerError(f"give the model that bitsback.bayesianize makes, got {type(model).__name__}")
+        self.together = Together(model, ranks, noise)
         model.check_refs()
         self.model = model
         self._by_parameter = {id(weight.known): weight for weight in model.weights}
@@ -230,6 +239,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             raise LayerError(
                 "the weights hold their means, and gradients taken there teach no width: call model.train() before the forward"
             )
+        self.together.begin(self)
         if model.loss_is_sum and self.nats_per_unit == 1.0:
             warnings.warn(SUM_LOSS, stacklevel=4)
             model.loss_is_sum = False
@@ -237,8 +247,9 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         plain = [p for group in self._roles("plain") for p in group["params"] if p.grad is not None]
         is_looking = self._steps < LOOKS_FOR_CLIPPING and not self._has_seen_clipping
         if is_looking and self.nats_per_unit == 1.0:  # a training loop in nats, not that of bitsback.train
-            self._look_for_clipping([*(weight.parameter for weight in weights), *plain])
-        if not plain and all(weight.parameter.grad is None for weight in weights):
+            self._look_for_clipping([w.gradient for w in weights] + [p.grad for p in plain])
+        if not plain and all(weight.gradient is None for weight in weights):
+            self.together.end()
             return loss
         for weight in weights:
             if weight.has_used_gradient:
@@ -258,13 +269,14 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             self._draw_others(weights, state)
             sweep.end()
             self._remember(weights)
+        self.together.end()
         self._steps += 1
         return loss
 
-    def _look_for_clipping(self, parameters: Sequence[Tensor]) -> None:
+    def _look_for_clipping(self, found: Sequence[Tensor | None]) -> None:
         """Warn once when gradients seem to be clipped before the step: three steps in a row with the same norm."""
         # Clipping outside scales the data gradient down but not the KL's, which is added here: the KL's weight grows.
-        gradients = [p.grad for p in parameters if p.grad is not None and not p.grad.is_sparse]
+        gradients = [local(gradient) for gradient in found if gradient is not None and not gradient.is_sparse]
         norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))) if gradients else 0.0
         self._norms = [*self._norms, norm][-3:]
         if len(self._norms) == 3 and norm and max(self._norms) - min(self._norms) < 1e-5 * norm:
@@ -370,7 +382,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state returned by :meth:`state_dict`; the weights then hold the draw they held when it was saved."""
         own = dict(state_dict)
-        posterior, self._steps, coarse = own.pop(POSTERIOR, None), own.pop("steps", 0), own.pop("coarse", ())
+        posterior, self._steps, coarse = own.pop(POSTERIOR, None), own.pop("steps", 0), own.pop("coarse", None)
         super().load_state_dict(own)
         self._widen(own)
         if posterior is not None:
@@ -379,7 +391,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             self.model.set_extra_state(posterior["draw"])
             self.model.take_loaded()
         for weight in self.model.weights:
-            weight.is_narrow = weight.index in coarse
+            weight.is_narrow = None if coarse is None else weight.index in coarse
         self._cost.marks.clear()
 
     def _widen(self, given: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from bitsback.optim.base import PosteriorOptimizer
 
 __all__ = ["OPTIONS", "Variational"]
 
-OPTIONS = {"log_std_lr", "groups", "also", "beta", "prior_rate", "max_grad_norm", "by_pieces"}
+OPTIONS = {"log_std_lr", "groups", "also", "beta", "prior_rate", "max_grad_norm", "by_pieces", "noise", "ranks"}
 
 
 class Variational(PosteriorOptimizer):

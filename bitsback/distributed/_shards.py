@@ -1,0 +1,92 @@
+"""Tensors of which each process holds a shard (``torch.distributed.tensor.DTensor``)."""
+
+import math
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from bitsback.errors import LayerError
+
+__all__ = ["Shard", "is_shard", "local", "resharded", "shard_of", "whole"]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Place of a process's shard in a tensor that is cut along its first axis.
+
+    Attributes:
+        first: flat index of the shard's first element.
+        whole: number of elements of the whole tensor.
+        layout: a DTensor of that layout.
+    """
+
+    first: int
+    whole: int
+    layout: Any
+
+    def global_(self, part: Tensor) -> Tensor:
+        """Return the DTensor that has a plain tensor for this process's shard; they share memory."""
+        like = self.layout
+        return type(like).from_local(
+            part, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+        )
+
+    def of(self, full: Tensor) -> Tensor:
+        """Return this process's shard of a whole tensor, a copy."""
+        count = math.prod(local(self.layout).shape)
+        return full.detach().reshape(-1)[self.first : self.first + count].view(local(self.layout).shape).clone()
+
+
+def is_shard(tensor: Any) -> bool:
+    """Return True for a DTensor."""
+    tensors = sys.modules.get("torch.distributed.tensor")  # not imported: there is none
+    return tensors is not None and isinstance(tensor, tensors.DTensor)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return this process's shard of a DTensor, and any other tensor as it is."""
+    return tensor._local_tensor if is_shard(tensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return the whole of a DTensor, gathered from all processes (collective), and any other tensor as it is."""
+    return tensor.full_tensor() if is_shard(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def shard_of(tensor: Tensor, name: str) -> Shard:
+    """Return the place of this process's shard of a DTensor.
+
+    Args:
+        tensor: a DTensor, replicated or cut along its first axis.
+        name: of the weight, for the message.
+
+    Returns:
+        its place.
+
+    Raises:
+        LayerError: for other layouts.
+    """
+    from torch.distributed.tensor import Shard as Cut
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    placements = tensor.placements  # type: ignore[attr-defined]
+    cuts = [place for place in placements if not place.is_replicate()]
+    if len(cuts) > 1 or any(type(cut) is not Cut or cut.dim != 0 for cut in cuts):
+        raise LayerError(
+            f"'{name}' is laid out over processes as {tuple(placements)}; a posterior needs weights that are cut along their "
+            "first axis, as fully_shard does by default"
+        )
+    _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, placements)  # type: ignore[attr-defined]
+    first = offset[0] * math.prod(tensor.shape[1:]) if tensor.ndim else 0
+    return Shard(min(first, tensor.numel()), tensor.numel(), tensor)
+
+
+def resharded(network: nn.Module) -> None:
+    """Let FSDP2 give up the whole weights that a forward left, so that the modules hold their shards again."""
+    sharded = sys.modules.get("torch.distributed.fsdp")
+    for module in network.modules() if sharded is not None else ():
+        if isinstance(module, sharded.FSDPModule):
+            module.reshard()
+
