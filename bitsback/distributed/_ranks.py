@@ -74,6 +74,10 @@ class Ranks:
         dist.all_reduce(total, group=self.group)
         return [float(number) for number in total.tolist()]
 
+    def of_first(self, numbers: Sequence[float]) -> list[float]:
+        """Return the numbers of rank 0."""
+        return self.sums([number if self.is_first else 0.0 for number in numbers])
+
     def least(self, number: float) -> float:
         """Return the smallest of the ranks' numbers."""
         if self.count == 1:

@@ -110,7 +110,7 @@ def evaluate(
     likelihood.check_targets(examples.targets, examples.name)
     examples = examples.to(model.device, model.dtype)
     batch_size = batch_size or model.evaluation_batch
-    batches = examples.ranges(batch_size)
+    batches = _own_batches(model, examples, batch_size)
     draws = max(1, samples)
     draws_bits, error_sum = [0.0] * draws, 0.0
     at_once = draws_at_once(model)
@@ -129,13 +129,16 @@ def evaluate(
                 together = max(1, PREDICTED_NUMBERS // max(1, model.outputs(few).numel() * batch_size // 2))
         for group in (batches[first : first + together] for first in range(0, len(batches), together)):
             predicted, wanted = [torch.zeros(())] * len(group), [examples.targets] * len(group)
-            kept = _Block(group[-1].stop - group[0].start)
+            kept = _Block(sum(rows.stop - rows.start for rows in group))
             for first in range(0, draws, at_once):
                 numbers = range(-1 - first, -1 - min(samples, first + at_once), -1)
                 with drawing(model, seed, numbers) as network:
                     for index, (inputs, targets) in enumerate(examples.batches(group)):
+                        outputs_of = network(each(inputs, interleaved) if interleaves else inputs)
+                        if group[index].step:  # run for the other processes
+                            continue
                         wanted[index] = targets
-                        for draw, outputs in enumerate(network(each(inputs, interleaved) if interleaves else inputs), first):
+                        for draw, outputs in enumerate(outputs_of, first):
                             draws_bits[draw] += float(likelihood.bits(outputs, targets).cpu().double().sum())
                             prediction = likelihood.predict(outputs)
                             if draw:
@@ -143,10 +146,26 @@ def evaluate(
                             else:
                                 predicted[index] = kept.put(prediction)
                         bar.update(min(at_once, draws - first))
-            for total, targets in zip(predicted, wanted, strict=True):
-                error_sum += float(likelihood.error(total / draws, targets).cpu().double().sum())
+            for rows, total, targets in zip(group, predicted, wanted, strict=True):
+                error_sum += 0.0 if rows.step else float(likelihood.error(total / draws, targets).cpu().double().sum())
+    *draws_bits, error_sum = model.ranks.sums([*draws_bits, error_sum])
     error = mean_of_judged(error_sum, int(likelihood.judged(examples.targets).sum()))
     return Evaluation(tuple(draws_bits), likelihood.summary(error), len(examples))
+
+
+def _own_batches(model: BayesianModel, examples: Examples, size: int) -> list[slice]:
+    """Return this process's share of the batches; where weights are shards, all processes have equally many.
+
+    Those that a process runs only because the others run theirs, and does not count, have a step.
+    """
+    ranks = model.ranks
+    if ranks.count == 1:
+        return examples.ranges(size)
+    each = -(-len(examples) // (ranks.count * size))
+    every = examples.ranges(-(-len(examples) // (ranks.count * each)))
+    first, last = ranks.bounds(len(every))
+    own = every[first:last]
+    return own + [slice(0, 1, 1)] * (each - len(own)) if model.is_sharded or not own else own
 
 
 class _Block:

@@ -198,12 +198,23 @@ class PosteriorOptimizer(torch.optim.Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients of all groups, and those that earlier draws left in ``log_std.grad``."""
+        for weight in self.weights if self.model.is_sharded else ():
+            for p in weight.posterior.parameters():
+                p.grad = None
         if not set_to_none:
             return super().zero_grad(set_to_none=False)
         for group in self.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None
         return None
+
+    def gradients(self) -> list[Tensor]:
+        """Return all gradients of the data cost; of a sharded model those of this process's shards."""
+        return self.together.gradients(self)
+
+    def gather(self) -> None:
+        """Average gradients over the processes, for loops whose backward passes do not; :meth:`step` then does not."""
+        self.together.gather(self)
 
     def _roles(self, role: str) -> list[dict[str, Any]]:
         return [group for group in self.param_groups if group["role"] == role]

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from bitsback.data import Examples
+from bitsback.distributed import ALONE, Ranks
 from bitsback.errors import ConfigError, TrainingError
 from bitsback.inputs import Inputs, call, leaves, like
 from bitsback.likelihoods import Likelihood
@@ -88,6 +89,8 @@ class Fit:
     watch: Watch | None = None
     holds_priors: bool = False
     """Whether priors are kept fixed."""
+    ranks: Ranks = ALONE
+    """Processes that train the model together, each on its share of every batch."""
     mode: bool = True
     """``training`` flag of the model itself, restored at the end; during training it is set, so that weights hold draws."""
 
@@ -96,6 +99,7 @@ class Fit:
         self.modes = Modes(self.model)
         self.model.evaluation_batch = max(self.model.evaluation_batch, self.settings.batch_size)
         self._deterministic_bits = self.model.deterministic_bits()  # constant: counted once
+        self._rows = 0  # of the batch that all processes share; 0: this one's times their number
 
     @property
     def steps_per_epoch(self) -> int:
@@ -119,6 +123,8 @@ class Fit:
         data_bits = 0.0
         for number, (inputs, targets) in enumerate(self.batches()):
             data_bits += self.step(self.epoch * self.steps_per_epoch + number, inputs, targets)
+        (data_bits,) = self.ranks.sums([data_bits])
+        self.ranks.copy_first([buffer for buffer in self.model.network.buffers() if buffer.is_floating_point()])
         error = self._check_finite()
         if error:
             raise TrainingError(
@@ -143,8 +149,18 @@ class Fit:
             order = torch.arange(len(self.train))
         elif isinstance(self.train.inputs, Tensor):
             order = order.to(self.train.inputs.device)
-        for inputs, targets in self.train.batches(order.tensor_split(self.steps_per_epoch)):
+        steps = order.tensor_split(self.steps_per_epoch)
+        if self.ranks.rank:  # dropout and augmentation are drawn by every process for its own rows
+            set_seed(self.seed * 1_000_003 + self.epoch + (self.ranks.rank << 40), self.train.targets.device)
+        for rows, (inputs, targets) in zip(steps, self.train.batches([self._share(rows) for rows in steps]), strict=True):
+            self._rows = len(rows)
             yield inputs if self.settings.augment is None else augmented(inputs, self.settings.augment), targets
+
+    def _share(self, rows: Tensor) -> Tensor:
+        """Return this process's share of a batch (n,): of each group of examples that shares a draw."""
+        if self.ranks.count == 1:
+            return rows
+        return torch.cat([self.ranks.share(group) for group in rows.tensor_split(min(self.settings.draws, len(rows)))])
 
     def weight_bits(self) -> float:
         """Return KL(q||p) of the current weights, in bits."""
@@ -179,6 +195,9 @@ class Fit:
         except (RuntimeError, ValueError) as error:
             hint = " (the batch is cut into training.draws groups)" if self.settings.draws > 1 else ""
             raise TrainingError(f"step {step} on {len(targets)} examples{hint} fails: {str(error).splitlines()[0]}") from error
+        self.optimizer.gather()
+        if self.ranks.count > 1 and not isinstance(self.objective, DescriptionLength):
+            mean_cost = self.ranks.sums([mean_cost])[0] / self.ranks.count
         self.optimizer.beta = beta * self.objective.weigh(mean_cost, beta * weight_bits, self._gradients)
         with stage("bitsback: optimiser"):
             self.optimizer.step()
@@ -190,23 +209,25 @@ class Fit:
 
     def _gradients(self) -> list[Tensor]:
         """Return all gradients of the data cost."""
-        return [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        return self.optimizer.gradients()
 
     def _backward_by_groups(self, step: int, inputs: Inputs, targets: Tensor) -> tuple[float, float]:
         """Accumulate the gradient of the mean cost over ``draws`` groups of a batch, each under its own weight draw."""
         groups = min(self.settings.draws, len(targets))
         half = self.settings.precision == "bfloat16"
+        rows = self._rows / self.ranks.count or len(targets)
+        self._rows = 0
         data_bits = cost = 0.0
         for number, (x, y) in enumerate(zip(_groups(inputs, groups), targets.tensor_split(groups), strict=True)):
             if number:  # the first group uses the draw that the last optimiser step wrote
                 self.model.mirror() if self.settings.antithetic and number % 2 else self.model.draw()
-            with self.outputs.step(x) if self.outputs is not None else nullcontext():
+            with self.outputs.step(x, self.ranks, round(rows * self.ranks.count) // groups) if self.outputs is not None else nullcontext():
                 with stage("bitsback: forward"):
                     with torch.autocast(y.device.type, torch.bfloat16) if half else nullcontext():
                         outputs = self.model.outputs(x)
                     outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
                     bits = self.likelihood.bits(outputs, y)
-                    part = self.objective.cost(bits).sum() / len(targets)
+                    part = self.objective.cost(bits).sum() / rows  # the mean over processes is that over their whole batch
                 paid = float(part.detach())
                 if not abs(paid) < inf:
                     cause = self._find_nonfinite_layer(inputs)

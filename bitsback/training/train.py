@@ -14,6 +14,7 @@ import torch
 
 from bitsback.atomic_io import write_tensors, write_text
 from bitsback.data import Dataset, Examples
+from bitsback.distributed import ALONE, Ranks, started
 from bitsback.errors import ConfigError
 from bitsback.inputs import Inputs
 from bitsback.ledger import Ledger
@@ -23,6 +24,7 @@ from bitsback.model import BayesianModel, evaluate, posterior_tensors, take_ledg
 from bitsback.model.accounting import check_point_grids
 from bitsback.model.noise import ExactNoise
 from bitsback.torch_state import seeded, using_threads
+from bitsback.training._engine import check_engine, own_device, shard
 from bitsback.training._loggers import Logger
 from bitsback.training._objective import make_objective
 from bitsback.training._optimise import make_optimizer, make_schedule
@@ -31,7 +33,7 @@ from bitsback.training.dashboards import check_dashboards, final_numbers, subjec
 from bitsback.training.drawn_outputs import DrawnOutputs
 from bitsback.training.loop import Fit, Watch
 from bitsback.training.session import Session
-from bitsback.training.settings import LedgerSettings, LoggingSettings, TrainingSettings
+from bitsback.training.settings import EngineSettings, LedgerSettings, LoggingSettings, TrainingSettings
 
 __all__ = ["Outcome", "start", "threads_for", "train"]
 
@@ -66,10 +68,19 @@ P = ParamSpec("P")
 
 
 def _alone(call: Callable[P, Outcome]) -> Callable[P, Outcome]:
-    """Run a training with its directory locked, and remove temporary files that killed processes left there."""
+    """Run a training with its directory locked, and remove temporary files that killed processes left there.
+
+    Of several processes, rank 0 alone writes there.
+    """
 
     @functools.wraps(call)
     def locked(*arguments: P.args, **settings: P.kwargs) -> Outcome:
+        engine = settings["engine"] = settings.get("engine") or EngineSettings()
+        with started(engine.strategy) as ranks:  # type: ignore[attr-defined]
+            settings["ranks"] = ranks
+            return in_directory(*arguments, **settings) if ranks.is_first else call(*arguments, **settings)
+
+    def in_directory(*arguments: Any, **settings: Any) -> Outcome:
         if settings.get("directory") is None:
             return call(*arguments, **settings)
         directory = settings["directory"] = Path(str(settings["directory"])).expanduser()
@@ -78,7 +89,7 @@ def _alone(call: Callable[P, Outcome]) -> Callable[P, Outcome]:
                 remove_left_over_files(folder)
             return call(*arguments, **settings)
 
-    return locked
+    return locked  # type: ignore[return-value]
 
 
 @_alone
@@ -92,6 +103,8 @@ def train(
     training: TrainingSettings | None = None,
     ledger: LedgerSettings | None = None,
     logging: LoggingSettings | None = None,
+    engine: EngineSettings | None = None,
+    ranks: Ranks = ALONE,
     seed: int = 0,
     resume: bool = False,
     progress: bool = True,
@@ -113,6 +126,8 @@ def train(
         training: settings; default: all defaults.
         ledger: settings; default: all defaults.
         logging: settings; default: all defaults.
+        engine: how several processes train together; default: one process only.
+        ranks: set by this function: the processes that ``torchrun`` started, or those of an existing process group.
         seed: of batches and weight draws. Equal seed, threads and machine give equal bits.
         resume: continue from ``directory``'s checkpoint; the result is the same, bit for bit, as without the interruption.
         progress: show a progress bar.
@@ -141,17 +156,21 @@ def train(
     >>> outcome.ledger.net_bits < outcome.ledger.uniform_bits
     True
     """
+    engine = engine or EngineSettings()
+    if not ranks.is_first:
+        progress, logging, loggers, profile_to = False, LoggingSettings(), (), None
     directory = None if directory is None else Path(directory)
     training, ledger = training or TrainingSettings(), ledger or LedgerSettings()
     logging = logging or LoggingSettings()
     likelihood.fit(dataset.train.targets)
     training = training.settled(len(dataset.train), likelihood)
+    check_engine(engine, ranks, training, logging, dataset.train)
     for examples in (dataset.train, dataset.test):
         if examples is not None:
             likelihood.check_split(examples.targets, examples.name)
     model.chosen_grid_step, model.likelihood = ledger.grid_step, likelihood
     check_point_grids(model, model.grid_step(), "ledger.grid_step" if ledger.grid_step else "posterior.grid_step")
-    device, dtype = _device(training.device), torch.float64 if training.precision == "float64" else torch.float32
+    device, dtype = own_device(_device(training.device), ranks), torch.float64 if training.precision == "float64" else torch.float32
     model.to(device, dtype)
     likelihood.to(device, dtype)
     data, test = dataset.train.to(device, dtype), dataset.test and dataset.test.to(device, dtype)
@@ -164,12 +183,12 @@ def train(
             longer = training.model_copy(update={"epochs": training.passes + STEPS})
             with seeded(seed, device):
                 profile(start(copy.deepcopy(model), copy.deepcopy(likelihood), data, longer, seed), profile_to)
-        fit = start(model, likelihood, data, training, seed, watch=watch)
+        fit = start(model, likelihood, data, training, seed, watch=watch, engine=engine, ranks=ranks)
         subject = subject_of(model, logging, {"training": training, "ledger": ledger}, seed, config_text)
         with Session(fit, test, directory, logging, subject, loggers, progress=progress, resume=resume) as session:
             if directory is not None and not resume:
                 session.save(is_first=True)
-                if config_text is not None:  # written last: a directory with a configuration can be resumed
+                if config_text is not None and ranks.is_first:  # written last: a directory with a configuration can be resumed
                     write_text(directory / "config.yaml", config_text)
             session.run()
             fit.end()
@@ -189,11 +208,16 @@ def train(
             error = evaluate(model, likelihood, test, samples=draws, seed=seed + 1).error if test else None
             subject.final = final_numbers(book, error)
             session.bar.end(book, error, likelihood.error_name)
+        if not model.is_sharded:
+            model.ranks = ALONE
         threads, stopped_early = torch.get_num_threads(), fit.epoch < training.passes
     outcome = Outcome(book, error, likelihood.error_name, session.seconds, fit.epoch, threads, stopped_early)
     if directory is not None:
         session.save(finished=True)
-        _write_results(directory, model, likelihood, outcome)
+        tensors, facts = posterior_tensors(model, likelihood)
+        if ranks.is_first:
+            write_tensors(directory / "posterior.safetensors", tensors, facts)
+            _write_results(directory, outcome)
     return outcome
 
 
@@ -205,6 +229,8 @@ def start(
     seed: int = 0,
     *,
     watch: Watch | None = None,
+    engine: EngineSettings | None = None,
+    ranks: Ranks = ALONE,
 ) -> Fit:
     """Prepare a training without running it, for training loops of your own.
 
@@ -218,6 +244,8 @@ def start(
         settings: of the training.
         seed: of batches and weight draws.
         watch: called after every optimiser step with the number of steps done and the model.
+        engine: how several processes train together.
+        ranks: the processes; each is given its share of every batch.
 
     Returns:
         the training, before its first step.
@@ -236,15 +264,22 @@ def start(
     mode, model.training = model.training, True
     trials = _to_try_out(data, settings, seed)
     is_repeatable = settings.precision == "float64"
-    model.lay_out(channels_last=settings.fused and not is_repeatable, example=trials[0])  # no gain in float64
+    engine = engine or EngineSettings()
+    is_sharded = engine.strategy == "fsdp" and ranks.count > 1
+    if is_sharded:
+        shard(model, ranks)
+    else:
+        model.lay_out(channels_last=settings.fused and not is_repeatable, example=trials[0])  # no gain in float64
     other_bits = model.deterministic_bits() + sum(charge.bits for charge in [*model.charges(), *likelihood.charges()])
     objective = make_objective(settings.objective, likelihood, data.targets, other_bits)
     objective.to(data.targets.device)
     options: dict[str, Any] = {"max_grad_norm": settings.gradient_clip, "by_pieces": settings.fused}
+    options |= {"ranks": ranks, "noise": engine.noise}
     optimizer = make_optimizer(model, [likelihood, objective], settings.optimizer, len(data), **options)
     steps = -(-len(data) // settings.batch_size)
     schedule = make_schedule(optimizer, settings.schedule, settings.passes, steps)
-    reuse = 1 if is_repeatable else settings.noise_reuse
+    model.ranks = ranks
+    reuse = 1 if is_repeatable or is_sharded else settings.noise_reuse
     model.set_noise(ExactNoise() if is_repeatable else None, seed=seed)
     outputs = DrawnOutputs(model, trials, reuse)
     model.set_noise(model.noise_source, reuse)
@@ -252,7 +287,7 @@ def start(
         raise ConfigError("training.antithetic: no layer draws its weights; leave it out, or set bayesian.estimator=weight")
     return Fit(
         model, likelihood, data, settings, seed, optimizer, schedule, Beta(settings, steps), objective, outputs, watch=watch,
-        mode=mode,
+        mode=mode, ranks=ranks,
     )  # fmt: skip
 
 
@@ -265,8 +300,7 @@ def _to_try_out(data: Examples, settings: TrainingSettings, seed: int) -> list[I
     return [data.inputs[:size], data.inputs[some.to(data.inputs.device)]]
 
 
-def _write_results(directory: Path, model: BayesianModel, likelihood: Likelihood, outcome: Outcome) -> None:
-    write_tensors(directory / "posterior.safetensors", *posterior_tensors(model, likelihood))
+def _write_results(directory: Path, outcome: Outcome) -> None:
     summary = {
         "sentence": outcome.ledger.sentence(),
         "warnings": list(outcome.ledger.warnings),
