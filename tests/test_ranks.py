@@ -1,5 +1,7 @@
 """Several processes train as one: DDP and FSDP2 against a single process with the same global batch and seed."""
 
+import json
+
 import pytest
 import torch
 from ranks import together
@@ -123,3 +125,60 @@ def test_ddp_of_the_model_takes_the_steps_of_one_process(prior):
 @pytest.mark.parametrize("wraps", ["model", "network"])
 def test_ranks_that_were_seeded_apart_train_rank_0s_model(wraps):
     check_against_one(together(2, with_ddp, wraps, "gaussian", 7, {}), trained_alone("gaussian"))
+
+# bitsback train
+
+
+def settings(**changes):
+    """A training of five epochs of two batches, whose layers draw their outputs as on one process."""
+    sections = {
+        "training": {"epochs": 4, "batch_size": 32, "checkpoint_seconds": 0, "threads": 1, "noise_reuse": 1},
+        "ledger": {"samples": 8},
+        "engine": {"strategy": "ddp"},
+    }
+    for section, values in changes.items():
+        sections[section] = {**sections[section], **values}
+    return sections
+
+
+class Stopped(Exception):
+    """Raised by a callback to interrupt a training."""
+
+
+def train(rank, out, changes, stop, resume=False):
+    model = bitsback.bayesianize(network(), "laplace", seed=5)
+
+    def watch(step, _):
+        if step == stop:
+            raise Stopped
+
+    found = {}
+    dataset = bitsback.Dataset("made", bitsback.Examples(*data()), None)
+    try:
+        bitsback.train(
+            model, LIKELIHOOD(CLASSES), dataset, out=out, seed=9, watch=watch, progress=False, report=False, resume=resume,
+            **settings(**changes),
+        )  # fmt: skip
+    except Stopped:
+        return {"step": torch.tensor(stop)}
+    found = posterior(model)
+    found["ledger"] = ledger_of(model)
+    return found
+
+
+def resumed_by_fewer(out, changes):
+    """Ends of a training of one process, and of one that 4, then 2 processes and then 1 went on with."""
+    whole = train(0, out / "one", changes, 0)
+    together(4, train, out / "fewer", changes, 3)
+    together(2, train, out / "fewer", changes, 6, True)
+    (ended,) = together(1, train, out / "fewer", changes, 0, True)
+    return ended, whole
+
+
+def test_a_training_of_four_processes_is_continued_by_two_and_ended_by_one(tmp_path):
+    ended, whole = resumed_by_fewer(tmp_path, {})
+    book, wanted = ended.pop("ledger"), whole.pop("ledger")
+    assert_close(ended, whole)
+    assert torch.allclose(book[:3], wanted[:3], rtol=1e-4)
+    lines = [json.loads(line) for line in (tmp_path / "fewer" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
