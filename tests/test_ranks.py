@@ -182,3 +182,36 @@ def test_a_training_of_four_processes_is_continued_by_two_and_ended_by_one(tmp_p
     assert torch.allclose(book[:3], wanted[:3], rtol=1e-4)
     lines = [json.loads(line) for line in (tmp_path / "fewer" / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
+
+
+# FSDP2
+
+
+def sharded(net):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    for layer in net:
+        if isinstance(layer, nn.Linear):
+            fully_shard(layer, mesh=mesh)
+    return fully_shard(net, mesh=mesh)
+
+
+def with_fsdp(rank, prior, seed_of_rank, options):
+    net = network(seed_of_rank * rank)
+    model = bitsback.bayesianize(net, prior, seed=5 + seed_of_rank * rank)
+    sharded(net)
+    optimizer = adam(model, **options)
+    for x, y in batches(rank, 2):
+        loss_of(model(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    found = posterior(model)
+    found["ledger"] = ledger_of(model)
+    return found
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+def test_fsdp_takes_the_steps_of_one_process(prior):
+    check_against_one(together(2, with_fsdp, PRIORS[prior], 0, {}), trained_alone(PRIORS[prior]))

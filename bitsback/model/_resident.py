@@ -60,6 +60,11 @@ class Resident(Values):
     """Processes that divide the ledger's work: those of :func:`bitsback.train`, and those that hold shards."""
     is_sharded = False
     """True if each process holds a shard of every weight (FSDP2)."""
+    @property
+    def over_shards(self) -> Ranks:
+        """Return the processes that hold the shards of each weight; a single one if weights are held as a whole."""
+        return self.ranks if self.is_sharded else ALONE
+
     is_moving = False
     is_alone = False
     """True if the network is a single layer of :mod:`bitsback.nn` that is not part of a larger model."""

@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from bitsback.data import Examples, source
+from bitsback.distributed import summing
 from bitsback.errors import LedgerError
 from bitsback.inputs import Inputs, each
 from bitsback.kl import kl
@@ -253,7 +254,7 @@ def take_ledger(
     samples = samples if model.smallest_std() is not None else 0
     paid = evaluate(model, likelihood, examples, samples=samples, seed=seed, batch_size=batch_size, progress=progress)
     with seeded(seed, torch.device("cpu")):  # the KL of a prior without closed form or quadrature is estimated by Monte Carlo
-        entries = [_entry(weight, step) for weight in model.weights]
+        entries = _over_shards(model, [_entry(weight, step) for weight in model.weights])
     for name, parameter in model.deterministic():
         if parameter.requires_grad:
             bits = FLOAT32_BITS * parameter.numel()
@@ -299,7 +300,8 @@ def _unfitted_priors(model: BayesianModel) -> list[str]:
     notes = []
     for prior, weights in model.weights_by_prior():
         best = copy.deepcopy(prior)
-        best.update([(weight.posterior.mean, weight.posterior.std()) for weight in weights])
+        with summing(model.over_shards):
+            best.update([(weight.posterior.mean, weight.posterior.std()) for weight in weights])
         if float((prior.typical_scale() / best.typical_scale()).log().abs().max()) > FAR_FROM_FITTED:
             name = weights[0].name
             notes.append(f"the prior of '{name}' was not fitted to its weights; call model.update_priors() every step")
@@ -350,6 +352,23 @@ def check_point_grids(model: BayesianModel, step: float, setting: str) -> None:
         point_bits(weight.prior, weight.name, torch.zeros(()), step)
 
 
+def _over_shards(model: BayesianModel, entries: list[Entry]) -> list[Entry]:
+    """Return entries of whole weights from those of the processes' shards, whose bits add up in float64."""
+    ranks = model.over_shards
+    if ranks.count == 1:
+        return entries
+    own = [(entry.net_bits, entry.refund_bits, entry.stderr**2) for entry in entries]
+    totals = ranks.sums([number for numbers in own for number in numbers])
+    methods = [text.split("\n") for text in ranks.texts("\n".join(entry.method for entry in entries))]
+    return [
+        Entry.of(
+            weight.name, weights=weight.numel, net_bits=totals[3 * i], refund_bits=totals[3 * i + 1],
+            method=next(found[i] for found in methods if found[i]), stderr=math.sqrt(totals[3 * i + 2]),
+        )
+        for i, weight in enumerate(model.weights)
+    ]  # fmt: skip
+
+
 @torch.no_grad()
 def _entry(weight: Weight, step: float) -> Entry:
     """Return the ledger entry of one weight tensor, computed in float64 from the stored parameters.
@@ -365,6 +384,8 @@ def _entry(weight: Weight, step: float) -> Entry:
         Entry with net and refund bits.
     """
     count = weight.posterior.numel
+    if not count:  # this process holds nothing of it
+        return Entry.of(weight.name, weights=0, net_bits=0.0, refund_bits=0.0, method="")
     if isinstance(weight.posterior, GaussianPosterior):
         mean, std = weight.posterior.mean.cpu().double(), weight.posterior.std().cpu().double()
         exact, prior = GaussianPosterior(mean, std), copy.deepcopy(weight.prior).cpu().double()  # MPS has no float64

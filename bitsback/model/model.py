@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from bitsback.distributed import summing
 from bitsback.errors import LayerError, PriorError
 from bitsback.inputs import Inputs, Output, call, chosen
 from bitsback.kl import Panels, has_closed_form, kl
@@ -234,12 +235,14 @@ class BayesianModel(Resident):
         weights = self.weights if among is None else among
         tabled = [weight for weight in weights if exact and isinstance(weight.posterior, PointPosterior)]
         smooth = [weight for weight in weights if weight not in tabled]
-        parts = [kl(weight.posterior, weight.prior, panels=panels, samples=1).bits for weight in smooth]
+        held = [weight for weight in smooth if weight.posterior.numel]  # a shard may be empty
+        parts = [kl(weight.posterior, weight.prior, panels=panels, samples=1).bits for weight in held]
         points = sum(weight.posterior.numel for weight in smooth if isinstance(weight.posterior, PointPosterior))
         grid_bits = -points * math.log2(self.grid_step()) if points else 0.0
         for weight in tabled:
             grid_bits += float(point_bits(weight.prior, weight.name, weight.posterior.mean, self.grid_step()).sum())
         bits = torch.stack(parts).sum() + grid_bits if parts else torch.tensor(grid_bits)
+        bits = self.over_shards.summed(bits)
         return _Counted.apply(bits.detach().requires_grad_()) if torch.is_grad_enabled() else bits.detach()
 
     @torch.no_grad()
@@ -252,7 +255,7 @@ class BayesianModel(Resident):
         large = [w for w in among if w.is_gaussian and w.posterior.numel > FEW_WEIGHTS and not has_closed_form(w.prior)]
         nats = bits_to_nats(float(self.kl_bits([weight for weight in among if weight not in large]))) if among else 0.0
         draws = [float(kl(w.posterior, w.prior, method="monte_carlo", samples=1).nats) for w in large for _ in range(DRAWS)]
-        return nats + math.fsum(draws) / DRAWS
+        return nats + self.over_shards.sums([math.fsum(draws) / DRAWS])[0]
 
     def refund_bits(self, grid_step: float) -> Tensor:
         """Return refund bits, E_q[-log2(q(w) grid_step)] summed over all weights; zero for point estimates."""
@@ -260,7 +263,8 @@ class BayesianModel(Resident):
         parts = [
             (q.entropy().detach().cpu().double() - step).sum() for q in self.posteriors() if isinstance(q, GaussianPosterior)
         ]
-        return nats_to_bits(torch.stack(parts).sum()) if parts else torch.zeros((), dtype=torch.float64)
+        found = torch.stack(parts).sum() if parts else torch.zeros((), dtype=torch.float64)
+        return nats_to_bits(self.over_shards.summed(found))
 
     def _priors(self) -> list[Prior]:
         return list(self.priors)  # type: ignore[arg-type]
@@ -343,7 +347,8 @@ class BayesianModel(Resident):
     def smallest_std(self) -> float | None:
         """Return the smallest posterior standard deviation; None if every weight is a point."""
         stds = [q.std() for q in self.posteriors()]
-        return min((float(std.detach().min()) for std in stds if std is not None), default=None)
+        least = min((float(std.detach().min()) for std in stds if std is not None and std.numel()), default=math.inf)
+        return self.over_shards.least(least) if any(std is not None for std in stds) else None
 
     def grid_step(self) -> float:
         """Return the default grid step of the weights.
@@ -374,9 +379,10 @@ class BayesianModel(Resident):
             among: weights whose priors are moved; default: all.
         """
         wanted = {id(weight.prior) for weight in (self.weights if among is None else among)}
-        for prior, weights in self.weights_by_prior():
-            if prior.learns_in_closed_form and id(prior) in wanted:
-                prior.update([(weight.posterior.mean, weight.posterior.std()) for weight in weights], rate)
+        with summing(self.over_shards):
+            for prior, weights in self.weights_by_prior():
+                if prior.learns_in_closed_form and id(prior) in wanted:
+                    prior.update([(weight.posterior.mean, weight.posterior.std()) for weight in weights], rate)
 
     def lay_out(self, *, channels_last: bool, example: Inputs | None = None) -> None:
         """Set the memory layout of filters (4-dimensional parameters) and of their posteriors.

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bitsback.distributed import local
 from bitsback.errors import LayerError
 from bitsback.model import Weight
 from bitsback.model.pieces import rows
@@ -91,6 +92,7 @@ class Adam(PosteriorOptimizer):
             for weight in weights:
                 self._move_filled(weight)
                 self._rewrite(sweep, weight)
+        self._sum_learned()
         self._move_plain()
 
     def _move_filled(self, weight: Weight) -> None:
@@ -125,9 +127,9 @@ class Adam(PosteriorOptimizer):
                 gradient = parameter.grad
                 if gradient is None:
                     continue
-                gradient = gradient.to_dense() if gradient.is_sparse else gradient
-                first, second = self._averages(parameter, parameter)
-                adam(parameter, gradient, first, second, self._count_step(parameter), rates(group))
+                gradient = local(gradient.to_dense() if gradient.is_sparse else gradient)
+                first, second = map(local, self._averages(parameter, parameter))
+                adam(local(parameter), gradient, first, second, self._count_step(parameter), rates(group))
 
 
 Rates = tuple[float, float, float, float]

@@ -1,11 +1,11 @@
 """Steps that several processes take together: which draws their gradients were taken at, and the means of gradients."""
 
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from bitsback.distributed import Ranks, local
+from bitsback.distributed import Ranks, is_shard, local
 from bitsback.errors import LayerError
 from bitsback.model import BayesianModel
 from bitsback.model.join import join
@@ -114,3 +114,41 @@ class Together:
             for p in parameters:
                 if p.grad is not None:
                     p.grad.copy_(self.ranks.summed(p.grad))
+
+    def clip(self, parameters: list[Tensor], most: float) -> Tensor:
+        """Clip the joint norm of gradients, of which those of weights are shards; return the norm before."""
+        whole = [local(p.grad) for p in parameters if p.grad is not None and self._is_whole(p)]
+        cut = [local(p.grad) for p in parameters if p.grad is not None and not self._is_whole(p)]
+        squares = [float(torch.stack(torch._foreach_norm(part)).double().square().sum()) if part else 0.0 for part in (whole, cut)]
+        norm = (squares[0] + self.ranks.sums(squares[1:])[0]) ** 0.5
+        torch._foreach_mul_([*whole, *cut], min(1.0, most / (norm + 1e-6)))
+        return torch.tensor(norm)
+
+    def _is_whole(self, parameter: Tensor) -> bool:
+        """Return True for a parameter that every process holds as a whole, such as a prior's or a likelihood's."""
+        shards = {id(p) for w in self.model.weights if w.shard is not None for p in w.posterior.parameters()}
+        return id(parameter) not in shards and not is_shard(parameter)
+
+    def show_states(self, state_dict: dict[str, Any], groups: list[dict[str, Any]]) -> None:
+        """Show the moments of shards as DTensors in a state dict, so that checkpoints know what they are parts of."""
+        if not self.model.is_sharded:
+            return
+        by_parameter = {id(weight.known): weight for weight in self.model.weights}
+        for group, own in zip(state_dict["param_groups"], groups, strict=True):
+            for number, p in zip(group["params"], own["params"], strict=True):
+                weight, state = by_parameter.get(id(p)), state_dict["state"].get(number)
+                if weight is not None and weight.shard is not None and state is not None:
+                    shape = weight.posterior.mean.shape
+                    shown = {n: weight.shard.global_(t) if t.ndim and t.shape == shape else t for n, t in state.items()}
+                    state_dict["state"][number] = shown
+
+    def take_states(self, states: dict[Any, dict[str, Any]]) -> None:
+        """Take this process's shards of moments that were loaded, as DTensors or as whole tensors."""
+        for weight in self.model.weights if self.model.is_sharded else ():
+            shard = weight.shard
+            for name, t in states.get(weight.known, {}).items() if shard is not None else ():
+                assert shard is not None
+                if is_shard(t):
+                    states[weight.known][name] = local(t)
+                elif t.ndim and t.shape != weight.posterior.mean.shape:
+                    states[weight.known][name] = shard.of(t)

@@ -167,7 +167,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         self._check_foreign(params)
         parts: dict[str, list[Any]] = {
             "weight": [weight.known for weight in weights],
-            "log_std": [w.posterior.log_std for w in weights if isinstance(w.posterior, GaussianPosterior)],
+            "log_std": [w.shown.log_std for w in weights if isinstance(w.shown, GaussianPosterior)],
             "plain": [p for p in params if id(p) not in self._by_parameter] + self._learned_by_priors(weights, params),
         }
         for role, several in parts.items():
@@ -192,7 +192,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             raise LayerError(f"a group of {type(self).__name__} knows no '{key}'{near_miss(key, self.defaults)}")
 
     def _check_foreign(self, params: Sequence[Tensor]) -> None:
-        inside = {id(p) for weight in self.model.weights for p in weight.posterior.parameters()}
+        inside = {id(p) for weight in self.model.weights for p in weight.shown.parameters()}
         if any(id(p) in inside for p in params):
             raise LayerError("give the network's parameters: their means and log stds come with them")
 
@@ -311,7 +311,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         signature = (*(weight.is_trained for weight in self.model.weights), bool(self.kl_weights))
         if self._owned is None or self._owned[0] != signature:
             self._owned = signature, [] if self.kl_weights else weights_with_one_scale(self.model, weights)
-            self._cost = GaussianCost(self._owned[1])
+            self._cost = GaussianCost(self._owned[1], self.model.over_shards)
             self._learned = list({id(p): p for weight in weights for p in weight.prior.parameters()}.values())
         for weight in self._cost.weights:
             if self._cost.marks.get(weight.index) != weight.seen[1:]:
@@ -339,6 +339,11 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         for p in weight.posterior.parameters():
             p.grad = None
 
+    def _sum_learned(self) -> None:
+        """Sum the gradients of learned numbers of priors over shards; those of :class:`GaussianCost` are sums already."""
+        counted = {id(prior.log_scale) for prior in self._cost.priors.values()}
+        self.together.sum_gradients([p for p in self._learned if id(p) not in counted])
+
     def _clip(self, weights: Sequence[Weight]) -> None:
         """Clip the joint norm of all gradients, the KL's part included, to ``max_grad_norm`` if that is set."""
         if self.max_grad_norm is None:
@@ -348,7 +353,11 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         for p in plain:
             if p.grad.is_sparse:
                 p.grad = p.grad.to_dense()
-        self.grad_norm = torch.nn.utils.clip_grad_norm_([*filled, *plain], self.max_grad_norm)
+        if self.model.is_sharded:
+            self._sum_learned()
+            self.grad_norm = self.together.clip([*filled, *plain], self.max_grad_norm)
+        else:
+            self.grad_norm = torch.nn.utils.clip_grad_norm_([*filled, *plain], self.max_grad_norm)
 
     def _draw_others(self, weights: Sequence[Weight], state: State) -> None:
         """Write the draw of ``state`` into weights that are frozen or not owned, and clear gradients that were used."""
@@ -364,7 +373,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
 
     def _settings(self, weight: Weight) -> tuple[dict[str, Any], dict[str, Any] | None]:
         """Return the groups of the mean and of the log std of a weight; None for the latter if it is a point."""
-        q = weight.posterior
+        q = weight.shown
         return self._groups[id(weight.known)], self._groups[id(q.log_std)] if isinstance(q, GaussianPosterior) else None
 
     # modes and files
@@ -386,6 +395,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         model = self.model
         states = {"tensors": model.posterior.state_dict(), "priors": model.priors.state_dict()}
         found[POSTERIOR] = {**states, "draw": model.get_extra_state()}
+        self.together.show_states(found, self.param_groups)
         found["steps"] = self._steps
         found["coarse"] = [weight.index for weight in model.weights if weight.is_coarse]
         return found
@@ -396,6 +406,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         posterior, self._steps, coarse = own.pop(POSTERIOR, None), own.pop("steps", 0), own.pop("coarse", None)
         super().load_state_dict(own)
         self._widen(own)
+        self.together.take_states(self.state)
         if posterior is not None:
             self.model.posterior.load_state_dict(posterior["tensors"])
             self.model.priors.load_state_dict(posterior["priors"])

@@ -69,6 +69,7 @@ class Variational(PosteriorOptimizer):
         for weight in weights:
             sweep.weight(weight, None)
         self._clip(weights)
+        self._sum_learned()
         for own, inner in zip(self.param_groups, self.inner.param_groups, strict=True):
             inner.update(self._inner_settings(own))
         self.inner.step()

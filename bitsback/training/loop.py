@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from bitsback.data import Examples
-from bitsback.distributed import ALONE, Ranks
+from bitsback.distributed import ALONE, Ranks, local
 from bitsback.errors import ConfigError, TrainingError
 from bitsback.inputs import Inputs, call, leaves, like
 from bitsback.likelihoods import Likelihood
@@ -245,7 +245,7 @@ class Fit:
         named += [*self.model.priors.named_parameters("priors"), *self.model.priors.named_buffers("priors")]
         named += self.model.statistics()
         learned = [tensor for _, tensor in named if tensor.is_floating_point() and tensor.numel()]
-        learned += [p for q in self.model.posteriors() for p in q.parameters()]
+        learned = [local(p) for p in learned] + [p for q in self.model.posteriors() for p in q.parameters()]
         if bool(torch.stack(torch._foreach_norm(learned, inf)).max() < FAR):  # False for NaN
             return ""
         for weight in self.model.weights:
