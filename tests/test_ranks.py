@@ -146,7 +146,7 @@ class Stopped(Exception):
 
 
 def train(rank, out, changes, stop, resume=False):
-    model = bitsback.bayesianize(network(), "laplace", seed=5)
+    model = bitsback.bayesianize(network(), "laplace", seed=5, estimator="weight" if "engine" in changes else "auto")
 
     def watch(step, _):
         if step == stop:
@@ -175,8 +175,10 @@ def resumed_by_fewer(out, changes):
     return ended, whole
 
 
-def test_a_training_of_four_processes_is_continued_by_two_and_ended_by_one(tmp_path):
-    ended, whole = resumed_by_fewer(tmp_path, {})
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_training_of_four_processes_is_continued_by_two_and_ended_by_one(tmp_path, strategy):
+    ended, whole = resumed_by_fewer(tmp_path, {"engine": {"strategy": strategy}})
     book, wanted = ended.pop("ledger"), whole.pop("ledger")
     assert_close(ended, whole)
     assert torch.allclose(book[:3], wanted[:3], rtol=1e-4)

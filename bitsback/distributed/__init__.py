@@ -2,7 +2,7 @@
 
 from bitsback.distributed._launch import RANKS_VARIABLE, launched_ranks, say_once, started
 from bitsback.distributed._ranks import ALONE, Ranks, over_ranks, present, summing
-from bitsback.distributed._shards import Shard, is_shard, local, resharded, shard_of, whole
+from bitsback.distributed._shards import Shard, is_shard, laid_out_as, local, resharded, shard_of, whole
 
 __all__ = [
     "ALONE",
@@ -10,6 +10,7 @@ __all__ = [
     "Ranks",
     "Shard",
     "is_shard",
+    "laid_out_as",
     "launched_ranks",
     "local",
     "over_ranks",

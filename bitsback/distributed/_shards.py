@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bitsback.errors import LayerError
 
-__all__ = ["Shard", "is_shard", "local", "resharded", "shard_of", "whole"]
+__all__ = ["Shard", "is_shard", "laid_out_as", "local", "resharded", "shard_of", "whole"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,22 @@ def local(tensor: Tensor) -> Tensor:
 def whole(tensor: Tensor) -> Tensor:
     """Return the whole of a DTensor, gathered from all processes (collective), and any other tensor as it is."""
     return tensor.full_tensor() if is_shard(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def laid_out_as(full: Tensor, like: Tensor) -> Tensor:
+    """Return a whole tensor laid out over the processes as another, without messages.
+
+    Args:
+        full: the whole tensor, the same in every process.
+        like: a DTensor, or any other tensor.
+
+    Returns:
+        a DTensor; ``full`` itself if ``like`` is none.
+    """
+    if not is_shard(like) or is_shard(full):
+        return full
+    shard = shard_of(like, "a tensor")
+    return shard.global_(shard.of(full))
 
 
 def shard_of(tensor: Tensor, name: str) -> Shard:

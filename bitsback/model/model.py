@@ -391,6 +391,8 @@ class BayesianModel(Resident):
             channels_last: True for channels last, which a CPU convolves about twice as fast; False for torch's default.
             example: inputs for a trial forward pass; if it fails with channels last, torch's layout is kept.
         """
+        if self.is_sharded:  # shards lie as FSDP2 wants them
+            return
         self.honour_edits(everywhere=True)
         filters = [p for p in self.network.parameters() if p.ndim == 4]
         filters += [p for q in self.posteriors() for p in q.parameters() if p.ndim == 4]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from bitsback.distributed import Ranks, is_shard, local
+from bitsback.distributed import Ranks, is_shard, local, shard_of
 from bitsback.errors import LayerError
 from bitsback.model import BayesianModel
 from bitsback.model.join import join
@@ -144,11 +144,13 @@ class Together:
 
     def take_states(self, states: dict[Any, dict[str, Any]]) -> None:
         """Take this process's shards of moments that were loaded, as DTensors or as whole tensors."""
-        for weight in self.model.weights if self.model.is_sharded else ():
-            shard = weight.shard
-            for name, t in states.get(weight.known, {}).items() if shard is not None else ():
-                assert shard is not None
-                if is_shard(t):
-                    states[weight.known][name] = local(t)
-                elif t.ndim and t.shape != weight.posterior.mean.shape:
-                    states[weight.known][name] = shard.of(t)
+        by_parameter = {id(weight.known): weight for weight in self.model.weights}
+        for p, state in states.items() if self.model.is_sharded else ():
+            if not is_shard(p):
+                continue
+            weight = by_parameter.get(id(p))
+            shard = weight.shard if weight is not None and weight.shard is not None else shard_of(p, "a parameter")
+            for name, t in state.items():
+                if t.ndim:
+                    part = local(t) if is_shard(t) else shard.of(t) if t.shape == p.shape else t
+                    state[name] = part if weight is not None else shard.global_(part)

@@ -397,7 +397,8 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         found[POSTERIOR] = {**states, "draw": model.get_extra_state()}
         self.together.show_states(found, self.param_groups)
         found["steps"] = self._steps
-        found["coarse"] = [weight.index for weight in model.weights if weight.is_coarse]
+        if not model.is_sharded:  # a process has looked at its own shards alone
+            found["coarse"] = [weight.index for weight in model.weights if weight.is_coarse]
         return found
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bitsback.atomic_io import DamagedFileError, check_seal, read_tensors, write_tensors
-from bitsback.distributed import whole
+from bitsback.distributed import laid_out_as, whole
 from bitsback.errors import RunError, brief
 from bitsback.model import BayesianModel
 from bitsback.optim import PosteriorOptimizer
@@ -168,7 +168,11 @@ def load_weights(tensors: dict[str, Tensor], model: BayesianModel, likelihood: t
         model: changed in place.
         likelihood: changed in place.
     """
-    model.load_state_dict(as_of_now(_of("model", tensors), model))
+    found = as_of_now(_of("model", tensors), model)
+    if model.is_sharded:
+        now = model.state_dict()
+        found = {name: laid_out_as(tensor, now[name]) if name in now else tensor for name, tensor in found.items()}
+    model.load_state_dict(found)
     likelihood.load_state_dict(_of("likelihood", tensors))
 
 

@@ -246,6 +246,7 @@ class Fit:
         named += self.model.statistics()
         learned = [tensor for _, tensor in named if tensor.is_floating_point() and tensor.numel()]
         learned = [local(p) for p in learned] + [p for q in self.model.posteriors() for p in q.parameters()]
+        learned = [tensor for tensor in learned if tensor.numel()]  # a shard may be empty
         if bool(torch.stack(torch._foreach_norm(learned, inf)).max() < FAR):  # False for NaN
             return ""
         for weight in self.model.weights:
