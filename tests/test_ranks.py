@@ -1,6 +1,7 @@
 """Several processes train as one: DDP and FSDP2 against a single process with the same global batch and seed."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -57,7 +58,7 @@ def posterior(model):
     found = {f"{w.name}.mean": w.whole(w.posterior.mean) for w in model.weights}
     found |= {f"{w.name}.log_std": w.whole(w.posterior.log_std) for w in model.weights}
     found |= {f"prior.{name}": p for name, p in [*model.priors.named_parameters(), *model.priors.named_buffers()]}
-    return {name: t.detach() for name, t in found.items()}
+    return {name: t.detach().clone() for name, t in found.items()}
 
 
 def ledger_of(model):
@@ -217,3 +218,210 @@ def with_fsdp(rank, prior, seed_of_rank, options):
 @pytest.mark.parametrize("prior", PRIORS)
 def test_fsdp_takes_the_steps_of_one_process(prior):
     check_against_one(together(2, with_fsdp, PRIORS[prior], 0, {}), trained_alone(PRIORS[prior]))
+
+
+# Traps
+
+
+def both(draws, x, y):
+    return zip(x.tensor_split(draws), y.tensor_split(draws), strict=True)
+
+
+def trained_alone_with_two_draws(prior):
+    model = bitsback.bayesianize(network(), prior, seed=5)
+    optimizer = adam(model)
+    for x, y in batches():
+        for draw, (a, b) in enumerate(both(2, x, y)):
+            if draw:
+                model.draw()
+            (loss_of(model(a), b) / 2).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model
+
+
+def with_two_draws(rank, syncs):
+    model = bitsback.bayesianize(network(), "gaussian", seed=5)
+    forward = DDP(model)
+    optimizer = adam(forward)
+    for x, y in batches():
+        for draw, (a, b) in enumerate(both(2, x, y)):
+            if draw:
+                model.draw()
+            share = slice(rank * len(a) // 2, (rank + 1) * len(a) // 2)
+            with nullcontext() if draw or syncs else forward.no_sync():
+                (loss_of(forward(a[share]), b[share]) / 2).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return {**posterior(model), "ledger": ledger_of(model)}
+
+
+@pytest.mark.parametrize("syncs", [True, False])
+def test_two_draws_in_a_step_of_ddp_with_and_without_synchronisation_in_between(syncs):
+    check_against_one(together(2, with_two_draws, syncs), trained_alone_with_two_draws("gaussian"))
+
+
+def fsdp_traps(rank):
+    """Two draws a step, forwards that leave whole weights, of the bare network; and a draw before gradients are sent."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    net = network()
+    model = bitsback.bayesianize(net, "gaussian", seed=5)
+    fully_shard(net, mesh=init_device_mesh("cpu", (2,)), reshard_after_forward=False)
+    optimizer = adam(model)
+    for x, y in batches():
+        for draw, (a, b) in enumerate(both(2, x, y)):
+            with torch.no_grad():
+                net(a)
+            if draw:
+                model.draw()
+            share = slice(rank * len(a) // 2, (rank + 1) * len(a) // 2)
+            (loss_of(net(a[share]), b[share]) / 2).backward()
+            with torch.no_grad():
+                net(a)
+        optimizer.step()
+        optimizer.zero_grad()
+    found = {**posterior(model), "ledger": ledger_of(model)}
+    net.set_requires_gradient_sync(False)
+    loss_of(net(x), y).backward()
+    with pytest.raises(bitsback.errors.LayerError, match="not sent"):
+        model.draw()
+    with pytest.raises(bitsback.errors.LayerError, match="per_rank"):
+        adam(model, noise="per_rank")
+    return found
+
+
+def test_forwards_that_leave_whole_weights_under_fsdp_do_not_hide_the_next_draw():
+    check_against_one(together(2, fsdp_traps), trained_alone_with_two_draws("gaussian"))
+
+
+def with_distributed_checkpoint(rank):
+    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+    def made():
+        net = network()
+        model = bitsback.bayesianize(net, "gaussian", seed=5)
+        sharded(net)
+        return model, adam(model)
+
+    def step(model, optimizer, x, y):
+        loss_of(model(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    model, optimizer = made()
+    steps = list(batches(rank, 2))
+    for x, y in steps[:2]:
+        step(model, optimizer, x, y)
+    saved = [copied(state) for state in get_state_dict(model, optimizer)]
+    again, fresh = made()
+    before, number = posterior(again), again.draw_number
+    get_state_dict(again, fresh)  # fills the fresh optimiser's state by a step of zero gradients and rates
+    assert again.draw_number == number
+    assert_close(posterior(again), before, 0.0)
+    set_state_dict(again, fresh, model_state_dict=saved[0], optim_state_dict=saved[1])
+    for x, y in steps[2:]:
+        step(again, fresh, x, y)
+    return {**posterior(again), "ledger": ledger_of(again)}
+
+
+def copied(state):
+    from torch.utils._pytree import tree_map
+
+    return tree_map(lambda value: value.clone() if isinstance(value, torch.Tensor) else value, state)
+
+
+def test_distributed_checkpoints_of_a_fresh_optimiser():
+    check_against_one(together(2, with_distributed_checkpoint), trained_alone("gaussian"))
+
+
+# A draw for each rank
+
+RATE = 0.1
+FIXED = {"kind": "gaussian", "scale": 0.5, "learn": "none"}
+
+
+def with_own_draws(rank):
+    net = network()
+    model = bitsback.bayesianize(net, FIXED, seed=5)
+    forward = DDP(model)
+    optimizer = bitsback.optim.Variational(forward, torch.optim.SGD, lr=RATE, examples=EXAMPLES, noise="per_rank")
+    found = {}
+    for number, (x, y) in enumerate(batches(rank, 2)):
+        found |= {f"{number}.{name}": tensor for name, tensor in posterior(model).items()}
+        found |= {f"{number}.{w.name}.drawn": w.parameter.detach().clone() for w in model.weights}
+        with forward.no_sync():
+            loss_of(forward(x), y).backward()
+        found |= {f"{number}.{w.name}.gradient": w.gradient.clone() for w in model.weights}
+        optimizer.step()
+        optimizer.zero_grad()
+    found |= {f"{STEPS}.{name}": tensor for name, tensor in posterior(model).items()}
+    return found
+
+
+def test_with_a_draw_for_each_rank_steps_average_g_and_g_times_w_minus_m():
+    results = together(2, with_own_draws)
+    names = {name.split(".", 1)[1].removesuffix(".mean") for name in results[0] if name.endswith(".mean") and "prior" not in name}
+    for number in range(STEPS):
+        for name in names:
+            first, last = (
+                [one[f"{n}.{name}.{part}"].double() for part in ("mean", "log_std")] for one in results[:1] for n in (number, number + 1)
+            )  # fmt: skip
+            drawn, gradients = (
+                torch.stack([one[f"{number}.{name}.{part}"].double() for one in results]) for part in ("drawn", "gradient")
+            )
+            assert number == 0 or bool((drawn[0] != drawn[1]).all())
+            mean, log_std = first
+            precision = 1 / 0.5**2
+            by_mean = gradients.mean(0) + mean * precision / EXAMPLES
+            by_log_std = (gradients * (drawn - mean)).mean(0) + ((2 * log_std).exp() * precision - 1) / EXAMPLES
+            assert torch.allclose(last[0], mean - RATE * by_mean, rtol=1e-5, atol=1e-7)
+            assert torch.allclose(last[1], log_std - RATE * by_log_std, rtol=1e-5, atol=1e-7)
+    for name in names:
+        assert torch.equal(results[0][f"{STEPS}.{name}.mean"], results[1][f"{STEPS}.{name}.mean"])
+        assert torch.equal(results[0][f"{STEPS}.{name}.log_std"], results[1][f"{STEPS}.{name}.log_std"])
+
+
+# What is refused
+
+
+def refusals(rank, out):
+    said = {}
+
+    def refused(name, changes):
+        try:
+            train(rank, None, changes, 0)
+        except bitsback.errors.BitsbackError as error:
+            said[name] = torch.tensor(list(str(error).encode()), dtype=torch.uint8)
+
+    refused("alike", {"training": {"threads": 1, "optimizer": {"lr": 0.01 + rank}}})
+    refused("none", {"engine": {"strategy": "none"}})
+    refused("float64", {"training": {"precision": "float64"}})
+    refused("few", {"training": {"batch_size": 1}})
+    try:
+        adam(bitsback.bayesianize(nn.Linear(2, 2 + rank)))
+    except bitsback.errors.BitsbackError as error:
+        said["network"] = torch.tensor(list(str(error).encode()), dtype=torch.uint8)
+    own = adam(bitsback.bayesianize(network(rank), seed=rank), ranks=bitsback.distributed.ALONE)
+    said["own"] = own.model.weights[0].posterior.mean
+    done = train(rank, None, {"engine": {"noise": "per_rank"}}, 0)
+    said |= {f"per_rank.{name}": tensor for name, tensor in done.items()}
+    return said
+
+
+def test_what_several_processes_cannot_do_is_refused_in_each():
+    results = together(2, refusals, None)
+    for found in results:
+        text = {name: bytes(t.tolist()).decode() for name, t in found.items() if t.dtype == torch.uint8}
+        assert "disagree on the configuration" in text["alike"]
+        assert "rank 0 has" in text["alike"]
+        assert "'lr': 1.01" in text["alike"]
+        assert "engine.strategy=ddp" in text["none"]
+        assert "need one process" in text["float64"]
+        assert "training.batch_size to 2" in text["few"]
+        assert "disagree on the network" in text["network"]
+    assert not torch.equal(results[0]["own"], results[1]["own"])
+    for name in results[0]:
+        if name.startswith("per_rank."):
+            assert torch.equal(results[0][name], results[1][name])

@@ -2,13 +2,14 @@
 
 from bitsback.distributed._launch import RANKS_VARIABLE, launched_ranks, say_once, started
 from bitsback.distributed._ranks import ALONE, Ranks, over_ranks, present, summing
-from bitsback.distributed._shards import Shard, is_shard, laid_out_as, local, resharded, shard_of, whole
+from bitsback.distributed._shards import Shard, holds_unreduced, is_shard, laid_out_as, local, resharded, shard_of, whole
 
 __all__ = [
     "ALONE",
     "RANKS_VARIABLE",
     "Ranks",
     "Shard",
+    "holds_unreduced",
     "is_shard",
     "laid_out_as",
     "launched_ranks",

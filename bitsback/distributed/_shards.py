@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bitsback.errors import LayerError
 
-__all__ = ["Shard", "is_shard", "laid_out_as", "local", "resharded", "shard_of", "whole"]
+__all__ = ["Shard", "holds_unreduced", "is_shard", "laid_out_as", "local", "resharded", "shard_of", "whole"]
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,20 @@ def shard_of(tensor: Tensor, name: str) -> Shard:
     _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, placements)  # type: ignore[attr-defined]
     first = offset[0] * math.prod(tensor.shape[1:]) if tensor.ndim else 0
     return Shard(min(first, tensor.numel()), tensor.numel(), tensor)
+
+
+def holds_unreduced(network: nn.Module) -> bool:
+    """Return True if FSDP2 keeps gradients of a backward pass that were not sent (``set_requires_gradient_sync(False)``)."""
+    sharded = sys.modules.get("torch.distributed.fsdp")
+    for module in network.modules() if sharded is not None else ():
+        if not isinstance(module, sharded.FSDPModule):
+            continue
+        for group in module._get_fsdp_state()._fsdp_param_groups:  # torch has no public way to ask
+            for p in group.fsdp_params:
+                gathered = getattr(p, "_unsharded_param", None)
+                if p.unsharded_accumulated_grad is not None or (gathered is not None and gathered.grad is not None):
+                    return True
+    return False
 
 
 def resharded(network: nn.Module) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitsback.distributed import ALONE, Ranks, resharded
+from bitsback.distributed import ALONE, Ranks, holds_unreduced, resharded
 from bitsback.errors import LayerError
 from bitsback.model._backward_check import watch
 from bitsback.model._values import Values
@@ -109,12 +109,14 @@ class Resident(Values):
 
     def draw(self) -> None:
         """Put the next draw m + s e into all weights; values written to weights since the last draw become means first."""
+        self._check_reduced()
         self.check_refs()
         self.honour_edits()
         self.hold(self.next_state())
 
     def mirror(self) -> None:
         """Replace the current draw m + s e by m - s e in all weights: the second of an antithetic pair."""
+        self._check_reduced()
         self.honour_edits()
         self.hold(self._state._replace(sign=-self._state.sign))
 
@@ -226,6 +228,14 @@ class Resident(Values):
         self._state = state
         self.place()
         self._placed = self._issue()
+
+    def _check_reduced(self) -> None:
+        """Raise LayerError before another draw while FSDP2 keeps gradients of this one that were not sent."""
+        if self.is_sharded and holds_unreduced(self.network):
+            raise LayerError(
+                "FSDP2 keeps gradients of this draw that were not sent, and they would be lost with it: call "
+                "set_requires_gradient_sync(True) before the last backward of every draw"
+            )
 
     @torch.no_grad()
     def place(self) -> None:

@@ -56,7 +56,7 @@ class Together:
     def gradients(self, optimizer: "PosteriorOptimizer") -> list[Tensor]:
         """Return all gradients of the data cost, as this process's plain tensors; what is missing on this rank becomes zeros."""
         weights = optimizer.weights
-        pending = any(p.grad is not None for w in weights for p in list(w.posterior.parameters())[1:])
+        pending = self.is_own or any(p.grad is not None for w in weights for p in list(w.posterior.parameters())[1:])
         found = []
         for group in optimizer.param_groups:
             for p in group["params"] if group["role"] != "log_std" else ():

@@ -269,10 +269,12 @@ class PosteriorOptimizer(torch.optim.Optimizer):
                     "call zero_grad() and backward() between steps; of several optimisers, let each own other weights (groups=)"
                 )
         self._groups = {id(p): group for group in self.param_groups for p in group["params"]}
-        k = self.beta / (self.examples * self.nats_per_unit)
+        k, state = self.beta / (self.examples * self.nats_per_unit), model.next_state()
+        only_fills = self._only_fills_state(weights, plain)
+        if only_fills:
+            k, state = 0.0, model.state
         with stage("bitsback: cost"):
-            self._begin(weights, k)
-        state = model.next_state()
+            self._begin(weights, k, 0.0 if only_fills else self.prior_rate)
         sweep = Sweep(model, self._cost, k, state, self._scratch, self.kl_weights)
         with stage("bitsback: move and draw"):
             sweep.begin(weights)
@@ -281,7 +283,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             sweep.end()
             self._remember(weights)
         self.together.end()
-        self._steps += 1
+        self._steps += not only_fills
         return loss
 
     def _look_for_clipping(self, found: Sequence[Tensor | None]) -> None:
@@ -294,13 +296,24 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             warnings.warn(FOREIGN_CLIPPING.format(norm=norm), stacklevel=5)
             self._has_seen_clipping = True
 
-    def _begin(self, weights: Sequence[Weight], k: float) -> None:
+    def _only_fills_state(self, weights: Sequence[Weight], plain: Sequence[Tensor]) -> bool:
+        """Return True for the first step of ``torch.distributed.checkpoint``, with zero rates and gradients.
+
+        It is taken to fill a fresh optimiser's state before that is loaded, and must change nothing else: no KL is added,
+        priors stay, and the draw too.
+        """
+        if self.state or any(float(group["lr"]) for group in self.param_groups):
+            return False
+        gradients = [w.gradient for w in weights] + [p.grad for p in plain]
+        return not any(bool(local(gradient).any()) for gradient in gradients if gradient is not None)
+
+    def _begin(self, weights: Sequence[Weight], k: float, rate: float) -> None:
         """Update closed-form priors; every :data:`LOOK_EVERY` steps, check the network's modules and the stds."""
         self._count(weights)
-        self._cost.follow(self.prior_rate, k)
-        others = [w for w in weights if w.prior.learns_in_closed_form and w.index not in self._cost] if self.prior_rate else []
+        self._cost.follow(rate, k)
+        others = [w for w in weights if w.prior.learns_in_closed_form and w.index not in self._cost] if rate else []
         if others:
-            self.model.update_priors(self.prior_rate, others)
+            self.model.update_priors(rate, others)
         if self._steps % LOOK_EVERY == 0:
             self.model.check_refs()
             for weight in weights:
