@@ -1,7 +1,12 @@
 """Several processes train as one: DDP and FSDP2 against a single process with the same global batch and seed."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +23,7 @@ PRIORS = {
     "mixture": {"kind": "scale_mixture", "learn": "gradient"},
 }
 EXAMPLES, BATCH, STEPS, CLASSES = 64, 16, 4, 3
+ROOT = Path(__file__).parent.parent
 LIKELIHOOD = bitsback.likelihoods.CategoricalLikelihood
 
 
@@ -126,6 +132,7 @@ def test_ddp_of_the_model_takes_the_steps_of_one_process(prior):
 @pytest.mark.parametrize("wraps", ["model", "network"])
 def test_ranks_that_were_seeded_apart_train_rank_0s_model(wraps):
     check_against_one(together(2, with_ddp, wraps, "gaussian", 7, {}), trained_alone("gaussian"))
+
 
 # bitsback train
 
@@ -362,7 +369,9 @@ def with_own_draws(rank):
 
 def test_with_a_draw_for_each_rank_steps_average_g_and_g_times_w_minus_m():
     results = together(2, with_own_draws)
-    names = {name.split(".", 1)[1].removesuffix(".mean") for name in results[0] if name.endswith(".mean") and "prior" not in name}
+    names = {
+        name.split(".", 1)[1].removesuffix(".mean") for name in results[0] if name.endswith(".mean") and "prior" not in name
+    }
     for number in range(STEPS):
         for name in names:
             first, last = (
@@ -425,3 +434,74 @@ def test_what_several_processes_cannot_do_is_refused_in_each():
     for name in results[0]:
         if name.startswith("per_rank."):
             assert torch.equal(results[0][name], results[1][name])
+
+
+# torchrun
+
+
+FAILING = """
+import os
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+        self.calls = 0
+    def forward(self, x):
+        self.calls += self.training
+        broken = os.environ["RANK"] == "1" and self.calls > 20
+        return self.layer(x.flatten(1)) * (float("nan") if broken else 1.0)
+
+def make():
+    return Net()
+"""
+
+YAML = """
+data: {kind: digits}
+network: NETWORK
+training: {epochs: 4, threads: 1, noise_reuse: 1}
+ledger: {samples: 5}
+logging: {report: false}
+engine: {strategy: ddp}
+"""
+
+
+def torchrun(folder, *arguments):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "bitsback"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*command, *arguments], env=environment, cwd=folder, start_new_session=True, **pipes) as process:
+        try:
+            out, error = process.communicate(timeout=120)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)  # the workers too, which would wait for each other
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, out, error)
+
+
+@pytest.mark.slow
+def test_torchrun_trains_one_run_and_says_everything_once(tmp_path):
+    (tmp_path / "one.yaml").write_text(YAML.replace("NETWORK", "{kind: mlp, hidden: [12]}"))
+    done = torchrun(tmp_path, "train", "one.yaml", "--out", "two")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("The run is in two") == 1
+    alone = bitsback.train(tmp_path / "one.yaml", out=tmp_path / "one", progress=False)
+    ledger = json.loads((tmp_path / "two" / "ledger.json").read_text())
+    assert ledger["net_bits"] == pytest.approx(alone.ledger.net_bits, rel=1e-4)
+    again = torchrun(tmp_path, "train", "one.yaml", "--out", "two")
+    assert again.returncode == 1
+    assert again.stderr.count("is not empty") == 1
+    assert torchrun(tmp_path, "send", "two", "--out", "message").stderr.count("needs one process") == 1
+
+
+@pytest.mark.slow
+def test_a_rank_that_fails_stops_all_with_its_own_message(tmp_path):
+    (tmp_path / "failing.py").write_text(FAILING)
+    (tmp_path / "one.yaml").write_text(YAML.replace("NETWORK", "{kind: factory, factory: 'failing:make'}"))
+    done = torchrun(tmp_path, "train", "one.yaml", "--out", "two")
+    assert done.returncode != 0
+    assert done.stderr.count("bitsback: ") == 1
+    assert "bitsback: rank 1: the loss is not finite" in done.stderr
+    assert not (tmp_path / "two" / "summary.json").exists()

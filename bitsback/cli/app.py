@@ -19,7 +19,7 @@ from bitsback.cli.plot import plot
 from bitsback.cli.predict import predict
 from bitsback.cli.priors import priors
 from bitsback.cli.prune import prune
-from bitsback.cli.ranks import alone, is_one_of_several, says_it
+from bitsback.cli.ranks import alone, is_one_of_several, own_rank, says_it
 from bitsback.cli.receive import LOCATIONS, receive
 from bitsback.cli.report import report
 from bitsback.cli.schema import schema
@@ -80,5 +80,5 @@ def main() -> None:
                 raise
             if is_one_of_several() and not says_it(error):
                 sys.exit(1)
-            print(f"bitsback: {printable(str(error))}", file=sys.stderr)
+            print(f"bitsback: {own_rank()}{printable(str(error))}", file=sys.stderr)
             sys.exit(1)

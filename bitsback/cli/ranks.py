@@ -7,7 +7,7 @@ from typing import Any
 
 from bitsback.errors import BitsbackError, ConfigError
 
-__all__ = ["alone", "is_one_of_several", "says_it"]
+__all__ = ["alone", "is_one_of_several", "own_rank", "says_it"]
 
 
 def is_one_of_several() -> bool:
@@ -29,6 +29,12 @@ def alone(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(*arguments, **options)
 
     return call
+
+
+def own_rank() -> str:
+    """Return "rank 3: " in the process of that rank; empty in rank 0 and without ``torchrun``."""
+    rank = os.environ.get("RANK", "0") if is_one_of_several() else "0"
+    return "" if rank == "0" else f"rank {rank}: "
 
 
 def says_it(error: BitsbackError) -> bool:

@@ -47,7 +47,8 @@ def is_shard(tensor: Any) -> bool:
 
 def local(tensor: Tensor) -> Tensor:
     """Return this process's shard of a DTensor, and any other tensor as it is."""
-    return tensor._local_tensor if is_shard(tensor) else tensor
+    part: Tensor = tensor._local_tensor if is_shard(tensor) else tensor  # type: ignore[attr-defined]
+    return part
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -101,10 +102,7 @@ def shard_of(tensor: Tensor, name: str) -> Shard:
 
 def holds_unreduced(network: nn.Module) -> bool:
     """Return True if FSDP2 keeps gradients of a backward pass that were not sent (``set_requires_gradient_sync(False)``)."""
-    sharded = sys.modules.get("torch.distributed.fsdp")
-    for module in network.modules() if sharded is not None else ():
-        if not isinstance(module, sharded.FSDPModule):
-            continue
+    for module in _sharded_modules(network):
         for group in module._get_fsdp_state()._fsdp_param_groups:  # torch has no public way to ask
             for p in group.fsdp_params:
                 gathered = getattr(p, "_unsharded_param", None)
@@ -115,8 +113,11 @@ def holds_unreduced(network: nn.Module) -> bool:
 
 def resharded(network: nn.Module) -> None:
     """Let FSDP2 give up the whole weights that a forward left, so that the modules hold their shards again."""
-    sharded = sys.modules.get("torch.distributed.fsdp")
-    for module in network.modules() if sharded is not None else ():
-        if isinstance(module, sharded.FSDPModule):
-            module.reshard()
+    for module in _sharded_modules(network):
+        module.reshard()
 
+
+def _sharded_modules(network: nn.Module) -> list[Any]:
+    """Return the modules that ``fully_shard`` was applied to."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # not imported: there are none
+    return [module for module in network.modules() if isinstance(module, fsdp.FSDPModule)] if fsdp is not None else []

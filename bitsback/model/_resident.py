@@ -60,6 +60,7 @@ class Resident(Values):
     """Processes that divide the ledger's work: those of :func:`bitsback.train`, and those that hold shards."""
     is_sharded = False
     """True if each process holds a shard of every weight (FSDP2)."""
+
     @property
     def over_shards(self) -> Ranks:
         """Return the processes that hold the shards of each weight; a single one if weights are held as a whole."""

@@ -1,6 +1,7 @@
 """A model that several processes train together: the same posteriors and draws everywhere, and shards of them under FSDP2."""
 
 import copy
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -60,7 +61,9 @@ def join(model: "Resident", ranks: Ranks) -> bool:
 
 def _description(model: "Resident") -> str:
     """Return a line for each weight and prior, the same in every process."""
-    shapes = [f"'{w.name}' of shape {tuple(w.known.shape)}, {w.prior.kind}, {type(w.posterior).__name__}" for w in model.weights]
+    shapes = [
+        f"'{w.name}' of shape {tuple(w.known.shape)}, {w.prior.kind}, {type(w.posterior).__name__}" for w in model.weights
+    ]
     return "\n".join(shapes)
 
 
@@ -123,7 +126,7 @@ def _take_shard(model: "Resident", weight: Weight, ranks: Ranks, before: State) 
             posteriors[ref.local] = weight.shown
 
 
-def _posterior_of(whole: Posterior, tensors: dict[str, Tensor]) -> Posterior:
+def _posterior_of(whole: Posterior, tensors: Mapping[str, Tensor]) -> Posterior:
     """Return a posterior of the same kind with other tensors."""
     part = copy.copy(whole)
     part.__dict__["_parameters"] = dict(tensors)

@@ -82,7 +82,7 @@ class Sweep:
         """
         tensors = weight.tensors()
         pieces = self._pieces(weight, tensors)  # makes w, m, log s dense and equally laid out in memory
-        parameter, mean, *wide = tensors
+        _, mean, *wide = tensors
         given = [self._data_gradient(weight.gradient, mean)]
         for tensor in (wide[0].grad if wide else None, self._spreads.get(weight.index), self.kl_weights.get(weight.index)):
             given.append(tensor if tensor is None else laid_as(tensor, mean))

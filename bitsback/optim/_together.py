@@ -21,9 +21,9 @@ NoiseOf = Literal["shared", "per_rank"]
 # A step of several processes, with their gradients g_r at the draw w of all (shared), or at w_r of their own (per_rank):
 #
 #   shared     DDP or FSDP2 have averaged w.grad;  log_std.grad, what several draws have left there, is averaged here
-#   per_rank   backward without synchronisation;  every process goes to the shared draw w, which by the rule of model/_resident.py
-#              leaves -g_r (w - w_r) in log_std.grad;  then w.grad and log_std.grad are averaged: g (w - m) + log_std.grad is the
-#              mean of g_r (w_r - m);  after the step each process goes to its own next draw
+#   per_rank   backward without synchronisation;  every process goes to the shared draw w, which by the rule of
+#              model/_resident.py leaves -g_r (w - w_r) in log_std.grad;  then w.grad and log_std.grad are averaged:
+#              g (w - m) + log_std.grad is the mean of g_r (w_r - m);  after the step each goes to its own next draw
 #
 # In both, all processes then take the same step from the same numbers, and none is sent but gradients.
 
@@ -54,7 +54,7 @@ class Together:
         return self.noise == "per_rank" and self.ranks.count > 1
 
     def gradients(self, optimizer: "PosteriorOptimizer") -> list[Tensor]:
-        """Return all gradients of the data cost, as this process's plain tensors; what is missing on this rank becomes zeros."""
+        """Return all gradients of the data cost, as this process's plain tensors; missing ones become zeros."""
         weights = optimizer.weights
         pending = self.is_own or any(p.grad is not None for w in weights for p in list(w.posterior.parameters())[1:])
         found = []
@@ -116,10 +116,20 @@ class Together:
                     p.grad.copy_(self.ranks.summed(p.grad))
 
     def clip(self, parameters: list[Tensor], most: float) -> Tensor:
-        """Clip the joint norm of gradients, of which those of weights are shards; return the norm before."""
+        """Clip the joint norm of gradients, of which those of weights are shards.
+
+        Args:
+            parameters: whose gradients are scaled, in place.
+            most: largest norm.
+
+        Returns:
+            the norm before, a scalar tensor.
+        """
         whole = [local(p.grad) for p in parameters if p.grad is not None and self._is_whole(p)]
         cut = [local(p.grad) for p in parameters if p.grad is not None and not self._is_whole(p)]
-        squares = [float(torch.stack(torch._foreach_norm(part)).double().square().sum()) if part else 0.0 for part in (whole, cut)]
+        squares = [
+            float(torch.stack(torch._foreach_norm(part)).double().square().sum()) if part else 0.0 for part in (whole, cut)
+        ]
         norm = (squares[0] + self.ranks.sums(squares[1:])[0]) ** 0.5
         torch._foreach_mul_([*whole, *cut], min(1.0, most / (norm + 1e-6)))
         return torch.tensor(norm)
@@ -130,7 +140,12 @@ class Together:
         return id(parameter) not in shards and not is_shard(parameter)
 
     def show_states(self, state_dict: dict[str, Any], groups: list[dict[str, Any]]) -> None:
-        """Show the moments of shards as DTensors in a state dict, so that checkpoints know what they are parts of."""
+        """Show the moments of shards as DTensors in a state dict, so that checkpoints know what they are parts of.
+
+        Args:
+            state_dict: of the optimiser, changed in place.
+            groups: its parameter groups.
+        """
         if not self.model.is_sharded:
             return
         by_parameter = {id(weight.known): weight for weight in self.model.weights}

@@ -54,7 +54,15 @@ def check_engine(
 
 
 def own_device(device: torch.device, ranks: Ranks) -> torch.device:
-    """Return the device of this process: of several, each takes the accelerator of its local number."""
+    """Return the device of this process: of several, each takes the accelerator of its local number.
+
+    Args:
+        device: of the settings.
+        ranks: the processes.
+
+    Returns:
+        the device.
+    """
     if ranks.count == 1 or device.type == "cpu" or device.index is not None:
         return device
     own = torch.device(device.type, int(os.environ.get("LOCAL_RANK", ranks.rank)))
@@ -93,7 +101,7 @@ def shard(model: BayesianModel, ranks: Ranks) -> None:
     asked = next((layer for layer in model.output_layers if layer.asked), None)
     if asked is not None:
         raise ConfigError(
-            f"engine.strategy fsdp draws weights, and bayesian.estimator asks for drawn outputs of {type(asked.module).__name__}"
+            f"engine.strategy fsdp draws weights, and bayesian.estimator asks for outputs of {type(asked.module).__name__}"
             "; set bayesian.estimator=weight, or engine.strategy=ddp"
         )
     model.lay_out(channels_last=False)

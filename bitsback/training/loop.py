@@ -221,7 +221,8 @@ class Fit:
         for number, (x, y) in enumerate(zip(_groups(inputs, groups), targets.tensor_split(groups), strict=True)):
             if number:  # the first group uses the draw that the last optimiser step wrote
                 self.model.mirror() if self.settings.antithetic and number % 2 else self.model.draw()
-            with self.outputs.step(x, self.ranks, round(rows * self.ranks.count) // groups) if self.outputs is not None else nullcontext():
+            shared = round(rows * self.ranks.count) // groups
+            with self.outputs.step(x, self.ranks, shared) if self.outputs is not None else nullcontext():
                 with stage("bitsback: forward"):
                     with torch.autocast(y.device.type, torch.bfloat16) if half else nullcontext():
                         outputs = self.model.outputs(x)

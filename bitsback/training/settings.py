@@ -259,7 +259,7 @@ class TrainingSettings(Settings):
 
 
 class EngineSettings(Settings):
-    """How several processes, started by ``torchrun``, train one model together; a single process is not affected."""
+    """Joint training of one model by several processes that ``torchrun`` starts; a single process is not affected."""
 
     strategy: Literal["none", "ddp", "fsdp"] = Field(
         "none",

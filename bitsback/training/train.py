@@ -14,7 +14,7 @@ import torch
 
 from bitsback.atomic_io import write_tensors, write_text
 from bitsback.data import Dataset, Examples
-from bitsback.distributed import ALONE, Ranks, started
+from bitsback.distributed import ALONE, Ranks, present, started
 from bitsback.errors import ConfigError
 from bitsback.inputs import Inputs
 from bitsback.ledger import Ledger
@@ -68,28 +68,21 @@ P = ParamSpec("P")
 
 
 def _alone(call: Callable[P, Outcome]) -> Callable[P, Outcome]:
-    """Run a training with its directory locked, and remove temporary files that killed processes left there.
-
-    Of several processes, rank 0 alone writes there.
-    """
+    """Run a training with its directory locked, and remove temporary files that killed processes left there."""
 
     @functools.wraps(call)
     def locked(*arguments: P.args, **settings: P.kwargs) -> Outcome:
-        engine = settings["engine"] = settings.get("engine") or EngineSettings()
-        with started(engine.strategy) as ranks:  # type: ignore[attr-defined]
-            settings["ranks"] = ranks
-            return in_directory(*arguments, **settings) if ranks.is_first else call(*arguments, **settings)
+        engine = settings.get("engine")
+        with started(engine.strategy if isinstance(engine, EngineSettings) else "none") as ranks:
+            if settings.get("directory") is None or not ranks.is_first:  # of several processes, rank 0 alone writes
+                return call(*arguments, **settings)
+            directory = settings["directory"] = Path(str(settings["directory"])).expanduser()
+            with exclusive(directory / LOCK, directory):
+                for folder in (directory, directory / "checkpoint", directory / "profile"):
+                    remove_left_over_files(folder)
+                return call(*arguments, **settings)
 
-    def in_directory(*arguments: Any, **settings: Any) -> Outcome:
-        if settings.get("directory") is None:
-            return call(*arguments, **settings)
-        directory = settings["directory"] = Path(str(settings["directory"])).expanduser()
-        with exclusive(directory / LOCK, directory):
-            for folder in (directory, directory / "checkpoint", directory / "profile"):
-                remove_left_over_files(folder)
-            return call(*arguments, **settings)
-
-    return locked  # type: ignore[return-value]
+    return locked
 
 
 @_alone
@@ -104,7 +97,6 @@ def train(
     ledger: LedgerSettings | None = None,
     logging: LoggingSettings | None = None,
     engine: EngineSettings | None = None,
-    ranks: Ranks = ALONE,
     seed: int = 0,
     resume: bool = False,
     progress: bool = True,
@@ -126,8 +118,8 @@ def train(
         training: settings; default: all defaults.
         ledger: settings; default: all defaults.
         logging: settings; default: all defaults.
-        engine: how several processes train together; default: one process only.
-        ranks: set by this function: the processes that ``torchrun`` started, or those of an existing process group.
+        engine: how the processes that ``torchrun`` started, or those of the default process group, train together; default:
+            one process only.
         seed: of batches and weight draws. Equal seed, threads and machine give equal bits.
         resume: continue from ``directory``'s checkpoint; the result is the same, bit for bit, as without the interruption.
         progress: show a progress bar.
@@ -156,7 +148,7 @@ def train(
     >>> outcome.ledger.net_bits < outcome.ledger.uniform_bits
     True
     """
-    engine = engine or EngineSettings()
+    engine, ranks = engine or EngineSettings(), present()
     if not ranks.is_first:
         progress, logging, loggers, profile_to = False, LoggingSettings(), (), None
     directory = None if directory is None else Path(directory)
@@ -170,7 +162,8 @@ def train(
             likelihood.check_split(examples.targets, examples.name)
     model.chosen_grid_step, model.likelihood = ledger.grid_step, likelihood
     check_point_grids(model, model.grid_step(), "ledger.grid_step" if ledger.grid_step else "posterior.grid_step")
-    device, dtype = own_device(_device(training.device), ranks), torch.float64 if training.precision == "float64" else torch.float32
+    device = own_device(_device(training.device), ranks)
+    dtype = torch.float64 if training.precision == "float64" else torch.float32
     model.to(device, dtype)
     likelihood.to(device, dtype)
     data, test = dataset.train.to(device, dtype), dataset.test and dataset.test.to(device, dtype)
