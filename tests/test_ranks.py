@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -222,9 +223,12 @@ def with_fsdp(rank, prior, seed_of_rank, options):
     return found
 
 
-@pytest.mark.parametrize("prior", PRIORS)
-def test_fsdp_takes_the_steps_of_one_process(prior):
-    check_against_one(together(2, with_fsdp, PRIORS[prior], 0, {}), trained_alone(PRIORS[prior]))
+CLIPPED = {"max_grad_norm": 0.05}
+
+
+@pytest.mark.parametrize(("prior", "options"), [*((prior, {}) for prior in PRIORS), ("mixture", CLIPPED)])
+def test_fsdp_takes_the_steps_of_one_process(prior, options):
+    check_against_one(together(2, with_fsdp, PRIORS[prior], 0, options), trained_alone(PRIORS[prior], **options))
 
 
 # Traps
@@ -296,6 +300,18 @@ def fsdp_traps(rank):
         model.draw()
     with pytest.raises(bitsback.errors.LayerError, match="per_rank"):
         adam(model, noise="per_rank")
+    with pytest.raises(bitsback.errors.LayerError, match="SGD does not know shards"):
+        bitsback.optim.Variational(model, torch.optim.SGD, lr=0.1, examples=EXAMPLES)
+    with pytest.raises(bitsback.errors.LayerError, match="before fully_shard|afresh"):
+        model.set_noise(None, 8)
+    other = bitsback.bayesianize(network(), seed=5)
+    fully_shard(other, mesh=init_device_mesh("cpu", (2,)))
+    with pytest.raises(bitsback.errors.LayerError, match=r"apply it to model\.network"):
+        adam(other)
+    grouped = bitsback.bayesianize(network(), "group_gaussian", seed=5)
+    sharded(grouped.network)
+    with pytest.raises(bitsback.errors.LayerError, match="groups of weights"):
+        adam(grouped)
     return found
 
 
@@ -505,3 +521,29 @@ def test_a_rank_that_fails_stops_all_with_its_own_message(tmp_path):
     assert done.stderr.count("bitsback: ") == 1
     assert "bitsback: rank 1: the loss is not finite" in done.stderr
     assert not (tmp_path / "two" / "summary.json").exists()
+
+
+# What docs/scale.md shows
+
+
+def shown(rank):
+    """The loops of the page, as they stand there."""
+    page = (ROOT / "docs" / "scale.md").read_text()
+    ddp, fsdp = re.findall(r"```python\n(.*?)```", page, re.S)
+    ledgers = []
+    for code in (ddp + "\nledger = bitsback.take_ledger(model, likelihood, train)", fsdp):
+        from torch.distributed.fsdp import fully_shard
+
+        net = network()
+        loader = list(batches(rank, 2))
+        scope = {"bitsback": bitsback, "torch": torch, "network": net, "layers": [net[0], net[2]], "loader": loader,
+                 "fully_shard": fully_shard, "train": bitsback.Examples(*data()), "likelihood": LIKELIHOOD(CLASSES)}  # fmt: skip
+        exec(compile(code, "scale.md", "exec"), scope)
+        ledgers.append(torch.tensor(scope["ledger"].net_weight_bits, dtype=torch.float64))
+    return {"bits": torch.stack(ledgers)}
+
+
+def test_the_loops_of_the_page_run_and_agree():
+    first, second = together(2, shown)
+    assert first["bits"][0] == pytest.approx(float(first["bits"][1]), rel=1e-6)
+    assert torch.equal(first["bits"], second["bits"])

@@ -103,11 +103,16 @@ class Ranks:
                     parts = flat.split([tensor.numel() for tensor in bucket]) if len(bucket) > 1 else [flat]
                     torch._foreach_copy_(bucket, [part.view(t.shape) for part, t in zip(parts, bucket, strict=True)])
 
+    def _sendable(self, device: torch.device) -> bool:
+        """Return True if the group sends tensors of a device."""
+        return f"{device.type}:" in dist.get_backend_config(self.group)
+
     @torch.no_grad()
     def copy_first(self, tensors: Sequence[Tensor]) -> None:
         """Overwrite each tensor by that of rank 0."""
         for tensor in tensors if self.count > 1 else ():
             sent = tensor.detach().contiguous()
+            sent = sent if self._sendable(sent.device) else sent.to(self._device)
             dist.broadcast(sent, self._first, group=self.group)
             if sent.data_ptr() != tensor.data_ptr():
                 tensor.copy_(sent)

@@ -295,6 +295,8 @@ class Resident(Values):
             reuse: number of draws that use each noise value, see :class:`PooledNoise`; 1 means no pool.
             seed: seed of the training draws, whose numbers then start again at 0; default: seed and number stay.
         """
+        if self.is_sharded and reuse > 1:
+            raise LayerError("noise is reused by whole weights alone; of shards, draw it afresh: set_noise(reuse=1)")
         self.honour_edits(everywhere=True)
         self._noise = source or BlockNoise()
         drawn = [w for w in self.weights if w.is_gaussian and (w.prior.needs_draw or not w.noise_on_outputs)]

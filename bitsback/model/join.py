@@ -36,6 +36,8 @@ def join(model: "Resident", ranks: Ranks) -> bool:
         ConfigError: when the processes have different networks or priors.
         LayerError: for shards, or priors of shards, that are not supported.
     """
+    if any(is_shard(p) for weight in model.weights for p in weight.posterior.parameters()):
+        raise LayerError("fully_shard was applied to the model, whose posteriors it cannot hold: apply it to model.network")
     resharded(model.network)
     before = model.state
     ranks.check_alike("the network and its priors", _description(model), "make the same model in every process")
@@ -44,6 +46,8 @@ def join(model: "Resident", ranks: Ranks) -> bool:
         state = torch.stack([*model.get_extra_state()])
         ranks.copy_first([state, *model.priors.parameters(), *model.priors.buffers()])
         model.set_extra_state(state)
+    if model.pooled and any(map(_is_new_shard, model.weights)):
+        raise LayerError("noise is reused by whole weights alone; call model.set_noise(reuse=1) before fully_shard")
     new = [weight for weight in model.weights if _is_new_shard(weight)]
     for weight in model.weights:
         if weight in new:

@@ -405,6 +405,7 @@ class BayesianModel(Resident):
 
     def deterministic(self) -> list[tuple[str, nn.Parameter]]:
         """Return name and parameter of every weight of the network that has no posterior."""
+        self._reshard()
         inside = {id(weight.known) for weight in self.weights}
         return [(name, p) for name, p in self.network.named_parameters() if id(p) not in inside]
 

@@ -85,14 +85,15 @@ class Adam(PosteriorOptimizer):
         if self.max_grad_norm is None and self.by_pieces:
             for weight in weights:
                 sweep.weight(weight, self._mover)
+            self._sum_learned()
         else:
             for weight in weights:
                 sweep.weight(weight, None)
+            self._sum_learned()
             self._clip(weights)
             for weight in weights:
                 self._move_filled(weight)
                 self._rewrite(sweep, weight)
-        self._sum_learned()
         self._move_plain()
 
     def _move_filled(self, weight: Weight) -> None:

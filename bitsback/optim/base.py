@@ -367,7 +367,6 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             if p.grad.is_sparse:
                 p.grad = p.grad.to_dense()
         if self.model.is_sharded:
-            self._sum_learned()
             self.grad_norm = self.together.clip([*filled, *plain], self.max_grad_norm)
         else:
             self.grad_norm = torch.nn.utils.clip_grad_norm_([*filled, *plain], self.max_grad_norm)

@@ -54,6 +54,8 @@ class Variational(PosteriorOptimizer):
         make: Callable[..., torch.optim.Optimizer] = kind  # each has arguments of its own
         trial = make([nn.Parameter(torch.zeros(1, 1))], lr=lr, **arguments)
         super().__init__(model, {**trial.defaults, "lr": lr}, examples=examples, **options)
+        if self.model.is_sharded:
+            raise LayerError(f"{kind.__name__} does not know shards; under fully_shard take bitsback.optim.Adam or IVON")
         inner = [{**self._inner_settings(group), "params": self._inner_params(group)} for group in self.param_groups]
         self.inner = make(inner, lr=lr, **arguments)
 
@@ -69,7 +71,6 @@ class Variational(PosteriorOptimizer):
         for weight in weights:
             sweep.weight(weight, None)
         self._clip(weights)
-        self._sum_learned()
         for own, inner in zip(self.param_groups, self.inner.param_groups, strict=True):
             inner.update(self._inner_settings(own))
         self.inner.step()

@@ -1,17 +1,19 @@
 """Training of one model by several processes: their devices, shards of the network, and what is refused."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 
 from bitsback.data import Examples
-from bitsback.distributed import Ranks
+from bitsback.distributed import ALONE, Ranks
 from bitsback.errors import ConfigError
 from bitsback.model import BayesianModel
 from bitsback.training.settings import EngineSettings, LoggingSettings, TrainingSettings
 
-__all__ = ["check_engine", "own_device", "shard", "units"]
+__all__ = ["check_engine", "dividing", "own_device", "shard", "units"]
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 """Modules whose parts are sharded one by one."""
@@ -51,6 +53,16 @@ def check_engine(
     targets = data.targets.double().nan_to_num()
     said += f"\n{len(data)} examples, targets {tuple(targets.shape)} of sum {float(targets.sum()):.17g}"
     ranks.check_alike("the configuration", said, "start all with the same configuration and data")
+
+
+@contextmanager
+def dividing(model: BayesianModel) -> Iterator[None]:
+    """Let the model's work belong to one process again afterwards, unless each holds shards alone."""
+    try:
+        yield
+    finally:
+        if not model.is_sharded:
+            model.ranks = ALONE
 
 
 def own_device(device: torch.device, ranks: Ranks) -> torch.device:

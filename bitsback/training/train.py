@@ -24,7 +24,7 @@ from bitsback.model import BayesianModel, evaluate, posterior_tensors, take_ledg
 from bitsback.model.accounting import check_point_grids
 from bitsback.model.noise import ExactNoise
 from bitsback.torch_state import seeded, using_threads
-from bitsback.training._engine import check_engine, own_device, shard
+from bitsback.training._engine import check_engine, dividing, own_device, shard
 from bitsback.training._loggers import Logger
 from bitsback.training._objective import make_objective
 from bitsback.training._optimise import make_optimizer, make_schedule
@@ -168,7 +168,7 @@ def train(
     likelihood.to(device, dtype)
     data, test = dataset.train.to(device, dtype), dataset.test and dataset.test.to(device, dtype)
     check_dashboards(logging, directory)
-    with using_threads(threads_for(training, model)), seeded(seed, device):
+    with using_threads(threads_for(training, model)), seeded(seed, device), dividing(model):
         if profile_to is not None:
             from bitsback.training._profile import STEPS, profile
 
@@ -201,8 +201,6 @@ def train(
             error = evaluate(model, likelihood, test, samples=draws, seed=seed + 1).error if test else None
             subject.final = final_numbers(book, error)
             session.bar.end(book, error, likelihood.error_name)
-        if not model.is_sharded:
-            model.ranks = ALONE
         threads, stopped_early = torch.get_num_threads(), fit.epoch < training.passes
     outcome = Outcome(book, error, likelihood.error_name, session.seconds, fit.epoch, threads, stopped_early)
     if directory is not None:
