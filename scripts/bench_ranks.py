@@ -8,8 +8,8 @@ All processes run on this machine's CPU with gloo, in one thread each, in loops 
 the same process before the network is made. Linux keeps freed blocks of up to 32 MB for later ones of the same size, of which
 gathered and freed layers leave many: MALLOC_MMAP_THRESHOLD_=65536 in the environment of all of them leaves that out.
 ``step``: seconds of a step of two DDP processes against one process with twice the batch; medians over steps, best of the
-rounds; two cores have to be free. ``scale``: seconds of a step, a ledger and a checkpoint at three sizes, best of all steps, and
-what docs/scale.md's formulas say, with their constants fitted to one process; then the same formulas at 10^9 weights on 64 GPUs.
+rounds; two cores have to be free. ``scale``: seconds of a step (best of several), a ledger and a checkpoint at three sizes, and
+what docs/scale.md's formulas say, with constants fitted to one process; then the same formulas at 10^9 weights on 64 GPUs.
 """
 
 import argparse

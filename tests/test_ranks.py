@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -109,7 +110,7 @@ def check_against_one(results, model, relative=1e-4):
 
 def with_ddp(rank, wraps, prior, seed_of_rank, options):
     net = network(seed_of_rank * rank)
-    model = bitsback.bayesianize(net, prior, seed=5 + seed_of_rank * rank)
+    model = bitsback.bayesianize(net, PRIORS[prior], seed=5 + seed_of_rank * rank)
     if wraps == "model":
         forward = DDP(model)
         optimizer = adam(forward, **options)
@@ -127,12 +128,12 @@ def with_ddp(rank, wraps, prior, seed_of_rank, options):
 
 @pytest.mark.parametrize("prior", PRIORS)
 def test_ddp_of_the_model_takes_the_steps_of_one_process(prior):
-    check_against_one(together(2, with_ddp, "model", PRIORS[prior], 0, {}), trained_alone(PRIORS[prior]))
+    check_against_one(of_two(with_ddp, "model", prior, 0, {}), trained_alone(PRIORS[prior]))
 
 
 @pytest.mark.parametrize("wraps", ["model", "network"])
 def test_ranks_that_were_seeded_apart_train_rank_0s_model(wraps):
-    check_against_one(together(2, with_ddp, wraps, "gaussian", 7, {}), trained_alone("gaussian"))
+    check_against_one(of_two(with_ddp, wraps, "gaussian", 7, {}), trained_alone("gaussian"))
 
 
 # bitsback train
@@ -175,24 +176,32 @@ def train(rank, out, changes, stop, resume=False):
     return found
 
 
-def resumed_by_fewer(out, changes):
-    """Ends of a training of one process, and of one that 4, then 2 processes and then 1 went on with."""
-    whole = train(0, out / "one", changes, 0)
-    together(4, train, out / "fewer", changes, 3)
-    together(2, train, out / "fewer", changes, 6, True)
-    (ended,) = together(1, train, out / "fewer", changes, 0, True)
-    return ended, whole
+STRATEGIES = ("ddp", "fsdp")
+
+
+def train_both(rank, folder, stop, resume):
+    """A training under each strategy, until a step; and whatever it ends with."""
+    found = {}
+    for strategy in STRATEGIES:
+        ended = train(rank, folder / strategy, {"engine": {"strategy": strategy}}, stop, resume)
+        found |= {f"{strategy}|{name}": t for name, t in ended.items()}
+    return found
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_a_training_of_four_processes_is_continued_by_two_and_ended_by_one(tmp_path, strategy):
-    ended, whole = resumed_by_fewer(tmp_path, {"engine": {"strategy": strategy}})
-    book, wanted = ended.pop("ledger"), whole.pop("ledger")
-    assert_close(ended, whole)
-    assert torch.allclose(book[:3], wanted[:3], rtol=1e-4)
-    lines = [json.loads(line) for line in (tmp_path / "fewer" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
+def test_a_training_of_four_processes_is_continued_by_two_and_ended_by_one(tmp_path):
+    whole = train(0, tmp_path / "one", {"engine": {"strategy": "none"}}, 0)
+    wanted = whole.pop("ledger")
+    together(4, train_both, tmp_path, 3, False)
+    together(2, train_both, tmp_path, 6, True)
+    (ended,) = together(1, train_both, tmp_path, 0, True)
+    for strategy in STRATEGIES:
+        own = {name.removeprefix(f"{strategy}|"): t for name, t in ended.items() if name.startswith(strategy)}
+        book = own.pop("ledger")
+        assert_close(own, whole)
+        assert torch.allclose(book[:3], wanted[:3], rtol=1e-4)
+        lines = [json.loads(line) for line in (tmp_path / strategy / "metrics.jsonl").read_text().splitlines()]
+        assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
 
 
 # FSDP2
@@ -211,7 +220,7 @@ def sharded(net):
 
 def with_fsdp(rank, prior, seed_of_rank, options):
     net = network(seed_of_rank * rank)
-    model = bitsback.bayesianize(net, prior, seed=5 + seed_of_rank * rank)
+    model = bitsback.bayesianize(net, PRIORS[prior], seed=5 + seed_of_rank * rank)
     sharded(net)
     optimizer = adam(model, **options)
     for x, y in batches(rank, 2):
@@ -228,7 +237,7 @@ CLIPPED = {"max_grad_norm": 0.05}
 
 @pytest.mark.parametrize(("prior", "options"), [*((prior, {}) for prior in PRIORS), ("mixture", CLIPPED)])
 def test_fsdp_takes_the_steps_of_one_process(prior, options):
-    check_against_one(together(2, with_fsdp, PRIORS[prior], 0, options), trained_alone(PRIORS[prior], **options))
+    check_against_one(of_two(with_fsdp, prior, 0, options), trained_alone(PRIORS[prior], **options))
 
 
 # Traps
@@ -269,7 +278,7 @@ def with_two_draws(rank, syncs):
 
 @pytest.mark.parametrize("syncs", [True, False])
 def test_two_draws_in_a_step_of_ddp_with_and_without_synchronisation_in_between(syncs):
-    check_against_one(together(2, with_two_draws, syncs), trained_alone_with_two_draws("gaussian"))
+    check_against_one(of_two(with_two_draws, syncs), trained_alone_with_two_draws("gaussian"))
 
 
 def fsdp_traps(rank):
@@ -302,7 +311,7 @@ def fsdp_traps(rank):
         adam(model, noise="per_rank")
     with pytest.raises(bitsback.errors.LayerError, match="SGD does not know shards"):
         bitsback.optim.Variational(model, torch.optim.SGD, lr=0.1, examples=EXAMPLES)
-    with pytest.raises(bitsback.errors.LayerError, match="before fully_shard|afresh"):
+    with pytest.raises(bitsback.errors.LayerError, match="draw it afresh"):
         model.set_noise(None, 8)
     other = bitsback.bayesianize(network(), seed=5)
     fully_shard(other, mesh=init_device_mesh("cpu", (2,)))
@@ -316,7 +325,7 @@ def fsdp_traps(rank):
 
 
 def test_forwards_that_leave_whole_weights_under_fsdp_do_not_hide_the_next_draw():
-    check_against_one(together(2, fsdp_traps), trained_alone_with_two_draws("gaussian"))
+    check_against_one(of_two(fsdp_traps), trained_alone_with_two_draws("gaussian"))
 
 
 def with_distributed_checkpoint(rank):
@@ -356,7 +365,7 @@ def copied(state):
 
 
 def test_distributed_checkpoints_of_a_fresh_optimiser():
-    check_against_one(together(2, with_distributed_checkpoint), trained_alone("gaussian"))
+    check_against_one(of_two(with_distributed_checkpoint), trained_alone("gaussian"))
 
 
 # A draw for each rank
@@ -384,7 +393,7 @@ def with_own_draws(rank):
 
 
 def test_with_a_draw_for_each_rank_steps_average_g_and_g_times_w_minus_m():
-    results = together(2, with_own_draws)
+    results = of_two(with_own_draws)
     names = {
         name.split(".", 1)[1].removesuffix(".mean") for name in results[0] if name.endswith(".mean") and "prior" not in name
     }
@@ -411,7 +420,7 @@ def test_with_a_draw_for_each_rank_steps_average_g_and_g_times_w_minus_m():
 # What is refused
 
 
-def refusals(rank, out):
+def refusals(rank):
     said = {}
 
     def refused(name, changes):
@@ -436,7 +445,7 @@ def refusals(rank, out):
 
 
 def test_what_several_processes_cannot_do_is_refused_in_each():
-    results = together(2, refusals, None)
+    results = of_two(refusals)
     for found in results:
         text = {name: bytes(t.tolist()).decode() for name, t in found.items() if t.dtype == torch.uint8}
         assert "disagree on the configuration" in text["alike"]
@@ -544,6 +553,41 @@ def shown(rank):
 
 
 def test_the_loops_of_the_page_run_and_agree():
-    first, second = together(2, shown)
+    first, second = of_two(shown)
     assert first["bits"][0] == pytest.approx(float(first["bits"][1]), rel=1e-6)
     assert torch.equal(first["bits"], second["bits"])
+
+
+def cases(rank, names):
+    """All that is to be seen of two processes; starting them takes longer than everything else."""
+    return {f"{name}|{key}": t for name in names for key, t in CASES[name][0](rank, *CASES[name][1]).items()}
+
+
+CASES = {
+    repr((work.__name__, *args)): (work, args)
+    for work, *args in [
+        *((with_ddp, "model", prior, 0, {}) for prior in PRIORS),
+        *((with_ddp, wraps, "gaussian", 7, {}) for wraps in ("model", "network")),
+        *((with_fsdp, prior, 0, {}) for prior in PRIORS),
+        (with_fsdp, "mixture", 0, CLIPPED),
+        (with_two_draws, True),
+        (with_two_draws, False),
+        (fsdp_traps,),
+        (with_distributed_checkpoint,),
+        (with_own_draws,),
+        (refusals,),
+        (shown,),
+    ]
+}
+
+
+@cache
+def results_of_two(names):
+    return together(2, cases, names)
+
+
+def of_two(work, *args):
+    """What each of two processes returned for a case."""
+    name = repr((work.__name__, *args))
+    found = results_of_two(tuple(CASES))
+    return [{key.removeprefix(f"{name}|"): t for key, t in one.items() if key.startswith(f"{name}|")} for one in found]

@@ -294,6 +294,9 @@ class Resident(Values):
             source: noise generator; default: torch's.
             reuse: number of draws that use each noise value, see :class:`PooledNoise`; 1 means no pool.
             seed: seed of the training draws, whose numbers then start again at 0; default: seed and number stay.
+
+        Raises:
+            LayerError: for reuse by shards.
         """
         if self.is_sharded and reuse > 1:
             raise LayerError("noise is reused by whole weights alone; of shards, draw it afresh: set_noise(reuse=1)")
