@@ -1,6 +1,7 @@
 """Settings of every test: one thread, a fixed seed, no deadline for a busy machine."""
 
 import gzip
+import os
 import signal
 import sys
 from types import SimpleNamespace
@@ -12,6 +13,8 @@ from hypothesis import settings
 
 from bitsback.cli.app import main
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported: the kernels of GPUs run in its interpreter
 for number, action in (("SIGINT", signal.default_int_handler), ("SIGTERM", signal.SIG_DFL), ("SIGHUP", signal.SIG_DFL)):
     if hasattr(signal, number) and signal.getsignal(getattr(signal, number)) is signal.SIG_IGN:
         signal.signal(getattr(signal, number), action)  # a shell's background jobs ignore Ctrl-C, and so would what tests start

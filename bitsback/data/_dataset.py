@@ -11,7 +11,7 @@ from torch import Tensor
 from bitsback import limits
 from bitsback.data._column import ColumnSettings
 from bitsback.data._feature_map import Map
-from bitsback.data._rows import Rows, View, as_rows, numbers
+from bitsback.data._rows import Rows, View, as_rows, numbers, sent_together
 from bitsback.errors import DataError, brief
 from bitsback.inputs import Inputs, described, grey, leaves, structure
 from bitsback.result import text_table
@@ -150,7 +150,10 @@ class Examples:
             return
         wanted = list(indices)
         every = [numbers(index, len(self)) for index in wanted]
-        for index, (inputs, shape) in zip(wanted, self.inputs.read_many(every), strict=True):
+        chosen: Sequence[slice | Tensor] = wanted
+        if not any(isinstance(index, slice) for index in wanted):
+            chosen = sent_together(every, self.targets.device)
+        for index, (inputs, shape) in zip(chosen, self.inputs.read_many(every), strict=True):
             targets = _long(self.targets[index if isinstance(index, slice) else index.to(self.targets.device)])
             yield inputs, targets if shape is None else targets[(slice(None), *map(slice, shape))]
 

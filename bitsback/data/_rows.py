@@ -17,7 +17,19 @@ from bitsback.data._arrays import is_large
 from bitsback.errors import DataError
 from bitsback.inputs import Inputs, each, joined, leaves, rows, structure
 
-__all__ = ["Batch", "Columns", "Index", "MappedFile", "Rows", "View", "as_rows", "numbers", "stored", "tensor_of"]
+__all__ = [
+    "Batch",
+    "Columns",
+    "Index",
+    "MappedFile",
+    "Rows",
+    "View",
+    "as_rows",
+    "numbers",
+    "sent_together",
+    "stored",
+    "tensor_of",
+]
 
 Index = slice | Tensor
 """Which examples: a range, or their numbers (k,)."""
@@ -292,6 +304,14 @@ class Columns(Rows):
         """
         return self._each(lambda column: column[index.to(column.device) if isinstance(column, Tensor) else index]), None
 
+    def read_many(self, indices: Sequence[Tensor]) -> Iterator[Batch]:
+        """Yield a batch for each index; columns on an accelerator get all indices in one transfer."""
+        several: list[Any] = leaves(self.columns) if isinstance(self.columns, dict | tuple) else [self.columns]
+        devices = {column.device for column in several if isinstance(column, Tensor)}
+        if len(devices) == 1 and all(isinstance(column, Tensor) for column in several):
+            indices = sent_together(indices, devices.pop())
+        return map(self.read, indices)
+
     def _each(self, function: Callable[[Any], Any]) -> Any:
         """Return what a function makes of every column, in the structure of the columns."""
         if isinstance(self.columns, dict):
@@ -301,6 +321,36 @@ class Columns(Rows):
     def moved(self, device: torch.device) -> "Rows":
         """Return columns with those in memory on a device."""
         return Columns(self._each(lambda column: column.to(device) if isinstance(column, Tensor) else column))
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on a device; to a GPU it goes from pinned memory, so that the host need not wait.
+
+    Args:
+        tensor: tensor anywhere.
+        device: where to.
+
+    Returns:
+        The tensor there.
+    """
+    if device.type == "cuda" and tensor.is_cpu and tensor.numel():
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def sent_together(indices: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
+    """Return several index tensors (k,) on a device, in one transfer; those of the CPU as they are.
+
+    Args:
+        indices: index tensors.
+        device: where to.
+
+    Returns:
+        As many tensors.
+    """
+    if device.type == "cpu" or not indices:
+        return indices
+    return sent(torch.cat([index.cpu() for index in indices]), device).split([len(index) for index in indices])
 
 
 class View(Rows):
@@ -340,7 +390,7 @@ class View(Rows):
         return each(inputs, self._prepared), shape
 
     def _prepared(self, tensor: Tensor) -> Tensor:
-        tensor = tensor if self.device_wanted is None else tensor.to(self.device_wanted)
+        tensor = tensor if self.device_wanted is None else sent(tensor, self.device_wanted)
         for step in self.steps:
             tensor = step(tensor)
         if tensor.is_floating_point():

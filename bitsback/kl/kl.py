@@ -23,6 +23,9 @@ Method = Literal["auto", "closed_form", "quadrature", "monte_carlo"]
 CHUNK = 1 << 18
 """Weights per part where a closed form is evaluated without gradients; bounds the memory."""
 
+WIDER_ON_GPUS = 64
+"""Factor of the sizes of parts on a GPU, where a part need not fit a cache, and many small ones take long to launch."""
+
 HALF_LOG_2_PI_E = 0.5 * math.log(2 * math.pi * math.e)
 """Differential entropy of the standard normal distribution, in nats."""
 
@@ -154,11 +157,12 @@ def _closed_form(mean: Tensor, std: Tensor, p: Distribution) -> KL:
 
 def _flat_chunks(tensor: Tensor) -> tuple[Tensor, ...]:
     """Return flat parts small enough to stay in the processor's cache, with the intermediate results made of them."""
-    return tensor.flatten().split(CHUNK)
+    return tensor.flatten().split(CHUNK * (WIDER_ON_GPUS if tensor.is_cuda else 1))
 
 
-def _chunks(count: int, nodes_each: int) -> Iterator[slice]:
-    size = max(1, MAX_NODES_AT_ONCE // nodes_each)
+def _chunks(tensor: Tensor, nodes_each: int) -> Iterator[slice]:
+    count = len(tensor)
+    size = max(1, MAX_NODES_AT_ONCE * (WIDER_ON_GPUS if tensor.is_cuda else 1) // nodes_each)
     for start in range(0, count, size):
         yield slice(start, start + size)
 
@@ -178,7 +182,7 @@ def _quadrature_each(mean: Tensor, std: Tensor, prior: Prior, p: Distribution, p
     nodes_each = (len(panels.edges) + bends.shape[-1]) * panels.order
     parts = [
         gaussian_expectation(lambda w: -p.log_prob(w), flat_mean[part], flat_std[part], bends, panels)
-        for part in _chunks(len(flat_mean), nodes_each)
+        for part in _chunks(flat_mean, nodes_each)
     ]
     return (torch.cat(parts) - (flat_std.log() + HALF_LOG_2_PI_E)).reshape(mean.shape)
 

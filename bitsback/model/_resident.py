@@ -22,7 +22,8 @@ from bitsback.errors import LayerError
 from bitsback.model._backward_check import watch
 from bitsback.model._values import Values
 from bitsback.model.buffers import unmoved
-from bitsback.model.noise import BlockNoise, Noise, PooledNoise
+from bitsback.model.drawer import Drawer, clock_for
+from bitsback.model.noise import DeviceNoise, Noise, PooledNoise
 from bitsback.model.weight import State, Weight, carry, difference, differs
 from bitsback.posteriors import GaussianPosterior
 
@@ -73,6 +74,7 @@ class Resident(Values):
     def __init__(self, seed: int) -> None:
         super().__init__(seed)
         self._samples = 0
+        self._drawer = Drawer()
         self._placed, self._issued, self._reached = 0, 0, -1
         self._is_released, self._holds_state, self._keeps = False, True, 0
         self.loss_is_sum, self._loss_looks = False, 3
@@ -263,6 +265,8 @@ class Resident(Values):
         self._placed = self._issue()
 
     def _put(self, weights: Sequence[Weight], state: State) -> None:
+        if self._holds_state:
+            weights = self._drawer.take(self, weights, state, self._state)
         pending = [weight for weight in weights if weight.is_gaussian and weight.gradient is not None]
         coarse = [weight for weight in pending if self._holds_state and weight.is_coarse]
         noise = self.noise_of(self._state) if coarse else None
@@ -291,8 +295,8 @@ class Resident(Values):
         """Set the source of the noise of training draws, and write the current draw with it.
 
         Args:
-            source: noise generator; default: torch's.
-            reuse: number of draws that use each noise value, see :class:`PooledNoise`; 1 means no pool.
+            source: noise generator; default: that of the device.
+            reuse: number of draws that use each noise value, see :class:`PooledNoise`; 1, and always on a GPU, means no pool.
             seed: seed of the training draws, whose numbers then start again at 0; default: seed and number stay.
 
         Raises:
@@ -301,13 +305,14 @@ class Resident(Values):
         if self.is_sharded and reuse > 1:
             raise LayerError("noise is reused by whole weights alone; of shards, draw it afresh: set_noise(reuse=1)")
         self.honour_edits(everywhere=True)
-        self._noise = source or BlockNoise()
+        self._noise = source or DeviceNoise()
         drawn = [w for w in self.weights if w.is_gaussian and (w.prior.needs_draw or not w.noise_on_outputs)]
         self._offsets, size = {}, 0
         for weight in drawn:
             self._offsets[weight.index] = size
             size += weight.posterior.numel
-        self._pool = PooledNoise(size, reuse, drawn[0].posterior.mean, self._noise) if drawn and reuse > 1 else None
+        is_pooled = bool(drawn) and reuse > 1 and clock_for(self, drawn) is None  # kernels make fresh numbers on the way
+        self._pool = PooledNoise(size, reuse, drawn[0].posterior.mean, self._noise) if is_pooled else None
         state = self._state
         self.hold(state if seed is None else State(state.holds, seed, 0))
 
@@ -324,6 +329,26 @@ class Resident(Values):
         self._put(others, state)
         self._state = state
         self._placed = self._issue()
+
+    def prepare_capture(self, launches: int) -> None:
+        """Allocate what the draws of the next captured step read.
+
+        Args:
+            launches: largest number of draws and mirrored draws in it.
+        """
+        self._drawer.prepare_capture(launches)
+
+    def finish_capture(self) -> None:
+        """Write what the draws of the finished capture read."""
+        self._drawer.finish_capture()
+
+    def set_state(self, state: State) -> None:
+        """Take note that the weights hold the values of another state, which a replayed graph has written.
+
+        Args:
+            state: state that they hold.
+        """
+        self._state, self._placed = state, self._issue()
 
     def take_loaded(self) -> None:
         """Write the draw of posteriors that were loaded into the weights."""
@@ -365,7 +390,7 @@ class Resident(Values):
             own = own and not weight.is_rewritten_in_forward
             if mean or any(log_std):
                 weight.is_narrow = None
-            has_other_width = any(log_std) and self._is_drawn(weight, self._state)
+            has_other_width = any(log_std) and self.is_drawn(weight, self._state)
             # A written mean (or std alone) wins: the weight is recomputed, and not compared with a draw of the old posterior.
             if mean or (has_other_width and not own):
                 again.append(weight)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from bitsback.model.noise import BlockNoise, Noise, PooledNoise
+from bitsback.model.noise import DeviceNoise, Noise, PooledNoise
 from bitsback.model.weight import Holds, State, Weight
 from bitsback.posteriors import GaussianPosterior
 
@@ -19,7 +19,7 @@ class Values(nn.Module):
         super().__init__()
         self.weights = []
         self._state = State("draw", seed, 0)
-        self._noise: Noise = BlockNoise()
+        self._noise: Noise = DeviceNoise()
         self._pool: PooledNoise | None = None
         self._offsets: dict[int, int] = {}
 
@@ -74,14 +74,14 @@ class Values(nn.Module):
         """
         state = state or self._state
         q = weight.posterior
-        if not isinstance(q, GaussianPosterior) or not self._is_drawn(weight, state):
+        if not isinstance(q, GaussianPosterior) or not self.is_drawn(weight, state):
             return None
         drawn = torch.addcmul(q.mean, q.std(), self.noise(weight, state, noise), value=float(state.sign))
         if weight.constant_row is not None:
             drawn[weight.constant_row] = q.mean[weight.constant_row]
         return drawn.detach()
 
-    def _is_drawn(self, weight: Weight, state: State) -> bool:
+    def is_drawn(self, weight: Weight, state: State) -> bool:
         """Return True if a weight holds a draw in this state, not its mean."""
         return state.holds == "draw" and weight.is_gaussian and not (weight.noise_on_outputs and state.number >= 0)
 
@@ -97,7 +97,7 @@ class Values(nn.Module):
             Tensor in the shape and dtype of the mean; zero if the weight holds its mean.
         """
         q = weight.posterior
-        if not isinstance(q, GaussianPosterior) or not self._is_drawn(weight, state):
+        if not isinstance(q, GaussianPosterior) or not self.is_drawn(weight, state):
             return torch.zeros_like(q.mean, requires_grad=False)
         spread = q.std().detach().mul_(self.noise(weight, state, noise)).mul_(state.sign)
         if weight.constant_row is not None:

@@ -21,7 +21,7 @@ from bitsback.likelihoods.base import mean_of_judged
 from bitsback.likelihoods.given import checked_likelihood
 from bitsback.model._memory_format import interleaved, runs
 from bitsback.model.buffers import frozen_norms, unmoved
-from bitsback.model.draws import SHOWN_AFTER_SECONDS, drawing, draws_at_once
+from bitsback.model.draws import SHOWN_AFTER_SECONDS, drawing, draws_at_once, forward_of
 from bitsback.model.model import FLOAT32_BITS, BayesianModel
 from bitsback.model.modes import evaluating
 from bitsback.model.verdict import Course, warnings_of
@@ -113,8 +113,10 @@ def evaluate(
     batch_size = batch_size or model.evaluation_batch
     batches = _own_batches(model, examples, batch_size)
     draws = max(1, samples)
-    draws_bits, error_sum = [0.0] * draws, 0.0
-    at_once = draws_at_once(model)
+    # Sums stay on a GPU until the end, so that no batch waits for another; mps has no float64.
+    place = model.device if model.device.type == "cuda" else torch.device("cpu")
+    draws_bits, error_sum = (torch.zeros(shape, dtype=torch.float64, device=place) for shape in (draws, ()))
+    at_once, forward = draws_at_once(model), forward_of(model)
     with (
         evaluating(model.network),
         model.keeping(),
@@ -133,14 +135,14 @@ def evaluate(
             kept = _Block(sum(rows.stop - rows.start for rows in group))
             for first in range(0, draws, at_once):
                 numbers = range(-1 - first, -1 - min(samples, first + at_once), -1)
-                with drawing(model, seed, numbers) as network:
+                with drawing(model, seed, numbers, forward) as network:
                     for index, (inputs, targets) in enumerate(examples.batches(group)):
                         outputs_of = network(each(inputs, interleaved) if interleaves else inputs)
                         if group[index].step:  # run for the other processes
                             continue
                         wanted[index] = targets
                         for draw, outputs in enumerate(outputs_of, first):
-                            draws_bits[draw] += float(likelihood.bits(outputs, targets).cpu().double().sum())
+                            draws_bits[draw] += likelihood.bits(outputs, targets).to(place).double().sum()
                             prediction = likelihood.predict(outputs)
                             if draw:
                                 predicted[index] += prediction
@@ -148,10 +150,11 @@ def evaluate(
                                 predicted[index] = kept.put(prediction)
                         bar.update(min(at_once, draws - first))
             for rows, total, targets in zip(group, predicted, wanted, strict=True):
-                error_sum += 0.0 if rows.step else float(likelihood.error(total / draws, targets).cpu().double().sum())
-    *draws_bits, error_sum = model.ranks.sums([*draws_bits, error_sum])
-    error = mean_of_judged(error_sum, int(likelihood.judged(examples.targets).sum()))
-    return Evaluation(tuple(draws_bits), likelihood.summary(error), len(examples))
+                if not rows.step:
+                    error_sum += likelihood.error(total / draws, targets).to(place).double().sum()
+    *bits, wrong = model.ranks.sums([*draws_bits.tolist(), float(error_sum)])
+    error = mean_of_judged(wrong, int(likelihood.judged(examples.targets).sum()))
+    return Evaluation(tuple(bits), likelihood.summary(error), len(examples))
 
 
 def _own_batches(model: BayesianModel, examples: Examples, size: int) -> list[slice]:
@@ -387,8 +390,9 @@ def _entry(weight: Weight, step: float) -> Entry:
     if not count:  # this process holds nothing of it
         return Entry.of(weight.name, weights=0, net_bits=0.0, refund_bits=0.0, method="")
     if isinstance(weight.posterior, GaussianPosterior):
-        mean, std = weight.posterior.mean.cpu().double(), weight.posterior.std().cpu().double()
-        exact, prior = GaussianPosterior(mean, std), copy.deepcopy(weight.prior).cpu().double()  # MPS has no float64
+        place = weight.posterior.mean.device if weight.posterior.mean.is_cuda else torch.device("cpu")  # mps has no float64
+        mean, std = weight.posterior.mean.to(place).double(), weight.posterior.std().to(place).double()
+        exact, prior = GaussianPosterior(mean, std), copy.deepcopy(weight.prior).to(place).double()
         cost = kl(exact, prior, samples=1000)
         refund_nats = float(exact.entropy().sum()) - count * math.log(step)
         return Entry.of(

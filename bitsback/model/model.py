@@ -371,7 +371,7 @@ class BayesianModel(Resident):
         return 2.0 ** (math.ceil(math.log2(min(limits, default=1.0))) - 1)
 
     @torch.no_grad()
-    def update_priors(self, rate: float = 1.0, among: Sequence[Weight] | None = None) -> None:
+    def update_priors(self, rate: float | Tensor = 1.0, among: Sequence[Weight] | None = None) -> None:
         """Move priors that learn in closed form towards their optimum, the minimum of the KL given the posteriors.
 
         Args:

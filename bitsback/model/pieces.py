@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["PIECE", "Rows", "Scratch", "are_alike", "is_dense", "rows", "side_by_side"]
+__all__ = ["PIECE", "Rows", "Scratch", "are_alike", "as_laid", "is_dense", "rows", "side_by_side"]
 
 PIECE = 131072
 """Elements of a piece: four blocks of noise."""
@@ -21,6 +21,21 @@ def is_dense(tensor: Tensor) -> bool:
 def are_alike(tensors: Sequence[Tensor]) -> bool:
     """Return True if all tensors are dense and have the same shape and strides."""
     return all(is_dense(t) and t.stride() == tensors[0].stride() and t.shape == tensors[0].shape for t in tensors)
+
+
+def as_laid(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return a tensor in the memory layout and dtype of another of its shape, copied only if they differ.
+
+    Args:
+        tensor: tensor to return.
+        like: dense tensor of the same shape.
+
+    Returns:
+        The tensor itself, or a copy.
+    """
+    if tensor.dtype == like.dtype and are_alike([tensor, like]):
+        return tensor
+    return torch.empty_like(like, requires_grad=False).copy_(tensor)
 
 
 def rows(tensor: Tensor) -> list[Tensor]:

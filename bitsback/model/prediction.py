@@ -21,7 +21,7 @@ from bitsback.extras import require
 from bitsback.inputs import Inputs, leaves, placed
 from bitsback.likelihoods import Likelihood, Mixture
 from bitsback.likelihoods.base import Answer, listed
-from bitsback.model.draws import SHOWN_AFTER_SECONDS, drawing, draws_at_once
+from bitsback.model.draws import SHOWN_AFTER_SECONDS, drawing, draws_at_once, forward_of
 from bitsback.model.modes import evaluating
 from bitsback.result import TableResult
 from bitsback.torch_state import seeded
@@ -378,11 +378,11 @@ def _draws(
     """Yield the outputs for all inputs under one draw after another, those that :func:`bitsback.evaluate` takes."""
     is_point = model.smallest_std() is None
     numbers = [] if is_point else [-1 - number for number in range(samples)]
-    at_once = draws_at_once(model)
+    at_once, forward = draws_at_once(model), forward_of(model)
     groups = [numbers[start : start + at_once] for start in range(0, len(numbers), at_once)] or [[]]
     with tqdm(total=len(numbers) or 1, desc="draws", leave=False, disable=not progress, delay=SHOWN_AFTER_SECONDS) as bar:
         for group in groups:
-            with drawing(model, seed, group) as network:
+            with drawing(model, seed, group, forward) as network:
                 parts = [network(inputs) for inputs in batches()]
             for outputs in zip(*parts, strict=True):
                 if len({output.shape[1:] for output in outputs}) > 1:

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from bitsback.distributed import local
 from bitsback.errors import LayerError
+from bitsback.kernels import ADAM
 from bitsback.model import Weight
-from bitsback.model.pieces import rows
 from bitsback.optim._sweep import Move, Sweep
 from bitsback.optim.base import PosteriorOptimizer
 
-__all__ = ["Adam", "Rates", "adam", "rates"]
+__all__ = ["Adam", "Rates", "adam", "in_double", "rates"]
 
 FUSED = ("cuda", "mps", "xpu")
 """Devices besides the CPU on which torch has a fused Adam kernel."""
@@ -48,6 +48,8 @@ class Adam(PosteriorOptimizer):
     1
     """
 
+    rule = ADAM
+
     def __init__(
         self,
         model: Any,
@@ -74,41 +76,40 @@ class Adam(PosteriorOptimizer):
             found.append(average)
         return found
 
-    def _count_step(self, parameter: Tensor) -> Tensor:
+    def count_of(self, parameter: Tensor) -> Tensor:
+        """Return the number of steps that a parameter has been moved in, a scalar tensor on its device."""
         state = self.state[parameter]
         step: Tensor | None = state.get("step")
         if step is None:
-            step = state["step"] = torch.zeros((), device=None if parameter.is_cpu else parameter.device)
-        return step.add_(1)
+            step = state["step"] = torch.zeros((), device=parameter.device)
+        elif step.device != parameter.device:  # torch loads it to the CPU
+            step = state["step"] = step.to(parameter.device)
+        return step
+
+    def averages_of(self, weight: Weight) -> list[Tensor]:
+        """Return the running averages of a weight, in the memory layout of its mean."""
+        return self._averages(weight.known, weight.posterior.mean, OF_BOTH if weight.is_gaussian else OF_MEAN)
+
+    def numbers_of(self, group: dict[str, Any]) -> list[float]:
+        """Return learning rate, beta1, beta2, eps and the largest step of a parameter group."""
+        return [*rates(group), 0.0]
 
     def _sweep(self, sweep: Sweep, weights: Sequence[Weight]) -> None:
         if self.max_grad_norm is None and self.by_pieces:
-            for weight in weights:
-                sweep.weight(weight, self._mover)
+            sweep.move(weights, self)
             self._sum_learned()
         else:
-            for weight in weights:
-                sweep.weight(weight, None)
+            sweep.fill(weights)
             self._sum_learned()
             self._clip(weights)
-            for weight in weights:
-                self._move_filled(weight)
-                self._rewrite(sweep, weight)
+            sweep.move_filled(weights, self)
         self._move_plain()
 
-    def _move_filled(self, weight: Weight) -> None:
-        """Move the mean and log std of a weight by the gradients in their ``.grad``."""
-        move = self._mover(weight)
-        several = list(weight.posterior.parameters())
-        cut = [rows(t) for p in several for t in (p, p.grad) if t is not None]
-        for number, (m, gm, *rest) in enumerate(zip(*cut, strict=True)):
-            move(number, m, rest[0] if rest else None, gm, rest[1] if rest else None, 0.0)
-
-    def _mover(self, weight: Weight) -> Move:
+    def mover(self, weight: Weight) -> Move:
         """Return the function that applies this step's Adam update to each piece of a weight."""
-        own, wide = self._settings(weight)
-        step = self._count_step(weight.known)
-        averages = self._averages(weight.known, weight.posterior.mean, OF_MEAN if wide is None else OF_BOTH)
+        own, wide = self.settings_of(weight)
+        step = self.count_of(weight.known).add_(1)
+        averages = self.averages_of(weight)
         pieces = self._scratch.rows.of((weight.index, "averages"), averages)
 
         of_mean, of_width = rates(own), rates(wide) if wide is not None else None
@@ -124,20 +125,29 @@ class Adam(PosteriorOptimizer):
     def _move_plain(self) -> None:
         """Move the parameters that have a gradient and no posterior."""
         for group in self._roles("plain"):
-            for parameter in group["params"]:
-                gradient = parameter.grad
-                if gradient is None:
-                    continue
-                gradient = local(gradient.to_dense() if gradient.is_sparse else gradient)
-                first, second = map(local, self._averages(parameter, parameter))
-                adam(local(parameter), gradient, first, second, self._count_step(parameter), rates(group))
+            moved = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if not moved:
+                continue
+            given = [local(p.grad.to_dense() if p.grad.is_sparse else p.grad) for p in moved]
+            averages = zip(*(map(local, self._averages(p, p)) for p in moved), strict=True)
+            first, second = (list(several) for several in averages)
+            counts = [self.count_of(p) for p in moved]
+            torch._foreach_add_(counts, 1)
+            moved = [local(p) for p in moved]
+            kinds = {(t.device, t.dtype) for t in (*moved, *given)}
+            if len(kinds) == 1 and is_fused(moved[0]):
+                numbers = rates(group) if self._kernel is None else (self._kernel.rate_of(self, group), *rates(group)[1:])
+                fused_adam(moved, given, first, second, counts, numbers)
+                continue
+            for several in zip(moved, given, first, second, counts, strict=True):
+                adam(*several, rates(group))
 
 
-Rates = tuple[float, float, float, float]
-"""Learning rate, beta1, beta2, eps."""
+Rates = tuple[float | Tensor, float, float, float]
+"""Learning rate (a tensor where a captured step reads it from the device), beta1, beta2, eps."""
 
 
-def rates(group: dict[str, Any]) -> Rates:
+def rates(group: dict[str, Any]) -> tuple[float, float, float, float]:
     """Return learning rate, betas and eps of a parameter group."""
     return float(group["lr"]), *group["betas"], group["eps"]
 
@@ -156,17 +166,36 @@ def adam(
         numbers: learning rate, beta1, beta2, eps.
         pull: L2 coefficient, here the gradient of a Gaussian prior around zero.
     """
-    lr, beta1, beta2, eps = numbers
     # The fused kernel reads and writes every tensor once; weight_decay adds the prior's pull in the same pass.
-    if (parameter.is_cpu or parameter.device.type in FUSED) and gradient.dtype == parameter.dtype:
-        torch._fused_adam_(
-            [parameter], [gradient], [first], [second], [], [step], lr=lr, beta1=beta1, beta2=beta2, weight_decay=pull, eps=eps,
-            amsgrad=False, maximize=False,
-        )  # fmt: skip
+    if is_fused(parameter) and gradient.dtype == parameter.dtype:
+        fused_adam([parameter], [gradient], [first], [second], [step], numbers, pull)
         return
+    lr, beta1, beta2, eps = numbers
     gradient = torch.add(gradient.to(first.dtype), parameter, alpha=pull)
     first.lerp_(gradient, 1 - beta1)
     second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-    count = float(step)
-    root = second.sqrt().div_((1 - beta2**count) ** 0.5).add_(eps)
-    parameter.addcdiv_(first, root, value=-lr / (1 - beta1**count))
+    count = in_double(step)
+    root = second.sqrt().div_((1 - beta2**count).sqrt_()).add_(eps)
+    parameter.sub_(torch.div(first, root).mul_(lr / (1 - beta1**count)))
+
+
+def in_double(count: Tensor) -> Tensor:
+    """Return a count in float64, in which 1 - beta^count keeps its digits; as it is on mps, which has no float64."""
+    return count if count.device.type == "mps" else count.double()
+
+
+def is_fused(parameter: Tensor) -> bool:
+    """Return whether torch has a fused Adam kernel for a tensor."""
+    return parameter.is_cpu or parameter.device.type in FUSED
+
+
+def fused_adam(
+    parameters: list[Tensor], gradients: list[Tensor], firsts: list[Tensor], seconds: list[Tensor], steps: list[Tensor],
+    numbers: Rates, pull: float = 0.0,
+) -> None:  # fmt: skip
+    """Take one step of Adam on several tensors by torch's fused kernel, as :func:`adam`."""
+    lr, beta1, beta2, eps = numbers
+    torch._fused_adam_(
+        parameters, gradients, firsts, seconds, [], steps, lr=lr, beta1=beta1, beta2=beta2, weight_decay=pull, eps=eps,
+        amsgrad=False, maximize=False,
+    )  # fmt: skip

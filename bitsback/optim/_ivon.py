@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bitsback import kernels
 from bitsback.errors import LayerError
 from bitsback.model import Weight
-from bitsback.optim._adam import Adam
+from bitsback.optim._adam import Adam, in_double, rates
 from bitsback.optim._sweep import Move
 
 __all__ = ["IVON"]
@@ -54,6 +55,8 @@ class IVON(Adam):
     0.2
     """
 
+    rule = kernels.IVON
+
     def __init__(
         self,
         model: Any,
@@ -80,20 +83,25 @@ class IVON(Adam):
                 if group["role"] == "plain":
                     group["lr"] = self.rest_lr
 
-    def _mover(self, weight: Weight) -> Move:
-        own, wide = self._settings(weight)
+    def averages_of(self, weight: Weight) -> list[Tensor]:
+        """Return the running averages of a weight, in the memory layout of its mean."""
+        if not weight.is_gaussian:
+            return super().averages_of(weight)
+        return self._averages(weight.known, weight.posterior.mean, ["momentum"])
+
+    def numbers_of(self, group: dict[str, Any]) -> list[float]:
+        """Return learning rate, beta1, beta2, eps and the largest step of a parameter group."""
+        return [*rates(group), self.most_stds]
+
+    def mover(self, weight: Weight) -> Move:
+        """Return the function that applies this step's update to each piece of a weight."""
+        own, wide = self.settings_of(weight)
         if wide is None:
-            return super()._mover(weight)
-        state = self.state[weight.known]
-        mean = weight.posterior.mean
-        if "momentum" not in state:
-            state["momentum"] = torch.zeros_like(mean, requires_grad=False)
-        elif state["momentum"].stride() != mean.stride():
-            state["momentum"] = torch.empty_like(mean, requires_grad=False).copy_(state["momentum"])
-        averages = self._scratch.rows.of((weight.index, "momentum"), [state["momentum"]])
+            return super().mover(weight)
+        averages = self._scratch.rows.of((weight.index, "momentum"), self.averages_of(weight))
         memory = own["betas"][0]
         to_nats = self.examples * self.nats_per_unit
-        rate = float(own["lr"]) * to_nats / (1 - memory ** float(self._count_step(weight.known)))
+        rate = float(own["lr"]) * to_nats / (1 - memory ** in_double(self.count_of(weight.known).add_(1)))
         change = float(wide["lr"]) * to_nats
 
         def move(number: int, m: Tensor, log_std: Tensor | None, gm: Tensor, gl: Tensor | None, pull: float) -> None:

@@ -2,16 +2,17 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count, repeat
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from bitsback.model import BayesianModel, State, Weight
-from bitsback.model.pieces import PIECE, Scratch, are_alike, is_dense, rows
+from bitsback.model.pieces import PIECE, Scratch, are_alike, as_laid, is_dense, rows
 from bitsback.optim._cost import GaussianCost, sums_of
 from bitsback.posteriors import Posterior
 
-__all__ = ["Gradients", "Move", "Sweep", "aligned", "laid_as"]
+__all__ = ["Gradients", "Move", "Sweep", "UpdateRule", "aligned"]
 
 # Each piece (131,072 numbers on a CPU, the whole tensor on other devices) goes through all stages before the next is loaded,
 # so that main memory is read and written once a step:
@@ -34,6 +35,27 @@ Gradients = tuple[Tensor, Tensor | None, float]
 
 Move = Callable[[int, Tensor, Tensor | None, Tensor, Tensor | None, float], None]
 """Update of one piece: (number, mean, log std or None for a point, *:data:`Gradients`); the mean's gradient is read-only."""
+
+
+class UpdateRule(Protocol):
+    """Update of an optimiser, as a pass over the weights needs it."""
+
+    rule: int
+    """Number of the update in the kernels of :mod:`bitsback.kernels`."""
+    param_groups: list[dict[str, Any]]
+
+    def mover(self, weight: Weight) -> Move:
+        """Return the function that updates each piece of a weight in this step."""
+
+    def averages_of(self, weight: Weight) -> list[Tensor]:
+        """Return the running averages of a weight, in the memory layout of its mean."""
+
+    def count_of(self, parameter: Tensor) -> Tensor:
+        """Return the number of steps that a parameter has been moved in, a scalar tensor on its device."""
+
+    def settings_of(self, weight: Weight) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """Return the groups of the mean and of the log std of a weight; None for the latter if it is a point."""
+
 
 SPREAD, STD, MEAN_GRADIENT, NOISE, SQUARE = range(5)
 """Numbers of the scratch buffers."""
@@ -72,20 +94,59 @@ class Sweep:
             self._spreads[weight.index] = model.spread(weight, now, pool)
         self._pool = model.noise_of(self.state)
 
-    def weight(self, weight: Weight, mover: Callable[[Weight], Move] | None) -> None:
-        """Compute the gradients of one weight, move it and write its next draw.
+    def move(self, weights: Sequence[Weight], rule: UpdateRule) -> None:
+        """Compute the gradients of weights, move them and write their next draws, each piece while it is in the cache.
 
         Args:
-            weight: weight to move.
-            mover: makes the update for its pieces; None leaves the gradients in ``.grad`` of mean and log std, for
-                :meth:`rewrite` to be called later.
+            weights: weights to move.
+            rule: makes the update of each.
         """
+        for weight in weights:
+            self._weight(weight, rule.mover)
+
+    def fill(self, weights: Sequence[Weight]) -> None:
+        """Leave the gradients of weights in ``.grad`` of their means and log stds.
+
+        Args:
+            weights: weights, for which :meth:`move_filled` or :meth:`rewrite` is to be called later.
+        """
+        for weight in weights:
+            self._weight(weight, None)
+
+    def move_filled(self, weights: Sequence[Weight], rule: UpdateRule) -> None:
+        """Move weights by the gradients in ``.grad`` of means and log stds, write their next draws, and clear those gradients.
+
+        Args:
+            weights: weights to move.
+            rule: makes the update of each.
+        """
+        for weight in weights:
+            move = rule.mover(weight)
+            several = list(weight.posterior.parameters())
+            cut = [rows(t) for p in several for t in (p, p.grad) if t is not None]
+            for number, (m, gm, *rest) in enumerate(zip(*cut, strict=True)):
+                move(number, m, rest[0] if rest else None, gm, rest[1] if rest else None, 0.0)
+        self.rewrite(weights)
+
+    def rewrite(self, weights: Sequence[Weight]) -> None:
+        """Write the next draws of weights that have been moved, and clear ``.grad`` of their means and log stds.
+
+        Args:
+            weights: weights whose means and log stds are the new ones.
+        """
+        for weight in weights:
+            self._rewrite(weight)
+            for p in weight.posterior.parameters():
+                p.grad = None
+
+    def _weight(self, weight: Weight, mover: Callable[[Weight], Move] | None) -> None:
+        """Compute the gradients of one weight; with a mover, move it and write its next draw, else fill ``.grad``."""
         tensors = weight.tensors()
         pieces = self._pieces(weight, tensors)  # makes w, m, log s dense and equally laid out in memory
         _, mean, *wide = tensors
         given = [self._data_gradient(weight.gradient, mean)]
         for tensor in (wide[0].grad if wide else None, self._spreads.get(weight.index), self.kl_weights.get(weight.index)):
-            given.append(tensor if tensor is None else laid_as(tensor, mean))
+            given.append(tensor if tensor is None else as_laid(tensor, mean))
         gradients: Iterable[Gradients]
         if weight.index in self.cost or weight.prior.is_elementwise:
             cut = [repeat(None) if tensor is None else rows(tensor) for tensor in given]
@@ -116,8 +177,7 @@ class Sweep:
         for p, gradient in zip(q.parameters(), full, strict=True):
             p.grad = gradient
 
-    def rewrite(self, weight: Weight) -> None:
-        """Write the next draw of a weight whose mean and log std have been moved already."""
+    def _rewrite(self, weight: Weight) -> None:
         sums: list[Tensor] = []
         for number, piece in enumerate(self._pieces(weight, weight.tensors())):
             sums += self.written(weight, piece, number)
@@ -214,7 +274,7 @@ class Sweep:
         mean = weight.posterior.mean.detach()
         piece = weight.parameter.detach(), *(p.detach() for p in weight.posterior.parameters())
         *found, pull = self._gradients(weight, piece, 0, *given)
-        for several in zip(*[rows(laid_as(gradient, mean)) for gradient in found if gradient is not None], strict=True):
+        for several in zip(*[rows(as_laid(gradient, mean)) for gradient in found if gradient is not None], strict=True):
             yield several[0], several[1] if len(several) > 1 else None, pull
 
     def _gaussian(
@@ -259,22 +319,7 @@ class Sweep:
             return None
         if gradient.is_sparse:
             gradient = gradient.to_dense()
-        if gradient.dtype != mean.dtype or gradient.stride() != mean.stride():
-            gradient = torch.empty_like(mean, requires_grad=False).copy_(gradient)
-        return gradient
-
-
-def laid_as(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return the tensor in the memory layout of another.
-
-    Args:
-        tensor: tensor to return, copied only if its layout differs.
-        like: dense tensor of the same shape.
-
-    Returns:
-        ``tensor`` itself, or a copy with the strides of ``like``.
-    """
-    return tensor if are_alike([tensor, like]) else torch.empty_like(like).copy_(tensor)
+        return as_laid(gradient, mean)
 
 
 def aligned(weight: Weight) -> None:

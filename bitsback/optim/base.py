@@ -21,9 +21,12 @@ from torch import Tensor, nn
 from bitsback.distributed import Ranks, local, present
 from bitsback.errors import LayerError, near_miss
 from bitsback.model import BayesianModel, Weight
+from bitsback.model.drawer import clock_for, takes
+from bitsback.model.noise import as_key
 from bitsback.model.pieces import Scratch
 from bitsback.model.weight import State
 from bitsback.optim._cost import GaussianCost, weights_with_one_scale
+from bitsback.optim._kernel_sweep import Kernel, KernelSweep
 from bitsback.optim._said import FOREIGN_CLIPPING, SUM_LOSS, WEIGHT_DECAY
 from bitsback.optim._sweep import Sweep
 from bitsback.optim._together import NoiseOf, Together
@@ -132,12 +135,13 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         self.model = model
         self._by_parameter = {id(weight.known): weight for weight in model.weights}
         self._scratch, self._steps = Scratch(), 0
+        self._kernel: Kernel | None = None
         self._cost = GaussianCost([])
         self._norms: list[float] = []
         self._groups: dict[int, dict[str, Any]] = {}
         self._has_seen_clipping = False
         self._learned: list[nn.Parameter] = []
-        self._owned: tuple[tuple[bool, ...], list[Weight]] | None = None
+        self._owned: tuple[tuple[int, ...], list[Weight]] | None = None
 
     def _default_parameters(self) -> list[nn.Parameter]:
         found = [p for p in self.model.network.parameters() if p.requires_grad]
@@ -269,19 +273,23 @@ class PosteriorOptimizer(torch.optim.Optimizer):
                     "call zero_grad() and backward() between steps; of several optimisers, let each own other weights (groups=)"
                 )
         self._groups = {id(p): group for group in self.param_groups for p in group["params"]}
-        k, state = self.beta / (self.examples * self.nats_per_unit), model.next_state()
+        state = model.next_state()
+        before = self.beta, self.prior_rate
         only_fills = self._only_fills_state(weights, plain)
         if only_fills:
-            k, state = 0.0, model.state
+            self.beta, self.prior_rate, state = 0.0, 0.0, model.state
+        k = self.k
         with stage("bitsback: cost"):
-            self._begin(weights, k, 0.0 if only_fills else self.prior_rate)
-        sweep = Sweep(model, self._cost, k, state, self._scratch, self.kl_weights)
+            self._begin(weights, k)
+        arguments = model, self._cost, k, state, self._scratch, self.kl_weights
+        sweep = Sweep(*arguments) if self._kernel is None else KernelSweep(self._kernel, *arguments)
         with stage("bitsback: move and draw"):
             sweep.begin(weights)
             self._sweep(sweep, weights)
             self._draw_others(weights, state)
             sweep.end()
             self._remember(weights)
+        self.beta, self.prior_rate = before
         self.together.end()
         self._steps += not only_fills
         return loss
@@ -307,23 +315,116 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         gradients = [w.gradient for w in weights] + [p.grad for p in plain]
         return not any(bool(local(gradient).any()) for gradient in gradients if gradient is not None)
 
-    def _begin(self, weights: Sequence[Weight], k: float, rate: float) -> None:
+    @property
+    def k(self) -> float:
+        """Return the factor of the KL in nats in the loss, beta / N in units of the loss."""
+        return self.beta / (self.examples * self.nats_per_unit)
+
+    def write_numbers(self) -> None:
+        """Write k and the rates to the device, for launches of the next step; does nothing where no kernel runs."""
+        if self._kernel is not None:
+            groups = [self.numbers_of(group) for group in self.param_groups]
+            self._kernel.numbers.set(self.k, self.examples * self.nats_per_unit, self.prior_rate, groups)
+
+    def prepare_capture(self, launches: int) -> None:
+        """Allocate what the launches of one captured step read, those of draws in it included.
+
+        Args:
+            launches: largest number of launches over the same weights.
+        """
+        assert self._kernel is not None
+        self._kernel.prepare_capture(launches)
+        self.model.prepare_capture(launches)
+
+    def finish_capture(self) -> None:
+        """Write what the launches of the finished capture read."""
+        assert self._kernel is not None
+        self._kernel.finish_capture()
+        self.model.finish_capture()
+
+    def write_next(self) -> None:
+        """Write to the device what a captured step reads there: k, rates, and the number of the current draw."""
+        assert self._kernel is not None
+        self.write_numbers()
+        state = self.model.state
+        self._kernel.clock.set(as_key(state.seed), state.number)
+
+    def host_state(self) -> tuple[State, int]:
+        """Return what a step changes on the host: the state of the draw, and the number of steps."""
+        return self.model.state, self._steps
+
+    def set_host_state(self, state: tuple[State, int]) -> None:
+        """Take note of a step that was replayed, or of one that was captured and has not run.
+
+        Args:
+            state: as :meth:`host_state` returns it.
+        """
+        draw, self._steps = state
+        self.model.set_state(draw)
+
+    def why_not_captured(self) -> str:
+        """Return why a step cannot be captured as a graph, a clause; empty if it can."""
+        self._count(self.weights)
+        inside = self._kernel.indices if self._kernel is not None else set()
+        left = [weight.name for weight in self.weights if weight.index not in inside]
+        if left:
+            return f"no kernel moves '{left[0]}', which is no Gaussian in float32"
+        given = (
+            [w.name for batch, weights in self._kernel.parts if batch.form == "given" for w in weights] if self._kernel else []
+        )
+        learned = [w.name for w in self.weights if w.name in given and any(p.requires_grad for p in w.prior.parameters())]
+        if learned:
+            return f"no kernel knows the prior of '{learned[0]}', which learns by gradient"
+        return ""
+
+    def numbers_of(self, group: dict[str, Any]) -> list[float]:
+        """Return what kernels need to know of a parameter group: the learning rate, unless they update by more."""
+        return [float(group["lr"])]
+
+    def _take_kernel(self, weights: Sequence[Weight]) -> None:
+        """Choose the weights that the kernels move, none on a CPU, and bring what they keep on the device up to date."""
+        clock = clock_for(self.model, weights)
+        own = [weight for weight in weights if takes(weight, clock)] if clock is not None else []
+        if clock is None or not own:
+            self._kernel = None
+            return
+        if self._kernel is None or self._kernel.clock is not clock or self._kernel.weights != own:
+            self._kernel = Kernel(self.model, own, clock, has_one_kl=not self.kl_weights)
+        self._kernel.refresh()
+        self.write_numbers()
+        self._kernel.look()
+
+    def _begin(self, weights: Sequence[Weight], k: float) -> None:
         """Update closed-form priors; every :data:`LOOK_EVERY` steps, check the network's modules and the stds."""
         self._count(weights)
-        self._cost.follow(rate, k)
-        others = [w for w in weights if w.prior.learns_in_closed_form and w.index not in self._cost] if rate else []
-        if others:
-            self.model.update_priors(rate, others)
+        self._cost.follow(self.prior_rate, k)
+        rate: float | Tensor = self.prior_rate
+        if self._kernel is not None:
+            self._kernel.follow()
+            rate = self._kernel.numbers.prior_rate
+        if self.prior_rate:
+            followed = self._followed()
+            if others := [w for w in weights if w.prior.learns_in_closed_form and w.index not in followed]:
+                self.model.update_priors(rate, others)
         if self._steps % LOOK_EVERY == 0:
             self.model.check_refs()
             for weight in weights:
-                weight.look()
+                if self._kernel is None or weight.index not in self._kernel.indices:
+                    weight.look()
+
+    def _followed(self) -> set[int]:
+        """Return the indices of weights whose KL and prior's scale are computed from the sums of the last pass."""
+        by_kernel = self._kernel.counted if self._kernel is not None else set()
+        return by_kernel | {weight.index for weight in self._cost.weights}
 
     def _count(self, weights: Sequence[Weight]) -> None:
-        """Recompute the sums of :class:`GaussianCost` where posteriors were changed outside this optimiser."""
-        signature = (*(weight.is_trained for weight in self.model.weights), bool(self.kl_weights))
+        """Recompute the sums of the last pass where posteriors were changed outside this optimiser."""
+        self._take_kernel(weights)
+        inside = self._kernel.indices if self._kernel is not None else set()
+        signature = (*(weight.is_trained for weight in self.model.weights), bool(self.kl_weights), id(self._kernel))
         if self._owned is None or self._owned[0] != signature:
-            self._owned = signature, [] if self.kl_weights else weights_with_one_scale(self.model, weights)
+            rest = [weight for weight in weights if weight.index not in inside]
+            self._owned = signature, [] if self.kl_weights else weights_with_one_scale(self.model, rest)
             self._cost = GaussianCost(self._owned[1], self.model.over_shards)
             self._learned = list({id(p): p for weight in weights for p in weight.prior.parameters()}.values())
         for weight in self._cost.weights:
@@ -339,18 +440,13 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         """Return KL(q||p) of all weights in nats, with their current posteriors and priors."""
         self.model.honour_edits()
         self._count(self.weights)
-        others = [weight for weight in self.model.weights if weight.index not in self._cost]
-        return self._cost.nats() + self.model.kl_estimate_nats(others)
+        followed = self._followed()
+        nats = self._cost.nats() + (self._kernel.nats() if self._kernel is not None else 0.0)
+        return nats + self.model.kl_estimate_nats([weight for weight in self.model.weights if weight.index not in followed])
 
     @abstractmethod
     def _sweep(self, sweep: Sweep, weights: Sequence[Weight]) -> None:
         """Move the weights, write their next draws, and move the parameters without a posterior."""
-
-    def _rewrite(self, sweep: Sweep, weight: Weight) -> None:
-        """Write the next draw of a weight that was moved already, and clear ``.grad`` of its mean and log std."""
-        sweep.rewrite(weight)
-        for p in weight.posterior.parameters():
-            p.grad = None
 
     def _sum_learned(self) -> None:
         """Sum the gradients of learned numbers of priors over shards; those of :class:`GaussianCost` are sums already."""
@@ -383,7 +479,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             p.grad = None  # holds the KL's gradient alone; frameworks that clear only the network's gradients miss it
         self.model.moved_to(state, owned)
 
-    def _settings(self, weight: Weight) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    def settings_of(self, weight: Weight) -> tuple[dict[str, Any], dict[str, Any] | None]:
         """Return the groups of the mean and of the log std of a weight; None for the latter if it is a point."""
         q = weight.shown
         return self._groups[id(weight.known)], self._groups[id(q.log_std)] if isinstance(q, GaussianPosterior) else None

@@ -68,14 +68,13 @@ class Variational(PosteriorOptimizer):
         return {key: value for key, value in group.items() if key not in ("params", "role")}
 
     def _sweep(self, sweep: Sweep, weights: Sequence[Weight]) -> None:
-        for weight in weights:
-            sweep.weight(weight, None)
+        sweep.fill(weights)
+        self._sum_learned()
         self._clip(weights)
         for own, inner in zip(self.param_groups, self.inner.param_groups, strict=True):
             inner.update(self._inner_settings(own))
         self.inner.step()
-        for weight in weights:
-            self._rewrite(sweep, weight)
+        sweep.rewrite(weights)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as in the base class, with that of the inner optimiser under ``inner``."""

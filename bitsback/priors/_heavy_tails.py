@@ -8,7 +8,7 @@ from torch.distributions import Cauchy, Distribution, StudentT, constraints
 from torch.nn.functional import softplus
 
 from bitsback.errors import PriorError
-from bitsback.priors.base import NO_SHAPE, ScalePrior, Shape
+from bitsback.priors.base import NO_SHAPE, KernelForm, ScalePrior, Shape
 from bitsback.registry import Learn
 
 __all__ = ["CauchyPrior", "Logistic", "LogisticPrior", "StudentTPrior"]
@@ -42,6 +42,10 @@ class StudentTPrior(ScalePrior):
     def is_elementwise(self) -> bool:
         """Return True: all weights have the same scalar density."""
         return True
+
+    def kernel_form(self) -> KernelForm:
+        """Return the density as the GPU kernels know it."""
+        return KernelForm("power", self.mean, self.log_scale, self.df)
 
     @torch.no_grad()
     def slope(self, weights: Tensor, rate: float = 0.0) -> Tensor:
@@ -89,6 +93,10 @@ class CauchyPrior(ScalePrior):
     def is_elementwise(self) -> bool:
         """Return True: all weights have the same scalar density."""
         return True
+
+    def kernel_form(self) -> KernelForm:
+        """Return the density as the GPU kernels know it."""
+        return KernelForm("power", self.mean, self.log_scale, torch.ones_like(self.mean))
 
     @torch.no_grad()
     def slope(self, weights: Tensor, rate: float = 0.0) -> Tensor:
@@ -149,6 +157,10 @@ class LogisticPrior(ScalePrior):
     def is_elementwise(self) -> bool:
         """Return True: all weights have the same scalar density."""
         return True
+
+    def kernel_form(self) -> KernelForm:
+        """Return the density as the GPU kernels know it."""
+        return KernelForm("logistic", self.mean, self.log_scale)
 
     @torch.no_grad()
     def slope(self, weights: Tensor, rate: float = 0.0) -> Tensor:

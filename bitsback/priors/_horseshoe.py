@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.distributions import Cauchy, Distribution, constraints
 
 from bitsback.coding.densities import EULER_GAMMA
-from bitsback.priors._kl_table import expected_pull, kl_table, pull_at
-from bitsback.priors.base import NO_SHAPE, ScalePrior, Shape, around
+from bitsback.priors._kl_table import CELL, LOWEST, expected_pull, kl_table, pull_at
+from bitsback.priors.base import NO_SHAPE, KernelForm, ScalePrior, Shape, around
 
 __all__ = ["Horseshoe", "HorseshoePrior", "scaled_exp1"]
 
@@ -122,6 +122,11 @@ class HorseshoePrior(ScalePrior):
     def is_elementwise(self) -> bool:
         """Return True: all weights have the same scalar density."""
         return True
+
+    def kernel_form(self) -> KernelForm:
+        """Return the density as the GPU kernels know it."""
+        table = _table(self.log_scale.dtype, self.log_scale.device)
+        return KernelForm("horseshoe", self.mean, self.log_scale, table, LOWEST, CELL)
 
     @torch.no_grad()
     def kl_gradient(self, mean: Tensor, log_std: Tensor, draw: Tensor, rate: float = 0.0) -> tuple[Tensor, Tensor]:

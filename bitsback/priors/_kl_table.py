@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-__all__ = ["expected_pull", "kl_table", "pull_at"]
+__all__ = ["CELL", "LOWEST", "expected_pull", "kl_table", "pull_at"]
 
 RATIOS = 200
 """Steps of s / r from 0 to 1."""

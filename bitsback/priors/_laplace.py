@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Laplace
 
-from bitsback.priors.base import ScalePrior
+from bitsback.priors.base import KernelForm, ScalePrior
 
 __all__ = ["LaplacePrior"]
 
@@ -31,6 +31,10 @@ class LaplacePrior(ScalePrior):
     def is_elementwise(self) -> bool:
         """Return True: all weights have the same scalar density."""
         return True
+
+    def kernel_form(self) -> KernelForm:
+        """Return the density as the GPU kernels know it."""
+        return KernelForm("laplace", self.mean, self.log_scale)
 
     @torch.no_grad()
     def kl_gradient(self, mean: Tensor, log_std: Tensor, draw: Tensor, rate: float = 0.0) -> tuple[Tensor, Tensor]:

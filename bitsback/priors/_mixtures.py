@@ -9,7 +9,7 @@ from torch.distributions import Categorical, Distribution, MixtureSameFamily, No
 
 from bitsback.errors import PriorError
 from bitsback.learned import BFLOAT16, LOGIT, plain
-from bitsback.priors.base import Prior, add_gradient, around
+from bitsback.priors.base import KernelForm, Prior, add_gradient, around
 from bitsback.registry import Learn
 
 __all__ = ["AdaptiveMixturePrior", "MixturePrior", "ScaleMixturePrior", "SpikeAndSlabPrior"]
@@ -78,6 +78,10 @@ class MixturePrior(Prior):
     def is_elementwise(self) -> bool:
         """Return True: all weights have the same scalar density."""
         return True
+
+    def kernel_form(self) -> KernelForm:
+        """Return the density as the GPU kernels know it."""
+        return KernelForm("mixture", self.means, self.log_scales, self.free_logits)
 
     @torch.no_grad()
     def slope(self, weights: Tensor, rate: float = 0.0) -> Tensor:

@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from bitsback.errors import PriorError
 from bitsback.learned import Learned
 from bitsback.registry import Learn
 
-__all__ = ["NO_SHAPE", "Moments", "Prior", "ScalePrior", "Shape", "WeightInfo", "add_gradient", "around"]
+__all__ = ["NO_SHAPE", "KernelForm", "Moments", "Prior", "ScalePrior", "Shape", "WeightInfo", "add_gradient", "around"]
 
 Shape = torch.Size | list[int] | tuple[int, ...]
 """Sample shape, with the types that torch accepts."""
@@ -34,6 +34,25 @@ class WeightInfo:
     fan_in: int = 1
     output_axis: int = 0
     input_axis: int = 1
+
+
+class KernelForm(NamedTuple):
+    """Density that the kernels of :mod:`bitsback.kernels` know, with the tensors that hold its numbers.
+
+    Attributes:
+        name: ``normal``, ``laplace``, ``power`` (Student's t), ``logistic``, ``mixture`` or ``horseshoe``.
+        location: a number, one for every weight, or one for every component of a mixture.
+        log_scale: a number, one for every slice of the weights, or one for every component.
+        third: degrees of freedom, free logits of a mixture, or the table of the horseshoe.
+        table_start, table_step: of that table, log r in its first column, and between two columns.
+    """
+
+    name: str
+    location: Tensor
+    log_scale: Tensor
+    third: Tensor | None = None
+    table_start: float = 0.0
+    table_step: float = 1.0
 
 
 class Prior(Learned, ABC):
@@ -59,9 +78,12 @@ class Prior(Learned, ABC):
         """Reset derivatives to autograd in a subclass that defines its own density but not its own derivatives."""
         # Otherwise a subclass that overrides forward() would inherit the closed-form slope of its parent's density.
         super().__init_subclass__(**arguments)
-        if "forward" in vars(cls) or "typical_scale" in vars(cls):
-            for name in {"kl_gradient", "slope", "is_elementwise", "needs_draw"} - vars(cls).keys():
+        own = vars(cls)
+        if "forward" in own or "typical_scale" in own:
+            for name in {"kl_gradient", "slope", "is_elementwise", "needs_draw"} - own.keys():
                 setattr(cls, name, vars(Prior)[name])
+        if own.keys() & {"forward", "typical_scale", "kl_gradient", "slope"} and "kernel_form" not in own:
+            cls.kernel_form = Prior.kernel_form  # type: ignore[method-assign]
 
     @abstractmethod
     def forward(self) -> Distribution:
@@ -86,7 +108,7 @@ class Prior(Learned, ABC):
         """
         return around(self.mean, self.typical_scale(), (-2, 4) if fine else (0, 0))
 
-    def update(self, weights: Sequence[Moments], rate: float = 1.0) -> None:
+    def update(self, weights: Sequence[Moments], rate: float | Tensor = 1.0) -> None:
         """Move learned numbers towards the minimum of the KL, if the prior knows it in closed form; else do nothing.
 
         Args:
@@ -108,6 +130,10 @@ class Prior(Learned, ABC):
     def tensors(self) -> dict[str, Tensor]:
         """Return numbers too many for :meth:`values` (a mean for every weight), to be stored beside the posterior."""
         return {}
+
+    def kernel_form(self) -> KernelForm | None:
+        """Return the density as the GPU kernels know it; None if they do not, and :meth:`kl_gradient` has to be called."""
+        return None
 
     @property
     def is_elementwise(self) -> bool:
@@ -177,7 +203,7 @@ class Prior(Learned, ABC):
         return self.kind
 
 
-def add_gradient(parameter: Tensor, gradient: Tensor, rate: float) -> None:
+def add_gradient(parameter: Tensor, gradient: Tensor, rate: float | Tensor) -> None:
     """Add ``rate`` times a gradient to a parameter's ``.grad``; do nothing if the parameter does not require gradients.
 
     Args:

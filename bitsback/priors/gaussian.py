@@ -9,7 +9,7 @@ from torch.distributions import Distribution, Normal
 
 from bitsback.distributed import over_ranks
 from bitsback.learned import plain
-from bitsback.priors.base import Moments, Prior, add_gradient
+from bitsback.priors.base import KernelForm, Moments, Prior, add_gradient
 from bitsback.registry import Learn
 
 __all__ = ["GaussianPrior", "NormalPrior"]
@@ -47,6 +47,10 @@ class NormalPrior(Prior):
     def is_elementwise(self) -> bool:
         """Return True if mean and scale are single numbers."""
         return self.mean.ndim == 0 and self.log_scale.ndim == 0
+
+    def kernel_form(self) -> KernelForm:
+        """Return the density as the GPU kernels know it."""
+        return KernelForm("normal", self.mean, self.log_scale)
 
     @torch.no_grad()
     def kl_gradient(self, mean: Tensor, log_std: Tensor, draw: Tensor, rate: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -86,7 +90,7 @@ class NormalPrior(Prior):
             add_gradient(self.log_scale, (1 - slope * distance).sum_to_size(self.log_scale.shape), rate)
         return slope
 
-    def update(self, weights: Sequence[Moments], rate: float = 1.0) -> None:
+    def update(self, weights: Sequence[Moments], rate: float | Tensor = 1.0) -> None:
         """Move each log scale towards that of the root mean of E_q[(w - mean)^2], if it learns in closed form.
 
         Args:
@@ -97,7 +101,7 @@ class NormalPrior(Prior):
             sums, counts = zip(*(self._second_moment(mean, std) for mean, std in weights), strict=True)
             count = over_ranks(torch.tensor(sum(counts), dtype=torch.float64, device=sums[0].device))
             best = 0.5 * (over_ranks(torch.stack(sums).sum(0)) / count.to(sums[0])).clamp_min(1e-30).log()
-            self.log_scale.lerp_(best, rate)
+            self.log_scale.lerp_(best, rate.to(best) if isinstance(rate, Tensor) else rate)
 
     def _second_moment(self, mean: Tensor, std: Tensor | None) -> tuple[Tensor, float]:
         """Return the sum of E_q[(w - mean)^2] over the weights of each scale, and the number of weights of each."""

@@ -98,19 +98,6 @@ class DescriptionLength(Objective):
         """
         return mean_cost + weight_bits / self.examples
 
-    def weigh(self, mean_cost: float, weight_bits: float, gradients: Callable[[], list[Tensor]]) -> float:
-        """Return 1 and leave the gradients unchanged: they are those of the loss.
-
-        Args:
-            mean_cost: not used.
-            weight_bits: not used.
-            gradients: not used.
-
-        Returns:
-            1.0.
-        """
-        return 1.0  # the mean cost enters the loss with weight 1
-
 
 class RiskBound(Objective):
     """PAC-Bayes bound on the risk.

@@ -14,15 +14,16 @@ from bitsback.distributed import ALONE, Ranks, local
 from bitsback.errors import ConfigError, TrainingError
 from bitsback.inputs import Inputs, call, leaves, like
 from bitsback.likelihoods import Likelihood
-from bitsback.model import BayesianModel
+from bitsback.model import BayesianModel, State
 from bitsback.model.modes import Modes
-from bitsback.optim import PosteriorOptimizer
+from bitsback.optim import Adam, PosteriorOptimizer
 from bitsback.profiling import stage
 from bitsback.torch_state import set_seed
 from bitsback.training._objective import DescriptionLength, Objective
 from bitsback.training.augment import augmented
 from bitsback.training.beta import Beta
 from bitsback.training.drawn_outputs import DrawnOutputs
+from bitsback.training.graphs import StepGraphs
 from bitsback.training.settings import TrainingSettings
 from bitsback.units import nats_to_bits
 
@@ -52,6 +53,10 @@ that have not been trained.
 
 Watch = Callable[[int, BayesianModel], None]
 """Callback after each step, with the number of steps done and the model."""
+
+
+class _NotFinite(ArithmeticError):
+    """The loss of a step is not finite; the message names the cause."""
 
 
 @dataclass
@@ -87,6 +92,8 @@ class Fit:
     outputs: DrawnOutputs | None = None
     epoch: int = 0
     watch: Watch | None = None
+    graphs: StepGraphs | None = None
+    """Steps as CUDA graphs, where they are captured."""
     holds_priors: bool = False
     """Whether priors are kept fixed."""
     ranks: Ranks = ALONE
@@ -100,6 +107,64 @@ class Fit:
         self.model.evaluation_batch = max(self.model.evaluation_batch, self.settings.batch_size)
         self._deterministic_bits = self.model.deterministic_bits()  # constant: counted once
         self._rows = 0  # of the batch that all processes share; 0: this one's times their number
+        self._weight_bits, self._beta = 0.0, 1.0
+
+    # of StepGraphs
+
+    def run(self, inputs: Inputs, targets: Tensor) -> Tensor:
+        """Run the operators of a step and return its data bits.
+
+        Args:
+            inputs: (n, ...), a tensor, or a tuple or dict of tensors.
+            targets: (n, ...).
+
+        Returns:
+            a scalar tensor.
+        """
+        return torch.as_tensor(self._run(inputs, targets))
+
+    def prepare_capture(self) -> None:
+        """Allocate what the launches of one capture read."""
+        self.optimizer.prepare_capture(self.settings.draws + 1)
+
+    def finish_capture(self) -> None:
+        """Write what the launches of the capture read."""
+        self.optimizer.finish_capture()
+
+    def host_state(self) -> tuple[State, int]:
+        """Return what a step changes on the host."""
+        return self.optimizer.host_state()
+
+    def set_host_state(self, state: tuple[State, int]) -> None:
+        """Restore what :meth:`host_state` returned."""
+        self.optimizer.set_host_state(state)
+
+    def advance(self, before: tuple[State, int], after: tuple[State, int]) -> None:
+        """Change the host's state as a step does that led from one state to another.
+
+        Args:
+            before: state before such a step.
+            after: state after it.
+        """
+        state, steps = self.host_state()
+        moved = after[0].number - before[0].number
+        self.set_host_state((state._replace(number=state.number + moved, sign=after[0].sign), steps + after[1] - before[1]))
+
+    def write_numbers(self) -> None:
+        """Write the numbers of the next step to the device."""
+        self.optimizer.write_next()
+
+    def why_no_graph(self) -> str:
+        """Return why steps cannot be captured, a clause; empty if they can."""
+        if self.ranks.count > 1:
+            return "several processes average their gradients in every step"
+        if self._needs_weight_bits:
+            return "the weight of the KL depends on its value, which is read in every step"
+        if not isinstance(self.optimizer, Adam):
+            return f"{self.settings.optimizer.name} keeps its rates on the host"
+        if self.train.pads:
+            return "batches are padded to shapes of their own"
+        return self.optimizer.why_not_captured()
 
     @property
     def steps_per_epoch(self) -> int:
@@ -120,10 +185,12 @@ class Fit:
         """
         set_seed(self.seed * 1_000_003 + self.epoch, self.train.targets.device)
         self.modes.restore()
-        data_bits = 0.0
+        data_bits: float | Tensor = 0.0
         for number, (inputs, targets) in enumerate(self.batches()):
-            data_bits += self.step(self.epoch * self.steps_per_epoch + number, inputs, targets)
-        (data_bits,) = self.ranks.sums([data_bits])
+            data_bits = data_bits + self.step(self.epoch * self.steps_per_epoch + number, inputs, targets)
+            if self.settings.log_every is not None and (number + 1) % self.settings.log_every == 0:
+                self._check_bits(data_bits, number)
+        (data_bits,) = self.ranks.sums([self._check_bits(data_bits, self.steps_per_epoch - 1)])
         self.ranks.copy_first([buffer for buffer in self.model.network.buffers() if buffer.is_floating_point()])
         error = self._check_finite()
         if error:
@@ -166,7 +233,18 @@ class Fit:
         """Return KL(q||p) of the current weights, in bits."""
         return nats_to_bits(self.optimizer.kl_nats())
 
-    def step(self, step: int, inputs: Inputs, targets: Tensor) -> float:
+    def _check_bits(self, data_bits: float | Tensor, number: int) -> float:
+        """Return the data bits of an epoch so far, read from the device; raise TrainingError if they are not finite."""
+        found = float(data_bits)
+        if not abs(found) < inf:
+            cause = self._check_finite() or "the data bits overflow"
+            raise TrainingError(
+                f"the loss is not finite in epoch {self.epoch + 1}, at step {number + 1} of it or before: {cause}; lower "
+                "training.optimizer.lr (training.log_every=1 looks at every step)"
+            )
+        return found
+
+    def step(self, step: int, inputs: Inputs, targets: Tensor) -> float | Tensor:
         """Take one optimiser step on the objective.
 
         Args:
@@ -175,49 +253,62 @@ class Fit:
             targets: (n, ...).
 
         Returns:
-            data bits of the batch.
+            data bits of the batch; on a GPU a scalar tensor there, valid until the next step.
 
         Raises:
-            TrainingError: if the forward or backward pass fails, or the loss is not finite.
+            TrainingError: if the forward or backward pass fails, or, on a CPU, the loss is not finite.
         """
         if not self.model.training or self.model.holds == "mean":
             self.model.training = True  # of the model alone: modules keep their modes
         done = step / (self.settings.passes * self.steps_per_epoch)
         self.optimizer.prior_rate = 0.0 if self.holds_priors else PRIOR_RATE + (1 - PRIOR_RATE) * done**2
         # the KL itself is computed only if needed; otherwise its gradient suffices
-        is_steered = self.settings.budget_bits is not None
-        needs_bits = is_steered or not isinstance(self.objective, DescriptionLength)
-        weight_bits = self.weight_bits() if needs_bits else 0.0
-        beta = self.beta.before_step(step, weight_bits + self._deterministic_bits)
-        self.optimizer.zero_grad(set_to_none=True)
+        self._weight_bits = self.weight_bits() if self._needs_weight_bits else 0.0
+        self._beta = self.beta.before_step(step, self._weight_bits + self._deterministic_bits)
+        self.optimizer.beta = self._beta
         try:
-            data_bits, mean_cost = self._backward_by_groups(step, inputs, targets)
+            data_bits = self._run(inputs, targets) if self.graphs is None else self.graphs.step(inputs, targets)
+        except _NotFinite as error:
+            raise TrainingError(f"the loss is not finite at step {step}: {error}; lower training.optimizer.lr") from error
         except (RuntimeError, ValueError) as error:
             hint = " (the batch is cut into training.draws groups)" if self.settings.draws > 1 else ""
             raise TrainingError(f"step {step} on {len(targets)} examples{hint} fails: {str(error).splitlines()[0]}") from error
-        self.optimizer.gather()
-        if self.ranks.count > 1 and not isinstance(self.objective, DescriptionLength):
-            mean_cost = self.ranks.sums([mean_cost])[0] / self.ranks.count
-        self.optimizer.beta = beta * self.objective.weigh(mean_cost, beta * weight_bits, self._gradients)
-        with stage("bitsback: optimiser"):
-            self.optimizer.step()
         if self.schedule is not None:
             self.schedule.step()
         if self.watch is not None:
             self.watch(step + 1, self.model)
         return data_bits
 
+    @property
+    def _needs_weight_bits(self) -> bool:
+        """Return whether beta or the objective depends on the KL of the current posteriors."""
+        return self.settings.budget_bits is not None or not isinstance(self.objective, DescriptionLength)
+
+    def _run(self, inputs: Inputs, targets: Tensor) -> float | Tensor:
+        """Run the operators of a step, and return its data bits."""
+        self.optimizer.zero_grad(set_to_none=True)
+        data_bits, mean_cost = self._backward_by_groups(inputs, targets)
+        self.optimizer.gather()
+        if not isinstance(self.objective, DescriptionLength):
+            mean_cost = self.ranks.sums([float(mean_cost)])[0] / self.ranks.count
+            weighed = self.objective.weigh(mean_cost, self._beta * self._weight_bits, self._gradients)
+            self.optimizer.beta = self._beta * weighed
+        with stage("bitsback: optimiser"):
+            self.optimizer.step()
+        return data_bits
+
     def _gradients(self) -> list[Tensor]:
         """Return all gradients of the data cost."""
         return self.optimizer.gradients()
 
-    def _backward_by_groups(self, step: int, inputs: Inputs, targets: Tensor) -> tuple[float, float]:
+    def _backward_by_groups(self, inputs: Inputs, targets: Tensor) -> tuple[float | Tensor, float | Tensor]:
         """Accumulate the gradient of the mean cost over ``draws`` groups of a batch, each under its own weight draw."""
         groups = min(self.settings.draws, len(targets))
         half = self.settings.precision == "bfloat16"
         rows = self._rows / self.ranks.count or len(targets)
         self._rows = 0
-        data_bits = cost = 0.0
+        data_bits: float | Tensor = 0.0
+        cost: float | Tensor = 0.0
         for number, (x, y) in enumerate(zip(_groups(inputs, groups), targets.tensor_split(groups), strict=True)):
             if number:  # the first group uses the draw that the last optimiser step wrote
                 self.model.mirror() if self.settings.antithetic and number % 2 else self.model.draw()
@@ -229,15 +320,18 @@ class Fit:
                     outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
                     bits = self.likelihood.bits(outputs, y)
                     part = self.objective.cost(bits).sum() / rows  # the mean over processes is that over their whole batch
-                paid = float(part.detach())
-                if not abs(paid) < inf:
-                    cause = self._find_nonfinite_layer(inputs)
-                    raise TrainingError(f"the loss is not finite at step {step}: {cause}; lower training.optimizer.lr")
+                paid = self._read(part)
+                if isinstance(paid, float) and not abs(paid) < inf:
+                    raise _NotFinite(self._find_nonfinite_layer(inputs))
                 with stage("bitsback: backward"):
                     part.backward()
-            cost += paid
-            data_bits += float(bits.detach().sum())
+            cost = cost + paid
+            data_bits = data_bits + self._read(bits.sum())
         return data_bits, cost
+
+    def _read(self, number: Tensor) -> float | Tensor:
+        """Return a number as a float; on an accelerator as a tensor, because to read it there is to wait for the device."""
+        return float(number.detach()) if number.is_cpu else number.detach()
 
     @torch.no_grad()
     def _check_finite(self) -> str:

@@ -176,7 +176,9 @@ class TrainingSettings(Settings):
         "false: separate passes, and torch's default layout",
     )
     noise_reuse: PositiveInt = Field(
-        8, description="number of draws that reuse a random number, each for another weight; 1, and always in float64: no reuse"
+        8,
+        description="number of draws that reuse a random number, each for another weight; 1: no "
+        "reuse, as always in float64 and on a GPU",
     )
     objective: AnyObjectiveSettings = Field(ElboSettings(), description="loss in training; the ledger does not depend on it")
     optimizer: OptimizerSettings = OptimizerSettings()
@@ -197,6 +199,14 @@ class TrainingSettings(Settings):
     )
     threads: Threads | Literal["auto"] = Field("auto", description="CPU threads; auto: one for less than a million weights")
     device: str = Field("cpu", description="cpu, cuda, cuda:1, mps, or auto: an accelerator if available")
+    graph: Literal["auto", "never"] = Field(
+        "auto", description="auto: capture whole steps as CUDA graphs, one for each shape of a batch, where that is possible"
+    )
+    log_every: PositiveInt | None = Field(
+        None,
+        description="steps between reads of the loss from a GPU, where one that is not finite ends the training; null: one "
+        "read an epoch. On a CPU the loss of every step is read",
+    )
     precision: Literal["float32", "float64", "bfloat16"] = Field(
         "float32",
         description="bfloat16: autocast of the forward pass; parameters, KL and ledger remain in float32. Messages and the "

@@ -17,6 +17,7 @@ from bitsback.data import Dataset, Examples
 from bitsback.distributed import ALONE, Ranks, present, started
 from bitsback.errors import ConfigError
 from bitsback.inputs import Inputs
+from bitsback.kernels import CudaCaptures
 from bitsback.ledger import Ledger
 from bitsback.likelihoods import Likelihood
 from bitsback.locks import LOCK, exclusive, remove_left_over_files
@@ -31,6 +32,7 @@ from bitsback.training._optimise import make_optimizer, make_schedule
 from bitsback.training.beta import Beta
 from bitsback.training.dashboards import check_dashboards, final_numbers, subject_of
 from bitsback.training.drawn_outputs import DrawnOutputs
+from bitsback.training.graphs import StepGraphs
 from bitsback.training.loop import Fit, Watch
 from bitsback.training.session import Session
 from bitsback.training.settings import EngineSettings, LedgerSettings, LoggingSettings, TrainingSettings
@@ -164,6 +166,7 @@ def train(
     check_point_grids(model, model.grid_step(), "ledger.grid_step" if ledger.grid_step else "posterior.grid_step")
     device = own_device(_device(training.device), ranks)
     dtype = torch.float64 if training.precision == "float64" else torch.float32
+    check_memory(model, device)
     model.to(device, dtype)
     likelihood.to(device, dtype)
     data, test = dataset.train.to(device, dtype), dataset.test and dataset.test.to(device, dtype)
@@ -276,10 +279,41 @@ def start(
     model.set_noise(model.noise_source, reuse)
     if settings.antithetic and all(weight.noise_on_outputs or not weight.is_gaussian for weight in model.weights):
         raise ConfigError("training.antithetic: no layer draws its weights; leave it out, or set bayesian.estimator=weight")
-    return Fit(
+    fit = Fit(
         model, likelihood, data, settings, seed, optimizer, schedule, Beta(settings, steps), objective, outputs, watch=watch,
         mode=mode, ranks=ranks,
     )  # fmt: skip
+    if settings.graph == "auto" and model.device.type == "cuda":
+        fit.graphs = StepGraphs(fit, CudaCaptures(model.device))
+        if why := fit.why_no_graph():
+            fit.graphs.give_up(why)
+    return fit
+
+
+STEP_BYTES = 32
+"""Bytes that a step holds for each weight: the draw, its gradient, mean, log std and four running averages, in float32."""
+
+
+def check_memory(model: BayesianModel, device: torch.device) -> None:
+    """Check that a step's tensors fit into the free memory of a GPU, before anything is moved there.
+
+    Args:
+        model: model to be trained.
+        device: where to; only GPUs are checked.
+
+    Raises:
+        ConfigError: if they do not fit.
+    """
+    if device.type != "cuda":
+        return
+    weights = sum(p.numel() for p in model.network.parameters())
+    free = torch.cuda.mem_get_info(device)[0]
+    if STEP_BYTES * weights > free:
+        raise ConfigError(
+            f"training.device: a step holds {STEP_BYTES} bytes for each of {weights:,} weights, "
+            f"{STEP_BYTES * weights / 1e9:,.1f} GB besides the activations, and {device} has "
+            f"{free / 1e9:,.1f} GB free; take a smaller network, or device=cpu"
+        )
 
 
 def _to_try_out(data: Examples, settings: TrainingSettings, seed: int) -> list[Inputs]:
