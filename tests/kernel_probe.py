@@ -9,7 +9,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from bitsback.kernels import _layout, _triton
-from bitsback.kernels.launch import CHUNK, WARPS
+from bitsback.kernels._launch import CHUNK, WARPS
 
 TARGETS = {"cuda": (GPUTarget("cuda", 90, 32), "cubin"), "hip": (GPUTarget("hip", "gfx942", 64), "hsaco")}
 TENSORS = {"chunks": "*i32", "table": "*i64", "draw": "*i64", "numbers": "*fp64", "sums": "*fp32", "narrow": "*i8"}

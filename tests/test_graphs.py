@@ -16,7 +16,7 @@ from bitsback.model import bayesianize, evaluate
 from bitsback.model.draws import GraphedForward
 from bitsback.model.noise import CounterNoise
 from bitsback.training import TrainingSettings, start
-from bitsback.training.graphs import TRIALS, StepGraphs
+from bitsback.training._graphs import TRIALS, StepGraphs
 
 pytest.importorskip("triton", reason="the kernels run in the interpreter of triton, which Linux alone has")
 

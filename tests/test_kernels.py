@@ -364,3 +364,32 @@ def test_a_step_reads_nothing_from_the_device(prior, options):
             model.mirror()
             classify(model, *batch).backward()
             optimizer.step()
+
+
+# other accelerators
+
+
+@pytest.mark.parametrize("kind", [Adam, IVON])
+@pytest.mark.parametrize(
+    "prior", ["gaussian", {"kind": "gaussian", "mean": 0.1, "per": "model"}, "laplace", "adaptive_mixture"]
+)
+def test_multi_tensor_steps_are_those_of_the_pieces(prior, kind, monkeypatch):
+    from bitsback.optim._foreach_sweep import ForeachSweep
+
+    def made():
+        torch.manual_seed(10)
+        model = bitsback.bayesianize(Words(), prior, seed=2).double()
+        return model, kind(model, examples=N, **RATES)
+
+    one, other = made(), made()
+    monkeypatch.setattr(other[1], "_pass", lambda *arguments: ForeachSweep(*arguments))
+    for batch in batches(3):
+        for model, optimizer in (one, other):
+            optimizer.zero_grad()
+            (classify(model, *doubled(batch)) / 2).backward()
+            model.draw()
+            (classify(model, *doubled(batch)) / 2).backward()
+            optimizer.step()
+    for weight, again in zip(one[0].weights, other[0].weights, strict=True):
+        for a, b in zip(weight.tensors(), again.tensors(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)

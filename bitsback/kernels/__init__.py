@@ -3,6 +3,8 @@
 The optimisers of :mod:`bitsback.optim` choose them by device. On a CPU they run only in Triton's interpreter, in tests.
 """
 
+from bitsback.kernels._captures import Captured, Captures, CudaCaptures
+from bitsback.kernels._launch import ALIGNED, Batch, Clock, Numbers, Row, fill_normals, has_triton, is_capturing, upload
 from bitsback.kernels._layout import (
     ADAM,
     DRAW,
@@ -20,8 +22,6 @@ from bitsback.kernels._layout import (
     Word,
 )
 from bitsback.kernels._philox_torch import counter_normals
-from bitsback.kernels.captures import Captured, Captures, CudaCaptures
-from bitsback.kernels.launch import ALIGNED, Batch, Clock, Numbers, Row, fill_normals, has_triton, is_capturing, upload
 
 __all__ = [
     "ADAM",

@@ -104,7 +104,7 @@ class Drawer:
         alive: list[Tensor] = []  # what the launch reads, until it has been issued
         words = []
         for weight in own:
-            gradient, q = weight.parameter.grad, weight.posterior
+            gradient, q = weight.gradient, weight.posterior
             assert isinstance(q, GaussianPosterior)
             one: dict[int, int] = {
                 Word.FLAGS: model.is_drawn(weight, state) * kernels.DRAWN | model.is_drawn(weight, before) * kernels.WAS_DRAWN

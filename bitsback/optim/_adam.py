@@ -10,14 +10,11 @@ from bitsback.distributed import local
 from bitsback.errors import LayerError
 from bitsback.kernels import ADAM
 from bitsback.model import Weight
+from bitsback.optim._fused import adam, fused_adam, is_fused, rates
 from bitsback.optim._sweep import Move, Sweep
 from bitsback.optim.base import PosteriorOptimizer
 
-__all__ = ["Adam", "Rates", "adam", "in_double", "rates"]
-
-FUSED = ("cuda", "mps", "xpu")
-"""Devices besides the CPU on which torch has a fused Adam kernel."""
-
+__all__ = ["Adam"]
 
 OF_MEAN = ("exp_avg", "exp_avg_sq")
 OF_BOTH = (*OF_MEAN, "exp_avg_log_std", "exp_avg_sq_log_std")
@@ -122,6 +119,30 @@ class Adam(PosteriorOptimizer):
 
         return move
 
+    def move_all(
+        self, weights: Sequence[Weight], means: list[Tensor], log_stds: list[Tensor], gm: list[Tensor], gl: list[Tensor]
+    ) -> None:
+        """Update whole weights, where torch has a fused Adam kernel, by the gradients of their means and log stds.
+
+        Args:
+            weights: Gaussian weights.
+            means: their means.
+            log_stds: their log stds.
+            gm: gradients by the means.
+            gl: gradients by the log stds.
+        """
+        torch._foreach_add_([self.count_of(weight.known) for weight in weights], 1)
+        averages = [self.averages_of(weight) for weight in weights]
+        own, wide = zip(*(self.settings_of(weight) for weight in weights), strict=True)
+        for groups, moved, gradients, first in ((own, means, gm, 0), (wide, log_stds, gl, 2)):
+            for group in {id(group): group for group in groups}.values():
+                places = [place for place, one in enumerate(groups) if one is group]
+                fused_adam(
+                    [moved[place] for place in places], [gradients[place] for place in places],
+                    [averages[place][first] for place in places], [averages[place][first + 1] for place in places],
+                    [self.count_of(weights[place].known) for place in places], rates(group),
+                )  # fmt: skip
+
     def _move_plain(self) -> None:
         """Move the parameters that have a gradient and no posterior."""
         for group in self._roles("plain"):
@@ -141,61 +162,3 @@ class Adam(PosteriorOptimizer):
                 continue
             for several in zip(moved, given, first, second, counts, strict=True):
                 adam(*several, rates(group))
-
-
-Rates = tuple[float | Tensor, float, float, float]
-"""Learning rate (a tensor where a captured step reads it from the device), beta1, beta2, eps."""
-
-
-def rates(group: dict[str, Any]) -> tuple[float, float, float, float]:
-    """Return learning rate, betas and eps of a parameter group."""
-    return float(group["lr"]), *group["betas"], group["eps"]
-
-
-def adam(
-    parameter: Tensor, gradient: Tensor, first: Tensor, second: Tensor, step: Tensor, numbers: Rates, pull: float = 0.0
-) -> None:
-    """Take one step of Adam on a tensor, in place; the gradient is ``gradient + pull * parameter``.
-
-    Args:
-        parameter: tensor to move.
-        gradient: of the same shape; not changed.
-        first: running average of gradients, updated in place.
-        second: running average of squared gradients, updated in place.
-        step: number of this step, from 1, a scalar tensor.
-        numbers: learning rate, beta1, beta2, eps.
-        pull: L2 coefficient, here the gradient of a Gaussian prior around zero.
-    """
-    # The fused kernel reads and writes every tensor once; weight_decay adds the prior's pull in the same pass.
-    if is_fused(parameter) and gradient.dtype == parameter.dtype:
-        fused_adam([parameter], [gradient], [first], [second], [step], numbers, pull)
-        return
-    lr, beta1, beta2, eps = numbers
-    gradient = torch.add(gradient.to(first.dtype), parameter, alpha=pull)
-    first.lerp_(gradient, 1 - beta1)
-    second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-    count = in_double(step)
-    root = second.sqrt().div_((1 - beta2**count).sqrt_()).add_(eps)
-    parameter.sub_(torch.div(first, root).mul_(lr / (1 - beta1**count)))
-
-
-def in_double(count: Tensor) -> Tensor:
-    """Return a count in float64, in which 1 - beta^count keeps its digits; as it is on mps, which has no float64."""
-    return count if count.device.type == "mps" else count.double()
-
-
-def is_fused(parameter: Tensor) -> bool:
-    """Return whether torch has a fused Adam kernel for a tensor."""
-    return parameter.is_cpu or parameter.device.type in FUSED
-
-
-def fused_adam(
-    parameters: list[Tensor], gradients: list[Tensor], firsts: list[Tensor], seconds: list[Tensor], steps: list[Tensor],
-    numbers: Rates, pull: float = 0.0,
-) -> None:  # fmt: skip
-    """Take one step of Adam on several tensors by torch's fused kernel, as :func:`adam`."""
-    lr, beta1, beta2, eps = numbers
-    torch._fused_adam_(
-        parameters, gradients, firsts, seconds, [], steps, lr=lr, beta1=beta1, beta2=beta2, weight_decay=pull, eps=eps,
-        amsgrad=False, maximize=False,
-    )  # fmt: skip

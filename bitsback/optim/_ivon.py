@@ -11,6 +11,7 @@ equals the gradient by log s. For a drawn weight w = m + s e the Hessian of the 
 with local reparameterisation the estimate is less noisy. The prior adds its own Hessian.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,7 +20,9 @@ from torch import Tensor
 from bitsback import kernels
 from bitsback.errors import LayerError
 from bitsback.model import Weight
-from bitsback.optim._adam import Adam, in_double, rates
+from bitsback.model.pieces import rows
+from bitsback.optim._adam import Adam
+from bitsback.optim._fused import in_double, rates
 from bitsback.optim._sweep import Move
 
 __all__ = ["IVON"]
@@ -92,6 +95,15 @@ class IVON(Adam):
     def numbers_of(self, group: dict[str, Any]) -> list[float]:
         """Return learning rate, beta1, beta2, eps and the largest step of a parameter group."""
         return [*rates(group), self.most_stds]
+
+    def move_all(
+        self, weights: Sequence[Weight], means: list[Tensor], log_stds: list[Tensor], gm: list[Tensor], gl: list[Tensor]
+    ) -> None:
+        """Update whole weights, as the base class."""
+        for weight, *several in zip(weights, means, log_stds, gm, gl, strict=True):
+            move = self.mover(weight)
+            for number, (m, log_std, by_mean, by_log_std) in enumerate(zip(*map(rows, several), strict=True)):
+                move(number, m, log_std, by_mean, by_log_std, 0.0)
 
     def mover(self, weight: Weight) -> Move:
         """Return the function that applies this step's update to each piece of a weight."""

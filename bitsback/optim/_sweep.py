@@ -47,6 +47,11 @@ class UpdateRule(Protocol):
     def mover(self, weight: Weight) -> Move:
         """Return the function that updates each piece of a weight in this step."""
 
+    def move_all(
+        self, weights: Sequence[Weight], means: list[Tensor], log_stds: list[Tensor], gm: list[Tensor], gl: list[Tensor]
+    ) -> None:
+        """Update whole weights by the gradients of their means and log stds."""
+
     def averages_of(self, weight: Weight) -> list[Tensor]:
         """Return the running averages of a weight, in the memory layout of its mean."""
 

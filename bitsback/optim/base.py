@@ -26,6 +26,7 @@ from bitsback.model.noise import as_key
 from bitsback.model.pieces import Scratch
 from bitsback.model.weight import State
 from bitsback.optim._cost import GaussianCost, weights_with_one_scale
+from bitsback.optim._foreach_sweep import ForeachSweep
 from bitsback.optim._kernel_sweep import Kernel, KernelSweep
 from bitsback.optim._said import FOREIGN_CLIPPING, SUM_LOSS, WEIGHT_DECAY
 from bitsback.optim._sweep import Sweep
@@ -282,7 +283,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         with stage("bitsback: cost"):
             self._begin(weights, k)
         arguments = model, self._cost, k, state, self._scratch, self.kl_weights
-        sweep = Sweep(*arguments) if self._kernel is None else KernelSweep(self._kernel, *arguments)
+        sweep = self._pass(*arguments)
         with stage("bitsback: move and draw"):
             sweep.begin(weights)
             self._sweep(sweep, weights)
@@ -376,6 +377,13 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         if learned:
             return f"no kernel knows the prior of '{learned[0]}', which learns by gradient"
         return ""
+
+    def _pass(self, *arguments: Any) -> Sweep:
+        """Return the pass over the weights as their device does it best."""
+        if self._kernel is not None:
+            return KernelSweep(self._kernel, *arguments)
+        is_on_cpu = all(weight.known.is_cpu for weight in self.weights)
+        return Sweep(*arguments) if is_on_cpu else ForeachSweep(*arguments)
 
     def numbers_of(self, group: dict[str, Any]) -> list[float]:
         """Return what kernels need to know of a parameter group: the learning rate, unless they update by more."""

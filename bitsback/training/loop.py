@@ -19,11 +19,11 @@ from bitsback.model.modes import Modes
 from bitsback.optim import Adam, PosteriorOptimizer
 from bitsback.profiling import stage
 from bitsback.torch_state import set_seed
+from bitsback.training._graphs import StepGraphs
 from bitsback.training._objective import DescriptionLength, Objective
 from bitsback.training.augment import augmented
 from bitsback.training.beta import Beta
 from bitsback.training.drawn_outputs import DrawnOutputs
-from bitsback.training.graphs import StepGraphs
 from bitsback.training.settings import TrainingSettings
 from bitsback.units import nats_to_bits
 

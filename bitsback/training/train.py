@@ -26,18 +26,18 @@ from bitsback.model.accounting import check_point_grids
 from bitsback.model.noise import ExactNoise
 from bitsback.torch_state import seeded, using_threads
 from bitsback.training._engine import check_engine, dividing, own_device, shard
+from bitsback.training._graphs import StepGraphs
 from bitsback.training._loggers import Logger
 from bitsback.training._objective import make_objective
 from bitsback.training._optimise import make_optimizer, make_schedule
 from bitsback.training.beta import Beta
 from bitsback.training.dashboards import check_dashboards, final_numbers, subject_of
 from bitsback.training.drawn_outputs import DrawnOutputs
-from bitsback.training.graphs import StepGraphs
 from bitsback.training.loop import Fit, Watch
 from bitsback.training.session import Session
 from bitsback.training.settings import EngineSettings, LedgerSettings, LoggingSettings, TrainingSettings
 
-__all__ = ["Outcome", "start", "threads_for", "train"]
+__all__ = ["Outcome", "device_named", "start", "threads_for", "train"]
 
 SMALL_MODEL_WEIGHTS = 1_000_000
 """Models with fewer weights are trained on one thread."""
@@ -164,7 +164,7 @@ def train(
             likelihood.check_split(examples.targets, examples.name)
     model.chosen_grid_step, model.likelihood = ledger.grid_step, likelihood
     check_point_grids(model, model.grid_step(), "ledger.grid_step" if ledger.grid_step else "posterior.grid_step")
-    device = own_device(_device(training.device), ranks)
+    device = own_device(device_named(training.device), ranks)
     dtype = torch.float64 if training.precision == "float64" else torch.float32
     check_memory(model, device)
     model.to(device, dtype)
@@ -340,7 +340,18 @@ def _write_results(directory: Path, outcome: Outcome) -> None:
     write_text(directory / "ledger.json", outcome.ledger.to_json())
 
 
-def _device(name: str) -> torch.device:
+def device_named(name: str) -> torch.device:
+    """Return the device of a setting.
+
+    Args:
+        name: a device of torch, or ``auto``: an accelerator if there is one.
+
+    Returns:
+        The device, which can be used.
+
+    Raises:
+        ConfigError: for a device that cannot be used here.
+    """
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         return accelerator if accelerator is not None else torch.device("cpu")

@@ -74,11 +74,12 @@ class Tuner:
         self.examples = self.examples.to(self.model.device, self.model.dtype)  # float64 after a run in float64
         self.indices = np.zeros(self.code.blocks, dtype=np.int64)
         self._gaussians = [weight for weight in self.model.weights if weight.is_gaussian]
-        self._block_of = torch.from_numpy(self.code.block_of())
-        self._free = torch.ones(len(self._block_of), dtype=torch.bool)
+        device = self.model.device
+        self._block_of = torch.from_numpy(self.code.block_of()).to(device)
+        self._free = torch.ones(len(self._block_of), dtype=torch.bool, device=device)
         dtype = next((weight.posterior.mean.dtype for weight in self._gaussians), torch.float32)
-        self._fixed = torch.zeros(len(self._block_of), dtype=dtype)
-        self._beta = torch.ones(self.code.blocks, dtype=dtype)
+        self._fixed = torch.zeros(len(self._block_of), dtype=dtype, device=device)
+        self._beta = torch.ones(self.code.blocks, dtype=dtype, device=device)
         self._steps = (
             self.settings.balance_steps + self.settings.steps * (self.settings.groups - 1) if self.settings.steps else 0
         )
@@ -180,13 +181,15 @@ class Tuner:
 
     @torch.no_grad()
     def _choose(self, group: Integers, bar: Any) -> None:
-        mean = torch.cat([weight.posterior.mean.flatten() for weight in self._gaussians]).double().numpy()
-        std = torch.cat([_gaussian(weight).std().flatten() for weight in self._gaussians]).double().numpy()
+        mean = torch.cat([weight.posterior.mean.flatten() for weight in self._gaussians]).cpu().double().numpy()
+        std = torch.cat([_gaussian(weight).std().flatten() for weight in self._gaussians]).cpu().double().numpy()
         for block in group.tolist():
             members = self.code.members(block)
             self.indices[block] = self.code.choose(block, mean[members], std[members])
-            self._fixed[members] = torch.from_numpy(self.code.values(block, int(self.indices[block]))).to(self._fixed.dtype)
-            self._free[members] = False
+            values = torch.from_numpy(self.code.values(block, int(self.indices[block])))
+            places = torch.from_numpy(members).to(self._fixed.device)
+            self._fixed[places] = values.to(self._fixed)
+            self._free[places] = False
             bar.update()
         self._hold()
 

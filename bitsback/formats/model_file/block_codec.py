@@ -12,7 +12,7 @@ from bitsback.coding.densities import StandardDensity
 from bitsback.coding.relative_entropy import BlockCode
 from bitsback.config import Experiment
 from bitsback.config.coding_settings import PackSettings, TuningSettings
-from bitsback.errors import FileError
+from bitsback.errors import ConfigError, FileError
 from bitsback.formats.container import BitReader, BitWriter, seal, sealed_bytes
 from bitsback.formats.kinds import FileKind, register_kind
 from bitsback.formats.model_file._codec import FilePart, ModelCodec, register_codec
@@ -21,7 +21,8 @@ from bitsback.formats.model_file._tuning import Tuner
 from bitsback.formats.side_information import densities_of
 from bitsback.model import BayesianModel
 from bitsback.torch_state import seeded, using_threads
-from bitsback.training.train import threads_for
+from bitsback.training import TrainingSettings
+from bitsback.training.train import device_named, threads_for
 from bitsback.units import bits_to_bytes
 
 __all__ = ["RELATIVE_ENTROPY", "DecodedBlocks", "block_code", "put_blocks", "read_blocks", "write_blocks"]
@@ -161,6 +162,7 @@ def write_blocks(experiment: Experiment, settings: PackSettings, progress: bool)
     code = block_code(model, min(blocks, weights), settings.index_bits, settings.key)
     tuning = settings.tuning or TuningSettings(steps=0, balance_steps=0)
     half = experiment.config.training.precision == "bfloat16"
+    _move(experiment, _device_of(experiment.config.training))
     tuner = Tuner(
         model,
         experiment.likelihood,
@@ -173,11 +175,26 @@ def write_blocks(experiment: Experiment, settings: PackSettings, progress: bool)
     )
     with using_threads(threads_for(experiment.config.training, model)), seeded(experiment.config.seed, torch.device("cpu")):
         indices = tuner.run()
+    _move(experiment, torch.device("cpu"))
     # the head again: tuning has changed numbers in it (running statistics), but not its size
     writer = BitWriter()
     put_experiment_head(writer, experiment, tree)
     put_blocks(writer, indices, settings.index_bits, settings.key)
     return seal(RELATIVE_ENTROPY, writer.to_bytes())
+
+
+def _device_of(training: TrainingSettings) -> torch.device:
+    """Return the device of the training if it is here, else the CPU: a run may be packed on another machine."""
+    try:
+        return device_named(training.device)
+    except ConfigError:
+        return torch.device("cpu")
+
+
+def _move(experiment: Experiment, device: torch.device) -> None:
+    if experiment.model.device != device:
+        experiment.model.to(device)
+        experiment.likelihood.to(device)
 
 
 def _blocks(net_weight_bits: float, head_bits: int, settings: PackSettings) -> int:

@@ -22,7 +22,19 @@ from bitsback.kernels._layout import (
 )  # fmt: skip
 from bitsback.kernels._philox_torch import counter_normals
 
-__all__ = ["CHUNK", "Batch", "Clock", "Numbers", "Row", "Table", "fill_normals", "has_triton", "is_capturing", "upload"]
+__all__ = [
+    "ALIGNED",
+    "CHUNK",
+    "Batch",
+    "Clock",
+    "Numbers",
+    "Row",
+    "Table",
+    "fill_normals",
+    "has_triton",
+    "is_capturing",
+    "upload",
+]
 
 CHUNK = 1024
 """Elements of a tensor that one program works on."""
