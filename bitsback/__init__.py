@@ -31,7 +31,7 @@ PUBLIC = {
     "analysis.widen": ("widen",),
     "report": ("write_report",),
     "runs": ("compare", "train"),
-    "training": ("LedgerSettings", "LoggingSettings", "TrainingSettings"),
+    "training": ("EngineSettings", "LedgerSettings", "LoggingSettings", "TrainingSettings"),
 }  # fmt: skip
 """Public names by module; each is imported on first use, so that ``import bitsback`` is quick."""
 

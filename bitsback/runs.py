@@ -18,13 +18,14 @@ from bitsback.atomic_io import file_name, new_directory
 from bitsback.config import Config, Experiment, load_run
 from bitsback.config.from_data import config_to_train, read_config
 from bitsback.config.given_experiment import given_experiment
+from bitsback.distributed import Ranks, launched_ranks, started
 from bitsback.errors import ConfigError, DataError, RunError
 from bitsback.ledger import shown_bits, shown_error
 from bitsback.likelihoods import Likelihood
 from bitsback.locks import LOCK, InUseError, exclusive
 from bitsback.model import BayesianModel
 from bitsback.result import TableResult, text_table
-from bitsback.training import LedgerSettings, Logger, LoggingSettings, TrainingSettings
+from bitsback.training import EngineSettings, LedgerSettings, Logger, LoggingSettings, TrainingSettings
 
 __all__ = ["Comparison", "compare", "config_of_run", "new_run", "say_no_page", "train", "write_page"]
 
@@ -48,6 +49,7 @@ def train(
     training: TrainingSettings | Mapping[str, Any] | None = None,
     ledger: LedgerSettings | Mapping[str, Any] | None = None,
     logging: LoggingSettings | Mapping[str, Any] | None = None,
+    engine: EngineSettings | Mapping[str, Any] | None = None,
     seed: int = 0,
     resume: bool = False,
     profile: bool = False,
@@ -73,6 +75,7 @@ def train(
         training: only for a Python model; settings, or a mapping as in YAML.
         ledger: as ``training``.
         logging: as ``training``.
+        engine: as ``training``: how the processes that ``torchrun`` started train the model together. Rank 0 alone writes.
         seed: only for a Python model.
         resume: continue an interrupted training in ``out``; the result is the same as without the interruption.
         profile: write a profile of the training step to ``out``/profile.
@@ -100,7 +103,7 @@ def train(
     """
     settings: dict[str, Any] = {"resume": resume, "profile": profile, "report": report, "progress": progress}
     settings |= {"loggers": loggers, "watch": watch}
-    sections = {"training": training, "ledger": ledger, "logging": logging}
+    sections = {"training": training, "ledger": ledger, "logging": logging, "engine": engine}
     directory = None if out is None else Path(out)
     _check_model(model)
     if not isinstance(model, BayesianModel):
@@ -112,11 +115,13 @@ def train(
             model = config_of_run(Path(model), overrides, directory)
         elif isinstance(model, str | Path):
             model = config_to_train(Path(model), overrides)
-        with _held(directory, resume):
+        config = model.config if isinstance(model, Experiment) else model
+        assert isinstance(config, Config)
+        with started(config.engine.strategy) as ranks, _held(directory, resume, ranks):
             experiment = model if isinstance(model, Experiment) else Experiment.build(model)
             if not resume:
                 experiment.check_channels()
-            if progress and experiment.dataset.columns:
+            if progress and ranks.is_first and experiment.dataset.columns:
                 print(experiment.dataset.columns_text(), file=sys.stderr)
             return _trained(experiment, directory, **settings)
     if overrides:
@@ -127,7 +132,7 @@ def train(
             "source; the likelihood may be None for labels"
         )
     experiment = given_experiment(model, likelihood, dataset, sections, seed)
-    with _held(directory, resume):
+    with started(experiment.config.engine.strategy) as ranks, _held(directory, resume, ranks):
         return _trained(experiment, directory, **settings)
 
 
@@ -142,11 +147,11 @@ def _check_model(model: Any) -> None:
     raise ConfigError(f"{kind} has no posteriors yet; make a model of it first: model = bitsback.bayesianize(network)")
 
 
-def _held(directory: Path | None, resume: bool) -> AbstractContextManager[None]:
-    """Lock a run directory, new or to be resumed, while it is written."""
+def _held(directory: Path | None, resume: bool, ranks: Ranks) -> AbstractContextManager[None]:
+    """Lock a run directory, new or to be resumed, while rank 0 writes it."""
     if directory is None and resume:
         raise ConfigError("resume continues what an earlier training left in a directory; give out=DIRECTORY")
-    if directory is None:
+    if directory is None or not ranks.is_first:
         return nullcontext()
     return exclusive(directory / LOCK, directory) if resume else new_directory(directory)
 
@@ -204,13 +209,14 @@ def write_page(trained: TrainedRun, *, progress: bool = True) -> Path | None:
         Path of the report; None if none was written.
     """
     directory = trained.directory
-    if directory is None or not trained.config.logging.report:
+    if directory is None or not trained.config.logging.report or launched_ranks()[0]:
         return None
     sys.stdout.flush()  # show the ledger before the slow drawing begins
     try:
         from bitsback.report import write_report
 
-        return write_report(directory, experiment=trained.experiment, progress=progress)
+        whole = None if trained.experiment.model.is_sharded else trained.experiment  # else read again from the run
+        return write_report(directory, experiment=whole, progress=progress)
     except Exception as error:  # plotting libraries raise errors of any class
         say_no_page(error, directory)
         return None

@@ -22,7 +22,7 @@ WRITTEN = [
 TOWER = [
     {"errors", "lazy"},
     {"units", "limits", "locks", "profiling", "torch_state", "result", "factories", "extras", "inputs", "kernels"},
-    {"registry", "yaml", "atomic_io"},
+    {"registry", "yaml", "atomic_io", "distributed"},
     {"ledger", "coding"},
     {"learned", "data"},
     {"posteriors", "priors", "likelihoods"},

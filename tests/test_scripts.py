@@ -67,6 +67,32 @@ def test_bench_scale_fits_exponents(monkeypatch, capsys, tmp_path):
     assert len(table_rows(out)) == 5
 
 
+@pytest.mark.slow
+def test_bench_ranks_measures_and_extrapolates(monkeypatch, capsys, tmp_path):
+    size = ["--weights", 20000, "--width", 100, "--sizes", 32, 48, 64, "--steps", 2, "--rounds", 1]
+    run(monkeypatch, capsys, "bench_ranks.py", *size, "--parts", "memory", "scale", "--json", tmp_path / "ranks.json")
+    found = report(tmp_path / "ranks.json")
+    assert found["memory"]["one"]["weights"] == found["memory"]["two"][0]["weights"]
+    runs = found["scale"]["runs"]
+    assert {(one["ranks"], one["strategy"]) for one in runs} == {(1, "none"), (2, "ddp"), (2, "fsdp")}
+    for one in runs:  # the file is what the formula says, but for its header and the numbers that are not weights
+        assert one["checkpoint_bytes"] == pytest.approx(one["checkpoint_by_formula"], rel=0.2, abs=20_000)
+
+
+def test_formulas_of_scale_are_those_of_the_page(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    of = runpy.run_path(str(ROOT / "scripts" / "bench_ranks.py"))
+    assert of["held_bytes"](1000, 4, "fsdp", 10) == 32 * 1000 / 4 + 8 * 100
+    assert of["held_bytes"](1000, 4, "ddp", 10) == 32 * 1000
+    assert of["sent_bytes"](1000, 4, "ddp") == 8 * 1000 * 3 / 4
+    assert of["sent_bytes"](1000, 4, "fsdp") == 12 * 1000 * 3 / 4
+    assert of["step_flops"](1000, 7) == 6 * 1000 * 7
+    assert of["ledger_flops"](1000, 7, 3) == 2 * 1000 * 7 * 3
+    constants = {"flops": 10.0, "pass": 0.5, "network": 100.0, "draw": 0.1, "ledger_flops": 20.0}
+    assert of["step_seconds"](1000, 8, 4, "fsdp", constants) == pytest.approx(6 * 1000 * 2 / 10 + 250 * 0.5 + 9000 / 100)
+    assert of["ledger_seconds"](1000, 8, 3, 4, "fsdp", constants) == pytest.approx(3 * 250 * 0.1 + 48000 / 4 / 20)
+
+
 def test_an_exponent_is_the_slope_of_a_power_law(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "scripts")
     slope = runpy.run_path(str(ROOT / "scripts" / "bench_scale.py"))["slope"]

@@ -19,6 +19,7 @@ from bitsback.cli.plot import plot
 from bitsback.cli.predict import predict
 from bitsback.cli.priors import priors
 from bitsback.cli.prune import prune
+from bitsback.cli.ranks import alone, is_one_of_several, own_rank, says_it
 from bitsback.cli.receive import LOCATIONS, receive
 from bitsback.cli.report import report
 from bitsback.cli.schema import schema
@@ -46,7 +47,8 @@ COMMANDS: tuple[Callable[..., Any], ...] = (
 )  # fmt: skip
 TAKE_LOCATIONS = (receive, unpack, inspect, predict, certify)
 for command in COMMANDS:
-    app.command(context_settings=LOCATIONS if command in TAKE_LOCATIONS else None)(interruptible(command))
+    runs = command if command is train else alone(command)
+    app.command(context_settings=LOCATIONS if command in TAKE_LOCATIONS else None)(interruptible(runs))
 
 
 def version(shown: bool) -> None:
@@ -76,5 +78,7 @@ def main() -> None:
         except BitsbackError as error:
             if os.environ.get("BITSBACK_DEBUG"):
                 raise
-            print(f"bitsback: {printable(str(error))}", file=sys.stderr)
+            if is_one_of_several() and not says_it(error):
+                sys.exit(1)
+            print(f"bitsback: {own_rank()}{printable(str(error))}", file=sys.stderr)
             sys.exit(1)

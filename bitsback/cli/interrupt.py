@@ -1,6 +1,7 @@
 """Handling of Ctrl-C, SIGTERM and a closed terminal: one line on stderr, and exit code 128 plus the signal's number."""
 
 import functools
+import os
 import signal
 import sys
 import threading
@@ -40,6 +41,8 @@ def stopped(error: KeyboardInterrupt, what_now: str = "") -> typer.Exit:
         The exception to raise, with the exit code.
     """
     code = exit_code(error)
+    if os.environ.get("RANK", "0") not in ("", "0"):  # of several processes, rank 0 says it
+        return typer.Exit(code)
     by = f" by {signal.Signals(code - 128).name}" if code != INTERRUPTED else ""
     with suppress(OSError):  # the terminal may be closed
         print(f"\nbitsback: interrupted{by}{what_now and '; ' + what_now}", file=sys.stderr, flush=True)

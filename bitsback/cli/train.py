@@ -34,16 +34,21 @@ def train(
 
     # report YAML errors before the slow import of torch
     source, changes = (config, overrides or []) if resume else (config_to_train(config, overrides or []), [])
+    from bitsback.distributed import launched_ranks
     from bitsback.ledger import show
     from bitsback.runs import new_run, write_page
     from bitsback.runs import train as trained
 
-    directory = out or (config if resume else context.with_resource(new_run(config.stem)))
+    rank, _ = launched_ranks()
+    new = Path("runs") / config.stem if rank else None  # rank 0 alone writes, and names the directory
+    directory = out or (config if resume else new or context.with_resource(new_run(config.stem)))
     try:
         found = trained(source, overrides=changes, out=directory, resume=resume, profile=profile, report=False)
     except KeyboardInterrupt as error:
         has_begun = (directory / "config.yaml").is_file()
         raise stopped(error, f"continue with: bitsback train {directory} --resume" if has_begun else "") from None
+    if rank:
+        return
     if profile and not json:
         print((directory / "profile" / "steps.txt").read_text(encoding="utf-8"))
     print(found.ledger.to_json()) if json else show(found.ledger)

@@ -272,6 +272,7 @@ class Experiment:
             training=self.config.training,
             ledger=self.config.ledger,
             logging=self.config.logging,
+            engine=self.config.engine,
             seed=self.config.seed,
             resume=resume,
             progress=progress,

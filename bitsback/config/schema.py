@@ -20,7 +20,7 @@ from bitsback.likelihoods.settings import AnyLikelihoodSettings, CategoricalSett
 from bitsback.posteriors.settings import GaussianPosteriorSettings, PointPosteriorSettings
 from bitsback.priors.settings import AnyPriorSettings, GaussianPriorSettings
 from bitsback.registry import Settings
-from bitsback.training.settings import LedgerSettings, LoggingSettings, TrainingSettings
+from bitsback.training.settings import EngineSettings, LedgerSettings, LoggingSettings, TrainingSettings
 
 __all__ = ["BayesianSettings", "Config", "json_schema"]
 OF_TOKENS = ("lstm", "transformer")
@@ -71,6 +71,7 @@ class Config(Settings):
     bayesian: BayesianSettings = BayesianSettings()
     likelihood: AnyLikelihoodSettings = CategoricalSettings()
     training: TrainingSettings = TrainingSettings()
+    engine: EngineSettings = EngineSettings()
     ledger: LedgerSettings = LedgerSettings()
     logging: LoggingSettings = LoggingSettings()
     pack: PackSettings = PackSettings()

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bitsback.distributed import whole
 from bitsback.likelihoods import Likelihood
 from bitsback.model.model import BayesianModel
 
@@ -31,15 +32,15 @@ def posterior_tensors(model: BayesianModel, likelihood: Likelihood | None = None
     tensors: dict[str, Tensor] = {}
     priors: dict[str, Any] = {}
     for weight in model.weights:
-        tensors[f"{weight.name}.mean"] = weight.posterior.mean
+        tensors[f"{weight.name}.mean"] = weight.whole(weight.posterior.mean)
         std = weight.posterior.std()
         if std is not None:
-            tensors[f"{weight.name}.std"] = std
+            tensors[f"{weight.name}.std"] = weight.whole(std)
         for key, tensor in weight.prior.tensors().items():
             tensors[f"{weight.name}.prior_{key}"] = tensor
         priors[weight.name] = {"kind": weight.prior.kind, **weight.prior.values()}
     for name, tensor in [*model.deterministic(), *model.statistics(), *model.changed_buffers()]:
-        tensors[name] = tensor
+        tensors[name] = whole(tensor.detach())
     if likelihood is not None:
         tensors |= {f"likelihood.{name}": value for name, value in likelihood.values().items()}
     stored = {name: tensor.detach().to("cpu", torch.float32).contiguous().clone() for name, tensor in tensors.items()}

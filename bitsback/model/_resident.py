@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bitsback.distributed import ALONE, Ranks, holds_unreduced, resharded
 from bitsback.errors import LayerError
 from bitsback.model._backward_check import watch
 from bitsback.model._values import Values
@@ -54,6 +55,18 @@ class Resident(Values):
     """Network whose weights hold the current draw of their posteriors; :class:`BayesianModel` adds the ledger's methods."""
 
     network: nn.Module
+    posterior: nn.Module
+    priors: nn.ModuleList
+    ranks: Ranks = ALONE
+    """Processes that divide the ledger's work: those of :func:`bitsback.train`, and those that hold shards."""
+    is_sharded = False
+    """True if each process holds a shard of every weight (FSDP2)."""
+
+    @property
+    def over_shards(self) -> Ranks:
+        """Return the processes that hold the shards of each weight; a single one if weights are held as a whole."""
+        return self.ranks if self.is_sharded else ALONE
+
     is_moving = False
     is_alone = False
     """True if the network is a single layer of :mod:`bitsback.nn` that is not part of a larger model."""
@@ -99,12 +112,14 @@ class Resident(Values):
 
     def draw(self) -> None:
         """Put the next draw m + s e into all weights; values written to weights since the last draw become means first."""
+        self._check_reduced()
         self.check_refs()
         self.honour_edits()
         self.hold(self.next_state())
 
     def mirror(self) -> None:
         """Replace the current draw m + s e by m - s e in all weights: the second of an antithetic pair."""
+        self._check_reduced()
         self.honour_edits()
         self.hold(self._state._replace(sign=-self._state.sign))
 
@@ -114,6 +129,7 @@ class Resident(Values):
         Raises:
             LayerError: when a parameter or its module was replaced or removed.
         """
+        self._reshard()
         present = set(map(id, self.network.modules()))
         for weight in self.weights:
             for ref in weight.refs:
@@ -165,7 +181,7 @@ class Resident(Values):
             with torch.no_grad():
                 for weight in self.weights:
                     parameter = weight.parameter
-                    before = parameter.clone() if weight.is_gaussian and parameter.grad is not None else None
+                    before = parameter.clone() if weight.is_gaussian and weight.gradient is not None else None
                     parameter.copy_(values[weight.name])
                     if before is not None:
                         carry(weight, difference(weight, parameter, before))
@@ -205,6 +221,35 @@ class Resident(Values):
             if self.training != mode and not self._keeps:
                 self.hold(self._state._replace(holds="draw" if self.training else "mean"))
 
+    def _reshard(self) -> None:
+        """Let FSDP2 put the shards back into the modules, where a forward pass left whole weights."""
+        if self.is_sharded:
+            resharded(self.network)
+
+    def go_to(self, state: State) -> None:
+        """Write a state into every weight after a step; gradients that are still there were used, and are left as they are."""
+        self._state = state
+        self.place()
+        self._placed = self._issue()
+
+    def _check_reduced(self) -> None:
+        """Raise LayerError before another draw while FSDP2 keeps gradients of this one that were not sent."""
+        if self.is_sharded and holds_unreduced(self.network):
+            raise LayerError(
+                "FSDP2 keeps gradients of this draw that were not sent, and they would be lost with it: call "
+                "set_requires_gradient_sync(True) before the last backward of every draw"
+            )
+
+    @torch.no_grad()
+    def place(self) -> None:
+        """Write the current state into every weight, with gradients that are pending left as they are."""
+        torch.clear_autocast_cache()
+        noise = self.noise_of(self._state)
+        for weight in self.weights:
+            self._write(weight, weight.parameter, self._state, noise)
+            weight.mark()
+        self._holds_state = True
+
     def _issue(self) -> int:
         """Return a new identifier for the values the weights hold; the backward check compares it with that of the forward."""
         self._issued += 1
@@ -213,6 +258,7 @@ class Resident(Values):
     @torch.no_grad()
     def hold(self, state: State) -> None:
         """Write the values of ``state`` into every weight, and correct ``log_std.grad`` where gradients are pending."""
+        self._reshard()
         torch.clear_autocast_cache()  # autocast caches half-precision copies of the old values
         self._put(self.weights, state)
         self._state, self._holds_state = state, True
@@ -221,7 +267,7 @@ class Resident(Values):
     def _put(self, weights: Sequence[Weight], state: State) -> None:
         if self._holds_state:
             weights = self._drawer.take(self, weights, state, self._state)
-        pending = [weight for weight in weights if weight.is_gaussian and weight.parameter.grad is not None]
+        pending = [weight for weight in weights if weight.is_gaussian and weight.gradient is not None]
         coarse = [weight for weight in pending if self._holds_state and weight.is_coarse]
         noise = self.noise_of(self._state) if coarse else None
         spreads = {weight.index: self.spread(weight, self._state, noise) for weight in coarse}
@@ -232,7 +278,7 @@ class Resident(Values):
             before = parameter.detach().clone() if weight.index in others else None
             self._write(weight, parameter, state, noise)
             q = weight.posterior
-            if isinstance(q, GaussianPosterior) and parameter.grad is None:
+            if isinstance(q, GaussianPosterior) and weight.gradient is None:
                 q.log_std.grad = None  # the network's gradients were cleared without the optimiser's zero_grad()
             if weight.index in spreads:
                 carry(weight, self.spread(weight, state, noise).sub_(spreads.pop(weight.index)))
@@ -252,7 +298,12 @@ class Resident(Values):
             source: noise generator; default: that of the device.
             reuse: number of draws that use each noise value, see :class:`PooledNoise`; 1, and always on a GPU, means no pool.
             seed: seed of the training draws, whose numbers then start again at 0; default: seed and number stay.
+
+        Raises:
+            LayerError: for reuse by shards.
         """
+        if self.is_sharded and reuse > 1:
+            raise LayerError("noise is reused by whole weights alone; of shards, draw it afresh: set_noise(reuse=1)")
         self.honour_edits(everywhere=True)
         self._noise = source or DeviceNoise()
         drawn = [w for w in self.weights if w.is_gaussian and (w.prior.needs_draw or not w.noise_on_outputs)]
@@ -324,6 +375,7 @@ class Resident(Values):
         """
         if self._is_released:
             raise LayerError("this model's network was given to another model since; use that one, or give it a copy.deepcopy")
+        self._reshard()
         if everywhere:
             self.check_refs()
         moved = [weight for weight in self.weights if everywhere or weight.versions() != weight.seen]
@@ -362,7 +414,7 @@ class Resident(Values):
         if not bool(changed.any()):
             return
         is_reached = self.holds == "draw" and (
-            self._reached == self._placed or (parameter.grad is not None and not weight.has_used_gradient)
+            self._reached == self._placed or (weight.gradient is not None and not weight.has_used_gradient)
         )
         # After a backward pass, a change of most elements at once is a foreign optimiser's step, not an edit by the user.
         if is_reached and self.training and bool(changed.float().mean() > 0.5):
@@ -389,6 +441,7 @@ class Resident(Values):
         """
         if torch.compiler.is_compiling():
             return self.network(*args, **kwargs)
+        self._reshard()
         if self._is_stale() and not self._is_inside_a_transform():
             self.honour_edits()
         output = self.network(*args, **kwargs)
@@ -406,6 +459,8 @@ class Resident(Values):
         """Move or cast all tensors; means and log stds stay float32 or wider, and the weights hold the same draw."""
         if not self.weights or self._is_released:
             return super()._apply(fn, recurse)
+        if self.is_sharded:
+            raise LayerError("the weights are shards of several processes; move or cast the network before fully_shard")
         self.is_moving = True
         self.honour_edits(everywhere=True)
         wide = [(p, p.data) for weight in self.weights for p in weight.posterior.parameters()]
@@ -462,7 +517,7 @@ def _before_saving(model: Resident, *_: Any) -> None:
 
 def _after_loading(model: Resident, _keys: Any) -> None:
     """Write the draw after a state was loaded; a weight that was loaded without its posterior becomes the mean."""
-    loaded = [weight for weight in model.weights if weight.posterior.take_loaded()]
+    loaded = [weight for weight in model.weights if weight.shown.take_loaded()]
     if not loaded:
         return model.honour_edits()
     with torch.no_grad():

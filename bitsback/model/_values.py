@@ -127,7 +127,7 @@ class Values(nn.Module):
         out = torch.empty_like(mean, requires_grad=False)
         flat = as_row(out)
         if pooled is None or weight.index not in self._offsets:
-            self._noise.fill(flat, state.seed, state.number, weight.index)
+            weight.fill(self._noise, flat, state)
         else:
             flat.copy_(pooled[self._offsets[weight.index] : self._offsets[weight.index] + len(flat)])
         return out
@@ -135,7 +135,7 @@ class Values(nn.Module):
     def noise_of(self, state: State) -> Tensor | None:
         """Return the pooled noise of a training draw, concatenated over weights, (n,); None if no pool is used."""
         is_pooled = self._pool is not None and state.holds == "draw" and state.number >= 0
-        return self._pool.at(state.seed, state.number) if is_pooled and self._pool is not None else None
+        return self._pool.at(state.noise_seed, state.number) if is_pooled and self._pool is not None else None
 
 
 def as_row(tensor: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from bitsback.data import Examples, source
+from bitsback.distributed import summing
 from bitsback.errors import LedgerError
 from bitsback.inputs import Inputs, each
 from bitsback.kl import kl
@@ -110,7 +111,7 @@ def evaluate(
     likelihood.check_targets(examples.targets, examples.name)
     examples = examples.to(model.device, model.dtype)
     batch_size = batch_size or model.evaluation_batch
-    batches = examples.ranges(batch_size)
+    batches = _own_batches(model, examples, batch_size)
     draws = max(1, samples)
     # Sums stay on a GPU until the end, so that no batch waits for another; mps has no float64.
     place = model.device if model.device.type == "cuda" else torch.device("cpu")
@@ -131,13 +132,16 @@ def evaluate(
                 together = max(1, PREDICTED_NUMBERS // max(1, model.outputs(few).numel() * batch_size // 2))
         for group in (batches[first : first + together] for first in range(0, len(batches), together)):
             predicted, wanted = [torch.zeros(())] * len(group), [examples.targets] * len(group)
-            kept = _Block(group[-1].stop - group[0].start)
+            kept = _Block(sum(rows.stop - rows.start for rows in group))
             for first in range(0, draws, at_once):
                 numbers = range(-1 - first, -1 - min(samples, first + at_once), -1)
                 with drawing(model, seed, numbers, forward) as network:
                     for index, (inputs, targets) in enumerate(examples.batches(group)):
+                        outputs_of = network(each(inputs, interleaved) if interleaves else inputs)
+                        if group[index].step:  # run for the other processes
+                            continue
                         wanted[index] = targets
-                        for draw, outputs in enumerate(network(each(inputs, interleaved) if interleaves else inputs), first):
+                        for draw, outputs in enumerate(outputs_of, first):
                             draws_bits[draw] += likelihood.bits(outputs, targets).to(place).double().sum()
                             prediction = likelihood.predict(outputs)
                             if draw:
@@ -145,10 +149,27 @@ def evaluate(
                             else:
                                 predicted[index] = kept.put(prediction)
                         bar.update(min(at_once, draws - first))
-            for total, targets in zip(predicted, wanted, strict=True):
-                error_sum += likelihood.error(total / draws, targets).to(place).double().sum()
-    error = mean_of_judged(float(error_sum), int(likelihood.judged(examples.targets).sum()))
-    return Evaluation(tuple(draws_bits.tolist()), likelihood.summary(error), len(examples))
+            for rows, total, targets in zip(group, predicted, wanted, strict=True):
+                if not rows.step:
+                    error_sum += likelihood.error(total / draws, targets).to(place).double().sum()
+    *bits, wrong = model.ranks.sums([*draws_bits.tolist(), float(error_sum)])
+    error = mean_of_judged(wrong, int(likelihood.judged(examples.targets).sum()))
+    return Evaluation(tuple(bits), likelihood.summary(error), len(examples))
+
+
+def _own_batches(model: BayesianModel, examples: Examples, size: int) -> list[slice]:
+    """Return this process's share of the batches; where weights are shards, all processes have equally many.
+
+    Those that a process runs only because the others run theirs, and does not count, have a step.
+    """
+    ranks = model.ranks
+    if ranks.count == 1:
+        return examples.ranges(size)
+    each = -(-len(examples) // (ranks.count * size))
+    every = examples.ranges(-(-len(examples) // (ranks.count * each)))
+    first, last = ranks.bounds(len(every))
+    own = every[first:last]
+    return own + [slice(0, 1, 1)] * (each - len(own)) if model.is_sharded or not own else own
 
 
 class _Block:
@@ -236,7 +257,7 @@ def take_ledger(
     samples = samples if model.smallest_std() is not None else 0
     paid = evaluate(model, likelihood, examples, samples=samples, seed=seed, batch_size=batch_size, progress=progress)
     with seeded(seed, torch.device("cpu")):  # the KL of a prior without closed form or quadrature is estimated by Monte Carlo
-        entries = [_entry(weight, step) for weight in model.weights]
+        entries = _over_shards(model, [_entry(weight, step) for weight in model.weights])
     for name, parameter in model.deterministic():
         if parameter.requires_grad:
             bits = FLOAT32_BITS * parameter.numel()
@@ -282,7 +303,8 @@ def _unfitted_priors(model: BayesianModel) -> list[str]:
     notes = []
     for prior, weights in model.weights_by_prior():
         best = copy.deepcopy(prior)
-        best.update([(weight.posterior.mean, weight.posterior.std()) for weight in weights])
+        with summing(model.over_shards):
+            best.update([(weight.posterior.mean, weight.posterior.std()) for weight in weights])
         if float((prior.typical_scale() / best.typical_scale()).log().abs().max()) > FAR_FROM_FITTED:
             name = weights[0].name
             notes.append(f"the prior of '{name}' was not fitted to its weights; call model.update_priors() every step")
@@ -333,6 +355,23 @@ def check_point_grids(model: BayesianModel, step: float, setting: str) -> None:
         point_bits(weight.prior, weight.name, torch.zeros(()), step)
 
 
+def _over_shards(model: BayesianModel, entries: list[Entry]) -> list[Entry]:
+    """Return entries of whole weights from those of the processes' shards, whose bits add up in float64."""
+    ranks = model.over_shards
+    if ranks.count == 1:
+        return entries
+    own = [(entry.net_bits, entry.refund_bits, entry.stderr**2) for entry in entries]
+    totals = ranks.sums([number for numbers in own for number in numbers])
+    methods = [text.split("\n") for text in ranks.texts("\n".join(entry.method for entry in entries))]
+    return [
+        Entry.of(
+            weight.name, weights=weight.numel, net_bits=totals[3 * i], refund_bits=totals[3 * i + 1],
+            method=next(found[i] for found in methods if found[i]), stderr=math.sqrt(totals[3 * i + 2]),
+        )
+        for i, weight in enumerate(model.weights)
+    ]  # fmt: skip
+
+
 @torch.no_grad()
 def _entry(weight: Weight, step: float) -> Entry:
     """Return the ledger entry of one weight tensor, computed in float64 from the stored parameters.
@@ -348,6 +387,8 @@ def _entry(weight: Weight, step: float) -> Entry:
         Entry with net and refund bits.
     """
     count = weight.posterior.numel
+    if not count:  # this process holds nothing of it
+        return Entry.of(weight.name, weights=0, net_bits=0.0, refund_bits=0.0, method="")
     if isinstance(weight.posterior, GaussianPosterior):
         place = weight.posterior.mean.device if weight.posterior.mean.is_cuda else torch.device("cpu")  # mps has no float64
         mean, std = weight.posterior.mean.to(place).double(), weight.posterior.std().to(place).double()

@@ -35,7 +35,7 @@ def clock_for(model: "Values", weights: Sequence[Weight]) -> Clock | None:
 
 
 def takes(weight: Weight, clock: Clock) -> bool:
-    """Return whether the kernels can move and draw a weight: a Gaussian in float32 on the device of the clock.
+    """Return whether the kernels can move and draw a weight: a whole Gaussian in float32 on the device of the clock.
 
     Args:
         weight: weight of a model.
@@ -47,6 +47,7 @@ def takes(weight: Weight, clock: Clock) -> bool:
     known, q = weight.known, weight.posterior
     return (
         isinstance(q, GaussianPosterior)
+        and weight.shard is None
         and known.dtype == q.mean.dtype == torch.float32
         and known.device == clock.tensor.device
         and known.numel() > 0
@@ -93,9 +94,9 @@ class Drawer:
         """
         clock = clock_for(model, weights)
         own = [weight for weight in weights if takes(weight, clock) and are_alike(weight.tensors())] if clock else []
-        seed = as_key(state.seed)
-        carries = any(weight.parameter.grad is not None for weight in own)
-        if clock is None or not own or (carries and as_key(before.seed) != seed):  # one launch knows one seed
+        seed = as_key(state.noise_seed)
+        carries = any(weight.gradient is not None for weight in own)
+        if clock is None or not own or (carries and as_key(before.noise_seed) != seed):  # one launch knows one seed
             return list(weights)
         key = tuple(weight.index for weight in own)
         layout = [t.data_ptr() for weight in own for t in weight.tensors()]
@@ -106,7 +107,7 @@ class Drawer:
         alive: list[Tensor] = []  # what the launch reads, until it has been issued
         words = []
         for weight in own:
-            gradient, q = weight.parameter.grad, weight.posterior
+            gradient, q = weight.gradient, weight.posterior
             assert isinstance(q, GaussianPosterior)
             one: dict[int, int] = {
                 Word.FLAGS: model.is_drawn(weight, state) * kernels.DRAWN | model.is_drawn(weight, before) * kernels.WAS_DRAWN

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from bitsback.distributed import summing
 from bitsback.errors import LayerError, PriorError
 from bitsback.inputs import Inputs, Output, call, chosen
 from bitsback.kl import Panels, has_closed_form, kl
@@ -105,6 +106,12 @@ class BayesianModel(Resident):
         self._starts: dict[str, str] = {}
         self._remember_buffers()
 
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """Return names of what no forward pass uses, which DDP would wait for: it synchronises the network alone."""
+        own = [name for name, _ in [*self.named_parameters(), *self.named_buffers()]]
+        return [name for name in own if not name.startswith("network.")]
+
     def _remember_buffers(self) -> None:
         """Copy the network's buffers, to compare later which of them training has changed."""
         for number, buffer in enumerate(buffers_of(self.network)):
@@ -197,12 +204,14 @@ class BayesianModel(Resident):
         weights = self.weights if among is None else among
         tabled = [weight for weight in weights if exact and isinstance(weight.posterior, PointPosterior)]
         smooth = [weight for weight in weights if weight not in tabled]
-        parts = [kl(weight.posterior, weight.prior, panels=panels, samples=1).bits for weight in smooth]
+        held = [weight for weight in smooth if weight.posterior.numel]  # a shard may be empty
+        parts = [kl(weight.posterior, weight.prior, panels=panels, samples=1).bits for weight in held]
         points = sum(weight.posterior.numel for weight in smooth if isinstance(weight.posterior, PointPosterior))
         grid_bits = -points * math.log2(self.grid_step()) if points else 0.0
         for weight in tabled:
             grid_bits += float(point_bits(weight.prior, weight.name, weight.posterior.mean, self.grid_step()).sum())
         bits = torch.stack(parts).sum() + grid_bits if parts else torch.tensor(grid_bits)
+        bits = self.over_shards.summed(bits)
         return _Counted.apply(bits.detach().requires_grad_()) if torch.is_grad_enabled() else bits.detach()
 
     @torch.no_grad()
@@ -215,7 +224,7 @@ class BayesianModel(Resident):
         large = [w for w in among if w.is_gaussian and w.posterior.numel > FEW_WEIGHTS and not has_closed_form(w.prior)]
         nats = bits_to_nats(float(self.kl_bits([weight for weight in among if weight not in large]))) if among else 0.0
         draws = [float(kl(w.posterior, w.prior, method="monte_carlo", samples=1).nats) for w in large for _ in range(DRAWS)]
-        return nats + math.fsum(draws) / DRAWS
+        return nats + self.over_shards.sums([math.fsum(draws) / DRAWS])[0]
 
     def refund_bits(self, grid_step: float) -> Tensor:
         """Return refund bits, E_q[-log2(q(w) grid_step)] summed over all weights; zero for point estimates."""
@@ -223,7 +232,8 @@ class BayesianModel(Resident):
         parts = [
             (q.entropy().detach().cpu().double() - step).sum() for q in self.posteriors() if isinstance(q, GaussianPosterior)
         ]
-        return nats_to_bits(torch.stack(parts).sum()) if parts else torch.zeros((), dtype=torch.float64)
+        found = torch.stack(parts).sum() if parts else torch.zeros((), dtype=torch.float64)
+        return nats_to_bits(self.over_shards.summed(found))
 
     def _priors(self) -> list[Prior]:
         return list(self.priors)  # type: ignore[arg-type]
@@ -344,7 +354,8 @@ class BayesianModel(Resident):
     def smallest_std(self) -> float | None:
         """Return the smallest posterior standard deviation; None if every weight is a point."""
         stds = [q.std() for q in self.posteriors()]
-        return min((float(std.detach().min()) for std in stds if std is not None), default=None)
+        least = min((float(std.detach().min()) for std in stds if std is not None and std.numel()), default=math.inf)
+        return self.over_shards.least(least) if any(std is not None for std in stds) else None
 
     def grid_step(self) -> float:
         """Return the default grid step of the weights.
@@ -375,9 +386,10 @@ class BayesianModel(Resident):
             among: weights whose priors are moved; default: all.
         """
         wanted = {id(weight.prior) for weight in (self.weights if among is None else among)}
-        for prior, weights in self.weights_by_prior():
-            if prior.learns_in_closed_form and id(prior) in wanted:
-                prior.update([(weight.posterior.mean, weight.posterior.std()) for weight in weights], rate)
+        with summing(self.over_shards):
+            for prior, weights in self.weights_by_prior():
+                if prior.learns_in_closed_form and id(prior) in wanted:
+                    prior.update([(weight.posterior.mean, weight.posterior.std()) for weight in weights], rate)
 
     def lay_out(self, *, channels_last: bool, example: Inputs | None = None) -> None:
         """Set the memory layout of filters (4-dimensional parameters) and of their posteriors.
@@ -386,6 +398,8 @@ class BayesianModel(Resident):
             channels_last: True for channels last, which a CPU convolves about twice as fast; False for torch's default.
             example: inputs for a trial forward pass; if it fails with channels last, torch's layout is kept.
         """
+        if self.is_sharded:  # shards lie as FSDP2 wants them
+            return
         self.honour_edits(everywhere=True)
         filters = [p for p in self.network.parameters() if p.ndim == 4]
         filters += [p for q in self.posteriors() for p in q.parameters() if p.ndim == 4]
@@ -398,6 +412,7 @@ class BayesianModel(Resident):
 
     def deterministic(self) -> list[tuple[str, nn.Parameter]]:
         """Return name and parameter of every weight of the network that has no posterior."""
+        self._reshard()
         inside = {id(weight.known) for weight in self.weights}
         return [(name, p) for name, p in self.network.named_parameters() if id(p) not in inside]
 

@@ -22,6 +22,7 @@ __all__ = [
     "OutputNoise",
     "PooledNoise",
     "as_key",
+    "fill_part",
     "fresh_seed",
     "mixed",
     "short_stream",
@@ -120,6 +121,39 @@ class BlockNoise(Noise):
 
     def __getstate__(self) -> dict[str, object]:
         return {"_generators": {}}
+
+
+def fill_part(source: Noise, out: Tensor, place: tuple[int, int, int], start: int, whole: int) -> Tensor:
+    """Fill a tensor with a part of a stream, the same numbers as if the whole stream had been made at once.
+
+    Args:
+        source: generator.
+        out: tensor (n,), filled in place.
+        place: seed, number of the draw and number of the stream.
+        start: index of the part's first number, any.
+        whole: length of the stream, at least ``start + n``: the generator may make a last, incomplete block differently.
+
+    Returns:
+        ``out``.
+
+    >>> noise = BlockNoise()
+    >>> every, part = torch.empty(40000), torch.empty(20000)
+    >>> bool((noise.fill(every, 0, 1, 2)[7:20007] == fill_part(noise, part, (0, 1, 2), 7, 40000)).all())
+    True
+    """
+    seed, number, stream = place
+    at = start
+    while at < start + len(out):
+        begin = at - at % BLOCK
+        end = min(begin + BLOCK, whole)
+        wanted = out[at - start : min(end, start + len(out)) - start]
+        if len(wanted) == end - begin:
+            source.fill(wanted, seed, number, stream, begin)
+        else:
+            block = source.fill(torch.empty(end - begin, dtype=out.dtype, device=out.device), seed, number, stream, begin)
+            wanted.copy_(block[at - begin : at - begin + len(wanted)])
+        at = end
+    return out
 
 
 class CounterNoise(Noise):
@@ -288,10 +322,15 @@ class OutputNoise:
     Args:
         reuse: number of draws that use each number, as in :class:`PooledNoise`; 1 means no pool.
         source: generator of the noise.
+
+    Attributes:
+        rows: number of this process's first row in the batch that all processes share, and the counts of its own rows and of
+            all; only their ratio to the rows of an output counts.
     """
 
     def __init__(self, reuse: int, source: Noise) -> None:
         self.reuse, self.source = reuse, source
+        self.rows = 0, 1, 1
         self._pools: list[PooledNoise | None] = []
         self.begin(0, 0)
 
@@ -308,13 +347,16 @@ class OutputNoise:
         """Return noise for the next call of a layer, in the shape, dtype and memory order of its outputs."""
         count, use = outputs.numel(), self._used
         self._used += 1
+        before, own, every = self.rows
+        start, whole = count * before // own, count * every // own
         if self.reuse == 1 or self.source.clock(outputs.device) is not None:
-            numbers = self.source.fill(outputs.new_empty(count), self._seed, self._number, OUTPUTS + use)
+            numbers = outputs.new_empty(count)
+            fill_part(self.source, numbers, (self._seed, self._number, OUTPUTS + use), start, whole)
             return numbers.as_strided(outputs.shape, outputs.stride())
         if use == len(self._pools):
             self._pools.append(None)
         pool = self._pools[use]
-        if pool is None or pool.size < count:
-            pool = self._pools[use] = PooledNoise(count, self.reuse, outputs, self.source, OUTPUTS + use)
-        numbers = pool.at(self._seed, self._number)
+        if pool is None or pool.size < whole:
+            pool = self._pools[use] = PooledNoise(whole, self.reuse, outputs, self.source, OUTPUTS + use)
+        numbers = pool.at(self._seed, self._number)[start : start + count]
         return numbers.as_strided(outputs.shape, outputs.stride(), numbers.storage_offset())

@@ -7,8 +7,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from bitsback.distributed import Shard, local, whole
 from bitsback.errors import LayerError
 from bitsback.layers import Choice
+from bitsback.model.noise import Noise, fill_part, mixed
 from bitsback.model.pieces import side_by_side
 from bitsback.posteriors import GaussianPosterior, Posterior
 from bitsback.priors import Prior
@@ -35,12 +37,19 @@ class State(NamedTuple):
         seed: seed of the noise.
         number: number of the draw; negative for draws that are not training draws.
         sign: 1, or -1 for the mirrored draw.
+        lane: 0 for the draw that all processes share, or the number of the process whose own draw it is.
     """
 
     holds: Holds
     seed: int
     number: int
     sign: int = 1
+    lane: int = 0
+
+    @property
+    def noise_seed(self) -> int:
+        """Return the seed of the noise."""
+        return mixed(self.seed, self.lane) if self.lane else self.seed
 
 
 class Weight:
@@ -49,7 +58,9 @@ class Weight:
     Attributes:
         name: dotted name in the network.
         refs: all places where it is read; several if it is tied.
-        posterior, prior: q and p.
+        posterior, prior: q and p; of a weight of which each process holds a shard, the posterior of the shard.
+        shown: the posterior as it is registered in the model: ``posterior`` itself, or one with DTensors in its memory.
+        shard: place of this process's shard, or None for a weight that is held as a whole.
         index: index among the model's weight tensors, and number of its noise stream.
         known: the network's parameter when it was last looked up.
         seen: version counters of parameter, mean and log std when the weight was last written.
@@ -62,6 +73,8 @@ class Weight:
     def __init__(self, choice: Choice, posterior: Posterior, prior: Prior, index: int) -> None:
         self.name, self.refs, self.index = choice.name, choice.refs, index
         self.posterior, self.prior = posterior, prior
+        self.shown = posterior
+        self.shard: Shard | None = None
         self.known = choice.refs[0].parameter
         self.noise_on_outputs = False
         self.is_narrow: bool | None = None
@@ -83,7 +96,7 @@ class Weight:
 
     @property
     def parameter(self) -> nn.Parameter:
-        """Return the network's parameter, which holds the current draw.
+        """Return the network's parameter, which holds the current draw; the shard of a DTensor.
 
         Raises:
             LayerError: when the parameter was replaced, removed or changed its shape.
@@ -95,6 +108,8 @@ class Weight:
                 f"'{self.name}' {what} since bayesianize; write into it (with torch.no_grad(): weight.copy_(...)), or make a "
                 "new model of the changed network"
             )
+        if self.shard is not None:
+            found = local(found)  # type: ignore[assignment]
         if found.shape != next(iter(self._parts())).shape:
             raise LayerError(
                 f"'{self.name}' has changed its shape from {tuple(self.posterior.mean.shape)} to {tuple(found.shape)} since "
@@ -106,6 +121,38 @@ class Weight:
     def is_gaussian(self) -> bool:
         """Return True if the posterior is Gaussian, False for a point estimate."""
         return isinstance(self.posterior, GaussianPosterior)
+
+    @property
+    def gradient(self) -> Tensor | None:
+        """Return the gradient of the parameter, that of its shard for a DTensor; None if there is none."""
+        gradient = self.known.grad
+        return gradient if self.shard is None or gradient is None else local(gradient)
+
+    @property
+    def numel(self) -> int:
+        """Return the number of weights in the whole tensor."""
+        return self.posterior.numel if self.shard is None else self.shard.whole
+
+    def whole(self, part: Tensor) -> Tensor:
+        """Return the whole tensor of which a process holds a part of the posterior's shape (collective for shards)."""
+        return part if self.shard is None else whole(self.shard.global_(part.detach()))
+
+    def fill(self, source: Noise, out: Tensor, state: State, start: int = 0) -> Tensor:
+        """Fill a tensor (n,) with the noise of a draw, from element ``start`` of this process's part on.
+
+        Args:
+            source: generator.
+            out: filled in place.
+            state: seed and number of the draw.
+            start: index of the first element, a multiple of the noise's blocks.
+
+        Returns:
+            ``out``.
+        """
+        if self.shard is None:
+            return source.fill(out, state.noise_seed, state.number, self.index, start)
+        place = state.noise_seed, state.number, self.index
+        return fill_part(source, out, place, self.shard.first + start, self.shard.whole)
 
     @property
     def is_trained(self) -> bool:
@@ -137,12 +184,13 @@ class Weight:
 
     def versions(self) -> tuple[int, ...]:
         """Return torch's version counters of parameter, mean and log std, which in-place writes increase."""
-        return (self.known._version, *[part._version for part in self._parts()])
+        known = self.known if self.shard is None else local(self.known)
+        return (known._version, *[part._version for part in self._parts()])
 
     def use_gradient(self) -> None:
         """Mark the current gradient as used by an optimiser step."""
         # A weak reference and a version: the next backward makes a new tensor or adds to this one.
-        gradient = self.known.grad
+        gradient = self.gradient
         self._used = (weakref.ref(gradient), gradient._version) if gradient is not None else None
 
     @property
@@ -150,7 +198,7 @@ class Weight:
         """Return True if the gradient was used by a step and has not changed since."""
         if self._used is None:
             return False
-        gradient = self.known.grad
+        gradient = self.gradient
         return gradient is not None and self._used[0]() is gradient and self._used[1] == gradient._version
 
     def mark(self) -> None:
@@ -173,7 +221,7 @@ class Weight:
 def _has_narrow(mean: Tensor, log_std: Tensor) -> bool:
     """Return True if a std lies below twice :data:`COARSE` times its mean, and above :data:`NOTHING` times it."""
     share = log_std.exp().div_(mean.abs())
-    if share.amin() >= 2 * COARSE:  # false for nan
+    if not share.numel() or share.amin() >= 2 * COARSE:  # false for nan
         return False
     return bool(((share < 2 * COARSE) & (share > NOTHING)).any())
 
@@ -220,7 +268,7 @@ def carry(weight: Weight, change: Tensor) -> None:
         weight: Gaussian weight whose parameter has a gradient.
         change: new value minus old value, in the dtype of the mean.
     """
-    q, gradient = weight.posterior, weight.parameter.grad
+    q, gradient = weight.posterior, weight.gradient
     assert isinstance(q, GaussianPosterior)
     assert gradient is not None
     dense = gradient.to_dense() if gradient.is_sparse else gradient

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bitsback.distributed import local
 from bitsback.errors import LayerError
 from bitsback.kernels import ADAM
 from bitsback.model import Weight
@@ -93,8 +94,10 @@ class Adam(PosteriorOptimizer):
     def _sweep(self, sweep: Sweep, weights: Sequence[Weight]) -> None:
         if self.max_grad_norm is None and self.by_pieces:
             sweep.move(weights, self)
+            self._sum_learned()
         else:
             sweep.fill(weights)
+            self._sum_learned()
             self._clip(weights)
             sweep.move_filled(weights, self)
         self._move_plain()
@@ -146,10 +149,12 @@ class Adam(PosteriorOptimizer):
             moved = [parameter for parameter in group["params"] if parameter.grad is not None]
             if not moved:
                 continue
-            given = [p.grad.to_dense() if p.grad.is_sparse else p.grad for p in moved]
-            first, second = (list(several) for several in zip(*(self._averages(p, p) for p in moved), strict=True))
+            given = [local(p.grad.to_dense() if p.grad.is_sparse else p.grad) for p in moved]
+            averages = zip(*(map(local, self._averages(p, p)) for p in moved), strict=True)
+            first, second = (list(several) for several in averages)
             counts = [self.count_of(p) for p in moved]
             torch._foreach_add_(counts, 1)
+            moved = [local(p) for p in moved]
             kinds = {(t.device, t.dtype) for t in (*moved, *given)}
             if len(kinds) == 1 and is_fused(moved[0]):
                 numbers = rates(group) if self._kernel is None else (self._kernel.rate_of(self, group), *rates(group)[1:])

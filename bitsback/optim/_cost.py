@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from bitsback.distributed import ALONE, Ranks
 from bitsback.model import BayesianModel, Weight
 from bitsback.model.pieces import rows
 from bitsback.posteriors import GaussianPosterior
@@ -45,10 +46,11 @@ class GaussianCost:
 
     Args:
         weights: weights with Gaussian posteriors.
+        ranks: processes that hold shards of them, over which the sums are added up.
     """
 
-    def __init__(self, weights: Sequence[Weight]) -> None:
-        self.weights = list(weights)
+    def __init__(self, weights: Sequence[Weight], ranks: Ranks = ALONE) -> None:
+        self.weights, self.ranks = list(weights), ranks
         self.priors: dict[int, GaussianPrior] = {id(w.prior): w.prior for w in weights}  # type: ignore[misc]
         self.sums: dict[int, Sums] = {}
         self.precision: dict[int, float] = {}
@@ -59,7 +61,7 @@ class GaussianCost:
         self._counts: dict[int, int] = dict.fromkeys(self.priors, 0)
         for weight in weights:
             self._sharing.setdefault(id(weight.prior), []).append(weight.index)
-            self._counts[id(weight.prior)] += weight.posterior.numel
+            self._counts[id(weight.prior)] += weight.numel
 
     def __contains__(self, number: int) -> bool:
         return number in self._numbers
@@ -88,8 +90,9 @@ class GaussianCost:
             rate: share of the way, in log scale, from the current scale to the optimum p^2 = mean of E_q[(w - mu)^2].
             k: factor of the KL gradient, beta / N in units of the loss.
         """
+        moments = self._moments()
         for identity, prior in self.priors.items():
-            count, moment, kept = self._counts[identity], self._moment(identity), prior.log_scale
+            count, moment, kept = self._counts[identity], moments[identity], prior.log_scale
             log_scale = float(kept)
             if rate and prior.learns_in_closed_form:
                 log_scale += rate * (0.5 * math.log(max(moment / count, 1e-30)) - log_scale)
@@ -99,19 +102,20 @@ class GaussianCost:
                 slope = torch.full_like(kept, k * (count - moment * precision))
                 kept.grad = slope if kept.grad is None else kept.grad.add_(slope)
 
-    def _moment(self, identity: int) -> float:
-        """Return the sum of E_q[(w - mu)^2] over the weights of a prior."""
-        return sum(sum(self.sums[number]) for number in self._sharing[identity])
+    def _moments(self) -> dict[int, float]:
+        """Return the sum of E_q[(w - mu)^2] over the weights of each prior."""
+        own = [sum(sum(self.sums[number]) for number in self._sharing[identity]) for identity in self.priors]
+        return dict(zip(self.priors, self.ranks.sums(own), strict=True))
 
     @torch.no_grad()
     def nats(self) -> float:
         """Return KL(q||p) in nats, computed from the stored sums and the current log stds."""
-        total = 0.0
+        total, moments = 0.0, self._moments()
         for identity, prior in self.priors.items():
             log_scale = float(prior.log_scale)
-            total += 0.5 * self._moment(identity) * math.exp(-2 * log_scale) + self._counts[identity] * (log_scale - 0.5)
+            total += 0.5 * moments[identity] * math.exp(-2 * log_scale) + self._counts[identity] * (log_scale - 0.5)
         log_stds = [row.sum() for weight in self.weights for row in rows(weight.tensors()[2])]
-        return total - math.fsum(map(float, log_stds))
+        return total - self.ranks.sums([math.fsum(map(float, log_stds))])[0]
 
 
 def weights_with_one_scale(model: BayesianModel, among: Sequence[Weight]) -> list[Weight]:

@@ -58,7 +58,7 @@ class ForeachSweep(Sweep):
         self, weights: Sequence[Weight], w: list[Tensor], m: list[Tensor], log_std: list[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Return the gradients by means and log stds, new tensors."""
-        given = [self._data_gradient(weight.parameter, mean) for weight, mean in zip(weights, m, strict=True)]
+        given = [self._data_gradient(weight.gradient, mean) for weight, mean in zip(weights, m, strict=True)]
         g = [torch.zeros_like(mean) if one is None else one for one, mean in zip(given, m, strict=True)]
         gl = list(torch._foreach_mul(g, torch._foreach_sub(w, m)))
         gm = [torch.empty(0)] * len(weights)

@@ -316,7 +316,7 @@ class KernelSweep(Sweep):
         read: dict[int, Tensor | None] = {}
         if mode in (kernels.STEP, kernels.FILL):
             read = {
-                Word.GRADIENT: self._data_gradient(weight.parameter, mean), Word.PENDING: q.log_std.grad,
+                Word.GRADIENT: self._data_gradient(weight.gradient, mean), Word.PENDING: q.log_std.grad,
                 Word.SHARE: self.kl_weights.get(weight.index),
             }  # fmt: skip
             if form == "given" and mode == kernels.STEP:

@@ -156,8 +156,8 @@ class Sweep:
         """Compute the gradients of one weight; with a mover, move it and write its next draw, else fill ``.grad``."""
         tensors = weight.tensors()
         pieces = self._pieces(weight, tensors)  # makes w, m, log s dense and equally laid out in memory
-        parameter, mean, *wide = tensors
-        given = [self._data_gradient(parameter, mean)]
+        _, mean, *wide = tensors
+        given = [self._data_gradient(weight.gradient, mean)]
         for tensor in (wide[0].grad if wide else None, self._spreads.get(weight.index), self.kl_weights.get(weight.index)):
             given.append(tensor if tensor is None else as_laid(tensor, mean))
         gradients: Iterable[Gradients]
@@ -324,12 +324,10 @@ class Sweep:
         if self._pool is not None and weight.index in self.model.pooled:
             start = self.model.pooled[weight.index] + number * PIECE
             return self._pool[start : start + into.numel()]
-        self.model.noise_source.fill(into, self.state.seed, self.state.number, weight.index, number * PIECE)
-        return into
+        return weight.fill(self.model.noise_source, into, self.state, number * PIECE)
 
-    def _data_gradient(self, parameter: Tensor, mean: Tensor) -> Tensor | None:
-        """Return ``parameter.grad`` dense, in the memory layout and dtype of the mean; None if there is none."""
-        gradient = parameter.grad
+    def _data_gradient(self, gradient: Tensor | None, mean: Tensor) -> Tensor | None:
+        """Return the gradient dense, in the memory layout and dtype of the mean; None if there is none."""
         if gradient is None:
             return None
         if gradient.is_sparse:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bitsback.distributed import Ranks, local, present
 from bitsback.errors import LayerError, near_miss
 from bitsback.model import BayesianModel, Weight
 from bitsback.model.drawer import clock_for, takes
@@ -29,6 +30,7 @@ from bitsback.optim._foreach_sweep import ForeachSweep
 from bitsback.optim._kernel_sweep import Kernel, KernelSweep
 from bitsback.optim._said import FOREIGN_CLIPPING, SUM_LOSS, WEIGHT_DECAY
 from bitsback.optim._sweep import Sweep
+from bitsback.optim._together import NoiseOf, Together
 from bitsback.posteriors import GaussianPosterior
 from bitsback.profiling import stage
 
@@ -79,6 +81,10 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         prior_rate: share of the way, in [0, 1], that closed-form priors move to their optimum in a step.
         max_grad_norm: clip the gradients, the KL's included, to this norm; :attr:`grad_norm` is the norm before clipping.
         by_pieces: finish each piece of a weight while it is in the cache; otherwise all gradients first, then all moves.
+        noise: of several processes: ``shared``, all hold the same draw, or ``per_rank``, each its own, with backward passes
+            under ``no_sync``.
+        ranks: processes that train the model together; default: all of ``torch.distributed``'s default group. With
+            ``bitsback.distributed.ALONE`` each trains a model of its own.
 
     Raises:
         LayerError: when ``model`` is not a Bayesian model, for unknown settings, or when nothing can be trained.
@@ -102,11 +108,13 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         prior_rate: float = 1.0,
         max_grad_norm: float | None = None,
         by_pieces: bool = True,
+        noise: NoiseOf = "shared",
+        ranks: Ranks | None = None,
         **unknown: Any,
     ) -> None:
         for key in unknown:
             raise LayerError(WEIGHT_DECAY if key == "weight_decay" else f"{type(self).__name__} knows no '{key}'")
-        self._take_model(model)
+        self._take_model(model, present() if ranks is None else ranks, noise)
         if not examples >= 1:
             raise LayerError(f"examples is what the mean in the loss averages over, at least 1; got {examples}")
         self.examples, self.beta = examples, beta
@@ -119,10 +127,11 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         extra = [parameter for parameter in also if parameter.requires_grad]
         super().__init__([*wanted, {"params": extra}] if extra else wanted, defaults)
 
-    def _take_model(self, model: Any) -> None:
+    def _take_model(self, model: Any, ranks: Ranks, noise: NoiseOf) -> None:
         model = _unwrapped(model)
         if not isinstance(model, BayesianModel):
             raise LayerError(f"give the model that bitsback.bayesianize makes, got {type(model).__name__}")
+        self.together = Together(model, ranks, noise)
         model.check_refs()
         self.model = model
         self._by_parameter = {id(weight.known): weight for weight in model.weights}
@@ -163,7 +172,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         self._check_foreign(params)
         parts: dict[str, list[Any]] = {
             "weight": [weight.known for weight in weights],
-            "log_std": [w.posterior.log_std for w in weights if isinstance(w.posterior, GaussianPosterior)],
+            "log_std": [w.shown.log_std for w in weights if isinstance(w.shown, GaussianPosterior)],
             "plain": [p for p in params if id(p) not in self._by_parameter] + self._learned_by_priors(weights, params),
         }
         for role, several in parts.items():
@@ -188,18 +197,29 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             raise LayerError(f"a group of {type(self).__name__} knows no '{key}'{near_miss(key, self.defaults)}")
 
     def _check_foreign(self, params: Sequence[Tensor]) -> None:
-        inside = {id(p) for weight in self.model.weights for p in weight.posterior.parameters()}
+        inside = {id(p) for weight in self.model.weights for p in weight.shown.parameters()}
         if any(id(p) in inside for p in params):
             raise LayerError("give the network's parameters: their means and log stds come with them")
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients of all groups, and those that earlier draws left in ``log_std.grad``."""
+        for weight in self.weights if self.model.is_sharded else ():
+            for p in weight.posterior.parameters():
+                p.grad = None
         if not set_to_none:
             return super().zero_grad(set_to_none=False)
         for group in self.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None
         return None
+
+    def gradients(self) -> list[Tensor]:
+        """Return all gradients of the data cost; of a sharded model those of this process's shards."""
+        return self.together.gradients(self)
+
+    def gather(self) -> None:
+        """Average gradients over the processes, for loops whose backward passes do not; :meth:`step` then does not."""
+        self.together.gather(self)
 
     def _roles(self, role: str) -> list[dict[str, Any]]:
         return [group for group in self.param_groups if group["role"] == role]
@@ -235,6 +255,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             raise LayerError(
                 "the weights hold their means, and gradients taken there teach no width: call model.train() before the forward"
             )
+        self.together.begin(self)
         if model.loss_is_sum and self.nats_per_unit == 1.0:
             warnings.warn(SUM_LOSS, stacklevel=4)
             model.loss_is_sum = False
@@ -242,8 +263,9 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         plain = [p for group in self._roles("plain") for p in group["params"] if p.grad is not None]
         is_looking = self._steps < LOOKS_FOR_CLIPPING and not self._has_seen_clipping
         if is_looking and self.nats_per_unit == 1.0:  # a training loop in nats, not that of bitsback.train
-            self._look_for_clipping([*(weight.parameter for weight in weights), *plain])
-        if not plain and all(weight.parameter.grad is None for weight in weights):
+            self._look_for_clipping([w.gradient for w in weights] + [p.grad for p in plain])
+        if not plain and all(weight.gradient is None for weight in weights):
+            self.together.end()
             return loss
         for weight in weights:
             if weight.has_used_gradient:
@@ -252,10 +274,14 @@ class PosteriorOptimizer(torch.optim.Optimizer):
                     "call zero_grad() and backward() between steps; of several optimisers, let each own other weights (groups=)"
                 )
         self._groups = {id(p): group for group in self.param_groups for p in group["params"]}
+        state = model.next_state()
+        before = self.beta, self.prior_rate
+        only_fills = self._only_fills_state(weights, plain)
+        if only_fills:
+            self.beta, self.prior_rate, state = 0.0, 0.0, model.state
         k = self.k
         with stage("bitsback: cost"):
             self._begin(weights, k)
-        state = model.next_state()
         arguments = model, self._cost, k, state, self._scratch, self.kl_weights
         sweep = self._pass(*arguments)
         with stage("bitsback: move and draw"):
@@ -264,18 +290,31 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             self._draw_others(weights, state)
             sweep.end()
             self._remember(weights)
-        self._steps += 1
+        self.beta, self.prior_rate = before
+        self.together.end()
+        self._steps += not only_fills
         return loss
 
-    def _look_for_clipping(self, parameters: Sequence[Tensor]) -> None:
+    def _look_for_clipping(self, found: Sequence[Tensor | None]) -> None:
         """Warn once when gradients seem to be clipped before the step: three steps in a row with the same norm."""
         # Clipping outside scales the data gradient down but not the KL's, which is added here: the KL's weight grows.
-        gradients = [p.grad for p in parameters if p.grad is not None and not p.grad.is_sparse]
+        gradients = [local(gradient) for gradient in found if gradient is not None and not gradient.is_sparse]
         norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))) if gradients else 0.0
         self._norms = [*self._norms, norm][-3:]
         if len(self._norms) == 3 and norm and max(self._norms) - min(self._norms) < 1e-5 * norm:
             warnings.warn(FOREIGN_CLIPPING.format(norm=norm), stacklevel=5)
             self._has_seen_clipping = True
+
+    def _only_fills_state(self, weights: Sequence[Weight], plain: Sequence[Tensor]) -> bool:
+        """Return True for the first step of ``torch.distributed.checkpoint``, with zero rates and gradients.
+
+        It is taken to fill a fresh optimiser's state before that is loaded, and must change nothing else: no KL is added,
+        priors stay, and the draw too.
+        """
+        if self.state or any(float(group["lr"]) for group in self.param_groups):
+            return False
+        gradients = [w.gradient for w in weights] + [p.grad for p in plain]
+        return not any(bool(local(gradient).any()) for gradient in gradients if gradient is not None)
 
     @property
     def k(self) -> float:
@@ -394,7 +433,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         if self._owned is None or self._owned[0] != signature:
             rest = [weight for weight in weights if weight.index not in inside]
             self._owned = signature, [] if self.kl_weights else weights_with_one_scale(self.model, rest)
-            self._cost = GaussianCost(self._owned[1])
+            self._cost = GaussianCost(self._owned[1], self.model.over_shards)
             self._learned = list({id(p): p for weight in weights for p in weight.prior.parameters()}.values())
         for weight in self._cost.weights:
             if self._cost.marks.get(weight.index) != weight.seen[1:]:
@@ -417,6 +456,11 @@ class PosteriorOptimizer(torch.optim.Optimizer):
     def _sweep(self, sweep: Sweep, weights: Sequence[Weight]) -> None:
         """Move the weights, write their next draws, and move the parameters without a posterior."""
 
+    def _sum_learned(self) -> None:
+        """Sum the gradients of learned numbers of priors over shards; those of :class:`GaussianCost` are sums already."""
+        counted = {id(prior.log_scale) for prior in self._cost.priors.values()}
+        self.together.sum_gradients([p for p in self._learned if id(p) not in counted])
+
     def _clip(self, weights: Sequence[Weight]) -> None:
         """Clip the joint norm of all gradients, the KL's part included, to ``max_grad_norm`` if that is set."""
         if self.max_grad_norm is None:
@@ -426,7 +470,10 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         for p in plain:
             if p.grad.is_sparse:
                 p.grad = p.grad.to_dense()
-        self.grad_norm = torch.nn.utils.clip_grad_norm_([*filled, *plain], self.max_grad_norm)
+        if self.model.is_sharded:
+            self.grad_norm = self.together.clip([*filled, *plain], self.max_grad_norm)
+        else:
+            self.grad_norm = torch.nn.utils.clip_grad_norm_([*filled, *plain], self.max_grad_norm)
 
     def _draw_others(self, weights: Sequence[Weight], state: State) -> None:
         """Write the draw of ``state`` into weights that are frozen or not owned, and clear gradients that were used."""
@@ -442,7 +489,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
 
     def settings_of(self, weight: Weight) -> tuple[dict[str, Any], dict[str, Any] | None]:
         """Return the groups of the mean and of the log std of a weight; None for the latter if it is a point."""
-        q = weight.posterior
+        q = weight.shown
         return self._groups[id(weight.known)], self._groups[id(q.log_std)] if isinstance(q, GaussianPosterior) else None
 
     # modes and files
@@ -464,23 +511,26 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         model = self.model
         states = {"tensors": model.posterior.state_dict(), "priors": model.priors.state_dict()}
         found[POSTERIOR] = {**states, "draw": model.get_extra_state()}
+        self.together.show_states(found, self.param_groups)
         found["steps"] = self._steps
-        found["coarse"] = [weight.index for weight in model.weights if weight.is_coarse]
+        if not model.is_sharded:  # a process has looked at its own shards alone
+            found["coarse"] = [weight.index for weight in model.weights if weight.is_coarse]
         return found
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state returned by :meth:`state_dict`; the weights then hold the draw they held when it was saved."""
         own = dict(state_dict)
-        posterior, self._steps, coarse = own.pop(POSTERIOR, None), own.pop("steps", 0), own.pop("coarse", ())
+        posterior, self._steps, coarse = own.pop(POSTERIOR, None), own.pop("steps", 0), own.pop("coarse", None)
         super().load_state_dict(own)
         self._widen(own)
+        self.together.take_states(self.state)
         if posterior is not None:
             self.model.posterior.load_state_dict(posterior["tensors"])
             self.model.priors.load_state_dict(posterior["priors"])
             self.model.set_extra_state(posterior["draw"])
             self.model.take_loaded()
         for weight in self.model.weights:
-            weight.is_narrow = weight.index in coarse
+            weight.is_narrow = None if coarse is None else weight.index in coarse
         self._cost.marks.clear()
 
     def _widen(self, given: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from bitsback.optim.base import PosteriorOptimizer
 
 __all__ = ["OPTIONS", "Variational"]
 
-OPTIONS = {"log_std_lr", "groups", "also", "beta", "prior_rate", "max_grad_norm", "by_pieces"}
+OPTIONS = {"log_std_lr", "groups", "also", "beta", "prior_rate", "max_grad_norm", "by_pieces", "noise", "ranks"}
 
 
 class Variational(PosteriorOptimizer):
@@ -54,6 +54,8 @@ class Variational(PosteriorOptimizer):
         make: Callable[..., torch.optim.Optimizer] = kind  # each has arguments of its own
         trial = make([nn.Parameter(torch.zeros(1, 1))], lr=lr, **arguments)
         super().__init__(model, {**trial.defaults, "lr": lr}, examples=examples, **options)
+        if self.model.is_sharded:
+            raise LayerError(f"{kind.__name__} does not know shards; under fully_shard take bitsback.optim.Adam or IVON")
         inner = [{**self._inner_settings(group), "params": self._inner_params(group)} for group in self.param_groups]
         self.inner = make(inner, lr=lr, **arguments)
 
@@ -67,6 +69,7 @@ class Variational(PosteriorOptimizer):
 
     def _sweep(self, sweep: Sweep, weights: Sequence[Weight]) -> None:
         sweep.fill(weights)
+        self._sum_learned()
         self._clip(weights)
         for own, inner in zip(self.param_groups, self.inner.param_groups, strict=True):
             inner.update(self._inner_settings(own))

@@ -6,6 +6,7 @@ from bitsback.lazy import attach
 
 if TYPE_CHECKING:
     from bitsback.training._loggers import Logger as Logger
+    from bitsback.training.settings import EngineSettings as EngineSettings
     from bitsback.training.settings import LedgerSettings as LedgerSettings
     from bitsback.training.settings import LoggingSettings as LoggingSettings
     from bitsback.training.settings import TrainingSettings as TrainingSettings
@@ -17,7 +18,7 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         "_loggers": ["Logger"],
-        "settings": ["LedgerSettings", "LoggingSettings", "TrainingSettings"],
+        "settings": ["EngineSettings", "LedgerSettings", "LoggingSettings", "TrainingSettings"],
         "train": ["Outcome", "start", "train"],
     },
 )

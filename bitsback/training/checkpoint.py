@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bitsback.atomic_io import DamagedFileError, check_seal, read_tensors, write_tensors
+from bitsback.distributed import laid_out_as, whole
 from bitsback.errors import RunError, brief
 from bitsback.model import BayesianModel
 from bitsback.optim import PosteriorOptimizer
@@ -56,11 +57,18 @@ def save_checkpoint(path: Path, fit: Fit, extra: dict[str, Any], *, is_first: bo
     _pack(fit.model.state_dict(), "model", tensors)
     _pack(fit.likelihood.state_dict(), "likelihood", tensors)
     _pack(fit.objective.state_dict(), "objective", tensors)
-    stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    stored: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        full = whole(tensor.detach())  # of shards, gathered by all processes one tensor at a time, and kept by rank 0
+        if fit.ranks.is_first:
+            stored[name] = full.cpu().contiguous().clone()
+    if not fit.ranks.is_first:
+        return fit.ranks.wait()
     previous = path.with_name(PREVIOUS)
     if is_first:
         previous.unlink(missing_ok=True)
     write_tensors(path, stored, {"facts": json.dumps(facts)}, keep=None if is_first else previous)
+    return fit.ranks.wait()  # a process that resumes at once finds the file
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -160,7 +168,11 @@ def load_weights(tensors: dict[str, Tensor], model: BayesianModel, likelihood: t
         model: changed in place.
         likelihood: changed in place.
     """
-    model.load_state_dict(as_of_now(_of("model", tensors), model))
+    found = as_of_now(_of("model", tensors), model)
+    if model.is_sharded:
+        now = model.state_dict()
+        found = {name: laid_out_as(tensor, now[name]) if name in now else tensor for name, tensor in found.items()}
+    model.load_state_dict(found)
     likelihood.load_state_dict(_of("likelihood", tensors))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bitsback.distributed import ALONE, Ranks
 from bitsback.inputs import Inputs, call, chosen, leaves, like, rows, structure
 from bitsback.layers.outputs import called_once_per_row, noise_on_outputs
 from bitsback.model import BayesianModel
@@ -59,11 +60,13 @@ class DrawnOutputs:
         self.model.hold(self.model.state)
 
     @contextmanager
-    def step(self, inputs: Inputs) -> Iterator[None]:
+    def step(self, inputs: Inputs, ranks: Ranks = ALONE, count: int = 0) -> Iterator[None]:
         """Context of forward and backward of a step; on exit, gradients of log stds are accumulated in their parameters.
 
         Args:
             inputs: (n, ...), of the step; a new shape repeats the selection of layers.
+            ranks: processes that share the batch; each draws the outputs of its own rows.
+            count: number of the batch's rows in all processes.
 
         Yields:
             nothing.
@@ -84,7 +87,9 @@ class DrawnOutputs:
                 variances.append((q, own[weight.local]))
             layers.append((layer.module, own))
         if self.model.state.sign > 0:  # a mirrored draw has the same number as the one before, and continues its noise
-            self._noise.begin(self.model.seed, self.model.draw_number)
+            self._noise.begin(self.model.state.noise_seed, self.model.draw_number)
+            first, last = (0, 1) if self.model.state.lane else ranks.bounds(count) if count else (ranks.rank, ranks.rank + 1)
+            self._noise.rows = first, last - first, 1 if self.model.state.lane else count or ranks.count
         with noise_on_outputs(layers, self._noise):
             yield
         # chain rule: d/dlog s = d/dvariance * 2 s^2

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from bitsback.data import Examples
+from bitsback.distributed import ALONE, Ranks, local
 from bitsback.errors import ConfigError, TrainingError
 from bitsback.inputs import Inputs, call, leaves, like
 from bitsback.likelihoods import Likelihood
@@ -95,6 +96,8 @@ class Fit:
     """Steps as CUDA graphs, where they are captured."""
     holds_priors: bool = False
     """Whether priors are kept fixed."""
+    ranks: Ranks = ALONE
+    """Processes that train the model together, each on its share of every batch."""
     mode: bool = True
     """``training`` flag of the model itself, restored at the end; during training it is set, so that weights hold draws."""
 
@@ -103,6 +106,7 @@ class Fit:
         self.modes = Modes(self.model)
         self.model.evaluation_batch = max(self.model.evaluation_batch, self.settings.batch_size)
         self._deterministic_bits = self.model.deterministic_bits()  # constant: counted once
+        self._rows = 0  # of the batch that all processes share; 0: this one's times their number
         self._weight_bits, self._beta = 0.0, 1.0
 
     # of StepGraphs
@@ -152,6 +156,8 @@ class Fit:
 
     def why_no_graph(self) -> str:
         """Return why steps cannot be captured, a clause; empty if they can."""
+        if self.ranks.count > 1:
+            return "several processes average their gradients in every step"
         if self._needs_weight_bits:
             return "the weight of the KL depends on its value, which is read in every step"
         if not isinstance(self.optimizer, Adam):
@@ -184,7 +190,8 @@ class Fit:
             data_bits = data_bits + self.step(self.epoch * self.steps_per_epoch + number, inputs, targets)
             if self.settings.log_every is not None and (number + 1) % self.settings.log_every == 0:
                 self._check_bits(data_bits, number)
-        data_bits = self._check_bits(data_bits, self.steps_per_epoch - 1)
+        (data_bits,) = self.ranks.sums([self._check_bits(data_bits, self.steps_per_epoch - 1)])
+        self.ranks.copy_first([buffer for buffer in self.model.network.buffers() if buffer.is_floating_point()])
         error = self._check_finite()
         if error:
             raise TrainingError(
@@ -209,8 +216,18 @@ class Fit:
             order = torch.arange(len(self.train))
         elif isinstance(self.train.inputs, Tensor):
             order = order.to(self.train.inputs.device)
-        for inputs, targets in self.train.batches(order.tensor_split(self.steps_per_epoch)):
+        steps = order.tensor_split(self.steps_per_epoch)
+        if self.ranks.rank:  # dropout and augmentation are drawn by every process for its own rows
+            set_seed(self.seed * 1_000_003 + self.epoch + (self.ranks.rank << 40), self.train.targets.device)
+        for rows, (inputs, targets) in zip(steps, self.train.batches([self._share(rows) for rows in steps]), strict=True):
+            self._rows = len(rows)
             yield inputs if self.settings.augment is None else augmented(inputs, self.settings.augment), targets
+
+    def _share(self, rows: Tensor) -> Tensor:
+        """Return this process's share of a batch (n,): of each group of examples that shares a draw."""
+        if self.ranks.count == 1:
+            return rows
+        return torch.cat([self.ranks.share(group) for group in rows.tensor_split(min(self.settings.draws, len(rows)))])
 
     def weight_bits(self) -> float:
         """Return KL(q||p) of the current weights, in bits."""
@@ -271,8 +288,10 @@ class Fit:
         """Run the operators of a step, and return its data bits."""
         self.optimizer.zero_grad(set_to_none=True)
         data_bits, mean_cost = self._backward_by_groups(inputs, targets)
+        self.optimizer.gather()
         if not isinstance(self.objective, DescriptionLength):
-            weighed = self.objective.weigh(float(mean_cost), self._beta * self._weight_bits, self._gradients)
+            mean_cost = self.ranks.sums([float(mean_cost)])[0] / self.ranks.count
+            weighed = self.objective.weigh(mean_cost, self._beta * self._weight_bits, self._gradients)
             self.optimizer.beta = self._beta * weighed
         with stage("bitsback: optimiser"):
             self.optimizer.step()
@@ -280,24 +299,27 @@ class Fit:
 
     def _gradients(self) -> list[Tensor]:
         """Return all gradients of the data cost."""
-        return [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        return self.optimizer.gradients()
 
     def _backward_by_groups(self, inputs: Inputs, targets: Tensor) -> tuple[float | Tensor, float | Tensor]:
         """Accumulate the gradient of the mean cost over ``draws`` groups of a batch, each under its own weight draw."""
         groups = min(self.settings.draws, len(targets))
         half = self.settings.precision == "bfloat16"
+        rows = self._rows / self.ranks.count or len(targets)
+        self._rows = 0
         data_bits: float | Tensor = 0.0
         cost: float | Tensor = 0.0
         for number, (x, y) in enumerate(zip(_groups(inputs, groups), targets.tensor_split(groups), strict=True)):
             if number:  # the first group uses the draw that the last optimiser step wrote
                 self.model.mirror() if self.settings.antithetic and number % 2 else self.model.draw()
-            with self.outputs.step(x) if self.outputs is not None else nullcontext():
+            shared = round(rows * self.ranks.count) // groups
+            with self.outputs.step(x, self.ranks, shared) if self.outputs is not None else nullcontext():
                 with stage("bitsback: forward"):
                     with torch.autocast(y.device.type, torch.bfloat16) if half else nullcontext():
                         outputs = self.model.outputs(x)
                     outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
                     bits = self.likelihood.bits(outputs, y)
-                    part = self.objective.cost(bits).sum() / len(targets)
+                    part = self.objective.cost(bits).sum() / rows  # the mean over processes is that over their whole batch
                 paid = self._read(part)
                 if isinstance(paid, float) and not abs(paid) < inf:
                     raise _NotFinite(self._find_nonfinite_layer(inputs))
@@ -318,7 +340,8 @@ class Fit:
         named += [*self.model.priors.named_parameters("priors"), *self.model.priors.named_buffers("priors")]
         named += self.model.statistics()
         learned = [tensor for _, tensor in named if tensor.is_floating_point() and tensor.numel()]
-        learned += [p for q in self.model.posteriors() for p in q.parameters()]
+        learned = [local(p) for p in learned] + [p for q in self.model.posteriors() for p in q.parameters()]
+        learned = [tensor for tensor in learned if tensor.numel()]  # a shard may be empty
         if bool(torch.stack(torch._foreach_norm(learned, inf)).max() < FAR):  # False for NaN
             return ""
         for weight in self.model.weights:

@@ -57,7 +57,7 @@ class Session:
         self.dashboards = open_dashboards(logging, directory, subject, keep_epochs=fit.epoch, resume=resume)
         self.bar = Bar(fit.settings.passes, fit.epoch, shown=progress)
         self.loggers: list[Logger] = []
-        if directory is not None:
+        if directory is not None and fit.ranks.is_first:
             self.loggers.append(JsonLines(directory / "metrics.jsonl", keep_epochs=fit.epoch))
         self.loggers += loggers
 
@@ -91,7 +91,9 @@ class Session:
                 for logger in [self.bar, *self.loggers, *self.dashboards]:
                     logger.log(metrics)
                 self._watch(metrics["net_bits"])
-                if self.directory is not None and time.perf_counter() - saved >= self.fit.settings.checkpoint_seconds:
+                is_due = time.perf_counter() - saved >= self.fit.settings.checkpoint_seconds
+                is_due, self.finished = map(bool, self.fit.ranks.of_first([is_due, self.finished]))  # one clock for all
+                if self.directory is not None and is_due:
                     self.save()
                     saved = time.perf_counter()
         finally:

@@ -19,6 +19,7 @@ __all__ = [
     "BudgetSettings",
     "EarlyStopSettings",
     "ElboSettings",
+    "EngineSettings",
     "LedgerSettings",
     "LoggingSettings",
     "OptimizerSettings",
@@ -265,6 +266,27 @@ class TrainingSettings(Settings):
         if start == "auto":
             start = WARMUP_START if warmup else 1.0
         return self.model_copy(update={"epochs": epochs, "beta": BetaSettings(start=start, warmup_epochs=warmup)})
+
+
+class EngineSettings(Settings):
+    """Joint training of one model by several processes that ``torchrun`` starts; a single process is not affected."""
+
+    strategy: Literal["none", "ddp", "fsdp"] = Field(
+        "none",
+        description="ddp: every process holds all weights; fsdp: every process holds a shard of them (FSDP2), with fresh noise "
+        "in every draw and no local reparameterisation; none: one process only",
+    )
+    noise: Literal["shared", "per_rank"] = Field(
+        "shared",
+        description="shared: all processes hold the same draw, and take the step of one process on the whole batch; per_rank: "
+        "each holds a draw of its own, which makes gradients less noisy (ddp only)",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "EngineSettings":
+        if self.strategy == "fsdp" and self.noise == "per_rank":
+            raise ValueError("noise per_rank needs whole weights in every process; set engine.noise=shared, or strategy=ddp")
+        return self
 
 
 class LedgerSettings(Settings):

@@ -14,6 +14,7 @@ import torch
 
 from bitsback.atomic_io import write_tensors, write_text
 from bitsback.data import Dataset, Examples
+from bitsback.distributed import ALONE, Ranks, present, started
 from bitsback.errors import ConfigError
 from bitsback.inputs import Inputs
 from bitsback.kernels import Captures, CudaCaptures
@@ -24,6 +25,7 @@ from bitsback.model import BayesianModel, evaluate, posterior_tensors, take_ledg
 from bitsback.model.accounting import check_point_grids
 from bitsback.model.noise import ExactNoise
 from bitsback.torch_state import seeded, using_threads
+from bitsback.training._engine import check_engine, dividing, own_device, shard
 from bitsback.training._graphs import StepGraphs
 from bitsback.training._loggers import Logger
 from bitsback.training._objective import make_objective
@@ -33,7 +35,7 @@ from bitsback.training.dashboards import check_dashboards, final_numbers, subjec
 from bitsback.training.drawn_outputs import DrawnOutputs
 from bitsback.training.loop import Fit, Watch
 from bitsback.training.session import Session
-from bitsback.training.settings import LedgerSettings, LoggingSettings, TrainingSettings
+from bitsback.training.settings import EngineSettings, LedgerSettings, LoggingSettings, TrainingSettings
 
 __all__ = ["Outcome", "captures_of", "device_named", "start", "threads_for", "train"]
 
@@ -72,13 +74,15 @@ def _alone(call: Callable[P, Outcome]) -> Callable[P, Outcome]:
 
     @functools.wraps(call)
     def locked(*arguments: P.args, **settings: P.kwargs) -> Outcome:
-        if settings.get("directory") is None:
-            return call(*arguments, **settings)
-        directory = settings["directory"] = Path(str(settings["directory"])).expanduser()
-        with exclusive(directory / LOCK, directory):
-            for folder in (directory, directory / "checkpoint", directory / "profile"):
-                remove_left_over_files(folder)
-            return call(*arguments, **settings)
+        engine = settings.get("engine")
+        with started(engine.strategy if isinstance(engine, EngineSettings) else "none") as ranks:
+            if settings.get("directory") is None or not ranks.is_first:  # of several processes, rank 0 alone writes
+                return call(*arguments, **settings)
+            directory = settings["directory"] = Path(str(settings["directory"])).expanduser()
+            with exclusive(directory / LOCK, directory):
+                for folder in (directory, directory / "checkpoint", directory / "profile"):
+                    remove_left_over_files(folder)
+                return call(*arguments, **settings)
 
     return locked
 
@@ -94,6 +98,7 @@ def train(
     training: TrainingSettings | None = None,
     ledger: LedgerSettings | None = None,
     logging: LoggingSettings | None = None,
+    engine: EngineSettings | None = None,
     seed: int = 0,
     resume: bool = False,
     progress: bool = True,
@@ -115,6 +120,8 @@ def train(
         training: settings; default: all defaults.
         ledger: settings; default: all defaults.
         logging: settings; default: all defaults.
+        engine: how the processes that ``torchrun`` started, or those of the default process group, train together; default:
+            one process only.
         seed: of batches and weight draws. Equal seed, threads and machine give equal bits.
         resume: continue from ``directory``'s checkpoint; the result is the same, bit for bit, as without the interruption.
         progress: show a progress bar.
@@ -143,23 +150,28 @@ def train(
     >>> outcome.ledger.net_bits < outcome.ledger.uniform_bits
     True
     """
+    engine, ranks = engine or EngineSettings(), present()
+    if not ranks.is_first:
+        progress, logging, loggers, profile_to = False, LoggingSettings(), (), None
     directory = None if directory is None else Path(directory)
     training, ledger = training or TrainingSettings(), ledger or LedgerSettings()
     logging = logging or LoggingSettings()
     likelihood.fit(dataset.train.targets)
     training = training.settled(len(dataset.train), likelihood)
+    check_engine(engine, ranks, training, logging, dataset.train)
     for examples in (dataset.train, dataset.test):
         if examples is not None:
             likelihood.check_split(examples.targets, examples.name)
     model.chosen_grid_step, model.likelihood = ledger.grid_step, likelihood
     check_point_grids(model, model.grid_step(), "ledger.grid_step" if ledger.grid_step else "posterior.grid_step")
-    device, dtype = device_named(training.device), torch.float64 if training.precision == "float64" else torch.float32
+    device = own_device(device_named(training.device), ranks)
+    dtype = torch.float64 if training.precision == "float64" else torch.float32
     check_memory(model, device)
     model.to(device, dtype)
     likelihood.to(device, dtype)
     data, test = dataset.train.to(device, dtype), dataset.test and dataset.test.to(device, dtype)
     check_dashboards(logging, directory)
-    with using_threads(threads_for(training, model)), seeded(seed, device):
+    with using_threads(threads_for(training, model)), seeded(seed, device), dividing(model):
         if profile_to is not None:
             from bitsback.training._profile import STEPS, profile
 
@@ -167,12 +179,12 @@ def train(
             longer = training.model_copy(update={"epochs": training.passes + STEPS})
             with seeded(seed, device):
                 profile(start(copy.deepcopy(model), copy.deepcopy(likelihood), data, longer, seed), profile_to)
-        fit = start(model, likelihood, data, training, seed, watch=watch)
+        fit = start(model, likelihood, data, training, seed, watch=watch, engine=engine, ranks=ranks)
         subject = subject_of(model, logging, {"training": training, "ledger": ledger}, seed, config_text)
         with Session(fit, test, directory, logging, subject, loggers, progress=progress, resume=resume) as session:
             if directory is not None and not resume:
                 session.save(is_first=True)
-                if config_text is not None:  # written last: a directory with a configuration can be resumed
+                if config_text is not None and ranks.is_first:  # written last: a directory with a configuration can be resumed
                     write_text(directory / "config.yaml", config_text)
             session.run()
             fit.end()
@@ -196,7 +208,10 @@ def train(
     outcome = Outcome(book, error, likelihood.error_name, session.seconds, fit.epoch, threads, stopped_early)
     if directory is not None:
         session.save(finished=True)
-        _write_results(directory, model, likelihood, outcome)
+        tensors, facts = posterior_tensors(model, likelihood)
+        if ranks.is_first:
+            write_tensors(directory / "posterior.safetensors", tensors, facts)
+            _write_results(directory, outcome)
     return outcome
 
 
@@ -208,6 +223,8 @@ def start(
     seed: int = 0,
     *,
     watch: Watch | None = None,
+    engine: EngineSettings | None = None,
+    ranks: Ranks = ALONE,
 ) -> Fit:
     """Prepare a training without running it, for training loops of your own.
 
@@ -221,6 +238,8 @@ def start(
         settings: of the training.
         seed: of batches and weight draws.
         watch: called after every optimiser step with the number of steps done and the model.
+        engine: how several processes train together.
+        ranks: the processes; each is given its share of every batch.
 
     Returns:
         the training, before its first step.
@@ -239,15 +258,22 @@ def start(
     mode, model.training = model.training, True
     trials = _to_try_out(data, settings, seed)
     is_repeatable = settings.precision == "float64"
-    model.lay_out(channels_last=settings.fused and not is_repeatable, example=trials[0])  # no gain in float64
+    engine = engine or EngineSettings()
+    is_sharded = engine.strategy == "fsdp" and ranks.count > 1
+    if is_sharded:
+        shard(model, ranks)
+    else:
+        model.lay_out(channels_last=settings.fused and not is_repeatable, example=trials[0])  # no gain in float64
     other_bits = model.deterministic_bits() + sum(charge.bits for charge in [*model.charges(), *likelihood.charges()])
     objective = make_objective(settings.objective, likelihood, data.targets, other_bits)
     objective.to(data.targets.device)
     options: dict[str, Any] = {"max_grad_norm": settings.gradient_clip, "by_pieces": settings.fused}
+    options |= {"ranks": ranks, "noise": engine.noise}
     optimizer = make_optimizer(model, [likelihood, objective], settings.optimizer, len(data), **options)
     steps = -(-len(data) // settings.batch_size)
     schedule = make_schedule(optimizer, settings.schedule, settings.passes, steps)
-    reuse = 1 if is_repeatable else settings.noise_reuse
+    model.ranks = ranks
+    reuse = 1 if is_repeatable or is_sharded else settings.noise_reuse
     model.set_noise(ExactNoise() if is_repeatable else None, seed=seed)
     outputs = DrawnOutputs(model, trials, reuse)
     model.set_noise(model.noise_source, reuse)
@@ -255,7 +281,7 @@ def start(
         raise ConfigError("training.antithetic: no layer draws its weights; leave it out, or set bayesian.estimator=weight")
     fit = Fit(
         model, likelihood, data, settings, seed, optimizer, schedule, Beta(settings, steps), objective, outputs, watch=watch,
-        mode=mode,
+        mode=mode, ranks=ranks,
     )  # fmt: skip
     captures = captures_of(model.device) if settings.graph == "auto" else None
     if captures is not None:
@@ -305,8 +331,7 @@ def _to_try_out(data: Examples, settings: TrainingSettings, seed: int) -> list[I
     return [data.inputs[:size], data.inputs[some.to(data.inputs.device)]]
 
 
-def _write_results(directory: Path, model: BayesianModel, likelihood: Likelihood, outcome: Outcome) -> None:
-    write_tensors(directory / "posterior.safetensors", *posterior_tensors(model, likelihood))
+def _write_results(directory: Path, outcome: Outcome) -> None:
     summary = {
         "sentence": outcome.ledger.sentence(),
         "warnings": list(outcome.ledger.warnings),

@@ -60,7 +60,7 @@ TASKS = (
         "From a configuration or a network of your own to a trained run.",
         (
             *names("bitsback", "train compare bayesianize BayesianModel evaluate load_config load_run Config Experiment"),
-            *names("bitsback", "TrainingSettings LedgerSettings LoggingSettings __version__"),
+            *names("bitsback", "TrainingSettings EngineSettings LedgerSettings LoggingSettings __version__"),
             *names("bitsback.config", "Run to_yaml json_schema"),
             "bitsback.analysis.sources.TrainedRun",
             "bitsback.runs.Comparison",
