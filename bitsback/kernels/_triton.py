@@ -148,6 +148,27 @@ def _floats(address):
     return address.to(tl.pointer_type(tl.float32))
 
 
+@triton.jit
+def _read(address, o, keep, FULL: tl.constexpr):
+    """Read elements; of a whole, aligned chunk without a mask, 128 bits a thread."""
+    pointers = address + o
+    if FULL:
+        # the hint has to be on the pointers themselves: Triton up to 3.6 forgets that of an address out of a table
+        found = tl.load(tl.multiple_of(pointers, [16]))
+    else:
+        found = tl.load(pointers, mask=keep, other=0.0)
+    return found
+
+
+@triton.jit
+def _write(address, o, values, keep, FULL: tl.constexpr):
+    pointers = address + o
+    if FULL:
+        tl.store(tl.multiple_of(pointers, [16]), values)
+    else:
+        tl.store(pointers, values, mask=keep)
+
+
 @triton.jit(do_not_specialize=["offset_now", "sign_now", "offset_next", "sign_next"])
 def sweep_kernel(
     chunks, table, draw, numbers, sums, narrow, offset_now, sign_now, offset_next, sign_next,
@@ -193,17 +214,9 @@ def sweep_kernel(
     mean = _floats(tl.load(row + MEAN))
     log_std = _floats(tl.load(row + LOG_STD))
     flags = tl.load(row + FLAGS)
-    if FULL:
-        weight = tl.multiple_of(weight, 16)
-        mean = tl.multiple_of(mean, 16)
-        log_std = tl.multiple_of(log_std, 16)
-        keep = tl.full([BLOCK], 1, tl.int1)
-        M = tl.load(mean + o)
-        R = tl.load(log_std + o)
-    else:
-        keep = o < n
-        M = tl.load(mean + o, mask=keep, other=0.0)
-        R = tl.load(log_std + o, mask=keep, other=0.0)
+    keep = o < n
+    M = _read(mean, o, keep, FULL)
+    R = _read(log_std, o, keep, FULL)
     S = tl.exp(R)
     seed = tl.load(draw)
     number = tl.load(draw + 1)
@@ -228,21 +241,16 @@ def sweep_kernel(
         pending = tl.load(row + PENDING)
         G = M * 0
         if gradient != 0:
-            if FULL:
-                G = tl.load(tl.multiple_of(_floats(gradient), 16) + o)
-            else:
-                G = tl.load(_floats(gradient) + o, mask=keep, other=0.0)
+            G = _read(_floats(gradient), o, keep, FULL)
         spread = M * 0
         if drawn != 0:
             if tl.load(narrow + at) != 0:
                 spread = S * _normals(seed, number + offset_now, stream, index) * sign_now
-            elif FULL:
-                spread = tl.load(weight + o) - M
             else:
-                spread = tl.load(weight + o, mask=keep, other=0.0) - M
+                spread = _read(weight, o, keep, FULL) - M
         if PRIOR == GIVEN:
-            pm = tl.load(_floats(tl.load(row + BY_MEAN)) + o, mask=keep, other=0.0)
-            pl = tl.load(_floats(tl.load(row + BY_LOG_STD)) + o, mask=keep, other=0.0)
+            pm = _read(_floats(tl.load(row + BY_MEAN)), o, keep, FULL)
+            pl = _read(_floats(tl.load(row + BY_LOG_STD)), o, keep, FULL)
         elif PRIOR == MIXTURE:
             components = tl.load(row + COUNT)
             logits = _floats(tl.load(row + THIRD))
@@ -255,7 +263,7 @@ def sweep_kernel(
             pm = 0.5 * (pm + behind)
         else:
             if (flags & LOCATION_EACH) != 0:
-                mu = tl.load(location + o, mask=keep, other=0.0)
+                mu = _read(location, o, keep, FULL)
             else:
                 mu = tl.load(location) + M * 0
             scales = tl.load(row + SCALES)
@@ -309,19 +317,19 @@ def sweep_kernel(
                 pm = 0.5 * (pm + behind)
         share = tl.load(row + SHARE)
         if share != 0:
-            factor = tl.load(_floats(share) + o, mask=keep, other=0.0)
+            factor = _read(_floats(share), o, keep, FULL)
             pm *= factor
             pl *= factor
         gm = G + k * pm
         gl = G * spread + k * pl
         if pending != 0:
-            gl += tl.load(_floats(pending) + o, mask=keep, other=0.0)
+            gl += _read(_floats(pending), o, keep, FULL)
         if MODE == FILL:
-            tl.store(_floats(tl.load(row + BY_MEAN)) + o, gm, mask=keep)
-            tl.store(_floats(tl.load(row + BY_LOG_STD)) + o, gl, mask=keep)
+            _write(_floats(tl.load(row + BY_MEAN)), o, gm, keep, FULL)
+            _write(_floats(tl.load(row + BY_LOG_STD)), o, gl, keep, FULL)
     if MODE == FILLED:
-        gm = tl.load(_floats(tl.load(row + BY_MEAN)) + o, mask=keep, other=0.0)
-        gl = tl.load(_floats(tl.load(row + BY_LOG_STD)) + o, mask=keep, other=0.0)
+        gm = _read(_floats(tl.load(row + BY_MEAN)), o, keep, FULL)
+        gl = _read(_floats(tl.load(row + BY_LOG_STD)), o, keep, FULL)
 
     if MODE == STEP or MODE == FILLED:
         own = numbers + FLOATS + tl.load(row + MEAN_GROUP) * GROUP_NUMBERS
@@ -333,13 +341,9 @@ def sweep_kernel(
         b2 = tl.load(own + 2)
         c1 = (1.0 - tl.exp(t * tl.log(b1))).to(tl.float32)
         first = _floats(tl.load(row + AVERAGE))
-        if FULL:
-            first = tl.multiple_of(first, 16)
-            A1 = tl.load(first + o)
-        else:
-            A1 = tl.load(first + o, mask=keep, other=0.0)
+        A1 = _read(first, o, keep, FULL)
         A1 += (1.0 - b1).to(tl.float32) * (gm - A1)
-        tl.store(first + o, A1, mask=keep)
+        _write(first, o, A1, keep, FULL)
         if RULE == ADAM:
             c2 = tl.sqrt(1.0 - tl.exp(t * tl.log(b2))).to(tl.float32)
             eps = tl.load(own + 3).to(tl.float32)
@@ -351,23 +355,15 @@ def sweep_kernel(
             second = _floats(tl.load(row + AVERAGE + 1))
             first_l = _floats(tl.load(row + AVERAGE + 2))
             second_l = _floats(tl.load(row + AVERAGE + 3))
-            if FULL:
-                second = tl.multiple_of(second, 16)
-                first_l = tl.multiple_of(first_l, 16)
-                second_l = tl.multiple_of(second_l, 16)
-                V1 = tl.load(second + o)
-                A2 = tl.load(first_l + o)
-                V2 = tl.load(second_l + o)
-            else:
-                V1 = tl.load(second + o, mask=keep, other=0.0)
-                A2 = tl.load(first_l + o, mask=keep, other=0.0)
-                V2 = tl.load(second_l + o, mask=keep, other=0.0)
+            V1 = _read(second, o, keep, FULL)
+            A2 = _read(first_l, o, keep, FULL)
+            V2 = _read(second_l, o, keep, FULL)
             V1 = B2 * V1 + rest2 * gm * gm
             A2 += (1.0 - l1).to(tl.float32) * (gl - A2)
             V2 = l2.to(tl.float32) * V2 + (1.0 - l2).to(tl.float32) * gl * gl
-            tl.store(second + o, V1, mask=keep)
-            tl.store(first_l + o, A2, mask=keep)
-            tl.store(second_l + o, V2, mask=keep)
+            _write(second, o, V1, keep, FULL)
+            _write(first_l, o, A2, keep, FULL)
+            _write(second_l, o, V2, keep, FULL)
             c1_l = (1.0 - tl.exp(t * tl.log(l1))).to(tl.float32)
             c2_l = tl.sqrt(1.0 - tl.exp(t * tl.log(l2))).to(tl.float32)
             M -= rate_m / c1 * A1 / (tl.sqrt(V1) / c2 + eps)
@@ -379,8 +375,8 @@ def sweep_kernel(
             M -= tl.minimum(tl.maximum(step, -most), most) * S
             x = tl.minimum(tl.maximum(gl * (rate_l * to_nats), -1.0), 1.0)
             R -= 0.5 * tl.log(1.0 + x + 0.5 * x * x)
-        tl.store(mean + o, M, mask=keep)
-        tl.store(log_std + o, R, mask=keep)
+        _write(mean, o, M, keep, FULL)
+        _write(log_std, o, R, keep, FULL)
         S = tl.exp(R)
 
     if MODE != FILL and MODE != LOOK:
@@ -391,20 +387,20 @@ def sweep_kernel(
                 change = S * E
                 if (flags & WAS_DRAWN) != 0:
                     change -= S * _normals(seed, number + offset_now, stream, index) * sign_now
-                L = tl.load(_floats(carried) + o, mask=keep, other=0.0)
-                G = tl.load(_floats(gradient) + o, mask=keep, other=0.0)
-                tl.store(_floats(carried) + o, L - G * change, mask=keep)
+                L = _read(_floats(carried), o, keep, FULL)
+                G = _read(_floats(gradient), o, keep, FULL)
+                _write(_floats(carried), o, L - G * change, keep, FULL)
         if drawn != 0:
-            tl.store(weight + o, M + S * E, mask=keep)
+            _write(weight, o, M + S * E, keep, FULL)
         else:
-            tl.store(weight + o, M, mask=keep)
+            _write(weight, o, M, keep, FULL)
     if MODE != FILL and MODE != DRAW:
         size = tl.abs(M)
         is_narrow = keep & (COARSE * size > S) & (NOTHING * size < S)
         tl.store(narrow + at, tl.max(is_narrow.to(tl.int32), 0).to(tl.int8))
         if PRIOR == NORMAL:
             if (flags & LOCATION_EACH) != 0:
-                centre = tl.load(location + o, mask=keep, other=0.0)
+                centre = _read(location, o, keep, FULL)
             else:
                 centre = tl.load(location) + M * 0
             d = M - centre

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bitsback.distributed import local
 from bitsback.errors import LayerError
-from bitsback.kernels import ADAM
+from bitsback.kernels import ADAM, ALIGNED
 from bitsback.model import Weight
 from bitsback.optim._fused import adam, fused_adam, is_fused, rates
 from bitsback.optim._sweep import Move, Sweep
@@ -68,7 +68,7 @@ class Adam(PosteriorOptimizer):
             average = state.get(name)
             if average is None:
                 average = state[name] = torch.zeros_like(like, requires_grad=False)
-            elif average.stride() != like.stride():
+            elif average.stride() != like.stride() or average.data_ptr() % ALIGNED:
                 average = state[name] = torch.empty_like(like, requires_grad=False).copy_(average)
             found.append(average)
         return found
@@ -78,9 +78,9 @@ class Adam(PosteriorOptimizer):
         state = self.state[parameter]
         step: Tensor | None = state.get("step")
         if step is None:
-            step = state["step"] = torch.zeros((), device=parameter.device)
-        elif step.device != parameter.device:  # torch loads it to the CPU
-            step = state["step"] = step.to(parameter.device)
+            step = state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+        elif step.device != parameter.device or step.dtype != torch.float32:  # torch loads it to the CPU
+            step = state["step"] = step.to(parameter.device, torch.float32)
         return step
 
     def averages_of(self, weight: Weight) -> list[Tensor]:

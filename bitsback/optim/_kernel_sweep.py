@@ -219,12 +219,17 @@ def row_of(weight: Weight, form: KernelForm | None) -> Row:
         axis = next(axis for axis, size in enumerate(form.log_scale.shape) if size > 1)
         count = mean.stride(axis)
     if form.name != "mixture" and location.numel() > 1:
-        location = as_laid(location, mean)
+        location = aligned_copy(as_laid(location, mean))
     third = form.third.detach() if form.third is not None else None
     return Row(
         parameter, mean, log_std, weight.index, 0, location, form.log_scale.detach(), third, count, form.table_start,
         form.table_step,
     )  # fmt: skip
+
+
+def aligned_copy(tensor: Tensor) -> Tensor:
+    """Return a tensor whose address the kernels can read 128 bits at a time: itself, or a copy."""
+    return tensor.clone() if tensor.data_ptr() % kernels.ALIGNED else tensor
 
 
 class KernelSweep(Sweep):
@@ -324,7 +329,7 @@ class KernelSweep(Sweep):
         for word, tensor in read.items():
             if tensor is not None:
                 tensor = as_laid(tensor, mean)
-                tensor = tensor.clone() if tensor.data_ptr() % kernels.ALIGNED else tensor
+                tensor = aligned_copy(tensor)
                 alive.append(tensor)
                 words[word] = tensor.data_ptr()
         if mode == kernels.FILL:
