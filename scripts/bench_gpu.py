@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from bitsback.data import Examples
-from bitsback.kernels import CudaCaptures
+from bitsback.kernels import captures_on
 from bitsback.likelihoods import CategoricalLikelihood
 from bitsback.model import BayesianModel, bayesianize, take_ledger
 from bitsback.model.noise import CounterNoise
@@ -191,33 +191,32 @@ def fit_of(bench: Bench, network: nn.Module, x: Tensor, y: Tensor, classes: int,
     return fit
 
 
-def plain_steps(
-    bench: Bench, network: nn.Module, x: Tensor, y: Tensor, half: bool
-) -> tuple[Callable[[], Any], Callable[[], Any] | None]:
-    """Steps of the network without posterior: as usual, and captured (None on a CPU)."""
-
-    def step_of(optimizer: torch.optim.Optimizer) -> Callable[[], Tensor]:
-        def step() -> Tensor:
-            optimizer.zero_grad(set_to_none=True)
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
-                outputs = network(x)
-            loss = cross_entropy(outputs.float().flatten(0, -2), y.flatten())
-            loss.backward()
-            optimizer.step()
-            return loss.detach()
-
-        return step
-
+def plain_step(bench: Bench, network: nn.Module, x: Tensor, y: Tensor, half: bool, capturable: bool) -> Callable[[], Any]:
+    """Steps of the network without posterior."""
     network.to(bench.device)
-    usual = step_of(torch.optim.Adam(network.parameters(), lr=1e-4, fused=True))
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, fused=True, capturable=capturable)
+
+    def step() -> Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
+            outputs = network(x)
+        loss = cross_entropy(outputs.float().flatten(0, -2), y.flatten())
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return step
+
+
+def captured(bench: Bench, step: Callable[[], Tensor]) -> Callable[[], Any]:
+    """The step as a CUDA graph; as it is on a CPU."""
     if bench.tiny:
-        return usual, None
-    captures = CudaCaptures(bench.device)
-    capturable = step_of(torch.optim.Adam(network.parameters(), lr=1e-4, fused=True, capturable=True))
+        return step
+    captures = captures_on(bench.device)
     with captures.trial():
         for _ in range(3):
-            capturable()
-    return usual, captures.capture(capturable).replay
+            step()
+    return captures.capture(step).replay
 
 
 def own_steps(
@@ -232,7 +231,7 @@ def own_steps(
     if graph == "auto" and not bench.tiny:
         for _ in range(5):
             step()
-        if not fit.graphs._steps:
+        if not fit.graphs.captured:
             raise RuntimeError("no step was captured")
     return step
 
@@ -242,14 +241,16 @@ def steps(bench: Bench) -> None:
     for name, (make, x, y, classes, half) in networks(bench).items():
         try:
             torch.manual_seed(0)
-            usual, graphed = plain_steps(bench, make(), x, y, half)
+            usual = plain_step(bench, make(), x, y, half, capturable=False)
         except ImportError as error:
             print(f"left out: {name}: {error}", file=sys.stderr)
             continue
-        plain = bench.milliseconds(usual)
-        plain_graphed = bench.milliseconds(graphed) if graphed else plain
-        plain_bytes = bench.peak_bytes(usual)
-        del usual, graphed
+        plain, plain_bytes = bench.milliseconds(usual), bench.peak_bytes(usual)
+        del usual
+        bench.empty()
+        graphed = captured(bench, plain_step(bench, make(), x, y, half, capturable=not bench.tiny))
+        plain_graphed = bench.milliseconds(graphed)
+        del graphed
         bench.empty()
         found, own_bytes = {}, 0
         for graph in ("never", "auto"):
@@ -281,7 +282,7 @@ def large(bench: Bench) -> None:
     torch.manual_seed(0)
     with torch.device(bench.device):
         network = wide_mlp(width)
-    usual, _ = plain_steps(Bench(True, 0) if bench.tiny else bench, network, x, y, True)
+    usual = plain_step(bench, network, x, y, True, capturable=False)
     plain = bench.milliseconds(usual, groups=5, each=3, warm=3)
     del usual, network
     bench.empty()
@@ -291,7 +292,7 @@ def large(bench: Bench) -> None:
     number = count()
     own = bench.milliseconds(lambda: fit.step(next(number), x, y), groups=5, each=3, warm=6)
     model = fit.model
-    fit.graphs = None
+    fit.end()
     weights = sum(weight.posterior.numel for weight in model.weights)
     bench.empty()
     bench.wait()
@@ -322,11 +323,11 @@ def optimizer_of(bench: Bench, width: int, prior: dict[str, Any]) -> tuple[Bayes
 
 
 def passes(optimizer: Adam, model: BayesianModel) -> Callable[[], None]:
-    """One pass: gradients, update, draw. The same gradients are used again, which a step refuses."""
+    """One pass: gradients, update, draw. A step refuses gradients that were used, so each call wraps them anew."""
 
     def call() -> None:
         for weight in model.weights:
-            weight._used = None
+            weight.parameter.grad = weight.parameter.grad.detach()
         optimizer.step()
 
     return call

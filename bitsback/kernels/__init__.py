@@ -3,7 +3,7 @@
 The optimisers of :mod:`bitsback.optim` choose them by device. On a CPU they run only in Triton's interpreter, in tests.
 """
 
-from bitsback.kernels._captures import Captured, Captures, CudaCaptures
+from bitsback.kernels._captures import Captured, Captures, captures_on
 from bitsback.kernels._launch import ALIGNED, Batch, Clock, Numbers, Row, fill_normals, has_triton, is_capturing, upload
 from bitsback.kernels._layout import (
     ADAM,
@@ -42,10 +42,10 @@ __all__ = [
     "Captured",
     "Captures",
     "Clock",
-    "CudaCaptures",
     "Numbers",
     "Row",
     "Word",
+    "captures_on",
     "counter_normals",
     "fill_normals",
     "has_triton",

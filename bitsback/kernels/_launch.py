@@ -326,20 +326,10 @@ class Batch:
         is_full = chunks[:, 3].bool()
         self._chunks = [(part.to(device), full) for full in (True, False) if len(part := chunks[is_full == full])]
         self._ranges = torch.tensor([[at, at + count] for at, count in zip(firsts, counts, strict=True)]).to(device)
-        self._starts = firsts
         self.sums = torch.zeros(len(chunks), self.width, device=device)
         self.narrow = torch.ones(len(chunks), dtype=torch.int8, device=device)
         self.totals = torch.zeros(len(rows), self.width, dtype=torch.float64, device=device)
         self.table = Table(torch.zeros(len(rows), ROW, dtype=torch.int64, device=device))
-
-    def forget(self, place: int) -> None:
-        """Make the next launch compute the spread of a tensor from its noise: mean or std were changed elsewhere.
-
-        Args:
-            place: index of the tensor in the batch.
-        """
-        last = self._starts[place + 1] if place + 1 < len(self._starts) else len(self.narrow)
-        self.narrow[self._starts[place] : last] = 1
 
     def launch(
         self,

@@ -356,7 +356,8 @@ class Resident(Values):
 
     # edits
 
-    def _is_stale(self) -> bool:
+    def is_stale(self) -> bool:
+        """Return whether a weight, mean or log std was written to since the model last wrote the weights."""
         return any(weight.versions() != weight.seen for weight in self.weights)
 
     @torch.no_grad()
@@ -442,7 +443,7 @@ class Resident(Values):
         if torch.compiler.is_compiling():
             return self.network(*args, **kwargs)
         self._reshard()
-        if self._is_stale() and not self._is_inside_a_transform():
+        if self.is_stale() and not self._is_inside_a_transform():
             self.honour_edits()
         output = self.network(*args, **kwargs)
         if torch.is_grad_enabled():

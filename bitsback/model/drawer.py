@@ -9,7 +9,7 @@ from torch import Tensor
 from bitsback import kernels
 from bitsback.kernels import Batch, Clock, Row, Word
 from bitsback.model.noise import as_key
-from bitsback.model.pieces import are_alike, as_laid
+from bitsback.model.pieces import are_alike, readable
 from bitsback.model.weight import State, Weight
 from bitsback.posteriors import GaussianPosterior
 
@@ -116,10 +116,10 @@ class Drawer:
                 q.log_std.grad = None  # the network's gradients were cleared without the optimiser's zero_grad()
             else:
                 dense = gradient.to_dense() if gradient.is_sparse else gradient
-                alive += [as_laid(dense, q.mean)]
+                alive += [readable(dense, q.mean)]
                 if q.log_std.grad is None:
                     q.log_std.grad = torch.zeros_like(q.log_std, requires_grad=False)
-                q.log_std.grad = as_laid(q.log_std.grad, q.mean)
+                q.log_std.grad = readable(q.log_std.grad, q.mean)
                 one |= {Word.GRADIENT: alive[-1].data_ptr(), Word.PENDING: q.log_std.grad.data_ptr()}
             words.append(one)
         after = clock.offset(seed, state.number), state.sign

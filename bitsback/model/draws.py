@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from bitsback.inputs import Inputs, call, chosen, leaves, like, shapes_of
-from bitsback.kernels import Captured, Captures, CudaCaptures
+from bitsback.kernels import Captured, Captures, captures_on
 from bitsback.model.weight import State
 
 if TYPE_CHECKING:
@@ -46,8 +46,7 @@ def draws_at_once(model: "BayesianModel") -> int:
     (10, 1)
     """
     modules = list(model.network.modules())
-    # A hook may read concrete values (.item()), which tensors under vmap do not have.
-    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+    hooked = has_hooks(model.network)  # a hook may read concrete values (.item()), which tensors under vmap do not have
     kinds = [next(kind for kind in type(module).__mro__ if "forward" in vars(kind)) for module in modules]
     if hooked or not all(kind in BATCHED for kind in kinds):
         return 1
@@ -69,7 +68,14 @@ def forward_of(model: "BayesianModel") -> Callable[[Inputs], Tensor]:
     def forward(inputs: Inputs) -> Tensor:
         return chosen(call(model.network, inputs), model.output)
 
-    return GraphedForward(forward, CudaCaptures(model.device)) if model.device.type == "cuda" else forward
+    if model.device.type != "cuda" or not model.evaluation_graphs or has_hooks(model.network):
+        return forward
+    return GraphedForward(forward, captures_on(model.device))
+
+
+def has_hooks(network: nn.Module) -> bool:
+    """Return whether a module has forward hooks, which may do anything, also on the host."""
+    return any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
 
 
 class GraphedForward:
@@ -90,8 +96,10 @@ class GraphedForward:
         key = shapes_of(inputs)
         if key not in self._graphs and (self._is_off or key not in self._seen or len(self._graphs) >= MOST_GRAPHS):
             self._seen.add(key)
-            with self.captures.trial():
-                return self.forward(inputs)
+            with self.captures.trial() as trial:
+                outputs = self.forward(inputs)
+            self._is_off = self._is_off or bool(trial.waits)
+            return outputs
         if key not in self._graphs:
             own = like(inputs, [leaf.clone() for leaf in leaves(inputs)])
             try:

@@ -74,6 +74,8 @@ class BayesianModel(Resident):
         likelihood: of the targets, for :meth:`predict`; set by training, ledgers and loading. It is no part of the model's
             state or parameters. None by default.
         output: which of the network's outputs the likelihood reads: ``auto``, a name, or an index.
+        evaluation_graphs: whether evaluations and predictions on a GPU are captured as CUDA graphs; training sets it as
+            ``training.graph`` says.
         evaluation_batch: examples of a forward pass in evaluations and predictions; training makes it at least its own batch,
             for networks that take whole batches only.
     """
@@ -93,7 +95,7 @@ class BayesianModel(Resident):
         super().__init__(fresh_seed() if seed is None else seed)
         self.network = network
         self.output = output
-        self.evaluation_batch = EVALUATION_BATCH
+        self.evaluation_batch, self.evaluation_graphs = EVALUATION_BATCH, True
         self.posterior = nn.Module()
         self.priors = nn.ModuleList()
         self.prior_settings = settings_of(prior)

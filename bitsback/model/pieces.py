@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["PIECE", "Rows", "Scratch", "are_alike", "as_laid", "is_dense", "rows", "side_by_side"]
+from bitsback.kernels import ALIGNED
+
+__all__ = ["PIECE", "Rows", "Scratch", "are_alike", "as_laid", "is_dense", "readable", "rows", "side_by_side"]
 
 PIECE = 131072
 """Elements of a piece: four blocks of noise."""
@@ -36,6 +38,20 @@ def as_laid(tensor: Tensor, like: Tensor) -> Tensor:
     if tensor.dtype == like.dtype and are_alike([tensor, like]):
         return tensor
     return torch.empty_like(like, requires_grad=False).copy_(tensor)
+
+
+def readable(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return a tensor as kernels read it beside another: in its layout and dtype, at an address that is a multiple of 16.
+
+    Args:
+        tensor: tensor to return.
+        like: dense tensor of the same shape.
+
+    Returns:
+        The tensor itself, or a copy.
+    """
+    laid = as_laid(tensor, like)
+    return laid.clone() if laid.data_ptr() % ALIGNED else laid
 
 
 def rows(tensor: Tensor) -> list[Tensor]:

@@ -88,12 +88,8 @@ class ForeachSweep(Sweep):
     def _draw(self, weights: Sequence[Weight], w: list[Tensor], m: list[Tensor], log_std: list[Tensor]) -> None:
         """Write the next draws, and take the sums that the cost needs."""
         stds = torch._foreach_exp(log_std)
-        noise = [
-            self._noise(weight, torch.empty_like(mean).as_strided((mean.numel(),), (1,)), 0).as_strided(
-                mean.shape, mean.stride()
-            )
-            for weight, mean in zip(weights, m, strict=True)
-        ]
+        flat = [torch.empty_like(mean).as_strided((mean.numel(),), (1,)) for mean in m]
+        noise = [self._noise(weight, into, 0) for weight, into in zip(weights, flat, strict=True)]
         shaped = [one.as_strided(mean.shape, mean.stride(), one.storage_offset()) for one, mean in zip(noise, m, strict=True)]
         torch._foreach_copy_(w, torch._foreach_addcmul(m, list(stds), shaped))
         closed = [place for place, weight in enumerate(weights) if weight.index in self.cost]

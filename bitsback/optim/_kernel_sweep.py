@@ -13,8 +13,9 @@ from bitsback.kernels import Batch, Clock, Numbers, Row, Word
 from bitsback.model import BayesianModel, Weight
 from bitsback.model.drawer import finish_written
 from bitsback.model.noise import as_key
-from bitsback.model.pieces import as_laid
-from bitsback.optim._sweep import Sweep, UpdateRule, aligned
+from bitsback.model.pieces import readable
+from bitsback.optim._foreach_sweep import ForeachSweep
+from bitsback.optim._sweep import UpdateRule, aligned
 from bitsback.posteriors import GaussianPosterior
 from bitsback.priors.base import KernelForm, Prior, add_gradient
 
@@ -53,6 +54,7 @@ class Kernel:
         """Number of each parameter group, by identity."""
         self._layout: list[Any] = []
         self._kept: dict[str, tuple[list[Any], Tensor]] = {}
+        self.has_one_kl = has_one_kl
         self.indices = {weight.index for weight in weights}
         self.closed: list[tuple[Any, list[Weight]]] = [
             (prior, sharing)
@@ -90,7 +92,7 @@ class Kernel:
         return found
 
     def look(self) -> None:
-        """Take the sums of weights whose posteriors were changed elsewhere, and count their draws as unknown."""
+        """Take the sums of weights whose posteriors were changed elsewhere, and find where they are narrow."""
         if self.marks == {weight.index: weight.versions()[1:] for weight in self.weights}:
             return
         for batch, weights in self.parts:
@@ -135,42 +137,41 @@ class Kernel:
         own = [(prior, weights) for prior, weights in self.closed if prior.learns_in_closed_form]
         if not own:
             return
-        moments = self._sums_of(own, slice(1, 3)).sum(1)
+        moments = self._sums_of("owners of scales", own, slice(1, 3)).sum(1)
         scales = [prior.log_scale.detach().view(()) for prior, _ in own]
-        best = 0.5 * (moments / self._counts_of(own)).clamp_min(LEAST).log()
+        counts = self._on_device("counts of scales", [sum(w.posterior.numel for w in weights) for _, weights in own])
+        best = 0.5 * (moments / counts).clamp_min(LEAST).log()
         moved = torch.stack(scales).double().lerp(best, self.numbers.prior_rate).to(scales[0].dtype)
         torch._foreach_copy_(scales, list(moved.unbind()))
 
-    def _sums_of(self, priors: Sequence[tuple[Any, list[Weight]]], columns: slice) -> Tensor:
-        """Return sums over the weights of each prior, (priors, columns) in float64."""
+    def _sums_of(self, name: str, priors: Sequence[tuple[Any, list[Weight]]], columns: slice) -> Tensor:
+        """Return sums over the weights of each prior, (priors, columns) in float64; ``name`` is a key of :attr:`_kept`."""
         totals = torch.cat([batch.totals[:, columns] for batch, _ in self.parts])
         place = {weight.index: at for at, weight in enumerate(w for _, weights in self.parts for w in weights)}
         owners = [(number, place[w.index]) for number, (_, weights) in enumerate(priors) for w in weights]
-        numbers, places = self._on_device("owners", owners).long().T
+        numbers, places = self._on_device(name, owners).long().T
         return totals.new_zeros(len(priors), totals.shape[1]).index_add_(0, numbers, totals[places])
 
-    def _counts_of(self, priors: Sequence[tuple[Any, list[Weight]]]) -> Tensor:
-        """Return the number of weights of each prior, (priors,) in float64."""
-        return self._on_device("counts", [sum(w.posterior.numel for w in weights) for _, weights in priors])
-
     def _on_device(self, name: str, values: list[Any]) -> Tensor:
-        """Return numbers as a float64 tensor on the device, uploaded when they change."""
+        """Return numbers as a float64 tensor on the device, uploaded when they change.
+
+        One name for each use: a captured step reads the tensor that it found, and another use must not replace it.
+        """
         kept = self._kept.get(name)
         if kept is None or kept[0] != values:
             kept = self._kept[name] = values, torch.tensor(values, dtype=torch.float64).to(self.numbers.tensor.device)
         return kept[1]
 
     def nats(self) -> float:
-        """Return KL(q||p) of the weights in :attr:`closed`, from the sums."""
+        """Return KL(q||p) of the weights in :attr:`closed`, from the sums; waits for the device once."""
         if not self.closed:
             return 0.0
-        sums = self._sums_of(self.closed, slice(1, 4)).tolist()
-        total = 0.0
-        for (prior, weights), (variance, distance, log_stds) in zip(self.closed, sums, strict=True):
-            log_scale, count = float(prior.log_scale), sum(w.posterior.numel for w in weights)
-            total += 0.5 * (variance + distance) / float(prior.log_scale.double().exp()) ** 2
-            total += count * (log_scale - 0.5) - log_stds
-        return total
+        sums = self._sums_of("owners of bits", self.closed, slice(1, 4))
+        log_scales = torch.stack([prior.log_scale.detach().view(()) for prior, _ in self.closed]).double()
+        counts = self._on_device("counts of bits", [sum(w.posterior.numel for w in weights) for _, weights in self.closed])
+        variance, distance, log_stds = sums.unbind(1)
+        nats = 0.5 * (variance + distance) * (-2 * log_scales).exp() + counts * (log_scales - 0.5) - log_stds
+        return float(nats.sum())
 
 
 def has_closed_sums(prior: Prior) -> bool:
@@ -219,7 +220,7 @@ def row_of(weight: Weight, form: KernelForm | None) -> Row:
         axis = next(axis for axis, size in enumerate(form.log_scale.shape) if size > 1)
         count = mean.stride(axis)
     if form.name != "mixture" and location.numel() > 1:
-        location = aligned_copy(as_laid(location, mean))
+        location = readable(location, mean)
     third = form.third.detach() if form.third is not None else None
     return Row(
         parameter, mean, log_std, weight.index, 0, location, form.log_scale.detach(), third, count, form.table_start,
@@ -227,17 +228,12 @@ def row_of(weight: Weight, form: KernelForm | None) -> Row:
     )  # fmt: skip
 
 
-def aligned_copy(tensor: Tensor) -> Tensor:
-    """Return a tensor whose address the kernels can read 128 bits at a time: itself, or a copy."""
-    return tensor.clone() if tensor.data_ptr() % kernels.ALIGNED else tensor
-
-
-class KernelSweep(Sweep):
-    """Pass over the weights of one step: those of a :class:`Kernel` in a few launches, all others piece by piece.
+class KernelSweep(ForeachSweep):
+    """Pass over the weights of one step: those of a :class:`Kernel` in a few launches, all others as the base class.
 
     Args:
         kernel: weights that the kernels move.
-        arguments: as for :class:`Sweep`.
+        arguments: as for :class:`bitsback.optim._sweep.Sweep`.
     """
 
     def __init__(self, kernel: Kernel, *arguments: Any) -> None:
@@ -328,8 +324,7 @@ class KernelSweep(Sweep):
                 read[Word.BY_MEAN], read[Word.BY_LOG_STD] = self._given(weight)
         for word, tensor in read.items():
             if tensor is not None:
-                tensor = as_laid(tensor, mean)
-                tensor = aligned_copy(tensor)
+                tensor = readable(tensor, mean)
                 alive.append(tensor)
                 words[word] = tensor.data_ptr()
         if mode == kernels.FILL:
@@ -368,7 +363,7 @@ class KernelSweep(Sweep):
                 add_gradient(prior.log_scale, sums[0], k)
                 continue
             held, distance, square = sums[kernels.SUMS : kernels.SUMS + 3 * prior.means.numel()].view(-1, 3).unbind(1)
-            shares = prior._log_weights().detach().exp() * weight.posterior.numel
+            shares = prior.log_weights().detach().exp() * weight.posterior.numel
             add_gradient(prior.free_logits, (shares - held)[1:], k)
             add_gradient(prior.log_scales, held - 2 * square, k)
             add_gradient(prior.means, -2 * (-prior.log_scales.detach()).exp() * math.sqrt(0.5) * distance, k)

@@ -92,7 +92,8 @@ class PosteriorOptimizer(torch.optim.Optimizer):
     Attributes:
         kl_weights: by weight index, a factor for the KL of each element; empty: 1 for all.
         nats_per_unit: nats in one unit of the loss: 1 for a loss in nats, ln 2 for one in bits.
-        grad_norm: norm of all gradients before the last clipping, a scalar tensor; None without ``max_grad_norm``.
+        grad_norm: norm of all gradients before the last clipping, a scalar tensor that every step overwrites; None without
+            ``max_grad_norm``.
     """
 
     def __init__(
@@ -137,6 +138,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         self._by_parameter = {id(weight.known): weight for weight in model.weights}
         self._scratch, self._steps = Scratch(), 0
         self._kernel: Kernel | None = None
+        self._changes = 0
         self._cost = GaussianCost([])
         self._norms: list[float] = []
         self._groups: dict[int, dict[str, Any]] = {}
@@ -160,6 +162,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         Raises:
             LayerError: for unknown keys, ``weight_decay`` among them, and when posterior parameters are given directly.
         """
+        self._changes += 1
         group = dict(param_group)
         self._check_keys(group)
         if "role" in group:
@@ -363,17 +366,24 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         draw, self._steps = state
         self.model.set_state(draw)
 
+    def signature(self) -> tuple[int, ...]:
+        """Return what changes when tensors of the optimiser are replaced, which captured steps would not notice."""
+        return id(self._kernel), self._changes, len(self.kl_weights)
+
     def why_not_captured(self) -> str:
         """Return why a step cannot be captured as a graph, a clause; empty if it can."""
         self._count(self.weights)
         inside = self._kernel.indices if self._kernel is not None else set()
-        left = [weight.name for weight in self.weights if weight.index not in inside]
+        left = [weight.name for weight in self.weights if weight.index not in inside and weight.known.numel()]
         if left:
             return f"no kernel moves '{left[0]}', which is no Gaussian in float32"
         given = (
             [w.name for batch, weights in self._kernel.parts if batch.form == "given" for w in weights] if self._kernel else []
         )
         learned = [w.name for w in self.weights if w.name in given and any(p.requires_grad for p in w.prior.parameters())]
+        plain = [p for group in self._roles("plain") for p in group["params"]]
+        if len({(p.device, p.dtype) for p in plain}) > 1:
+            return "parameters without a posterior have several dtypes or devices"
         if learned:
             return f"no kernel knows the prior of '{learned[0]}', which learns by gradient"
         return ""
@@ -396,11 +406,13 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         if clock is None or not own:
             self._kernel = None
             return
-        if self._kernel is None or self._kernel.clock is not clock or self._kernel.weights != own:
-            self._kernel = Kernel(self.model, own, clock, has_one_kl=not self.kl_weights)
-        self._kernel.refresh()
+        has_one_kl = not self.kl_weights
+        kept = self._kernel
+        if kept is None or kept.clock is not clock or kept.weights != own or kept.has_one_kl != has_one_kl:
+            self._kernel = kept = Kernel(self.model, own, clock, has_one_kl=has_one_kl)
+        kept.refresh()
         self.write_numbers()
-        self._kernel.look()
+        kept.look()
 
     def _begin(self, weights: Sequence[Weight], k: float) -> None:
         """Update closed-form priors; every :data:`LOOK_EVERY` steps, check the network's modules and the stds."""
@@ -470,10 +482,11 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         for p in plain:
             if p.grad.is_sparse:
                 p.grad = p.grad.to_dense()
-        if self.model.is_sharded:
-            self.grad_norm = self.together.clip([*filled, *plain], self.max_grad_norm)
-        else:
-            self.grad_norm = torch.nn.utils.clip_grad_norm_([*filled, *plain], self.max_grad_norm)
+        clip = self.together.clip if self.model.is_sharded else torch.nn.utils.clip_grad_norm_
+        norm = clip([*filled, *plain], self.max_grad_norm)
+        if self.grad_norm is None:
+            self.grad_norm = torch.zeros_like(norm)
+        self.grad_norm.copy_(norm)  # always the same tensor, which a captured step writes too
 
     def _draw_others(self, weights: Sequence[Weight], state: State) -> None:
         """Write the draw of ``state`` into weights that are frozen or not owned, and clear gradients that were used."""
@@ -519,6 +532,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state returned by :meth:`state_dict`; the weights then hold the draw they held when it was saved."""
+        self._changes += 1
         own = dict(state_dict)
         posterior, self._steps, coarse = own.pop(POSTERIOR, None), own.pop("steps", 0), own.pop("coarse", None)
         super().load_state_dict(own)

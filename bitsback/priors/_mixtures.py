@@ -66,13 +66,14 @@ class MixturePrior(Prior):
         self._store_scale(scales, learn, "scales")
         self._store("free_logits", logits[1:] - logits[0], learn, LOGIT)
 
-    def _log_weights(self) -> Tensor:
+    def log_weights(self) -> Tensor:
+        """Return the natural logarithms of the components' weights, (K,)."""
         return torch.nn.functional.pad(self.free_logits, (1, 0)).log_softmax(-1)
 
     def forward(self) -> Distribution:
         """Return the distribution p(w)."""
         components = Normal(self.means, self.log_scales.exp(), validate_args=False)
-        return MixtureSameFamily(Categorical(logits=self._log_weights()), components, validate_args=False)
+        return MixtureSameFamily(Categorical(logits=self.log_weights()), components, validate_args=False)
 
     @property
     def is_elementwise(self) -> bool:
@@ -95,7 +96,7 @@ class MixturePrior(Prior):
             Slopes, the shape of ``weights``.
         """
         w, slope = weights.flatten(), torch.empty_like(weights).flatten()
-        means, log_scales, log_weights = self.means.to(w), self.log_scales.to(w), self._log_weights().to(w)
+        means, log_scales, log_weights = self.means.to(w), self.log_scales.to(w), self.log_weights().to(w)
         learns = rate != 0 and any(number.requires_grad for number in (self.means, self.log_scales, self.free_logits))
         heights, per_scale = (log_weights - log_scales).unsqueeze(1), (-log_scales).exp().mul_(math.sqrt(0.5)).unsqueeze(1)
         precisions, ones = (-2 * log_scales).exp(), torch.ones_like(means)
@@ -121,7 +122,7 @@ class MixturePrior(Prior):
 
     def typical_scale(self) -> Tensor:
         """Return the root of the weighted mean of the components' variances."""
-        return (self._log_weights().exp() * self.log_scales.exp().square()).sum().sqrt()
+        return (self.log_weights().exp() * self.log_scales.exp().square()).sum().sqrt()
 
     def breakpoints(self, fine: bool = True) -> Tensor:
         """Return points at which quadrature splits its panels."""

@@ -59,6 +59,12 @@ class Subject(Protocol):
     def write_numbers(self) -> None:
         """Write the numbers of the next step to the device."""
 
+    def is_stale(self) -> bool:
+        """Return whether weights were written to since the last step, which a step as usual takes note of."""
+
+    def signature(self) -> Any:
+        """Return what captured steps take for granted; if it changes, they are made anew."""
+
 
 @dataclass
 class _Step:
@@ -84,7 +90,13 @@ class StepGraphs:
         self._tried: dict[str, int] = {}
         self._steps: dict[str, _Step] = {}
         self._changes: dict[str, tuple[Any, Any]] = {}
+        self._signature: Any = None
         self._is_off = False
+
+    @property
+    def captured(self) -> int:
+        """Return the number of captured steps."""
+        return len(self._steps)
 
     def step(self, inputs: Inputs, targets: Tensor) -> Tensor:
         """Run one step.
@@ -96,6 +108,14 @@ class StepGraphs:
         Returns:
             Data bits of the batch, a scalar tensor on the device that the next step may overwrite.
         """
+        signature = self.subject.signature()
+        if signature != self._signature:
+            self._steps.clear()
+            self._tried.clear()
+            self._signature = signature
+        if self.subject.is_stale():
+            with self.captures.trial():
+                return self.subject.run(inputs, targets)
         key = f"{shapes_of(inputs)} {shapes_of(targets)}"
         found = self._steps.get(key)
         if found is None and not self._is_off and self._tried.get(key, 0) >= TRIALS:
@@ -115,9 +135,11 @@ class StepGraphs:
         before = self.subject.host_state()
         if self._is_off:
             return self.subject.run(inputs, targets)
-        with self.captures.trial():
+        with self.captures.trial() as trial:
             bits = self.subject.run(inputs, targets)
         self._changes[key] = before, self.subject.host_state()
+        if trial.waits:
+            self.give_up(trial.waits)
         return bits
 
     def _capture(self, key: str, inputs: Inputs, targets: Tensor) -> _Step | None:
@@ -138,6 +160,7 @@ class StepGraphs:
             return None
         subject.set_host_state(state)
         subject.finish_capture()
+        self._signature = subject.signature()
         before, after = self._changes[key]
         found = self._steps[key] = _Step(own, wanted, before, after, call)
         return found

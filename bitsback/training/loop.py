@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from math import inf
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -154,6 +155,15 @@ class Fit:
         """Write the numbers of the next step to the device."""
         self.optimizer.write_next()
 
+    def is_stale(self) -> bool:
+        """Return whether weights were written to since the last step."""
+        return self.model.is_stale()
+
+    def signature(self) -> Any:
+        """Return what captured steps take for granted: what is trained, modes of modules, and the optimiser's tensors."""
+        trained = tuple(p.requires_grad for p in self.model.network.parameters())
+        return trained, tuple(m.training for m in self.model.network.modules()), self.optimizer.signature()
+
     def why_no_graph(self) -> str:
         """Return why steps cannot be captured, a clause; empty if they can."""
         if self.ranks.count > 1:
@@ -202,6 +212,7 @@ class Fit:
 
     def end(self) -> None:
         """Finish training: restore the weights' memory layout and draws, and the modes of modules."""
+        self.graphs = None
         self.modes.restore()
         if self.outputs is not None:
             self.outputs.release()
@@ -331,7 +342,9 @@ class Fit:
 
     def _read(self, number: Tensor) -> float | Tensor:
         """Return a number as a float; on an accelerator as a tensor, because to read it there is to wait for the device."""
-        return float(number.detach()) if number.is_cpu else number.detach()
+        if number.is_cpu:
+            return float(number.detach())
+        return number.detach() if number.device.type == "mps" else number.detach().double()
 
     @torch.no_grad()
     def _check_finite(self) -> str:

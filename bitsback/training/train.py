@@ -17,7 +17,7 @@ from bitsback.data import Dataset, Examples
 from bitsback.distributed import ALONE, Ranks, present, started
 from bitsback.errors import ConfigError
 from bitsback.inputs import Inputs
-from bitsback.kernels import Captures, CudaCaptures
+from bitsback.kernels import Captures, captures_on
 from bitsback.ledger import Ledger
 from bitsback.likelihoods import Likelihood
 from bitsback.locks import LOCK, exclusive, remove_left_over_files
@@ -166,7 +166,7 @@ def train(
     check_point_grids(model, model.grid_step(), "ledger.grid_step" if ledger.grid_step else "posterior.grid_step")
     device = own_device(device_named(training.device), ranks)
     dtype = torch.float64 if training.precision == "float64" else torch.float32
-    check_memory(model, device)
+    check_memory(model, device, dtype.itemsize)
     model.to(device, dtype)
     likelihood.to(device, dtype)
     data, test = dataset.train.to(device, dtype), dataset.test and dataset.test.to(device, dtype)
@@ -283,7 +283,8 @@ def start(
         model, likelihood, data, settings, seed, optimizer, schedule, Beta(settings, steps), objective, outputs, watch=watch,
         mode=mode, ranks=ranks,
     )  # fmt: skip
-    captures = captures_of(model.device) if settings.graph == "auto" else None
+    model.evaluation_graphs = settings.graph == "auto"
+    captures = captures_of(model.device) if model.evaluation_graphs else None
     if captures is not None:
         fit.graphs = StepGraphs(fit, captures)
         if why := fit.why_no_graph():
@@ -293,32 +294,41 @@ def start(
 
 def captures_of(device: torch.device) -> Captures | None:
     """Return what captures steps on a device; None if nothing does."""
-    return CudaCaptures(device) if device.type == "cuda" else None
+    return captures_on(device) if device.type == "cuda" else None
 
 
-STEP_BYTES = 32
-"""Bytes that a step holds for each weight: the draw, its gradient, mean, log std and four running averages, in float32."""
+POSTERIOR_WORDS, PLAIN_WORDS = 8, 4
+"""Numbers that a step holds for each weight: the draw, its gradient, mean, log std and four running averages; without a
+posterior the parameter, its gradient and two averages.
+"""
 
 
-def check_memory(model: BayesianModel, device: torch.device) -> None:
+def check_memory(model: BayesianModel, device: torch.device, number_bytes: int = 4) -> None:
     """Check that a step's tensors fit into the free memory of a GPU, before anything is moved there.
 
     Args:
         model: model to be trained.
         device: where to; only GPUs are checked.
+        number_bytes: bytes of a number in training.
 
     Raises:
         ConfigError: if they do not fit.
     """
     if device.type != "cuda":
         return
-    weights = sum(p.numel() for p in model.network.parameters())
-    free = torch.cuda.mem_get_info(device)[0]
-    if STEP_BYTES * weights > free:
+    drawn = {id(weight.known) for weight in model.weights if weight.is_trained}
+    weights, words = 0, 0
+    for p in model.network.parameters():
+        weights += p.numel()
+        words += p.numel() * (POSTERIOR_WORDS if id(p) in drawn else PLAIN_WORDS if p.requires_grad else 1)
+    needed = number_bytes * words
+    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    there = sum(t.nbytes for t in [*model.parameters(), *model.buffers()] if t.device == device)
+    if needed > free + there:
         raise ConfigError(
-            f"training.device: a step holds {STEP_BYTES} bytes for each of {weights:,} weights, "
-            f"{STEP_BYTES * weights / 1e9:,.1f} GB besides the activations, and {device} has "
-            f"{free / 1e9:,.1f} GB free; take a smaller network, or device=cpu"
+            f"training.device: a step of {weights:,} weights holds {needed / 1e9:,.1f} GB besides the activations "
+            f"({number_bytes * POSTERIOR_WORDS} bytes for each weight with a posterior), and {device} has {free / 1e9:,.1f} GB "
+            "free; take a smaller network, or device=cpu"
         )
 
 

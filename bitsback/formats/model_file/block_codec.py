@@ -163,19 +163,15 @@ def write_blocks(experiment: Experiment, settings: PackSettings, progress: bool)
     tuning = settings.tuning or TuningSettings(steps=0, balance_steps=0)
     half = experiment.config.training.precision == "bfloat16"
     _move(experiment, _device_of(experiment.config.training))
-    tuner = Tuner(
-        model,
-        experiment.likelihood,
-        experiment.dataset.train,
-        code,
-        tuning,
-        experiment.config.seed,
-        progress=progress,
-        half=half,
-    )
-    with using_threads(threads_for(experiment.config.training, model)), seeded(experiment.config.seed, torch.device("cpu")):
-        indices = tuner.run()
-    _move(experiment, torch.device("cpu"))
+    try:
+        tuner = Tuner(
+            model, experiment.likelihood, experiment.dataset.train, code, tuning, experiment.config.seed, progress=progress,
+            half=half,
+        )  # fmt: skip
+        with using_threads(threads_for(experiment.config.training, model)), seeded(experiment.config.seed, torch.device("cpu")):
+            indices = tuner.run()
+    finally:
+        _move(experiment, torch.device("cpu"))
     # the head again: tuning has changed numbers in it (running statistics), but not its size
     writer = BitWriter()
     put_experiment_head(writer, experiment, tree)
