@@ -566,6 +566,7 @@ def test_points_on_a_simplex_and_labels_as_points():
     entries = {entry.name: entry for entry in ledger.entries}
     assert {entry.method for entry in entries.values()} == {"point"}
     assert entries["assignment"].net_bits == pytest.approx(-3 * math.log2(0.4) - 3 * math.log2(0.6), abs=0.01)
+    assert (entries["weights"].weights, entries["assignment"].weights) == (1, 6)
     # a uniform Dirichlet of two: the density of u with w = sigmoid(u) is w (1 - w)
     assert entries["weights"].net_bits == pytest.approx(-math.log2(0.4 * 0.6 * STEP), abs=0.01)
 

@@ -332,7 +332,7 @@ def _counted(
         cost, drawn = costs[group], sites[group.drawn]
         _check_scales(group, latents, drawn)
         cost.is_point = group.is_direct and is_point(drawn)
-        cost.numbers = round(_count(drawn))
+        cost.numbers = round(_count(latents[group.drawn] if cost.is_point else drawn))
         cost.guide_moves |= not same(drawn["fn"], first[2][group.drawn]["fn"])
         cost.model_moves |= any(not same(latents[name]["fn"], first[0][name]["fn"]) for name in group.latents)
         if is_point(drawn) and not group.is_direct:
