@@ -1,6 +1,8 @@
 """Posteriors trained elsewhere: their ledger is the sum by hand, and the network is the guest's own."""
 
+import io
 import math
+import pickle
 
 import guests
 import pytest
@@ -12,6 +14,7 @@ from torch.nn.functional import softplus
 import bitsback
 from bitsback.errors import LayerError, PriorError
 from bitsback.interop import from_bayesian_torch, from_blitz, from_ivon, from_laplace, from_moments, from_torchbnn, from_tyxe
+from bitsback.interop._guests import WITH_KL
 from bitsback.likelihoods import CategoricalLikelihood
 from bitsback.priors import LaplacePrior
 
@@ -84,6 +87,43 @@ def test_bayesian_torch_layers_by_hand_return_a_kl_as_well():
     ):
         wanted[name] = (softplus(rho), gaussian_bits(mean, softplus(rho), prior))
     check(from_bayesian_torch(network), x, y, wanted, network(x)[0])
+
+
+class ByHand(nn.Module):
+    """Layers of bayesian-torch that were not made by dnn_to_bnn."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = guests.Conv2dFlipout(1, 2, 3, stride=2, padding=1)
+        self.fc = guests.LinearReparameterization(8, 3)
+
+    def forward(self, x):
+        x, kl = self.conv(x)
+        out, more = self.fc(x.relu().flatten(1))
+        return out, kl + more
+
+
+def test_guests_of_bayesian_torch_can_be_pickled():
+    x = torch.randn(2, 1, 4, 4)
+    plain = from_bayesian_torch(ByHand()).mean_network()
+    again = pickle.loads(pickle.dumps(plain))
+    assert torch.equal(again(x)[0], plain(x)[0])
+    file = io.BytesIO()
+    torch.save(plain, file)
+    file.seek(0)
+    assert torch.equal(torch.load(file, weights_only=False)(x)[0], plain(x)[0])
+    model = from_bayesian_torch(ByHand())
+    assert torch.equal(pickle.loads(pickle.dumps(model.network))(x)[0], model.network(x)[0])
+    assert torch.equal(plain.conv(x, return_kl=False), plain.conv(x)[0])
+    made = guests.LinearReparameterization(4, 3)
+    made.dnn_to_bnn_flag = True
+    assert b"bitsback" not in pickle.dumps(from_bayesian_torch(nn.Sequential(made)).mean_network())
+
+
+def test_every_layer_that_returns_a_kl_is_found_by_pickle():
+    for plain, kind in WITH_KL.items():
+        assert pickle.loads(pickle.dumps(kind)) is kind
+        assert issubclass(kind, plain)
 
 
 def test_a_prior_around_a_network():

@@ -566,6 +566,7 @@ def test_points_on_a_simplex_and_labels_as_points():
     entries = {entry.name: entry for entry in ledger.entries}
     assert {entry.method for entry in entries.values()} == {"point"}
     assert entries["assignment"].net_bits == pytest.approx(-3 * math.log2(0.4) - 3 * math.log2(0.6), abs=0.01)
+    assert (entries["weights"].weights, entries["assignment"].weights) == (1, 6)
     # a uniform Dirichlet of two: the density of u with w = sigmoid(u) is w (1 - w)
     assert entries["weights"].net_bits == pytest.approx(-math.log2(0.4 * 0.6 * STEP), abs=0.01)
 
@@ -716,3 +717,180 @@ def test_points_with_a_joint_prior_and_a_log_normal_in_a_plate():
     ledger = ledger_of(model, guide, samples=6)
     assert next(entry for entry in ledger.entries if entry.name == "scale").weights == 2
     assert ledger.net_weight_bits == pytest.approx(by_hand(model, guide)[0], abs=3)
+
+
+def coded(fn, value, resolution=0.01):
+    """The ledger of observations whose distribution knows no latent, and their bits with one grid step each for ``free``."""
+
+    def model():
+        pyro.sample("at", dist.Normal(torch.tensor(0.0), 1.0))
+        with pyro.plate("data", len(value)):
+            pyro.sample("x", fn, obs=value)
+
+    ledger = ledger_of(model, lambda: pyro.sample("at", dist.Normal(0.3, 0.5)), samples=2, resolution=resolution)
+    return ledger, lambda free: -float(fn.log_prob(value).sum()) / LOG2 - free * math.log2(resolution)
+
+
+def test_observations_pay_a_grid_step_for_each_dimension():
+    """A Dirichlet of four has a density of three numbers: the mass of a cell of the grid is that density times step^3."""
+    rows = torch.distributions.Dirichlet(torch.full((4,), 2.0)).sample((5,))
+    ledger, by_density = coded(dist.Dirichlet(torch.tensor([2.0, 2.0, 2.0, 3.0])).expand([5]), rows)
+    assert ledger.data_bits == pytest.approx(by_density(5 * 3), abs=1e-5)
+    assert ledger.symbols == 15
+    three, _ = coded(dist.Normal(torch.zeros(5, 3), 1.0).to_event(1), rows[:, :3])
+    assert ledger.uniform_bits == pytest.approx(three.uniform_bits)  # no model either codes what the others give
+    pairs = rows.reshape(5, 1, 4).expand(5, 2, 4)
+    ledger, by_density = coded(dist.Dirichlet(torch.ones(5, 2, 4)).to_event(1), pairs)
+    assert ledger.data_bits == pytest.approx(by_density(5 * 2 * 3), abs=1e-5)
+    correlations = torch.tensor([[1.0, 0.5, 0.2], [0.5, 1.0, 0.1], [0.2, 0.1, 1.0]]).expand(2, 3, 3)
+    one = correlations[0]
+
+    def unplated():  # Pyro's LKJ cannot be expanded to a plate
+        pyro.sample("at", dist.Normal(torch.tensor(0.0), 1.0))
+        pyro.sample("x", dist.LKJ(3, torch.tensor(2.0)), obs=one)
+
+    ledger = ledger_of(unplated, lambda: pyro.sample("at", dist.Normal(0.3, 0.5)), samples=2, resolution=0.01)
+    density = float(dist.LKJ(3, torch.tensor(2.0)).log_prob(one))
+    assert ledger.data_bits == pytest.approx(-density / LOG2 - 3 * math.log2(0.01), abs=1e-5)
+    ledger, by_density = coded(dist.LKJCholesky(3, torch.tensor(2.0)).expand([2]), torch.linalg.cholesky(correlations))
+    assert ledger.data_bits == pytest.approx(by_density(2 * 3), abs=1e-5)
+    wishart = torch.distributions.Wishart(torch.tensor(4.0), torch.eye(3)).expand([2])
+    ledger, by_density = coded(dist.Wishart(torch.tensor(4.0), torch.eye(3)).expand([2]), correlations)
+    assert ledger.data_bits == pytest.approx(
+        -float(wishart.log_prob(correlations).sum()) / LOG2 - 12 * math.log2(0.01), abs=1e-5
+    )
+    ledger, by_density = coded(
+        dist.VonMises3D(torch.tensor([1.0, 2.0, 2.0])).expand([2]), torch.tensor([[1.0, 0, 0], [0, 0, 1]])
+    )
+    assert ledger.data_bits == pytest.approx(by_density(2 * 2), abs=1e-5)
+
+
+def test_latents_on_a_simplex_count_their_dimensions():
+    def model(x):
+        weights = pyro.sample("weights", dist.Dirichlet(torch.ones(4)))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Categorical(weights), obs=x)
+
+    q = torch.tensor([2.0, 3.0, 4.0, 5.0])
+    (entry,) = ledger_of(model, lambda x: pyro.sample("weights", dist.Dirichlet(q)), torch.arange(4), grid_step=STEP).entries
+    assert entry.weights == 3
+    assert entry.refund_bits == pytest.approx(float(torch.distributions.Dirichlet(q).entropy()) / LOG2 - 3 * math.log2(STEP))
+
+
+def four(mask, std, how):
+    def program():
+        with pyro.plate("four", 4):
+            if how == "site":
+                with poutine.mask(mask=mask):
+                    pyro.sample("z", dist.Normal(torch.zeros(4), std))
+            else:
+                pyro.sample("z", dist.Normal(torch.zeros(4), std).mask(mask))
+
+    return program
+
+
+def seen(program):
+    def model():
+        program()
+        pyro.sample("y", dist.Bernoulli(torch.tensor(0.5)), obs=torch.tensor(1.0))
+
+    return model
+
+
+@pytest.mark.parametrize("how", ["site", "distribution"])
+def test_masked_latents_cost_and_refund_nothing(how):
+    mask = torch.tensor([True, False, True, False])
+    (entry,) = ledger_of(seen(four(mask, 1.0, how)), four(mask, 0.25, how), grid_step=STEP).entries
+    assert entry.weights == 2
+    assert entry.refund_bits == pytest.approx(entropy_bits(torch.full((2,), 0.25)), abs=1e-9)
+    assert entry.net_bits == pytest.approx(normal_bits(torch.zeros(2), 0.25, 0.0, 1.0), abs=1e-9)
+    assert entry.method == "closed_form"
+    with pytest.raises(LedgerError, match="'z' is masked differently in model and guide"):
+        ledger_of(seen(four(mask, 1.0, how)), four(~mask, 0.25, how))
+    nothing = torch.zeros(4, dtype=torch.bool)
+    ledger = ledger_of(seen(four(nothing, 1.0, how)), four(nothing, 0.25, how), grid_step=STEP)
+    assert (ledger.entries, ledger.net_weight_bits) == ((), 0)
+    assert ledger.notes == ("'z' is masked throughout and costs nothing",)
+
+
+@pytest.mark.parametrize("mask", [True, torch.tensor(True), torch.ones(4, dtype=torch.bool)])
+def test_masks_that_hide_nothing_leave_the_closed_form(mask):
+    for model, guide in ((mask, None), (None, mask), (mask, mask)):
+        programs = (four(True if each is None else each, std, "distribution") for each, std in ((model, 1.0), (guide, 0.25)))
+        (entry,) = ledger_of(seen(next(programs)), next(programs), grid_step=STEP).entries
+        assert entry.method == "closed_form"
+        assert entry.net_bits == pytest.approx(normal_bits(torch.zeros(4), 0.25, 0.0, 1.0), abs=1e-9)
+
+
+def test_masks_within_an_event():
+    shown = torch.tensor([[True, False], [True, True], [False, False]])
+    values = torch.tensor([[0.5, 9.0], [1.0, 2.0], [7.0, 8.0]])
+    ledger, _ = coded(dist.Normal(torch.zeros(3, 2), 1.0).mask(shown).to_event(1), values)
+    normal = torch.distributions.Normal(0.0, 1.0)
+    assert ledger.data_bits == pytest.approx(float(-normal.log_prob(values[shown]).sum()) / LOG2 - 3 * math.log2(0.01))
+    plain, _ = coded(dist.Normal(torch.zeros(3), 1.0), values[shown])
+    assert ledger.uniform_bits == pytest.approx(plain.uniform_bits)
+
+
+def test_errors_of_a_divergence_are_not_swallowed(monkeypatch):
+    def broken(*_):
+        raise ValueError("a defect")
+
+    monkeypatch.setattr("bitsback.interop.pyro._program_ledger.kl_divergence", broken)
+    with pytest.raises(ValueError, match="a defect"):
+        ledger_of(logistic, hand, X, Y)
+
+
+def test_a_scale_that_is_not_that_of_the_plates_is_refused():
+    for scale in (0.01, 3.0):
+        with pytest.raises(LedgerError, match=rf"is scaled by {scale:g} \(poutine.scale\), its plates by 1: .*without"):
+            ledger_of(poutine.scale(logistic, scale), poutine.scale(hand, scale), X, Y)
+
+    def weighed(x, y=None):
+        bias = pyro.sample("bias", dist.Normal(torch.tensor(0.2), 0.7))
+        with pyro.plate("data", 20, subsample_size=5) as rows, poutine.scale(scale=0.01):
+            pyro.sample("y", dist.Bernoulli(logits=bias.expand(5)), obs=y[rows])
+
+    guide = autoguide.AutoNormal(weighed)
+    guide(X, Y)
+    with pytest.raises(LedgerError, match=r"'y' is scaled by 0.04 \(poutine.scale\), its plates by 4"):
+        ledger_of(weighed, guide, X, Y)
+
+
+def test_partly_observed_data():
+    """Pyro splits a site with ``obs_mask`` in two: what is missing is a latent, masked the other way round."""
+    there = torch.arange(6) < 4
+    x = torch.tensor([0.5, -1.0, 2.0, 0.25, 0.0, 0.0])
+
+    def model():
+        at = pyro.sample("at", dist.Normal(torch.tensor(0.0), 1.0))
+        with pyro.plate("data", 6):
+            pyro.sample("x", dist.Normal(at, 1.0), obs=x, obs_mask=there)
+
+    def guide(mask=None):
+        pyro.sample("at", dist.Normal(torch.tensor(0.3), 0.5))
+        with pyro.plate("data", 6), poutine.mask(mask=torch.tensor(True) if mask is None else mask):
+            pyro.sample("x_unobserved", dist.Normal(torch.zeros(6), 0.25))
+
+    fix = r"draw 'x_unobserved' in the guide within poutine.mask\(mask=~obs_mask\)"
+    with pytest.raises(LedgerError, match=fix):
+        ledger_of(model, guide, resolution=0.25)
+    with pytest.raises(LedgerError, match=fix):
+        ledger_of(model, lambda: pyro.sample("at", dist.Normal(torch.tensor(0.3), 0.5)), resolution=0.25)
+    ledger = ledger_of(model, lambda: guide(~there), resolution=0.25, grid_step=STEP, samples=6)
+    entries = {entry.name: entry for entry in ledger.entries}
+    assert entries["x_unobserved"].weights == 2
+    assert entries["x_unobserved"].refund_bits == pytest.approx(entropy_bits(torch.full((2,), 0.25)), abs=1e-9)
+    assert ledger.symbols == 4
+
+
+def test_numbers_that_one_distribution_has_drawn_without_a_plate():
+    values = torch.tensor([0.0, 1.0, 3.0])
+
+    def model():
+        pyro.sample("at", dist.Normal(torch.tensor(0.0), 1.0))
+        pyro.sample("x", dist.Normal(torch.tensor(0.0), 1.0), obs=values)
+
+    ledger = ledger_of(model, lambda: pyro.sample("at", dist.Normal(0.3, 0.5)), samples=2, resolution=0.01)
+    wanted = -float(torch.distributions.Normal(0.0, 1.0).log_prob(values).sum()) / LOG2 - 3 * math.log2(0.01)
+    assert ledger.data_bits == pytest.approx(wanted, abs=1e-5)

@@ -168,8 +168,41 @@ def test_what_a_message_cannot_carry_is_refused():
     ):
         with pytest.raises(kind, match=match):
             send_program(model, lambda *a, m=model: fit(*a, model=m, steps=2), x, data=y, payload=bytes(100))
-    with pytest.raises(FileError, match="in a subsampled plate"):
+    with pytest.raises(LedgerError, match=r"scaled by 2 \(poutine.scale\), its plates by 1"):
         send_program(poutine.scale(logistic, 2.0), fit, x, data=y, payload=bytes(100))
+
+
+def test_data_that_are_no_labels_are_refused_before_the_fit():
+    def never(*_):
+        raise AssertionError("the fit ran")
+
+    x, y = data(20)
+    changed = {
+        "grey": (3, 0.5),
+        "missing": (0, math.nan),
+        "minus one": (19, -1.0),
+        "beyond": (7, 3.0),
+        "infinite": (1, math.inf),
+    }
+    for place, value in changed.values():
+        wrong = y.clone()
+        wrong[place] = value
+        with pytest.raises(DataError, match=rf"'y' is {value:g} at one place or more, .*give whole labels from 0 on"):
+            send_program(logistic, never, x, data=wrong, payload=bytes(100))
+    for alike in (y.bool(), y.long(), y.double()):
+        sent = send_program(logistic, lambda *a: fit(*a, steps=5), x, data=alike, payload=bytes(100))
+        got, lost = receive_program(sent.content, logistic, lambda *a: fit(*a, steps=5), x)
+        assert lost is None
+        assert torch.equal(got.labels, y)
+
+    def softmax(x, y=None):
+        weight = pyro.sample("weight", dist.Normal(torch.zeros(3, 4), 1.0).to_event(2))
+        with pyro.plate("data", len(x)):
+            return pyro.sample("y", dist.Categorical(logits=x @ weight), obs=y)
+
+    for label in (4, -1):
+        with pytest.raises(DataError, match=f"'y' is {label} at one place"):
+            send_program(softmax, never, x, data=torch.full((20,), label), payload=bytes(100))
 
 
 def test_an_independent_decoder_reads_the_latents():

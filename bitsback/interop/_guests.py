@@ -110,6 +110,9 @@ def from_bayesian_torch(
 
     Their std is softplus(rho). What they call ``prior_variance`` is used there, and here, as a standard deviation.
 
+    Layers by hand return their output and a KL, and so do those in their place, which torch has not: ``mean_network()`` of such
+    a network keeps them, and its pickle needs bitsback where it is read. That of ``dnn_to_bnn`` is torch's alone.
+
     Args:
         module: trained network.
         prior: another prior than the one it was trained with.
@@ -134,7 +137,7 @@ def from_bayesian_torch(
     def plain(layer: Any, found: Mapping[str, Found]) -> nn.Module | None:
         made = _plain_layer(layer, found)
         if made is not None and not getattr(layer, "dnn_to_bnn_flag", False):
-            made.__class__ = WITH_KL[type(made).__name__]
+            made.__class__ = WITH_KL[type(made)]
         return made
 
     return _of_layers(module, read, plain, "bayesian-torch", prior, network)
@@ -408,16 +411,53 @@ def _batch_norm(layer: Any, dtype: torch.dtype) -> nn.Module:
 class _WithKl(nn.Module):
     """Mixin of a plain layer in the place of one that returns its output and its KL: the KL is the ledger's."""
 
-    def forward(self, *inputs: Tensor, return_kl: bool = True) -> Any:
+    def forward(self, *inputs: Any, return_kl: bool = True, **more: Any) -> Any:
         """Return the output and a KL of zero, or the output alone."""
-        output = super().forward(*inputs)
+        output = super().forward(*inputs, **more)
         return (output, output.new_zeros(())) if return_kl else output
 
 
-WITH_KL: dict[str, type[nn.Module]] = {
-    name: type(name, (_WithKl, getattr(nn, name)), {"__doc__": f"{name} that returns a KL as well."})
-    for name in ("Linear", *CONVOLUTIONS)
+class _LinearWithKl(_WithKl, nn.Linear):
+    """Linear that returns a KL as well."""
+
+
+class _Conv1dWithKl(_WithKl, nn.Conv1d):
+    """Conv1d that returns a KL as well."""
+
+
+class _Conv2dWithKl(_WithKl, nn.Conv2d):
+    """Conv2d that returns a KL as well."""
+
+
+class _Conv3dWithKl(_WithKl, nn.Conv3d):
+    """Conv3d that returns a KL as well."""
+
+
+class _ConvTranspose1dWithKl(_WithKl, nn.ConvTranspose1d):
+    """ConvTranspose1d that returns a KL as well."""
+
+
+class _ConvTranspose2dWithKl(_WithKl, nn.ConvTranspose2d):
+    """ConvTranspose2d that returns a KL as well."""
+
+
+class _ConvTranspose3dWithKl(_WithKl, nn.ConvTranspose3d):
+    """ConvTranspose3d that returns a KL as well."""
+
+
+WITH_KL: dict[type[nn.Module], type[nn.Module]] = {
+    kind.__bases__[1]: kind
+    for kind in (
+        _LinearWithKl,
+        _Conv1dWithKl,
+        _Conv2dWithKl,
+        _Conv3dWithKl,
+        _ConvTranspose1dWithKl,
+        _ConvTranspose2dWithKl,
+        _ConvTranspose3dWithKl,
+    )
 }
+"""Classes by which pickle finds them again, by torch's class of the same layer."""
 
 
 class _AroundSettings(PriorSettings):

@@ -29,7 +29,8 @@ def plain_network(model: "BayesianModel", state: State) -> nn.Module:
         state: the means, or a draw.
 
     Returns:
-        Network of the class of ``model.network``; layers of :mod:`bitsback.nn` are torch's in it.
+        Network of the class of ``model.network``; layers of :mod:`bitsback.nn` are torch's in it. Layers that return a KL as
+        well, for bayesian-torch layers that were written by hand, have no counterpart in torch and stay as they are.
     """
     model.honour_edits(everywhere=True)
     nothing = object()

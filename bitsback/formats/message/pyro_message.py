@@ -145,9 +145,8 @@ class _Sides:
             fn = fn.base_dist
         if not isinstance(fn, Bernoulli | Categorical) or site["mask"] is not None or float(site["scale"]) != 1:
             raise FileError(
-                f"a message codes labels of whole data, and '{self.known.target}' is a {type(fn).__name__}, masked, or "
-                "in a subsampled "
-                "plate; observe a Bernoulli or a Categorical of all examples"
+                f"a message codes labels of whole data, and '{self.known.target}' is a {type(fn).__name__}, masked, scaled, or "
+                "in a subsampled plate; observe a Bernoulli or a Categorical of all examples"
             )
         logits = fn.logits.double().expand(*fn.batch_shape, *fn.logits.shape[fn.logits.ndim - isinstance(fn, Categorical) :])
         if not bool((logits.abs() < LARGEST_LOGIT).all()):
@@ -179,6 +178,22 @@ class _Sides:
         """Return 32 bits of SHA-256 over the tensors among the inputs; other inputs are not compared."""
         parts = [part.detach().cpu().contiguous() for part in self.inputs if isinstance(part, Tensor)]
         return digest(b"".join(str((part.dtype, tuple(part.shape))).encode() + part.numpy().tobytes() for part in parts))
+
+
+def _whole(data: Tensor, known: Unconditional) -> Tensor:
+    """Return data as whole numbers, (n, ...); raises DataError for others, and for those beyond the support of the target."""
+    values = data.detach().cpu()
+    whole = values.long()
+    odd = ~torch.isfinite(values) | (whole.to(values.dtype) != values)
+    if not bool(odd.any()):
+        odd = ~known.support.check(whole)
+        odd = odd.reshape(*odd.shape, *[1] * (whole.ndim - odd.ndim)).expand(whole.shape)
+    if bool(odd.any()):
+        raise DataError(
+            f"'{known.target}' is {values[odd][0].item():g} at one place or more, which is no label of the program "
+            f"({known.support}); give whole labels from 0 on (binarise grey values, replace -1 and missing labels)"
+        )
+    return whole
 
 
 def _shape(prior: Any) -> torch.Size:
@@ -215,15 +230,15 @@ def send_program(
     Raises:
         PayloadTooShortError: if the payload is too short; it states the number of missing bits.
         LedgerError: for a program or a guide that a message cannot carry.
-        DataError: for data of another shape than the program draws.
-        FileError: for data that are no labels, or a grid step out of range.
+        DataError: for data of another shape than the program draws, and for data that are no labels of its target.
+        FileError: for a target that is no Bernoulli or Categorical of whole data, or a grid step out of range.
     """
     sides = _Sides.of(model, fit, inputs)
     if data.shape != sides.known.shape:
         raise DataError(
             f"the program draws data of shape {tuple(sides.known.shape)}, got {tuple(data.shape)}; give them in that shape"
         )
-    flat = data.cpu().numpy().astype(np.int64).ravel()
+    flat = _whole(data, sides.known).numpy().ravel()
     q = sides.posterior(sides.data(flat))
     m = q.default_exponent() if exponent is None else exponent
     check_exponent(m)

@@ -52,12 +52,14 @@ class Unconditional:
         target: name of the one discrete site, the data that a message carries.
         shape: of the target.
         dtype: of the target.
+        support: constraint of one of its labels.
     """
 
     priors: dict[str, Distribution]
     target: str
     shape: torch.Size
     dtype: torch.dtype
+    support: Any
 
 
 @torch.no_grad()
@@ -144,4 +146,5 @@ def unconditional(model: Callable[..., Any], *args: Any) -> Unconditional:
         )
     value = sites[discrete[0]]["value"]
     priors = {name: site["fn"] for name, site in sites.items() if name not in discrete}
-    return Unconditional(priors, discrete[0], value.shape, value.dtype)
+    support = bare(sites[discrete[0]]["fn"]).support
+    return Unconditional(priors, discrete[0], value.shape, value.dtype, support)

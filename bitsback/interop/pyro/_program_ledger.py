@@ -28,12 +28,15 @@ from bitsback.interop.pyro._sites import (
     bare,
     device_of,
     draw,
+    free_places,
     groups_of,
     is_continuous,
     is_plainly_made,
     is_point,
     of_reals,
+    said_fix,
     same,
+    shown_elements,
     transform_parts,
 )
 from bitsback.kl.quadrature import nodes_between
@@ -155,7 +158,7 @@ class _Cost:
         ratio: log q - log p at the draws.
         closed: KL of q and p, given the latents before; NaN where it is not known.
         refund: -log q of what is drawn, by the entropy where it is known.
-        numbers: real numbers that are drawn, in the whole plate.
+        numbers: numbers that are drawn and not masked, in the whole plate; K - 1 on a simplex of K.
         counted: how many of them are on the grid.
         is_point: whether the latent is a point.
     """
@@ -214,7 +217,11 @@ def _book(
     resolution: Resolution,
 ) -> Ledger:
     """Return the ledger of all draws."""
-    entries = [_entry(names, parts, step) for names, parts in _joined(groups, costs)]
+    joined = _joined(groups, costs)
+    entries = [_entry(names, parts, step) for names, parts in joined if any(part.numbers for part in parts)]
+    hidden = [
+        f"'{names}' is masked throughout and costs nothing" for names, parts in joined if not any(p.numbers for p in parts)
+    ]
     for parameter, value in own.items():
         name = parameter.replace("$$$", ".")  # of pyro.module
         bits = 8.0 * value.element_size()
@@ -256,7 +263,7 @@ def _book(
         samples=len(data),
         described="observations",
         not_charged=("the program: model, guide, and the arguments that are not observed", *([fits] if others else [])),
-        notes=(*transforms, *steps, *scaled),
+        notes=(*transforms, *steps, *scaled, *hidden),
     )
     return replace(book, warnings=_warnings(book))
 
@@ -325,7 +332,7 @@ def _counted(
         cost, drawn = costs[group], sites[group.drawn]
         _check_scales(group, latents, drawn)
         cost.is_point = group.is_direct and is_point(drawn)
-        cost.numbers = round(drawn["value"].numel() * float(drawn["scale"]))
+        cost.numbers = round(_count(latents[group.drawn] if cost.is_point else drawn))
         cost.guide_moves |= not same(drawn["fn"], first[2][group.drawn]["fn"])
         cost.model_moves |= any(not same(latents[name]["fn"], first[0][name]["fn"]) for name in group.latents)
         if is_point(drawn) and not group.is_direct:
@@ -340,7 +347,7 @@ def _counted(
         cost.ratio.append(log_q - math.fsum(_log_prob(latents[name]) for name in group.latents))
         cost.closed.append(_closed_nats(group, latents, sites))
         cost.refund.append(_entropy(drawn))
-        cost.counted = float(drawn["scale"]) * drawn["value"].numel() if is_continuous(drawn["fn"]) else 0.0
+        cost.counted = _count(drawn) if is_continuous(drawn["fn"]) else 0.0
     return math.fsum(_data_nats(name, site, resolution) for name, site in observed.items())
 
 
@@ -348,13 +355,23 @@ def _check_scales(group: Group, latents: Mapping[str, Site], drawn: Site) -> Non
     """Raise LedgerError unless the guide scales and masks a latent as the model does."""
     for name in group.latents:
         scales = float(latents[name]["scale"]), float(drawn["scale"])
-        masks = [site["mask"] for site in (latents[name], drawn)]
         if scales[0] != scales[1]:
             raise LedgerError(f"'{name}' counts {scales[0]:g} times in the model and {scales[1]:g} times in the guide; "
                               "draw it in the same "
                               "subsampled plate in both")  # fmt: skip
-        if (masks[0] is None) != (masks[1] is None) or (masks[0] is not None and not torch.equal(*map(torch.as_tensor, masks))):
-            raise LedgerError(f"'{name}' is masked differently in model and guide, so its bits do not add up; mask both alike")
+        shown = [shown_elements(site) for site in (latents[name], drawn)]
+        if not all(bool(each.all()) for each in shown) and not _alike_shown(*shown):
+            advice = said_fix(name, "draw it in the guide within the poutine.mask of the model, or mask neither")
+            raise LedgerError(f"'{name}' is masked differently in model and guide, so its bits do not add up; {advice}")
+
+
+def _alike_shown(one: Tensor, other: Tensor) -> bool:
+    """Return whether two masks hide the same, axes of events that one of them has not counted as whole."""
+    axes = max(one.ndim, other.ndim)
+    one, other = (mask.reshape(*mask.shape, *[1] * (axes - mask.ndim)) for mask in (one, other))
+    if any(a != b and 1 not in (a, b) for a, b in zip(one.shape, other.shape, strict=True)):
+        return False
+    return bool((one == other).all())
 
 
 def _log_prob(site: Site) -> float:
@@ -384,9 +401,11 @@ def _closed_nats(group: Group, latents: Mapping[str, Site], sites: Mapping[str, 
         if len(group.latents) == 1 and latents[group.latents[0]]["value"].shape == drawn["value"].shape
         else _row(priors)
     )
+    if p is None or torch.broadcast_shapes(q.batch_shape, p.batch_shape) != q.batch_shape:
+        return math.nan
     try:
         divergence = kl_divergence(*_alike(q, p)).expand(q.batch_shape)
-    except (NotImplementedError, ValueError, RuntimeError, AttributeError):
+    except NotImplementedError:
         return math.nan
     return float(scale_and_mask(divergence, drawn["scale"], drawn["mask"]).double().sum())
 
@@ -394,7 +413,7 @@ def _closed_nats(group: Group, latents: Mapping[str, Site], sites: Mapping[str, 
 def _alike(q: Any, p: Any) -> tuple[Distribution, Distribution]:
     """Return two distributions in the types between which torch knows the divergence."""
     if isinstance(q, torch.distributions.MultivariateNormal | torch.distributions.LowRankMultivariateNormal):
-        loc, scale = _moments(p)
+        loc, scale = (part.expand(q.batch_shape + q.event_shape) for part in _moments(p))
         return q, MultivariateNormal(loc, scale_tril=torch.diag_embed(scale))
     return q, p
 
@@ -450,32 +469,27 @@ def _point_nats(site: Site, step: float) -> float:
     """Return -log of the mass of a point's bucket under the model, on its unconstrained scale, in nats; of a label, -log p."""
     if not is_continuous(site["fn"]):
         return -_log_prob(site)
-    fn, transform = site["fn"], biject_to(site["fn"].support)
+    fn, inner = site["fn"], bare(site["fn"])
+    transform: Any = biject_to(inner.support)
     std = _smallest_std(fn) if of_reals(fn.support) else 1.0
     if step > MOST_WIDTHS * std:
         raise LedgerError(f"grid step {step:g} is too coarse for the point '{site['name']}', whose prior has a std of "
                           f"{std:.3g}; give a "
                           f"grid_step of {std / 8:.2g} or less")  # fmt: skip
     at = transform.inv(site["value"])
-
-    def log_density(u: Tensor) -> Tensor:
-        x = transform(u)
-        derivative = transform.log_abs_det_jacobian(u, x)
-        event = len(fn.event_shape) - (transform.domain.event_dim if transform.domain.event_dim else 0)
-        return fn.log_prob(x) + (derivative.sum(tuple(range(-event, 0))) if event > 0 else derivative)
-
-    inner = bare(fn)
-    if inner.event_shape or isinstance(fn, dist.MaskedDistribution):
-        numbers = at.numel() / max(1, math.prod(fn.batch_shape))
-        nats = -(log_density(at) + numbers * math.log(step))
+    if inner.event_shape:
+        derivative = transform.log_abs_det_jacobian(at, site["value"])
+        event = len(inner.event_shape) - (transform.domain.event_dim or 0)
+        derivative = derivative.sum(tuple(range(-event, 0))) if event > 0 else derivative
+        numbers = int(free_places(inner.support, inner.event_shape).sum())
+        nats = -(inner.log_prob(site["value"]) + derivative + numbers * math.log(step))
     else:
         half = torch.tensor([-step / 2, step / 2], dtype=at.dtype, device=at.device)
         places, shares = nodes_between(half, BUCKET_NODES)
         x = [at + place for place in places]
         logs = torch.stack([inner.log_prob(transform(u)) + transform.log_abs_det_jacobian(u, transform(u)) for u in x])
-        each = -torch.logsumexp(logs + shares.log().reshape(-1, *[1] * at.ndim), dim=0)
-        nats = each.sum(tuple(range(-len(fn.event_shape), 0))) if fn.event_shape else each
-    return float(scale_and_mask(nats, site["scale"], site["mask"]).double().sum())
+        nats = -torch.logsumexp(logs + shares.log().reshape(-1, *[1] * at.ndim), dim=0)
+    return float(site["scale"]) * float(torch.where(shown_elements(site), nats.double(), 0.0).sum())
 
 
 def _data_nats(name: str, site: Site, resolution: Resolution) -> float:
@@ -483,7 +497,8 @@ def _data_nats(name: str, site: Site, resolution: Resolution) -> float:
     fn, value = site["fn"], site["value"]
     if not value.numel():  # a factor
         return -_log_prob(site)
-    if not bool((fn.support.check(value) | ~_shown(site)).all()):
+    support: Any = bare(fn).support
+    if not bool((support.check(value) | ~shown_elements(site)).all()):
         raise LedgerError(
             f"'{name}' has values outside of {type(bare(fn)).__name__}'s support, {fn.support}, so they have no code "
             "length; give "
@@ -505,17 +520,14 @@ def _step_of(name: str, resolution: Resolution) -> float:
 
 
 def _count(site: Site) -> float:
-    """Return the numbers of an observation, in the whole plate; those that are masked do not count."""
-    fn, batch = bare(site["fn"]), site["fn"].batch_shape
+    """Return the labels or free real numbers of a site, in the whole plate; those that are masked do not count."""
+    fn = bare(site["fn"])
     if not site["value"].numel():
         return 0.0
     if isinstance(fn, Targets):
         return float(site["scale"]) * fn.likelihood.symbols(site["value"])
-    each = math.prod(site["fn"].event_shape) // (
-        1 if is_continuous(fn) else math.prod(fn.event_shape)
-    )  # a vector may be one label
-    ones = scale_and_mask(torch.ones(batch, device=site["value"].device), site["scale"], site["mask"])
-    return float(ones.double().sum()) * each
+    each = int(free_places(fn.support, fn.event_shape).sum()) if is_continuous(fn) else 1  # a vector may be one label
+    return float(site["scale"]) * int(shown_elements(site).sum()) * each
 
 
 def _examples(observed: Mapping[str, Site]) -> int:
@@ -530,12 +542,6 @@ def _examples(observed: Mapping[str, Site]) -> int:
     return int(site["value"].shape[0]) if site["value"].ndim else 1
 
 
-def _shown(site: Site) -> Tensor:
-    """Return which elements of an observation's batch are not masked."""
-    mask = True if site["mask"] is None else site["mask"]
-    return torch.as_tensor(mask, device=site["value"].device).expand(site["fn"].batch_shape)
-
-
 def _together(observed: Mapping[str, Site]) -> list[list[tuple[str, Site]]]:
     """Return the observations that one code covers: each site, but for those of one loop (a sequential plate)."""
     found: dict[Any, list[tuple[str, Site]]] = {}
@@ -548,13 +554,21 @@ def _together(observed: Mapping[str, Site]) -> list[list[tuple[str, Site]]]:
 
 
 def _rows(site: Site) -> Tensor:
-    """Return the values of an observation that are not masked, a row for each element of the first axis."""
-    value = site["value"]
-    if not value.ndim:
-        return value.reshape(1, 1)
-    if site["mask"] is None:
+    """Return the values of an observation that are not masked or given by others, a row for each element of the first axis."""
+    fn, shown = bare(site["fn"]), shown_elements(site)
+    value = site["value"].expand(shown.shape + fn.event_shape)
+    free = free_places(fn.support, fn.event_shape).to(value.device) if is_continuous(fn) else None
+    if free is not None and not bool(free.all()):
+        value = value[..., free]
+    if not value.ndim or not value.numel():
+        return value.reshape(-1, 1)
+    if bool(shown.all()):
         return value.reshape(len(value), -1)
-    return value[_shown(site)].reshape(-1, math.prod(site["fn"].event_shape))
+    events = len(site["fn"].event_shape) - len(fn.event_shape)
+    whole = shown.flatten(shown.ndim - events).all(-1) if events else shown
+    if int(shown.sum()) == int(whole.sum()) * math.prod(shown.shape[whole.ndim :]):
+        shown = whole  # a mask of whole events; others hide numbers within
+    return value[shown].reshape(max(1, int(shown.sum())), -1)
 
 
 def _without_model(sites: Sequence[tuple[str, Site]], resolution: Resolution) -> tuple[float, float | None]:

@@ -8,6 +8,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.distributions import constraints
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -18,7 +19,6 @@ from torch.distributions import (
     Independent,
     TransformedDistribution,
     biject_to,
-    constraints,
 )
 
 from bitsback.errors import LedgerError, PriorError
@@ -30,13 +30,16 @@ __all__ = [
     "bare",
     "device_of",
     "draw",
+    "free_places",
     "groups_of",
     "is_continuous",
     "is_latent",
     "is_plainly_made",
     "is_point",
     "of_reals",
+    "said_fix",
     "same",
+    "shown_elements",
     "transform_parts",
 ]
 
@@ -48,6 +51,9 @@ Draw = tuple[Mapping[str, Site], Mapping[str, Site], Mapping[str, Site]]
 
 OWN_PAIR = ("_unconstrained", "_aux")
 """Suffixes of the auxiliary site that AutoNormal and AutoStructured draw for each latent."""
+
+UNOBSERVED = "_unobserved"
+"""Suffix of the latent that Pyro makes of an observation with ``obs_mask``."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +174,103 @@ def draw(
     parameters = [
         {name: site["value"] for name, site in trace.nodes.items() if site["type"] == "param"} for trace in (run, drawn)
     ]
-    return (latents, observed, sites), parameters[0], parameters[1]
+    found = tuple({name: _on_the_site(site) for name, site in each.items()} for each in (latents, observed, sites))
+    return (found[0], found[1], found[2]), parameters[0], parameters[1]
+
+
+def _on_the_site(site: Site) -> Site:
+    """Return a site whose distribution's own mask is the site's, a mask that hides nothing left out; refuses other scales."""
+    plates = math.prod((frame.full_size or frame.size) / frame.size for frame in site["cond_indep_stack"])
+    scale = torch.as_tensor(site["scale"], dtype=torch.float64).cpu()
+    if scale.numel() != 1 or not math.isclose(float(scale), plates, rel_tol=1e-5):
+        times = f"{float(scale):g}" if scale.numel() == 1 else "a tensor"
+        raise LedgerError(
+            f"'{site['name']}' is scaled by {times} (poutine.scale), its plates by {plates:g}: other scales weigh a loss "
+            "and code nothing; give program and guide without poutine.scale"
+        )
+    fn, own = _unmasked(site["fn"])
+    mask = None if site["mask"] is None else torch.as_tensor(site["mask"], device=site["value"].device)
+    mask = own if mask is None else mask if own is None else mask & own
+    return {**site, "fn": fn, "mask": None if mask is None or bool(mask.all()) else mask}
+
+
+def _unmasked(fn: Any) -> tuple[Any, Tensor | None]:
+    """Return a distribution without the masks that cover whole elements of its batch, and their conjunction."""
+    if isinstance(fn, dist.MaskedDistribution):
+        inner, mask = _unmasked(fn.base_dist)
+        own = torch.as_tensor(fn._mask)
+        return inner, own if mask is None else mask & own
+    if isinstance(fn, Independent):
+        inner, mask = _unmasked(fn.base_dist)
+        if mask is None:
+            return fn, None
+        rows = mask.expand(inner.batch_shape).reshape(*fn.batch_shape, -1)
+        if torch.equal(rows.all(-1), rows.any(-1)):
+            return inner.to_event(fn.reinterpreted_batch_ndims), rows.all(-1)
+    return fn, None
+
+
+def shown_elements(site: Site) -> Tensor:
+    """Return which draws of the innermost distribution of a site count, its own masks and the site's included.
+
+    Args:
+        site: of a trace.
+
+    Returns:
+        Booleans, of the shape of the site's value less the innermost distribution's event shape.
+    """
+    fn, value = site["fn"], site["value"]
+    events = len(bare(fn).event_shape)
+    shape = torch.broadcast_shapes(fn.batch_shape + fn.event_shape, value.shape)
+    shown = torch.ones(shape[: len(shape) - events], dtype=torch.bool, device=value.device)
+    masks = [(fn, site["mask"])]
+    while isinstance(fn, Independent | dist.MaskedDistribution) or type(fn).__name__ == "ExpandedDistribution":
+        masks.append((fn, getattr(fn, "_mask", None)))
+        fn = fn.base_dist
+    for of, mask in masks:
+        if mask is not None:
+            mask = torch.as_tensor(mask, device=value.device)
+            shown = shown & mask.reshape(*mask.shape, *[1] * (len(of.event_shape) - events))
+    return shown
+
+
+def free_places(support: Any, shape: torch.Size) -> Tensor:
+    """Return which numbers of an event determine its others: K - 1 on a simplex, the lower triangle of a symmetric matrix.
+
+    Args:
+        support: constraint of the event.
+        shape: of the event.
+
+    Returns:
+        Booleans of that shape; as many are true as the support has dimensions.
+
+    Raises:
+        LedgerError: for a support of unknown dimension.
+    """
+    free = torch.ones(shape, dtype=torch.bool)
+    if isinstance(support, constraints.independent):
+        inner = len(shape) - support.reinterpreted_batch_ndims
+        return free_places(support.base_constraint, shape[len(shape) - max(0, inner) :]).expand(shape)
+    if not shape or of_reals(support):
+        return free
+    if isinstance(support, type(constraints.symmetric)) or support in (
+        constraints.lower_cholesky,
+        constraints.lower_triangular,
+    ):
+        return free.tril()
+    if support in (constraints.corr_cholesky, constraints.corr_matrix, constraints.unit_lower_cholesky):
+        return free.tril(-1)
+    if support is constraints.sphere:
+        dimensions = free.numel() - 1
+    else:
+        try:
+            dimensions = math.prod(biject_to(support).inverse_shape(shape))
+        except NotImplementedError as error:
+            raise LedgerError(
+                f"the dimension of {support} is not known here, so its numbers have no grid; draw it by a transform "
+                "of real numbers"
+            ) from error
+    return (torch.arange(free.numel()) < dimensions).reshape(shape)
 
 
 def _round_points(latents: Mapping[str, Site], sites: Mapping[str, Site], step: float) -> bool:
@@ -197,6 +299,24 @@ def _enumerated(name: str, where: str) -> str:
     )
 
 
+def said_fix(name: str, otherwise: str) -> str:
+    """Return how to draw a site in the guide: for one that Pyro made of ``obs_mask``, with which mask.
+
+    Args:
+        name: of the latent.
+        otherwise: what to do with other latents.
+
+    Returns:
+        The advice.
+    """
+    if not name.endswith(UNOBSERVED):
+        return otherwise
+    return (
+        f"Pyro made it of '{name.removesuffix(UNOBSERVED)}' and its obs_mask: draw '{name}' in the guide within "
+        "poutine.mask(mask=~obs_mask), all of its shape"
+    )
+
+
 class _Watching(Messenger):
     """Checks the latents of a model, before anything else is computed of them."""
 
@@ -215,7 +335,9 @@ class _Watching(Messenger):
         if name not in self.sites:
             if msg["infer"].get("enumerate") or (not is_continuous(fn) and fn.has_enumerate_support):
                 raise LedgerError(_enumerated(name, "model"))
-            raise LedgerError(f"the guide misses the site '{name}' of the model; draw it in the guide, or observe it")
+            raise LedgerError(
+                f"the guide misses the site '{name}' of the model; {said_fix(name, 'draw it in the guide, or observe it')}"
+            )
         site = self.sites[name]
         if is_continuous(fn) and not of_reals(fn.support) and not is_point(site) and of_reals(site["fn"].support):
             raise LedgerError(
