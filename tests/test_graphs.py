@@ -50,6 +50,7 @@ def fit_of(
     settings = {"epochs": 6, "batch_size": 8, "noise_reuse": 1, "optimizer": {"lr": 0.01}, **settings}
     fit = start(model, likelihood or CategoricalLikelihood(3), Examples(x, y), TrainingSettings(**settings))
     model.set_noise(CounterNoise(), seed=0)
+    fit.outputs._noise.source = model.noise_source
     if captures is not None:
         captures.fit, fit.graphs = fit, StepGraphs(fit, captures)
     return fit
