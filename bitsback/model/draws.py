@@ -69,7 +69,8 @@ def forward_of(model: "BayesianModel") -> Callable[[Inputs], Tensor]:
     def forward(inputs: Inputs) -> Tensor:
         return chosen(call(model.network, inputs), model.output)
 
-    return GraphedForward(forward, CudaCaptures(model.device)) if model.device.type == "cuda" else forward
+    is_graphed = model.device.type == "cuda" and not model.is_sharded  # shards are gathered by messages
+    return GraphedForward(forward, CudaCaptures(model.device)) if is_graphed else forward
 
 
 class GraphedForward:

@@ -23,6 +23,7 @@ from bitsback.likelihoods import Likelihood
 from bitsback.locks import LOCK, exclusive, remove_left_over_files
 from bitsback.model import BayesianModel, evaluate, posterior_tensors, take_ledger
 from bitsback.model.accounting import check_point_grids
+from bitsback.model.join import join
 from bitsback.model.noise import ExactNoise
 from bitsback.torch_state import seeded, using_threads
 from bitsback.training._engine import check_engine, dividing, own_device, shard
@@ -69,7 +70,7 @@ class Outcome:
 P = ParamSpec("P")
 
 
-def _alone(call: Callable[P, Outcome]) -> Callable[P, Outcome]:
+def _one_writer(call: Callable[P, Outcome]) -> Callable[P, Outcome]:
     """Run a training with its directory locked, and remove temporary files that killed processes left there."""
 
     @functools.wraps(call)
@@ -87,7 +88,7 @@ def _alone(call: Callable[P, Outcome]) -> Callable[P, Outcome]:
     return locked
 
 
-@_alone
+@_one_writer
 def train(
     model: BayesianModel,
     likelihood: Likelihood,
@@ -151,22 +152,23 @@ def train(
     True
     """
     engine, ranks = engine or EngineSettings(), present()
-    if not ranks.is_first:
-        progress, logging, loggers, profile_to = False, LoggingSettings(), (), None
     directory = None if directory is None else Path(directory)
     training, ledger = training or TrainingSettings(), ledger or LedgerSettings()
     logging = logging or LoggingSettings()
     likelihood.fit(dataset.train.targets)
     training = training.settled(len(dataset.train), likelihood)
-    check_engine(engine, ranks, training, logging, dataset.train)
+    device = device_named(own_device(training.device, ranks))
+    others = {"seed": seed, "ledger": ledger.model_dump(), "writes files": directory is not None, "resume": resume}
+    check_engine(engine, ranks, training, logging, dataset, likelihood, others)
+    if not ranks.is_first:  # test_every stays: all evaluate together
+        progress, logging, loggers, profile_to = False, LoggingSettings(test_every=logging.test_every), (), None
     for examples in (dataset.train, dataset.test):
         if examples is not None:
             likelihood.check_split(examples.targets, examples.name)
     model.chosen_grid_step, model.likelihood = ledger.grid_step, likelihood
     check_point_grids(model, model.grid_step(), "ledger.grid_step" if ledger.grid_step else "posterior.grid_step")
-    device = own_device(device_named(training.device), ranks)
     dtype = torch.float64 if training.precision == "float64" else torch.float32
-    check_memory(model, device)
+    check_memory(model, device, shards=ranks.count if engine.strategy == "fsdp" else 1)
     model.to(device, dtype)
     likelihood.to(device, dtype)
     data, test = dataset.train.to(device, dtype), dataset.test and dataset.test.to(device, dtype)
@@ -260,6 +262,9 @@ def start(
     is_repeatable = settings.precision == "float64"
     engine = engine or EngineSettings()
     is_sharded = engine.strategy == "fsdp" and ranks.count > 1
+    if ranks.count > 1:
+        join(model, ranks)  # before shards are cut
+    ranks.copy_first([*likelihood.parameters(), *likelihood.buffers()])
     if is_sharded:
         shard(model, ranks)
     else:
@@ -300,19 +305,20 @@ STEP_BYTES = 32
 """Bytes that a step holds for each weight: the draw, its gradient, mean, log std and four running averages, in float32."""
 
 
-def check_memory(model: BayesianModel, device: torch.device) -> None:
+def check_memory(model: BayesianModel, device: torch.device, *, shards: int = 1) -> None:
     """Check that a step's tensors fit into the free memory of a GPU, before anything is moved there.
 
     Args:
         model: model to be trained.
         device: where to; only GPUs are checked.
+        shards: processes among which the weights are divided.
 
     Raises:
         ConfigError: if they do not fit.
     """
     if device.type != "cuda":
         return
-    weights = sum(p.numel() for p in model.network.parameters())
+    weights = -(-sum(p.numel() for p in model.network.parameters()) // shards)
     free = torch.cuda.mem_get_info(device)[0]
     if STEP_BYTES * weights > free:
         raise ConfigError(
