@@ -243,6 +243,7 @@ def test_a_device_with_too_little_memory(monkeypatch):
         ConfigError, match=rf"32 bytes for each of {count} weights, 0.0 GB besides the activations, and cuda:0 has"
     ):
         check_memory(model, torch.device("cuda:0"))
+    check_memory(model, torch.device("cuda:0"), shards=2)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (32 * count, 1 << 40))
     check_memory(model, torch.device("cuda:0"))
     check_memory(model, torch.device("cpu"))

@@ -67,9 +67,9 @@ def check_engine(
         )
     said = [str(settings.model_dump()) for settings in (training, engine)]
     said += [f"{name}: {value}" for name, value in {**others, "test_every": logging.test_every}.items()]
-    for examples in (data, dataset.test):
+    for name, examples in (("training", data), ("test", dataset.test)):
         targets = torch.zeros(0) if examples is None else examples.targets.double().nan_to_num()
-        said.append(f"{len(targets)} examples, targets {tuple(targets.shape)} of sum {float(targets.sum()):.17g}")
+        said.append(f"{len(targets)} {name} examples, targets {tuple(targets.shape)} of sum {float(targets.sum()):.17g}")
     numbers = [*likelihood.named_parameters(), *likelihood.named_buffers()]
     said.append(f"likelihood {likelihood.kind} {[(name, tuple(tensor.shape)) for name, tensor in numbers]}")
     ranks.check_alike("the configuration", "\n".join(said), "start all with the same configuration and data")
