@@ -18,12 +18,13 @@ from bitsback.atomic_io import file_name, new_directory
 from bitsback.config import Config, Experiment, load_run
 from bitsback.config.from_data import config_to_train, read_config
 from bitsback.config.given_experiment import given_experiment
-from bitsback.distributed import Ranks, launched_ranks, started
+from bitsback.distributed import Ranks, started
 from bitsback.errors import ConfigError, DataError, RunError
 from bitsback.ledger import shown_bits, shown_error
 from bitsback.likelihoods import Likelihood
 from bitsback.locks import LOCK, InUseError, exclusive
 from bitsback.model import BayesianModel
+from bitsback.processes import launched_ranks
 from bitsback.result import TableResult, text_table
 from bitsback.training import EngineSettings, LedgerSettings, Logger, LoggingSettings, TrainingSettings
 

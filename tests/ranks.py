@@ -1,5 +1,6 @@
 """Start several processes of ``torch.distributed`` with gloo, and collect what each returns."""
 
+import datetime
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+
+LONGEST = datetime.timedelta(seconds=60)
+"""Longest wait for another process; one that waits longer fails."""
 
 
 def together(count: int, work: Callable[..., dict[str, torch.Tensor]], *args: Any) -> list[dict[str, torch.Tensor]]:
@@ -32,7 +36,7 @@ def _run(rank: int, count: int, folder: str, work: Callable[..., dict[str, torch
     from safetensors.torch import save_file
 
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=count)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=count, timeout=LONGEST)
     try:
         found = work(rank, *args)
         save_file({name: t.detach().contiguous().clone() for name, t in found.items()}, Path(folder) / f"{rank}.safetensors")

@@ -21,7 +21,7 @@ WRITTEN = [
 """What names modules to people."""
 TOWER = [
     {"errors", "lazy"},
-    {"units", "limits", "locks", "profiling", "torch_state", "result", "factories", "extras", "inputs", "kernels"},
+    {"units", "limits", "locks", "processes", "profiling", "torch_state", "result", "factories", "extras", "inputs", "kernels"},
     {"registry", "yaml", "atomic_io", "distributed"},
     {"ledger", "coding"},
     {"learned", "data"},

@@ -311,6 +311,7 @@ def test_a_device_with_too_little_memory(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (needed - 1, 1 << 40))
     with pytest.raises(ConfigError, match=r"a step of 66 weights holds 0.0 GB besides the activations \(32 bytes for each"):
         check_memory(model, torch.device("cuda:0"))
+    check_memory(model, torch.device("cuda:0"), shards=2)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (needed, 1 << 40))
     check_memory(model, torch.device("cuda:0"))
     check_memory(model, torch.device("cpu"))

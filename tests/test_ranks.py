@@ -6,7 +6,7 @@ import re
 import signal
 import subprocess
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import cache
 from pathlib import Path
 
@@ -147,7 +147,7 @@ def settings(**changes):
         "engine": {"strategy": "ddp"},
     }
     for section, values in changes.items():
-        sections[section] = {**sections[section], **values}
+        sections[section] = {**sections.get(section, {}), **values}
     return sections
 
 
@@ -417,6 +417,214 @@ def test_with_a_draw_for_each_rank_steps_average_g_and_g_times_w_minus_m():
         assert torch.equal(results[0][f"{STEPS}.{name}.log_std"], results[1][f"{STEPS}.{name}.log_std"])
 
 
+# What all processes share
+
+
+def train_here(model, examples=EXAMPLES, test=None, seed=9, **changes):
+    x, y = data()
+    split = bitsback.Examples(x[:examples], y[:examples])
+    dataset = bitsback.Dataset("made", split, None if test is None else bitsback.Examples(x[:test], y[:test]))
+    keywords = {name: changes.pop(name) for name in ("out", "resume", "watch") if name in changes}
+    sections = settings(**changes)
+    return bitsback.train(
+        model, LIKELIHOOD(CLASSES), dataset, seed=seed, progress=False, report=False, **keywords, **sections
+    )  # fmt: skip
+
+
+def half_bayesian(seed):
+    return bitsback.bayesianize(network(seed), {"kind": "gaussian"}, seed=5 + seed, exclude=["2*"], estimator="weight")
+
+
+def network_of(model):
+    found = {name: p for name, p in posterior(model).items() if not name.startswith("prior")}
+    from torch.distributed.tensor import DTensor
+
+    found |= {name: p.full_tensor() if isinstance(p, DTensor) else p for name, p in model.deterministic()}
+    return {name: p.detach().clone() for name, p in found.items()}
+
+
+UNEQUAL = {"batch_size": 33, "draws": 2, "epochs": 2}
+
+
+def of_unequal_groups(strategy):
+    model = bitsback.bayesianize(network(), {"kind": "gaussian"}, seed=5)
+    train_here(model, 63, engine={"strategy": strategy}, training=UNEQUAL)
+    return network_of(model)
+
+
+def shared(rank):
+    """Trainings of which each process has a part of its own: evaluations, deterministic weights, groups of examples."""
+    found = {}
+    done = train_here(half_bayesian(rank), test=20, training={"epochs": 6}, logging={"test_every": 4})
+    found["error"] = torch.tensor(done.test_error)
+    for strategy in STRATEGIES:
+        model = half_bayesian(rank)
+        train_here(model, engine={"strategy": strategy})
+        found |= {f"{strategy}|{name}": tensor for name, tensor in network_of(model).items()}
+    found |= {f"unequal|{name}": tensor for name, tensor in of_unequal_groups("ddp").items()}
+    torch.manual_seed(rank)
+    wide = bitsback.bayesianize(nn.Sequential(nn.Linear(6, 6000), nn.Tanh(), nn.Linear(6000, CLASSES)), "student_t", seed=5)
+    budget = {"epochs": 2, "budget_bits": 2e4}
+    train_here(wide, training=budget, ledger={"samples": 1})
+    found |= {f"wide|{name}": p.double().sum() for name, p in network_of(wide).items()}
+    half = [torch.full((3,), 6e4, dtype=torch.float16)]
+    bitsback.distributed.present().average(half)
+    return {**found, "half": half[0]}
+
+
+def named(found, prefix):
+    return {name.removeprefix(f"{prefix}|"): t for name, t in found.items() if name.startswith(f"{prefix}|")}
+
+
+def test_evaluations_deterministic_weights_and_groups_are_those_of_one_process():
+    results = of_two(shared)
+    alone = half_bayesian(0)
+    train_here(alone, engine={"strategy": "none"})
+    again = half_bayesian(0)
+    done = train_here(again, test=20, training={"epochs": 6}, logging={"test_every": 4}, engine={"strategy": "none"})
+    for found in results:
+        assert float(found["error"]) == pytest.approx(done.test_error)
+        for strategy in STRATEGIES:
+            assert_close(named(found, strategy), network_of(alone))
+        assert_close(named(found, "unequal"), of_unequal_groups("none"))
+        assert torch.equal(found["half"], torch.full((3,), 6e4, dtype=torch.float16))
+    first, second = (named(found, "wide") for found in results)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def outside_steps(rank, count, own_start):
+    """A linear regression whose log std is a parameter outside the network; rank 0 takes a ledger before a step."""
+    torch.manual_seed(0)
+    model = bitsback.bayesianize(nn.Linear(6, 1), "gaussian", seed=5)
+    log_std = nn.Parameter(torch.full((), own_start * rank))
+    forward = DDP(model) if count > 1 else model
+    optimizer = bitsback.optim.Adam(forward, lr=1e-2, examples=EXAMPLES, also=[log_std])
+    for step, (x, _) in enumerate(batches(rank, count)):
+        gap = forward(x)[:, 0] - x[:, 0] * x[:, 1]
+        (0.5 * gap.square() * torch.exp(-2 * log_std) + log_std).mean().backward()
+        if step == 1 and rank == 0:
+            with model.sample():
+                pass
+        optimizer.step()
+        optimizer.zero_grad()
+    return {**posterior(model), "log_std": log_std}
+
+
+def outside(rank):
+    return outside_steps(rank, 2, 0.5)
+
+
+def test_parameters_outside_the_network_take_the_steps_of_one_process():
+    wanted = outside_steps(0, 1, 0.0)
+    for found in of_two(outside):
+        assert_close(found, {name: tensor.detach() for name, tensor in wanted.items()})
+
+
+def meshes(rank):
+    """A mesh of replicas is refused; so are plain networks of shards."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    for shape in ((2, 1), (1, 2)):
+        net = network()
+        model = bitsback.bayesianize(net, seed=5)
+        fully_shard(net, mesh=init_device_mesh("cpu", shape, mesh_dim_names=("replicate", "shard")))
+        with pytest.raises(bitsback.errors.LayerError, match="one dimension"):
+            adam(model)
+    own = init_device_mesh("cpu", (2, 1), mesh_dim_names=("apart", "shard"))["shard"]
+    net = network()
+    model = bitsback.bayesianize(net, seed=5)
+    fully_shard(net, mesh=own)
+    with pytest.raises(bitsback.errors.LayerError, match="over the 2 processes"):
+        adam(model)
+    net = network()
+    model = bitsback.bayesianize(net, seed=5)
+    sharded(net)
+    adam(model)
+    for make in (model.mean_network, model.sampled_network):
+        with pytest.raises(bitsback.errors.LayerError, match="load_run"):
+            make()
+    return {"rank": torch.tensor(rank)}
+
+
+def test_meshes_that_count_a_weight_twice_and_plain_networks_of_shards_are_refused():
+    assert [int(found["rank"]) for found in of_two(meshes)] == [0, 1]
+
+
+def with_own_draws_resumed(rank, folder):
+    """A training with a draw for each rank, and one that is interrupted, whose newest checkpoint is then damaged."""
+
+    def go(name, stop=0, resume=False):
+        model = bitsback.bayesianize(network(), {"kind": "gaussian"}, seed=5, estimator="weight")
+
+        def watch(step, _):
+            if step == stop:
+                raise Stopped
+
+        with suppress(Stopped):
+            train_here(model, out=folder / name, watch=watch, resume=resume, engine={"noise": "per_rank"})
+        return network_of(model)
+
+    found = {f"one|{name}": tensor for name, tensor in go("one").items()}
+    go("two", 5)
+    torch.distributed.barrier()
+    if rank == 0:
+        newest = folder / "two" / "checkpoint" / "state.safetensors"
+        newest.write_bytes(newest.read_bytes()[:-100])
+    torch.distributed.barrier()
+    return found | {f"two|{name}": tensor for name, tensor in go("two", 0, True).items()}
+
+
+def test_a_training_with_a_draw_for_each_rank_goes_on_from_the_checkpoint_before_a_damaged_one(tmp_path, capfd):
+    results = together(2, with_own_draws_resumed, tmp_path)
+    for found in results:
+        assert_close(named(found, "two"), named(found, "one"), 1e-6)
+    assert_close(results[1], results[0], 0.0)
+    assert capfd.readouterr().err.count("is damaged; going on") == 1
+
+
+class Broken(nn.Module):
+    """Network whose outputs are NaN in rank 1 after some calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.calls = nn.Linear(6, 9), nn.Linear(9, CLASSES), 0
+
+    def forward(self, x):
+        self.calls += self.training
+        is_broken = self.calls > 4 and torch.distributed.get_rank() == 1
+        return self.two(torch.tanh(self.one(x))) * (float("nan") if is_broken else 1.0)
+
+
+def breaking(rank, strategy):
+    torch.manual_seed(0)
+    model = bitsback.bayesianize(Broken(), seed=5, estimator="weight")
+    try:
+        train_here(model, engine={"strategy": strategy})
+    except bitsback.errors.BitsbackError as error:
+        return {"said": torch.tensor(list(str(error).encode()), dtype=torch.uint8)}
+    return {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_rank_whose_loss_is_not_finite_says_so_and_the_others_stop(strategy):
+    first, second = (bytes(found["said"].tolist()).decode() for found in together(2, breaking, strategy))
+    assert "another process" in first
+    assert "the loss is not finite at step" in second
+
+
+def test_each_process_takes_a_device_of_its_own():
+    from bitsback.distributed import Ranks
+    from bitsback.training._engine import own_device
+
+    two = Ranks(1, 2)
+    with pytest.raises(bitsback.errors.ConfigError, match=r"training\.device=cuda"):
+        own_device("cuda:0", two)
+    assert own_device("cpu", two) == "cpu"
+    assert own_device("cuda:0", Ranks()) == "cuda:0"
+
+
 # What is refused
 
 
@@ -433,6 +641,22 @@ def refusals(rank):
     refused("none", {"engine": {"strategy": "none"}})
     refused("float64", {"training": {"precision": "float64"}})
     refused("few", {"training": {"batch_size": 1}})
+    made = bitsback.bayesianize(network(), seed=5)
+    every = bitsback.Dataset("made", bitsback.Examples(*data()), None)
+    split = bitsback.Dataset("made", every.train, every.train if rank else None)
+    points = bitsback.bayesianize(network(), exclude=["*"])
+    for name, model, dataset, options in [
+        ("seed", made, every, {"seed": rank}),
+        ("samples", made, every, {"ledger": {"samples": 2 + rank}}),
+        ("test", made, split, {}),
+        ("test_every", made, every, {"logging": {"test_every": 2 + rank}}),
+        ("nothing", points, every, {"engine": {"strategy": "fsdp"}}),
+    ]:
+        options = {"engine": {"strategy": "ddp"}, "training": {"epochs": 1}, **options}
+        try:
+            bitsback.train(model, LIKELIHOOD(CLASSES), dataset, progress=False, report=False, **options)
+        except bitsback.errors.BitsbackError as error:
+            said[name] = torch.tensor(list(str(error).encode()), dtype=torch.uint8)
     try:
         adam(bitsback.bayesianize(nn.Linear(2, 2 + rank)))
     except bitsback.errors.BitsbackError as error:
@@ -455,6 +679,11 @@ def test_what_several_processes_cannot_do_is_refused_in_each():
         assert "need one process" in text["float64"]
         assert "training.batch_size to 2" in text["few"]
         assert "disagree on the network" in text["network"]
+        assert "rank 0 has seed: 0" in text["seed"]
+        assert "'samples': 3" in text["samples"]
+        assert "rank 1 has 64 test examples" in text["test"]
+        assert "rank 1 has test_every: 3" in text["test_every"]
+        assert "no weight has one" in text["nothing"]
     assert not torch.equal(results[0]["own"], results[1]["own"])
     for name in results[0]:
         if name.startswith("per_rank."):
@@ -575,6 +804,9 @@ CASES = {
         (fsdp_traps,),
         (with_distributed_checkpoint,),
         (with_own_draws,),
+        (shared,),
+        (outside,),
+        (meshes,),
         (refusals,),
         (shown,),
     ]

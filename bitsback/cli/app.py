@@ -19,7 +19,7 @@ from bitsback.cli.plot import plot
 from bitsback.cli.predict import predict
 from bitsback.cli.priors import priors
 from bitsback.cli.prune import prune
-from bitsback.cli.ranks import alone, is_one_of_several, own_rank, says_it
+from bitsback.cli.ranks import alone, says_it
 from bitsback.cli.receive import LOCATIONS, receive
 from bitsback.cli.report import report
 from bitsback.cli.schema import schema
@@ -30,6 +30,7 @@ from bitsback.cli.unpack import unpack
 from bitsback.cli.watch import watch
 from bitsback.cli.widen import widen
 from bitsback.errors import BitsbackError
+from bitsback.processes import launched_count, own_rank
 
 __all__ = ["COMMANDS", "app", "common", "main", "version"]
 
@@ -78,7 +79,7 @@ def main() -> None:
         except BitsbackError as error:
             if os.environ.get("BITSBACK_DEBUG"):
                 raise
-            if is_one_of_several() and not says_it(error):
+            if launched_count() > 1 and not says_it(error):
                 sys.exit(1)
             print(f"bitsback: {own_rank()}{printable(str(error))}", file=sys.stderr)
             sys.exit(1)

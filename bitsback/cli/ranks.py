@@ -1,19 +1,13 @@
 """Commands under ``torchrun``: which need one process, and which process says an error."""
 
 import functools
-import os
 from collections.abc import Callable
 from typing import Any
 
 from bitsback.errors import BitsbackError, ConfigError
+from bitsback.processes import launched_count
 
-__all__ = ["alone", "is_one_of_several", "own_rank", "says_it"]
-
-
-def is_one_of_several() -> bool:
-    """Return whether ``torchrun`` has started several processes, of which this is one."""
-    count = os.environ.get("WORLD_SIZE", "")
-    return count.isdecimal() and int(count) > 1
+__all__ = ["alone", "says_it"]
 
 
 def alone(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -21,20 +15,14 @@ def alone(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def call(*arguments: Any, **options: Any) -> Any:
-        if is_one_of_several():
+        if launched_count() > 1:
             raise ConfigError(
-                f"bitsback {command.__name__} needs one process, and this is one of {os.environ['WORLD_SIZE']}: start it "
+                f"bitsback {command.__name__} needs one process, and this is one of {launched_count()}: start it "
                 "without torchrun (unset WORLD_SIZE); torchrun is for bitsback train alone"
             )
         return command(*arguments, **options)
 
     return call
-
-
-def own_rank() -> str:
-    """Return "rank 3: " in the process of that rank; empty in rank 0 and without ``torchrun``."""
-    rank = os.environ.get("RANK", "0") if is_one_of_several() else "0"
-    return "" if rank == "0" else f"rank {rank}: "
 
 
 def says_it(error: BitsbackError) -> bool:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from bitsback.cli.interrupt import stopped
+from bitsback.processes import launched_ranks
 
 __all__ = ["ConfigArgument", "JsonOption", "train"]
 
@@ -34,7 +35,6 @@ def train(
 
     # report YAML errors before the slow import of torch
     source, changes = (config, overrides or []) if resume else (config_to_train(config, overrides or []), [])
-    from bitsback.distributed import launched_ranks
     from bitsback.ledger import show
     from bitsback.runs import new_run, write_page
     from bitsback.runs import train as trained

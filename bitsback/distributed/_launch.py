@@ -1,7 +1,7 @@
 """Processes started by ``torchrun``: their number, their process group, and which of them says what went wrong."""
 
-import os
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -10,11 +10,9 @@ import torch.distributed as dist
 
 from bitsback.distributed._ranks import Ranks, present
 from bitsback.errors import BitsbackError, ConfigError, RunError
+from bitsback.processes import launched_ranks
 
-__all__ = ["RANKS_VARIABLE", "LostRankError", "launched_ranks", "say_once", "started"]
-
-RANKS_VARIABLE = "WORLD_SIZE"
-"""Environment variable in which ``torchrun`` says how many processes it has started."""
+__all__ = ["LostRankError", "say_once", "started"]
 
 OTHERS_WAIT_SECONDS, LOST_WAIT_SECONDS = 2.0, 8.0
 """Time that a rank above 0, and one that lost another rank, gives the rank that failed first to say why."""
@@ -22,12 +20,6 @@ OTHERS_WAIT_SECONDS, LOST_WAIT_SECONDS = 2.0, 8.0
 
 class LostRankError(RunError):
     """Another process of the same training has stopped; that one says why."""
-
-
-def launched_ranks() -> tuple[int, int]:
-    """Return rank and number of the processes that ``torchrun`` started; (0, 1) without it."""
-    count, rank = (os.environ.get(name, "") for name in (RANKS_VARIABLE, "RANK"))
-    return (int(rank), int(count)) if count.isdecimal() and rank.isdecimal() else (0, 1)
 
 
 @contextmanager
@@ -57,7 +49,10 @@ def started(strategy: Literal["none", "ddp", "fsdp"]) -> Iterator[Ranks]:
         dist.init_process_group()
         ranks = present()
     try:
-        yield ranks
+        with warnings.catch_warnings():
+            if not ranks.is_first:  # rank 0 says what concerns all
+                warnings.simplefilter("ignore", UserWarning)
+            yield ranks
     except Exception as error:
         if ranks.count > 1 and _comes_from_others(error):
             raise LostRankError("another process of this training has stopped, and this one with it") from error

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bitsback.errors import ConfigError
 
-__all__ = ["ALONE", "Ranks", "over_ranks", "present", "summing"]
+__all__ = ["ALONE", "Ranks", "number_over_ranks", "over_ranks", "present", "summing"]
 
 BUCKET = 1 << 24
 """Numbers that are sent together; more are sent in several messages."""
@@ -97,8 +97,8 @@ class Ranks:
                 # one message for many tensors: small ones cost as much as 100,000 numbers
                 flat = bucket[0] if len(bucket) == 1 else torch.cat([tensor.reshape(-1) for tensor in bucket])
                 flat = flat if flat.is_contiguous() else flat.contiguous()
+                flat.div_(self.count)  # first: a sum of float16 could overflow
                 dist.all_reduce(flat, group=self.group)
-                flat.div_(self.count)
                 if len(bucket) > 1 or flat is not bucket[0]:
                     parts = flat.split([tensor.numel() for tensor in bucket]) if len(bucket) > 1 else [flat]
                     torch._foreach_copy_(bucket, [part.view(t.shape) for part, t in zip(parts, bucket, strict=True)])
@@ -111,11 +111,13 @@ class Ranks:
     def copy_first(self, tensors: Sequence[Tensor]) -> None:
         """Overwrite each tensor by that of rank 0."""
         for tensor in tensors if self.count > 1 else ():
-            sent = tensor.detach().contiguous()
+            if not tensor.numel():
+                continue
+            sent = tensor.detach().contiguous().reshape(-1).view(torch.uint8)  # any dtype
             sent = sent if self._sendable(sent.device) else sent.to(self._device)
             dist.broadcast(sent, self._first, group=self.group)
             if sent.data_ptr() != tensor.data_ptr():
-                tensor.copy_(sent)
+                tensor.copy_(sent.view(tensor.dtype).view(tensor.shape))
 
     @property
     def _first(self) -> int:
@@ -211,3 +213,8 @@ def over_ranks(tensor: Tensor) -> Tensor:
     For sums over all weights in code that sees the shard of one process.
     """
     return _summing[-1].summed(tensor)
+
+
+def number_over_ranks(number: float) -> float:
+    """Return the sum of a number over the ranks as :func:`over_ranks` does that of a tensor."""
+    return _summing[-1].sums([number])[0]

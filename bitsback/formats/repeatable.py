@@ -11,7 +11,6 @@
 The digests under way only save time; the digest of the posterior decides.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -23,6 +22,7 @@ from bitsback.errors import ConfigError, FileError
 from bitsback.formats._training_digest import StateDigest, digest_steps
 from bitsback.likelihoods import Likelihood
 from bitsback.model import BayesianModel
+from bitsback.processes import launched_count
 from bitsback.training import TrainingSettings
 
 __all__ = ["Checking", "Recording", "RefundLostError", "check_alone", "repeatable", "steps_of"]
@@ -55,8 +55,7 @@ def check_alone() -> None:
     Raises:
         ConfigError: if so: a receiver repeats the sums of a single process.
     """
-    said = os.environ.get("WORLD_SIZE", "")
-    processes = int(said) if said.isdecimal() else 1
+    processes = launched_count()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         processes = torch.distributed.get_world_size()
     if processes > 1:

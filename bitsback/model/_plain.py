@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from bitsback.errors import LayerError
 from bitsback.model._layer_posteriors import LayerPosteriors
 from bitsback.model._resident import Resident
 from bitsback.model.draws import draw_of
@@ -31,7 +32,15 @@ def plain_network(model: "BayesianModel", state: State) -> nn.Module:
     Returns:
         Network of the class of ``model.network``; layers of :mod:`bitsback.nn` are torch's in it. Layers that return a KL as
         well, for bayesian-torch layers that were written by hand, have no counterpart in torch and stay as they are.
+
+    Raises:
+        LayerError: for a model of shards.
     """
+    if model.is_sharded:
+        raise LayerError(
+            "each process holds a shard of the weights, and a plain network needs whole ones; train with out=DIRECTORY, and "
+            "take it of what bitsback.load_run(DIRECTORY) reads, in one process"
+        )
     model.honour_edits(everywhere=True)
     nothing = object()
     memo: dict[int, Any] = {}

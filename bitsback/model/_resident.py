@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from bitsback.distributed import ALONE, Ranks, holds_unreduced, resharded
@@ -224,6 +225,11 @@ class Resident(Values):
     def _reshard(self) -> None:
         """Let FSDP2 put the shards back into the modules, where a forward pass left whole weights."""
         if self.is_sharded:
+            if not dist.is_initialized():
+                raise LayerError(
+                    "the processes that held shards of this model's weights have ended: train with "
+                    "out=DIRECTORY, and read the run with bitsback.load_run(DIRECTORY)"
+                )
             resharded(self.network)
 
     def go_to(self, state: State) -> None:

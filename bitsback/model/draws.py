@@ -68,8 +68,8 @@ def forward_of(model: "BayesianModel") -> Callable[[Inputs], Tensor]:
     def forward(inputs: Inputs) -> Tensor:
         return chosen(call(model.network, inputs), model.output)
 
-    if model.device.type != "cuda" or not model.evaluation_graphs or has_hooks(model.network):
-        return forward
+    if model.device.type != "cuda" or not model.evaluation_graphs or has_hooks(model.network) or model.is_sharded:
+        return forward  # shards are gathered by messages
     return GraphedForward(forward, captures_on(model.device))
 
 

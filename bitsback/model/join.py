@@ -2,9 +2,10 @@
 
 import copy
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from bitsback.distributed import Ranks, is_shard, local, resharded, shard_of
@@ -19,15 +20,16 @@ __all__ = ["join"]
 
 
 @torch.no_grad()
-def join(model: "Resident", ranks: Ranks) -> bool:
+def join(model: "Resident", ranks: Ranks, *, everything: bool = True) -> bool:
     """Give every process the posteriors, priors and draw of rank 0, and take over the shards that ``fully_shard`` has made.
 
-    Where all agree already, nothing is written. Gradients stay as they are: where the processes disagreed on the posteriors,
-    data-parallel wrappers have copied rank 0's draw, at which all gradients were taken.
+    Where all agree already, nothing is written to posteriors. Gradients stay as they are: where the processes disagreed on the
+    posteriors, data-parallel wrappers have copied rank 0's draw, at which all gradients were taken.
 
     Args:
         model: the model, changed in place.
         ranks: the processes; collective if there are several.
+        everything: also copy what has no posterior: parameters and buffers of the network that are no shards.
 
     Returns:
         True if the model holds shards.
@@ -41,6 +43,9 @@ def join(model: "Resident", ranks: Ranks) -> bool:
     resharded(model.network)
     before = model.state
     ranks.check_alike("the network and its priors", _description(model), "make the same model in every process")
+    if everything:
+        known = {id(weight.known) for weight in model.weights}
+        ranks.copy_first([t for _, t in _tensors(model) if id(t) not in known and not is_shard(t)])
     is_changed = not _agree(model, ranks)
     if is_changed:
         state = torch.stack([*model.get_extra_state()])
@@ -68,7 +73,12 @@ def _description(model: "Resident") -> str:
     shapes = [
         f"'{w.name}' of shape {tuple(w.known.shape)}, {w.prior.kind}, {type(w.posterior).__name__}" for w in model.weights
     ]
-    return "\n".join(shapes)
+    return "\n".join(shapes + [f"'{name}' of shape {tuple(tensor.shape)}, {tensor.dtype}" for name, tensor in _tensors(model)])
+
+
+def _tensors(model: "Resident") -> list[tuple[str, Tensor]]:
+    """Return name and tensor of all parameters and buffers of the network."""
+    return [*model.network.named_parameters(), *model.network.named_buffers()]
 
 
 def _agree(model: "Resident", ranks: Ranks) -> bool:
@@ -106,6 +116,7 @@ def _take_shard(model: "Resident", weight: Weight, ranks: Ranks, before: State) 
             f"the prior of '{weight.name}', {weight.prior.kind}, has numbers of its own for groups of weights, and fully_shard "
             "cuts groups apart; take a prior with one density for all weights, or DDP (engine.strategy=ddp)"
         )
+    _check_mesh(found, weight.name, ranks)
     shard, whole = shard_of(found, weight.name), weight.posterior
     value = model.value(weight, before)
     expected = shard.of(whole.mean if value is None else value)
@@ -128,6 +139,18 @@ def _take_shard(model: "Resident", weight: Weight, ranks: Ranks, before: State) 
         posteriors = ref.owner.__dict__.get("posterior")
         if isinstance(posteriors, dict) and posteriors.get(ref.local) is whole:
             posteriors[ref.local] = weight.shown
+
+
+def _check_mesh(found: Any, name: str, ranks: Ranks) -> None:
+    """Raise LayerError unless each of the processes holds another part of a weight: sums over them would count it twice."""
+    members = dist.get_process_group_ranks(ranks.group) if ranks.count > 1 else found.device_mesh.mesh.flatten().tolist()[:1]
+    mesh = found.device_mesh.mesh
+    if mesh.ndim != 1 or mesh.tolist() != members or (len(members) > 1 and found.placements[0].is_replicate()):
+        raise LayerError(
+            f"'{name}' lies on a mesh of shape {tuple(mesh.shape)}, and a posterior needs one dimension, over the "
+            f"{ranks.count} processes that train together, with a shard in each: init_device_mesh(device, ({ranks.count},)); "
+            "replicas of shards are not supported"
+        )
 
 
 def _posterior_of(whole: Posterior, tensors: Mapping[str, Tensor]) -> Posterior:

@@ -24,6 +24,8 @@ OF_BOTH = (*OF_MEAN, "exp_avg_log_std", "exp_avg_sq_log_std")
 class Adam(PosteriorOptimizer):
     """Adam on the means and log stds of a model's posteriors, and on its other parameters.
 
+    In a process group, all processes make it and call ``step()`` together: see :class:`bitsback.optim.PosteriorOptimizer`.
+
     Args:
         model: see :class:`bitsback.optim.PosteriorOptimizer`.
         lr: learning rate of means and of parameters without a posterior.

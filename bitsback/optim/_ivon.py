@@ -34,6 +34,8 @@ MOST_CHANGE = 1.0
 class IVON(Adam):
     """Natural gradients for the Gaussian posteriors of a model, and Adam for its other parameters.
 
+    In a process group, all processes make it and call ``step()`` together: see :class:`bitsback.optim.PosteriorOptimizer`.
+
     Args:
         model, examples: as in :class:`bitsback.optim.Adam`.
         lr: step size of the means; 1 is a full Newton step, which reaches the minimum of a quadratic.

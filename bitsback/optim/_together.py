@@ -1,5 +1,6 @@
 """Steps that several processes take together: which draws their gradients were taken at, and the means of gradients."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -30,6 +31,8 @@ NoiseOf = Literal["shared", "per_rank"]
 
 class Together:
     """The processes of an optimiser, and what they exchange in a step.
+
+    Every method that an optimiser's constructor and step call is collective.
 
     Args:
         model: model that they train.
@@ -72,6 +75,42 @@ class Together:
                 found += [log_std.grad] if log_std.grad is not None else []
         return found
 
+    def copy_plain(self, optimizer: "PosteriorOptimizer") -> None:
+        """Give every process rank 0's values of parameters outside the network, such as those of a likelihood."""
+        self.ranks.copy_first(self._outside(optimizer))
+
+    def _outside(self, optimizer: "PosteriorOptimizer") -> list[Tensor]:
+        """Return the parameters outside the network that learn from data, whose gradients nothing but this class averages."""
+        model = self.model
+        others = [*model.network.parameters(), *model.priors.parameters(), *(weight.known for weight in model.weights)]
+        inside = {id(p) for p in others}
+        groups = [group for group in optimizer.param_groups if group["role"] == "plain"]
+        return [p for group in groups for p in group["params"] if id(p) not in inside and p.requires_grad]
+
+    def _fill(self, parameters: Sequence[Tensor], others: Sequence[Tensor] = ()) -> list[Tensor]:
+        """Return the gradients that at least one process has, zeros where this one has none; the same list in all.
+
+        Args:
+            parameters: of which all have gradients if one has.
+            others: each by itself.
+
+        Returns:
+            gradients, plain tensors.
+        """
+        own = [any(p.grad is not None for p in parameters), *(p.grad is not None for p in others)]
+        has, *each = self.ranks.sums([float(one) for one in own])
+        wanted = [*(parameters if has else ()), *(p for p, count in zip(others, each, strict=True) if count)]
+        for p in wanted:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+            elif p.grad.is_sparse:
+                p.grad = p.grad.to_dense()
+        return [local(p.grad) for p in wanted if p.grad is not None]
+
+    def _stds(self, optimizer: "PosteriorOptimizer") -> list[Tensor]:
+        """Return log stds, in whose gradients the draws before the current one have left theirs."""
+        return [p for weight in optimizer.weights for p in list(weight.posterior.parameters())[1:]]
+
     def gather(self, optimizer: "PosteriorOptimizer") -> None:
         """Average gradients that each process has of its own examples alone."""
         if self.ranks.count == 1:
@@ -80,11 +119,10 @@ class Together:
             self.model.honour_edits()
             self.model.hold(self.model.state._replace(lane=0))
         if not self.model.is_sharded:
+            self._fill(self._stds(optimizer))
             self.ranks.average(self.gradients(optimizer))
-        else:  # FSDP2 has averaged those of the network; parameters elsewhere, such as a likelihood's, are whole
-            inside = {id(p) for p in self.model.network.parameters()} | {id(w.known) for w in self.model.weights}
-            others = [p for group in optimizer.param_groups if group["role"] == "plain" for p in group["params"]]
-            self.ranks.average([p.grad for p in others if id(p) not in inside and p.grad is not None])
+        else:  # FSDP2 has averaged those of the network
+            self.ranks.average(self._fill([], self._outside(optimizer)))
         self._is_gathered = True
 
     def begin(self, optimizer: "PosteriorOptimizer") -> None:
@@ -92,14 +130,13 @@ class Together:
         if self.ranks.count == 1:
             return
         if self._is_new:
-            join(self.model, self.ranks)
+            join(self.model, self.ranks, everything=False)
             self._is_new = False
         if self.is_own and not self._is_gathered:
             self.gather(optimizer)
-        if not self._is_gathered and not self.model.is_sharded:
-            stds = [p for weight in optimizer.weights for p in list(weight.posterior.parameters())[1:]]
-            if any(p.grad is not None for p in stds):
-                self.ranks.average([p.grad if p.grad is not None else torch.zeros_like(p) for p in stds])
+        if not self._is_gathered:
+            stds = [] if self.model.is_sharded else self._stds(optimizer)
+            self.ranks.average(self._fill(stds, self._outside(optimizer)))
         self._is_gathered = False
 
     def end(self) -> None:

@@ -68,6 +68,8 @@ class PosteriorOptimizer(torch.optim.Optimizer):
     A torch optimiser over the network's own parameters. Its groups hold the weights (``lr`` moves their means), the log stds
     (in groups of their own, so that schedulers change both learning rates) and parameters without a posterior.
 
+    In a process group, making the optimiser and each step are collective: all its processes make one, and all call ``step()``.
+
     Args:
         model: model returned by :func:`bitsback.bayesianize`, or a layer of :mod:`bitsback.nn` used alone; all its parameters
             that require gradients are moved.
@@ -127,6 +129,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         wanted = list(groups) if groups is not None else [{"params": self._default_parameters()}]
         extra = [parameter for parameter in also if parameter.requires_grad]
         super().__init__([*wanted, {"params": extra}] if extra else wanted, defaults)
+        self.together.copy_plain(self)
 
     def _take_model(self, model: Any, ranks: Ranks, noise: NoiseOf) -> None:
         model = _unwrapped(model)

@@ -21,6 +21,8 @@ class Variational(PosteriorOptimizer):
 
     The gradients of data cost plus KL are put into ``.grad`` of means and log stds, and the inner torch optimiser moves them.
 
+    In a process group, all processes make it and call ``step()`` together: see :class:`bitsback.optim.PosteriorOptimizer`.
+
     Args:
         model, examples: as in :class:`bitsback.optim.Adam`.
         kind: subclass of :class:`torch.optim.Optimizer`.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Normal
 
-from bitsback.distributed import over_ranks
+from bitsback.distributed import number_over_ranks, over_ranks
 from bitsback.learned import plain
 from bitsback.priors.base import KernelForm, Moments, Prior, add_gradient
 from bitsback.registry import Learn
@@ -99,8 +99,7 @@ class NormalPrior(Prior):
         """
         if self.learns_in_closed_form:
             sums, counts = zip(*(self._second_moment(mean, std) for mean, std in weights), strict=True)
-            count = over_ranks(torch.tensor(sum(counts), dtype=torch.float64, device=sums[0].device))
-            best = 0.5 * (over_ranks(torch.stack(sums).sum(0)) / count.to(sums[0])).clamp_min(1e-30).log()
+            best = 0.5 * (over_ranks(torch.stack(sums).sum(0)) / number_over_ranks(sum(counts))).clamp_min(1e-30).log()
             self.log_scale.lerp_(best, rate.to(best) if isinstance(rate, Tensor) else rate)
 
     def _second_moment(self, mean: Tensor, std: Tensor | None) -> tuple[Tensor, float]:

@@ -108,30 +108,37 @@ def load_checkpoint(path: Path, fit: Fit) -> dict[str, Any]:
     Raises:
         RunError: if both checkpoints are missing or damaged, or it belongs to another network or an earlier release.
     """
-    try:
-        tensors, facts = read_checkpoint(path)
-    except DamagedFileError as error:
-        return _load_previous(path, fit, error)
-    return _put(path, tensors, facts, fit)
+    damage: DamagedFileError | None = None
+    found: tuple[dict[str, Tensor], dict[str, Any]] | None = None
+    chosen = path
+    if fit.ranks.is_first:  # of several processes, one alone decides
+        try:
+            found = read_checkpoint(path)
+        except DamagedFileError as error:
+            damage, chosen = error, path.with_name(PREVIOUS)
+            found = _read_previous(path, chosen, error)
+    chosen = path.with_name(fit.ranks.text_of_first(chosen.name))
+    tensors, facts = found or read_checkpoint(chosen)
+    extra = _put(chosen, tensors, facts, fit)
+    fit.ranks.wait()
+    if damage is not None:
+        with suppress(OSError):
+            os.replace(chosen, path)  # else the next checkpoint would keep the damaged one as previous
+        what = "is missing" if isinstance(damage.__cause__, FileNotFoundError) else "is damaged"
+        print(f"bitsback: {path} {what}; going on from the checkpoint before, of epoch {fit.epoch:,}", file=sys.stderr)
+    return extra
 
 
-def _load_previous(path: Path, fit: Fit, error: DamagedFileError) -> dict[str, Any]:
-    previous = path.with_name(PREVIOUS)
+def _read_previous(path: Path, previous: Path, error: DamagedFileError) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not previous.exists():
         raise error
     try:
-        tensors, facts = read_checkpoint(previous)
+        return read_checkpoint(previous)
     except DamagedFileError as other:
         raise RunError(
             f"cannot read {path}, nor {previous}: both checkpoints are damaged, and nothing was changed; "
             "take one from a copy, or train anew with another --out"
         ) from other
-    extra = _put(previous, tensors, facts, fit)
-    with suppress(OSError):
-        os.replace(previous, path)  # else the next checkpoint would keep the damaged one as previous
-    what = "is missing" if isinstance(error.__cause__, FileNotFoundError) else "is damaged"
-    print(f"bitsback: {path} {what}; going on from the checkpoint before, of epoch {fit.epoch:,}", file=sys.stderr)
-    return extra
 
 
 def _put(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any], fit: Fit) -> dict[str, Any]:
@@ -148,6 +155,8 @@ def _put(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any], fit: Fit
         if fit.schedule is not None:
             fit.schedule.load_state_dict(_unpack(facts["schedule"], tensors))
         fit.epoch = int(facts["epoch"])
+        if fit.epoch:  # each process goes to its own draw, as after a step
+            fit.optimizer.together.end()
         for name in BETA_STATE:
             setattr(fit.beta, name, facts["beta"][name])
         return dict(facts["extra"])

@@ -242,7 +242,7 @@ class Fit:
 
     def weight_bits(self) -> float:
         """Return KL(q||p) of the current weights, in bits."""
-        return nats_to_bits(self.optimizer.kl_nats())
+        return self.ranks.of_first([nats_to_bits(self.optimizer.kl_nats())])[0]  # the same, were it estimated by draws
 
     def _check_bits(self, data_bits: float | Tensor, number: int) -> float:
         """Return the data bits of an epoch so far, read from the device; raise TrainingError if they are not finite."""
@@ -323,7 +323,8 @@ class Fit:
         for number, (x, y) in enumerate(zip(_groups(inputs, groups), targets.tensor_split(groups), strict=True)):
             if number:  # the first group uses the draw that the last optimiser step wrote
                 self.model.mirror() if self.settings.antithetic and number % 2 else self.model.draw()
-            shared = round(rows * self.ranks.count) // groups
+            each, more = divmod(round(rows * self.ranks.count), groups)
+            shared = each + (number < more)  # rows of the group in all processes
             with self.outputs.step(x, self.ranks, shared) if self.outputs is not None else nullcontext():
                 with stage("bitsback: forward"):
                     with torch.autocast(y.device.type, torch.bfloat16) if half else nullcontext():
@@ -363,14 +364,14 @@ class Fit:
                 return f"the posterior mean of '{weight.name}' is not finite"
             if std is not None and not (torch.isfinite(std) & (std > 0)).all():
                 return f"the posterior std of '{weight.name}' is not positive and finite"
-        return next((f"'{name}' is not finite" for name, p in named if not torch.isfinite(p).all()), "")
+        return next((f"'{name}' is not finite" for name, p in named if not torch.isfinite(local(p)).all()), "")
 
     @torch.no_grad()
     def _find_nonfinite_layer(self, inputs: Inputs) -> str:
         """Describe the first parameter, or layer output, that is not finite."""
         error = self._check_finite()
-        if error:
-            return error
+        if error or self.model.is_sharded:  # a forward needs all processes, and the others do not run one now
+            return error or "an output or the data bits overflow"
         found: list[str] = []
 
         def look(name: str, output: object) -> None:

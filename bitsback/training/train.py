@@ -23,6 +23,7 @@ from bitsback.likelihoods import Likelihood
 from bitsback.locks import LOCK, exclusive, remove_left_over_files
 from bitsback.model import BayesianModel, evaluate, posterior_tensors, take_ledger
 from bitsback.model.accounting import check_point_grids
+from bitsback.model.join import join
 from bitsback.model.noise import ExactNoise
 from bitsback.torch_state import seeded, using_threads
 from bitsback.training._engine import check_engine, dividing, own_device, shard
@@ -69,7 +70,7 @@ class Outcome:
 P = ParamSpec("P")
 
 
-def _alone(call: Callable[P, Outcome]) -> Callable[P, Outcome]:
+def _one_writer(call: Callable[P, Outcome]) -> Callable[P, Outcome]:
     """Run a training with its directory locked, and remove temporary files that killed processes left there."""
 
     @functools.wraps(call)
@@ -87,7 +88,7 @@ def _alone(call: Callable[P, Outcome]) -> Callable[P, Outcome]:
     return locked
 
 
-@_alone
+@_one_writer
 def train(
     model: BayesianModel,
     likelihood: Likelihood,
@@ -151,22 +152,23 @@ def train(
     True
     """
     engine, ranks = engine or EngineSettings(), present()
-    if not ranks.is_first:
-        progress, logging, loggers, profile_to = False, LoggingSettings(), (), None
     directory = None if directory is None else Path(directory)
     training, ledger = training or TrainingSettings(), ledger or LedgerSettings()
     logging = logging or LoggingSettings()
     likelihood.fit(dataset.train.targets)
     training = training.settled(len(dataset.train), likelihood)
-    check_engine(engine, ranks, training, logging, dataset.train)
+    device = device_named(own_device(training.device, ranks))
+    others = {"seed": seed, "ledger": ledger.model_dump(), "writes files": directory is not None, "resume": resume}
+    check_engine(engine, ranks, training, logging, dataset, likelihood, others)
+    if not ranks.is_first:  # test_every stays: all evaluate together
+        progress, logging, loggers, profile_to = False, LoggingSettings(test_every=logging.test_every), (), None
     for examples in (dataset.train, dataset.test):
         if examples is not None:
             likelihood.check_split(examples.targets, examples.name)
     model.chosen_grid_step, model.likelihood = ledger.grid_step, likelihood
     check_point_grids(model, model.grid_step(), "ledger.grid_step" if ledger.grid_step else "posterior.grid_step")
-    device = own_device(device_named(training.device), ranks)
     dtype = torch.float64 if training.precision == "float64" else torch.float32
-    check_memory(model, device, dtype.itemsize)
+    check_memory(model, device, dtype.itemsize, shards=ranks.count if engine.strategy == "fsdp" else 1)
     model.to(device, dtype)
     likelihood.to(device, dtype)
     data, test = dataset.train.to(device, dtype), dataset.test and dataset.test.to(device, dtype)
@@ -260,6 +262,9 @@ def start(
     is_repeatable = settings.precision == "float64"
     engine = engine or EngineSettings()
     is_sharded = engine.strategy == "fsdp" and ranks.count > 1
+    if ranks.count > 1:
+        join(model, ranks)  # before shards are cut
+    ranks.copy_first([*likelihood.parameters(), *likelihood.buffers()])
     if is_sharded:
         shard(model, ranks)
     else:
@@ -303,13 +308,14 @@ posterior the parameter, its gradient and two averages.
 """
 
 
-def check_memory(model: BayesianModel, device: torch.device, number_bytes: int = 4) -> None:
+def check_memory(model: BayesianModel, device: torch.device, number_bytes: int = 4, *, shards: int = 1) -> None:
     """Check that a step's tensors fit into the free memory of a GPU, before anything is moved there.
 
     Args:
         model: model to be trained.
         device: where to; only GPUs are checked.
         number_bytes: bytes of a number in training.
+        shards: processes among which the weights are divided.
 
     Raises:
         ConfigError: if they do not fit.
@@ -321,7 +327,7 @@ def check_memory(model: BayesianModel, device: torch.device, number_bytes: int =
     for p in model.network.parameters():
         weights += p.numel()
         words += p.numel() * (POSTERIOR_WORDS if id(p) in drawn else PLAIN_WORDS if p.requires_grad else 1)
-    needed = number_bytes * words
+    needed = number_bytes * words // shards
     free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     there = sum(t.nbytes for t in [*model.parameters(), *model.buffers()] if t.device == device)
     if needed > free + there:
