@@ -206,7 +206,13 @@ def memory(options: argparse.Namespace) -> dict[str, Any]:
     two = run(2, strategy="fsdp", **job)
     most = max(rank["bytes"] for rank in two)
     whole = max(rank["bytes"] + rank["before"] for rank in two) / (one["bytes"] + one["before"])
-    found = {"weights": one["weights"], "one": one, "two": two, "ratio": most / one["bytes"], "ratio_of_processes": whole}
+    found = {
+        "weights": one["weights"],
+        "one": one,
+        "two": two,
+        "ratio": most / max(1, one["bytes"]),
+        "ratio_of_processes": whole,
+    }
     rows = [
         ["one process", f"{one['bytes'] / 1e6:,.0f}", f"{one['bytes'] / one['weights']:.1f}", "1"],
         ["each of two, FSDP2", f"{most / 1e6:,.0f}", f"{most / one['weights']:.1f}", f"{found['ratio']:.2f}"],

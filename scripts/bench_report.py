@@ -43,6 +43,17 @@ def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
     return parser.parse_args()
 
 
+def check_device(name: str) -> None:
+    """End with a sentence if torch cannot use a device here."""
+    from bitsback.errors import ConfigError
+    from bitsback.training.train import device_named
+
+    try:
+        device_named(name)
+    except ConfigError as error:
+        raise SystemExit(str(error).replace("training.device", "--device")) from None
+
+
 def write(path: Path | None, found: dict[str, Any]) -> None:
     """Write what was found, with machine, date, command and versions."""
     if path is None:

@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench_report import parsed, shown, spread, table, write
+from bench_report import check_device, parsed, shown, spread, table, write
 
 PROBE = Path(__file__).parent / "scale_probe.py"
 PARTS = {"weights": "growth with weights", "examples": "growth with examples", "resnet18-memory": "memory of a ResNet-18 step"}
@@ -141,6 +141,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--device", default="cpu")
     options = parsed(parser)
+    check_device(options.device)
     found: dict[str, Any] = {}
     for part in options.parts:
         began = time.perf_counter()

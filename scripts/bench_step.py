@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_report import parsed, shown, table, write
+from bench_report import check_device, parsed, shown, table, write
 from benchmarks.contestants import BASELINE, chosen, versions
 from benchmarks.elsewhere import Elsewhere, Race
 from benchmarks.nets import STEP_NETS
@@ -161,6 +161,7 @@ def main() -> None:
     if options.memory_of:
         print(memory_of(options.memory_of, race_of(options)))
         return
+    check_device(options.device)
     rows = measured(options)
     show(rows, options)
     settings = {name: getattr(options, name) for name in ("net", "threads", "steps", "rounds", "batch")}

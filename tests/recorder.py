@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bitsback.kernels import _launch, _triton
+from bitsback.kernels import _batches, _triton
 
 WAITS = ("_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "lift_fresh")
 
@@ -62,8 +62,8 @@ def tensors(tree):
 
 def fill(out, stream, start, clock, seed, number):
     """Noise by the kernel, as a GPU makes it; of a CPU, the package takes operators to which the number is a plain one."""
-    grid = (-(-len(out) // _launch.CHUNK),)
-    _triton.fill_kernel[grid](out, len(out), start, clock.tensor, clock.offset(seed, number), stream, BLOCK=_launch.CHUNK)
+    grid = (-(-len(out) // _batches.CHUNK),)
+    _triton.fill_kernel[grid](out, len(out), start, clock.tensor, clock.offset(seed, number), stream, BLOCK=_batches.CHUNK)
     return out
 
 
@@ -74,16 +74,16 @@ class Recorder:
         self.tape, self.fit, self.captured, self.replayed = None, None, 0, 0
 
     def install(self, monkeypatch):
-        upload = _launch.upload
-        assert _launch.has_triton("cpu")  # remembered: the kernels that are put in place below are no interpreter's
+        upload = _batches.upload
+        assert _batches.has_triton("cpu")  # remembered: the kernels that are put in place below are no interpreter's
 
         def checked(target, values):
             assert self.tape is None, "an upload inside a capture"
             upload(target, values)
 
         monkeypatch.setattr("bitsback.training.loop.Fit._read", lambda fit, number: number.detach().double())  # as on a GPU
-        monkeypatch.setattr(_launch, "is_capturing", lambda device: self.tape is not None)
-        monkeypatch.setattr(_launch, "upload", checked)
+        monkeypatch.setattr(_batches, "is_capturing", lambda device: self.tape is not None)
+        monkeypatch.setattr(_batches, "upload", checked)
         monkeypatch.setattr("bitsback.model.noise.fill_normals", fill)
         for name in ("fill_kernel", "sweep_kernel", "reduce_kernel"):
             monkeypatch.setattr(_triton, name, Launches(getattr(_triton, name), self))

@@ -104,7 +104,7 @@ def json_schema() -> dict[str, Any]:
         JSON schema, draft 2020-12.
 
     >>> sorted(json_schema()["properties"])[:4]
-    ['bayesian', 'data', 'extends', 'ledger']
+    ['bayesian', 'data', 'engine', 'extends']
     """
     schema = Config.model_json_schema()
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"

@@ -3,8 +3,8 @@
 The optimisers of :mod:`bitsback.optim` choose them by device. On a CPU they run only in Triton's interpreter, in tests.
 """
 
+from bitsback.kernels._batches import ALIGNED, Batch, Clock, Numbers, Row, fill_normals, has_triton, is_capturing, upload
 from bitsback.kernels._captures import Captured, Captures, captures_on
-from bitsback.kernels._launch import ALIGNED, Batch, Clock, Numbers, Row, fill_normals, has_triton, is_capturing, upload
 from bitsback.kernels._layout import (
     ADAM,
     DRAW,

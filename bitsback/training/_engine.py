@@ -1,6 +1,7 @@
 """Training of one model by several processes: their devices, shards of the network, and what is refused."""
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -45,6 +46,12 @@ def check_engine(
         ConfigError: if they cannot, or if the processes have different settings or data.
     """
     if ranks.count == 1:
+        if engine.strategy != "none":
+            warnings.warn(
+                f"engine.strategy {engine.strategy} trains in a single process here: start several with torchrun "
+                "--nproc-per-node=2 -m bitsback train ...",
+                stacklevel=2,
+            )
         return
     if training.precision == "float64":
         raise ConfigError(

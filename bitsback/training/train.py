@@ -15,7 +15,7 @@ import torch
 from bitsback.atomic_io import write_tensors, write_text
 from bitsback.data import Dataset, Examples
 from bitsback.distributed import ALONE, Ranks, present, started
-from bitsback.errors import ConfigError
+from bitsback.errors import ConfigError, near_miss
 from bitsback.inputs import Inputs
 from bitsback.kernels import Captures, captures_on
 from bitsback.ledger import Ledger
@@ -381,8 +381,10 @@ def device_named(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"training.device: '{name}' cannot be used here ({reason}); use cpu or auto") from error
+        kinds = ("cpu", "cuda", "mps", "xpu")
+        is_known = name.partition(":")[0] in kinds
+        hint = f"this torch and this machine have no {name}" if is_known else f"there is no such device{near_miss(name, kinds)}"
+        raise ConfigError(f"training.device: '{name}' cannot be used here ({hint}); use cpu or auto") from error
     return device
 
 
