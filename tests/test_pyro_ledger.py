@@ -9,6 +9,7 @@ import torch
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, autoguide, config_enumerate
 from pyro.infer.autoguide.initialization import init_to_value
+from pyro.infer.reparam import LocScaleReparam, TransformReparam
 from torch import nn
 from torch.distributions import constraints
 
@@ -409,6 +410,46 @@ def test_a_mixture_whose_assignments_the_guide_draws():
 
 
 # what is refused
+
+
+@pytest.mark.parametrize("reparam", [LocScaleReparam(0.0), LocScaleReparam(), TransformReparam()])
+def test_what_a_reparameterised_program_computes_is_no_data(reparam):
+    def model(sigma, y=None):
+        mu, tau = pyro.sample("mu", dist.Normal(0.0, 5.0)), pyro.sample("tau", dist.HalfCauchy(torch.tensor(5.0)))
+        with pyro.plate("schools", len(sigma)):
+            fn = dist.Normal(mu, tau)
+            if isinstance(reparam, TransformReparam):
+                step = dist.transforms.AffineTransform(mu, tau)
+                fn = dist.TransformedDistribution(dist.Normal(torch.zeros(()), 1.0), [step])
+            pyro.sample("y", dist.Normal(pyro.sample("theta", fn), sigma), obs=y)
+
+    program = poutine.reparam(model, {"theta": reparam})
+    guide = fitted(program, autoguide.AutoNormal(program), SIGMA, EFFECTS, steps=200)
+    ledger = ledger_of(program, guide, SIGMA, EFFECTS, samples=300, resolution=0.1)
+    assert (ledger.examples, ledger.symbols) == (8, None)
+    assert ledger.notes[-1] == "'y' is coded on a grid of 0.1"
+    assert {entry.name.split("_")[-1] for entry in ledger.entries} <= {"mu", "tau", "decentered", "base", "centered"}
+    fixed = sum(entry.net_bits for entry in ledger.entries if entry.method == "float64")
+    assert fixed == (64 if isinstance(reparam, LocScaleReparam) and reparam.centered is None else 0)
+    losses = torch.tensor([Trace_ELBO().loss(program, guide, SIGMA, EFFECTS) / LOG2 for _ in range(1000)])
+    spread = 6 * (losses.std() / math.sqrt(1000) + sum(e.stderr for e in ledger.entries) + ledger.data_bits_stderr)
+    assert spread < 6
+    assert ledger.net_bits - fixed == pytest.approx(float(losses.mean()) + 8 * math.log2(10), abs=float(spread))
+    # the same steps by resolution of the data alone: nothing else has a grid
+    assert ledger_of(program, guide, SIGMA, EFFECTS, samples=300, resolution={"y": 0.1}).net_bits == ledger.net_bits
+
+
+def test_an_observed_delta_is_a_factor():
+    def dense(x, y=None, at=1.0):
+        hand(x, y)
+        pyro.sample("c", dist.Delta(torch.ones(3), log_density=torch.tensor(-2.0), event_dim=1), obs=at * torch.ones(3))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Bernoulli(torch.tensor(0.5)), obs=y)
+
+    ledger = ledger_of(dense, hand, X, Y, samples=2)
+    assert ledger.data_bits == pytest.approx(20 + 2 / LOG2, abs=1e-6)
+    assert (ledger.examples, ledger.symbols, ledger.uniform_bits) == (20, None, 20)
+    refused(dense, lambda x, y, at: hand(x, y), "'c' has a value of no probability", at=2.0)
 
 
 def refused(model, guide, match, kind=LedgerError, **more):

@@ -30,6 +30,7 @@ from bitsback.interop.pyro._sites import (
     draw,
     free_places,
     groups_of,
+    holds_data,
     is_continuous,
     is_plainly_made,
     is_point,
@@ -241,7 +242,7 @@ def _book(
     transforms = [
         f"'{name}' is counted on its unconstrained scale: it is {_said(support)} of what is drawn" for name, support in bounded
     ]
-    reals = [name for name, site in observed.items() if site["value"].numel() and is_continuous(site["fn"])]
+    reals = [name for name, site in observed.items() if holds_data(site) and is_continuous(site["fn"])]
     steps = [f"'{name}' is coded on a grid of {_step_of(name, resolution):g}" for name in reals]
     parts = [name for name, site in observed.items() if float(site["scale"]) != 1]
     scaled = [
@@ -495,8 +496,14 @@ def _point_nats(site: Site, step: float) -> float:
 def _data_nats(name: str, site: Site, resolution: Resolution) -> float:
     """Return -log p of an observation in nats, on its grid if it is a real number."""
     fn, value = site["fn"], site["value"]
-    if not value.numel():  # a factor
-        return -_log_prob(site)
+    if not holds_data(site):  # a factor
+        nats = -_log_prob(site)
+        if not math.isfinite(nats):
+            raise LedgerError(
+                f"'{name}' has a value of no probability, so it has no code length; observe it under a distribution other than "
+                "Delta, or at the Delta's own value"
+            )
+        return nats
     support: Any = bare(fn).support
     if not bool((support.check(value) | ~shown_elements(site)).all()):
         raise LedgerError(
@@ -522,7 +529,7 @@ def _step_of(name: str, resolution: Resolution) -> float:
 def _count(site: Site) -> float:
     """Return the labels or free real numbers of a site, in the whole plate; those that are masked do not count."""
     fn = bare(site["fn"])
-    if not site["value"].numel():
+    if not site["value"].numel() or (site["is_observed"] and is_point(site)):
         return 0.0
     if isinstance(fn, Targets):
         return float(site["scale"]) * fn.likelihood.symbols(site["value"])
@@ -532,7 +539,7 @@ def _count(site: Site) -> float:
 
 def _examples(observed: Mapping[str, Site]) -> int:
     """Return the number of examples: the size of the outermost plate of the first observation, or its first axis."""
-    site = next(iter(site for site in observed.values() if site["value"].numel()), None)
+    site = next(iter(site for site in observed.values() if holds_data(site)), None)
     if site is None:
         return 1
     plates = sorted((frame for frame in site["cond_indep_stack"] if frame.vectorized), key=lambda frame: frame.dim)
@@ -546,7 +553,7 @@ def _together(observed: Mapping[str, Site]) -> list[list[tuple[str, Site]]]:
     """Return the observations that one code covers: each site, but for those of one loop (a sequential plate)."""
     found: dict[Any, list[tuple[str, Site]]] = {}
     for name, site in observed.items():
-        if site["value"].numel():
+        if holds_data(site):
             loops = tuple(frame.name for frame in site["cond_indep_stack"] if not frame.vectorized)
             key = (loops, type(bare(site["fn"])), site["value"].shape) if loops else name
             found.setdefault(key, []).append((name, site))

@@ -32,6 +32,7 @@ __all__ = [
     "draw",
     "free_places",
     "groups_of",
+    "holds_data",
     "is_continuous",
     "is_latent",
     "is_plainly_made",
@@ -118,8 +119,20 @@ def is_continuous(fn: Distribution) -> bool:
 
 
 def is_point(site: Site) -> bool:
-    """Return whether a site of a guide is a point, or made of an auxiliary site."""
+    """Return whether a site is a point: its value is given, or made of other sites."""
     return isinstance(bare(site["fn"]), dist.Delta)
+
+
+def holds_data(site: Site) -> bool:
+    """Return whether an observed site is data, and not a factor: a value without numbers, or a ``Delta`` with a density."""
+    return bool(site["value"].numel()) and not is_point(site)
+
+
+def _is_computed(site: Site) -> bool:
+    """Return whether an observed site is computed of others: ``pyro.deterministic``, or a reparameterisation's ``Delta``."""
+    if site["infer"].get("_deterministic"):
+        return True
+    return is_point(site) and not bool(site["fn"].log_prob(site["value"]).any())
 
 
 def is_latent(site: Site) -> bool:
@@ -166,7 +179,7 @@ def draw(
         run = poutine.trace(program).get_trace(*args, **kwargs)
         latents = {name: site for name, site in run.nodes.items() if is_latent(site)}
     observed = {name: site for name, site in run.nodes.items() if site["type"] == "sample" and site["is_observed"]
-                and not site_is_subsample(site) and not site["infer"].get("_deterministic")}  # fmt: skip
+                and not site_is_subsample(site) and not _is_computed(site)}  # fmt: skip
     extra = [name for name, site in sites.items() if name not in latents and not site["infer"].get("is_auxiliary")]
     if extra:
         raise LedgerError(f"the guide draws '{extra[0]}', which the model does not; take the site out, or mark it as auxiliary "
