@@ -474,6 +474,17 @@ def test_bad_programs_are_refused_in_one_sentence():
         pyro.sample("bias", dist.ImproperUniform(constraints.real, (), ()))
 
     refused(improper, hand, "prior of 'bias' is improper", PriorError)
+    for fn in (
+        dist.Normal(torch.zeros(3), 1.0).mask(False).to_event(1),
+        dist.Normal(torch.zeros(3), 1.0).to_event(1).mask(False),
+    ):
+        refused(lambda x, y, fn=fn: pyro.sample("weight", fn), hand, "prior of 'weight' is improper", PriorError)
+    refused(lambda x, y: pyro.sample("bias", dist.Delta(torch.tensor(1.0))), hand, "prior of 'bias' is a Delta")
+    refused(logistic, hand, r"needs samples >= 2, .*got samples=0$", samples=0)
+    refused(logistic, hand, "needs a grid_step above zero, or None", grid_step=0.0)
+    for bad in (-1, 0.0, math.nan, {"y": -1.0}, "0.1"):
+        refused(logistic, hand, "resolution is the step .*a number above zero; got", resolution=bad)
+    refused(logistic, hand, "names 'yy', which the model does not observe .did you mean 'y'", resolution={"yy": 1.0})
 
     def positive(x, y):
         weight = pyro.sample("weight", dist.Normal(torch.zeros(3), 1.5).to_event(1))
@@ -543,7 +554,8 @@ def test_masks():
     ledger = ledger_of(masked, hand, X, Y, samples=6, grid_step=STEP)
     assert (ledger.uniform_bits, ledger.symbols, ledger.examples) == (12, 12, 20)
     assert ledger.data_bits == pytest.approx(by_hand(masked, hand, X, Y)[1], abs=1e-5)
-    refused(poutine.mask(logistic, mask=False), hand, "masked differently in model and guide")
+    refused(poutine.mask(logistic, mask=torch.tensor(False)), hand, "masked differently in model and guide")
+    refused(poutine.mask(logistic, mask=False), hand, "prior of 'weight' is improper", PriorError)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, SupportsFloat
 
 import pyro.distributions as dist
 import torch
@@ -19,7 +19,7 @@ from torch.distributions import (
     kl_divergence,
 )
 
-from bitsback.errors import LedgerError
+from bitsback.errors import LedgerError, near_miss
 from bitsback.interop.pyro._as_program import Targets
 from bitsback.interop.pyro._sites import (
     Draw,
@@ -187,16 +187,18 @@ def _ledger(
     resolution: Resolution,
     factor: float = 1.0,
 ) -> Ledger:
-    if samples < 2 or (grid_step is not None and not grid_step > 0):
-        raise LedgerError(
-            f"ledger_of needs samples >= 2, to see what changes, and a grid_step above zero, got {samples} and {grid_step}"
-        )
+    if samples < 2:
+        raise LedgerError(f"ledger_of needs samples >= 2, to see what changes from draw to draw, got samples={samples}")
+    if grid_step is not None and not grid_step > 0:
+        raise LedgerError(f"ledger_of needs a grid_step above zero, or None to choose it from the guide; got {grid_step}")
+    _check_steps(resolution)
     with seeded(seed, device_of(args, kwargs)):
         if grid_step is None:
             (latents, _, sites), *_ = draw(model, guide, args, kwargs)
             grid_step = _default_step(latents, sites)
     with seeded(seed, device_of(args, kwargs)):
         first, own, guides = draw(model, guide, args, kwargs, factor=factor, points_step=grid_step)
+        _check_names(resolution, first[1])
         groups = groups_of(first[0], first[2])
         costs = {group: _Cost() for group in groups}
         data = [_counted(groups, costs, first, first, grid_step, resolution)]
@@ -516,9 +518,27 @@ def _data_nats(name: str, site: Site, resolution: Resolution) -> float:
     return -_log_prob(site) - _count(site) * math.log(_step_of(name, resolution))
 
 
+def _check_steps(resolution: Resolution) -> None:
+    """Raise LedgerError unless every step is a positive number."""
+    steps = list(resolution.values()) if isinstance(resolution, Mapping) else [] if resolution is None else [resolution]
+    for step in steps:
+        if not isinstance(step, SupportsFloat) or not 0 < float(step) < math.inf:
+            raise LedgerError(f"resolution is the step on which real numbers were recorded, a number above zero; got {step!r}")
+
+
+def _check_names(resolution: Resolution, observed: Mapping[str, Site]) -> None:
+    """Raise LedgerError unless every name of a resolution is an observed site."""
+    odd = sorted(resolution.keys() - observed.keys()) if isinstance(resolution, Mapping) else []
+    if odd:
+        raise LedgerError(
+            f"resolution names '{odd[0]}', which the model does not observe{near_miss(odd[0], observed)}; "
+            f"its observed sites: {', '.join(observed) or 'none'}"
+        )
+
+
 def _step_of(name: str, resolution: Resolution) -> float:
     found = resolution.get(name) if isinstance(resolution, Mapping) else resolution
-    if found is None or not found > 0:
+    if found is None:
         raise LedgerError(
             f"'{name}' holds real numbers, which have a code length only on a grid; give the step on which they were recorded, "
             f"resolution=0.01 or resolution={{'{name}': 0.01}}"

@@ -223,6 +223,15 @@ def _unmasked(fn: Any) -> tuple[Any, Tensor | None]:
     return fn, None
 
 
+def _is_hidden(fn: Any) -> bool:
+    """Return whether a distribution is under ``.mask(False)``, by which Pyro writes an improper prior."""
+    while isinstance(fn, Independent | dist.MaskedDistribution) or type(fn).__name__ == "ExpandedDistribution":
+        if getattr(fn, "_mask", None) is False:
+            return True
+        fn = fn.base_dist
+    return False
+
+
 def shown_elements(site: Site) -> Tensor:
     """Return which draws of the innermost distribution of a site count, its own masks and the site's included.
 
@@ -341,7 +350,10 @@ class _Watching(Messenger):
         if not is_latent(msg):
             return
         name, fn = msg["name"], msg["fn"]
-        if isinstance(bare(fn), dist.ImproperUniform):
+        if isinstance(bare(fn), dist.Delta):
+            raise LedgerError(f"the prior of '{name}' is a Delta, a fixed value: nothing is drawn, so nothing is sent; write "
+                              f"pyro.deterministic('{name}', value) in its place")  # fmt: skip
+        if isinstance(bare(fn), dist.ImproperUniform) or msg["mask"] is False or _is_hidden(fn):
             raise PriorError(f"the prior of '{name}' is improper: its mass is not one, so it codes nothing; give it a "
                              "proper one, such as "
                              "a wide Normal")  # fmt: skip
