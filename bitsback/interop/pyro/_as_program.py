@@ -63,6 +63,7 @@ def as_pyro(
     >>> from bitsback.likelihoods import CategoricalLikelihood
     >>> from bitsback.model import bayesianize
     >>> from pyro.infer import TraceMeanField_ELBO
+    >>> from torch import nn
     >>> bayesian = bayesianize(nn.Linear(4, 3), {"kind": "gaussian", "learn": "none"})
     >>> program, guide = as_pyro(bayesian, CategoricalLikelihood(3))
     >>> TraceMeanField_ELBO().loss(program, guide, torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1])) > 0
