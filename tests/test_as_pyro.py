@@ -1,6 +1,7 @@
 """A model of this package as a Pyro program: its -ELBO is our net bits, and Pyro's tools take it."""
 
 import math
+import warnings
 
 import pyro
 import pytest
@@ -193,6 +194,18 @@ def test_two_programs_need_two_prefixes_and_weights_without_posterior_are_charge
     assert TraceMeanField_ELBO().loss(one, guide, x, y) / LOG2 == pytest.approx(ledger.net_weight_bits, rel=1e-5)
     assert sum(entry.net_bits for entry in ledger.entries if entry.method == "float32") == 32 * 21
     assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_a_second_program_of_the_same_prefix_warns_that_it_overwrites_the_first():
+    pyro.clear_param_store()
+    model, other = (bitsback.bayesianize(nn.Linear(4, 3), {"kind": "gaussian", "learn": "none"}) for _ in range(2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        as_pyro(model, CategoricalLikelihood(3), prefix="one.")
+        as_pyro(other, CategoricalLikelihood(3), prefix="two.")
+    with pytest.warns(UserWarning, match=r"already has 'one.weight.mean' .*own prefix="):
+        as_pyro(other, CategoricalLikelihood(3), prefix="one.")
+    assert torch.equal(pyro.param("one.weight.mean"), other.weights[0].posterior.mean)
 
 
 def test_what_is_refused():

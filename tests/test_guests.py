@@ -215,6 +215,8 @@ def test_ivon():
         from_ivon(guests.IVON(network.parameters(), lr=0.1, ess=500, weight_decay=0), network)
     with pytest.raises(LayerError, match="a parameter that the network has not"):
         from_ivon(optimizer, nn.Linear(4, 3))
+    with pytest.raises(LayerError, match="Adam is not IVON"):
+        from_ivon(torch.optim.Adam(network.parameters()), network)
 
 
 def test_laplace():
@@ -298,6 +300,8 @@ def test_tyxe():
     bnn.net_guide = nn.Module()
     with pytest.raises(LayerError, match="no mean and std"):
         from_tyxe(bnn, plain)
+    with pytest.raises(LayerError, match="Linear is no VariationalBNN of TyXe"):
+        from_tyxe(nn.Linear(4, 3), plain)
 
 
 def test_moments_of_any_library():
@@ -309,6 +313,15 @@ def test_moments_of_any_library():
         from_moments(network, {"weight": (moments["weight"][0], torch.zeros(3, 4))})
     with pytest.raises(LayerError, match="give both in the weight's shape"):
         from_moments(network, {"weight": (torch.zeros(2), torch.ones(2))})
+    with pytest.raises(LayerError, match=r"std of 'weight' is negative .*\(-0.1\); give stds, not their logarithms"):
+        from_moments(network, {"weight": (moments["weight"][0], -moments["weight"][1])})
+    for odd in (moments["weight"][0], 3.0, "ab", (*moments["weight"], 1)):
+        with pytest.raises(LayerError, match="'weight' is not a pair of mean and std"):
+            from_moments(network, {"weight": odd})
+    with pytest.raises(LayerError, match=r"std \(\); give both in the weight's shape"):
+        from_moments(network, {"weight": (moments["weight"][0], 0.1)})
+    arrays = from_moments(network, {"weight": tuple(part.numpy() for part in moments["weight"])})
+    assert torch.equal(arrays.weights[0].posterior.mean, moments["weight"][0])
     with pytest.raises(LayerError, match="no posterior was found"):
         from_moments(network, {})
     network.bias.requires_grad_(False)

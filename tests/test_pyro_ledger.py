@@ -9,6 +9,7 @@ import torch
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, autoguide, config_enumerate
 from pyro.infer.autoguide.initialization import init_to_value
+from pyro.infer.reparam import LocScaleReparam, TransformReparam
 from torch import nn
 from torch.distributions import constraints
 
@@ -411,6 +412,46 @@ def test_a_mixture_whose_assignments_the_guide_draws():
 # what is refused
 
 
+@pytest.mark.parametrize("reparam", [LocScaleReparam(0.0), LocScaleReparam(), TransformReparam()])
+def test_what_a_reparameterised_program_computes_is_no_data(reparam):
+    def model(sigma, y=None):
+        mu, tau = pyro.sample("mu", dist.Normal(0.0, 5.0)), pyro.sample("tau", dist.HalfCauchy(torch.tensor(5.0)))
+        with pyro.plate("schools", len(sigma)):
+            fn = dist.Normal(mu, tau)
+            if isinstance(reparam, TransformReparam):
+                step = dist.transforms.AffineTransform(mu, tau)
+                fn = dist.TransformedDistribution(dist.Normal(torch.zeros(()), 1.0), [step])
+            pyro.sample("y", dist.Normal(pyro.sample("theta", fn), sigma), obs=y)
+
+    program = poutine.reparam(model, {"theta": reparam})
+    guide = fitted(program, autoguide.AutoNormal(program), SIGMA, EFFECTS, steps=200)
+    ledger = ledger_of(program, guide, SIGMA, EFFECTS, samples=300, resolution=0.1)
+    assert (ledger.examples, ledger.symbols) == (8, None)
+    assert ledger.notes[-1] == "'y' is coded on a grid of 0.1"
+    assert {entry.name.split("_")[-1] for entry in ledger.entries} <= {"mu", "tau", "decentered", "base", "centered"}
+    fixed = sum(entry.net_bits for entry in ledger.entries if entry.method == "float64")
+    assert fixed == (64 if isinstance(reparam, LocScaleReparam) and reparam.centered is None else 0)
+    losses = torch.tensor([Trace_ELBO().loss(program, guide, SIGMA, EFFECTS) / LOG2 for _ in range(1000)])
+    spread = 6 * (losses.std() / math.sqrt(1000) + sum(e.stderr for e in ledger.entries) + ledger.data_bits_stderr)
+    assert spread < 6
+    assert ledger.net_bits - fixed == pytest.approx(float(losses.mean()) + 8 * math.log2(10), abs=float(spread))
+    # the same steps by resolution of the data alone: nothing else has a grid
+    assert ledger_of(program, guide, SIGMA, EFFECTS, samples=300, resolution={"y": 0.1}).net_bits == ledger.net_bits
+
+
+def test_an_observed_delta_is_a_factor():
+    def dense(x, y=None, at=1.0):
+        hand(x, y)
+        pyro.sample("c", dist.Delta(torch.ones(3), log_density=torch.tensor(-2.0), event_dim=1), obs=at * torch.ones(3))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Bernoulli(torch.tensor(0.5)), obs=y)
+
+    ledger = ledger_of(dense, hand, X, Y, samples=2)
+    assert ledger.data_bits == pytest.approx(20 + 2 / LOG2, abs=1e-6)
+    assert (ledger.examples, ledger.symbols, ledger.uniform_bits) == (20, None, 20)
+    refused(dense, lambda x, y, at: hand(x, y), "'c' has a value of no probability", at=2.0)
+
+
 def refused(model, guide, match, kind=LedgerError, **more):
     with pytest.raises(kind, match=match):
         ledger_of(model, guide, X, Y, **more)
@@ -433,6 +474,17 @@ def test_bad_programs_are_refused_in_one_sentence():
         pyro.sample("bias", dist.ImproperUniform(constraints.real, (), ()))
 
     refused(improper, hand, "prior of 'bias' is improper", PriorError)
+    for fn in (
+        dist.Normal(torch.zeros(3), 1.0).mask(False).to_event(1),
+        dist.Normal(torch.zeros(3), 1.0).to_event(1).mask(False),
+    ):
+        refused(lambda x, y, fn=fn: pyro.sample("weight", fn), hand, "prior of 'weight' is improper", PriorError)
+    refused(lambda x, y: pyro.sample("bias", dist.Delta(torch.tensor(1.0))), hand, "prior of 'bias' is a Delta")
+    refused(logistic, hand, r"needs samples >= 2, .*got samples=0$", samples=0)
+    refused(logistic, hand, "needs a grid_step above zero, or None", grid_step=0.0)
+    for bad in (-1, 0.0, math.nan, {"y": -1.0}, "0.1"):
+        refused(logistic, hand, "resolution is the step .*a number above zero; got", resolution=bad)
+    refused(logistic, hand, "names 'yy', which the model does not observe .did you mean 'y'", resolution={"yy": 1.0})
 
     def positive(x, y):
         weight = pyro.sample("weight", dist.Normal(torch.zeros(3), 1.5).to_event(1))
@@ -502,7 +554,8 @@ def test_masks():
     ledger = ledger_of(masked, hand, X, Y, samples=6, grid_step=STEP)
     assert (ledger.uniform_bits, ledger.symbols, ledger.examples) == (12, 12, 20)
     assert ledger.data_bits == pytest.approx(by_hand(masked, hand, X, Y)[1], abs=1e-5)
-    refused(poutine.mask(logistic, mask=False), hand, "masked differently in model and guide")
+    refused(poutine.mask(logistic, mask=torch.tensor(False)), hand, "masked differently in model and guide")
+    refused(poutine.mask(logistic, mask=False), hand, "prior of 'weight' is improper", PriorError)
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,8 @@ def test_what_a_message_cannot_carry_is_refused():
     x, y = data(20)
     with pytest.raises(PayloadTooShortError):
         send_program(logistic, fit, x, data=y, payload=b"")
+    with pytest.raises(DataError, match="a payload is bytes, got str"):
+        send_program(logistic, fit, x, data=y, payload="text")
     with pytest.raises(DataError, match="shape"):
         send_program(logistic, fit, x, data=y[:5], payload=bytes(100))
     with pytest.raises(FileError, match="out of range"):

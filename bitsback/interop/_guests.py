@@ -47,7 +47,7 @@ class Found(NamedTuple):
 
 def from_moments(
     network: nn.Module,
-    moments: Mapping[str, tuple[Tensor, Tensor]],
+    moments: Mapping[str, tuple[Any, Any]],
     prior: PriorChoice = "gaussian",
     *,
     overrides: Mapping[str, PriorChoice] | None = None,
@@ -56,7 +56,7 @@ def from_moments(
 
     Args:
         network: plain network; it is copied. Its other trainable weights stay deterministic, which costs 32 bits each.
-        moments: mean and std by dotted name of the weight, each of the weight's shape.
+        moments: mean and std by dotted name of the weight, tensors or arrays of the weight's shape.
         prior: prior of the weights, as for :func:`bitsback.bayesianize`; a learned one is fitted to the posteriors.
         overrides: other priors by weight-name pattern.
 
@@ -64,7 +64,8 @@ def from_moments(
         The model, of which :func:`bitsback.take_ledger` counts the bits.
 
     Raises:
-        LayerError: for a weight that the network has not, another shape, or a std that is not positive and finite.
+        LayerError: for a weight that the network has not, what is no pair, another shape, or a std that is not positive and
+            finite.
 
     >>> network = nn.Linear(3, 2, bias=False)
     >>> moments = {"weight": (torch.zeros(2, 3), torch.full((2, 3), 0.5))}
@@ -75,13 +76,19 @@ def from_moments(
     own = dict(network.named_parameters())
     if not moments:
         raise LayerError("no posterior was found; give the mean and the std of one weight or more")
-    for name, (mean, std) in moments.items():
+    pairs = {name: _pair(name, pair) for name, pair in moments.items()}
+    for name, (mean, std) in pairs.items():
         if name not in own:
             raise LayerError(f"the network has no weight '{name}'; its weights: {', '.join(own)}")
         if mean.shape != own[name].shape or std.shape != own[name].shape:
             raise LayerError(
                 f"'{name}' has shape {tuple(own[name].shape)}, its posterior mean {tuple(mean.shape)} and std "
                 f"{tuple(std.shape)}; give both in the weight's shape"
+            )
+        if bool((std < 0).any()):
+            raise LayerError(
+                f"the std of '{name}' is negative somewhere ({float(std.min()):.3g}); give stds, not their logarithms "
+                "or softplus arguments"
             )
         if not (bool(torch.isfinite(mean).all()) and bool(torch.isfinite(std).all()) and bool((std > 0).all())):
             raise LayerError(
@@ -94,13 +101,25 @@ def from_moments(
     model = bayesianize(network, prior, overrides=overrides, include=list(moments))
     with torch.no_grad():
         for weight in model.weights:
-            mean, std = moments[weight.name]
+            mean, std = pairs[weight.name]
             assert isinstance(weight.posterior, GaussianPosterior)
             weight.posterior.mean.copy_(mean)
             weight.posterior.set_std(std)
     model.start()
     model.update_priors()
     return model
+
+
+def _pair(name: str, pair: Any) -> tuple[Tensor, Tensor]:
+    """Return mean and std as tensors; raises LayerError for what is not two of them or two arrays."""
+    try:
+        mean, std = pair
+        return torch.as_tensor(mean), torch.as_tensor(std)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise LayerError(
+            f"the posterior of '{name}' is not a pair of mean and std ({type(pair).__name__}); give tensors or arrays of the "
+            "weight's shape"
+        ) from error
 
 
 def from_bayesian_torch(
@@ -214,16 +233,21 @@ def from_tyxe(bnn: Any, network: nn.Module, prior: PriorChoice | None = None) ->
         The model, for :func:`bitsback.take_ledger`.
 
     Raises:
-        LayerError: when the guide has no mean and std for each weight.
+        LayerError: for another network than TyXe's, and when the guide has no mean and std for each weight.
         PriorError: when a prior is a distribution that cannot be named; give ``prior``.
     """
+    if not isinstance(getattr(bnn, "net", None), nn.Module):
+        raise LayerError(
+            f"{type(bnn).__name__} is no VariationalBNN of TyXe: it has no net; give the one that was trained, then its plain "
+            "network"
+        )
     found: dict[str, Found] = {}
     state = network.state_dict()
     for path, module in bnn.net.named_modules():
         for local, drawn in getattr(module, "_pyro_samples", {}).items():
             name = f"{path}.{local}".lstrip(".")
             site = f"{bnn.net._pyro_name}.{name}"
-            mean, std = _tyxe_moments(bnn.net_guide, site)
+            mean, std = _tyxe_moments(getattr(bnn, "net_guide", None), site)
             if prior is None and not isinstance(drawn, Distribution):
                 raise PriorError(f"the prior of '{name}' is a function in TyXe, not a distribution; give prior=")
             found[name] = Found(mean, std, None if prior is not None else settings_of_distribution(drawn))
@@ -264,12 +288,18 @@ def from_ivon(optimizer: Any, network: nn.Module, prior: PriorChoice | None = No
         The model, for :func:`bitsback.take_ledger`.
 
     Raises:
-        LayerError: when a parameter of the optimiser is not one of the network.
+        LayerError: for another optimiser than IVON, and when its parameter is not one of the network.
         PriorError: when the weight decay is zero, which is an improper prior.
     """
+    groups = getattr(optimizer, "param_groups", [])
+    if not groups or any("ess" not in group or "hess" not in group for group in groups):
+        raise LayerError(
+            f"{type(optimizer).__name__} is not IVON: it has no ess and no hess, so no std is known; give the ivon.IVON that "
+            "trained the network"
+        )
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     found: dict[str, Found] = {}
-    for group in optimizer.param_groups:
+    for group in groups:
         ess, decay = float(group["ess"]), float(group["weight_decay"])
         if decay <= 0 and prior is None:
             raise PriorError("IVON without weight decay has an improper prior, which codes nothing; give prior='gaussian'")

@@ -230,9 +230,12 @@ def send_program(
     Raises:
         PayloadTooShortError: if the payload is too short; it states the number of missing bits.
         LedgerError: for a program or a guide that a message cannot carry.
-        DataError: for data of another shape than the program draws, and for data that are no labels of its target.
+        DataError: for a payload that is not bytes, data of another shape than the program draws, and data that are no
+            labels of its target.
         FileError: for a target that is no Bernoulli or Categorical of whole data, or a grid step out of range.
     """
+    if not isinstance(payload, bytes | bytearray):
+        raise DataError(f"a payload is bytes, got {type(payload).__name__}; give bytes, of a text: text.encode()")
     sides = _Sides.of(model, fit, inputs)
     if data.shape != sides.known.shape:
         raise DataError(

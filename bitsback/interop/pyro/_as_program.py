@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,13 @@ HALF_LOG_2_PI_E = 0.5 * math.log(2 * math.pi * math.e)
 """Differential entropy of the standard normal distribution, in nats."""
 
 
+OVERWRITTEN = (
+    "Pyro's parameter store already has '{name}' of an earlier program of prefix='{prefix}', whose trained numbers are now "
+    "overwritten: both programs share these. Give each its own prefix=, or call pyro.clear_param_store() first if the earlier "
+    "one is not needed"
+)
+
+
 def as_pyro(
     model: BayesianModel, likelihood: Likelihood, *, examples: int | None = None, prefix: str = ""
 ) -> tuple["Program", "Guide"]:
@@ -43,7 +51,8 @@ def as_pyro(
         model: Bayesian model; its network is called with the drawn weights, and not changed.
         likelihood: of the targets, fitted to them if it needs that.
         examples: size of the whole training set, if the program will be called with batches of it; default: each call has all.
-        prefix: before the names of sites and parameters, for several programs in one process.
+        prefix: before the names of sites and parameters, and so of results (``PREFIXtargets``), for several programs in one
+            process; a second one of the same prefix overwrites the parameters of the first, with a warning.
 
     Returns:
         The program, called with inputs and targets (None to draw them), and the guide, called with the same.
@@ -141,10 +150,12 @@ class Guide:
     def __init__(self, model: BayesianModel, prefix: str) -> None:
         self.model, self.prefix = model, prefix
         store = pyro.get_param_store()
-        for weight in model.weights:
-            for part in ("mean", "std"):  # another program's parameters of the same name would take the place of these
-                if (name := self._name(weight, part)) in store:
-                    del store[name]
+        names = [self._name(weight, part) for weight in model.weights for part in ("mean", "std")]
+        old = [name for name in names if name in store]  # another program's would take the place of these
+        if old:
+            warnings.warn(OVERWRITTEN.format(name=old[0], prefix=prefix), stacklevel=3)
+        for name in old:
+            del store[name]
         with torch.no_grad():
             self()
 

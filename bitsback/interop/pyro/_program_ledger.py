@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, SupportsFloat
 
 import pyro.distributions as dist
 import torch
@@ -19,7 +19,7 @@ from torch.distributions import (
     kl_divergence,
 )
 
-from bitsback.errors import LedgerError
+from bitsback.errors import LedgerError, near_miss
 from bitsback.interop.pyro._as_program import Targets
 from bitsback.interop.pyro._sites import (
     Draw,
@@ -30,6 +30,7 @@ from bitsback.interop.pyro._sites import (
     draw,
     free_places,
     groups_of,
+    holds_data,
     is_continuous,
     is_plainly_made,
     is_point,
@@ -186,16 +187,18 @@ def _ledger(
     resolution: Resolution,
     factor: float = 1.0,
 ) -> Ledger:
-    if samples < 2 or (grid_step is not None and not grid_step > 0):
-        raise LedgerError(
-            f"ledger_of needs samples >= 2, to see what changes, and a grid_step above zero, got {samples} and {grid_step}"
-        )
+    if samples < 2:
+        raise LedgerError(f"ledger_of needs samples >= 2, to see what changes from draw to draw, got samples={samples}")
+    if grid_step is not None and not grid_step > 0:
+        raise LedgerError(f"ledger_of needs a grid_step above zero, or None to choose it from the guide; got {grid_step}")
+    _check_steps(resolution)
     with seeded(seed, device_of(args, kwargs)):
         if grid_step is None:
             (latents, _, sites), *_ = draw(model, guide, args, kwargs)
             grid_step = _default_step(latents, sites)
     with seeded(seed, device_of(args, kwargs)):
         first, own, guides = draw(model, guide, args, kwargs, factor=factor, points_step=grid_step)
+        _check_names(resolution, first[1])
         groups = groups_of(first[0], first[2])
         costs = {group: _Cost() for group in groups}
         data = [_counted(groups, costs, first, first, grid_step, resolution)]
@@ -241,7 +244,7 @@ def _book(
     transforms = [
         f"'{name}' is counted on its unconstrained scale: it is {_said(support)} of what is drawn" for name, support in bounded
     ]
-    reals = [name for name, site in observed.items() if site["value"].numel() and is_continuous(site["fn"])]
+    reals = [name for name, site in observed.items() if holds_data(site) and is_continuous(site["fn"])]
     steps = [f"'{name}' is coded on a grid of {_step_of(name, resolution):g}" for name in reals]
     parts = [name for name, site in observed.items() if float(site["scale"]) != 1]
     scaled = [
@@ -495,8 +498,14 @@ def _point_nats(site: Site, step: float) -> float:
 def _data_nats(name: str, site: Site, resolution: Resolution) -> float:
     """Return -log p of an observation in nats, on its grid if it is a real number."""
     fn, value = site["fn"], site["value"]
-    if not value.numel():  # a factor
-        return -_log_prob(site)
+    if not holds_data(site):  # a factor
+        nats = -_log_prob(site)
+        if not math.isfinite(nats):
+            raise LedgerError(
+                f"'{name}' has a value of no probability, so it has no code length; observe it under a distribution other than "
+                "Delta, or at the Delta's own value"
+            )
+        return nats
     support: Any = bare(fn).support
     if not bool((support.check(value) | ~shown_elements(site)).all()):
         raise LedgerError(
@@ -509,9 +518,27 @@ def _data_nats(name: str, site: Site, resolution: Resolution) -> float:
     return -_log_prob(site) - _count(site) * math.log(_step_of(name, resolution))
 
 
+def _check_steps(resolution: Resolution) -> None:
+    """Raise LedgerError unless every step is a positive number."""
+    steps = list(resolution.values()) if isinstance(resolution, Mapping) else [] if resolution is None else [resolution]
+    for step in steps:
+        if not isinstance(step, SupportsFloat) or not 0 < float(step) < math.inf:
+            raise LedgerError(f"resolution is the step on which real numbers were recorded, a number above zero; got {step!r}")
+
+
+def _check_names(resolution: Resolution, observed: Mapping[str, Site]) -> None:
+    """Raise LedgerError unless every name of a resolution is an observed site."""
+    odd = sorted(resolution.keys() - observed.keys()) if isinstance(resolution, Mapping) else []
+    if odd:
+        raise LedgerError(
+            f"resolution names '{odd[0]}', which the model does not observe{near_miss(odd[0], observed)}; "
+            f"its observed sites: {', '.join(observed) or 'none'}"
+        )
+
+
 def _step_of(name: str, resolution: Resolution) -> float:
     found = resolution.get(name) if isinstance(resolution, Mapping) else resolution
-    if found is None or not found > 0:
+    if found is None:
         raise LedgerError(
             f"'{name}' holds real numbers, which have a code length only on a grid; give the step on which they were recorded, "
             f"resolution=0.01 or resolution={{'{name}': 0.01}}"
@@ -522,7 +549,7 @@ def _step_of(name: str, resolution: Resolution) -> float:
 def _count(site: Site) -> float:
     """Return the labels or free real numbers of a site, in the whole plate; those that are masked do not count."""
     fn = bare(site["fn"])
-    if not site["value"].numel():
+    if not site["value"].numel() or (site["is_observed"] and is_point(site)):
         return 0.0
     if isinstance(fn, Targets):
         return float(site["scale"]) * fn.likelihood.symbols(site["value"])
@@ -532,7 +559,7 @@ def _count(site: Site) -> float:
 
 def _examples(observed: Mapping[str, Site]) -> int:
     """Return the number of examples: the size of the outermost plate of the first observation, or its first axis."""
-    site = next(iter(site for site in observed.values() if site["value"].numel()), None)
+    site = next(iter(site for site in observed.values() if holds_data(site)), None)
     if site is None:
         return 1
     plates = sorted((frame for frame in site["cond_indep_stack"] if frame.vectorized), key=lambda frame: frame.dim)
@@ -546,7 +573,7 @@ def _together(observed: Mapping[str, Site]) -> list[list[tuple[str, Site]]]:
     """Return the observations that one code covers: each site, but for those of one loop (a sequential plate)."""
     found: dict[Any, list[tuple[str, Site]]] = {}
     for name, site in observed.items():
-        if site["value"].numel():
+        if holds_data(site):
             loops = tuple(frame.name for frame in site["cond_indep_stack"] if not frame.vectorized)
             key = (loops, type(bare(site["fn"])), site["value"].shape) if loops else name
             found.setdefault(key, []).append((name, site))

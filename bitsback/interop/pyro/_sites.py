@@ -32,6 +32,7 @@ __all__ = [
     "draw",
     "free_places",
     "groups_of",
+    "holds_data",
     "is_continuous",
     "is_latent",
     "is_plainly_made",
@@ -118,8 +119,20 @@ def is_continuous(fn: Distribution) -> bool:
 
 
 def is_point(site: Site) -> bool:
-    """Return whether a site of a guide is a point, or made of an auxiliary site."""
+    """Return whether a site is a point: its value is given, or made of other sites."""
     return isinstance(bare(site["fn"]), dist.Delta)
+
+
+def holds_data(site: Site) -> bool:
+    """Return whether an observed site is data, and not a factor: a value without numbers, or a ``Delta`` with a density."""
+    return bool(site["value"].numel()) and not is_point(site)
+
+
+def _is_computed(site: Site) -> bool:
+    """Return whether an observed site is computed of others: ``pyro.deterministic``, or a reparameterisation's ``Delta``."""
+    if site["infer"].get("_deterministic"):
+        return True
+    return is_point(site) and not bool(site["fn"].log_prob(site["value"]).any())
 
 
 def is_latent(site: Site) -> bool:
@@ -166,7 +179,7 @@ def draw(
         run = poutine.trace(program).get_trace(*args, **kwargs)
         latents = {name: site for name, site in run.nodes.items() if is_latent(site)}
     observed = {name: site for name, site in run.nodes.items() if site["type"] == "sample" and site["is_observed"]
-                and not site_is_subsample(site) and not site["infer"].get("_deterministic")}  # fmt: skip
+                and not site_is_subsample(site) and not _is_computed(site)}  # fmt: skip
     extra = [name for name, site in sites.items() if name not in latents and not site["infer"].get("is_auxiliary")]
     if extra:
         raise LedgerError(f"the guide draws '{extra[0]}', which the model does not; take the site out, or mark it as auxiliary "
@@ -208,6 +221,15 @@ def _unmasked(fn: Any) -> tuple[Any, Tensor | None]:
         if torch.equal(rows.all(-1), rows.any(-1)):
             return inner.to_event(fn.reinterpreted_batch_ndims), rows.all(-1)
     return fn, None
+
+
+def _is_hidden(fn: Any) -> bool:
+    """Return whether a distribution is under ``.mask(False)``, by which Pyro writes an improper prior."""
+    while isinstance(fn, Independent | dist.MaskedDistribution) or type(fn).__name__ == "ExpandedDistribution":
+        if getattr(fn, "_mask", None) is False:
+            return True
+        fn = fn.base_dist
+    return False
 
 
 def shown_elements(site: Site) -> Tensor:
@@ -328,7 +350,10 @@ class _Watching(Messenger):
         if not is_latent(msg):
             return
         name, fn = msg["name"], msg["fn"]
-        if isinstance(bare(fn), dist.ImproperUniform):
+        if isinstance(bare(fn), dist.Delta):
+            raise LedgerError(f"the prior of '{name}' is a Delta, a fixed value: nothing is drawn, so nothing is sent; write "
+                              f"pyro.deterministic('{name}', value) in its place")  # fmt: skip
+        if isinstance(bare(fn), dist.ImproperUniform) or msg["mask"] is False or _is_hidden(fn):
             raise PriorError(f"the prior of '{name}' is improper: its mass is not one, so it codes nothing; give it a "
                              "proper one, such as "
                              "a wide Normal")  # fmt: skip
