@@ -18,6 +18,7 @@ from bitsback.coding.philox import whiten
 from bitsback.coding.relative_entropy import BlockCode
 from bitsback.coding.tables import TOTAL_BITS, PriorTable, bucket_of, centre_of, start_of
 from bitsback.errors import FileError, LayerError, PriorError
+from bitsback.formats.model_file._device_scores import DeviceScores
 from bitsback.priors import (
     CauchyPrior,
     CheckpointPrior,
@@ -416,6 +417,8 @@ def test_the_candidate_of_a_block_has_the_largest_q_over_p(at_once, monkeypatch)
         scores = log_q_over_p(code, block, mean, std)
         chosen.append(code.choose(block, mean, std))
         assert scores[chosen[-1]] == pytest.approx(scores.max(), abs=0.01)
+        by_torch = code.choose(block, mean, std, DeviceScores(code, torch.device("cpu")))  # as on a GPU
+        assert scores[by_torch] == pytest.approx(scores.max(), abs=0.01)
     assert len(set(chosen)) > 1
 
 

@@ -15,7 +15,7 @@ posterior, not a sample of q.
                                                           row 2^K-1  the reader computes row i alone
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -28,7 +28,12 @@ from bitsback.coding.elementary import Floats
 from bitsback.coding.philox import levels, shuffled
 from bitsback.coding.tables import PriorTable
 
-__all__ = ["STANDARD_STEP", "BlockCode"]
+__all__ = ["STANDARD_STEP", "BlockCode", "Score"]
+
+Score = Callable[
+    [NDArray[np.uint16], NDArray[np.float32], NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]], NDArray[np.float32]
+]
+"""Function with the arguments and the result of :meth:`BlockCode.scores`."""
 
 STANDARD_STEP = 2.0**-16
 """Lattice step of candidates in units of the prior's scale; part of the format."""
@@ -69,12 +74,12 @@ class BlockCode:
         self._quantiles = [PriorTable.build(shape, STANDARD_STEP).quantiles * STANDARD_STEP for shape in self.shapes]
 
     @cached_property
-    def _standard(self) -> list[NDArray[np.float32]]:
-        """Return the quantiles in float32, which only the encoder's scores use."""
+    def standard(self) -> list[NDArray[np.float32]]:
+        """Return the quantiles of each density in float32, which only the encoder's scores use."""
         return [table.astype(np.float32) for table in self._quantiles]
 
     @cached_property
-    def _log_density(self) -> list[NDArray[np.float32]]:
+    def log_densities(self) -> list[NDArray[np.float32]]:
         """Return the log density at each quantile in float32, which only the encoder's scores use."""
         return [log_density(s, z).astype(np.float32) for s, z in zip(self.shapes, self._quantiles, strict=True)]
 
@@ -88,13 +93,14 @@ class BlockCode:
         found[self.order] = np.arange(len(self.order)) % self.blocks
         return found
 
-    def choose(self, block: int, mean: Floats, std: Floats) -> int:
+    def choose(self, block: int, mean: Floats, std: Floats, score: Score | None = None) -> int:
         """Return the index of the candidate with the largest q/p, for a Gaussian q.
 
         Args:
             block: number of the block.
             mean: means of q for the block's m weights, (m,).
             std: stds of q for the block's weights, (m,).
+            score: computes the scores of some candidates, such as on a GPU; default: :meth:`scores`.
 
         Returns:
             The index, from 0 to 2^K - 1; the first of several equal ones.
@@ -112,15 +118,37 @@ class BlockCode:
         for first in range(0, 1 << self.index_bits, rows):
             count = min(rows, (1 << self.index_bits) - first)
             level = levels(self.key, block, count, len(members), first_row=first)
-            z = self._look_up(self._standard, level, kinds)
-            scores = (z * z) @ curvature + z @ slope
-            if not normal.all():
-                odd = ~normal
-                scores = scores - self._look_up(self._log_density, level[:, odd], kinds[odd]).sum(1)
+            scores = (score or self.scores)(level, curvature, slope, kinds, ~normal)
             index = int(scores.argmax())
             if scores[index] > best_score:
                 best, best_score = first + index, float(scores[index])
         return best
+
+    def scores(
+        self,
+        level: NDArray[np.uint16],
+        curvature: NDArray[np.float32],
+        slope: NDArray[np.float32],
+        kinds: NDArray[np.int64],
+        is_odd: NDArray[np.bool_],
+    ) -> NDArray[np.float32]:
+        """Return log q/p of candidates, up to a constant.
+
+        Args:
+            level: levels of the candidates, (c, m).
+            curvature: factor of z^2 in standard units, (m,).
+            slope: factor of z, (m,).
+            kinds: number of each weight's density, (m,).
+            is_odd: whether that is another than the normal, (m,).
+
+        Returns:
+            Scores, (c,).
+        """
+        z = self._look_up(self.standard, level, kinds)
+        scores = (z * z) @ curvature + z @ slope
+        if is_odd.any():
+            scores = scores - self._look_up(self.log_densities, level[:, is_odd], kinds[is_odd]).sum(1)
+        return scores
 
     def values(self, block: int, index: int) -> NDArray[np.float32]:
         """Return the weights of one candidate.

@@ -19,6 +19,7 @@ from bitsback.coding.relative_entropy import BlockCode
 from bitsback.config.coding_settings import TuningSettings
 from bitsback.data import Examples
 from bitsback.errors import TrainingError
+from bitsback.formats.model_file._device_scores import DeviceScores
 from bitsback.inputs import Inputs
 from bitsback.kl import Panels, kl_each
 from bitsback.likelihoods import Likelihood
@@ -75,6 +76,7 @@ class Tuner:
         self.indices = np.zeros(self.code.blocks, dtype=np.int64)
         self._gaussians = [weight for weight in self.model.weights if weight.is_gaussian]
         device = self.model.device
+        self._scores = None if device.type == "cpu" else DeviceScores(self.code, device)
         self._block_of = torch.from_numpy(self.code.block_of()).to(device)
         self._free = torch.ones(len(self._block_of), dtype=torch.bool, device=device)
         dtype = next((weight.posterior.mean.dtype for weight in self._gaussians), torch.float32)
@@ -185,7 +187,7 @@ class Tuner:
         std = torch.cat([_gaussian(weight).std().flatten() for weight in self._gaussians]).cpu().double().numpy()
         for block in group.tolist():
             members = self.code.members(block)
-            self.indices[block] = self.code.choose(block, mean[members], std[members])
+            self.indices[block] = self.code.choose(block, mean[members], std[members], self._scores)
             values = torch.from_numpy(self.code.values(block, int(self.indices[block])))
             places = torch.from_numpy(members).to(self._fixed.device)
             self._fixed[places] = values.to(self._fixed)
