@@ -229,7 +229,7 @@ def own_steps(
         return fit.step(next(number), x, y)
 
     if graph == "auto" and not bench.tiny:
-        for _ in range(5):
+        for _ in range(8):
             step()
         if not fit.graphs.captured:
             raise RuntimeError("no step was captured")
