@@ -77,6 +77,7 @@ def assert_same(one, other):
     torch.testing.assert_close(one.model.priors.state_dict(), other.model.priors.state_dict(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -128,6 +129,7 @@ def reload(fit):
     fit.optimizer.load_state_dict(copy.deepcopy(fit.optimizer.state_dict()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("between", [edit, freeze, reload], ids=lambda between: between.__name__)
 def test_what_changes_between_epochs_is_not_missed_by_replays(between, recorder):
     plain, _ = trained(None, between=between)
@@ -217,6 +219,7 @@ def test_why_steps_are_not_captured(settings, why):
     assert said.startswith(why) if why else said == ""
 
 
+@pytest.mark.slow
 def test_more_shapes_than_graphs(recorder):
     fit = fit_of(recorder, rows=64)
     every = [(rows, number) for rows in range(2, 12) for number in range(TRIALS + 2)]

@@ -73,6 +73,7 @@ def test_three_steps_under_every_prior(prior, tmp_path):
     assert kernel == len(model.weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prior", ["gaussian", "laplace"])
 def test_sizes_that_fill_no_chunk(prior):
     torch.manual_seed(4)
@@ -84,6 +85,7 @@ def test_sizes_that_fill_no_chunk(prior):
     assert abs(optimizer.kl_nats() - wanted) < 1e-5 * wanted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prior", ["student_t", "adaptive_mixture", {"kind": "horseshoe", "learn": "gradient"}])
 def test_sizes_that_fill_no_chunk_under_other_priors(prior):
     several = both(Sizes, prior)
