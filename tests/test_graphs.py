@@ -356,3 +356,13 @@ def test_why_no_step_is_captured_is_said_at_the_start(monkeypatch):
         UserWarning, match="without a CUDA graph: SGD keeps its rates on the host; training.graph=never says nothing"
     ):
         fit_of(None, optimizer={"name": "SGD"})
+
+
+def test_an_evaluation_that_waits_says_once_that_it_has_no_graph(recorder, monkeypatch):
+    monkeypatch.setattr(recorder, "trial", lambda: nullcontext(SimpleNamespace(waits="it waits for the device at model.py:7")))
+    forward = GraphedForward(lambda inputs: inputs + 1, recorder)
+    with pytest.warns(UserWarning, match="evaluations run without CUDA graphs: it waits for the device at model.py:7") as said:
+        found = [forward(torch.zeros(2)) for _ in range(4)]
+    assert all(torch.equal(one, torch.ones(2)) for one in found)
+    assert len(said) == 1
+    assert recorder.captured == 0

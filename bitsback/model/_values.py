@@ -4,10 +4,11 @@ import torch
 from torch import Tensor, nn
 
 from bitsback.model.noise import DeviceNoise, Noise, PooledNoise
+from bitsback.model.pieces import as_row
 from bitsback.model.weight import Holds, State, Weight
 from bitsback.posteriors import GaussianPosterior
 
-__all__ = ["Values", "as_row"]
+__all__ = ["Values"]
 
 
 class Values(nn.Module):
@@ -136,9 +137,3 @@ class Values(nn.Module):
         """Return the pooled noise of a training draw, concatenated over weights, (n,); None if no pool is used."""
         is_pooled = self._pool is not None and state.holds == "draw" and state.number >= 0
         return self._pool.at(state.noise_seed, state.number) if is_pooled and self._pool is not None else None
-
-
-def as_row(tensor: Tensor) -> Tensor:
-    """Return a dense tensor as a flat view (n,) in memory order."""
-    tensor = tensor.detach()
-    return tensor.as_strided((tensor.numel(),), (1,), tensor.storage_offset())

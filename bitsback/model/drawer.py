@@ -69,11 +69,6 @@ def finish_written(weights: Sequence[Weight], *, moved: bool) -> None:
         weight.mark()
 
 
-def _tensors(weight: Weight) -> tuple[Tensor, Tensor, Tensor]:
-    parameter, mean, log_std = (tensor.detach() for tensor in weight.tensors())
-    return parameter, mean, log_std
-
-
 class Drawer:
     """Launches that write draws into weights, or their means; without an update."""
 
@@ -102,7 +97,7 @@ class Drawer:
         layout = [t.data_ptr() for weight in own for t in weight.tensors()]
         kept = self._batches.get(key)
         if kept is None or kept[0] != layout:
-            rows = [Row(*_tensors(weight), weight.index) for weight in own]
+            rows = [Row(*weight.gaussian_tensors(), weight.index) for weight in own]
             kept = self._batches[key] = layout, Batch(rows, "given")
         alive: list[Tensor] = []  # what the launch reads, until it has been issued
         words = []

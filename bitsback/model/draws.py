@@ -98,21 +98,26 @@ class GraphedForward:
             self._seen.add(key)
             with self.captures.trial() as trial:
                 outputs = self.forward(inputs)
-            self._is_off = self._is_off or bool(trial.waits)
+            if trial.waits and not self._is_off:
+                self._give_up(trial.waits)
             return outputs
         if key not in self._graphs:
             own = like(inputs, [leaf.clone() for leaf in leaves(inputs)])
             try:
                 captured = self.captures.capture(lambda: self.forward(own))
             except RuntimeError as error:  # such as a forward that reads a number from the device
-                self._is_off = True
-                warnings.warn(f"evaluations run without CUDA graphs: {str(error).splitlines()[0]}", stacklevel=2)
+                self._give_up(str(error).splitlines()[0])
                 return self.forward(inputs)
             self._graphs[key] = own, captured
         own, captured = self._graphs[key]
         for buffer, given in zip(leaves(own), leaves(inputs), strict=True):
             buffer.copy_(given)
         return captured.replay().clone()
+
+    def _give_up(self, reason: str) -> None:
+        """Run inputs of further shapes as usual, and say why."""
+        self._is_off = True
+        warnings.warn(f"evaluations run without CUDA graphs: {reason}", stacklevel=3)
 
 
 MOST_GRAPHS = 8

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bitsback.kernels import ALIGNED
 
-__all__ = ["PIECE", "Rows", "Scratch", "are_alike", "as_laid", "is_dense", "readable", "rows", "side_by_side"]
+__all__ = ["PIECE", "Rows", "Scratch", "are_alike", "as_laid", "as_row", "is_dense", "readable", "rows", "side_by_side"]
 
 PIECE = 131072
 """Elements of a piece: four blocks of noise."""
@@ -38,6 +38,12 @@ def as_laid(tensor: Tensor, like: Tensor) -> Tensor:
     if tensor.dtype == like.dtype and are_alike([tensor, like]):
         return tensor
     return torch.empty_like(like, requires_grad=False).copy_(tensor)
+
+
+def as_row(tensor: Tensor) -> Tensor:
+    """Return a dense tensor as a flat view (n,) in memory order."""
+    tensor = tensor.detach()
+    return tensor.as_strided((tensor.numel(),), (1,), tensor.storage_offset())
 
 
 def readable(tensor: Tensor, like: Tensor) -> Tensor:

@@ -177,6 +177,11 @@ class Weight:
         """Return the parameter, the mean and, unless it is a point, the log std."""
         return [self.parameter, *self._parts()]
 
+    def gaussian_tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the parameter, mean and log std of a Gaussian, detached."""
+        parameter, mean, log_std = (tensor.detach() for tensor in self.tensors())
+        return parameter, mean, log_std
+
     def _parts(self) -> Iterable[Tensor]:
         """Return mean and log std."""
         # Avoids torch's walk through modules, because this is called several times for each weight and step.

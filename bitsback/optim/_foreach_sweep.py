@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bitsback.model import Weight
-from bitsback.model.pieces import as_laid
+from bitsback.model.pieces import as_laid, as_row
 from bitsback.optim._fused import is_fused
 from bitsback.optim._sweep import Sweep, UpdateRule, aligned
 from bitsback.posteriors import GaussianPosterior
@@ -34,7 +34,7 @@ class ForeachSweep(Sweep):
             return
         for weight in together:
             aligned(weight)
-        w, m, log_std = (list(several) for several in zip(*(self._own(weight) for weight in together), strict=True))
+        w, m, log_std = (list(several) for several in zip(*(weight.gaussian_tensors() for weight in together), strict=True))
         gm, gl = self._gradients_of(together, w, m, log_std)
         rule.move_all(together, m, log_std, gm, gl)
         self._draw(together, w, m, log_std)
@@ -49,10 +49,6 @@ class ForeachSweep(Sweep):
             and is_fused(weight.known)
             and (weight.index in self.cost or weight.prior.is_elementwise)
         )
-
-    def _own(self, weight: Weight) -> tuple[Tensor, Tensor, Tensor]:
-        parameter, mean, log_std = (tensor.detach() for tensor in weight.tensors())
-        return parameter, mean, log_std
 
     def _gradients_of(
         self, weights: Sequence[Weight], w: list[Tensor], m: list[Tensor], log_std: list[Tensor]
@@ -88,7 +84,7 @@ class ForeachSweep(Sweep):
     def _draw(self, weights: Sequence[Weight], w: list[Tensor], m: list[Tensor], log_std: list[Tensor]) -> None:
         """Write the next draws, and take the sums that the cost needs."""
         stds = torch._foreach_exp(log_std)
-        flat = [torch.empty_like(mean).as_strided((mean.numel(),), (1,)) for mean in m]
+        flat = [as_row(torch.empty_like(mean)) for mean in m]
         noise = [self._noise(weight, into, 0) for weight, into in zip(weights, flat, strict=True)]
         shaped = [one.as_strided(mean.shape, mean.stride(), one.storage_offset()) for one, mean in zip(noise, m, strict=True)]
         torch._foreach_copy_(w, torch._foreach_addcmul(m, list(stds), shaped))

@@ -210,7 +210,7 @@ def row_of(weight: Weight, form: KernelForm | None) -> Row:
     Returns:
         The row.
     """
-    parameter, mean, log_std = (t.detach() for t in weight.tensors())
+    parameter, mean, log_std = weight.gaussian_tensors()
     if form is None:
         return Row(parameter, mean, log_std, weight.index)
     location, count = form.location.detach(), 1
